@@ -1,0 +1,114 @@
+"""What any bundle must pass before it is trusted with sessions.
+
+Owns the four properties that serving rests on. Uses nothing but the model itself: what it says alone is the reference.
+
+1. A batch of N rows gives what N single runs give.
+2. A sequence cut into chunks gives what single steps give.
+3. Rows of different lengths in one batch give what each gives alone.
+4. A state that went through bytes gives what it gave before.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.runner import Outputs, StepModel
+from model.state import State
+
+TOLERANCE = 1e-5
+"""Relative to each output's largest magnitude, for models that do not claim equal bits (`exact`)."""
+
+Answer = tuple[Outputs, State]
+
+
+class CheckError(Exception):
+    """A bundle that breaks one of the properties; the message names the property, the tensor and the difference."""
+
+
+def check(model: StepModel, sequences: NDArray[np.float32] | None = None, *, steps: int = 200, seed: int = 0) -> None:
+    """Runs every check over sequences (rows, time, features), by default `steps` drawn from the parity inputs.
+
+    Raises CheckError for the first that fails. Where the manifest says `exact`, equal means equal bits.
+    """
+    data = sequences if sequences is not None else plausible(model, rows=7, steps=steps, seed=seed)
+    singles = [_stepped(model, row) for row in data]
+    for check_one in (_batch_of_rows, _chunks, _ragged, _bytes):
+        check_one(model, data, singles)
+
+
+def plausible(model: StepModel, *, rows: int, steps: int, seed: int) -> NDArray[np.float32]:
+    """(rows, steps, features) noise with the mean and deviation of the manifest's parity inputs."""
+    parity = model.manifest.parity
+    known = [np.asarray(row[:length], np.float64) for row, length in zip(parity.inputs, parity.lengths, strict=True)]
+    sample = np.concatenate(known)
+    noise = np.random.default_rng(seed).standard_normal((rows, steps, sample.shape[1]))
+    return (sample.mean(axis=0) + noise * sample.std(axis=0)).astype(np.float32)
+
+
+def same(model: StepModel, what: str, got: Answer, expected: Answer) -> None:
+    """Holds one row's outputs (time,) and state (1,) to another's. Raises CheckError."""
+    for part, a, b in (("output", got[0], expected[0]), ("state", got[1], expected[1])):
+        for name in b.dtype.names or ():
+            if not _equal(a[name], b[name], exact=model.manifest.exact):
+                worst = float(np.abs(a[name].astype(np.float64) - b[name]).max())
+                raise CheckError(f"{what}: {part} {name!r} differs by up to {worst:.3g}")
+
+
+def _equal(a: NDArray[np.generic], b: NDArray[np.generic], *, exact: bool) -> bool:
+    if exact:
+        return a.shape == b.shape and a.tobytes() == b.tobytes()
+    allowed = TOLERANCE * max(float(np.abs(b).max(initial=0.0)), 1e-30)
+    return a.shape == b.shape and bool(np.all(np.abs(a.astype(np.float64) - b.astype(np.float64)) <= allowed))
+
+
+def _stepped(model: StepModel, row: NDArray[np.float32]) -> Answer:
+    """The reference: one row, one step a call."""
+    state, outputs = model.layout.initial(1), []
+    for step in range(len(row)):
+        output, state = model.run_row(row[step : step + 1], state)
+        outputs.append(output)
+    return np.concatenate(outputs), state
+
+
+def _rows(model: StepModel, data: NDArray[np.float32], lengths: list[int]) -> list[Answer]:
+    outputs, state = model.run(data, np.asarray(lengths, np.int32), model.layout.initial(len(data)))
+    return [(outputs[i, :length], state[i : i + 1]) for i, length in enumerate(lengths)]
+
+
+def _batch_of_rows(model: StepModel, data: NDArray[np.float32], singles: list[Answer]) -> None:
+    state, outputs = model.layout.initial(len(data)), []
+    for step in range(data.shape[1]):
+        output, state = model.run(data[:, step : step + 1], np.ones(len(data), np.int32), state)
+        outputs.append(output)
+    together = np.concatenate(outputs, axis=1)
+    for i, single in enumerate(singles):
+        same(model, f"a batch of {len(data)} rows against row {i} alone", (together[i], state[i : i + 1]), single)
+
+
+def _chunks(model: StepModel, data: NDArray[np.float32], singles: list[Answer]) -> None:
+    for size in (data.shape[1], 64, 7, 2):
+        state, outputs = model.layout.initial(1), []
+        for start in range(0, data.shape[1], size):
+            output, state = model.run_row(data[0, start : start + size], state)
+            outputs.append(output)
+        same(model, f"chunks of {size} against single steps", (np.concatenate(outputs), state), singles[0])
+
+
+def _ragged(model: StepModel, data: NDArray[np.float32], singles: list[Answer]) -> None:
+    time = data.shape[1]
+    lengths = [max(1, (time * (i + 1)) // len(data)) for i in range(len(data))]
+    junk = data.copy()
+    for i, length in enumerate(lengths):
+        junk[i, length:] = 1e6  # what lies beyond a row's length must not matter
+    for i, (length, got) in enumerate(zip(lengths, _rows(model, junk, lengths), strict=True)):
+        expected = _stepped(model, data[i, :length]) if length < time else singles[i]
+        same(model, f"a ragged batch against row {i} of {length} steps alone", got, expected)
+
+
+def _bytes(model: StepModel, data: NDArray[np.float32], singles: list[Answer]) -> None:
+    half = data.shape[1] // 2
+    keep: Callable[[State], State] = lambda state: model.layout.from_bytes(model.layout.to_bytes(state[0]))  # noqa: E731
+    first, state = model.run_row(data[0, :half], model.layout.initial(1))
+    second, state = model.run_row(data[0, half:], keep(state))
+    same(model, "a state that went through bytes", (np.concatenate([first, second]), state), singles[0])

@@ -1,0 +1,124 @@
+"""Finds bundles and versions on disk and verifies them before they may serve.
+
+Owns the layout `<root>/<name>/<version>/{model.onnx, manifest.json}`. Knows nothing of who runs the models.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from model import manifest as manifests
+from model.manifest import BundleError, Manifest
+from model.runner import StepModel
+
+ZOO = Path(__file__).parent / "zoo"
+GRAPH, MANIFEST = "model.onnx", "manifest.json"
+
+
+@dataclass(slots=True)
+class Opened:
+    """What a repository holds: models by name and version, and the bundles that were refused, with the reason."""
+
+    models: dict[str, dict[int, StepModel]] = field(default_factory=dict)
+    refused: list[BundleError] = field(default_factory=list)
+
+
+def bundles(root: Path) -> Iterator[Path]:
+    """The bundle folders below `root`, by name, then by version.
+
+    Raises BundleError where `root` is no folder.
+    """
+    if not root.is_dir():
+        raise BundleError(root, "no such folder of models; set ONWARD_MODELS to one, or run `onward train`")
+    for name in sorted(root.iterdir()):
+        if name.is_dir() and not name.name.startswith((".", "_")):
+            versions = [version for version in name.iterdir() if version.is_dir() and version.name.isdecimal()]
+            yield from sorted(versions, key=lambda version: int(version.name))
+
+
+def next_version(root: Path, name: str) -> int:
+    """One above the highest version of `name` below `root`."""
+    folder = root / name
+    taken = [int(version.name) for version in folder.iterdir() if version.name.isdecimal()] if folder.is_dir() else []
+    return max(taken, default=0) + 1
+
+
+def read_manifest(bundle: Path) -> Manifest:
+    """The manifest of the bundle, held to the bundle's own place on disk. Raises BundleError."""
+    manifest = manifests.read(bundle / MANIFEST)
+    if (manifest.name, str(manifest.version)) != (bundle.parent.name, bundle.name):
+        raise BundleError(
+            bundle / MANIFEST, f"says {manifest.name}/{manifest.version}, but lies in {bundle.parent.name}/{bundle.name}"
+        )
+    return manifest
+
+
+def open_bundle(bundle: Path, *, threads: int = 1) -> StepModel:
+    """The model of one bundle: checksum, tensors and parity vectors verified. Raises BundleError."""
+    manifest = read_manifest(bundle)
+    graph = bundle / GRAPH
+    try:
+        digest = hashlib.sha256(graph.read_bytes()).hexdigest()
+    except OSError as error:
+        raise BundleError(graph, f"cannot be read: {error.strerror}") from error
+    if digest != manifest.sha256:
+        raise BundleError(graph, f"checksum is {digest[:12]}..., the manifest says {manifest.sha256[:12]}...")
+    model = StepModel(graph, manifest, threads=threads)
+    _verify_parity(bundle / MANIFEST, model)
+    return model
+
+
+def open_all(root: Path, *, threads: int = 1) -> Opened:
+    """Every bundle below `root`; one that fails is refused and the others still open. Raises BundleError for `root`."""
+    opened = Opened()
+    for bundle in bundles(root):
+        try:
+            model = open_bundle(bundle, threads=threads)
+        except BundleError as error:
+            opened.refused.append(error)
+        else:
+            opened.models.setdefault(model.manifest.name, {})[model.manifest.version] = model
+    return opened
+
+
+def _verify_parity(file: Path, model: StepModel) -> None:
+    parity = model.manifest.parity
+    try:
+        inputs = np.asarray(parity.inputs, np.float32)
+        lengths = np.asarray(parity.lengths, np.int32)
+        expected = {name: np.asarray(values, np.float64) for name, values in parity.outputs.items()}
+    except (ValueError, TypeError) as error:
+        raise BundleError(file, f"parity: not arrays of numbers: {error}") from error
+    _parity_shapes(file, model, inputs, lengths, expected)
+    outputs, _ = model.run(inputs, lengths, model.layout.initial(len(inputs)))
+    valid = np.arange(inputs.shape[1]) < lengths[:, np.newaxis]  # (batch, time)
+    for name, values in expected.items():
+        worst = float(np.abs(outputs[name].astype(np.float64) - values)[valid].max())
+        allowed = parity.tolerance * float(np.abs(values[valid]).max())
+        if not worst <= allowed:  # a NaN is no agreement either
+            raise BundleError(file, f"parity: output {name!r} is {worst:.3g} off the trained network, {allowed:.3g} allowed")
+
+
+def _parity_shapes(
+    file: Path,
+    model: StepModel,
+    inputs: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
+    lengths: np.ndarray[tuple[int, ...], np.dtype[np.int32]],
+    expected: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float64]]],
+) -> None:
+    if inputs.ndim != 3 or inputs.shape[2] != len(model.features) or not np.isfinite(inputs).all() or not inputs.size:
+        raise BundleError(file, f"parity.inputs: shape {inputs.shape}, expected (batch, time, {len(model.features)})")
+    batch, time = inputs.shape[:2]
+    if lengths.shape != (batch,) or lengths.min() < 1 or lengths.max() > time:
+        raise BundleError(file, f"parity.lengths: expected {batch} numbers from 1 to {time}")
+    if missing := set(model.manifest.head.outputs) - set(expected):
+        raise BundleError(file, f"parity.outputs: nothing for {', '.join(sorted(missing))}")
+    for name, values in expected.items():
+        if name not in (model.output_dtype.names or ()):
+            raise BundleError(file, f"parity.outputs: the model has no output {name!r}")
+        shape = (batch, time, *model.output_dtype[name].shape)
+        if values.shape != shape or not np.isfinite(values).all():
+            raise BundleError(file, f"parity.outputs.{name}: shape {values.shape} of finite numbers, expected {shape}")

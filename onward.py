@@ -1,0 +1,70 @@
+"""The public face of Onward: the `onward` command. Sub-commands import what they need when they run."""
+
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+
+@click.group()
+@click.version_option(package_name="onward")
+def main() -> None:
+    """Serve recurrent models with their memory."""
+
+
+@main.command()
+def serve() -> None:
+    """Serve the models of ONWARD_MODELS; every setting is an ONWARD_* environment variable (docs/settings.md)."""
+    from service.serve import serve as start
+
+    start()
+
+
+@main.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("--quiet", is_flag=True, help="no progress bar")
+def train(config: Path, *, quiet: bool) -> None:
+    """Train, export, prove and measure the model that the TOML file CONFIG describes."""
+    try:
+        from training import table
+        from training.config import ConfigError, read
+        from training.data import DataError
+        from training.export import ExportError
+        from training.loop import TrainingError
+        from training.run import train as run
+    except ModuleNotFoundError as error:
+        _fail(f"training needs {error.name}: pip install 'onward[train]'")
+    from model.checks import CheckError
+
+    try:
+        bundle, model = run(read(config), quiet=quiet or None)
+    except (ConfigError, DataError, TrainingError, ExportError, CheckError) as error:
+        _fail(str(error))
+    click.echo(table.text(model.manifest))
+    click.echo(f"\nbundle: {bundle}\nserve it: ONWARD_MODELS={bundle.parent.parent} onward serve")
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+def verify(bundle: Path) -> None:
+    """Hold the folder BUNDLE to its checksum, its manifest, its parity vectors and the checks of model/checks.py."""
+    from model.checks import CheckError, check
+    from model.manifest import BundleError
+    from model.repository import open_bundle
+
+    try:
+        model = open_bundle(bundle)
+        check(model)
+    except (BundleError, CheckError) as error:
+        _fail(str(error))
+    click.echo(f"{model.manifest.name} {model.manifest.version}: verified")
+
+
+def _fail(message: str) -> NoReturn:
+    click.echo(f"onward: {message}", err=True)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""What a training run is told: the TOML file, checked.
+
+Owns the configuration's keys and their meaning. Knows nothing of torch.
+"""
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from model.manifest import Name
+
+Cell = Literal["rnn_tanh", "rnn_relu", "lstm", "gru"]
+Columns = Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be used; the message names the file and every key at fault."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Data(Section):
+    """Where the series are. `path` is relative to the configuration's own folder."""
+
+    path: Annotated[str, Field(description="a CSV or Parquet file")]
+    targets: Annotated[Columns, Field(strict=False, description="columns whose next value is predicted")]
+    features: Annotated[
+        Columns | None, Field(strict=False, description="columns that the model reads, in this order; the targets if left out")
+    ] = None
+    series: Annotated[str | None, Field(description="column that tells one series from another")] = None
+    time: Annotated[str | None, Field(description="column to order each series by; file order if left out")] = None
+    period: Annotated[int | None, Field(ge=2, description="steps in a season, for the seasonal-naive baseline")] = None
+
+    @model_validator(mode="after")
+    def _columns_make_sense(self) -> Self:
+        for key, columns in (("targets", self.targets), ("features", self.inputs)):
+            if len(set(columns)) != len(columns):
+                raise ValueError(f"{key} names a column twice")
+        if unread := [target for target in self.targets if target not in self.inputs]:
+            raise ValueError(f"features must include every target, or its surprise is unknown: add {', '.join(unread)}")
+        return self
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The columns that the model reads."""
+        return self.features or self.targets
+
+
+class Model(Section):
+    cell: Cell = "lstm"
+    layers: Annotated[int, Field(ge=1, le=16)] = 1
+    units: Annotated[int, Field(ge=1, le=8192)] = 64
+    dropout: Annotated[float, Field(ge=0, lt=1, description="between layers, while training")] = 0.0
+    head: Literal["point", "gaussian"] = "gaussian"
+
+
+class Train(Section):
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    epochs: Annotated[int, Field(ge=1)] = 50
+    window: Annotated[int, Field(ge=1, description="steps between truncations of the gradient")] = 64
+    batch: Annotated[int, Field(ge=1, description="streams trained side by side")] = 32
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    clip: Annotated[float, Field(gt=0, description="largest norm of the gradient")] = 1.0
+    patience: Annotated[int, Field(ge=1, description="epochs without a better validation loss before stopping")] = 10
+
+
+class Output(Section):
+    repository: Annotated[str, Field(description="folder of models, relative to the configuration's own folder")]
+
+
+class Config(Section):
+    name: Name
+    description: str = ""
+    data: Data
+    model: Model = Model()
+    train: Train = Train()
+    output: Output
+
+    folder: Annotated[Path, Field(exclude=True)] = Path()
+    """The configuration's own folder; set by `read`, not by the file."""
+
+    @property
+    def data_file(self) -> Path:
+        return self.folder / self.data.path
+
+    @property
+    def repository(self) -> Path:
+        return self.folder / self.output.repository
+
+
+def read(file: Path) -> Config:
+    """The configuration in `file`. Raises ConfigError."""
+    try:
+        document = tomllib.loads(file.read_text())
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: not TOML: {error}") from error
+    if "folder" in document:
+        raise ConfigError(f"{file}: folder: unknown key")
+    try:
+        return Config.model_validate(document).model_copy(update={"folder": file.parent})
+    except ValidationError as error:
+        faults = "; ".join(_fault(tuple(fault["loc"]), fault["type"], fault["msg"]) for fault in error.errors())
+        raise ConfigError(f"{file}: {faults}") from error
+
+
+def _fault(place: tuple[int | str, ...], kind: str, message: str) -> str:
+    key = ".".join(str(part) for part in place)
+    if kind == "extra_forbidden":
+        near = difflib.get_close_matches(str(place[-1]), _keys(place[:-1]), n=1)
+        return f"{key}: unknown key" + (f", did you mean {near[0]}?" if near else "")
+    return f"{key}: {message}"
+
+
+def _keys(section: tuple[int | str, ...]) -> list[str]:
+    owner: type[BaseModel] = Config
+    for part in section:
+        annotation = owner.model_fields[str(part)].annotation
+        assert isinstance(annotation, type)
+        owner = annotation
+    return [key for key in owner.model_fields if key != "folder"]

@@ -1,0 +1,123 @@
+"""Series from a CSV or Parquet file, checked, ordered and split by time.
+
+Owns what a table must be to be learnt from. Knows nothing of networks.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from training.config import Data
+
+VALIDATION, TEST = 0.15, 0.15
+"""The share of each series' steps, at its end, that stops the training and that is held out."""
+
+_ROW = "__row"
+
+
+class DataError(Exception):
+    """A table that cannot be learnt from; the message names the file, and the row and column where there is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One series in time order. values: (time, features). Its steps fall in train [0, a), validation [a, b), test [b, end)."""
+
+    name: str
+    values: NDArray[np.float32]
+    validation_from: int
+    test_from: int
+
+    @property
+    def train(self) -> NDArray[np.float32]:
+        return self.values[: self.validation_from]
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    series: tuple[Series, ...]
+    sha256: str
+    """Of the file's bytes."""
+
+    @property
+    def steps(self) -> int:
+        return sum(len(one.values) for one in self.series)
+
+
+def load(file: Path, data: Data) -> Dataset:
+    """The series in `file`. Raises DataError."""
+    wanted = list(dict.fromkeys([*data.inputs, *filter(None, (data.series, data.time))]))
+    table = _read(file, wanted).with_row_index(_ROW, offset=1)
+    if not table.height:
+        raise DataError(f"{file}: has no rows")
+    for column in wanted:
+        _no_nulls(file, table, column)
+    for column in data.inputs:
+        table = _numbers(file, table, column)
+    series = tuple(_series(file, name, one, data) for name, one in _by_series(table, data.series))
+    return Dataset(series, hashlib.sha256(file.read_bytes()).hexdigest())
+
+
+def _read(file: Path, columns: list[str]) -> pl.DataFrame:
+    try:
+        if file.suffix == ".parquet":
+            lazy = pl.scan_parquet(file)
+        elif file.suffix == ".csv":
+            lazy = pl.scan_csv(file, try_parse_dates=True, infer_schema_length=None)
+        else:
+            raise DataError(f"{file}: expected a file that ends in .csv or .parquet")
+        have = lazy.collect_schema().names()
+        if missing := [column for column in columns if column not in have]:
+            raise DataError(f"{file}: no column {', '.join(missing)}; it has {', '.join(have)}")
+        return lazy.select(columns).collect()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise DataError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def _no_nulls(file: Path, table: pl.DataFrame, column: str) -> None:
+    empty = table.filter(pl.col(column).is_null())
+    if empty.height:
+        raise DataError(f"{file}: row {empty[_ROW][0]}, column {column}: no value ({empty.height} such rows)")
+
+
+def _numbers(file: Path, table: pl.DataFrame, column: str) -> pl.DataFrame:
+    kind = table.schema[column]
+    if not (kind.is_numeric() or kind == pl.Boolean):
+        text = table.select(_ROW, column, number=pl.col(column).cast(pl.String).cast(pl.Float64, strict=False))
+        wrong = text.filter(pl.col("number").is_null())
+        row = wrong if wrong.height else text
+        raise DataError(f"{file}: row {row[_ROW][0]}, column {column}: {row[column][0]!r} is not a number")
+    table = table.with_columns(pl.col(column).cast(pl.Float64))
+    wrong = table.filter(~pl.col(column).is_finite() | (pl.col(column).abs() > float(np.finfo(np.float32).max)))
+    if wrong.height:
+        raise DataError(f"{file}: row {wrong[_ROW][0]}, column {column}: {wrong[column][0]} is no finite 32-bit number")
+    return table
+
+
+def _by_series(table: pl.DataFrame, column: str | None) -> Iterator[tuple[str, pl.DataFrame]]:
+    if column is None:
+        yield "series", table
+    else:
+        for (name,), one in table.group_by([column], maintain_order=True):
+            yield str(name), one
+
+
+def _series(file: Path, name: str, table: pl.DataFrame, data: Data) -> Series:
+    if data.time is not None:
+        table = table.sort(data.time, maintain_order=True)
+        twice = table.filter(pl.col(data.time) == pl.col(data.time).shift(1))
+        if twice.height:
+            row, value = twice[_ROW][0], twice[data.time][0]
+            raise DataError(f"{file}: row {row}, column {data.time}: {value} appears twice in series {name}")
+    values = table.select(data.inputs).to_numpy().astype(np.float32)
+    total = len(values)
+    test_from = total - max(1, int(total * TEST))
+    validation_from = test_from - max(1, int(total * VALIDATION))
+    if validation_from < 2:
+        raise DataError(f"{file}: series {name} has {total} steps; training, validation and test need at least 4")
+    return Series(name, np.ascontiguousarray(values), validation_from, test_from)

@@ -1,0 +1,167 @@
+"""From a trained network to a bundle: the graph, proven equal to the network, with its manifest.
+
+Owns the proof and the publishing. The graph itself is `training.graph`'s.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import JsonValue
+
+from model import checks
+from model import manifest as manifests
+from model.manifest import Manifest, Parity
+from model.repository import GRAPH, MANIFEST
+from model.runner import StepModel
+from training.graph import Array, Contract, build, contract
+from training.nets import Network, gaussian_nll
+
+TOLERANCE = 1e-5
+PROOF_STEPS, PARITY_STEPS = 200, 24
+
+
+class ExportError(Exception):
+    """The graph does not agree with the network; the message says where and by how much."""
+
+
+@torch.no_grad()
+def reference(network: Network, declared: Contract, inputs: Array) -> tuple[dict[str, Array], dict[str, Array]]:
+    """What the network itself says: inputs (batch, time, features) -> outputs by name (batch, time, ...), state by input.
+
+    The independent side of the proof: torch's own recurrence over the whole sequence, from the initial state.
+    """
+    network.eval()
+    raw = torch.from_numpy(inputs).transpose(0, 1)  # (time, batch, features)
+    said, state = network(network.scaling(raw), network.initial(raw.shape[1]))
+    mean, std = network.scaling.mean[network.targets], network.scaling.std[network.targets]
+    kept = {"mean" if network.config.head == "gaussian" else "point": said[..., 0] * std + mean}
+    if network.config.head == "gaussian":
+        kept["log_std"] = said[..., 1] + std.log()
+        kept["std"] = kept["log_std"].exp()
+    init = {pair.input: torch.tensor(pair.init) for pair in declared.state if pair.input.startswith("last_")}
+    before = {
+        name: torch.cat((init[f"last_{name}_in"].expand(1, raw.shape[1], -1), value[:-1])) for name, value in kept.items()
+    }
+    actual = raw[..., network.targets]
+    if network.config.head == "gaussian":
+        scores = gaussian_nll(actual, before["mean"], before["log_std"])
+    else:
+        scores = (actual - before["point"]).abs() / std
+    outputs = {name: kept[name] for name in declared.head.outputs} | {"surprise": scores.sum(dim=-1)}
+    states = {f"{name}_in": tensor.transpose(0, 1) for name, tensor in zip(("h", "c"), state, strict=False)}
+    states |= {f"last_{name}_in": value[-1] for name, value in kept.items()}
+    return (
+        {name: value.transpose(0, 1).numpy() for name, value in outputs.items()},
+        {name: value.numpy() for name, value in states.items()},
+    )
+
+
+def prove(network: Network, declared: Contract, model: StepModel, sample: Array) -> float:
+    """Holds the graph to the network over single steps and over one chunk, at batch 1 and 7, even and ragged.
+
+    sample: (7, steps, features). Differences are measured in units of each tensor's largest magnitude over the sample.
+    Returns the largest. Raises ExportError where it is above 1e-5.
+    """
+    worst = 0.0
+    time = sample.shape[1]
+    for rows in (sample[:1], sample):
+        for lengths in ([time] * len(rows), [max(1, time - 13 * i) for i in range(len(rows))]):
+            for chunk in (1, time):
+                worst = max(worst, _difference(network, declared, model, rows, lengths, chunk))
+    return worst
+
+
+def _difference(
+    network: Network, declared: Contract, model: StepModel, rows: Array, lengths: list[int], chunk: int
+) -> float:
+    state, outputs = model.layout.initial(len(rows)), np.zeros(rows.shape[:2], model.output_dtype)
+    left = np.array(lengths)
+    for start in range(0, rows.shape[1], chunk):
+        going = np.flatnonzero(left > start)
+        taken = np.minimum(left[going] - start, chunk).astype(np.int32)
+        end = start + int(taken.max())
+        outputs[going, start:end], state[going] = model.run(rows[going, start:end], taken, state[going])
+    worst = 0.0
+    for i, length in enumerate(lengths):
+        expected, expected_state = reference(network, declared, rows[i : i + 1, :length])
+        pairs = [(name, outputs[name][i, :length], value[0]) for name, value in expected.items()]
+        pairs += [(name, state[name][i], value[0]) for name, value in expected_state.items()]
+        for name, got, value in pairs:
+            difference = float(np.abs(got - value).max() / max(float(np.abs(value).max()), 1.0))
+            if not difference <= TOLERANCE:
+                raise ExportError(
+                    f"{name!r} differs from the network by {difference:.3g}, {TOLERANCE:.0e} allowed "
+                    f"(batch of {len(rows)}, row of {length} steps, chunks of {chunk})"
+                )
+            worst = max(worst, difference)
+    return worst
+
+
+def export(
+    network: Network,
+    *,
+    bundle: Path,
+    features: Sequence[str],
+    targets: Sequence[str],
+    sample: Array,
+    description: str = "",
+    provenance: dict[str, JsonValue] | None = None,
+    measure: Callable[[StepModel], dict[str, JsonValue]] = lambda _: {},
+) -> StepModel:
+    """Publishes the bundle `<repository>/<name>/<version>` once it is proven, whole or not at all; returns its model.
+
+    sample: (7, 200, features) of real or plausible inputs, on which the proof runs. `measure` is given the proven model
+    and returns the manifest's metrics. Raises ExportError, CheckError, or FileExistsError where the version is taken.
+    """
+    declared = contract(network, features, targets)
+    proto = build(network, declared).SerializeToString()
+    manifest = Manifest(
+        name=bundle.parent.name,
+        version=int(bundle.name),
+        task="forecast",
+        description=description,
+        inputs=declared.inputs,
+        lengths=declared.lengths,
+        outputs=declared.outputs,
+        state=declared.state,
+        features=tuple(features),
+        head=declared.head,
+        exact=network.config.cell in ("lstm", "gru"),
+        parity=_parity(network, declared, sample),
+        sha256=hashlib.sha256(proto).hexdigest(),
+    )
+    bundle.parent.mkdir(parents=True, exist_ok=True)
+    if bundle.exists():
+        raise FileExistsError(f"{bundle} exists; a version is never overwritten")
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=bundle.parent) as scratch:
+        made = Path(scratch) / "bundle"
+        made.mkdir()
+        (made / GRAPH).write_bytes(proto)
+        model = StepModel(made / GRAPH, manifest)
+        worst = prove(network, declared, model, sample)
+        checks.check(model, sample)
+        proof: JsonValue = {"largest_difference": worst, "allowed": TOLERANCE, "steps": sample.shape[1]}
+        told = {"provenance": {**(provenance or {}), "proof": proof}, "metrics": measure(model)}
+        manifests.write(manifest.model_copy(update=told), made / MANIFEST)
+        os.replace(made, bundle)
+    return StepModel(bundle / GRAPH, manifests.read(bundle / MANIFEST))
+
+
+def _parity(network: Network, declared: Contract, sample: Array) -> Parity:
+    inputs, lengths = sample[:2, :PARITY_STEPS], [PARITY_STEPS, PARITY_STEPS // 2 + 1]
+    outputs, _ = reference(network, declared, inputs)
+    inputs = inputs.copy()
+    for row, length in enumerate(lengths):
+        inputs[row, length:] = 0.0
+        for value in outputs.values():
+            value[row, length:] = 0.0
+    return Parity(
+        inputs=inputs.tolist(),
+        lengths=lengths,
+        outputs={name: value.tolist() for name, value in outputs.items()},
+    )
