@@ -35,6 +35,7 @@ class StepModel:
         except Exception as error:  # ONNX Runtime's errors share no base class but Exception
             raise BundleError(file, f"ONNX Runtime cannot open it: {error}") from error
         self.manifest = manifest
+        self.digest = bytes.fromhex(manifest.sha256)
         _hold_to_manifest(file, self._session, manifest)
         try:
             self.layout = Layout(manifest.state)

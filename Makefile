@@ -1,0 +1,43 @@
+# Few commands: serve, test, check, bench. Each makes what it needs; the second time it is fast.
+
+PYTHON ?= python3.11
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: serve test check format test-compose clean
+
+serve: .venv/core
+	$(BIN)/onward serve
+
+test: .venv/dev
+	$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test-compose:
+	bash tests/compose/run.sh
+
+clean:
+	rm -rf .venv build *.egg-info
+
+.venv/python:
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed; set PYTHON to a Python of at least 3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(PIP) install --quiet --constraint constraints.txt pip
+	@touch $@
+
+.venv/core: pyproject.toml constraints.txt | .venv/python
+	$(PIP) install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+.venv/dev: pyproject.toml constraints.txt | .venv/python
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[train,redis,dev]'
+	@touch $@ .venv/core

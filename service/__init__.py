@@ -1,0 +1,1 @@
+"""The service: sessions of recurrent models over HTTP. Never imports torch."""

@@ -1,0 +1,37 @@
+"""The composition root: settings in, a Flask application out. Nothing is made elsewhere, nothing at import."""
+
+from flask import Flask
+
+from model.repository import open_all
+from service.engine.engine import Engine, Limits
+from service.http import health, models, openapi, operations, problems, sessions
+from service.sessions.store import open_store
+from service.settings import Settings
+
+OPERATIONS = (*health.OPERATIONS, *models.OPERATIONS, *sessions.OPERATIONS)
+
+
+def create_engine(settings: Settings) -> Engine:
+    """Opens models and store. Call it in the process that serves, after any fork.
+
+    Raises BundleError where there is no repository, StoreUnavailableError.
+    """
+    limits = Limits(
+        ttl_s=settings.ttl_s,
+        timeout_s=settings.timeout_s,
+        max_horizon=settings.max_horizon,
+        max_sequences=settings.max_sequences,
+        max_waiting=settings.max_waiting,
+    )
+    opened = open_all(settings.models, threads=settings.threads)
+    return Engine(opened, open_store(settings.store), limits)
+
+
+def create_app(settings: Settings, engine: Engine) -> Flask:
+    """The application over a started engine, which stays its caller's to close."""
+    app = Flask("onward", static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
+    problems.install(app)
+    operations.install(app, engine, OPERATIONS)
+    openapi.install(app, OPERATIONS)
+    return app

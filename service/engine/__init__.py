@@ -1,0 +1,1 @@
+"""The use-cases, what runs next, and running it. Knows nothing of HTTP."""

@@ -1,0 +1,115 @@
+"""What can go wrong, in the domain's words. Knows nothing of HTTP: `service.http.problems` maps these to statuses.
+
+Each message says what is wrong and, where there is one, the way out.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class OnwardError(Exception):
+    """Base of all errors that a client is told of."""
+
+
+class UnknownModelError(OnwardError):
+    def __init__(self, model: str, known: Sequence[str]) -> None:
+        super().__init__(f"no model {model!r} is served; there is {', '.join(known) or 'none'}")
+
+
+class UnknownVersionError(OnwardError):
+    def __init__(self, model: str, version: int, known: Sequence[int]) -> None:
+        super().__init__(f"model {model!r} has no version {version}; it has {', '.join(map(str, known))}")
+
+
+class UnknownSessionError(OnwardError):
+    def __init__(self, session_id: str) -> None:
+        super().__init__(f"session {session_id!r} does not exist; create it with POST /v1/models/{{model}}/sessions")
+
+
+class SessionEndedError(OnwardError):
+    """The session lived, and ended: `reason` is `expired` or `deleted`, `ended_at` is in seconds since 1970 UTC."""
+
+    def __init__(self, session_id: str, reason: str, ended_at: float) -> None:
+        super().__init__(f"session {session_id!r} has {reason}; create a new one to go on")
+        self.reason, self.ended_at = reason, ended_at
+
+
+class SessionExistsError(OnwardError):
+    def __init__(self, session_id: str) -> None:
+        super().__init__(f"session {session_id!r} is alive; choose another session_id, or leave it out to get a new one")
+
+
+class StepConflictError(OnwardError):
+    """The client believes in another step than the session has reached: `expected` is the session's."""
+
+    def __init__(self, session_id: str, given: int, expected: int) -> None:
+        super().__init__(f"session {session_id!r} is at step {expected}, not {given}; send the input that follows step {expected}")
+        self.expected = expected
+
+
+class RequestReusedError(OnwardError):
+    def __init__(self, request_id: str) -> None:
+        super().__init__(f"request_id {request_id!r} was used with other inputs; a retry sends the same ones, a new step a new id")
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One field of a request and what is wrong with it."""
+
+    field: str
+    message: str
+
+
+class InvalidInputError(OnwardError):
+    """Fields of a request that do not fit."""
+
+    def __init__(self, *faults: Fault) -> None:
+        super().__init__("; ".join(f"{fault.field}: {fault.message}" for fault in faults))
+        self.faults = faults
+
+
+class NotFiniteError(OnwardError):
+    """The inputs drove the model to numbers that are not finite."""
+
+    def __init__(self) -> None:
+        super().__init__("these inputs drive the model beyond finite numbers; the session is unmoved")
+
+
+class NoForecastError(OnwardError):
+    def __init__(self, model: str, unpredicted: Sequence[str]) -> None:
+        reason = f"it does not predict {', '.join(unpredicted)}" if unpredicted else "it does not keep its last prediction"
+        super().__init__(f"model {model!r} cannot be rolled forward: {reason}")
+
+
+class ModelGoneError(OnwardError):
+    """The session's bundle is not served any more, or is another one under the same version."""
+
+    def __init__(self, model: str, version: int, why: str) -> None:
+        super().__init__(f"the session runs on {model} {version}, {why}; serve that bundle again, or create a new session")
+
+
+class DamagedRecordError(OnwardError):
+    def __init__(self, why: str) -> None:
+        super().__init__(f"the session's record is damaged: {why}; nothing was changed")
+
+
+class OverloadedError(OnwardError):
+    def __init__(self, waiting: int) -> None:
+        super().__init__(f"{waiting} requests are waiting already; nothing was done, try again in a moment")
+
+
+class DeadlineError(OnwardError):
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__(
+            f"not done within {timeout_s:g} s; nothing was committed, retry with the same request_id, or send fewer steps"
+        )
+
+
+class StoreUnavailableError(OnwardError):
+    def __init__(self, why: str) -> None:
+        super().__init__(f"the session store does not answer: {why}; retry with the same request_id")
+
+
+class StoreFullError(OnwardError):
+    def __init__(self, why: str) -> None:
+        super().__init__(f"the session store is full: {why}; nothing was changed, delete sessions or give it more room")

@@ -1,0 +1,24 @@
+"""gunicorn's configuration, from Onward's settings; read by the master, before workers are forked."""
+
+from pathlib import Path
+
+from service import banner, settings
+
+_settings = settings.read()
+
+wsgi_app = "service.wsgi:create()"
+bind = _settings.bind
+workers = _settings.workers
+worker_class = "service.worker.Worker"
+worker_connections = _settings.connections
+worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108  (a heartbeat file; must not touch a disk)
+preload_app = False  # ONNX Runtime sessions and LMDB environments are opened after the fork
+keepalive = 30
+graceful_timeout = 15
+control_socket_disable = True
+errorlog = "-"
+
+
+def post_worker_init(worker):
+    if worker.age == 1:
+        print(banner.text(_settings, worker.wsgi), flush=True)  # noqa: T201  (it is what `onward serve` tells people)

@@ -1,0 +1,193 @@
+"""The wire: what bodies look like, as pydantic models, from which the OpenAPI document is made too.
+
+Owns the reading of request bodies. Numbers are strict: text is no number, and NaN and Infinity are refused.
+"""
+
+from typing import Annotated, Any, TypeVar
+
+from flask import request
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+from service.errors import Fault
+from service.http.problems import MEDIA, RequestError
+
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+
+
+def _form(steps: Any) -> str:
+    """Which way of writing steps a list uses, by its first."""
+    first = steps[0] if isinstance(steps, list) and steps else None
+    if isinstance(first, dict):
+        return "@named"
+    return "@rows" if isinstance(first, list) or first is None else "@numbers"
+
+
+Inputs = Annotated[
+    Annotated[list[Annotated[list[Number], Field(min_length=1)]], Tag("@rows"), Field(min_length=1)]
+    | Annotated[list[Number], Tag("@numbers"), Field(min_length=1)]
+    | Annotated[list[dict[str, Number]], Tag("@named"), Field(min_length=1)],
+    Discriminator(_form),
+    Field(
+        description="Steps, oldest first: lists of numbers in the order of the model's features, or objects by feature "
+        "name, or single numbers where the model has one feature.",
+        examples=[[[506.0], [511.0]], [{"ppg": 506.0}], [506.0, 511.0]],
+    ),
+]
+SessionId = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._~:-]{0,127}$", description="1 to 128 letters, digits and . _ ~ : -")
+]
+Version = Annotated[int, Field(strict=True, ge=1, description="a version of the model; the highest if left out")]
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CreateSession(Body):
+    session_id: SessionId | None = None
+    version: Version | None = None
+    ttl_s: Annotated[
+        float | None, Field(strict=True, gt=0, le=31_536_000, allow_inf_nan=False, description="idle seconds before it expires")
+    ] = None
+    inputs: Inputs | None = None
+
+
+class Step(Body):
+    inputs: Inputs
+    step: Annotated[
+        int | None, Field(strict=True, ge=0, lt=2**63, description="the step that the session is believed to have reached")
+    ] = None
+    request_id: Annotated[
+        str | None, Field(pattern=r"^[\x21-\x7e]{1,128}$", description="makes a retry safe: the same id gets the same answer")
+    ] = None
+
+
+class Forecast(Body):
+    horizon: Annotated[int, Field(strict=True, ge=1, le=2**31, description="how many steps ahead")]
+
+
+class Predict(Body):
+    inputs: Annotated[list[Inputs], Field(min_length=1, description="sequences, each a list of steps; lengths may differ")]
+    version: Version | None = None
+    horizon: Annotated[int, Field(strict=True, ge=0, le=2**31, description="steps to roll each sequence forward")] = 0
+
+
+Rows = dict[str, list[list[float]]]
+
+
+class Predictions(Body):
+    """What the model says of the next input, a row a step: the head's parameters by name, in the order of the targets."""
+
+    predictions: Annotated[Rows, Field(description="by output of the head, such as mean and std")]
+    surprise: Annotated[list[float] | None, Field(description="the score of each input under the prediction made before it")] = None
+
+
+class StepAnswer(Predictions):
+    step: Annotated[int, Field(description="inputs consumed so far")]
+
+
+class ForecastAnswer(Body):
+    step: int
+    forecast: Annotated[Rows, Field(description="the head's first output, each step fed back as the next input")]
+
+
+class SequenceAnswer(Predictions):
+    forecast: Rows | None = None
+
+
+class PredictAnswer(Body):
+    model: str
+    version: int
+    sequences: list[SequenceAnswer]
+
+
+class SurpriseInfo(Body):
+    count: int
+    mean: float
+    recent: Annotated[float, Field(description="a mean that forgets: the last input weighs 0.1")]
+
+
+class SessionInfo(Body):
+    session_id: str
+    model: str
+    version: int
+    step: int
+    created_at: str
+    last_step_at: str
+    expires_at: str
+    ttl_s: float
+    surprise: Annotated[SurpriseInfo | None, Field(description="null before the first input")]
+
+
+class CreatedSession(SessionInfo):
+    prediction: Annotated[dict[str, list[float]], Field(description="of the next input; empty where the model keeps none")]
+
+
+class SessionList(Body):
+    sessions: list[SessionInfo]
+    after: Annotated[str | None, Field(description="pass it as ?after= for the next page; null at the end")]
+
+
+class ModelInfo(Body):
+    name: str
+    versions: list[int]
+    task: str
+    description: str
+    features: list[str]
+    targets: list[str]
+    live_sessions: int
+
+
+class Refused(Body):
+    file: str
+    reason: str
+
+
+class ModelList(Body):
+    models: list[ModelInfo]
+    refused: Annotated[list[Refused], Field(description="bundles that failed verification and are not served")]
+
+
+class ModelDetail(ModelInfo):
+    version: int
+    head: dict[str, Any]
+    exact: bool
+    metrics: dict[str, Any]
+    provenance: dict[str, Any]
+    sha256: str
+    state_bytes: int
+
+
+class Status(Body):
+    status: str
+
+
+class Ready(Status):
+    models: dict[str, list[int]]
+
+
+class Index(Body):
+    service: str
+    version: str
+    links: dict[str, str]
+
+
+class Problem(BaseModel):
+    """RFC 9457. Some types carry more members, such as `expected_step`, `reason` and `ended_at`."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list[dict[str, str]] = []
+
+
+B = TypeVar("B", bound=Body)
+
+
+def read(form: type[B]) -> B:
+    """The request's body as `form`. Raises RequestError, ValidationError, or werkzeug's 413."""
+    if request.mimetype != "application/json":
+        detail = f"expected Content-Type: application/json, not {request.mimetype or 'none'}"
+        raise RequestError(MEDIA, detail, [Fault("Content-Type", detail)])
+    return form.model_validate_json(request.get_data(cache=False))

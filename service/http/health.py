@@ -1,0 +1,38 @@
+"""/healthz, /readyz and the index: is the process alive, can it serve, and what is here."""
+
+from importlib.metadata import version
+
+from flask import Response
+
+from service.engine.engine import Engine
+from service.http import bodies
+from service.http.operations import Operation, json
+from service.http.problems import NOT_READY, RequestError
+
+
+def healthz(engine: Engine) -> Response:
+    """Says that the process answers, whatever the state of the rest."""
+    del engine
+    return json({"status": "ok"})
+
+
+def readyz(engine: Engine) -> Response:
+    """Says whether sessions can be served: a model is open, and the store answers."""
+    engine.live_sessions()
+    if not engine.models:
+        refused = "; ".join(error.reason for error in engine.refused) or "the repository is empty"
+        raise RequestError(NOT_READY, f"no model is served: {refused}")
+    return json({"status": "ready", "models": {name: sorted(versions) for name, versions in engine.models.items()}})
+
+
+def index(engine: Engine) -> Response:
+    del engine
+    links = {"models": "/v1/models", "sessions": "/v1/sessions", "openapi": "/openapi.json", "ready": "/readyz"}
+    return json({"service": "onward", "version": version("onward"), "links": links})
+
+
+OPERATIONS = (
+    Operation("GET", "/", index, "What is here", bodies.Index),
+    Operation("GET", "/healthz", healthz, "Whether the process is alive", bodies.Status),
+    Operation("GET", "/readyz", readyz, "Whether it can serve: a model is open and the store answers", bodies.Ready, problems=(503,)),
+)

@@ -1,0 +1,76 @@
+"""/v1/models: what is served, and predictions without a session."""
+
+from typing import Any
+
+from flask import Response, request
+
+from model.runner import StepModel
+from service.engine.engine import Engine
+from service.errors import Fault, InvalidInputError
+from service.http import bodies
+from service.http.operations import Operation, Query, json, rolled, rows
+
+
+def index(engine: Engine) -> Response:
+    live = engine.live_sessions()
+    models = [_info(engine, versions[max(versions)], live) for _, versions in sorted(engine.models.items())]
+    refused = [{"file": "/".join(error.file.parts[-3:]), "reason": error.reason} for error in engine.refused]
+    return json({"models": models, "refused": refused})
+
+
+def show(engine: Engine, model: str) -> Response:
+    version = request.args.get("version")
+    if version is not None and not version.isdecimal():
+        raise InvalidInputError(Fault("version", f"expected a whole number, not {version[:40]!r}"))
+    chosen = engine.model(model, None if version is None else int(version))
+    manifest = chosen.manifest
+    return json(
+        _info(engine, chosen, engine.live_sessions())
+        | {
+            "version": manifest.version,
+            "head": manifest.head.model_dump(exclude={"last"}),
+            "exact": manifest.exact,
+            "metrics": manifest.metrics,
+            "provenance": manifest.provenance,
+            "sha256": manifest.sha256,
+            "state_bytes": chosen.layout.dtype.itemsize,
+        }
+    )
+
+
+def predict(engine: Engine, model: str) -> Response:
+    body = bodies.read(bodies.Predict)
+    chosen = engine.model(model, body.version)
+    sequences = []
+    for one in engine.predict(model, body.version, body.inputs, body.horizon):
+        told = rows(chosen, one.outputs)
+        if one.forecast is not None:
+            told["forecast"] = rolled(chosen, one.forecast)
+        sequences.append(told)
+    return json({"model": model, "version": chosen.manifest.version, "sequences": sequences})
+
+
+def _info(engine: Engine, model: StepModel, live: dict[tuple[str, int], int]) -> dict[str, Any]:
+    manifest = model.manifest
+    return {
+        "name": manifest.name,
+        "versions": sorted(engine.models[manifest.name]),
+        "task": manifest.task,
+        "description": manifest.description,
+        "features": manifest.features,
+        "targets": manifest.head.targets,
+        "live_sessions": sum(count for (name, _), count in live.items() if name == manifest.name),
+    }
+
+
+OPERATIONS = (
+    Operation("GET", "/v1/models", index, "The models that are served, and the bundles that were refused", bodies.ModelList),
+    Operation(
+        "GET", "/v1/models/{model}", show, "One model: features, head, accuracy, provenance", bodies.ModelDetail,
+        query=(Query("version", int, "the highest if left out"),), problems=(404, 422),
+    ),
+    Operation(
+        "POST", "/v1/models/{model}/predict", predict, "Predictions for whole sequences, without a session",
+        bodies.PredictAnswer, body=bodies.Predict, problems=(400, 404, 413, 415, 422, 503),
+    ),
+)  # fmt: skip

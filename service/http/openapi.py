@@ -1,0 +1,71 @@
+"""GET /openapi.json: the OpenAPI 3.1 document, made from the operations and their pydantic models."""
+
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
+import orjson
+from flask import Flask, Response
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from service.http.bodies import Problem
+from service.http.operations import Operation
+from service.http.problems import ALL, MEDIA_TYPE
+
+_REF = "#/components/schemas/{model}"
+
+
+def install(app: Flask, operations: tuple[Operation, ...]) -> None:
+    data = orjson.dumps(document(operations))
+    app.add_url_rule("/openapi.json", "openapi", partial(Response, data, content_type="application/json"))
+
+
+def document(operations: tuple[Operation, ...]) -> dict[str, Any]:
+    forms = {form for operation in operations for form in (operation.body, operation.answer) if form} | {Problem}
+    refs, definitions = models_json_schema(
+        [(form, "validation") for form in sorted(forms, key=lambda form: form.__name__)], ref_template=_REF
+    )
+    schemas: dict[type[BaseModel], dict[str, Any]] = {form: schema for (form, _), schema in refs.items()}
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in operations:
+        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation, schemas)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Onward",
+            "version": version("onward"),
+            "description": "Recurrent models served with their memory. Errors are RFC 9457 problems; their types: "
+            + ", ".join(sorted(kind.type for kind in ALL)),
+        },
+        "paths": paths,
+        "components": {"schemas": definitions["$defs"]},
+    }
+
+
+def _operation(operation: Operation, schemas: dict[type[BaseModel], dict[str, Any]]) -> dict[str, Any]:
+    names = [part[1:-1] for part in operation.path.split("/") if part.startswith("{")]
+    parameters = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
+    parameters += [
+        {
+            "name": query.name,
+            "in": "query",
+            "description": query.description,
+            "schema": {"type": "integer" if query.kind is int else "string"},
+        }
+        for query in operation.query
+    ]
+    answers: dict[str, Any] = {str(operation.status): {"description": operation.summary}}
+    if operation.answer is not None:
+        answers[str(operation.status)]["content"] = {"application/json": {"schema": schemas[operation.answer]}}
+    for status in operation.problems:
+        answers[str(status)] = {
+            "description": ", ".join(kind.name for kind in ALL if kind.status == status),
+            "content": {MEDIA_TYPE: {"schema": schemas[Problem]}},
+        }
+    told: dict[str, Any] = {"summary": operation.summary, "parameters": parameters, "responses": answers}
+    told["operationId"] = f"{operation.method.lower()}_{operation.view.__module__.rpartition('.')[2]}_{operation.view.__name__}"
+    if operation.body is not None:
+        content = {"application/json": {"schema": schemas[operation.body]}}
+        told["requestBody"] = {"required": not operation.body_optional, "content": content}
+    return told

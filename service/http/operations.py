@@ -1,0 +1,72 @@
+"""An operation: one method on one path, with what goes in and out. Routes and the OpenAPI document are made of these."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import orjson
+from flask import Flask, Response
+from pydantic import BaseModel
+
+from model.runner import Outputs, StepModel
+from service.engine.engine import Engine
+from service.http.bodies import Body
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A query parameter, for the document; the view reads it itself."""
+
+    name: str
+    kind: type[int] | type[str]
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """`path` in OpenAPI's writing, `/v1/sessions/{session_id}`; `view` takes the engine and the path's parameters."""
+
+    method: str
+    path: str
+    view: Callable[..., Response]
+    summary: str
+    answer: type[BaseModel] | None
+    body: type[Body] | None = None
+    body_optional: bool = False
+    status: int = 200
+    query: tuple[Query, ...] = ()
+    problems: tuple[int, ...] = ()
+
+
+def install(app: Flask, engine: Engine, operations: tuple[Operation, ...]) -> None:
+    for operation in operations:
+        rule = operation.path.replace("{", "<").replace("}", ">")
+        app.add_url_rule(
+            rule,
+            endpoint=f"{operation.method} {operation.path}",
+            view_func=partial(operation.view, engine),
+            methods=[operation.method],
+        )
+
+
+def json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """The content as JSON, numpy arrays included."""
+    data = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
+    return Response(data, status, headers, content_type="application/json")
+
+
+def rows(model: StepModel, outputs: Outputs) -> dict[str, Any]:
+    """`predictions` and `surprise` of outputs (steps,)."""
+    head = model.manifest.head
+    told: dict[str, Any] = {"predictions": {name: np.ascontiguousarray(outputs[name]) for name in head.outputs}}
+    if head.surprise is not None:
+        told["surprise"] = np.ascontiguousarray(outputs[head.surprise])
+    return told
+
+
+def rolled(model: StepModel, outputs: Outputs) -> dict[str, Any]:
+    """A forecast (horizon,): what was fed back, and nothing that holds for one step ahead only."""
+    centre = model.manifest.head.outputs[0]
+    return {centre: np.ascontiguousarray(outputs[centre])}

@@ -1,0 +1,173 @@
+"""Errors as RFC 9457 problem details.
+
+Owns the one table from domain errors to statuses and problem types. A `type` is stable: clients may switch on it.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+from flask import Flask, Response, request
+from pydantic import ValidationError
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+
+from service import errors
+from service.errors import Fault, OnwardError
+from service.http.times import iso
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+MOST_FAULTS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A problem type: its name, the status that it answers with, and a title that is the same each time."""
+
+    name: str
+    status: int
+    title: str
+    retry_after_s: int | None = None
+
+    @property
+    def type(self) -> str:
+        return f"urn:onward:problem:{self.name}"
+
+
+KINDS: dict[type[OnwardError], Kind] = {
+    errors.UnknownModelError: Kind("unknown-model", 404, "No such model"),
+    errors.UnknownVersionError: Kind("unknown-version", 404, "No such version of the model"),
+    errors.UnknownSessionError: Kind("unknown-session", 404, "No such session"),
+    errors.SessionEndedError: Kind("session-ended", 410, "The session has ended"),
+    errors.SessionExistsError: Kind("session-exists", 409, "The session id is taken"),
+    errors.StepConflictError: Kind("step-conflict", 409, "The session is at another step"),
+    errors.RequestReusedError: Kind("request-reused", 422, "The request id was used with other inputs"),
+    errors.InvalidInputError: Kind("invalid-request", 422, "The request does not fit"),
+    errors.NotFiniteError: Kind("not-finite", 422, "The inputs lead beyond finite numbers"),
+    errors.NoForecastError: Kind("no-forecast", 422, "The model cannot be rolled forward"),
+    errors.ModelGoneError: Kind("model-gone", 409, "The session's model is not served"),
+    errors.DamagedRecordError: Kind("damaged-record", 500, "The session's record is damaged"),
+    errors.OverloadedError: Kind("overloaded", 503, "Too much is waiting", retry_after_s=1),
+    errors.DeadlineError: Kind("deadline", 503, "Not done in time", retry_after_s=1),
+    errors.StoreUnavailableError: Kind("store-unavailable", 503, "The session store does not answer", retry_after_s=1),
+    errors.StoreFullError: Kind("store-full", 507, "The session store is full"),
+}
+
+MALFORMED = Kind("malformed-json", 400, "The body is not JSON")
+MEDIA = Kind("unsupported-media-type", 415, "The body's type is not supported")
+NOT_READY = Kind("not-ready", 503, "Not ready to serve", retry_after_s=1)
+INTERNAL = Kind("internal", 500, "Something broke inside the service")
+HTTP_KINDS = {
+    400: Kind("bad-request", 400, "Not a proper HTTP request"),
+    404: Kind("not-found", 404, "Nothing is here"),
+    405: Kind("method-not-allowed", 405, "This resource does not take that method"),
+    413: Kind("body-too-large", 413, "The body is too large"),
+    414: Kind("uri-too-long", 414, "The request line is too long"),
+    431: Kind("headers-too-large", 431, "The headers are too large"),
+}
+ALL = (*KINDS.values(), MALFORMED, MEDIA, NOT_READY, INTERNAL, *HTTP_KINDS.values())
+
+
+class RequestError(Exception):
+    """A request that HTTP itself already rules out."""
+
+    def __init__(self, kind: Kind, detail: str, faults: Sequence[Fault] = ()) -> None:
+        super().__init__(detail)
+        self.kind, self.detail, self.faults = kind, detail, faults
+
+
+def document(kind: Kind, detail: str, faults: Sequence[Fault] = (), **more: Any) -> bytes:
+    """The problem as JSON."""
+    body: dict[str, Any] = {"type": kind.type, "title": kind.title, "status": kind.status, "detail": detail, **more}
+    if faults:
+        body["errors"] = [{"field": fault.field, "message": fault.message} for fault in faults[:MOST_FAULTS]]
+    return orjson.dumps(body)
+
+
+def response(kind: Kind, detail: str, faults: Sequence[Fault] = (), **more: Any) -> Response:
+    answer = Response(document(kind, detail, faults, **more), kind.status, content_type=MEDIA_TYPE)
+    if kind.retry_after_s is not None:
+        answer.headers["Retry-After"] = str(kind.retry_after_s)
+    return answer
+
+
+def of(error: OnwardError) -> Response:
+    """The answer to a domain error, with what a program needs to go on."""
+    kind = KINDS[type(error)]
+    if isinstance(error, errors.InvalidInputError):
+        return response(kind, str(error), error.faults)
+    if isinstance(error, errors.StepConflictError):
+        return response(kind, str(error), [Fault("step", str(error))], expected_step=error.expected)
+    if isinstance(error, errors.SessionEndedError):
+        return response(kind, str(error), reason=error.reason, ended_at=iso(error.ended_at))
+    if isinstance(error, (errors.DamagedRecordError, errors.StoreUnavailableError, errors.StoreFullError)):
+        log.error("%s %s: %s", request.method, request.path, error)
+    return response(kind, str(error), _FIELDS.get(type(error), lambda _: ())(error))
+
+
+_FIELDS: dict[type[OnwardError], Any] = {
+    errors.UnknownModelError: lambda error: [Fault("model", str(error))],
+    errors.UnknownVersionError: lambda error: [Fault("version", str(error))],
+    errors.UnknownSessionError: lambda error: [Fault("session_id", str(error))],
+    errors.SessionExistsError: lambda error: [Fault("session_id", str(error))],
+    errors.RequestReusedError: lambda error: [Fault("request_id", str(error))],
+    errors.NotFiniteError: lambda error: [Fault("inputs", str(error))],
+    errors.NoForecastError: lambda error: [Fault("horizon", str(error))],
+}
+
+
+def of_validation(error: ValidationError) -> Response:
+    """The answer to a body that does not have the form of its pydantic model."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    if found[0]["type"] == "json_invalid":
+        return response(MALFORMED, found[0]["msg"], [Fault("body", found[0]["msg"])])
+    faults = [Fault(_field(tuple(fault["loc"])), fault["msg"].removeprefix("Value error, ")) for fault in found[:MOST_FAULTS]]
+    detail = "; ".join(f"{fault.field}: {fault.message}" for fault in faults[:3])
+    return response(KINDS[errors.InvalidInputError], detail, faults)
+
+
+def _field(place: tuple[int | str, ...]) -> str:
+    """`("inputs", "@rows", 0, 1)` -> `inputs[0][1]`; parts that begin with @ name a form of input, not a field."""
+    name = ""
+    for part in place:
+        if isinstance(part, int):
+            name += f"[{part}]"
+        elif not part.startswith("@"):
+            name += f".{part}" if name else part
+    return name or "body"
+
+
+def install(app: Flask) -> None:
+    """Answers every error of the app with a problem."""
+    app.register_error_handler(OnwardError, of)
+    app.register_error_handler(ValidationError, of_validation)
+    app.register_error_handler(RequestError, lambda error: response(error.kind, error.detail, error.faults))
+    app.register_error_handler(HTTPException, _of_http)
+    app.register_error_handler(Exception, _of_anything)
+
+
+def _of_http(error: HTTPException) -> Response:
+    status = error.code or 500
+    kind = HTTP_KINDS.get(status) or Kind(f"http-{status}", status, HTTPStatus(status).phrase)
+    if status == 404:
+        detail = f"nothing is at {request.path[:200]}; GET /openapi.json lists what there is"
+        return response(kind, detail, [Fault("path", detail)])
+    if isinstance(error, MethodNotAllowed):
+        allowed = ", ".join(sorted(error.valid_methods or ()))
+        answer = response(kind, f"{request.method} is not for {request.path[:200]}; it takes {allowed}",
+                          [Fault("method", f"expected {allowed}")])  # fmt: skip
+        answer.headers["Allow"] = allowed
+        return answer
+    if status == 413:
+        most = request.max_content_length
+        return response(kind, f"at most {most} bytes; split the inputs into several calls", [Fault("body", f"at most {most} bytes")])
+    return response(kind, error.description or kind.title)
+
+
+def _of_anything(error: Exception) -> Response:
+    log.error("%s %s failed", request.method, request.path, exc_info=error)
+    return response(INTERNAL, "this is our fault and is in the log; nothing was committed for this request, unless it says so")

@@ -1,0 +1,116 @@
+"""/v1/sessions: sessions and their steps."""
+
+from typing import Any
+
+from flask import Response, request
+from pydantic import TypeAdapter, ValidationError
+
+from service.engine.engine import Engine, Session
+from service.errors import Fault, InvalidInputError
+from service.http import bodies
+from service.http.operations import Operation, Query, json, rolled, rows
+from service.http.times import iso
+
+TENANT = "public"
+"""Whose sessions these are, until keys tell callers apart."""
+
+PAGE, LARGEST_PAGE = 100, 1000
+
+_SESSION_ID: TypeAdapter[str] = TypeAdapter(bodies.SessionId)
+
+
+def create(engine: Engine, model: str) -> Response:
+    body = bodies.read(bodies.CreateSession) if request.content_length or request.mimetype else bodies.CreateSession()
+    session, answer = engine.create(
+        TENANT, model, version=body.version, session_id=body.session_id, ttl_s=body.ttl_s, inputs=body.inputs
+    )
+    last = {name: answer.outputs[name][0] for name in answer.model.manifest.head.last}
+    headers = {"Location": f"/v1/sessions/{session.session_id}"}
+    return json(_info(session) | {"prediction": last}, 201, headers)
+
+
+def index(engine: Engine) -> Response:
+    limit = request.args.get("limit", str(PAGE))
+    if not limit.isdecimal() or not 1 <= int(limit) <= LARGEST_PAGE:
+        raise InvalidInputError(Fault("limit", f"expected a whole number from 1 to {LARGEST_PAGE}"))
+    after = request.args.get("after", "")
+    found, last = engine.sessions(TENANT, after and _checked(after, "after"), int(limit), request.args.get("model"))
+    return json({"sessions": [_info(session) for session in found], "after": last})
+
+
+def show(engine: Engine, session_id: str) -> Response:
+    return json(_info(engine.session(TENANT, _checked(session_id))))
+
+
+def delete(engine: Engine, session_id: str) -> Response:
+    engine.delete(TENANT, _checked(session_id))
+    return Response(status=204)
+
+
+def step(engine: Engine, session_id: str) -> Response:
+    _checked(session_id)
+    body = bodies.read(bodies.Step)
+    answer = engine.step(TENANT, session_id, body.inputs, step=body.step, request_id=body.request_id or "")
+    return json({"step": answer.step, **rows(answer.model, answer.outputs)})
+
+
+def forecast(engine: Engine, session_id: str) -> Response:
+    _checked(session_id)
+    body = bodies.read(bodies.Forecast)
+    answer = engine.forecast(TENANT, session_id, body.horizon)
+    return json({"step": answer.step, "forecast": rolled(answer.model, answer.outputs)})
+
+
+def _checked(session_id: str, field: str = "session_id") -> str:
+    """The id, if one could have it: what no session can be called is the request's fault, not a missing session."""
+    try:
+        return _SESSION_ID.validate_python(session_id)
+    except ValidationError:
+        raise InvalidInputError(Fault(field, "expected 1 to 128 letters, digits and . _ ~ : -")) from None
+
+
+def _info(session: Session) -> dict[str, Any]:
+    record = session.record
+    said = record.surprise
+    return {
+        "session_id": session.session_id,
+        "model": record.ref.model,
+        "version": record.ref.version,
+        "step": record.step,
+        "created_at": iso(record.created_at),
+        "last_step_at": iso(record.last_step_at),
+        "expires_at": iso(record.expires_at),
+        "ttl_s": record.ttl_s,
+        "surprise": {"count": said.count, "mean": said.mean, "recent": said.recent} if said.count else None,
+    }
+
+
+OPERATIONS = (
+    Operation(
+        "POST", "/v1/models/{model}/sessions", create, "Begin a session; inputs seed its state", bodies.CreatedSession,
+        body=bodies.CreateSession, body_optional=True, status=201, problems=(400, 404, 409, 413, 415, 422, 503, 507),
+    ),
+    Operation(
+        "GET", "/v1/sessions", index, "The living sessions, by page", bodies.SessionList, problems=(422, 503),
+        query=(
+            Query("model", str, "only this model's"),
+            Query("after", str, "the id after which the page begins"),
+            Query("limit", int, f"at most {LARGEST_PAGE}, {PAGE} if left out"),
+        ),
+    ),
+    Operation(
+        "GET", "/v1/sessions/{session_id}", show, "One session: model, step, times, surprise", bodies.SessionInfo,
+        problems=(404, 410, 422, 500, 503),
+    ),
+    Operation(
+        "DELETE", "/v1/sessions/{session_id}", delete, "End a session", None, status=204, problems=(404, 410, 422, 500, 503),
+    ),
+    Operation(
+        "POST", "/v1/sessions/{session_id}/steps", step, "Advance a session by all of the inputs, or not at all",
+        bodies.StepAnswer, body=bodies.Step, problems=(400, 404, 409, 410, 413, 415, 422, 500, 503, 507),
+    ),
+    Operation(
+        "POST", "/v1/sessions/{session_id}/forecast", forecast, "Roll predictions forward; the session is unmoved",
+        bodies.ForecastAnswer, body=bodies.Forecast, problems=(400, 404, 409, 410, 413, 415, 422, 500, 503),
+    ),
+)  # fmt: skip

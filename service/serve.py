@@ -1,0 +1,22 @@
+"""`onward serve`: checks what can be checked, then becomes gunicorn."""
+
+import os
+import sys
+from pathlib import Path
+
+from model.manifest import BundleError
+from model.repository import bundles
+from service import settings
+from service.settings import SettingsError
+
+
+def serve() -> None:
+    """Replaces this process by gunicorn's master. Exits 1 with a message where it could not serve."""
+    try:
+        told = settings.read()
+        if not list(bundles(told.models)):
+            raise BundleError(told.models, "no bundle <name>/<version>/ is in it; `onward train` makes one")
+    except (SettingsError, BundleError) as error:
+        sys.exit(f"onward: {error}")
+    configuration = Path(__file__).with_name("gunicorn.conf.py")
+    os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "--config", str(configuration)])  # noqa: S606

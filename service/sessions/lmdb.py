@@ -1,0 +1,209 @@
+"""The LMDB store: sessions in one memory-mapped file, shared by all worker processes of a machine.
+
+Committed means written to the file's pages: a killed process, or all of them killed, loses nothing. The pages reach the
+disk at the next `flush`: a crash of the operating system may lose what came after it.
+
+Three tables: `sessions` (key -> record), `expiry` (time and key -> nothing) and `counts` (model and version -> number).
+A step does not touch `expiry`: the sweep finds a session at the time it was due at first, sees that it lives on, and
+moves its entry. So a session costs one entry's move per ttl, not one per step.
+"""
+
+import fcntl
+import os
+import struct
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import lmdb
+
+from service.errors import DamagedRecordError, StoreFullError, StoreUnavailableError
+from service.sessions import record as records
+from service.sessions.record import Record
+from service.sessions.store import Change, Page
+
+FIRST_MAP_BYTES = 2**30
+SCANNED_PER_PAGE = 10_000
+
+_TIME = struct.Struct(">Q")  # milliseconds, so that keys sort by time
+_COUNT = struct.Struct("<q")
+
+T = TypeVar("T")
+
+
+class LmdbStore:
+    """Satisfies `Store`. Open one a process, after the fork, and close it."""
+
+    def __init__(self, folder: Path, *, map_bytes: int = FIRST_MAP_BYTES) -> None:
+        """Makes the folder if need be. Raises StoreUnavailableError."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._sweep_lock = os.open(folder / "sweep.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._env = lmdb.open(
+                str(folder), map_size=map_bytes, max_dbs=3, max_readers=1024, sync=False, metasync=False, mode=0o600
+            )
+            self._env.reader_check()
+            self._sessions = self._env.open_db(b"sessions")
+            self._expiry = self._env.open_db(b"expiry")
+            self._counts = self._env.open_db(b"counts")
+        except (OSError, lmdb.Error) as error:
+            raise StoreUnavailableError(f"{folder}: {error}") from error
+        self._dirty = False
+
+    def load_many(self, keys: Sequence[bytes]) -> list[Record | DamagedRecordError | None]:
+        def load(txn: Any) -> list[bytes | None]:
+            return [txn.get(key) for key in keys]
+
+        return [_decoded(data) for data in self._read(load)]
+
+    def commit_many(self, changes: Sequence[Change]) -> list[bool]:
+        packed = [change.record.to_bytes() for change in changes]
+
+        def commit(txn: Any) -> list[bool]:
+            return [self._commit(txn, change, data) for change, data in zip(changes, packed, strict=True)]
+
+        return self._write(commit)
+
+    def _commit(self, txn: Any, change: Change, data: bytes) -> bool:
+        stored = txn.get(change.key)
+        if (None if stored is None else records.revision_of(stored)) != change.expected:
+            return False
+        self._put(txn, change.key, None if stored is None else _decoded(stored), change.record, data)
+        return True
+
+    def _put(self, txn: Any, key: bytes, before: Record | DamagedRecordError | None, after: Record, data: bytes) -> None:
+        txn.put(key, data, db=self._sessions)
+        was = before if isinstance(before, Record) and before.ended is None else None
+        if was is not None and after.ended is None:
+            return
+        txn.put(_due(after, key), b"", db=self._expiry)
+        if was is not None:
+            self._add(txn, was, -1)
+        if after.ended is None:
+            self._add(txn, after, 1)
+
+    def _add(self, txn: Any, record: Record, by: int) -> None:
+        group = f"{record.ref.model}/{record.ref.version}".encode()
+        before = txn.get(group, db=self._counts)
+        txn.put(group, _COUNT.pack((_COUNT.unpack(before)[0] if before else 0) + by), db=self._counts)
+
+    def page(self, prefix: bytes, after: bytes, limit: int, *, now: float, model: str | None = None) -> Page:
+        def scan(txn: Any) -> Page:
+            found: list[tuple[bytes, Record]] = []
+            cursor = txn.cursor(db=self._sessions)
+            more, scanned, last = cursor.set_range(max(prefix, after + b"\0")), 0, after
+            while more and (key := cursor.key()).startswith(prefix):
+                if len(found) == limit or scanned == SCANNED_PER_PAGE:
+                    return Page(found, last)
+                record = _decoded(cursor.value())
+                if isinstance(record, Record) and record.alive(now) and model in (None, record.ref.model):
+                    found.append((key, record))
+                last, scanned, more = key, scanned + 1, cursor.next()
+            return Page(found, None)
+
+        return self._read(scan)
+
+    def count(self) -> dict[tuple[str, int], int]:
+        def counts(txn: Any) -> dict[tuple[str, int], int]:
+            groups = {}
+            for group, number in txn.cursor(db=self._counts):
+                name, _, version = group.decode().rpartition("/")
+                groups[name, int(version)] = _COUNT.unpack(number)[0]
+            return groups
+
+        return self._read(counts)
+
+    def sweep(self, now: float, limit: int = 1000) -> int:
+        try:
+            fcntl.flock(self._sweep_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return 0
+        try:
+            due = self._read(lambda txn: self._due_before(txn, now, limit))
+            return self._write(lambda txn: sum(self._expire(txn, entry, now) for entry in due)) if due else 0
+        finally:
+            fcntl.flock(self._sweep_lock, fcntl.LOCK_UN)
+
+    def _due_before(self, txn: Any, now: float, limit: int) -> list[bytes]:
+        entries: list[bytes] = []
+        for entry in txn.cursor(db=self._expiry).iternext(keys=True, values=False):
+            if len(entries) == limit or _TIME.unpack_from(entry)[0] > now * 1000:
+                break
+            entries.append(entry)
+        return entries
+
+    def _expire(self, txn: Any, entry: bytes, now: float) -> int:
+        txn.delete(entry, db=self._expiry)
+        key = entry[_TIME.size :]
+        stored = txn.get(key)
+        record = None if stored is None else _decoded(stored)
+        if not isinstance(record, Record):  # forgotten already, or damaged: left where it is, for inspection
+            return 0
+        if record.expires_at > now:
+            txn.put(_due(record, key), b"", db=self._expiry)
+            return 0
+        if record.ended is None:
+            ended = record.tombstone("expired", record.expires_at)
+            self._put(txn, key, record, ended, ended.to_bytes())
+        else:
+            txn.delete(key, db=self._sessions)
+        return 1
+
+    def flush(self) -> None:
+        if self._dirty:
+            self._dirty = False
+            self._guarded(lambda: self._env.sync(True))
+
+    def close(self) -> None:
+        self.flush()
+        self._env.close()
+        os.close(self._sweep_lock)
+
+    def _read(self, work: Callable[[Any], T]) -> T:
+        def transaction() -> T:
+            with self._env.begin(db=self._sessions) as txn:
+                return work(txn)
+
+        return self._guarded(transaction)
+
+    def _write(self, work: Callable[[Any], T]) -> T:
+        def transaction() -> T:
+            with self._env.begin(db=self._sessions, write=True) as txn:
+                return work(txn)
+
+        self._dirty = True
+        return self._guarded(transaction)
+
+    def _guarded(self, work: Callable[[], T]) -> T:
+        """Runs `work`, which is atomic and so may run again: after the map grew here, or in another process."""
+        while True:
+            try:
+                return work()
+            except lmdb.MapFullError:
+                self._grow()
+            except lmdb.MapResizedError:
+                self._env.set_mapsize(0)  # take over the size that another process has set
+            except lmdb.DiskError as error:
+                raise StoreFullError(str(error)) from error
+            except lmdb.Error as error:
+                raise StoreUnavailableError(str(error)) from error
+
+    def _grow(self) -> None:
+        size = self._env.info()["map_size"]
+        try:
+            self._env.set_mapsize(2 * size)
+        except (lmdb.Error, MemoryError, OverflowError) as error:
+            raise StoreFullError(f"it has {size} bytes and cannot have more: {error}") from error
+
+
+def _due(record: Record, key: bytes) -> bytes:
+    return _TIME.pack(max(0, int(record.expires_at * 1000))) + key
+
+
+def _decoded(data: bytes | None) -> Record | DamagedRecordError | None:
+    if data is None:
+        return None
+    try:
+        return records.from_bytes(data)
+    except DamagedRecordError as error:
+        return error

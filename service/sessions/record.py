@@ -1,0 +1,168 @@
+"""The record: everything that a session is, as one value and as bytes.
+
+Owns the format on disk and on the wire to a store. State and answer are opaque bytes here: only the engine knows the
+model that gives them meaning. No pickle: a fixed head, then sections, a checksum over all of it.
+"""
+
+import struct
+import zlib
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+from service.errors import DamagedRecordError
+
+Ended = Literal["expired", "deleted"]
+
+TOMBSTONE_S = 86_400.0
+"""How long it is known why a session ended."""
+
+_MAGIC = b"OWR\x01"  # Onward record, format 1
+_CRC = struct.Struct("<4sI")
+_HEAD = struct.Struct("<QQddddBQddI32s16sHHHII")
+_START = _CRC.size + _HEAD.size
+_ENDED: tuple[Ended | None, ...] = (None, "expired", "deleted")
+_RECENT_WEIGHT = 0.1
+
+
+class Ref(NamedTuple):
+    """The bundle that a session runs on: its name, its version, and the sha256 of its graph."""
+
+    model: str
+    version: int
+    sha256: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Surprise:
+    """Running statistics of a session's surprise: how many inputs, their mean, and a mean that forgets (weight 0.1)."""
+
+    count: int = 0
+    mean: float = 0.0
+    recent: float = 0.0
+
+    def after(self, values: list[float]) -> "Surprise":
+        count, mean, recent = self.count, self.mean, self.recent
+        for value in values:
+            count += 1
+            mean += (value - mean) / count
+            recent = value if count == 1 else recent + _RECENT_WEIGHT * (value - recent)
+        return Surprise(count, mean, recent)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A session. Times are in seconds since 1970 UTC.
+
+    `revision` starts at a random number and grows with every commit; stores compare and set on it, so that a step is
+    never applied to another state than it was computed from, even where a session was ended and created anew.
+    `ended` None: alive until `expires_at`. Else a tombstone, kept until `expires_at`.
+    """
+
+    revision: int
+    tenant: str
+    ref: Ref
+    step: int
+    created_at: float
+    last_step_at: float
+    ttl_s: float
+    expires_at: float
+    state: bytes
+    surprise: Surprise = Surprise()
+    request_id: str = ""
+    request_digest: bytes = bytes(16)
+    answer: bytes = b""
+    ended: Ended | None = None
+
+    def to_bytes(self) -> bytes:
+        tenant, model, request = self.tenant.encode(), self.ref.model.encode(), self.request_id.encode()
+        head = _HEAD.pack(
+            self.revision,
+            self.step,
+            self.created_at,
+            self.last_step_at,
+            self.ttl_s,
+            self.expires_at,
+            _ENDED.index(self.ended),
+            self.surprise.count,
+            self.surprise.mean,
+            self.surprise.recent,
+            self.ref.version,
+            self.ref.sha256,
+            self.request_digest,
+            len(tenant),
+            len(model),
+            len(request),
+            len(self.answer),
+            len(self.state),
+        )
+        body = b"".join((head, tenant, model, request, self.answer, self.state))
+        return _CRC.pack(_MAGIC, zlib.crc32(body)) + body
+
+    def alive(self, now: float) -> bool:
+        return self.ended is None and now < self.expires_at
+
+    def tombstone(self, reason: Ended, at: float) -> "Record":
+        """What is kept of a session that ended at `at`, so that a late client learns when and why."""
+        return replace(
+            self,
+            revision=self.revision + 1,
+            ended=reason,
+            expires_at=at + TOMBSTONE_S,
+            state=b"",
+            answer=b"",
+            request_id="",
+        )
+
+    @property
+    def ended_at(self) -> float:
+        """When a tombstone's session ended."""
+        return self.expires_at - TOMBSTONE_S
+
+
+def from_bytes(data: bytes) -> Record:
+    """The record that `to_bytes` wrote. Raises DamagedRecordError."""
+    if len(data) < _START or data[: len(_MAGIC)] != _MAGIC:
+        raise DamagedRecordError(f"not a record of format {_MAGIC[-1]}")
+    if zlib.crc32(memoryview(data)[_CRC.size :]) != _CRC.unpack_from(data)[1]:
+        raise DamagedRecordError("its checksum does not match")
+    (
+        revision, step, created_at, last_step_at, ttl_s, expires_at, ended, count, mean, recent, version, sha256, digest,
+        *lengths,
+    ) = _HEAD.unpack_from(data, _CRC.size)  # fmt: skip
+    sections, place = [], _START
+    for length in lengths:
+        sections.append(data[place : place + length])
+        place += length
+    tenant, model, request, answer, state = sections
+    if place != len(data):
+        raise DamagedRecordError(f"{len(data)} bytes long, its sections end at {place}")
+    return Record(
+        revision=revision,
+        tenant=tenant.decode(),
+        ref=Ref(model.decode(), version, sha256),
+        step=step,
+        created_at=created_at,
+        last_step_at=last_step_at,
+        ttl_s=ttl_s,
+        expires_at=expires_at,
+        state=state,
+        surprise=Surprise(count, mean, recent),
+        request_id=request.decode(),
+        request_digest=digest,
+        answer=answer,
+        ended=_ENDED[ended],
+    )
+
+
+def revision_of(data: bytes) -> int:
+    """The revision of a record's bytes, without reading the rest."""
+    return int.from_bytes(data[_CRC.size : _CRC.size + 8], "little")
+
+
+def key(tenant: str, session_id: str) -> bytes:
+    """Under which a store keeps the session; a tenant's sessions lie together, in the order of their ids."""
+    return f"{tenant}/{session_id}".encode()
+
+
+def session_id(store_key: bytes) -> str:
+    return store_key.decode().partition("/")[2]

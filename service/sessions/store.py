@@ -1,0 +1,66 @@
+"""The store contract: what the engine asks of the place where sessions live.
+
+Every operation is atomic on its own, may be called from any process, and raises StoreUnavailableError or StoreFullError
+where the backend fails.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import unquote, urlsplit
+
+from service.errors import DamagedRecordError
+from service.sessions.record import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Set `key` to `record` if its revision is `expected`; None: if the store has nothing under it."""
+
+    key: bytes
+    expected: int | None
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Living sessions in the order of their keys; `after` is where the next page begins, None at the end."""
+
+    sessions: list[tuple[bytes, Record]]
+    after: bytes | None
+
+
+class Store(Protocol):
+    def load_many(self, keys: Sequence[bytes]) -> list[Record | DamagedRecordError | None]:
+        """One entry a key: its record (ended ones too), an error where its bytes are none, None where there is nothing."""
+
+    def commit_many(self, changes: Sequence[Change]) -> list[bool]:
+        """Applies every change whose expectation holds; True for these. Durable against a killed process on return."""
+
+    def page(self, prefix: bytes, after: bytes, limit: int, *, now: float, model: str | None = None) -> Page:
+        """At most `limit` living sessions whose key starts with `prefix` and lies behind `after`.
+
+        A page may be short, even empty, though more follow: `after` alone says whether it is the last.
+        """
+
+    def count(self) -> dict[tuple[str, int], int]:
+        """Sessions by model and version that have not ended; an expired one counts until it is swept."""
+
+    def sweep(self, now: float, limit: int = 1000) -> int:
+        """Ends sessions that have expired and forgets tombstones whose time is over; returns how many it handled.
+
+        Does nothing, and returns 0, while another process sweeps.
+        """
+
+    def flush(self) -> None:
+        """Brings what is committed to disk, so that it outlives a crash of the machine too."""
+
+    def close(self) -> None: ...
+
+
+def open_store(uri: str) -> Store:
+    """The store that the URI names, by its scheme. Open it after a fork. Raises StoreUnavailableError."""
+    from service.sessions.lmdb import LmdbStore  # noqa: PLC0415  (a store's library is imported when it is chosen)
+
+    return LmdbStore(Path(unquote(urlsplit(uri).path)))

@@ -1,0 +1,107 @@
+"""Settings: `ONWARD_*` environment variables, one frozen class, a description each."""
+
+import os
+import sys
+from collections.abc import Mapping
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from model.repository import ZOO
+
+PREFIX = "ONWARD_"
+
+
+class SettingsError(Exception):
+    """Environment variables that do not fit; the message names each."""
+
+
+def _default_store() -> str:
+    data = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local/share")
+    return f"lmdb://{data}/onward/sessions"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+class Settings(BaseSettings):
+    """What the service is told by its environment."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    bind: Annotated[str, Field(description="address to listen on: host:port, or unix:/path")] = "127.0.0.1:8000"
+    allow_anyone: Annotated[
+        bool, Field(description="listen beyond this machine although there are no keys: whoever reaches the port may use it")
+    ] = False
+    workers: Annotated[int, Field(ge=1, le=256, default_factory=_cores, description="worker processes; default: the cores")]
+    connections: Annotated[int, Field(ge=1, le=1_000_000, description="open connections a worker process takes")] = 4000
+    store: Annotated[
+        str, Field(default_factory=_default_store, description="where sessions live: lmdb:///path; default: the user's data folder")
+    ]
+    models: Annotated[Path, Field(description="the repository of models; default: the bundles that ship")] = ZOO
+    threads: Annotated[int, Field(ge=1, le=256, description="ONNX Runtime's threads for one call")] = 1
+    ttl_s: Annotated[float, Field(gt=0, le=31_536_000, description="seconds a session may idle before it expires")] = 3600
+    timeout_s: Annotated[float, Field(gt=0, le=3600, description="seconds a request may take before it is answered 503")] = 30
+    max_body_bytes: Annotated[int, Field(ge=1024, description="largest request body")] = 8 * 2**20
+    max_horizon: Annotated[int, Field(ge=1, description="most steps of a forecast")] = 10_000
+    max_sequences: Annotated[int, Field(ge=1, description="most sequences in one predict call")] = 1024
+    max_waiting: Annotated[int, Field(ge=1, description="most requests that may wait in a worker process")] = 10_000
+    flush_s: Annotated[float, Field(gt=0, le=3600, description="seconds between flushes of the store to disk")] = 1.0
+    sweep_s: Annotated[float, Field(gt=0, le=3600, description="seconds between sweeps of expired sessions")] = 5.0
+
+    @field_validator("bind")
+    @classmethod
+    def _an_address(cls, bind: str) -> str:
+        if bind.startswith("unix:") and len(bind) > len("unix:"):
+            return bind
+        host, _, port = bind.rpartition(":")
+        if not host or not port.isdecimal() or int(port) > 65535:
+            raise ValueError("expected host:port, such as 127.0.0.1:8000, or unix:/path")
+        return bind
+
+    @field_validator("store")
+    @classmethod
+    def _a_store(cls, store: str) -> str:
+        parts = urlsplit(store)
+        if parts.scheme != "lmdb" or parts.netloc or len(parts.path) < 2:
+            raise ValueError("expected lmdb:///path/of/a/folder")
+        return store
+
+    @model_validator(mode="after")
+    def _closed_by_default(self) -> Self:
+        if not self.allow_anyone and not _is_local(self.bind):
+            raise ValueError(
+                f"ONWARD_BIND={self.bind} is open to other machines, and no keys protect it; "
+                "bind 127.0.0.1, or set ONWARD_ALLOW_ANYONE=1 if something in front of it decides who may come in"
+            )
+        return self
+
+
+def read(environ: Mapping[str, str] = os.environ) -> Settings:
+    """The settings in the environment. Raises SettingsError, also for an ONWARD_ variable that is none of them."""
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    if unknown := sorted(name for name in environ if name.upper().startswith(PREFIX) and name.upper() not in known):
+        raise SettingsError(f"{', '.join(unknown)}: no such setting; there are {', '.join(sorted(known))}")
+    try:
+        return Settings()
+    except ValidationError as error:
+        faults = []
+        for fault in error.errors():
+            name = PREFIX + str(fault["loc"][0]).upper() + ": " if fault["loc"] else ""
+            faults.append(name + fault["msg"].removeprefix("Value error, "))
+        raise SettingsError("; ".join(faults)) from error
+
+
+def _is_local(bind: str) -> bool:
+    if bind.startswith("unix:"):
+        return True
+    host = bind.rpartition(":")[0].strip("[]")
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
