@@ -43,7 +43,7 @@ def plausible(model: StepModel, *, rows: int, steps: int, seed: int) -> NDArray[
     known = [np.asarray(row[:length], np.float64) for row, length in zip(parity.inputs, parity.lengths, strict=True)]
     sample = np.concatenate(known)
     noise = np.random.default_rng(seed).standard_normal((rows, steps, sample.shape[1]))
-    return (sample.mean(axis=0) + noise * sample.std(axis=0)).astype(np.float32)
+    return np.asarray(sample.mean(axis=0) + noise * sample.std(axis=0), np.float32)
 
 
 def same(model: StepModel, what: str, got: Answer, expected: Answer) -> None:

@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
-FORMAT = 1
 TIME, BATCH = "time", "batch"
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
@@ -87,9 +86,9 @@ class Head(Frozen):
     """What the graph says of the next input.
 
     `outputs` name the parameters of the prediction, the first one being what a rollout feeds back as the next input.
-    `targets` are the features that are predicted, in the outputs' order. `surprise` is the output with the score of each
-    input under the prediction made before it, and `score` says which score that is. `last` maps each output to the
-    state tensor that holds it for the next step, so that a session can be forecast from its state alone.
+    `targets` are the features that are predicted, in the outputs' order. `surprise` is the output with the score of
+    each input under the prediction made before it, and `score` says which score that is. `last` maps each output to
+    the state tensor that holds it for the next step, so that a session can be forecast from its state alone.
     """
 
     kind: Literal["point", "gaussian"]
@@ -116,7 +115,7 @@ class Parity(Frozen):
 class Manifest(Frozen):
     """`manifest.json`: the whole contract of one version of one model."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     name: Name
     version: Annotated[int, Field(ge=1)]
     task: Literal["forecast"]
@@ -151,8 +150,10 @@ class Manifest(Frozen):
             if TIME not in tensor.shape or BATCH not in tensor.shape:
                 raise ValueError(f"tensor {tensor.name!r} needs a time and a batch axis, not {list(tensor.shape)}")
         if self.inputs[0].inner != (len(self.features),):
-            raise ValueError(f"input {self.inputs[0].name!r} has shape {list(self.inputs[0].shape)}, "
-                             f"but there are {len(self.features)} features")
+            raise ValueError(
+                f"input {self.inputs[0].name!r} has shape {list(self.inputs[0].shape)}, "
+                f"but there are {len(self.features)} features"
+            )
         said = [*self.head.outputs, *([self.head.surprise] if self.head.surprise else []), *self.head.last]
         if missing := [name for name in said if name not in outputs]:
             raise ValueError(f"the head names outputs that are not declared: {', '.join(missing)}")
@@ -164,7 +165,7 @@ class Manifest(Frozen):
 
     @property
     def forecasts(self) -> bool:
-        """Whether predictions can be fed back as inputs: every feature is predicted and the last prediction is state."""
+        """Whether predictions can be fed back as inputs: every feature is predicted, the last prediction is state."""
         return self.head.targets == self.features and set(self.head.outputs) == set(self.head.last)
 
 

@@ -14,7 +14,6 @@ from model import manifest as manifests
 from model.manifest import BundleError, Manifest
 from model.runner import StepModel
 
-ZOO = Path(__file__).parent / "zoo"
 GRAPH, MANIFEST = "model.onnx", "manifest.json"
 
 
@@ -51,7 +50,8 @@ def read_manifest(bundle: Path) -> Manifest:
     manifest = manifests.read(bundle / MANIFEST)
     if (manifest.name, str(manifest.version)) != (bundle.parent.name, bundle.name):
         raise BundleError(
-            bundle / MANIFEST, f"says {manifest.name}/{manifest.version}, but lies in {bundle.parent.name}/{bundle.name}"
+            bundle / MANIFEST,
+            f"says {manifest.name}/{manifest.version}, but lies in {bundle.parent.name}/{bundle.name}",
         )
     return manifest
 
@@ -99,7 +99,9 @@ def _verify_parity(file: Path, model: StepModel) -> None:
         worst = float(np.abs(outputs[name].astype(np.float64) - values)[valid].max())
         allowed = parity.tolerance * float(np.abs(values[valid]).max())
         if not worst <= allowed:  # a NaN is no agreement either
-            raise BundleError(file, f"parity: output {name!r} is {worst:.3g} off the trained network, {allowed:.3g} allowed")
+            raise BundleError(
+                file, f"parity: output {name!r} is {worst:.3g} off the trained network, {allowed:.3g} allowed"
+            )
 
 
 def _parity_shapes(

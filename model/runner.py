@@ -55,7 +55,7 @@ class StepModel:
         inputs: (batch, time, features), in the client's units; a row's steps beyond its length are padding.
         lengths: (batch,), each from 1 to time. state: (batch,) of the layout's dtype.
 
-        Returns outputs (batch, time), of which a row's steps beyond its length mean nothing, and the new state (batch,).
+        Returns outputs (batch, time), where a row's steps beyond its length mean nothing, and the new state (batch,).
         """
         source, manifest = inputs, self.manifest
         feeds = {manifest.inputs[0].name: _placed(source, manifest.inputs[0]), manifest.lengths.name: lengths}

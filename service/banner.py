@@ -14,7 +14,9 @@ def text(settings: Settings, app: Flask) -> str:
     engine = engine_of(app)
     lines = ["", f"Onward serves {settings.models} at {_url(settings.bind)}, sessions in {settings.store}", ""]
     for name, versions in sorted(engine.models.items()):
-        lines.append(f"  {name} {', '.join(map(str, sorted(versions)))}: {versions[max(versions)].manifest.description}")
+        lines.append(
+            f"  {name} {', '.join(map(str, sorted(versions)))}: {versions[max(versions)].manifest.description}"
+        )
     lines += [f"  REFUSED {error}" for error in engine.refused]
     if engine.models:
         lines += ["", "Try:", *(f"  {line}" for line in requests(settings.bind, engine.models))]
@@ -23,7 +25,7 @@ def text(settings: Settings, app: Flask) -> str:
 
 def requests(bind: str, models: Mapping[str, Mapping[int, StepModel]]) -> list[str]:
     """Three requests that show state being carried."""
-    name = "pulse" if "pulse" in models else sorted(models)[0]
+    name = "pulse" if "pulse" in models else min(models)
     versions = models[name]
     model = versions[max(versions)]
     step = ",".join(f"{number:g}" for number in np.asarray(model.manifest.parity.inputs)[0, 0])
@@ -31,13 +33,13 @@ def requests(bind: str, models: Mapping[str, Mapping[int, StepModel]]) -> list[s
     post = f"curl -s {_url(bind)}"
     body = "-H 'Content-Type: application/json' -d"
     return [
-        f"{post}/v1/models/{name}/sessions {body} '{{\"session_id\": \"demo\"}}'",
+        f'{post}/v1/models/{name}/sessions {body} \'{{"session_id": "demo"}}\'',
         f"{post}/v1/sessions/demo/steps {body} '{{\"inputs\": [[{step}], [{following}]]}}'",
         f"{post}/v1/sessions/demo/forecast {body} '{{\"horizon\": 5}}'",
     ]
 
 
 def _url(bind: str) -> str:
-    return f"http://localhost --unix-socket {bind.removeprefix('unix:')}" if bind.startswith("unix:") else f"http://{bind}"
-
-
+    return (
+        f"http://localhost --unix-socket {bind.removeprefix('unix:')}" if bind.startswith("unix:") else f"http://{bind}"
+    )

@@ -36,20 +36,26 @@ class SessionEndedError(OnwardError):
 
 class SessionExistsError(OnwardError):
     def __init__(self, session_id: str) -> None:
-        super().__init__(f"session {session_id!r} is alive; choose another session_id, or leave it out to get a new one")
+        super().__init__(
+            f"session {session_id!r} is alive; choose another session_id, or leave it out to get a new one"
+        )
 
 
 class StepConflictError(OnwardError):
     """The client believes in another step than the session has reached: `expected` is the session's."""
 
     def __init__(self, session_id: str, given: int, expected: int) -> None:
-        super().__init__(f"session {session_id!r} is at step {expected}, not {given}; send the input that follows step {expected}")
+        super().__init__(
+            f"session {session_id!r} is at step {expected}, not {given}; send the input that follows step {expected}"
+        )
         self.expected = expected
 
 
 class RequestReusedError(OnwardError):
     def __init__(self, request_id: str) -> None:
-        super().__init__(f"request_id {request_id!r} was used with other inputs; a retry sends the same ones, a new step a new id")
+        super().__init__(
+            f"request_id {request_id!r} was used with other inputs; a retry sends the same ones, a new step a new id"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +83,9 @@ class NotFiniteError(OnwardError):
 
 class NoForecastError(OnwardError):
     def __init__(self, model: str, unpredicted: Sequence[str]) -> None:
-        reason = f"it does not predict {', '.join(unpredicted)}" if unpredicted else "it does not keep its last prediction"
+        reason = (
+            f"it does not predict {', '.join(unpredicted)}" if unpredicted else "it does not keep its last prediction"
+        )
         super().__init__(f"model {model!r} cannot be rolled forward: {reason}")
 
 
@@ -85,7 +93,9 @@ class ModelGoneError(OnwardError):
     """The session's bundle is not served any more, or is another one under the same version."""
 
     def __init__(self, model: str, version: int, why: str) -> None:
-        super().__init__(f"the session runs on {model} {version}, {why}; serve that bundle again, or create a new session")
+        super().__init__(
+            f"the session runs on {model} {version}, {why}; serve that bundle again, or create a new session"
+        )
 
 
 class DamagedRecordError(OnwardError):
@@ -101,7 +111,7 @@ class OverloadedError(OnwardError):
 class DeadlineError(OnwardError):
     def __init__(self, timeout_s: float) -> None:
         super().__init__(
-            f"not done within {timeout_s:g} s; nothing was committed, retry with the same request_id, or send fewer steps"
+            f"not done within {timeout_s:g} s; nothing was committed; retry with the same request_id, or send less"
         )
 
 

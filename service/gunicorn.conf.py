@@ -1,8 +1,9 @@
 """gunicorn's configuration, from Onward's settings; read by the master, before workers are forked."""
 
 from pathlib import Path
+from typing import Any
 
-from service import banner, settings
+from service import settings
 
 _settings = settings.read()
 
@@ -19,6 +20,8 @@ control_socket_disable = True
 errorlog = "-"
 
 
-def post_worker_init(worker):
+def post_worker_init(worker: Any) -> None:
     if worker.age == 1:
+        from service import banner  # noqa: PLC0415  (imports ONNX Runtime, see service/worker.py)
+
         print(banner.text(_settings, worker.wsgi), flush=True)  # noqa: T201  (it is what `onward serve` tells people)

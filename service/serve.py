@@ -14,9 +14,10 @@ def serve() -> None:
     """Replaces this process by gunicorn's master. Exits 1 with a message where it could not serve."""
     try:
         told = settings.read()
-        if not list(bundles(told.models)):
-            raise BundleError(told.models, "no bundle <name>/<version>/ is in it; `onward train` makes one")
+        found = list(bundles(told.models))
     except (SettingsError, BundleError) as error:
         sys.exit(f"onward: {error}")
+    if not found:
+        sys.exit(f"onward: {told.models}: no bundle <name>/<version>/ is in it; `onward train` makes one")
     configuration = Path(__file__).with_name("gunicorn.conf.py")
     os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "--config", str(configuration)])  # noqa: S606

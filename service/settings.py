@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from model.repository import ZOO
+from model import ZOO
 
 PREFIX = "ONWARD_"
 
@@ -36,17 +36,24 @@ class Settings(BaseSettings):
 
     bind: Annotated[str, Field(description="address to listen on: host:port, or unix:/path")] = "127.0.0.1:8000"
     allow_anyone: Annotated[
-        bool, Field(description="listen beyond this machine although there are no keys: whoever reaches the port may use it")
+        bool,
+        Field(description="listen beyond this machine although there are no keys: whoever reaches the port may use it"),
     ] = False
-    workers: Annotated[int, Field(ge=1, le=256, default_factory=_cores, description="worker processes; default: the cores")]
+    workers: Annotated[int, Field(ge=1, le=256)] = Field(
+        default_factory=_cores, description="worker processes; default: the cores"
+    )
     connections: Annotated[int, Field(ge=1, le=1_000_000, description="open connections a worker process takes")] = 4000
-    store: Annotated[
-        str, Field(default_factory=_default_store, description="where sessions live: lmdb:///path; default: the user's data folder")
-    ]
+    store: str = Field(
+        default_factory=_default_store, description="where sessions live: lmdb:///path; default: the user's data folder"
+    )
     models: Annotated[Path, Field(description="the repository of models; default: the bundles that ship")] = ZOO
     threads: Annotated[int, Field(ge=1, le=256, description="ONNX Runtime's threads for one call")] = 1
-    ttl_s: Annotated[float, Field(gt=0, le=31_536_000, description="seconds a session may idle before it expires")] = 3600
-    timeout_s: Annotated[float, Field(gt=0, le=3600, description="seconds a request may take before it is answered 503")] = 30
+    ttl_s: Annotated[float, Field(gt=0, le=31_536_000, description="seconds a session may idle before it expires")] = (
+        3600
+    )
+    timeout_s: Annotated[
+        float, Field(gt=0, le=3600, description="seconds a request may take before it is answered 503")
+    ] = 30
     max_body_bytes: Annotated[int, Field(ge=1024, description="largest request body")] = 8 * 2**20
     max_horizon: Annotated[int, Field(ge=1, description="most steps of a forecast")] = 10_000
     max_sequences: Annotated[int, Field(ge=1, description="most sequences in one predict call")] = 1024

@@ -1,4 +1,8 @@
-"""gunicorn's gevent worker with the engine's lifetime, and problems where gunicorn would answer with HTML."""
+"""gunicorn's gevent worker with the engine's lifetime, and problems where gunicorn would answer with HTML.
+
+gunicorn's master imports this module before it forks. So it must not import ONNX Runtime, even indirectly: that starts
+a thread, which the fork does not copy, and a worker would abort at its end when it joins it.
+"""
 
 import logging
 from typing import Any
@@ -9,7 +13,6 @@ from gunicorn.workers.ggevent import GeventWorker
 
 from service.http import problems
 from service.http.problems import HTTP_KINDS, INTERNAL, Kind
-from service.wsgi import engine_of
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +24,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         try:
             super().run()
         finally:
-            engine_of(self.wsgi).close()
+            self.wsgi.extensions["onward"].close()
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Answers a request that never became one."""

@@ -6,8 +6,6 @@ from service import settings
 from service.app import create_app, create_engine
 from service.engine.engine import Engine
 
-ENGINE = "onward"
-
 
 def create() -> Flask:
     """The application with its engine started. `close` it at the end of the process."""
@@ -15,11 +13,11 @@ def create() -> Flask:
     engine = create_engine(told)
     engine.start(flush_s=told.flush_s, sweep_s=told.sweep_s)
     app = create_app(told, engine)
-    app.extensions[ENGINE] = engine
+    app.extensions["onward"] = engine
     return app
 
 
 def engine_of(app: Flask) -> Engine:
-    engine = app.extensions[ENGINE]
+    engine = app.extensions["onward"]
     assert isinstance(engine, Engine)
     return engine

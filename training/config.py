@@ -30,7 +30,8 @@ class Data(Section):
     path: Annotated[str, Field(description="a CSV or Parquet file")]
     targets: Annotated[Columns, Field(strict=False, description="columns whose next value is predicted")]
     features: Annotated[
-        Columns | None, Field(strict=False, description="columns that the model reads, in this order; the targets if left out")
+        Columns | None,
+        Field(strict=False, description="columns that the model reads, in this order; the targets if left out"),
     ] = None
     series: Annotated[str | None, Field(description="column that tells one series from another")] = None
     time: Annotated[str | None, Field(description="column to order each series by; file order if left out")] = None

@@ -26,7 +26,7 @@ class DataError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One series in time order. values: (time, features). Its steps fall in train [0, a), validation [a, b), test [b, end)."""
+    """One series in time order, (time, features): trained on, then validated on, then held out for the test."""
 
     name: str
     values: NDArray[np.float32]

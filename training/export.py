@@ -31,7 +31,7 @@ class ExportError(Exception):
 
 @torch.no_grad()
 def reference(network: Network, declared: Contract, inputs: Array) -> tuple[dict[str, Array], dict[str, Array]]:
-    """What the network itself says: inputs (batch, time, features) -> outputs by name (batch, time, ...), state by input.
+    """What the network itself says: inputs (batch, time, features) -> outputs (batch, time, ...), state by input.
 
     The independent side of the proof: torch's own recurrence over the whole sequence, from the initial state.
     """
@@ -45,7 +45,8 @@ def reference(network: Network, declared: Contract, inputs: Array) -> tuple[dict
         kept["std"] = kept["log_std"].exp()
     init = {pair.input: torch.tensor(pair.init) for pair in declared.state if pair.input.startswith("last_")}
     before = {
-        name: torch.cat((init[f"last_{name}_in"].expand(1, raw.shape[1], -1), value[:-1])) for name, value in kept.items()
+        name: torch.cat((init[f"last_{name}_in"].expand(1, raw.shape[1], -1), value[:-1]))
+        for name, value in kept.items()
     }
     actual = raw[..., network.targets]
     if network.config.head == "gaussian":

@@ -135,7 +135,9 @@ def _recurrent(graph: _Graph, network: Network) -> str:
         attributes["activations"] = ["Relu" if cell == "rnn_relu" else "Tanh"]
     carried = ("h", "c") if cell == "lstm" else ("h",)
     for name in carried:
-        graph.add("Split", [f"{name}_in"], [f"{name}_in_{layer}" for layer in range(layers)], axis=0, num_outputs=layers)
+        graph.add(
+            "Split", [f"{name}_in"], [f"{name}_in_{layer}" for layer in range(layers)], axis=0, num_outputs=layers
+        )
     graph.constant("direction_axis", np.array([1], np.int64))
     below = "scaled"
     for layer in range(layers):

@@ -55,11 +55,15 @@ def fit(network: Network, series: Sequence[Series], settings: Train, *, quiet: b
             history.train.append(_epoch(network, optimiser, scaled, order, settings, bar.update))
             history.validation.append(validate(network, scaled, series))
             if not math.isfinite(history.validation[-1]):
-                raise TrainingError(f"epoch {epoch + 1}: the validation loss is {history.validation[-1]}; "
-                                    f"try a learning_rate below {settings.learning_rate}")
+                raise TrainingError(
+                    f"epoch {epoch + 1}: the validation loss is {history.validation[-1]}; "
+                    f"try a learning_rate below {settings.learning_rate}"
+                )
             if epoch == 0 or history.validation[-1] < history.validation[history.best]:
                 history.best, best = epoch, copy.deepcopy(network.state_dict())
-            bar.set_postfix(epoch=epoch + 1, train=f"{history.train[-1]:.4f}", validation=f"{history.validation[-1]:.4f}")
+            bar.set_postfix(
+                epoch=epoch + 1, train=f"{history.train[-1]:.4f}", validation=f"{history.validation[-1]:.4f}"
+            )
             if epoch - history.best >= settings.patience:
                 break
     network.load_state_dict(best)
@@ -133,8 +137,10 @@ def _epoch(
             losses = network.loss(said, following).mean(dim=-1) * real
             loss = losses.sum() / real.sum()
             if not torch.isfinite(loss):
-                raise TrainingError(f"the loss is {loss.item()} after {count:.0f} steps of this epoch; "
-                                    f"try a learning_rate below {settings.learning_rate} or a smaller clip")
+                raise TrainingError(
+                    f"the loss is {loss.item()} after {count:.0f} steps of this epoch; "
+                    f"try a learning_rate below {settings.learning_rate} or a smaller clip"
+                )
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(network.parameters(), settings.clip)

@@ -60,7 +60,7 @@ class Network(nn.Module):
             "gru": (nn.GRU, {}),
         }[model.cell]
         dropout = model.dropout if model.layers > 1 else 0.0
-        self.rnn: nn.RNNBase = kind(features, model.units, model.layers, dropout=dropout, **extra)  # type: ignore[arg-type]
+        self.rnn: nn.RNNBase = kind(features, model.units, model.layers, dropout=dropout, **extra)
         self.parameters_each = 2 if model.head == "gaussian" else 1
         self.readout = nn.Linear(model.units, len(targets) * self.parameters_each)
         initialise(self.rnn, model.cell)
@@ -108,7 +108,7 @@ def initialise(rnn: nn.RNNBase, cell: str) -> None:
     units = rnn.hidden_size
     for name, weight in rnn.named_parameters():
         if "weight_hh" in name:
-            for gate in weight.data.split(units):
+            for gate in torch.split(weight.data, units):
                 if cell == "rnn_relu":
                     nn.init.eye_(gate)
                 else:
@@ -117,7 +117,7 @@ def initialise(rnn: nn.RNNBase, cell: str) -> None:
             if cell == "rnn_relu" and name.endswith("_l0"):
                 nn.init.normal_(weight, std=0.001)
             else:
-                for gate in weight.data.split(units):
+                for gate in torch.split(weight.data, units):
                     nn.init.xavier_uniform_(gate)
         else:
             nn.init.zeros_(weight)

@@ -21,7 +21,6 @@ from model.repository import Opened
 from model.runner import Outputs, StepModel
 from service.engine.executor import Executor, MovedError, finite, gone, living, ref_of, state_of, surprises
 from service.engine.inputs import Inputs, to_array
-from service.engine.native import Every
 from service.engine.scheduler import Scheduler
 from service.engine.work import Done, Intent, Work
 from service.errors import (
@@ -104,20 +103,21 @@ class Engine:
         }
         self._places: OrderedDict[bytes, StepModel] = OrderedDict()
         self._wake = Event()
-        self._greenlets: list[gevent.Greenlet] = []
-        self._flush: Every | None = None
+        self._greenlets: list[gevent.Greenlet[..., object]] = []
 
     def start(self, *, flush_s: float = 1.0, sweep_s: float = 5.0) -> None:
         """Begins to run what waits, and to keep house."""
-        self._flush = Every(flush_s, self._store.flush)
-        self._flush.start()
-        self._greenlets = [gevent.spawn(self._drain), gevent.spawn(self._sweep, sweep_s)]
+        threads = gevent.get_hub().threadpool
+        self._greenlets = [
+            gevent.spawn(self._drain),
+            gevent.spawn(self._every, flush_s, lambda: threads.apply(self._store.flush)),
+            gevent.spawn(self._every, sweep_s, lambda: self._store.sweep(self._clock())),
+        ]
 
     def close(self) -> None:
         """Stops, and closes the store. Whoever still waits is answered by no one: stop taking requests first."""
         gevent.killall(self._greenlets)
-        if self._flush is not None:
-            self._flush.close()
+        gevent.get_hub().threadpool.join()  # a flush under way
         self._store.close()
 
     # Models
@@ -247,7 +247,7 @@ class Engine:
                 return Answer(model, done.record.step, done.outputs)
 
     def forecast(self, tenant: str, session_id: str, horizon: int) -> Answer:
-        """(horizon,) the predictions from the session's state on, each fed back as the next input; the session stays."""
+        """(horizon,) predictions from the session's state on, each fed back as the next input; the session stays."""
         session = self.session(tenant, session_id)
         model = self._served(session.record)
         self._can_roll(model, horizon)
@@ -288,7 +288,9 @@ class Engine:
             raise InvalidInputError(Fault("horizon", f"at most {self.limits.max_horizon}"))
         manifest = model.manifest
         if not manifest.forecasts:
-            raise NoForecastError(manifest.name, [name for name in manifest.features if name not in manifest.head.targets])
+            raise NoForecastError(
+                manifest.name, [name for name in manifest.features if name not in manifest.head.targets]
+            )
 
     def _submit(
         self,
@@ -309,7 +311,9 @@ class Engine:
         return work
 
     def _wait(self, work: Work) -> Done:
-        return work.result.get()
+        done = work.result.get()
+        assert done is not None
+        return done
 
     def _drain(self) -> None:
         """Runs what waits, model after model, as long as anything does; between batches, others come to their turn."""
@@ -330,10 +334,10 @@ class Engine:
             gevent.sleep(0)
         return len(batch)
 
-    def _sweep(self, seconds: float) -> None:
+    def _every(self, seconds: float, work: Callable[[], object]) -> None:
         while True:
             gevent.sleep(seconds)
             try:
-                self._store.sweep(self._clock())
+                work()
             except OnwardError as error:
-                log.error("sweep: %s", error)  # noqa: TRY400  (the message says it all; it will be tried again)
+                log.error("housekeeping: %s", error)  # noqa: TRY400  (the message says it all; it will be tried again)

@@ -58,7 +58,9 @@ class Executor:
         new = [(work, work.intent) for work in batch if work.intent is not None and work.state is None]
         if new:
             now = self._clock()
-            for (work, intent), record in zip(new, self._store.load_many([intent.key for _, intent in new]), strict=True):
+            for (work, intent), record in zip(
+                new, self._store.load_many([intent.key for _, intent in new]), strict=True
+            ):
                 try:
                     _admit_one(model, work, intent, living(intent.session_id, record, now))
                 except (OnwardError, MovedError) as error:
@@ -156,7 +158,11 @@ def ref_of(model: StepModel) -> Ref:
 
 
 def gone(ref: Ref, served: StepModel | None) -> ModelGoneError:
-    why = "which is not served any more" if served is None else "whose bundle was replaced by another under the same version"
+    why = (
+        "which is not served any more"
+        if served is None
+        else "whose bundle was replaced by another under the same version"
+    )
     return ModelGoneError(ref.model, ref.version, why)
 
 

@@ -25,7 +25,7 @@ def to_array(inputs: Inputs, features: Sequence[str], field: str = "inputs") -> 
         raise InvalidInputError(Fault(field, "needs at least one step"))
     first = inputs[0]
     if isinstance(first, Mapping):
-        rows = [_by_name(step, features, f"{field}[{place}]") for place, step in enumerate(inputs)]  # type: ignore[arg-type]
+        rows = [_by_name(step, features, f"{field}[{place}]") for place, step in enumerate(inputs)]
     elif isinstance(first, (int, float)):
         if len(features) != 1:
             raise InvalidInputError(Fault(f"{field}[0]", f"a step is {_said(features)}, not one number"))
@@ -41,7 +41,10 @@ def to_array(inputs: Inputs, features: Sequence[str], field: str = "inputs") -> 
     if not np.isfinite(array).all():
         place, column = (int(where[0]) for where in np.nonzero(~np.isfinite(array)))
         raise InvalidInputError(
-            Fault(f"{field}[{place}][{column}]", f"{wide[place, column]:g} ({features[column]}) is no finite 32-bit number")
+            Fault(
+                f"{field}[{place}][{column}]",
+                f"{wide[place, column]:g} ({features[column]}) is no finite 32-bit number",
+            )
         )
     return array
 
@@ -49,7 +52,11 @@ def to_array(inputs: Inputs, features: Sequence[str], field: str = "inputs") -> 
 def _by_name(step: object, features: Sequence[str], field: str) -> list[float]:
     assert isinstance(step, Mapping)
     faults = [Fault(f"{field}.{name}", "missing") for name in features if name not in step]
-    faults += [Fault(f"{field}.{name}", f"no such feature; a step is {_said(features)}") for name in step if name not in features]
+    faults += [
+        Fault(f"{field}.{name}", f"no such feature; a step is {_said(features)}")
+        for name in step
+        if name not in features
+    ]
     if faults:
         raise InvalidInputError(*faults)
     return [step[name] for name in features]

@@ -31,7 +31,9 @@ class Scheduler(Generic[I]):
     def __init__(self, max_rows: int) -> None:
         self._max_rows = max_rows
         self._lines: dict[Hashable, deque[I]] = {}  # every item that is not finished; a line's first may be running
-        self._ready: OrderedDict[Hashable, None] = OrderedDict()  # lines with nothing running, in the order of their turns
+        self._ready: OrderedDict[Hashable, None] = (
+            OrderedDict()
+        )  # lines with nothing running, in the order of their turns
         self.waiting = 0
 
     def add(self, item: I) -> None:
@@ -42,7 +44,7 @@ class Scheduler(Generic[I]):
             self._ready[item.line] = None
 
     def batch(self, now: float) -> tuple[list[I], list[I]]:
-        """The items to run next, at most one a line, and those whose deadline passed before they ran, which are dropped.
+        """The items to run next, at most one a line, and those whose deadline passed before they ran, now dropped.
 
         Every item of the batch must come back by `finish` or `put_back`. Both lists are empty when nothing waits.
         """

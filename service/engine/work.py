@@ -40,7 +40,7 @@ class Done:
 
 @dataclass(slots=True, eq=False)
 class Work:
-    """One row of batches to come. Either `intent` names a session to advance and commit, or `state` is what to start from."""
+    """One row of batches to come. `intent` names a session to advance and commit; without it, `state` is the start."""
 
     model: StepModel
     inputs: NDArray[np.float32]  # (steps, features)

@@ -47,7 +47,8 @@ class CreateSession(Body):
     session_id: SessionId | None = None
     version: Version | None = None
     ttl_s: Annotated[
-        float | None, Field(strict=True, gt=0, le=31_536_000, allow_inf_nan=False, description="idle seconds before it expires")
+        float | None,
+        Field(strict=True, gt=0, le=31_536_000, allow_inf_nan=False, description="idle seconds before it expires"),
     ] = None
     inputs: Inputs | None = None
 
@@ -55,10 +56,12 @@ class CreateSession(Body):
 class Step(Body):
     inputs: Inputs
     step: Annotated[
-        int | None, Field(strict=True, ge=0, lt=2**63, description="the step that the session is believed to have reached")
+        int | None,
+        Field(strict=True, ge=0, lt=2**63, description="the step that the session is believed to have reached"),
     ] = None
     request_id: Annotated[
-        str | None, Field(pattern=r"^[\x21-\x7e]{1,128}$", description="makes a retry safe: the same id gets the same answer")
+        str | None,
+        Field(pattern=r"^[\x21-\x7e]{1,128}$", description="makes a retry safe: the same id gets the same answer"),
     ] = None
 
 
@@ -67,7 +70,9 @@ class Forecast(Body):
 
 
 class Predict(Body):
-    inputs: Annotated[list[Inputs], Field(min_length=1, description="sequences, each a list of steps; lengths may differ")]
+    inputs: Annotated[
+        list[Inputs], Field(min_length=1, description="sequences, each a list of steps; lengths may differ")
+    ]
     version: Version | None = None
     horizon: Annotated[int, Field(strict=True, ge=0, le=2**31, description="steps to roll each sequence forward")] = 0
 
@@ -76,10 +81,12 @@ Rows = dict[str, list[list[float]]]
 
 
 class Predictions(Body):
-    """What the model says of the next input, a row a step: the head's parameters by name, in the order of the targets."""
+    """What the model says of the next input, a row a step: the head's parameters by name, in the targets' order."""
 
     predictions: Annotated[Rows, Field(description="by output of the head, such as mean and std")]
-    surprise: Annotated[list[float] | None, Field(description="the score of each input under the prediction made before it")] = None
+    surprise: Annotated[
+        list[float] | None, Field(description="the score of each input under the prediction made before it")
+    ] = None
 
 
 class StepAnswer(Predictions):
@@ -120,7 +127,9 @@ class SessionInfo(Body):
 
 
 class CreatedSession(SessionInfo):
-    prediction: Annotated[dict[str, list[float]], Field(description="of the next input; empty where the model keeps none")]
+    prediction: Annotated[
+        dict[str, list[float]], Field(description="of the next input; empty where the model keeps none")
+    ]
 
 
 class SessionList(Body):

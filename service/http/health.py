@@ -34,5 +34,12 @@ def index(engine: Engine) -> Response:
 OPERATIONS = (
     Operation("GET", "/", index, "What is here", bodies.Index),
     Operation("GET", "/healthz", healthz, "Whether the process is alive", bodies.Status),
-    Operation("GET", "/readyz", readyz, "Whether it can serve: a model is open and the store answers", bodies.Ready, problems=(503,)),
+    Operation(
+        "GET",
+        "/readyz",
+        readyz,
+        "Whether it can serve: a model is open and the store answers",
+        bodies.Ready,
+        problems=(503,),
+    ),
 )

@@ -64,7 +64,7 @@ def _info(engine: Engine, model: StepModel, live: dict[tuple[str, int], int]) ->
 
 
 OPERATIONS = (
-    Operation("GET", "/v1/models", index, "The models that are served, and the bundles that were refused", bodies.ModelList),
+    Operation("GET", "/v1/models", index, "The models that are served, and the bundles refused", bodies.ModelList),
     Operation(
         "GET", "/v1/models/{model}", show, "One model: features, head, accuracy, provenance", bodies.ModelDetail,
         query=(Query("version", int, "the highest if left out"),), problems=(404, 422),

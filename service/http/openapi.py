@@ -26,7 +26,7 @@ def document(operations: tuple[Operation, ...]) -> dict[str, Any]:
     refs, definitions = models_json_schema(
         [(form, "validation") for form in sorted(forms, key=lambda form: form.__name__)], ref_template=_REF
     )
-    schemas: dict[type[BaseModel], dict[str, Any]] = {form: schema for (form, _), schema in refs.items()}
+    schemas = {form: refs[form, "validation"] for form in forms}
     paths: dict[str, dict[str, Any]] = {}
     for operation in operations:
         paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation, schemas)
@@ -64,7 +64,9 @@ def _operation(operation: Operation, schemas: dict[type[BaseModel], dict[str, An
             "content": {MEDIA_TYPE: {"schema": schemas[Problem]}},
         }
     told: dict[str, Any] = {"summary": operation.summary, "parameters": parameters, "responses": answers}
-    told["operationId"] = f"{operation.method.lower()}_{operation.view.__module__.rpartition('.')[2]}_{operation.view.__name__}"
+    told["operationId"] = (
+        f"{operation.method.lower()}_{operation.view.__module__.rpartition('.')[2]}_{operation.view.__name__}"
+    )
     if operation.body is not None:
         content = {"application/json": {"schema": schemas[operation.body]}}
         told["requestBody"] = {"required": not operation.body_optional, "content": content}

@@ -1,4 +1,4 @@
-"""An operation: one method on one path, with what goes in and out. Routes and the OpenAPI document are made of these."""
+"""An operation: one method on one path, with what goes in and out. Routes and OpenAPI are made of these."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

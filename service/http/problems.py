@@ -125,7 +125,9 @@ def of_validation(error: ValidationError) -> Response:
     found = error.errors(include_url=False, include_context=False, include_input=False)
     if found[0]["type"] == "json_invalid":
         return response(MALFORMED, found[0]["msg"], [Fault("body", found[0]["msg"])])
-    faults = [Fault(_field(tuple(fault["loc"])), fault["msg"].removeprefix("Value error, ")) for fault in found[:MOST_FAULTS]]
+    faults = [
+        Fault(_field(tuple(fault["loc"])), fault["msg"].removeprefix("Value error, ")) for fault in found[:MOST_FAULTS]
+    ]
     detail = "; ".join(f"{fault.field}: {fault.message}" for fault in faults[:3])
     return response(KINDS[errors.InvalidInputError], detail, faults)
 
@@ -164,10 +166,14 @@ def _of_http(error: HTTPException) -> Response:
         return answer
     if status == 413:
         most = request.max_content_length
-        return response(kind, f"at most {most} bytes; split the inputs into several calls", [Fault("body", f"at most {most} bytes")])
+        return response(
+            kind, f"at most {most} bytes; split the inputs into several calls", [Fault("body", f"at most {most} bytes")]
+        )
     return response(kind, error.description or kind.title)
 
 
 def _of_anything(error: Exception) -> Response:
     log.error("%s %s failed", request.method, request.path, exc_info=error)
-    return response(INTERNAL, "this is our fault and is in the log; nothing was committed for this request, unless it says so")
+    return response(
+        INTERNAL, "this is our fault and is in the log; nothing was committed for this request, unless it says so"
+    )

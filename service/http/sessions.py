@@ -103,7 +103,8 @@ OPERATIONS = (
         problems=(404, 410, 422, 500, 503),
     ),
     Operation(
-        "DELETE", "/v1/sessions/{session_id}", delete, "End a session", None, status=204, problems=(404, 410, 422, 500, 503),
+        "DELETE", "/v1/sessions/{session_id}", delete, "End a session", None, status=204,
+        problems=(404, 410, 422, 500, 503),
     ),
     Operation(
         "POST", "/v1/sessions/{session_id}/steps", step, "Advance a session by all of the inputs, or not at all",

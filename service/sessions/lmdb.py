@@ -71,7 +71,9 @@ class LmdbStore:
         self._put(txn, change.key, None if stored is None else _decoded(stored), change.record, data)
         return True
 
-    def _put(self, txn: Any, key: bytes, before: Record | DamagedRecordError | None, after: Record, data: bytes) -> None:
+    def _put(
+        self, txn: Any, key: bytes, before: Record | DamagedRecordError | None, after: Record, data: bytes
+    ) -> None:
         txn.put(key, data, db=self._sessions)
         was = before if isinstance(before, Record) and before.ended is None else None
         if was is not None and after.ended is None:

@@ -126,8 +126,8 @@ def from_bytes(data: bytes) -> Record:
     if zlib.crc32(memoryview(data)[_CRC.size :]) != _CRC.unpack_from(data)[1]:
         raise DamagedRecordError("its checksum does not match")
     (
-        revision, step, created_at, last_step_at, ttl_s, expires_at, ended, count, mean, recent, version, sha256, digest,
-        *lengths,
+        revision, step, created_at, last_step_at, ttl_s, expires_at, ended, count, mean, recent, version,
+        sha256, digest, *lengths,
     ) = _HEAD.unpack_from(data, _CRC.size)  # fmt: skip
     sections, place = [], _START
     for length in lengths:

@@ -33,7 +33,7 @@ class Page:
 
 class Store(Protocol):
     def load_many(self, keys: Sequence[bytes]) -> list[Record | DamagedRecordError | None]:
-        """One entry a key: its record (ended ones too), an error where its bytes are none, None where there is nothing."""
+        """One entry a key: its record (ended ones too), an error where its bytes are none, None where nothing is."""
 
     def commit_many(self, changes: Sequence[Change]) -> list[bool]:
         """Applies every change whose expectation holds; True for these. Durable against a killed process on return."""
