@@ -235,7 +235,13 @@ class Engine:
         key = records.key(tenant, session_id)
         while True:
             model = self._place(key, session_id)
-            array = to_array(inputs, model.features)
+            try:
+                array = to_array(inputs, model.features)
+            except InvalidInputError:
+                self._places.pop(key, None)
+                if self._place(key, session_id) is model:
+                    raise
+                continue  # the id lives on another model than was remembered
             digest = blake2b(array.tobytes(), digest_size=16).digest() if request_id else bytes(16)
             intent = Intent(key, session_id, step, request_id, digest)
             try:
@@ -328,7 +334,13 @@ class Engine:
         for work in late:
             work.settle(DeadlineError(self.limits.timeout_s))
         if batch:
-            self._executor.run(model, batch)
+            try:
+                self._executor.run(model, batch)
+            except Exception as error:
+                if not isinstance(error, OnwardError):
+                    log.exception("a batch of %d rows failed", len(batch))
+                for work in batch:
+                    work.settle(error)
             for work in batch:
                 (queue.finish if work.result.ready() else queue.put_back)(work)
             gevent.sleep(0)

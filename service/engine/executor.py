@@ -4,7 +4,6 @@ Owns what happens to each row, and exactly-once: whether a request is a retry, o
 nowhere else, against the record that the commit is compared with. One bad row never fails its neighbours.
 """
 
-import logging
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -25,8 +24,6 @@ from service.errors import (
 from service.sessions.record import Record, Ref
 from service.sessions.store import Change, Store
 
-log = logging.getLogger(__name__)
-
 
 class MovedError(Exception):
     """The session runs on another bundle than the item was queued for: it was ended and created anew meanwhile."""
@@ -40,18 +37,12 @@ class Executor:
     def run(self, model: StepModel, batch: Sequence[Work]) -> None:
         """Takes every item of the batch one call further; answers those that are finished or failed.
 
-        An item that is neither goes on in a later batch. Never raises for what goes wrong in running.
+        An item that is neither goes on in a later batch. Raises what is no single row's fault, such as a store's.
         """
-        try:
-            rows = self._admit(model, batch)
-            if rows:
-                self._compute(model, rows)
-                self._commit(rows)
-        except OnwardError as error:
-            _fail(batch, error)
-        except Exception as error:
-            log.exception("a batch of %d rows failed", len(batch))
-            _fail(batch, error)
+        rows = self._admit(model, batch)
+        if rows:
+            self._compute(model, rows)
+            self._commit(rows)
 
     def _admit(self, model: StepModel, batch: Sequence[Work]) -> list[Work]:
         """The items that may run, with their state; retries and refusals are answered."""
@@ -174,8 +165,3 @@ def surprises(model: StepModel, outputs: Outputs) -> list[float]:
 def finite(rows: Outputs | State) -> bool:
     """Whether every number in structured rows is finite."""
     return all(bool(np.isfinite(rows[name]).all()) for name in rows.dtype.names or ())
-
-
-def _fail(batch: Sequence[Work], error: BaseException) -> None:
-    for work in batch:
-        work.settle(error)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, TypeVar
 
 from flask import request
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from werkzeug.exceptions import RequestEntityTooLarge
 
 from service.errors import Fault
 from service.http.problems import MEDIA, RequestError
@@ -199,4 +200,7 @@ def read(form: type[B]) -> B:
     if request.mimetype != "application/json":
         detail = f"expected Content-Type: application/json, not {request.mimetype or 'none'}"
         raise RequestError(MEDIA, detail, [Fault("Content-Type", detail)])
-    return form.model_validate_json(request.get_data(cache=False))
+    data = request.get_data(cache=False)
+    if request.content_length is None and len(data) == request.max_content_length:
+        raise RequestEntityTooLarge  # werkzeug cuts a chunked body off at the limit, without a word
+    return form.model_validate_json(data)

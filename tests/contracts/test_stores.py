@@ -1,0 +1,210 @@
+"""What every store keeps, on the real thing: one suite over all of them."""
+
+import multiprocessing
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from service.errors import DamagedRecordError
+from service.sessions import record as records
+from service.sessions.record import TOMBSTONE_S, Record, Ref
+from service.sessions.store import Change, Store, open_store
+
+NOW = 1_800_000_000.0
+
+
+def session(revision: int = 1, *, model: str = "m", version: int = 1, step: int = 0, ttl_s: float = 60.0) -> Record:
+    return Record(
+        revision=revision, tenant="t", ref=Ref(model, version, bytes(32)), step=step, created_at=NOW, last_step_at=NOW,
+        ttl_s=ttl_s, expires_at=NOW + ttl_s, state=b"state",
+    )  # fmt: skip
+
+
+def key(name: str) -> bytes:
+    return records.key("t", name)
+
+
+@pytest.fixture(params=["lmdb"])
+def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return f"{request.param}://{tmp_path}/store"
+
+
+@pytest.fixture
+def store(uri: str) -> Iterator[Store]:
+    opened = open_store(uri)
+    yield opened
+    opened.close()
+
+
+def test_what_is_committed_is_loaded(store: Store) -> None:
+    """A record comes back as it went in, in the order asked for; what is not there is None."""
+    one, two = session(1), session(2, step=7)
+    assert store.commit_many([Change(key("a"), None, one), Change(key("b"), None, two)]) == [True, True]
+    assert store.load_many([key("b"), key("x"), key("a")]) == [two, None, one]
+
+
+def test_compare_and_set(store: Store) -> None:
+    """Only who knows the present revision changes a session; others are told, and change nothing."""
+    first, second = session(5), session(6, step=1)
+    assert store.commit_many([Change(key("a"), 5, first)]) == [False]
+    assert store.commit_many([Change(key("a"), None, first)]) == [True]
+    assert store.commit_many([Change(key("a"), None, second)]) == [False]
+    assert store.commit_many([Change(key("a"), 4, second)]) == [False]
+    assert store.load_many([key("a")]) == [first]
+    assert store.commit_many([Change(key("a"), 5, second)]) == [True]
+    assert store.load_many([key("a")]) == [second]
+
+
+def test_one_refused_row_never_fails_its_neighbours(store: Store) -> None:
+    """In one group, each row stands or falls alone."""
+    changes = [Change(key("a"), None, session()), Change(key("b"), 9, session()), Change(key("c"), None, session())]
+    assert store.commit_many(changes) == [True, False, True]
+    assert store.load_many([key("b")]) == [None]
+
+
+def test_two_changes_of_one_key_in_a_group(store: Store) -> None:
+    """The second is compared with what the first has set."""
+    assert store.commit_many([Change(key("a"), None, session(1)), Change(key("a"), 1, session(2))]) == [True, True]
+    assert store.commit_many([Change(key("a"), 2, session(3)), Change(key("a"), 2, session(4))]) == [True, False]
+
+
+def test_pages_hold_each_living_session_once_in_order(store: Store) -> None:
+    """A prefix's sessions, and no other tenant's, page by page, without the ended ones."""
+    names = [f"s{number:02}" for number in range(25)]
+    store.commit_many([Change(key(name), None, session(model="mn"[i % 2])) for i, name in enumerate(names)])
+    store.commit_many(
+        [Change(records.key("t2", "s00"), None, session()), Change(records.key("s", "zz"), None, session())]
+    )
+    store.commit_many([Change(key("s03"), 1, session(1).tombstone("deleted", NOW))])
+    for model, expected in ((None, [name for name in names if name != "s03"]), ("m", names[::2])):
+        seen, after = [], b"t/"
+        while True:
+            page = store.page(b"t/", after, 10, now=NOW, model=model)
+            seen += [records.session_id(found) for found, _ in page.sessions]
+            assert len(page.sessions) <= 10
+            if page.after is None:
+                break
+            after = page.after
+        assert seen == expected
+
+
+def test_a_page_leaves_out_what_has_expired(store: Store) -> None:
+    """An expired session is not alive, swept or not."""
+    store.commit_many([Change(key("a"), None, session(ttl_s=10)), Change(key("b"), None, session(ttl_s=99))])
+    assert [found for found, _ in store.page(b"t/", b"t/", 10, now=NOW + 11).sessions] == [key("b")]
+
+
+def test_counts_follow_births_and_ends(store: Store) -> None:
+    """Live sessions by model and version, through creation, steps, deletion, creation anew, and expiry."""
+    store.commit_many([Change(key(name), None, session(1, model="m")) for name in "abc"])
+    store.commit_many([Change(key("d"), None, session(1, model="n", version=2, ttl_s=10))])
+    assert store.count() == {("m", 1): 3, ("n", 2): 1}
+    store.commit_many([Change(key("a"), 1, session(2, step=1))])
+    assert store.count() == {("m", 1): 3, ("n", 2): 1}
+    store.commit_many([Change(key("a"), 2, session(2).tombstone("deleted", NOW))])
+    assert store.count() == {("m", 1): 2, ("n", 2): 1}
+    store.commit_many([Change(key("a"), 3, session(9))])
+    assert store.sweep(NOW + 11) == 1
+    assert store.count() == {("m", 1): 3, ("n", 2): 0}
+
+
+def test_a_sweep_ends_what_is_due_and_only_that(store: Store) -> None:
+    """A session ends at its time, not at the sweep's; a stepped one lives on; a tombstone is kept for a day."""
+    store.commit_many(
+        [Change(key("idle"), None, session(1, ttl_s=10)), Change(key("busy"), None, session(1, ttl_s=10))]
+    )
+    stepped = replace(session(2, step=1, ttl_s=10), expires_at=NOW + 25)
+    store.commit_many([Change(key("busy"), 1, stepped)])
+    assert store.sweep(NOW + 9) == 0
+    assert store.sweep(NOW + 20) == 1
+    idle, busy = store.load_many([key("idle"), key("busy")])
+    assert isinstance(idle, Record)
+    assert (idle.ended, idle.ended_at, idle.state) == ("expired", NOW + 10, b"")
+    assert busy == stepped
+    assert store.sweep(NOW + 20) == 0
+    assert store.sweep(NOW + 26) == 1
+    assert store.sweep(NOW + 10 + TOMBSTONE_S - 1) == 0
+    assert store.sweep(NOW + 10 + TOMBSTONE_S) == 1
+    assert store.load_many([key("idle")]) == [None]
+
+
+def test_a_sweep_is_bounded(store: Store) -> None:
+    """A crowd that expires at once is ended in parts, so that steps come in between."""
+    store.commit_many([Change(key(f"s{number}"), None, session(ttl_s=10)) for number in range(25)])
+    assert [store.sweep(NOW + 20, limit=10) for _ in range(4)] == [10, 10, 5, 0]
+
+
+def test_an_id_created_anew_is_not_ended_by_the_old_ones_time(store: Store) -> None:
+    """The old session's and the tombstone's due times do not end the new session."""
+    store.commit_many([Change(key("a"), None, session(1, ttl_s=10))])
+    store.commit_many([Change(key("a"), 1, session(1).tombstone("deleted", NOW + 5))])
+    anew = replace(session(7, ttl_s=10 * TOMBSTONE_S), created_at=NOW + 6)
+    store.commit_many([Change(key("a"), 2, anew)])
+    store.sweep(NOW + 2 * TOMBSTONE_S)
+    assert store.load_many([key("a")]) == [anew]
+    assert store.count() == {("m", 1): 1}
+
+
+def test_it_is_kept_when_closed(uri: str) -> None:
+    """Closing and opening changes nothing."""
+    first = open_store(uri)
+    first.commit_many([Change(key("a"), None, session(3))])
+    first.close()
+    second = open_store(uri)
+    assert second.load_many([key("a")]) == [session(3)]
+    second.close()
+
+
+def race(uri: str, attempts: int) -> int:
+    """Raises one session's revision as often as it can; how often this process won."""
+    store, won = open_store(uri), 0
+    for _ in range(attempts):
+        before = store.load_many([key("race")])[0]
+        assert isinstance(before, Record)
+        won += store.commit_many([Change(key("race"), before.revision, replace(before, revision=before.revision + 1))])[
+            0
+        ]
+    store.close()
+    return won
+
+
+def test_processes_that_race_win_each_revision_once(uri: str) -> None:
+    """Four processes: every win is one revision, none is shared, none is lost."""
+    store = open_store(uri)
+    store.commit_many([Change(key("race"), None, session(0))])
+    store.close()
+    with multiprocessing.get_context("spawn").Pool(4) as pool:
+        won = pool.starmap(race, [(uri, 300)] * 4)
+        pool.close()
+        pool.join()
+    store = open_store(uri)
+    after = store.load_many([key("race")])[0]
+    store.close()
+    assert isinstance(after, Record)
+    assert after.revision == sum(won)
+    assert min(won) > 0
+
+
+def test_a_damaged_record_is_an_error_of_its_own_row(uri: str) -> None:
+    """Damage is reported for the key that has it, and the neighbours load."""
+    store = open_store(uri)
+    store.commit_many([Change(key(name), None, session()) for name in "abc"])
+    damage(uri, store, key("b"))
+    a, b, c = store.load_many([key("a"), key("b"), key("c")])
+    assert isinstance(b, DamagedRecordError)
+    assert (a, c) == (session(), session())
+    assert [found for found, _ in store.page(b"t/", b"t/", 10, now=NOW).sessions] == [key("a"), key("c")]
+    store.close()
+
+
+def damage(uri: str, store: Store, where: bytes) -> None:
+    """Flips a bit of the stored bytes, below the store."""
+    assert uri.startswith("lmdb:")
+    environment = vars(store)["_env"]
+    table = vars(store)["_sessions"]
+    with environment.begin(db=table, write=True) as txn:
+        data = bytearray(txn.get(where))
+        data[-1] ^= 1
+        txn.put(where, bytes(data))

@@ -1,0 +1,104 @@
+"""A real service in processes of its own: gunicorn, its workers, LMDB."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+from tests.reference import ROOT
+
+START_S = 60
+
+
+class Server:
+    """`onward serve` on a port of its own, with two workers. Kill it, start it again: the store stays."""
+
+    def __init__(self, folder: Path, **settings: str) -> None:
+        self._environment = {name: value for name, value in os.environ.items() if not name.startswith("ONWARD_")}
+        self._environment |= {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        self._environment |= {
+            "ONWARD_WORKERS": "2",
+            "ONWARD_BIND": "127.0.0.1:0",
+            "ONWARD_STORE": f"lmdb://{folder}/store",
+        }
+        self._environment |= settings
+        self._process: subprocess.Popen[str] | None = None
+        self.log: list[str] = []
+        self.url = ""
+
+    def start(self) -> None:
+        """Returns once the first worker serves."""
+        command = [sys.executable, "-c", "from service.serve import serve; serve()"]
+        self._process = subprocess.Popen(
+            command, env=self._environment, cwd=ROOT, text=True, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        up = threading.Event()
+        self._reader = threading.Thread(target=self._read, args=(self._process, up))
+        self._reader.start()
+        assert up.wait(START_S), "".join(self.log)
+        assert self._process.poll() is None, "".join(self.log)
+
+    def _read(self, process: "subprocess.Popen[str]", up: threading.Event) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            self.log.append(line)
+            if found := re.search(r"Listening at: (http://[\d.]+:(\d+))", line):
+                self.url = found[1]
+                self._environment["ONWARD_BIND"] = f"127.0.0.1:{found[2]}"
+            if line.startswith("Onward serves"):
+                up.set()
+        up.set()
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def workers(self) -> list[int]:
+        """The worker processes that are alive."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
+        return [int(child) for child in children.split()]
+
+    def kill_worker(self, pid: int) -> None:
+        os.kill(pid, signal.SIGKILL)
+
+    def kill(self) -> None:
+        """Kill -9 of the whole service, master and workers at once."""
+        os.killpg(self.pid, signal.SIGKILL)
+        self._gone()
+
+    def stop(self) -> int:
+        """SIGTERM, as an operator would; returns the exit status."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        return self._gone()
+
+    def _gone(self) -> int:
+        assert self._process is not None
+        status = self._process.wait(START_S)
+        self._reader.join(START_S)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        self._process = None
+        return status
+
+    def client(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=30)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process is not None:
+            self.kill()

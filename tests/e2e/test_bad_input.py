@@ -1,0 +1,220 @@
+"""Bad input gets its status and a problem that names the field, and the session stays where it was."""
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from tests.e2e.server import Server
+from tests.problems import assert_problem
+from tests.reference import INPUTS, ZOO, BareLoop, assert_same_bits
+
+JSON = {"Content-Type": "application/json"}
+STEPS, FORECAST = "/v1/sessions/kept/steps", "/v1/sessions/kept/forecast"
+CREATE, PREDICT = "/v1/models/pulse/sessions", "/v1/models/pulse/predict"
+INVALID = "invalid-request"
+
+
+@pytest.fixture(scope="module")
+def _kept(server: Server) -> None:
+    with server.client() as client:
+        body = {"session_id": "kept", "inputs": INPUTS["pulse"](5)}
+        assert client.post("/v1/models/pulse/sessions", json=body).status_code == 201
+        assert client.post("/v1/models/weather/sessions", json={"session_id": "wide"}).status_code == 201
+
+
+@pytest.fixture(autouse=True)
+def _unmoved(server: Server, _kept: None) -> Iterator[None]:
+    """Around every test here: the session is the very same after it."""
+    with server.client() as client:
+        before = client.get("/v1/sessions/kept").text
+        yield
+        assert client.get("/v1/sessions/kept").text == before
+
+
+BODIES = {
+    "wrong width": ('{"inputs": [[1, 2]]}', INVALID, "inputs[0]"),
+    "one wrong width among many": ('{"inputs": [[1], [1, 2], [1]]}', INVALID, "inputs[1]"),
+    "no steps": ('{"inputs": []}', INVALID, "inputs"),
+    "an empty step": ('{"inputs": [[]]}', INVALID, "inputs[0]"),
+    "no inputs": ("{}", INVALID, "inputs"),
+    "null": ('{"inputs": null}', INVALID, "inputs"),
+    "text for inputs": ('{"inputs": "500"}', INVALID, "inputs"),
+    "text in a number": ('{"inputs": [["500"]]}', INVALID, "inputs[0][0]"),
+    "text after a number": ('{"inputs": [500, "500"]}', INVALID, "inputs[1]"),
+    "a boolean": ('{"inputs": [[true]]}', INVALID, "inputs[0][0]"),
+    "mixed forms": ('{"inputs": [[1], 2]}', INVALID, "inputs[1]"),
+    "NaN": ('{"inputs": [[NaN]]}', INVALID, "inputs[0][0]"),
+    "Infinity": ('{"inputs": [[1], [-Infinity]]}', INVALID, "inputs[1][0]"),
+    "1e400": ('{"inputs": [[1e400]]}', INVALID, "inputs[0][0]"),
+    "1e39, beyond 32 bits": ('{"inputs": [[1], [1e39]]}', INVALID, "inputs[1][0]"),
+    "3e38, beyond the model": ('{"inputs": [[3e38]]}', "not-finite", "inputs"),
+    "unknown feature": ('{"inputs": [{"bpm": 1}]}', INVALID, "inputs[0].bpm"),
+    "missing feature": ('{"inputs": [{"ppg": 1}, {}]}', INVALID, "inputs[1].ppg"),
+    "unknown key": ('{"inputs": [[1]], "stp": 5}', INVALID, "stp"),
+    "step as text": ('{"inputs": [[1]], "step": "5"}', INVALID, "step"),
+    "negative step": ('{"inputs": [[1]], "step": -1}', INVALID, "step"),
+    "enormous step": ('{"inputs": [[1]], "step": 99999999999999999999}', INVALID, "step"),
+    "another step": ('{"inputs": [[1]], "step": 4}', "step-conflict", "step"),
+    "request id with a newline": ('{"inputs": [[1]], "request_id": "a\\nb"}', INVALID, "request_id"),
+    "request id too long": (f'{{"inputs": [[1]], "request_id": "{"a" * 129}"}}', INVALID, "request_id"),
+    "malformed JSON": ('{"inputs": [[1]', "malformed-json", "body"),
+    "empty body": ("", "malformed-json", "body"),
+    "not UTF-8": (b'{"inputs": [["\xff"]]}', "malformed-json", "body"),
+    "a list": ("[1]", INVALID, "body"),
+}
+
+
+@pytest.mark.parametrize("case", BODIES)
+def test_a_bad_body_names_its_field(client: httpx.Client, case: str) -> None:
+    body, name, field = BODIES[case]
+    problem = assert_problem(client.post(STEPS, content=body, headers=JSON), name, field)
+    if name == "step-conflict":
+        assert problem["expected_step"] == 5
+
+
+def test_every_body_is_held_to_its_size(client: httpx.Client) -> None:
+    """10 MB are refused, with a length and in chunks."""
+    body = b'{"inputs": [' + b"[500]," * 1_700_000 + b"[500]]}"
+    assert len(body) > 10_000_000
+    assert_problem(client.post(STEPS, content=body, headers=JSON), "body-too-large", "body")
+    chunks = (body[i : i + 65536] for i in range(0, len(body), 65536))
+    assert_problem(client.post(STEPS, content=chunks, headers=JSON), "body-too-large", "body")
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "application/jsonp", None])
+def test_another_content_type_is_refused(client: httpx.Client, kind: str | None) -> None:
+    headers = {} if kind is None else {"Content-Type": kind}
+    answer = client.post(STEPS, content=b'{"inputs": [[1]]}', headers=headers)
+    assert_problem(answer, "unsupported-media-type", "Content-Type")
+
+
+CALLS: dict[str, tuple[str, str, Any, str, str]] = {
+    "unknown model": ("POST", "/v1/models/pulsar/sessions", {}, "unknown-model", "model"),
+    "unknown model, predict": ("POST", "/v1/models/pulsar/predict", {"inputs": [[[1]]]}, "unknown-model", "model"),
+    "unknown model, get": ("GET", "/v1/models/pulsar", None, "unknown-model", "model"),
+    "unknown version": ("POST", CREATE, {"version": 7}, "unknown-version", "version"),
+    "unknown version, get": ("GET", "/v1/models/pulse?version=7", None, "unknown-version", "version"),
+    "version as text": ("GET", "/v1/models/pulse?version=one", None, INVALID, "version"),
+    "version 0": ("POST", CREATE, {"version": 0}, INVALID, "version"),
+    "unknown session": ("POST", "/v1/sessions/nobody/steps", {"inputs": [[1]]}, "unknown-session", "session_id"),
+    "unknown session, get": ("GET", "/v1/sessions/nobody", None, "unknown-session", "session_id"),
+    "unknown session, delete": ("DELETE", "/v1/sessions/nobody", None, "unknown-session", "session_id"),
+    "unknown session, forecast": (
+        "POST",
+        "/v1/sessions/nobody/forecast",
+        {"horizon": 1},
+        "unknown-session",
+        "session_id",
+    ),
+    "taken session": ("POST", CREATE, {"session_id": "kept"}, "session-exists", "session_id"),
+    "wrong method": ("PUT", STEPS, {"inputs": [[1]]}, "method-not-allowed", "method"),
+    "no such path": ("GET", "/v2/health", None, "not-found", "path"),
+    "negative ttl": ("POST", CREATE, {"ttl_s": -1}, INVALID, "ttl_s"),
+    "zero ttl": ("POST", CREATE, {"ttl_s": 0}, INVALID, "ttl_s"),
+    "ttl as text": ("POST", CREATE, {"ttl_s": "60"}, INVALID, "ttl_s"),
+    "seeded with the wrong width": ("POST", CREATE, {"inputs": [[1, 2]]}, INVALID, "inputs[0]"),
+    "horizon 0": ("POST", FORECAST, {"horizon": 0}, INVALID, "horizon"),
+    "horizon 1e9": ("POST", FORECAST, {"horizon": 1_000_000_000}, INVALID, "horizon"),
+    "horizon 1e99": ("POST", FORECAST, {"horizon": 10**99}, INVALID, "horizon"),
+    "horizon 1.5": ("POST", FORECAST, {"horizon": 1.5}, INVALID, "horizon"),
+    "id with a slash, in a body": ("POST", CREATE, {"session_id": "a/b"}, INVALID, "session_id"),
+    "id of 10 kB, in a body": ("POST", CREATE, {"session_id": "a" * 10_000}, INVALID, "session_id"),
+    "empty id, in a body": ("POST", CREATE, {"session_id": ""}, INVALID, "session_id"),
+    "id with a slash, in a path": ("POST", "/v1/sessions/a/b/steps", {"inputs": [[1]]}, "not-found", "path"),
+    "id with a quoted slash": ("POST", "/v1/sessions/a%2Fb/steps", {"inputs": [[1]]}, "not-found", "path"),
+    "id that none can have": ("POST", "/v1/sessions/a b/steps", {"inputs": [[1]]}, INVALID, "session_id"),
+    "id of 1 kB, in a path": ("GET", f"/v1/sessions/{'a' * 1000}", None, INVALID, "session_id"),
+    "page of 0": ("GET", "/v1/sessions?limit=0", None, INVALID, "limit"),
+    "page after no id": ("GET", "/v1/sessions?after=%00", None, INVALID, "after"),
+    "no sequences": ("POST", PREDICT, {"inputs": []}, INVALID, "inputs"),
+    "an empty sequence": ("POST", PREDICT, {"inputs": [[[1]], []]}, INVALID, "inputs[1]"),
+    "a sequence too wide": ("POST", PREDICT, {"inputs": [[[1]], [[1], [2, 3]]]}, INVALID, "inputs[1][1]"),
+    "too many sequences": ("POST", PREDICT, {"inputs": [[[1]]] * 1025}, INVALID, "inputs"),
+    "predict, horizon 1e9": ("POST", PREDICT, {"inputs": [[[1]]], "horizon": 10**9}, INVALID, "horizon"),
+}
+
+
+@pytest.mark.parametrize("case", CALLS)
+def test_a_bad_call_names_its_field(client: httpx.Client, case: str) -> None:
+    method, path, body, name, field = CALLS[case]
+    answer = client.request(method, path, json=body) if body is not None else client.request(method, path)
+    assert_problem(answer, name, field)
+    if name == "method-not-allowed":
+        assert answer.headers["allow"] == "OPTIONS, POST"
+
+
+def test_an_id_of_10_kb_in_a_path_is_a_problem_too(server: Server) -> None:
+    """What gunicorn refuses before the application sees it has the same shape."""
+    answer = raw(server, b"GET /v1/sessions/" + b"a" * 10_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 414 ")
+    assert b"application/problem+json" in head
+    assert json.loads(body)["type"] == "urn:onward:problem:uri-too-long"
+
+
+def test_what_is_no_http_is_a_problem_too(server: Server) -> None:
+    head, _, body = raw(server, b"HELLO\r\n\r\n").partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(body)["type"] == "urn:onward:problem:bad-request"
+
+
+def raw(server: Server, request: bytes) -> bytes:
+    """The whole answer to bytes sent as they are."""
+    address = urlsplit(server.url)
+    with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
+        connection.sendall(request)
+        connection.shutdown(socket.SHUT_WR)
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def test_the_same_request_id_with_other_inputs_is_refused(client: httpx.Client) -> None:
+    """A reused id is told apart from a retry."""
+    client.post("/v1/models/pulse/sessions", json={"session_id": "reuse"})
+    first = client.post("/v1/sessions/reuse/steps", json={"inputs": [[1]], "request_id": "r"})
+    assert first.status_code == 200
+    again = client.post("/v1/sessions/reuse/steps", json={"inputs": [[2]], "request_id": "r"})
+    assert_problem(again, "request-reused", "request_id")
+    assert client.get("/v1/sessions/reuse").json()["step"] == 1
+
+
+def test_a_deleted_session_says_so_until_its_id_lives_again(client: httpx.Client) -> None:
+    """410 with reason and time for every use of it; creating anew begins at step 0."""
+    client.post("/v1/models/pulse/sessions", json={"session_id": "gone", "inputs": [[500]]})
+    assert client.delete("/v1/sessions/gone").status_code == 204
+    for method, path, body in (
+        ("POST", "/v1/sessions/gone/steps", {"inputs": [[1]]}),
+        ("POST", "/v1/sessions/gone/forecast", {"horizon": 1}),
+        ("GET", "/v1/sessions/gone", None),
+        ("DELETE", "/v1/sessions/gone", None),
+    ):
+        problem = assert_problem(client.request(method, path, json=body), "session-ended")
+        assert problem["reason"] == "deleted"
+        assert problem["ended_at"].endswith("Z")
+    assert "gone" not in [one["session_id"] for one in client.get("/v1/sessions").json()["sessions"]]
+    assert client.post("/v1/models/pulse/sessions", json={"session_id": "gone"}).json()["step"] == 0
+
+
+def test_an_expired_session_says_so(client: httpx.Client) -> None:
+    """410 with the reason, from the moment it is due, and an active one is kept alive by its steps."""
+    inputs = INPUTS["pulse"](20)
+    expected = BareLoop(ZOO / "pulse/1").run(inputs)
+    client.post("/v1/models/pulse/sessions", json={"session_id": "idle", "ttl_s": 0.4})
+    client.post("/v1/models/pulse/sessions", json={"session_id": "busy", "ttl_s": 2})
+    until = time.monotonic() + 2.5
+    step = 0
+    while (idle := client.get("/v1/sessions/idle")).status_code == 200 or time.monotonic() < until:
+        if step < len(inputs) and time.monotonic() > until - 2.5 + 0.12 * step:
+            answer = client.post("/v1/sessions/busy/steps", json={"inputs": [inputs[step]]})
+            assert_same_bits(answer.json(), expected, slice(step, step + 1))
+            step += 1
+    assert step == len(inputs)
+    problem = assert_problem(idle, "session-ended")
+    assert problem["reason"] == "expired"
+    assert_problem(client.post("/v1/sessions/idle/steps", json={"inputs": [[1]]}), "session-ended")
+    assert client.get("/v1/sessions/busy").json()["step"] == len(inputs)

@@ -1,0 +1,283 @@
+"""The use-cases in process, with a clock that the test turns: expiry, races between processes, failures."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model.repository import open_all
+from model.runner import StepModel
+from service.engine.engine import Engine, Limits
+from service.engine.executor import Executor
+from service.errors import (
+    DamagedRecordError,
+    DeadlineError,
+    ModelGoneError,
+    OverloadedError,
+    SessionEndedError,
+    SessionExistsError,
+    StepConflictError,
+    StoreUnavailableError,
+    UnknownSessionError,
+)
+from service.sessions import record as records
+from service.sessions.lmdb import LmdbStore
+from service.sessions.record import TOMBSTONE_S, Record
+from service.sessions.store import Change
+from tests.contracts.test_stores import damage
+from tests.reference import ZOO, BareLoop, pulse
+
+T = "tenant"
+
+
+class Clock:
+    """Seconds that pass when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def engine(tmp_path: Path, clock: Clock) -> Iterator[Engine]:
+    started = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits(), clock=clock, monotonic=clock)
+    started.start(flush_s=1000, sweep_s=1000)
+    yield started
+    started.close()
+
+
+def store_of(engine: Engine) -> LmdbStore:
+    store = vars(engine)["_store"]
+    assert isinstance(store, LmdbStore)
+    return store
+
+
+def test_idle_time_ends_a_session_and_steps_prolong_it(engine: Engine, clock: Clock) -> None:
+    """A session lives ttl_s after its last step; then 410 for a day, then it never existed."""
+    engine.create(T, "pulse", session_id="s", ttl_s=10)
+    clock.now += 9
+    engine.step(T, "s", [[500]])
+    clock.now += 9
+    assert engine.session(T, "s").record.step == 1
+    clock.now += 1
+    due = clock.now
+    for _ in range(2):  # before a sweep, and after
+        with pytest.raises(SessionEndedError) as ended:
+            engine.step(T, "s", [[500]])
+        assert (ended.value.reason, ended.value.ended_at) == ("expired", due)
+        store_of(engine).sweep(clock.now)
+    clock.now = due + TOMBSTONE_S
+    with pytest.raises(UnknownSessionError):
+        engine.session(T, "s")
+
+
+def test_an_expired_sessions_id_is_free_at_once(engine: Engine, clock: Clock) -> None:
+    """Without waiting for a sweep; a living one's is not."""
+    engine.create(T, "pulse", session_id="s", ttl_s=10, inputs=[[500]])
+    with pytest.raises(SessionExistsError):
+        engine.create(T, "pulse", session_id="s")
+    clock.now += 10
+    session, _ = engine.create(T, "weather", session_id="s")
+    assert (session.record.step, session.record.ref.model) == (0, "weather")
+    engine.step(T, "s", [[1, 2, 3, 4]])
+
+
+def test_a_session_created_anew_on_another_model_is_found_there(engine: Engine) -> None:
+    """A step queued for the old model notices that the id now lives on another, and goes there."""
+    engine.create(T, "pulse", session_id="s")
+    engine.step(T, "s", [[500]])
+    store = store_of(engine)
+    old = store.load_many([records.key(T, "s")])[0]
+    assert isinstance(old, Record)
+    other, _ = engine.create(T, "weather", session_id="other")
+    store.commit_many([Change(records.key(T, "s"), old.revision, other.record)])  # as another process would
+    assert engine.step(T, "s", [[1, 2, 3, 4]]).model.manifest.name == "weather"
+
+
+def test_tenants_do_not_see_each_other(engine: Engine) -> None:
+    """The same id in two tenants is two sessions."""
+    engine.create(T, "pulse", session_id="s")
+    with pytest.raises(UnknownSessionError):
+        engine.step("another", "s", [[500]])
+    engine.create("another", "pulse", session_id="s", inputs=[[500], [501]])
+    assert engine.session(T, "s").record.step == 0
+    assert [one.session_id for one in engine.sessions("another", "", 10, None)[0]] == ["s"]
+
+
+def test_a_step_that_another_process_overtook_is_computed_anew(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between this process's load and its commit another commits: both inputs count, each once, in some order."""
+    inputs = pulse(3)
+    engine.create(T, "pulse", session_id="s")
+    engine.step(T, "s", inputs[:1])
+    store, model = store_of(engine), engine.model("pulse")
+    run, overtaken = model.run, []
+
+    def overtake(*args: object) -> object:
+        if not overtaken:
+            overtaken.append(True)
+            before = store.load_many([records.key(T, "s")])[0]
+            assert isinstance(before, Record)
+            state = model.layout.from_bytes(before.state)
+            _, after = run(np.array([inputs[1:2]], np.float32), np.array([1], np.int32), state)
+            step = Record(**{
+                **{name: getattr(before, name) for name in Record.__dataclass_fields__},
+                "revision": before.revision + 1, "step": 2, "state": model.layout.to_bytes(after[0]),
+            })  # fmt: skip
+            assert store.commit_many([Change(records.key(T, "s"), before.revision, step)]) == [True]
+        return run(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(model, "run", overtake)
+    answer = engine.step(T, "s", inputs[2:])
+    assert overtaken
+    assert answer.step == 3
+    expected = BareLoop(ZOO / "pulse/1").run(inputs)
+    assert answer.outputs["mean"].tobytes() == expected["mean"][2:].tobytes()
+
+
+def test_an_overtaken_step_that_named_its_step_conflicts(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Computed anew it would be another step than the client meant: it is told, and nothing is applied."""
+    engine.create(T, "pulse", session_id="s")
+    commit, store = LmdbStore.commit_many, store_of(engine)
+
+    def lose(self: LmdbStore, changes: list[Change]) -> list[bool]:
+        monkeypatch.undo()
+        before = self.load_many([changes[0].key])[0]
+        assert isinstance(before, Record)
+        faster = Record(**{
+            **{name: getattr(before, name) for name in Record.__dataclass_fields__},
+            "revision": before.revision + 1, "step": before.step + 1,
+        })  # fmt: skip
+        commit(self, [Change(changes[0].key, before.revision, faster)])
+        return commit(self, changes)
+
+    monkeypatch.setattr(LmdbStore, "commit_many", lose)
+    with pytest.raises(StepConflictError) as conflict:
+        engine.step(T, "s", [[500]], step=0)
+    assert conflict.value.expected == 1
+    assert store.load_many([records.key(T, "s")])[0].step == 1  # type: ignore[union-attr]
+
+
+def test_a_failing_store_answers_each_that_waits(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of the backend reaches the client, and the engine lives on."""
+    engine.create(T, "pulse", session_id="s")
+
+    def fail(*_: object) -> None:
+        raise StoreUnavailableError("gone fishing")
+
+    monkeypatch.setattr(LmdbStore, "commit_many", fail)
+    with pytest.raises(StoreUnavailableError, match="gone fishing"):
+        engine.step(T, "s", [[500]])
+    monkeypatch.undo()
+    assert engine.step(T, "s", [[500]]).step == 1
+
+
+def test_a_bug_in_running_answers_each_that_waits(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is raised, nobody waits for ever, and the next batch runs."""
+    engine.create(T, "pulse", session_id="s")
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(StepModel, "run", fail)
+    with pytest.raises(ZeroDivisionError):
+        engine.step(T, "s", [[500]])
+    monkeypatch.undo()
+    assert engine.step(T, "s", [[500]]).step == 1
+
+
+def test_a_bug_outside_running_does_not_end_the_engine(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The greenlet that runs batches survives an error of the executor itself."""
+    engine.create(T, "pulse", session_id="s")
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Executor, "run", fail)
+    with pytest.raises(ZeroDivisionError):
+        engine.step(T, "s", [[500]])
+    monkeypatch.undo()
+    assert engine.step(T, "s", [[500]]).step == 1
+
+
+def test_what_waits_too_long_is_told_and_not_applied(
+    engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deadline passes while the item waits: an error, and the session unmoved."""
+    engine.create(T, "pulse", session_id="s")
+    run = Executor.run
+
+    def slow(self: Executor, model: StepModel, batch: list[object]) -> None:
+        clock.now += 31
+        run(self, model, batch)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Executor, "run", slow)
+    with pytest.raises(DeadlineError):
+        engine.step(T, "s", [[500]] * 65)  # two calls; the second is too late
+    monkeypatch.undo()
+    assert engine.session(T, "s").record.step == 0
+
+
+def test_more_than_may_wait_is_refused_at_once(tmp_path: Path) -> None:
+    """The queue is bounded, and the refusal comes before any work."""
+    engine = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits(max_waiting=3))
+    engine.start()
+    with pytest.raises(OverloadedError):
+        engine.predict("pulse", None, [[[500]]] * 4, 0)
+    engine.close()
+
+
+def test_a_damaged_record_is_said_to_be(engine: Engine) -> None:
+    """Never guessed at: the session answers with damage, its neighbour steps on."""
+    for name in ("good", "bad"):
+        engine.create(T, "pulse", session_id=name)
+    damage("lmdb:", store_of(engine), records.key(T, "bad"))
+    with pytest.raises(DamagedRecordError):
+        engine.step(T, "bad", [[500]])
+    with pytest.raises(DamagedRecordError):
+        engine.create(T, "pulse", session_id="bad")
+    assert engine.step(T, "good", [[500]]).step == 1
+
+
+def test_a_session_whose_bundle_is_gone_says_so(tmp_path: Path) -> None:
+    """A removed or replaced bundle does not guess with another: the session is kept, and the way out is named."""
+    first = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits())
+    first.start()
+    first.create(T, "pulse", session_id="s", inputs=[[500]])
+    first.close()
+    without = open_all(ZOO)
+    del without.models["pulse"]
+    replaced = open_all(ZOO)
+    replaced.models["pulse"][1].digest = bytes(32)
+    for opened, why in ((without, "not served"), (replaced, "replaced")):
+        engine = Engine(opened, LmdbStore(tmp_path), Limits())
+        engine.start()
+        with pytest.raises(ModelGoneError, match=why):
+            engine.step(T, "s", [[500]])
+        with pytest.raises(ModelGoneError, match=why):
+            engine.forecast(T, "s", 3)
+        assert engine.session(T, "s").record.step == 1
+        engine.close()
+    again = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits())
+    again.start()
+    assert again.step(T, "s", [[500]]).step == 2
+    again.close()
+
+
+def test_a_seeded_session_is_where_a_stepped_one_is(engine: Engine) -> None:
+    """Seeding from history equals stepping through it, to the bit, and its statistics too."""
+    inputs = pulse(150)
+    seeded, answer = engine.create(T, "pulse", session_id="seeded", inputs=inputs)
+    engine.create(T, "pulse", session_id="stepped")
+    last = engine.step(T, "stepped", inputs)
+    stepped = engine.session(T, "stepped")
+    assert (seeded.record.step, seeded.record.state) == (stepped.record.step, stepped.record.state)
+    assert seeded.record.surprise == stepped.record.surprise
+    assert answer.outputs["mean"].tobytes() == last.outputs["mean"][-1:].tobytes()

@@ -1,0 +1,77 @@
+"""What is LMDB's own: growth, permissions, the sweep lock."""
+
+import fcntl
+import multiprocessing
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from service.errors import StoreUnavailableError
+from service.sessions.lmdb import LmdbStore
+from service.sessions.record import Record
+from service.sessions.store import Change
+from tests.contracts.test_stores import NOW, key, session
+
+BIG = bytes(4000)
+
+
+def big(revision: int) -> Record:
+    return replace(session(revision), state=BIG)
+
+
+def test_the_map_grows_without_a_restart(tmp_path: Path) -> None:
+    """A store that fills its map doubles it and goes on."""
+    store = LmdbStore(tmp_path, map_bytes=256 * 1024)
+    for number in range(500):
+        assert store.commit_many([Change(key(f"s{number:03}"), None, big(1))]) == [True]
+    assert len(store.page(b"t/", b"t/", 1000, now=NOW).sessions) == 500
+    store.close()
+
+
+def fill(folder: Path) -> None:
+    other = LmdbStore(folder, map_bytes=256 * 1024)
+    for number in range(500):
+        other.commit_many([Change(key(f"s{number:03}"), None, big(1))])
+    other.close()
+
+
+def test_a_map_grown_by_another_process_is_followed(tmp_path: Path) -> None:
+    """What another process wrote beyond this one's map is read, and written after."""
+    store = LmdbStore(tmp_path, map_bytes=256 * 1024)
+    process = multiprocessing.get_context("spawn").Process(target=fill, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    process.close()
+    assert store.load_many([key("s499")]) == [big(1)]
+    assert store.commit_many([Change(key("s499"), 1, big(2))]) == [True]
+    store.close()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    """The message says which folder."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreUnavailableError, match="file/store"):
+        LmdbStore(tmp_path / "file" / "store")
+
+
+def test_only_its_owner_reads_it(tmp_path: Path) -> None:
+    """Sessions are private: no other user may read the files."""
+    store = LmdbStore(tmp_path / "store")
+    store.close()
+    for path in (tmp_path / "store", *(tmp_path / "store").iterdir()):
+        assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_one_sweeps_at_a_time(tmp_path: Path) -> None:
+    """While another holds the sweep lock, a sweep does nothing; then it does its work."""
+    store = LmdbStore(tmp_path)
+    store.commit_many([Change(key("a"), None, session(ttl_s=1))])
+    held = os.open(tmp_path / "sweep.lock", os.O_RDWR)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    assert store.sweep(NOW + 9) == 0
+    os.close(held)
+    assert store.sweep(NOW + 9) == 1
+    store.close()

@@ -1,0 +1,60 @@
+"""The record's bytes."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.errors import DamagedRecordError
+from service.sessions import record as records
+from service.sessions.record import Record, Ref, Surprise
+
+TIMES = st.floats(0, 4e9)
+RECORDS = st.builds(
+    Record,
+    revision=st.integers(0, 2**64 - 1),
+    tenant=st.text("abc", max_size=64),
+    ref=st.builds(Ref, st.text("abc-", max_size=64), st.integers(0, 2**32 - 1), st.binary(min_size=32, max_size=32)),
+    step=st.integers(0, 2**64 - 1),
+    created_at=TIMES,
+    last_step_at=TIMES,
+    ttl_s=TIMES,
+    expires_at=TIMES,
+    state=st.binary(max_size=300),
+    surprise=st.builds(Surprise, st.integers(0, 2**64 - 1), st.floats(-1e9, 1e9), st.floats(-1e9, 1e9)),
+    request_id=st.text("r1-", max_size=128),
+    request_digest=st.binary(min_size=16, max_size=16),
+    answer=st.binary(max_size=300),
+    ended=st.sampled_from([None, "expired", "deleted"]),
+)
+
+
+@given(RECORDS)
+def test_a_record_comes_back_from_its_bytes(record: Record) -> None:
+    """Every field survives, and the revision can be read alone."""
+    data = record.to_bytes()
+    assert records.from_bytes(data) == record
+    assert records.revision_of(data) == record.revision
+
+
+@given(RECORDS, st.data())
+def test_any_flipped_bit_is_damage(record: Record, data: st.DataObject) -> None:
+    """No bit can change without being noticed; nor can bytes be missing or added."""
+    good = record.to_bytes()
+    bad = bytearray(good)
+    bad[data.draw(st.integers(0, len(good) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    for wrong in (bytes(bad), good[: data.draw(st.integers(0, len(good) - 1))], good + b"\0"):
+        with pytest.raises(DamagedRecordError):
+            records.from_bytes(wrong)
+
+
+def test_surprise_statistics_are_the_mean_and_a_forgetting_mean() -> None:
+    """Against numpy: whatever the chunks, mean is the mean, and recent weighs the last input 0.1."""
+    values = np.random.default_rng(0).normal(size=50).tolist()
+    whole = Surprise().after(values)
+    parts = Surprise().after(values[:20]).after(values[20:21]).after(values[21:])
+    assert whole == parts
+    assert whole.count == 50
+    assert whole.mean == pytest.approx(np.mean(values))
+    weights = np.array([0.9**49] + [0.1 * 0.9 ** (49 - i) for i in range(1, 50)])
+    assert whole.recent == pytest.approx(weights @ values)
