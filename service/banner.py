@@ -10,21 +10,27 @@ from service.settings import Settings
 from service.wsgi import engine_of
 
 
-def text(settings: Settings, app: Flask) -> str:
+def text(settings: Settings, app: Flask, listening: str | tuple[str, int]) -> str:
+    """`listening` is the socket's own name: a port of 0 in the settings is a real one there."""
     engine = engine_of(app)
-    lines = ["", f"Onward serves {settings.models} at {_url(settings.bind)}, sessions in {settings.store}", ""]
+    bind = settings.bind
+    if not isinstance(listening, str):
+        bind = f"{bind.rpartition(':')[0]}:{listening[1]}"
+    lines = ["", f"Onward serves {settings.models} at {_url(bind)}, sessions in {settings.store}", ""]
     for name, versions in sorted(engine.models.items()):
         lines.append(
             f"  {name} {', '.join(map(str, sorted(versions)))}: {versions[max(versions)].manifest.description}"
         )
     lines += [f"  REFUSED {error}" for error in engine.refused]
     if engine.models:
-        lines += ["", "Try:", *(f"  {line}" for line in requests(settings.bind, engine.models))]
+        lines += ["", "Try:", *(f"  {line}" for line in requests(bind, engine.models))]
     return "\n".join([*lines, ""])
 
 
 def requests(bind: str, models: Mapping[str, Mapping[int, StepModel]]) -> list[str]:
     """Three requests that show state being carried."""
+    if not models:
+        return []
     name = "pulse" if "pulse" in models else min(models)
     versions = models[name]
     model = versions[max(versions)]

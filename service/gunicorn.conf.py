@@ -24,4 +24,4 @@ def post_worker_init(worker: Any) -> None:
     if worker.age == 1:
         from service import banner  # noqa: PLC0415  (imports ONNX Runtime, see service/worker.py)
 
-        print(banner.text(_settings, worker.wsgi), flush=True)  # noqa: T201  (it is what `onward serve` tells people)
+        print(banner.text(_settings, worker.wsgi, worker.sockets[0].getsockname()), flush=True)  # noqa: T201  (it is what `onward serve` tells people)

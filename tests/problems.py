@@ -10,7 +10,7 @@ TYPES = {kind.type: kind for kind in ALL}
 
 
 def assert_problem(answer: httpx.Response, name: str, field: str | None = None) -> dict[str, Any]:
-    """An RFC 9457 problem of that type, with the status that goes with it, which names the field where one is at fault."""
+    """An RFC 9457 problem of that type, with its status, which names the field where one is at fault."""
     kind = TYPES[f"urn:onward:problem:{name}"]
     assert answer.status_code == kind.status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"

@@ -37,7 +37,7 @@ def _unmoved(server: Server, _kept: None) -> Iterator[None]:
         assert client.get("/v1/sessions/kept").text == before
 
 
-BODIES = {
+BODIES: dict[str, tuple[str | bytes, str, str]] = {
     "wrong width": ('{"inputs": [[1, 2]]}', INVALID, "inputs[0]"),
     "one wrong width among many": ('{"inputs": [[1], [1, 2], [1]]}', INVALID, "inputs[1]"),
     "no steps": ('{"inputs": []}', INVALID, "inputs"),

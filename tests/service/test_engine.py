@@ -118,7 +118,8 @@ def test_a_step_that_another_process_overtook_is_computed_anew(engine: Engine, m
     engine.create(T, "pulse", session_id="s")
     engine.step(T, "s", inputs[:1])
     store, model = store_of(engine), engine.model("pulse")
-    run, overtaken = model.run, []
+    run = model.run
+    overtaken: list[bool] = []
 
     def overtake(*args: object) -> object:
         if not overtaken:

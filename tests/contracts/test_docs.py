@@ -1,0 +1,104 @@
+"""The documents are right: what they show runs, what exists is in them, and their figures are the bundles'."""
+
+import json
+import re
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.app import OPERATIONS
+from service.banner import requests
+from service.http.problems import ALL
+from service.settings import PREFIX, Settings
+from tests.e2e.server import Server
+from tests.reference import ROOT, ZOO
+
+README = (ROOT / "README.md").read_text()
+API = (ROOT / "docs/api.md").read_text()
+HOME = "http://127.0.0.1:8000"
+
+
+def commands(text: str) -> list[str]:
+    return [line.removeprefix("$ ") for line in text.splitlines() if line.startswith("$ ")]
+
+
+def run(command: str, url: str) -> tuple[int, Any]:
+    """Status and JSON of a documented curl command."""
+    arguments = [part.replace(HOME, url) for part in shlex.split(command)]
+    assert arguments[:2] == ["curl", "-s"]
+    output = subprocess.run([*arguments, "-w", "\n%{http_code}"], capture_output=True, text=True, check=True).stdout
+    body, _, status = output.rpartition("\n")
+    return int(status), json.loads(body) if body else None
+
+
+def test_the_readmes_first_screen_runs(tmp_path: Path) -> None:
+    """Its requests work in order and carry state; the last may be sent again, over a kill -9, as it says."""
+    with Server(tmp_path) as server:
+        answers = [run(command, server.url) for command in commands(README)]
+        assert [status for status, _ in answers] == [201, 200, 200, 200]
+        assert len(answers[2][1]["forecast"]["mean"]) == 5
+        assert answers[3][1]["step"] == 3
+        assert run(commands(README)[-1], server.url) == answers[3]
+        server.kill()
+        server.start()
+        assert run(commands(README)[-1], server.url) == answers[3]
+
+
+def test_every_example_of_the_api_runs(tmp_path: Path) -> None:
+    """In order, each with success; and every operation has one."""
+    with Server(tmp_path) as server:
+        statuses = [run(command, server.url)[0] for command in commands(API)]
+    assert set(statuses) <= {200, 201, 204}, statuses
+    for operation in OPERATIONS:
+        path = operation.path.replace("{model}", "pulse").replace("{session_id}", "ward-3")
+        if path != "/":
+            assert any(re.search(rf"{HOME}{re.escape(path)}(?![\w/])", command) for command in commands(API)), path
+
+
+def test_the_banner_shows_requests_that_run(tmp_path: Path) -> None:
+    """What `make serve` prints to try is right, for whatever models are served."""
+    with Server(tmp_path) as server:
+        printed = "".join(server.log)
+        shown = [line.strip() for line in printed.splitlines() if line.strip().startswith("curl")]
+        assert len(shown) == 3
+        assert [run(command, server.url)[0] for command in shown] == [201, 200, 200]
+    assert requests("127.0.0.1:8000", {}) == []
+
+
+def test_every_setting_is_documented() -> None:
+    """With its name, its default and its meaning, in one table."""
+    rows = re.findall(
+        r"^\| `(ONWARD_\w+)` \| (.*?) \| (.*?) \|$", (ROOT / "docs/settings.md").read_text(), re.MULTILINE
+    )
+    assert {name for name, _, _ in rows} == {PREFIX + name.upper() for name in Settings.model_fields}
+    for name, default, meaning in rows:
+        setting = Settings.model_fields[name.removeprefix(PREFIX).lower()]
+        assert meaning == setting.description
+        if name not in {"ONWARD_WORKERS", "ONWARD_STORE", "ONWARD_MODELS"}:
+            assert default == str(setting.default)
+
+
+def test_every_problem_is_documented() -> None:
+    """Each type, with its status."""
+    rows = re.findall(r"^\| `([a-z-]+)` \| (\d+) \|", (ROOT / "docs/problems.md").read_text(), re.MULTILINE)
+    assert sorted(rows) == sorted((kind.name, str(kind.status)) for kind in ALL)
+
+
+@pytest.mark.parametrize("model", ["pulse", "weather"])
+def test_the_readmes_figures_are_the_bundles(model: str) -> None:
+    """The table of errors says what the manifests say, which `onward train` printed."""
+    metrics = json.loads((ZOO / model / "1/manifest.json").read_text())["metrics"]
+    for target, table in metrics["targets"].items():
+        figures = [f"{table[name]['mae']:.4g}" for name in ("model", "last_value", "seasonal_naive")]
+        row = rf"^\| {model} \| {target}[^|]* \| " + r" \| ".join(map(re.escape, figures)) + r" \|$"
+        assert re.search(row, README, re.MULTILINE), row
+
+
+def test_links_lead_somewhere() -> None:
+    """Every relative link of every document names a file that is there."""
+    for document in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")]:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"

@@ -1,0 +1,38 @@
+"""Imports go one way, and what must stay unloaded stays unloaded."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.reference import ROOT
+
+
+def loaded(statement: str) -> set[str]:
+    """The modules that a fresh interpreter has after the statement."""
+    code = f"import sys; {statement}; print('\\n'.join(sys.modules))"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    return set(output.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "statement", ["import service.app", "import service.wsgi", "import model.repository", "import onward"]
+)
+def test_serving_loads_nothing_of_training(statement: str) -> None:
+    """The service runs where torch, onnx and polars are not installed."""
+    assert not loaded(statement) & {"torch", "onnx", "polars", "training"}
+
+
+@pytest.mark.parametrize("statement", ["import service.worker", "import service.settings"])
+def test_gunicorns_master_does_not_load_onnx_runtime(statement: str) -> None:
+    """It starts a thread, which a fork does not copy: workers would abort at their end."""
+    assert "onnxruntime" not in loaded(statement)
+
+
+def test_the_arrows_hold() -> None:
+    """Service -> model <- training; app -> http -> engine -> sessions, and the rest of pyproject's contracts."""
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stdout
+    assert "0 broken" in done.stdout

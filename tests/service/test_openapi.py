@@ -1,0 +1,67 @@
+"""The OpenAPI document: valid, complete, and true of what the service answers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+from openapi_spec_validator import validate
+
+from model.repository import open_all
+from service.app import OPERATIONS, create_app
+from service.engine.engine import Engine, Limits
+from service.http import openapi
+from service.sessions.lmdb import LmdbStore
+from service.settings import Settings
+from tests.reference import ZOO
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Any:
+    engine = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits())
+    engine.start()
+    yield create_app(Settings(), engine)
+    engine.close()
+
+
+def test_it_is_valid() -> None:
+    """By the specification's own validator."""
+    validate(openapi.document(OPERATIONS))
+
+
+def test_it_has_every_route(app: Flask) -> None:
+    """No more and no less than Flask's rules."""
+    rules = {
+        (str(rule).replace("<", "{").replace(">", "}"), method.lower())
+        for rule in app.url_map.iter_rules()
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+    }
+    document = json.loads(app.test_client().get("/openapi.json").data)
+    described = {(path, method) for path, methods in document["paths"].items() for method in methods}
+    assert rules - {("/openapi.json", "get")} == described
+
+
+def test_answers_are_as_described(app: Flask) -> None:
+    """Each operation's real answer has the form that the document promises, extra keys refused."""
+    client = app.test_client()
+    answers = {
+        "/": client.get("/"),
+        "/healthz": client.get("/healthz"),
+        "/readyz": client.get("/readyz"),
+        "/v1/models": client.get("/v1/models"),
+        "/v1/models/{model}": client.get("/v1/models/weather"),
+        "/v1/models/{model}/predict": client.post("/v1/models/pulse/predict", json={"inputs": [[1.0]], "horizon": 2}),
+        "/v1/models/{model}/sessions": client.post("/v1/models/pulse/sessions", json={"session_id": "s"}),
+        "/v1/sessions": client.get("/v1/sessions"),
+        "/v1/sessions/{session_id}": client.get("/v1/sessions/s"),
+        "/v1/sessions/{session_id}/steps": client.post("/v1/sessions/s/steps", json={"inputs": [1.0]}),
+        "/v1/sessions/{session_id}/forecast": client.post("/v1/sessions/s/forecast", json={"horizon": 2}),
+    }
+    described = [operation for operation in OPERATIONS if operation.answer is not None]
+    assert {operation.path for operation in described} == set(answers)
+    for operation in described:
+        answer = answers[operation.path]
+        assert answer.status_code == operation.status, answer.text
+        assert operation.answer is not None
+        operation.answer.model_validate_json(answer.data)

@@ -1,0 +1,54 @@
+"""Settings: refused by name, closed by default."""
+
+import pytest
+
+from service import settings
+from service.settings import SettingsError
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in settings.Settings.model_fields:
+        monkeypatch.delenv(settings.PREFIX + name.upper(), raising=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("ONWARD_PORT", "8000", "ONWARD_PORT: no such setting"),
+        ("ONWARD_WORKERS", "many", "ONWARD_WORKERS: "),
+        ("ONWARD_WORKERS", "0", "ONWARD_WORKERS: "),
+        ("ONWARD_TTL_S", "-1", "ONWARD_TTL_S: "),
+        ("ONWARD_TTL_S", "nan", "ONWARD_TTL_S: "),
+        ("ONWARD_BIND", "8000", "ONWARD_BIND: expected host:port"),
+        ("ONWARD_BIND", "127.0.0.1:99999", "ONWARD_BIND: expected host:port"),
+        ("ONWARD_STORE", "sqlite:///x", "ONWARD_STORE: expected lmdb:///path"),
+        ("ONWARD_STORE", "lmdb://host/x", "ONWARD_STORE: expected lmdb:///path"),
+        ("ONWARD_BIND", "0.0.0.0:8000", "ONWARD_ALLOW_ANYONE=1"),
+        ("ONWARD_BIND", "[::]:8000", "ONWARD_ALLOW_ANYONE=1"),
+        ("ONWARD_BIND", "example.org:8000", "ONWARD_ALLOW_ANYONE=1"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+) -> None:
+    """The message names the variable and what it should be."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as error:
+        settings.read()
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "bind", ["127.0.0.1:0", "127.9.9.9:80", "localhost:8000", "[::1]:8000", "unix:/run/onward.sock"]
+)
+def test_this_machine_alone_needs_no_leave(monkeypatch: pytest.MonkeyPatch, bind: str) -> None:
+    monkeypatch.setenv("ONWARD_BIND", bind)
+    assert settings.read().bind == bind
+
+
+def test_leave_opens_the_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only where someone said so."""
+    monkeypatch.setenv("ONWARD_BIND", "0.0.0.0:8000")
+    monkeypatch.setenv("ONWARD_ALLOW_ANYONE", "1")
+    assert settings.read().bind == "0.0.0.0:8000"
