@@ -34,18 +34,18 @@ def requests(bind: str, models: Mapping[str, Mapping[int, StepModel]]) -> list[s
     name = "pulse" if "pulse" in models else min(models)
     versions = models[name]
     model = versions[max(versions)]
-    step = ",".join(f"{number:g}" for number in np.asarray(model.manifest.parity.inputs)[0, 0])
-    following = ",".join(f"{number:g}" for number in np.asarray(model.manifest.parity.inputs)[0, 1])
-    post = f"curl -s {_url(bind)}"
-    body = "-H 'Content-Type: application/json' -d"
+    first, second = (
+        ",".join(f"{number:g}" for number in row) for row in np.asarray(model.manifest.parity.inputs)[0, :2]
+    )
+    session, json = f"{_url(bind)}/v1/sessions/demo", "-H 'Content-Type: application/json' -d"
     return [
-        f'{post}/v1/models/{name}/sessions {body} \'{{"session_id": "demo"}}\'',
-        f"{post}/v1/sessions/demo/steps {body} '{{\"inputs\": [[{step}], [{following}]]}}'",
-        f"{post}/v1/sessions/demo/forecast {body} '{{\"horizon\": 5}}'",
+        f'curl -s {_url(bind)}/v1/models/{name}/sessions {json} \'{{"session_id": "demo"}}\'',
+        f"curl -s {session}/steps {json} '{{\"inputs\": [[{first}], [{second}]]}}'",
+        f"curl -s {session}/forecast {json} '{{\"horizon\": 5}}'" if model.manifest.forecasts else f"curl -s {session}",
     ]
 
 
 def _url(bind: str) -> str:
     return (
-        f"http://localhost --unix-socket {bind.removeprefix('unix:')}" if bind.startswith("unix:") else f"http://{bind}"
+        f"--unix-socket {bind.removeprefix('unix:')} http://localhost" if bind.startswith("unix:") else f"http://{bind}"
     )

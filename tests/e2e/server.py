@@ -15,6 +15,7 @@ import httpx
 from tests.reference import ROOT
 
 START_S = 60
+COMMAND = [sys.executable, "-m", "onward", "serve"]
 
 
 class Server:
@@ -35,9 +36,8 @@ class Server:
 
     def start(self) -> None:
         """Returns once the first worker serves."""
-        command = [sys.executable, "-c", "from service.serve import serve; serve()"]
         self._process = subprocess.Popen(
-            command, env=self._environment, cwd=ROOT, text=True, start_new_session=True,
+            COMMAND, env=self._environment, cwd=ROOT, text=True, start_new_session=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         up = threading.Event()
@@ -45,6 +45,13 @@ class Server:
         self._reader.start()
         assert up.wait(START_S), "".join(self.log)
         assert self._process.poll() is None, "".join(self.log)
+
+    def refusal(self) -> str:
+        """What it prints where it must not start."""
+        done = subprocess.run(COMMAND, env=self._environment, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 1, done.stderr
+        assert not done.stdout
+        return done.stderr
 
     def _read(self, process: "subprocess.Popen[str]", up: threading.Event) -> None:
         assert process.stdout is not None
