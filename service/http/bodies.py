@@ -195,12 +195,17 @@ class Problem(BaseModel):
 B = TypeVar("B", bound=Body)
 
 
-def read(form: type[B]) -> B:
-    """The request's body as `form`. Raises RequestError, ValidationError, or werkzeug's 413."""
-    if request.mimetype != "application/json":
-        detail = f"expected Content-Type: application/json, not {request.mimetype or 'none'}"
-        raise RequestError(MEDIA, detail, [Fault("Content-Type", detail)])
+def read(form: type[B], *, optional: bool = False) -> B:
+    """The request's body as `form`; an empty one as its defaults where it is optional.
+
+    Raises RequestError, ValidationError, or werkzeug's 413.
+    """
     data = request.get_data(cache=False)
     if request.content_length is None and len(data) == request.max_content_length:
         raise RequestEntityTooLarge  # werkzeug cuts a chunked body off at the limit, without a word
+    if optional and not data:
+        return form()
+    if request.mimetype != "application/json":
+        detail = f"expected Content-Type: application/json, not {request.mimetype or 'none'}"
+        raise RequestError(MEDIA, detail, [Fault("Content-Type", detail)])
     return form.model_validate_json(data)

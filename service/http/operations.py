@@ -53,7 +53,7 @@ def install(app: Flask, engine: Engine, operations: tuple[Operation, ...]) -> No
 
 def json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """The content as JSON, numpy arrays included."""
-    data = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
+    data = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
     return Response(data, status, headers, content_type="application/json")
 
 

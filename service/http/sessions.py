@@ -20,7 +20,7 @@ _SESSION_ID: TypeAdapter[str] = TypeAdapter(bodies.SessionId)
 
 
 def create(engine: Engine, model: str) -> Response:
-    body = bodies.read(bodies.CreateSession) if request.content_length or request.mimetype else bodies.CreateSession()
+    body = bodies.read(bodies.CreateSession, optional=True)
     session, answer = engine.create(
         TENANT, model, version=body.version, session_id=body.session_id, ttl_s=body.ttl_s, inputs=body.inputs
     )

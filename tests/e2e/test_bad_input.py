@@ -87,6 +87,14 @@ def test_every_body_is_held_to_its_size(client: httpx.Client) -> None:
     assert_problem(client.post(STEPS, content=chunks, headers=JSON), "body-too-large", "body")
 
 
+def test_a_session_may_begin_without_a_body(client: httpx.Client) -> None:
+    """Empty is empty, however it is sent; what is sent is read."""
+    assert client.post(CREATE).status_code == 201
+    assert client.post(CREATE, headers=JSON).status_code == 201
+    assert client.post(CREATE, content=iter([b'{"ttl_s": 7}']), headers=JSON).json()["ttl_s"] == 7
+    assert_problem(client.post(CREATE, content=iter([b'{"ttl_s": 7}'])), "unsupported-media-type", "Content-Type")
+
+
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "application/jsonp", None])
 def test_another_content_type_is_refused(client: httpx.Client, kind: str | None) -> None:
     headers = {} if kind is None else {"Content-Type": kind}
