@@ -1,0 +1,40 @@
+# The service with the models that ship. `docker compose up` builds and runs it; docs/deploy.md says the rest.
+
+FROM python:3.13-slim AS build
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+WORKDIR /src
+COPY pyproject.toml constraints.txt ./
+# What the code needs comes before the code, so that a change of the code installs nothing anew. The virtual
+# environment has no pip of its own: pip installs into it from outside. Packages' own tests (23 MB) stay out.
+RUN python -m venv --without-pip /opt/onward \
+ && python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+    print(*project['dependencies'], *project['optional-dependencies']['redis'], sep='\n')" > requirements.txt \
+ && python -m pip install --quiet --constraint constraints.txt pip \
+ && python -m pip --python /opt/onward/bin/python install --quiet --constraint constraints.txt --requirement requirements.txt \
+ && find /opt/onward -depth -type d -name tests -exec rm -r {} +
+COPY README.md onward.py ./
+COPY model model
+COPY service service
+COPY training training
+RUN python -m pip --python /opt/onward/bin/python install --quiet --no-deps --build-constraint constraints.txt '.[redis]'
+
+FROM python:3.13-slim
+RUN groupadd --system --gid 10001 onward \
+ && useradd --system --uid 10001 --gid onward --no-create-home --home-dir /data --shell /usr/sbin/nologin onward \
+ && install --directory --owner onward --group onward --mode 0700 /data
+COPY --from=build /opt/onward /opt/onward
+# Whoever reaches the port may use it: docker-compose.yml publishes it to this machine only.
+ENV PATH=/opt/onward/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    ONWARD_BIND=0.0.0.0:8000 \
+    ONWARD_ALLOW_ANYONE=1 \
+    ONWARD_STORE=lmdb:///data/sessions
+USER 10001:10001
+WORKDIR /data
+VOLUME /data
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 CMD ["python", "-c", \
+  "import os, urllib.request as web; port = os.environ['ONWARD_BIND'].rpartition(':')[2]; \
+web.build_opener(web.ProxyHandler({})).open(f'http://127.0.0.1:{port}/readyz', timeout=4)"]
+CMD ["onward", "serve"]

@@ -1,0 +1,163 @@
+#!/usr/bin/env bash
+# Builds the image, brings docker-compose.yml up, and holds a session to its promise through a restart, a killed
+# service, a killed container and a replaced one. Cleans up after itself, and leaves only the engine's build cache.
+#
+# Where no Docker engine answers, it starts the one of $CONTAINER_ENGINE (a script: up, env, down) and stops it again.
+# Where there is none either, it says NOT RUN and exits with 77.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+engine=${CONTAINER_ENGINE:-../shared/tools/container-engine.sh}
+engine_is_ours=
+export COMPOSE_PROJECT_NAME=onward-test-$$
+image=$COMPOSE_PROJECT_NAME
+scratch=$(mktemp -d)
+
+say() { echo "compose: $*"; }
+fail() { say "FAILED: $*" >&2; exit 1; }
+
+clean_up() {
+  local status=$?
+  trap - EXIT
+  if [ -n "${COMPOSE_FILE:-}" ]; then
+    [ $status = 0 ] || docker compose logs --no-color --tail 50 || true
+    docker compose down --volumes --timeout 5 >"$scratch/log" 2>&1 || cat "$scratch/log"
+    docker image rm --force "$image" >"$scratch/log" 2>&1 || cat "$scratch/log"
+  fi
+  [ -z "$engine_is_ours" ] || bash "$engine" down
+  rm -rf "$scratch"
+  [ $status != 0 ] || say "$shown"
+  exit $status
+}
+trap clean_up EXIT
+trap 'exit 130' INT TERM
+
+quietly() { "$@" >"$scratch/log" 2>&1 || { cat "$scratch/log"; fail "$*"; }; }
+
+an_engine_answers() { docker info >"$scratch/log" 2>&1 && docker compose version >"$scratch/log" 2>&1; }
+
+find_engine() {
+  if an_engine_answers; then return; fi
+  if [ ! -f "$engine" ]; then
+    say "NOT RUN: no container engine: docker info or docker compose does not answer, and $engine is not there"
+    exit 77
+  fi
+  eval "$(bash "$engine" env)"
+  if an_engine_answers; then return; fi
+  engine_is_ours=yes
+  bash "$engine" up
+  hash -r  # it may have brought its own docker
+  an_engine_answers || fail "$engine is up and does not answer"
+}
+
+megabytes() { echo $(($(docker image inspect --format '{{.Size}}' "$1") / 1000000)); }
+
+inside() { docker run --rm --network none "$@"; }
+
+check_image() {
+  if command -v hadolint >/dev/null; then hadolint Dockerfile; say "hadolint: clean"; fi
+  DOCKER_BUILDKIT=1 quietly docker build --network host --tag "$image" .
+  local size uid leftovers
+  size=$(megabytes "$image")
+  uid=$(inside "$image" id -u)
+  [ "$uid" != 0 ] || fail "the image runs as root"
+  ! inside "$image" python -c 'import torch' 2>"$scratch/log" || fail "torch is in the image"
+  grep -q "No module named 'torch'" "$scratch/log" || { cat "$scratch/log"; fail "import torch failed otherwise"; }
+  leftovers=$(inside --user 0 "$image" find / -xdev '(' -path /src -o -path '/root/.cache/*' -o -path '/tmp/*' ')')
+  [ -z "$leftovers" ] || fail "left over in the image: $leftovers"
+  say "image: $size MB; user $uid, no torch, no caches"
+}
+
+bring_up() {  # and wait for the healthcheck
+  quietly docker compose up --detach --no-build --wait --wait-timeout 120 "$@"
+}
+
+container() { docker compose ps --all --quiet onward; }
+
+state() { docker inspect --format "$1" "$(container)"; }
+
+check() {  # from where the service can be reached
+  local url=http://127.0.0.1:8000 there=()
+  if [ "$COMPOSE_FILE" = "$published" ]; then
+    url=http://$(docker compose port onward 8000)
+  else
+    there=(nsenter --net --target "$(state '{{.State.Pid}}')")
+  fi
+  "${there[@]}" python3 tests/compose/check.py "$url" "$scratch/answers" "$@" >"$scratch/said" || fail "check.py $*"
+}
+
+check_hardening() {
+  docker compose --file docker-compose.yml config --format json >"$scratch/config"
+  python3 - "$scratch/config" <<'P' || fail "docker-compose.yml opens a port to other machines"
+import json, sys
+ports = [port for service in json.load(open(sys.argv[1]))["services"].values() for port in service["ports"]]
+sys.exit(not ports or any(port.get("host_ip") != "127.0.0.1" for port in ports))
+P
+  docker compose exec -T onward cat /proc/1/status >"$scratch/status"
+  grep -qP 'CapBnd:\t0+$' "$scratch/status" || fail "it has capabilities"
+  grep -qP 'NoNewPrivs:\t1$' "$scratch/status" || fail "it may gain privileges"
+  ! docker compose exec -T --user 0 onward touch /opt/onward/file 2>"$scratch/log" || fail "its root file system is writable"
+  grep -q 'Read-only file system' "$scratch/log" || { cat "$scratch/log"; fail "touch failed otherwise"; }
+  say "hardened: read-only root, no capabilities, no new privileges; ports on 127.0.0.1 only"
+}
+
+restart() { quietly docker compose restart; }
+
+kill_service() {  # under its init; the restart policy is to bring it back
+  # shellcheck disable=SC2016  # the container's shell reads it
+  docker compose exec -T onward sh -c 'kill -KILL $(cat /proc/1/task/1/children)' >"$scratch/log" 2>&1 || true  # dies with it
+  local deadline=$((SECONDS + 60))
+  until [ "$(state '{{.RestartCount}} {{.State.Health.Status}}')" = "1 healthy" ]; do
+    [ $SECONDS -lt $deadline ] || fail "the restart policy did not bring the service back"
+    sleep 0.2
+  done
+}
+
+kill_container() { quietly docker compose kill --signal KILL; }
+
+replace() { bring_up --force-recreate; }
+
+goes_on_after() {
+  local before after
+  before=$(state '{{.State.StartedAt}}')
+  "$1"
+  bring_up
+  after=$(state '{{.State.StartedAt}}')
+  [ "$after" != "$before" ] || fail "$1 did not interrupt the service"
+  check resume
+  say "after $1: $(cat "$scratch/said")"
+}
+
+stop() {
+  quietly docker compose stop
+  local code
+  code=$(state '{{.State.ExitCode}}')
+  [ "$code" = 0 ] || fail "it did not stop by itself: exit code $code"
+}
+
+published=docker-compose.yml:tests/compose/published.yml
+loopback=docker-compose.yml:tests/compose/loopback.yml
+
+find_engine
+if docker network inspect bridge >"$scratch/log" 2>&1; then
+  export COMPOSE_FILE=$published
+  reached="through the published port; nothing was left out"
+else
+  export COMPOSE_FILE=$loopback
+  reached="inside the container's network; NOT shown: published ports and a bridge network, which this engine has not"
+fi
+say "engine: $(docker version --format '{{.Server.Version}}'), compose $(docker compose version --short)"
+
+check_image
+bring_up
+check_hardening
+check begin
+say "three requests: $(cat "$scratch/said")"
+goes_on_after restart
+goes_on_after kill_service
+goes_on_after kill_container
+goes_on_after replace
+check compare
+say "a session never interrupted: $(cat "$scratch/said")"
+stop
+shown="PASSED: image, hardening, three requests, four interruptions, a clean stop; reached $reached"
