@@ -15,7 +15,8 @@ def text(settings: Settings, app: Flask, listening: str | tuple[str, int]) -> st
     engine = engine_of(app)
     bind = settings.bind
     if not isinstance(listening, str):
-        bind = f"{bind.rpartition(':')[0]}:{listening[1]}"
+        host = bind.rpartition(":")[0]
+        bind = f"{'127.0.0.1' if host in {'0.0.0.0', '[::]'} else host}:{listening[1]}"  # noqa: S104  (an address to try)
     lines = ["", f"Onward serves {settings.models} at {_url(bind)}, sessions in {settings.store}", ""]
     for name, versions in sorted(engine.models.items()):
         lines.append(

@@ -117,7 +117,7 @@ class DeadlineError(OnwardError):
 
 class StoreUnavailableError(OnwardError):
     def __init__(self, why: str) -> None:
-        super().__init__(f"the session store does not answer: {why}; retry with the same request_id")
+        super().__init__(f"the session store does not answer: {why}")
 
 
 class StoreFullError(OnwardError):

@@ -1,5 +1,6 @@
 """Settings: `ONWARD_*` environment variables, one frozen class, a description each."""
 
+import math
 import os
 import sys
 from collections.abc import Mapping
@@ -26,7 +27,15 @@ def _default_store() -> str:
 
 
 def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    """The cores that this process may use, by its affinity and by a container's limit on CPU time."""
+    if sys.platform != "linux":
+        return os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(cores, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no such limit: the file is absent, or says "max"
+        return cores
 
 
 class Settings(BaseSettings):

@@ -5,6 +5,7 @@ a thread, which the fork does not copy, and a worker would abort at its end when
 """
 
 import logging
+import socket
 from typing import Any
 
 from gunicorn.http import errors as parsing
@@ -39,8 +40,20 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         )
         try:
             write_nonblock(client, head.encode() + body)
+            _linger(client)
         except OSError as error:
             log.debug("the client had gone: %s", error)
+
+
+def _linger(client: Any) -> None:
+    """Reads what the client is still sending, within bounds: closing at once would reset the connection, and the answer
+    could be lost on its way.
+    """
+    client.shutdown(socket.SHUT_WR)
+    client.settimeout(1.0)
+    for _ in range(64):
+        if not client.recv(65536):
+            break
 
 
 def _kind_of(error: BaseException) -> tuple[Kind, str]:

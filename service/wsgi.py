@@ -1,16 +1,29 @@
 """What gunicorn calls in each worker process, after the fork: `service.wsgi:create()`."""
 
-from flask import Flask
+import logging
+import sys
 
+from flask import Flask
+from gunicorn.arbiter import Arbiter
+
+from model.manifest import BundleError
 from service import settings
 from service.app import create_app, create_engine
 from service.engine.engine import Engine
+from service.errors import OnwardError
+from service.settings import SettingsError
+
+log = logging.getLogger("gunicorn.error")
 
 
 def create() -> Flask:
     """The application with its engine started. `close` it at the end of the process."""
-    told = settings.read()
-    engine = create_engine(told)
+    try:
+        told = settings.read()
+        engine = create_engine(told)
+    except (SettingsError, BundleError, OnwardError) as error:
+        log.critical("cannot start: %s", error)
+        sys.exit(Arbiter.WORKER_BOOT_ERROR)  # the master gives up too, instead of starting workers for ever
     engine.start(flush_s=told.flush_s, sweep_s=told.sweep_s)
     app = create_app(told, engine)
     app.extensions["onward"] = engine

@@ -106,6 +106,8 @@ def of(error: OnwardError) -> Response:
         return response(kind, str(error), reason=error.reason, ended_at=iso(error.ended_at))
     if isinstance(error, (errors.DamagedRecordError, errors.StoreUnavailableError, errors.StoreFullError)):
         log.error("%s %s: %s", request.method, request.path, error)
+    if isinstance(error, errors.StoreUnavailableError):
+        return response(kind, f"{error}; retry with the same request_id")
     return response(kind, str(error), _FIELDS.get(type(error), lambda _: ())(error))
 
 

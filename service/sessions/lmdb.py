@@ -11,6 +11,7 @@ moves its entry. So a session costs one entry's move per ttl, not one per step.
 import fcntl
 import os
 import struct
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,6 +39,7 @@ class LmdbStore:
         """Makes the folder if need be. Raises StoreUnavailableError."""
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._place = _claim(folder)
             self._sweep_lock = os.open(folder / "sweep.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             self._env = lmdb.open(
                 str(folder), map_size=map_bytes, max_dbs=3, max_readers=1024, sync=False, metasync=False, mode=0o600
@@ -160,6 +162,7 @@ class LmdbStore:
         self.flush()
         self._env.close()
         os.close(self._sweep_lock)
+        os.close(self._place)
 
     def _read(self, work: Callable[[Any], T]) -> T:
         def transaction() -> T:
@@ -196,6 +199,29 @@ class LmdbStore:
             self._env.set_mapsize(2 * size)
         except (lmdb.Error, MemoryError, OverflowError) as error:
             raise StoreFullError(f"it has {size} bytes and cannot have more: {error}") from error
+
+
+def _claim(folder: Path) -> int:
+    """Shares the folder with processes of the same machine and container only; returns the file that holds the claim.
+
+    LMDB tells its readers apart by process ids. Two containers number their processes alike, and one would take the
+    other's readers for dead.
+    """
+    here = Path("/proc/self/ns/pid").readlink().name if sys.platform == "linux" else "here"
+    claim = os.open(folder / "place.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody else has it open
+        os.ftruncate(claim, 0)
+        os.pwrite(claim, here.encode(), 0)
+    except BlockingIOError:
+        pass
+    fcntl.flock(claim, fcntl.LOCK_SH)
+    if (there := os.pread(claim, 100, 0).decode()) != here:
+        os.close(claim)
+        raise OSError(
+            f"another container has it open ({there}, this is {here}); give each container a store of its own"
+        )
+    return claim
 
 
 def _due(record: Record, key: bytes) -> bytes:

@@ -45,7 +45,10 @@ find_engine() {
   eval "$(bash "$engine" env)"
   if an_engine_answers; then return; fi
   engine_is_ours=yes
-  bash "$engine" up
+  if ! bash "$engine" up; then
+    say "NOT RUN: no container engine answers, and $engine could not start one"
+    exit 77
+  fi
   hash -r  # it may have brought its own docker
   an_engine_answers || fail "$engine is up and does not answer"
 }

@@ -36,6 +36,11 @@ class Server:
 
     def start(self) -> None:
         """Returns once the first worker serves."""
+        process, up = self._launch()
+        assert up.wait(START_S), "".join(self.log)
+        assert process.poll() is None, "".join(self.log)
+
+    def _launch(self) -> tuple["subprocess.Popen[str]", threading.Event]:
         self._process = subprocess.Popen(
             COMMAND, env=self._environment, cwd=ROOT, text=True, start_new_session=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -43,8 +48,12 @@ class Server:
         up = threading.Event()
         self._reader = threading.Thread(target=self._read, args=(self._process, up))
         self._reader.start()
-        assert up.wait(START_S), "".join(self.log)
-        assert self._process.poll() is None, "".join(self.log)
+        return self._process, up
+
+    def fails(self) -> int:
+        """Starts it to see it give up; returns its exit status."""
+        self._launch()
+        return self._gone()
 
     def refusal(self) -> str:
         """What it prints where it must not start."""

@@ -3,6 +3,8 @@
 import fcntl
 import multiprocessing
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +15,10 @@ from service.sessions.lmdb import LmdbStore
 from service.sessions.record import Record
 from service.sessions.store import Change
 from tests.contracts.test_stores import NOW, key, session
+from tests.reference import ROOT
 
 BIG = bytes(4000)
+OPEN = "import pathlib, sys; from service.sessions.lmdb import LmdbStore; LmdbStore(pathlib.Path(sys.argv[1])).close()"
 
 
 def big(revision: int) -> Record:
@@ -75,3 +79,25 @@ def test_one_sweeps_at_a_time(tmp_path: Path) -> None:
     os.close(held)
     assert store.sweep(NOW + 9) == 1
     store.close()
+
+
+def test_another_container_is_refused(tmp_path: Path) -> None:
+    """While one process namespace has the store open, another may not: LMDB would confuse their processes."""
+    store = LmdbStore(tmp_path)
+    elsewhere = [
+        "unshare",
+        "--user",
+        "--map-root-user",
+        "--pid",
+        "--fork",
+        "--mount-proc",
+        sys.executable,
+        "-c",
+        OPEN,
+        str(tmp_path),
+    ]
+    refused = subprocess.run(elsewhere, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert "another container has it open" in refused.stderr
+    store.close()
+    subprocess.run(elsewhere, check=True, cwd=ROOT)
+    LmdbStore(tmp_path).close()
