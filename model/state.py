@@ -31,13 +31,17 @@ class Layout:
     """How the state tensors of one model lie in a row."""
 
     def __init__(self, pairs: Sequence[StatePair]) -> None:
-        """Raises ValueError where a pair's `init` does not have its shape."""
+        """Raises ValueError where a pair's `init` does not have its shape or type."""
         tensors = [(pair, pair.tensor(pair.input)) for pair in pairs]
         self.dtype = np.dtype([(tensor.name, np.dtype(tensor.dtype), tensor.inner) for _, tensor in tensors])
         self._id = blake2b(repr(self.dtype.descr).encode(), digest_size=_LAYOUT_BYTES).digest()
         self._first = np.zeros(1, self.dtype)
         for pair, tensor in tensors:
-            init = np.asarray(pair.init, tensor.dtype)
+            try:
+                with np.errstate(over="ignore"):  # an overflow is not finite, and said below
+                    init = np.asarray(pair.init, tensor.dtype)
+            except (ValueError, TypeError, OverflowError) as error:
+                raise ValueError(f"state {pair.input!r}: init is no {tensor.dtype}: {error}") from error
             if init.shape not in ((), tensor.inner):
                 raise ValueError(f"state {pair.input!r}: init has shape {init.shape}, one row has {tensor.inner}")
             if not np.isfinite(init).all():
