@@ -136,13 +136,12 @@ class Manifest(Frozen):
 
     @model_validator(mode="after")
     def _hangs_together(self) -> Self:
-        outputs = {tensor.name: tensor for tensor in self.outputs}
-        states = {pair.input: pair for pair in self.state}
         for what, names in (
             ("output", [tensor.name for tensor in self.outputs]),
             ("state input", [pair.input for pair in self.state]),
             ("state output", [pair.output for pair in self.state]),
             ("feature", list(self.features)),
+            ("target", list(self.head.targets)),
         ):
             if twice := {name for name in names if names.count(name) > 1}:
                 raise ValueError(f"{what} named twice: {', '.join(sorted(twice))}")
@@ -154,11 +153,26 @@ class Manifest(Frozen):
                 f"input {self.inputs[0].name!r} has shape {list(self.inputs[0].shape)}, "
                 f"but there are {len(self.features)} features"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _head_fits(self) -> Self:
+        outputs = {tensor.name: tensor for tensor in self.outputs}
+        states = {pair.input: pair for pair in self.state}
         said = [*self.head.outputs, *([self.head.surprise] if self.head.surprise else []), *self.head.last]
         if missing := [name for name in said if name not in outputs]:
             raise ValueError(f"the head names outputs that are not declared: {', '.join(missing)}")
         if missing := [name for name in self.head.last.values() if name not in states]:
             raise ValueError(f"the head names state that is not declared: {', '.join(missing)}")
+        for name, held in self.head.last.items():
+            if outputs[name].inner != states[held].tensor(held).inner:
+                raise ValueError(f"the state {held!r} does not have the shape of the output {name!r} that it holds")
+        for name in self.head.outputs:
+            if outputs[name].inner != (len(self.head.targets),):
+                raise ValueError(
+                    f"output {name!r} has shape {list(outputs[name].shape)}, "
+                    f"but there are {len(self.head.targets)} targets"
+                )
         if missing := [name for name in self.head.targets if name not in self.features]:
             raise ValueError(f"targets that are not features: {', '.join(missing)}")
         return self

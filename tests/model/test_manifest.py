@@ -1,0 +1,161 @@
+"""The manifest's format."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model import manifest as manifests
+from model.manifest import BundleError, Manifest, StatePair, Tensor
+from tests.bundles import FEATURES, make_bundle
+
+Document = dict[str, Any]
+
+
+@pytest.fixture
+def document(tmp_path: Path) -> Document:
+    """A good manifest: an LSTM that reads x, y, z and predicts all of them."""
+    make_bundle(tmp_path, features=FEATURES)
+    found = json.loads((tmp_path / "tiny" / "1" / "manifest.json").read_text())
+    assert isinstance(found, dict)
+    return found
+
+
+def put(*path: str | int, to: object) -> Callable[[Document], None]:
+    def change(document: Document) -> None:
+        owner: Any = document
+        for part in path[:-1]:
+            owner = owner[part]
+        owner[path[-1]] = to
+
+    return change
+
+
+def drop(*path: str | int) -> Callable[[Document], None]:
+    def change(document: Document) -> None:
+        owner: Any = document
+        for part in path[:-1]:
+            owner = owner[part]
+        del owner[path[-1]]
+
+    return change
+
+
+FAULTS: dict[str, tuple[Callable[[Document], None], str]] = {
+    "wrong type": (put("version", to="one"), "version: "),
+    "version zero": (put("version", to=0), "version: "),
+    "unknown format": (put("format", to=2), "format: "),
+    "no name for a folder": (put("name", to="../up"), "name: "),
+    "unknown task": (put("task", to="paint"), "task: "),
+    "unknown key": (put("colour", to="red"), "colour: Extra inputs are not permitted"),
+    "unknown nested key": (put("head", "colour", to="red"), "head.colour: Extra inputs"),
+    "unknown key of a tensor": (put("outputs", 1, "order", to=1), "outputs.1.order: Extra inputs"),
+    "missing key": (drop("sha256"), "sha256: Field required"),
+    "short checksum": (put("sha256", to="ab"), "sha256: "),
+    "missing nested key": (drop("parity", "lengths"), "parity.lengths: Field required"),
+    "no state": (put("state", to=[]), "state: "),
+    "no features": (put("features", to=[]), "features: "),
+    "negative axis": (put("outputs", 0, "shape", to=["time", "batch", -3]), "outputs.0.shape.2"),
+    "unknown axis": (put("outputs", 0, "shape", to=["time", "batch", "rows"]), "outputs.0.shape.2"),
+    "axis twice": (
+        put("outputs", 0, "shape", to=["time", "time", "batch"]),
+        "outputs.0.shape: .*'time' appears 2 times",
+    ),
+    "unknown dtype": (put("state", 0, "dtype", to="float16"), "state.0.dtype: "),
+    "state without batch": (put("state", 0, "shape", to=[1, 8]), "state.0: .*'h_in' needs a batch axis"),
+    "state with time": (put("state", 0, "shape", to=["time", "batch", 8]), "state.0: .*'h_in' needs a batch axis"),
+    "output without batch": (
+        put("outputs", 2, "shape", to=["time"]),
+        "tensor 'surprise' needs a time and a batch axis",
+    ),
+    "inputs of another width": (put("inputs", 0, "shape", 2, to=2), "input 'inputs' has shape .* 3 features"),
+    "output named twice": (put("outputs", 1, "name", to="mean"), "output named twice: mean"),
+    "state input named twice": (put("state", 1, "input", to="h_in"), "state input named twice: h_in"),
+    "state output named twice": (put("state", 1, "output", to="h_out"), "state output named twice: h_out"),
+    "feature named twice": (put("features", to=["x", "y", "x"]), "feature named twice: x"),
+    "target named twice": (put("head", "targets", to=["x", "y", "x"]), "target named twice: x"),
+    "target that is no feature": (put("head", "targets", to=["x", "y", "w"]), "targets that are not features: w"),
+    "no targets": (put("head", "targets", to=[]), "head.targets: "),
+    "too few targets": (put("head", "targets", to=["x", "y"]), "output 'mean' has shape .* 2 targets"),
+    "head output not declared": (put("head", "outputs", to=["mean", "spread"]), "not declared: spread"),
+    "surprise not declared": (put("head", "surprise", to="shock"), "not declared: shock"),
+    "last of an undeclared output": (put("head", "last", "point", to="last_mean_in"), "not declared: point"),
+    "last in undeclared state": (put("head", "last", "mean", to="gone_in"), "state that is not declared: gone_in"),
+    "last in state of another shape": (
+        put("head", "last", "mean", to="h_in"),
+        "'h_in' does not have the shape .*'mean'",
+    ),
+    "missing output tensor": (drop("outputs", 0), "not declared: mean"),
+    "tolerance above a hundredth": (put("parity", "tolerance", to=0.5), "parity.tolerance: "),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_wrong_manifest_is_refused(fault: str, document: Document, tmp_path: Path) -> None:
+    """Every fault is refused with the file and the field or tensor at fault, so that its author can mend it."""
+    change, says = FAULTS[fault]
+    file = tmp_path / "manifest.json"
+    file.write_text(json.dumps(document))
+    manifests.read(file)  # good before the change
+    change(document)
+    file.write_text(json.dumps(document))
+    with pytest.raises(BundleError, match=says) as refused:
+        manifests.read(file)
+    assert refused.value.file == file
+    assert str(refused.value) == f"{file}: {refused.value.reason}"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe\x00", b'{"name": NaN'])
+def test_what_is_no_document_is_refused(content: bytes, tmp_path: Path) -> None:
+    """A manifest that is not a JSON object is refused with its file, whatever it is instead."""
+    file = tmp_path / "manifest.json"
+    file.write_bytes(content)
+    with pytest.raises(BundleError, match="the document: ") as refused:
+        manifests.read(file)
+    assert refused.value.file == file
+
+
+def test_an_absent_manifest_is_refused(tmp_path: Path) -> None:
+    """No file is said as such."""
+    with pytest.raises(BundleError, match="cannot be read: No such file"):
+        manifests.read(tmp_path / "manifest.json")
+
+
+def test_round_trip(document: Document, tmp_path: Path) -> None:
+    """What is written is what is read: every field, every digit."""
+    manifest = Manifest.model_validate(document).model_copy(
+        update={"metrics": {"a": [0.1, -1e-300, None]}, "provenance": {"text": "naïve ☃"}, "description": 'a "b"\n'}
+    )
+    file = tmp_path / "again.json"
+    manifests.write(manifest, file)
+    assert manifests.read(file) == manifest
+
+
+def test_axes_are_found_by_name() -> None:
+    """Where the axes lie is the tensor's own to say, and its inner shape is what is left."""
+    tensor = Tensor(name="t", shape=(2, "batch", 3, "time"))
+    assert (tensor.axis("batch"), tensor.axis("time"), tensor.inner) == (1, 3, (2, 3))
+    pair = StatePair(input="a", output="b", shape=(2, "batch", 3), dtype="int32")
+    assert pair.tensor("b") == Tensor(name="b", shape=(2, "batch", 3), dtype="int32")
+    assert pair.tensor("b").axis("time") is None
+
+
+def test_only_a_model_of_all_its_inputs_forecasts(tmp_path: Path) -> None:
+    """A rollout feeds predictions back as inputs: it needs every feature predicted, in order, and the last one kept."""
+    assert make_bundle(tmp_path, name="all", features=FEATURES).manifest.forecasts
+    assert not make_bundle(tmp_path, name="some", features=FEATURES, targets=("x", "y")).manifest.forecasts
+    whole = make_bundle(tmp_path, name="again", features=FEATURES).manifest
+    head = whole.head
+    assert not whole.model_copy(update={"head": head.model_copy(update={"targets": ("z", "y", "x")})}).forecasts
+    assert not whole.model_copy(update={"head": head.model_copy(update={"last": {"mean": "last_mean_in"}})}).forecasts
+
+
+@pytest.mark.parametrize(
+    ("numbers", "finite"),
+    [(1.0, True), ([[1, 2.5], [3]], True), ([], True), (float("inf"), False), ([[1.0], [[float("nan")]]], False)],
+)
+def test_all_finite(numbers: Any, finite: bool) -> None:
+    """One number that is not finite, however deep, is found."""
+    assert manifests.all_finite(numbers) is finite
