@@ -1,0 +1,156 @@
+"""The checks must find what they say they find."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from model.checks import CheckError, check, plausible
+from model.runner import Outputs, StepModel
+from model.state import Layout, State
+from tests.bundles import FEATURES, draw, make_bundle
+from training.config import Cell
+
+ULP = 2.0**-23
+"""One unit in the last place, relative."""
+
+Fault = Callable[[NDArray[np.float32], NDArray[np.int32], Outputs, State], None]
+
+
+class Faulty(StepModel):
+    """A model with a fault: it spoils what each run returns."""
+
+    fault: Fault
+
+    def run(self, inputs: NDArray[np.float32], lengths: NDArray[np.int32], state: State) -> tuple[Outputs, State]:
+        outputs, after = super().run(inputs, lengths, state)
+        self.fault(inputs, lengths, outputs, after)
+        return outputs, after
+
+
+class Lossy(Layout):
+    """A layout whose bytes lose the last bit of each row's first float."""
+
+    def to_bytes(self, row: np.void) -> bytes:
+        kept = np.array([row], self.dtype)
+        kept.view(np.uint8)[0] ^= 1
+        return super().to_bytes(kept[0])
+
+
+def faulty(tmp_path: Path, cell: Cell, fault: Fault) -> Faulty:
+    good = make_bundle(tmp_path, cell=cell)
+    model = Faulty(tmp_path / "tiny" / "1" / "model.onnx", good.manifest)
+    model.fault = fault
+    return model
+
+
+def by_batch(size: float) -> Fault:
+    def fault(inputs: NDArray[np.float32], lengths: NDArray[np.int32], outputs: Outputs, after: State) -> None:
+        outputs["mean"] *= np.float32(1 + size if len(inputs) > 1 else 1)
+
+    return fault
+
+
+def by_chunk(size: float) -> Fault:
+    def fault(inputs: NDArray[np.float32], lengths: NDArray[np.int32], outputs: Outputs, after: State) -> None:
+        if len(inputs) == 1 and inputs.shape[1] == 64:
+            outputs["mean"] *= np.float32(1 + size)
+
+    return fault
+
+
+def by_padding(size: float) -> Fault:
+    def fault(inputs: NDArray[np.float32], lengths: NDArray[np.int32], outputs: Outputs, after: State) -> None:
+        for row, length in enumerate(lengths):
+            if inputs[row, length:].any():
+                after["last_mean_in"][row] *= np.float32(1 + size)
+
+    return fault
+
+
+def from_neighbour(inputs: NDArray[np.float32], lengths: NDArray[np.int32], outputs: Outputs, after: State) -> None:
+    after[:] = np.roll(after, 1)
+
+
+def nothing(inputs: NDArray[np.float32], lengths: NDArray[np.int32], outputs: Outputs, after: State) -> None:
+    pass
+
+
+@pytest.mark.parametrize("cell", ["lstm", "rnn_tanh"])
+def test_a_sound_model_passes(cell: Cell, tmp_path: Path) -> None:
+    """The fault harness itself adds nothing: without a fault every check passes, on drawn and on given sequences."""
+    model = faulty(tmp_path, cell, nothing)
+    check(model)
+    check(model, draw(3, 50))
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        (by_batch(ULP), "a batch of 7 rows against row 0 alone: output 'mean' differs by up to"),
+        (from_neighbour, "a batch of 7 rows against row 0 alone: "),
+        (by_chunk(ULP), "chunks of 64 against single steps: "),
+        (by_padding(ULP), "a ragged batch against row 0 of 28 steps alone: state 'last_mean_in' differs"),
+    ],
+    ids=["batch", "neighbour", "chunk", "padding"],
+)
+def test_exact_models_are_held_to_the_last_bit(fault: Fault, says: str, tmp_path: Path) -> None:
+    """A model that claims equal bits fails for a single unit in the last place, and the property is named."""
+    with pytest.raises(CheckError, match=says):
+        check(faulty(tmp_path, "lstm", fault))
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [(by_batch, "a batch of 7 rows"), (by_chunk, "chunks of 64"), (by_padding, "a ragged batch")],
+)
+def test_other_models_are_held_to_the_tolerance(fault: Callable[[float], Fault], says: str, tmp_path: Path) -> None:
+    """A plain RNN may differ by rounding and no more: a unit in the last place passes, three in 100,000 do not."""
+    model = faulty(tmp_path, "rnn_tanh", fault(ULP))
+    check(model)
+    model.fault = fault(3e-5)
+    with pytest.raises(CheckError, match=says):
+        check(model)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "rnn_tanh"])
+def test_not_a_number_is_no_agreement(cell: Cell, tmp_path: Path) -> None:
+    """NaN in a batch alone is a difference from a number, in either way of comparing."""
+    with pytest.raises(CheckError, match="a batch of 7 rows"):
+        check(faulty(tmp_path, cell, by_batch(float("nan"))))
+
+
+@pytest.mark.parametrize("cell", ["lstm", "rnn_tanh"])
+def test_a_model_must_say_numbers(cell: Cell, tmp_path: Path) -> None:
+    """A model that says NaN to everyone agrees with itself, and is refused all the same."""
+
+    def fault(inputs: NDArray[np.float32], lengths: NDArray[np.int32], outputs: Outputs, after: State) -> None:
+        outputs["std"] = np.nan
+
+    with pytest.raises(CheckError, match="row 0 alone: output 'std' is not finite"):
+        check(faulty(tmp_path, cell, fault))
+
+
+def test_a_bit_lost_in_bytes_is_found(tmp_path: Path) -> None:
+    """A state must come back from bytes whole: one bit of one number is enough to fail."""
+    model = faulty(tmp_path, "lstm", nothing)
+    model.layout = Lossy(model.manifest.state)
+    with pytest.raises(CheckError, match="a state that went through bytes: state 'h_in' differs"):
+        check(model)
+
+
+def test_plausible_inputs_are_like_the_parity_inputs(tmp_path: Path) -> None:
+    """Drawn sequences have the data's own mean and deviation, feature by feature, padding left out."""
+    model = make_bundle(tmp_path, features=FEATURES)
+    parity = model.manifest.parity
+    real = np.concatenate([np.array(row)[:length] for row, length in zip(parity.inputs, parity.lengths, strict=True)])
+    drawn = plausible(model, rows=50, steps=400, seed=3)
+    assert drawn.shape == (50, 400, 3)
+    assert drawn.dtype == np.float32
+    error = np.abs(drawn.reshape(-1, 3).mean(axis=0) - real.mean(axis=0)) / real.std(axis=0)
+    assert (error < 0.05).all()
+    np.testing.assert_allclose(drawn.reshape(-1, 3).std(axis=0), real.std(axis=0), rtol=0.05)
+    assert np.array_equal(drawn, plausible(model, rows=50, steps=400, seed=3))
+    assert not np.array_equal(drawn, plausible(model, rows=50, steps=400, seed=4))
