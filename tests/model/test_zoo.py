@@ -1,0 +1,51 @@
+"""The bundles that ship: sound, honest and worth having."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model import ZOO
+from model.checks import check
+from model.repository import bundles, open_all, open_bundle
+from training import config, data, evaluate
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = [bundle.relative_to(ZOO).as_posix() for bundle in bundles(ZOO)]
+
+
+def test_the_zoo_opens_whole() -> None:
+    """Serving works at once: every shipped bundle opens and none is refused."""
+    opened = open_all(ZOO)
+    assert not opened.refused
+    assert {"pulse", "weather"} <= set(opened.models)
+
+
+@pytest.mark.parametrize("place", SHIPPED)
+def test_a_shipped_bundle_passes_the_checks(place: str) -> None:
+    """Batches, chunks, ragged rows and bytes change no answer of a shipped bundle."""
+    check(open_bundle(ZOO / place))
+
+
+def flat(told: Any, prefix: str = "") -> dict[str, float]:
+    if isinstance(told, dict):
+        return {key: number for name, part in told.items() for key, number in flat(part, f"{prefix}{name}.").items()}
+    return {prefix: float(told)}
+
+
+@pytest.mark.parametrize("place", SHIPPED)
+def test_a_shipped_bundle_keeps_its_word(place: str) -> None:
+    """Its metrics can be had again from the example's data, that it was trained on, and beat the baselines."""
+    model = open_bundle(ZOO / place)
+    name = model.manifest.name
+    settings = config.read(ROOT / "examples" / name / f"{name}.toml")
+    provenance: Any = model.manifest.provenance
+    assert provenance["data"]["sha256"] == hashlib.sha256(settings.data_file.read_bytes()).hexdigest()
+    series = data.load(settings.data_file, settings.data).series
+    told: Any = model.manifest.metrics
+    again = evaluate.one_step(model, series, settings.data.period)
+    assert flat(again) == pytest.approx(flat(told), rel=1e-6)
+    assert evaluate.beaten_everywhere(told)
+    for table in told["targets"].values():
+        assert set(table) == {"model", "last_value", "seasonal_naive", "better"}
