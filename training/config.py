@@ -65,7 +65,7 @@ class Train(Section):
     epochs: Annotated[int, Field(ge=1)] = 50
     window: Annotated[int, Field(ge=1, description="steps between truncations of the gradient")] = 64
     batch: Annotated[int, Field(ge=1, description="streams trained side by side")] = 32
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
     clip: Annotated[float, Field(gt=0, description="largest norm of the gradient")] = 1.0
     patience: Annotated[int, Field(ge=1, description="epochs without a better validation loss before stopping")] = 10
 

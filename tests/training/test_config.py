@@ -1,0 +1,114 @@
+"""What a configuration file may say, and what it is told when it is wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from training import config
+from training.config import ConfigError
+
+GOOD = """
+name = "tide"
+[data]
+path = "tide.csv"
+targets = ["level"]
+features = ["level", "wind"]
+[train]
+epochs = 3
+learning_rate = 1
+[output]
+repository = "../models"
+"""
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    file = tmp_path / "conf" / "tide.toml"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(text)
+    return file
+
+
+def test_a_good_file_is_read(tmp_path: Path) -> None:
+    """Paths are the file's own, what is left out has its default, and the columns keep their order."""
+    told = config.read(written(tmp_path, GOOD))
+    assert (told.name, told.train.epochs, told.train.learning_rate, told.train.batch) == ("tide", 3, 1.0, 32)
+    assert told.data.inputs == ("level", "wind")
+    assert told.data_file == tmp_path / "conf" / "tide.csv"
+    assert told.repository == tmp_path / "conf" / ".." / "models"
+    assert (told.model.cell, told.model.head) == ("lstm", "gaussian")
+    alone = config.read(written(tmp_path, GOOD.replace('features = ["level", "wind"]', "")))
+    assert alone.data.inputs == ("level",)
+
+
+FAULTS = {
+    "unknown key with a near one": ("epochs", "epoch", "train.epoch: unknown key, did you mean epochs?"),
+    "unknown key of a section": ("[train]", "[train]\nzzz = 1", "train.zzz: unknown key"),
+    "unknown section": ("[train]", "[trian]", "trian: unknown key, did you mean train?"),
+    "unknown table in a section": ("[train]", "[train.batches]\nx = 1\n[train]", "train.batches: unknown key, did you"),
+    "key that only code sets": ('name = "tide"', 'name = "tide"\nfolder = "x"', "folder: unknown key"),
+    "text for a number": ("epochs = 3", 'epochs = "3"', "train.epochs: Input should be a valid integer"),
+    "a fraction of an epoch": ("epochs = 3", "epochs = 3.0", "train.epochs: Input should be a valid integer"),
+    "a boolean": ("epochs = 3", "epochs = true", "train.epochs: Input should be a valid integer"),
+    "no epochs": ("epochs = 3", "epochs = 0", "train.epochs: Input should be greater than or equal to 1"),
+    "a rate of nought": ("learning_rate = 1", "learning_rate = 0.0", "train.learning_rate: Input should be greater"),
+    "a rate that is no number": ("learning_rate = 1", "learning_rate = nan", "train.learning_rate: Input should be"),
+    "a boundless rate": ("learning_rate = 1", "learning_rate = inf", "train.learning_rate: Input should be"),
+    "an unknown cell": (
+        "[train]",
+        '[model]\ncell = "tcn"\n[train]',
+        "model.cell: Input should be 'rnn_tanh', 'rnn_relu'",
+    ),
+    "one column for a list": (
+        'targets = ["level"]',
+        'targets = "level"',
+        "data.targets: Input should be a valid tuple",
+    ),
+    "a number for a column": ('targets = ["level"]', "targets = [1]", "data.targets.0: Input should be a valid string"),
+    "no targets": ('targets = ["level"]', "targets = []", "data.targets: "),
+    "a column twice": (
+        '"level", "wind"',
+        '"level", "wind", "wind"',
+        "data: Value error, features names a column twice",
+    ),
+    "a target that is not read": (
+        '["level", "wind"]',
+        '["wind"]',
+        "data: .*features must include every target.*add level",
+    ),
+    "a period of one": ("[train]", "[data.x]\n[train]", "data.x: unknown key"),
+    "a name for no folder": ('name = "tide"', 'name = "My Tide"', "name: String should match pattern"),
+    "a missing key": ('path = "tide.csv"', "", "data.path: Field required"),
+    "a missing section": ('[output]\nrepository = "../models"', "", "output: Field required"),
+    "not TOML": ("[train]", "[train", "not TOML: "),
+    "not TOML for a key given twice": ("epochs = 3", "epochs = 3\nepochs = 4", "not TOML: "),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_wrong_file_names_the_key(fault: str, tmp_path: Path) -> None:
+    """Nothing is guessed: every fault is said with the file and the key, and the likely key where there is one."""
+    good, bad, says = FAULTS[fault]
+    assert good in GOOD
+    file = written(tmp_path, GOOD.replace(good, bad))
+    with pytest.raises(ConfigError, match=says.replace("?", r"\?")) as refused:
+        config.read(file)
+    assert str(refused.value).startswith(f"{file}: ")
+
+
+def test_every_fault_is_said_at_once(tmp_path: Path) -> None:
+    """A file with two faults is mended in one go."""
+    file = written(tmp_path, GOOD.replace("epochs", "epoch").replace("path", "paht"))
+    with pytest.raises(ConfigError, match=r"data\.path: .*data\.paht: .*train\.epoch: "):
+        config.read(file)
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    """An absent file, a folder and text that is not UTF-8 are configuration errors, not tracebacks."""
+    with pytest.raises(ConfigError, match=r"absent\.toml: cannot be read: No such file"):
+        config.read(tmp_path / "absent.toml")
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        config.read(tmp_path)
+    file = written(tmp_path, "")
+    file.write_bytes(b'name = "\xff"')
+    with pytest.raises(ConfigError, match="not TOML: "):
+        config.read(file)
