@@ -17,7 +17,7 @@ from training.config import Data
 VALIDATION, TEST = 0.15, 0.15
 """The share of each series' steps, at its end, that stops the training and that is held out."""
 
-_ROW = "__row"
+_ROW = "__row of the file"
 
 
 class DataError(Exception):
@@ -88,10 +88,11 @@ def _no_nulls(file: Path, table: pl.DataFrame, column: str) -> None:
 def _numbers(file: Path, table: pl.DataFrame, column: str) -> pl.DataFrame:
     kind = table.schema[column]
     if not (kind.is_numeric() or kind == pl.Boolean):
-        text = table.select(_ROW, column, number=pl.col(column).cast(pl.String).cast(pl.Float64, strict=False))
-        wrong = text.filter(pl.col("number").is_null())
-        row = wrong if wrong.height else text
-        raise DataError(f"{file}: row {row[_ROW][0]}, column {column}: {row[column][0]!r} is not a number")
+        row = table
+        if kind == pl.String:
+            wrong = table.filter(pl.col(column).cast(pl.Float64, strict=False).is_null())
+            row = wrong if wrong.height else table
+        raise DataError(f"{file}: row {row[_ROW][0]}, column {column}: {row[column].to_list()[0]!r} is not a number")
     table = table.with_columns(pl.col(column).cast(pl.Float64))
     wrong = table.filter(~pl.col(column).is_finite() | (pl.col(column).abs() > float(np.finfo(np.float32).max)))
     if wrong.height:
@@ -109,6 +110,12 @@ def _by_series(table: pl.DataFrame, column: str | None) -> Iterator[tuple[str, p
 
 def _series(file: Path, name: str, table: pl.DataFrame, data: Data) -> Series:
     if data.time is not None:
+        if not (table.schema[data.time].is_numeric() or table.schema[data.time].is_temporal()):
+            row, value = table[_ROW][0], table[data.time][0]
+            raise DataError(
+                f"{file}: row {row}, column {data.time}: {value!r} has no place in time; "
+                "write numbers, or dates as 2012-01-31 or 2012-01-31T12:00:00"
+            )
         table = table.sort(data.time, maintain_order=True)
         twice = table.filter(pl.col(data.time) == pl.col(data.time).shift(1))
         if twice.height:
@@ -120,4 +127,8 @@ def _series(file: Path, name: str, table: pl.DataFrame, data: Data) -> Series:
     validation_from = test_from - max(1, int(total * VALIDATION))
     if validation_from < 2:
         raise DataError(f"{file}: series {name} has {total} steps; training, validation and test need at least 4")
+    if data.period is not None and data.period > test_from:
+        raise DataError(
+            f"{file}: series {name} has {test_from} steps before its test part, fewer than period {data.period}"
+        )
     return Series(name, np.ascontiguousarray(values), validation_from, test_from)
