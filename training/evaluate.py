@@ -62,12 +62,18 @@ def predictions(model: StepModel, values: NDArray[np.float32]) -> NDArray[np.voi
 
 def beaten_everywhere(report: dict[str, Any]) -> bool:
     """Whether the model's errors are below every baseline's, for every target and measure."""
-    return all(
-        share > 0
-        for table in report["targets"].values()
-        for against in table["better"].values()
-        for share in against.values()
-    )
+    return not losses(report)
+
+
+def losses(report: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """The (target, baseline, measure) whose error the model's own is not below."""
+    return [
+        (target, baseline, measure)
+        for target, table in report["targets"].items()
+        for baseline in table["better"]
+        for measure, error in table["model"].items()
+        if not error < table[baseline][measure]
+    ]
 
 
 def _table(errors: dict[str, Array]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from typing import Any, cast
 
 from model.manifest import Manifest
+from training import evaluate
 
 _NAMES = {"model": "this model", "last_value": "last value", "seasonal_naive": "seasonal naive"}
 
@@ -20,11 +21,7 @@ def text(manifest: Manifest) -> str:
                     row += "   " + ", ".join(f"{-share:+.1%}" for share in better.values())
                 lines.append(row)
     losing = [
-        f"{target} by {measure.upper()} against {_NAMES[name]}"
-        for target, table in metrics["targets"].items()
-        for name, better in table["better"].items()
-        for measure, share in better.items()
-        if share <= 0
+        f"{target} by {measure.upper()} against {_NAMES[name]}" for target, name, measure in evaluate.losses(metrics)
     ]
     if losing:
         lines += ["", "WARNING: the model loses to a naive forecast: " + "; ".join(losing)]
