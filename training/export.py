@@ -136,10 +136,11 @@ def export(
         parity=_parity(network, declared, sample),
         sha256=hashlib.sha256(proto).hexdigest(),
     )
-    bundle.parent.mkdir(parents=True, exist_ok=True)
+    repository = bundle.parent.parent
+    repository.mkdir(parents=True, exist_ok=True)
     if bundle.exists():
         raise FileExistsError(f"{bundle} exists; a version is never overwritten")
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=bundle.parent) as scratch:
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=repository) as scratch:
         made = Path(scratch) / "bundle"
         made.mkdir()
         (made / GRAPH).write_bytes(proto)
@@ -149,6 +150,7 @@ def export(
         proof: JsonValue = {"largest_difference": worst, "allowed": TOLERANCE, "steps": sample.shape[1]}
         told = {"provenance": {**(provenance or {}), "proof": proof}, "metrics": measure(model)}
         manifests.write(manifest.model_copy(update=told), made / MANIFEST)
+        bundle.parent.mkdir(exist_ok=True)
         os.replace(made, bundle)
     return StepModel(bundle / GRAPH, manifests.read(bundle / MANIFEST))
 
