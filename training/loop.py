@@ -103,7 +103,7 @@ def group_steps(group: Sequence[Stream]) -> int:
 
 
 def windows(scaled: Sequence[Tensor], group: Sequence[Stream], window: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """A group's windows in time order: inputs, next inputs (time, batch, features), and which are real (time, batch)."""
+    """A group's windows in time order: inputs, next inputs (time, batch, features), which are real (time, batch)."""
     longest = group_steps(group)
     for start in range(0, longest, window):
         size = min(window, longest - start)

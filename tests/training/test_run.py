@@ -1,0 +1,174 @@
+"""A whole run, from a configuration to a bundle, and the commands that people type."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from model.repository import open_bundle
+from tests.bundles import make_bundle
+from training import config, evaluate
+from training.data import Dataset, Series, load
+from training.run import sample, scaling, train
+
+ROOT = Path(__file__).parents[2]
+
+CONFIG = """
+name = "tide"
+description = "two tides"
+[data]
+path = "tide.csv"
+targets = ["level"]
+features = ["wind", "level"]
+series = "harbour"
+time = "hour"
+period = 12
+[model]
+cell = "gru"
+units = 6
+[train]
+seed = 3
+epochs = 3
+window = 20
+batch = 4
+learning_rate = 0.02
+[output]
+repository = "models"
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder with `tide.toml` and `tide.csv`: two short series of a wave and its wind."""
+    rng = np.random.default_rng(0)
+    with (tmp_path / "tide.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["harbour", "hour", "wind", "level"])
+        for harbour in ("north", "south"):
+            for hour in range(150):
+                wind = rng.standard_normal()
+                rows.writerow([harbour, hour, round(wind, 3), round(3 * np.sin(hour * np.pi / 6) + wind / 9, 3)])
+    (tmp_path / "tide.toml").write_text(CONFIG)
+    return tmp_path
+
+
+def onward(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "onward", *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_command_trains_a_bundle(project: Path) -> None:
+    """`onward train` ends in a bundle that opens, and prints its table; without a terminal there is no bar."""
+    done = onward("train", "tide.toml", cwd=project)
+    assert (done.returncode, done.stderr) == (0, "")
+    model = open_bundle(project / "models" / "tide" / "1")
+    assert model.features == ("wind", "level")
+    lines = done.stdout.splitlines()
+    assert lines[0] == "tide 1: one step ahead on 44 held-out steps"
+    assert [line.split("  ")[1] for line in lines[3:6]] == ["this model", "last value", "seasonal naive"]
+    metrics: Any = model.manifest.metrics
+    assert f"{metrics['targets']['level']['model']['mae']:.4g}" in lines[3]
+    assert "bundle: models/tide/1" in lines
+    assert "serve it: ONWARD_MODELS=models onward serve" in lines
+    again = onward("verify", "models/tide/1", cwd=project)
+    assert (again.returncode, again.stdout) == (0, "tide 1: verified\n")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("epochs", "epoch", "tide.toml: train.epoch: unknown key, did you mean epochs?"),
+        ("period = 12", "period = 200", "tide.csv: series north has 128 steps before its test part, fewer than period"),
+        ('"tide.csv"', '"tied.csv"', "tied.csv: cannot be read: "),
+    ],
+)
+def test_the_command_says_what_is_wrong(old: str, new: str, says: str, project: Path) -> None:
+    """A fault ends the command with status 1 and one line that names it, and nothing is published."""
+    (project / "tide.toml").write_text(CONFIG.replace(old, new))
+    done = onward("train", "tide.toml", cwd=project)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"onward: {says}")
+    assert done.stderr.count("\n") == 1
+    assert not (project / "models").exists()
+
+
+def test_verify_tells_good_from_damaged(tmp_path: Path) -> None:
+    """`onward verify` says yes with status 0, or no with status 1, the file and the reason, wherever it is run."""
+    make_bundle(tmp_path)
+    good = onward("verify", "1", cwd=tmp_path / "tiny")
+    assert (good.returncode, good.stdout, good.stderr) == (0, "tiny 1: verified\n", "")
+    graph = tmp_path / "tiny" / "1" / "model.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1])
+    bad = onward("verify", "tiny/1", cwd=tmp_path)
+    assert (bad.returncode, bad.stdout) == (1, "")
+    assert bad.stderr.startswith("onward: tiny/1/model.onnx: checksum is ")
+    absent = onward("verify", "tiny/2", cwd=tmp_path)
+    assert absent.returncode == 1
+    assert absent.stderr.startswith("onward: tiny/2/manifest.json: cannot be read: ")
+
+
+def test_a_run_can_be_had_again(project: Path) -> None:
+    """The same data, configuration and seed give the same graph byte for byte; another seed does not."""
+    settings = config.read(project / "tide.toml")
+    first, one = train(settings, quiet=True)
+    second, two = train(settings, quiet=True)
+    assert (first.name, second.name) == ("1", "2")
+    assert (first / "model.onnx").read_bytes() == (second / "model.onnx").read_bytes()
+    assert one.manifest.metrics == two.manifest.metrics
+    other = settings.model_copy(update={"train": settings.train.model_copy(update={"seed": 4})})
+    assert train(other, quiet=True)[1].digest != one.digest
+
+
+def test_the_provenance_is_enough_to_make_it_again(project: Path) -> None:
+    """The bundle holds the configuration it came from, its data's hash, and its metrics on the test part."""
+    settings = config.read(project / "tide.toml")
+    _, model = train(settings, quiet=True)
+    told: Any = json.loads(model.manifest.model_dump_json())["provenance"]
+    assert config.Config.model_validate(told["config"], strict=False) == settings.model_copy(update={"folder": Path()})
+    dataset = load(settings.data_file, settings.data)
+    assert told["data"] == {
+        "file": "tide.csv",
+        "sha256": dataset.sha256,
+        "series": 2,
+        "steps": 300,
+        "validation_share": 0.15,
+        "test_share": 0.15,
+    }
+    assert told["epochs"] == len(told["losses"]["train"]) == len(told["losses"]["validation"])
+    assert told["losses"]["validation"][told["best_epoch"] - 1] == min(told["losses"]["validation"])
+    assert model.manifest.metrics == evaluate.one_step(model, dataset.series, 12)
+    assert model.manifest.description == "two tides"
+
+
+def test_scaling_is_of_the_training_parts_alone() -> None:
+    """Held-out values do not leak through the mean and deviation."""
+    one = Series("a", np.array([[1.0], [3.0], [1e6], [1e6]], np.float32), 2, 3)
+    two = Series("b", np.array([[5.0], [7.0], [1e6], [1e6]], np.float32), 2, 3)
+    fitted = scaling(Dataset((one, two), ""))
+    assert fitted.mean.tolist() == [4.0]
+    assert fitted.std.tolist() == pytest.approx([np.std([1.0, 3.0, 5.0, 7.0])])
+
+
+@pytest.mark.parametrize("steps", [4, 150, 200, 3000])
+def test_the_proof_runs_on_real_stretches(steps: int) -> None:
+    """The proof's rows are 200 steps of the data, spread over all series; a short series is repeated, not padded."""
+    parts = [
+        Series(str(i), np.stack([np.arange(steps) + 1e4 * i, -np.arange(steps)], axis=1).astype(np.float32), 2, 3)
+        for i in range(3)
+    ]
+    rows = sample(Dataset(tuple(parts), ""))
+    assert rows.shape == (7, 200, 2)
+    for row, stretch in enumerate(rows):
+        start = int(-stretch[0, 1])
+        place = (start + np.arange(200) % (steps - start)) if steps < 200 else start + np.arange(200)
+        assert stretch.tolist() == parts[row % 3].values[place].tolist()
+    if steps == 3000:
+        starts = [-float(stretch[0, 1]) for stretch in rows]
+        assert starts == sorted(set(starts))
