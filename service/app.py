@@ -5,7 +5,7 @@ from flask import Flask
 from model.repository import open_all
 from service.engine.engine import Engine, Limits
 from service.http import health, models, openapi, operations, problems, sessions
-from service.sessions.store import open_store
+from service.sessions.opening import open_store
 from service.settings import Settings
 
 OPERATIONS = (*health.OPERATIONS, *models.OPERATIONS, *sessions.OPERATIONS)

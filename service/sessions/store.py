@@ -6,9 +6,7 @@ where the backend fails.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
-from urllib.parse import unquote, urlsplit
 
 from service.errors import DamagedRecordError
 from service.sessions.record import Record
@@ -57,10 +55,3 @@ class Store(Protocol):
         """Brings what is committed to disk, so that it outlives a crash of the machine too."""
 
     def close(self) -> None: ...
-
-
-def open_store(uri: str) -> Store:
-    """The store that the URI names, by its scheme. Open it after a fork. Raises StoreUnavailableError."""
-    from service.sessions.lmdb import LmdbStore  # noqa: PLC0415  (a store's library is imported when it is chosen)
-
-    return LmdbStore(Path(unquote(urlsplit(uri).path)))

@@ -9,8 +9,9 @@ import pytest
 
 from service.errors import DamagedRecordError
 from service.sessions import record as records
+from service.sessions.opening import open_store
 from service.sessions.record import TOMBSTONE_S, Record, Ref
-from service.sessions.store import Change, Store, open_store
+from service.sessions.store import Change, Store
 
 NOW = 1_800_000_000.0
 
