@@ -64,7 +64,7 @@ def by_chunk(size: float) -> Fault:
 def by_padding(size: float) -> Fault:
     def fault(inputs: NDArray[np.float32], lengths: NDArray[np.int32], outputs: Outputs, after: State) -> None:
         for row, length in enumerate(lengths):
-            if inputs[row, length:].any():
+            if np.abs(inputs[row, length:]).max(initial=0) > 1e5:  # a leak too small to be seen in ordinary values
                 after["last_mean_in"][row] *= np.float32(1 + size)
 
     return fault

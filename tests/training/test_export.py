@@ -8,11 +8,13 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from model.checks import CheckError
 from model.manifest import Manifest
 from model.repository import open_all, open_bundle
-from model.runner import StepModel
+from model.runner import Outputs, StepModel
+from model.state import State
 from tests import bare, cells
 from tests.bundles import FEATURES, draw, make_bundle, make_network
 from training import graph
@@ -121,6 +123,24 @@ def test_a_slip_in_any_constant_is_never_published(tmp_path: Path, monkeypatch: 
         monkeypatch.setattr(graph._Graph, "constant", slipped)
         with pytest.raises(ExportError, match="differs from the network"):
             export(network, bundle=tmp_path / "t" / "1", features=["x"], targets=["x"], sample=draw(7, 200))
+    assert everything(tmp_path) == []
+
+
+class Unsteady(StepModel):
+    """A model whose answers in a batch are off by their last bit: far within the proof's tolerance."""
+
+    def run(self, inputs: graph.Array, lengths: NDArray[np.int32], state: State) -> tuple[Outputs, State]:
+        outputs, after = super().run(inputs, lengths, state)
+        if len(inputs) > 1:
+            outputs["mean"] = np.nextafter(outputs["mean"], np.float32(np.inf))
+        return outputs, after
+
+
+def test_what_fails_the_checks_is_never_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Agreement with the network is not enough: a bundle must also pass the checks that serving rests on."""
+    monkeypatch.setattr("training.export.StepModel", Unsteady)
+    with pytest.raises(CheckError, match="a batch of 7 rows against row 0 alone: output 'mean' differs"):
+        published(tmp_path)
     assert everything(tmp_path) == []
 
 

@@ -102,6 +102,20 @@ def test_streams_of_unequal_length_count_each_step_once() -> None:
     assert epoch(network, scaled, settings(batch=3, window=4), rate=0.0) == pytest.approx(expected, rel=1e-5)
 
 
+def test_padding_has_no_part_in_the_gradient() -> None:
+    """Beside a longer one, a short stream's padding neither adds to the gradient nor thins it out."""
+    network, scaled = make_network(), [noise(31, 1), noise(6, 2)]
+    losses = []
+    for one in scaled:
+        said, _ = network(one[:-1, None], network.initial(1))
+        losses.append(network.loss(said, one[1:, None]).flatten())
+    grads = torch.autograd.grad(torch.cat(losses).mean(), list(network.parameters()))
+    before = weights(network)
+    epoch(network, scaled, settings(batch=2), rate=1.0)
+    expected = torch.cat([grad.flatten() for grad in grads])
+    torch.testing.assert_close(before - weights(network), expected, rtol=1e-4, atol=1e-6)
+
+
 @given(
     st.lists(st.integers(2, 60), min_size=1, max_size=6),
     st.integers(1, 9),
@@ -143,15 +157,16 @@ def test_the_same_seed_gives_the_same_weights() -> None:
     """A run can be had again, bit for bit, dropout and shuffling included; another seed gives another."""
     data = [series(noise(80, i).numpy()) for i in range(5)]
 
-    def fitted(seed: int) -> Tensor:
+    def fitted(seed: int, before: int) -> Tensor:
         torch.manual_seed(99)
         model = Model(cell="lstm", layers=2, units=6, dropout=0.3)
         network = Network(model, Scaling(torch.zeros(1), torch.ones(1)), [0])
+        torch.manual_seed(before)
         loop.fit(network, data, settings(epochs=3, batch=2, window=16, seed=seed), quiet=True)
         return weights(network)
 
-    assert torch.equal(fitted(1), fitted(1))
-    assert not torch.equal(fitted(1), fitted(2))
+    assert torch.equal(fitted(1, before=5), fitted(1, before=6))
+    assert not torch.equal(fitted(1, before=5), fitted(2, before=5))
 
 
 def test_early_stopping_keeps_the_best_weights() -> None:

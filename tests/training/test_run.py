@@ -1,6 +1,7 @@
 """A whole run, from a configuration to a bundle, and the commands that people type."""
 
 import csv
+import hashlib
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from model.repository import open_bundle
@@ -99,11 +101,40 @@ def test_the_command_says_what_is_wrong(old: str, new: str, says: str, project: 
     assert not (project / "models").exists()
 
 
+def leak(bundle: Path) -> None:
+    """Gives the graph a fault that shows in large batches only: a millionth of the neighbours' inputs."""
+    proto = onnx.load(str(bundle / "model.onnx"))
+    for node in proto.graph.node:
+        for names in (node.input, node.output):
+            for i, name in enumerate(names):
+                if name == "mean":
+                    names[i] = "own"
+    for name, value in (("rows", np.array([1], np.int64)), ("millionth", np.array(1e-6, np.float32))):
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    proto.graph.node.extend(
+        [
+            onnx.helper.make_node("ReduceSum", ["inputs", "rows"], ["all"], keepdims=1),
+            onnx.helper.make_node("Mul", ["all", "millionth"], ["little"]),
+            onnx.helper.make_node("Add", ["own", "little"], ["mean"]),
+        ]
+    )
+    (bundle / "model.onnx").write_bytes(proto.SerializeToString())
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["sha256"] = hashlib.sha256(proto.SerializeToString()).hexdigest()
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+
+
 def test_verify_tells_good_from_damaged(tmp_path: Path) -> None:
     """`onward verify` says yes with status 0, or no with status 1, the file and the reason, wherever it is run."""
     make_bundle(tmp_path)
     good = onward("verify", "1", cwd=tmp_path / "tiny")
     assert (good.returncode, good.stdout, good.stderr) == (0, "tiny 1: verified\n", "")
+    make_bundle(tmp_path, name="leaky")
+    leak(tmp_path / "leaky" / "1")
+    open_bundle(tmp_path / "leaky" / "1")  # its parity vectors do not tell
+    leaky = onward("verify", "leaky/1", cwd=tmp_path)
+    assert (leaky.returncode, leaky.stdout) == (1, "")
+    assert leaky.stderr.startswith("onward: a batch of 7 rows against row 0 alone: output 'mean' differs by up to ")
     graph = tmp_path / "tiny" / "1" / "model.onnx"
     graph.write_bytes(graph.read_bytes()[:-1])
     bad = onward("verify", "tiny/1", cwd=tmp_path)
