@@ -39,7 +39,7 @@ def train(config: Path, *, quiet: bool) -> None:
 
     try:
         bundle, model = run(read(config), quiet=quiet or None)
-    except (ConfigError, DataError, TrainingError, ExportError, CheckError) as error:
+    except (ConfigError, DataError, TrainingError, ExportError, CheckError, OSError) as error:
         _fail(str(error))
     click.echo(table.text(model.manifest))
     click.echo(f"\nbundle: {bundle}\nserve it: ONWARD_MODELS={bundle.parent.parent} onward serve")

@@ -23,7 +23,7 @@ from training.nets import Network, Scaling
 def train(config: Config, *, quiet: bool | None = None) -> tuple[Path, StepModel]:
     """Fits, exports and measures what `config` says; returns the new bundle's folder and its model.
 
-    Raises DataError, TrainingError, ExportError or CheckError; then nothing is published.
+    Raises DataError, TrainingError, ExportError, CheckError, or OSError from writing; then nothing is published.
     """
     torch.manual_seed(config.train.seed)
     dataset = data.load(config.data_file, config.data)
