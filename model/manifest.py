@@ -18,6 +18,14 @@ TIME, BATCH = "time", "batch"
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 Dim = Annotated[int, Field(gt=0)] | Literal["time", "batch"]
 Dtype = Literal["float32", "float64", "int32", "int64", "uint8"]
+Score = Literal[
+    "negative_log_likelihood",
+    "scaled_absolute_error",
+    "scaled_squared_error",
+    "scaled_huber_loss",
+    "scaled_quantile_loss",
+]
+"""What a surprise is: nats, or an error in units of the target's deviation."""
 Nested = list[Any]
 """Numbers nested as an array's `tolist()` nests them."""
 
@@ -91,11 +99,13 @@ class Head(Frozen):
     the state tensor that holds it for the next step, so that a session can be forecast from its state alone.
     """
 
-    kind: Literal["point", "gaussian"]
+    kind: Literal["point", "gaussian", "student_t", "quantiles"]
     outputs: Annotated[tuple[str, ...], Field(min_length=1)]
     targets: Annotated[tuple[str, ...], Field(min_length=1)]
     surprise: str | None = None
-    score: Literal["negative_log_likelihood", "scaled_absolute_error"] | None = None
+    score: Score | None = None
+    levels: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    """Of the output `quantiles`, where there is one: what lies on its last axis."""
     last: dict[str, str] = {}
 
 
@@ -168,10 +178,11 @@ class Manifest(Frozen):
             if outputs[name].inner != states[held].tensor(held).inner:
                 raise ValueError(f"the state {held!r} does not have the shape of the output {name!r} that it holds")
         for name in self.head.outputs:
-            if outputs[name].inner != (len(self.head.targets),):
+            levels = (len(self.head.levels),) if name == "quantiles" else ()
+            if outputs[name].inner != (len(self.head.targets), *levels):
                 raise ValueError(
                     f"output {name!r} has shape {list(outputs[name].shape)}, "
-                    f"but there are {len(self.head.targets)} targets"
+                    f"but there are {len(self.head.targets)} targets" + (f" and {levels[0]} levels" if levels else "")
                 )
         if missing := [name for name in self.head.targets if name not in self.features]:
             raise ValueError(f"targets that are not features: {', '.join(missing)}")

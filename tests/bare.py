@@ -20,8 +20,8 @@ def zeros(manifest: Manifest, rows: int) -> dict[str, NDArray[Any]]:
     """The initial state of our own exports, as their graphs take it."""
     state: dict[str, NDArray[Any]] = {}
     for pair in manifest.state:
-        if pair.shape[0] == "batch":  # (batch, targets)
-            state[pair.input] = np.tile(np.asarray(pair.init, np.float32), (rows, 1))
+        if pair.shape[0] == "batch":  # (batch, targets, ...)
+            state[pair.input] = np.stack([np.asarray(pair.init, np.float32)] * rows)
         else:  # (layers, batch, units)
             layers, _, units = pair.shape
             assert isinstance(layers, int)

@@ -21,6 +21,8 @@ from training.nets import Network, Scaling
 
 FEATURES = ("x", "y", "z")
 
+Options = tuple[tuple[str, object], ...]
+
 
 def make_bundle(
     repository: Path,
@@ -34,9 +36,13 @@ def make_bundle(
     targets: tuple[str, ...] | None = None,
     seed: int = 0,
     version: int = 1,
+    more: Options = (),
 ) -> StepModel:
-    """Writes `<repository>/<name>/<version>` and opens it. `targets` are the features where left out."""
-    graph, manifest = _exported(cell, layers, units, head, features, targets or features, seed)
+    """Writes `<repository>/<name>/<version>` and opens it. `targets` are the features where left out.
+
+    `more` are further keys of the configuration's [model], with their values.
+    """
+    graph, manifest = _exported(cell, layers, units, head, features, targets or features, seed, more)
     bundle = repository / name / str(version)
     bundle.mkdir(parents=True)
     (bundle / GRAPH).write_bytes(graph)
@@ -53,11 +59,12 @@ def make_network(
     features: tuple[str, ...] = ("x",),
     targets: tuple[str, ...] | None = None,
     seed: int = 0,
+    more: Options = (),
 ) -> Network:
     """The network of `make_bundle` with these arguments. No weight or bias is zero, so none can be misplaced unseen."""
     generator = torch.Generator().manual_seed(seed)
     mean, std = moments(len(features))
-    model = Model.model_validate({"cell": cell, "layers": layers, "units": units, "head": head})
+    model = Model.model_validate({"cell": cell, "layers": layers, "units": units, "head": head, **dict(more)})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         scaling = Scaling(torch.from_numpy(mean), torch.from_numpy(std))
@@ -84,10 +91,17 @@ def draw(rows: int, steps: int, features: int = 1, *, seed: int = 0) -> NDArray[
 
 @cache
 def _exported(
-    cell: Cell, layers: int, units: int, head: str, features: tuple[str, ...], targets: tuple[str, ...], seed: int
+    cell: Cell,
+    layers: int,
+    units: int,
+    head: str,
+    features: tuple[str, ...],
+    targets: tuple[str, ...],
+    seed: int,
+    more: Options,
 ) -> tuple[bytes, str]:
     network = make_network(
-        cell=cell, layers=layers, units=units, head=head, features=features, targets=targets, seed=seed
+        cell=cell, layers=layers, units=units, head=head, features=features, targets=targets, seed=seed, more=more
     )
     with tempfile.TemporaryDirectory() as repository:
         bundle = Path(repository) / "tiny" / "1"

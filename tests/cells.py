@@ -7,11 +7,13 @@ ONNX's `linear_before_reset=1` have it. Gates lie as torch keeps them: LSTM i, f
 
 import math
 from collections.abc import Callable
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
-from training.nets import LOG_STD_BOUND, Network
+from training.heads import LOG_BOUND, StudentT
+from training.nets import Network
 
 Array = NDArray[np.float64]
 
@@ -65,7 +67,8 @@ def run(network: Network, inputs: NDArray[np.float32]) -> tuple[dict[str, Array]
     weights = {name: value.detach().numpy().astype(np.float64) for name, value in network.state_dict().items()}
     config, targets = network.config, network.targets
     layers = [
-        {short: weights[f"rnn.{long}_l{layer}"] for short, long in _NAMES.items()} for layer in range(config.layers)
+        {short: weights[f"layers.{layer}.{long}_l0"] for short, long in _NAMES.items()}
+        for layer in range(config.layers)
     ]
     mean, std = weights["scaling.mean"], weights["scaling.std"]
     tensors = 2 if config.cell == "lstm" else 1
@@ -74,24 +77,83 @@ def run(network: Network, inputs: NDArray[np.float32]) -> tuple[dict[str, Array]
     for raw in inputs.astype(np.float64):
         x: Array = (raw - mean) / std
         for layer, weight in enumerate(layers):
+            below = x
             states[layer] = CELLS[config.cell](x, states[layer], weight)
             x = states[layer][0]
+            if config.residual and layer > 0:
+                x = x + below
+            if config.layer_norm:  # Ba et al. 2016, equation 3
+                x = (x - x.mean()) / np.sqrt(x.var() + 1e-5)
+                x = x * weights[f"norms.{layer}.weight"] + weights[f"norms.{layer}.bias"]
         said.append((weights["readout.weight"] @ x + weights["readout.bias"]).reshape(len(targets), -1))
     prediction = np.stack(said)  # (time, targets, parameters)
-    marginal, spread = mean[targets], std[targets]
-    centre = prediction[..., 0] * spread + marginal
     actual = inputs[:, targets].astype(np.float64)
-    before = np.concatenate([marginal[None], centre[:-1]])
+    told, surprise = _HEADS[config.head](network, prediction, mean[targets], std[targets], actual)
     state = {
         f"{name}_in": np.stack([layer[place] for layer in states]) for place, name in enumerate(("h", "c")[:tensors])
     }
-    if config.head == "point":
-        surprise = (np.abs(actual - before) / spread).sum(axis=-1)
-        return {"point": centre, "surprise": surprise}, state | {"last_point_in": centre[-1]}
-    deviation = np.exp(np.clip(prediction[..., 1], -LOG_STD_BOUND, LOG_STD_BOUND)) * spread
-    surprise = nll(actual, before, np.concatenate([spread[None], deviation[:-1]])).sum(axis=-1)
-    state |= {"last_mean_in": centre[-1], "last_std_in": deviation[-1], "last_log_std_in": np.log(deviation[-1])}
-    return {"mean": centre, "std": deviation, "surprise": surprise}, state
+    state |= {f"last_{name}_in": value[-1] for name, value in told.items()}
+    outputs = {name: told[name] for name in network.head.outputs}
+    return outputs | {"surprise": surprise.sum(axis=-1)}, state
 
 
+Told = tuple[dict[str, Array], Array]
+
+
+def _shift(first: Array, told: Array) -> Array:
+    """What was told before each step: the marginal before the first."""
+    return np.concatenate([first[None], told[:-1]])
+
+
+def _point(network: Network, said: Array, mean: Array, std: Array, actual: Array) -> Told:
+    centre = said[..., 0] * std + mean
+    error = np.abs(actual - _shift(mean, centre)) / std
+    scores = {"mae": error, "mse": error**2, "huber": np.where(error < 1, 0.5 * error**2, error - 0.5)}
+    return {"point": centre}, scores[network.config.loss]
+
+
+def _deviation(said: Array, std: Array) -> Array:
+    return np.asarray(np.exp(np.clip(said[..., 1], -LOG_BOUND, LOG_BOUND)) * std, np.float64)
+
+
+def _gaussian(network: Network, said: Array, mean: Array, std: Array, actual: Array) -> Told:
+    del network
+    centre, deviation = said[..., 0] * std + mean, _deviation(said, std)
+    surprise = nll(actual, _shift(mean, centre), _shift(std, deviation))
+    return {"mean": centre, "std": deviation, "log_std": np.log(deviation)}, surprise
+
+
+def _student_t(network: Network, said: Array, mean: Array, std: Array, actual: Array) -> Told:
+    assert isinstance(network.head, StudentT)
+    df = 2 + np.log1p(np.exp(network.head.free.detach().numpy().astype(np.float64)))
+    centre, scale = said[..., 0] * std + mean, _deviation(said, std)
+    z = (actual - _shift(mean, centre)) / _shift(std, scale)
+    constant = [math.lgamma((v + 1) / 2) - math.lgamma(v / 2) - 0.5 * math.log(v * math.pi) for v in df]
+    density = np.array(constant) - np.log(_shift(std, scale)) - (df + 1) / 2 * np.log1p(z**2 / df)
+    told = {"mean": centre, "scale": scale, "df": np.broadcast_to(df, centre.shape), "log_scale": np.log(scale)}
+    return told, -density
+
+
+def _quantiles(network: Network, said: Array, mean: Array, std: Array, actual: Array) -> Told:
+    levels = np.array(network.config.quantiles)
+    middle = list(levels).index(0.5)
+    up = np.where(said > 0, said + 1, np.exp(np.clip(said, -LOG_BOUND, 0)))
+    places = np.empty_like(said)
+    for level in range(len(levels)):
+        between = up[..., middle + 1 : level + 1].sum(axis=-1) - up[..., level:middle].sum(axis=-1)
+        places[..., level] = said[..., middle] + between
+    told = places * std[:, None] + mean[:, None]
+    normal = np.array([NormalDist().inv_cdf(level) for level in levels])
+    before = _shift(mean[:, None] + std[:, None] * normal, told)
+    error = (actual[..., None] - before) / std[:, None]
+    losses = np.where(error >= 0, levels * error, (levels - 1) * error)
+    return {"median": told[..., middle], "quantiles": told}, 2 * losses.mean(axis=-1)
+
+
+_HEADS: dict[str, Callable[[Network, Array, Array, Array, Array], Told]] = {
+    "point": _point,
+    "gaussian": _gaussian,
+    "student_t": _student_t,
+    "quantiles": _quantiles,
+}
 _NAMES = {"W": "weight_ih", "R": "weight_hh", "b": "bias_ih", "r": "bias_hh"}

@@ -57,7 +57,28 @@ class Model(Section):
     layers: Annotated[int, Field(ge=1, le=16)] = 1
     units: Annotated[int, Field(ge=1, le=8192)] = 64
     dropout: Annotated[float, Field(ge=0, lt=1, description="between layers, while training")] = 0.0
-    head: Literal["point", "gaussian"] = "gaussian"
+    residual: Annotated[bool, Field(description="add each layer's input to its output, from the second layer on")] = (
+        False
+    )
+    layer_norm: Annotated[bool, Field(description="normalise each layer's output (Ba et al. 2016)")] = False
+    locked_dropout: Annotated[
+        bool, Field(description="one dropout mask for all steps of a window (Gal and Ghahramani 2016)")
+    ] = False
+    weight_drop: Annotated[
+        float, Field(ge=0, lt=1, description="dropout of recurrent weights, while training (Merity et al. 2018)")
+    ] = 0.0
+    head: Literal["point", "gaussian", "student_t", "quantiles"] = "gaussian"
+    loss: Annotated[Literal["mae", "mse", "huber"], Field(description="of the head point")] = "mae"
+    quantiles: Annotated[
+        tuple[Annotated[float, Field(gt=0, lt=1)], ...],
+        Field(strict=False, description="levels of the head quantiles, rising, 0.5 among them"),
+    ] = (0.1, 0.5, 0.9)
+
+    @model_validator(mode="after")
+    def _levels_rise(self) -> Self:
+        if 0.5 not in self.quantiles or list(self.quantiles) != sorted(set(self.quantiles)):
+            raise ValueError("quantiles must rise, and 0.5 must be among them: the median is what forecasts feed back")
+        return self
 
 
 class Train(Section):

@@ -18,8 +18,9 @@ from model import manifest as manifests
 from model.manifest import Manifest, Parity
 from model.repository import GRAPH, MANIFEST
 from model.runner import StepModel
+from training.formula import TorchOps
 from training.graph import Array, Contract, build, contract
-from training.nets import Network, gaussian_nll
+from training.nets import Network
 
 TOLERANCE = 1e-5
 PROOF_STEPS, PARITY_STEPS = 200, 24
@@ -39,20 +40,14 @@ def reference(network: Network, declared: Contract, inputs: Array) -> tuple[dict
     raw = torch.from_numpy(inputs).transpose(0, 1)  # (time, batch, features)
     said, state = network(network.scaling(raw), network.initial(raw.shape[1]))
     mean, std = network.scaling.mean[network.targets], network.scaling.std[network.targets]
-    kept = {"mean" if network.config.head == "gaussian" else "point": said[..., 0] * std + mean}
-    if network.config.head == "gaussian":
-        kept["log_std"] = said[..., 1] + std.log()
-        kept["std"] = kept["log_std"].exp()
-    init = {pair.input: torch.tensor(pair.init) for pair in declared.state if pair.input.startswith("last_")}
+    ops = TorchOps()
+    kept = network.head.told(ops, said.unbind(-1), mean, std, std.log())
+    first = network.head.marginal(mean, std)
     before = {
-        name: torch.cat((init[f"last_{name}_in"].expand(1, raw.shape[1], -1), value[:-1]))
+        name: torch.cat((first[name].expand(1, raw.shape[1], *first[name].shape), value[:-1]))
         for name, value in kept.items()
     }
-    actual = raw[..., network.targets]
-    if network.config.head == "gaussian":
-        scores = gaussian_nll(actual, before["mean"], before["log_std"])
-    else:
-        scores = (actual - before["point"]).abs() / std
+    scores = network.head.surprise(ops, before, raw[..., network.targets], std)
     outputs = {name: kept[name] for name in declared.head.outputs} | {"surprise": scores.sum(dim=-1)}
     states = {f"{name}_in": tensor.transpose(0, 1) for name, tensor in zip(("h", "c"), state, strict=False)}
     states |= {f"last_{name}_in": value[-1] for name, value in kept.items()}

@@ -4,19 +4,18 @@ Owns the mathematics that the export must reproduce, and the initialisation. Kno
 Time comes first: inputs are (time, batch, features).
 """
 
-import math
 from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import dropout
 
+from training import heads
 from training.config import Model
 
 State = tuple[Tensor, ...]
 """(h,) or, for LSTM, (h, c); each (layers, batch, units)."""
-
-LOG_STD_BOUND = 7.0
-"""A gaussian's deviation stays within exp(-7) and exp(7) of the target's own, so that no likelihood is infinite."""
 
 
 class Scaling(nn.Module):
@@ -35,7 +34,7 @@ class Scaling(nn.Module):
         return (values - self.mean) / self.std
 
 
-class Stack(Protocol):
+class Layer(Protocol):
     """What torch's RNN, LSTM and GRU share."""
 
     def __call__(self, inputs: Tensor, state: Tensor | State) -> tuple[Tensor, Tensor | State]: ...
@@ -44,26 +43,26 @@ class Stack(Protocol):
 class Network(nn.Module):
     """`(y_t, s_t) = R(x_t, s_{t-1})`, in training's form: a whole window at once.
 
-    The prediction is in scaled units: (time, batch, targets, parameters), the parameters being (point,) or
-    (mean, log of the standard deviation).
+    The prediction is in scaled units: (time, batch, targets, numbers), the numbers being what the head makes of them.
     """
 
     def __init__(self, model: Model, scaling: Scaling, targets: list[int]) -> None:
         """`targets` are the places of the predicted columns among the features."""
         super().__init__()
         self.config, self.scaling, self.targets = model, scaling, targets
-        features = len(scaling.mean)
         kind, extra = {
             "rnn_tanh": (nn.RNN, {"nonlinearity": "tanh"}),
             "rnn_relu": (nn.RNN, {"nonlinearity": "relu"}),
             "lstm": (nn.LSTM, {}),
             "gru": (nn.GRU, {}),
         }[model.cell]
-        dropout = model.dropout if model.layers > 1 else 0.0
-        self.rnn: nn.RNNBase = kind(features, model.units, model.layers, dropout=dropout, **extra)
-        self.parameters_each = 2 if model.head == "gaussian" else 1
-        self.readout = nn.Linear(model.units, len(targets) * self.parameters_each)
-        initialise(self.rnn, model.cell)
+        widths = [len(scaling.mean), *[model.units] * model.layers]
+        self.layers = nn.ModuleList(kind(width, model.units, **extra) for width in widths[:-1])
+        self.norms = nn.ModuleList(nn.LayerNorm(model.units) for _ in range(model.layers if model.layer_norm else 0))
+        self.head = heads.make(model, len(targets))
+        self.readout = nn.Linear(model.units, len(targets) * self.head.width)
+        for place, layer in enumerate(self.layers):
+            initialise(cast("nn.RNNBase", layer), model.cell, first=place == 0)
         nn.init.zeros_(self.readout.bias)
 
     def initial(self, batch: int) -> State:
@@ -71,33 +70,40 @@ class Network(nn.Module):
         return (zeros, zeros.clone()) if self.config.cell == "lstm" else (zeros,)
 
     def forward(self, scaled: Tensor, state: State) -> tuple[Tensor, State]:
-        """scaled: (time, batch, features) -> prediction (time, batch, targets, parameters), state."""
-        rnn = cast("Stack", self.rnn)
-        hidden, after = rnn(scaled, state if self.config.cell == "lstm" else state[0])
-        said = self.readout(hidden).unflatten(-1, (len(self.targets), self.parameters_each))
-        if self.config.head == "gaussian":
-            said = torch.stack((said[..., 0], said[..., 1].clamp(-LOG_STD_BOUND, LOG_STD_BOUND)), dim=-1)
-        return said, after if isinstance(after, tuple) else (after,)
+        """scaled: (time, batch, features) -> prediction (time, batch, targets, numbers), state."""
+        hidden, after = scaled, []
+        for place, layer in enumerate(self.layers):
+            below = hidden if place == 0 else self._dropped(hidden)
+            hidden, last = self._step(layer, below, tuple(tensor[place : place + 1] for tensor in state))
+            if self.config.residual and place > 0:
+                hidden = hidden + below
+            if self.config.layer_norm:
+                hidden = self.norms[place](hidden)
+            after.append(last)
+        said = self.readout(hidden).unflatten(-1, (len(self.targets), self.head.width))
+        return said, tuple(torch.cat(tensors) for tensors in zip(*after, strict=True))
 
     def loss(self, said: Tensor, scaled_next: Tensor) -> Tensor:
-        """(time, batch, targets) of one prediction each.
+        """(time, batch, targets) of one prediction each."""
+        return self.head.loss(said, scaled_next[..., self.targets])
 
-        gaussian: negative log-likelihood. point: absolute error, whose best forecast is the conditional median; it
-        is what the reported MAE measures and is not led by outliers.
-        """
-        actual = scaled_next[..., self.targets]
-        if self.config.head == "gaussian":
-            mean, log_std = said.unbind(-1)
-            return gaussian_nll(actual, mean, log_std)
-        return (actual - said[..., 0]).abs()
+    def _step(self, layer: nn.Module, inputs: Tensor, state: State) -> tuple[Tensor, State]:
+        given = state if self.config.cell == "lstm" else state[0]
+        if self.training and self.config.weight_drop:
+            recurrent = dropout(cast("Tensor", layer.weight_hh_l0), self.config.weight_drop)
+            hidden, after = functional_call(layer, {"weight_hh_l0": recurrent}, (inputs, given))
+        else:
+            hidden, after = cast("Layer", layer)(inputs, given)
+        return hidden, after if isinstance(after, tuple) else (after,)
+
+    def _dropped(self, hidden: Tensor) -> Tensor:
+        if not self.config.locked_dropout:
+            return dropout(hidden, self.config.dropout, self.training)
+        mask = dropout(torch.ones_like(hidden[:1]), self.config.dropout, self.training)
+        return hidden * mask
 
 
-def gaussian_nll(value: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
-    """-log N(value; mean, exp(log_std)^2), elementwise."""
-    return 0.5 * math.log(2 * math.pi) + log_std + 0.5 * ((value - mean) / log_std.exp()) ** 2
-
-
-def initialise(rnn: nn.RNNBase, cell: str) -> None:
+def initialise(rnn: nn.RNNBase, cell: str, *, first: bool) -> None:
     """What the field knows to matter.
 
     Recurrent weights are orthogonal, gate by gate (Saxe et al. 2014); the identity for ReLU cells, with input weights
@@ -114,7 +120,7 @@ def initialise(rnn: nn.RNNBase, cell: str) -> None:
                 else:
                     nn.init.orthogonal_(gate)
         elif "weight_ih" in name:
-            if cell == "rnn_relu" and name.endswith("_l0"):
+            if cell == "rnn_relu" and first:
                 nn.init.normal_(weight, std=0.001)
             else:
                 for gate in torch.split(weight.data, units):

@@ -11,7 +11,9 @@ import torch
 from tests.bundles import FEATURES, draw, make_network
 from tests.cells import nll, run
 from training.config import Cell, Model
-from training.nets import LOG_STD_BOUND, Network, Scaling, gaussian_nll
+from training.formula import TorchOps
+from training.heads import LOG_BOUND
+from training.nets import Network, Scaling
 
 CELLS: tuple[Cell, ...] = get_args(Cell)
 GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3}
@@ -27,7 +29,7 @@ def test_recurrent_gates_are_orthogonal(cell: Cell) -> None:
     """Every gate's recurrent matrix keeps lengths, W W^T = I, gate by gate and not as one tall matrix."""
     network = fresh(cell)
     for layer in range(2):
-        gates = getattr(network.rnn, f"weight_hh_l{layer}").detach().split(16)
+        gates = torch.split(network.get_parameter(f"layers.{layer}.weight_hh_l0").detach(), 16)
         assert len(gates) == GATES[cell]
         for gate in gates:
             torch.testing.assert_close(gate @ gate.T, torch.eye(16), atol=1e-5, rtol=0)
@@ -39,8 +41,8 @@ def test_relu_cells_start_as_the_identity() -> None:
     """IRNN: the recurrent matrix is exactly I, and the first layer's input weights are small (deviation 0.001)."""
     network = fresh("rnn_relu", units=400)
     for layer in range(2):
-        assert torch.equal(getattr(network.rnn, f"weight_hh_l{layer}"), torch.eye(400))
-    assert float(network.rnn.get_parameter("weight_ih_l0").detach().std()) == pytest.approx(1e-3, rel=0.1)
+        assert torch.equal(network.get_parameter(f"layers.{layer}.weight_hh_l0"), torch.eye(400))
+    assert float(network.get_parameter("layers.0.weight_ih_l0").detach().std()) == pytest.approx(1e-3, rel=0.1)
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -48,8 +50,10 @@ def test_biases(cell: Cell) -> None:
     """The forget gate's bias is 1, once: torch adds bias_ih and bias_hh, so 1 in each would be 2. All others are 0."""
     network = fresh(cell)
     for layer in range(2):
-        total = getattr(network.rnn, f"bias_ih_l{layer}") + getattr(network.rnn, f"bias_hh_l{layer}")
-        gates = total.detach().split(16)
+        total = network.get_parameter(f"layers.{layer}.bias_ih_l0") + network.get_parameter(
+            f"layers.{layer}.bias_hh_l0"
+        )
+        gates = torch.split(total.detach(), 16)
         for place, gate in enumerate(gates):
             assert gate.tolist() == [1.0 if (cell, place) == ("lstm", 1) else 0.0] * 16
     assert network.readout.bias.tolist() == [0.0] * 4
@@ -61,7 +65,7 @@ def test_input_weights_are_glorot_by_gate(cell: Cell) -> None:
     network = fresh(cell, units=200)
     for layer, inputs in enumerate((2, 200)):
         bound = math.sqrt(6 / (inputs + 200))
-        for gate in getattr(network.rnn, f"weight_ih_l{layer}").detach().split(200):
+        for gate in torch.split(network.get_parameter(f"layers.{layer}.weight_ih_l0").detach(), 200):
             assert float(gate.abs().max()) == pytest.approx(bound, rel=0.02)
             assert float(gate.std()) == pytest.approx(bound / math.sqrt(3), rel=0.1)
 
@@ -95,22 +99,15 @@ def test_the_loss_is_the_heads_own() -> None:
     assert point.loss(said[..., :1], actual)[0, 0].tolist() == [2.5, 2.0]
 
 
-def test_likelihood_integrates_to_one() -> None:
-    """exp(-nll) is a density: it sums to one over the line, for any mean and deviation."""
-    line = torch.linspace(-60, 60, 240_001, dtype=torch.float64)
-    for mean, log_std in ((0.0, 0.0), (3.0, 1.5), (-2.0, -1.0)):
-        density = (-gaussian_nll(line, torch.tensor(mean), torch.tensor(log_std))).exp()
-        assert float(density.sum() * 120 / 240_000) == pytest.approx(1.0, abs=1e-6)
-
-
 def test_the_deviation_is_bounded() -> None:
     """However sure the network grows, the deviation stays within exp(-7) and exp(7) of the target's own."""
     network = make_network()
     with torch.no_grad():
-        for bias, bound in ((-1e3, -LOG_STD_BOUND), (1e3, LOG_STD_BOUND)):
+        for bias, bound in ((-1e3, -LOG_BOUND), (1e3, LOG_BOUND)):
             network.readout.bias[1] = bias
             said, _ = network(torch.zeros(3, 1, 1), network.initial(1))
-            assert said[..., 1].flatten().tolist() == [bound] * 3
+            told = network.head.told(TorchOps(), said.unbind(-1), torch.zeros(1), torch.ones(1), torch.zeros(1))
+            assert told["log_std"].flatten().tolist() == [bound] * 3
 
 
 def test_a_constant_feature_is_not_divided_by_nought() -> None:
