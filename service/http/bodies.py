@@ -78,7 +78,9 @@ class Predict(Body):
     horizon: Annotated[int, Field(strict=True, ge=0, le=2**31, description="steps to roll each sequence forward")] = 0
 
 
-Rows = dict[str, list[list[float]]]
+Said = list[float] | list[list[float]]
+"""Of one step: a number a target, or a row of them, such as one a quantile level."""
+Rows = dict[str, list[Said]]
 
 
 class Predictions(Body):
@@ -128,9 +130,7 @@ class SessionInfo(Body):
 
 
 class CreatedSession(SessionInfo):
-    prediction: Annotated[
-        dict[str, list[float]], Field(description="of the next input; empty where the model keeps none")
-    ]
+    prediction: Annotated[dict[str, Said], Field(description="of the next input; empty where the model keeps none")]
 
 
 class SessionList(Body):

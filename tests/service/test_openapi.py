@@ -11,9 +11,10 @@ from openapi_spec_validator import validate
 from model.repository import open_all
 from service.app import OPERATIONS, create_app
 from service.engine.engine import Engine, Limits
-from service.http import openapi
+from service.http import bodies, openapi
 from service.sessions.lmdb import LmdbStore
 from service.settings import Settings
+from tests.bundles import make_bundle
 from tests.reference import ZOO
 
 
@@ -65,3 +66,27 @@ def test_answers_are_as_described(app: Flask) -> None:
         assert answer.status_code == operation.status, answer.text
         assert operation.answer is not None
         operation.answer.model_validate_json(answer.data)
+
+
+@pytest.mark.parametrize("head", ["point", "gaussian", "student_t", "quantiles"])
+def test_every_head_is_served_as_described(tmp_path: Path, head: str) -> None:
+    """Steps, forecasts and stateless predictions of each head have the forms of the document."""
+    make_bundle(tmp_path / "models", name="m", head=head, features=("x", "y"))
+    engine = Engine(open_all(tmp_path / "models"), LmdbStore(tmp_path / "store"), Limits())
+    engine.start()
+    client = create_app(Settings(), engine).test_client()
+    inputs = [[10.0, 20.0], [11.0, 19.0]]
+    created = client.post("/v1/models/m/sessions", json={"session_id": "s", "inputs": inputs})
+    bodies.CreatedSession.model_validate_json(created.data)
+    step = bodies.StepAnswer.model_validate_json(client.post("/v1/sessions/s/steps", json={"inputs": inputs}).data)
+    assert step.step == 4
+    assert all(len(rows) == 2 for rows in step.predictions.values())
+    forecast = client.post("/v1/sessions/s/forecast", json={"horizon": 3})
+    (centre,) = bodies.ForecastAnswer.model_validate_json(forecast.data).forecast.values()
+    assert len(centre) == 3
+    predicted = client.post("/v1/models/m/predict", json={"inputs": [inputs], "horizon": 1})
+    bodies.PredictAnswer.model_validate_json(predicted.data)
+    detail = bodies.ModelDetail.model_validate_json(client.get("/v1/models/m").data)
+    assert detail.head["kind"] == head
+    assert detail.head["levels"] == ([0.1, 0.5, 0.9] if head == "quantiles" else [])
+    engine.close()
