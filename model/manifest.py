@@ -135,6 +135,8 @@ class Manifest(Frozen):
     outputs: Annotated[tuple[Tensor, ...], Field(min_length=1)]
     state: Annotated[tuple[StatePair, ...], Field(min_length=1)]
     features: Annotated[tuple[str, ...], Field(min_length=1)]
+    derived: dict[str, str] = {}
+    """Features that are computed rather than measured, each with its formula: clients compute them alike."""
     head: Head
     exact: bool
     """Whether a row's answers are the same bits alone, in any batch, and cut into any chunks (LSTM and GRU: yes)."""
@@ -184,6 +186,8 @@ class Manifest(Frozen):
                     f"output {name!r} has shape {list(outputs[name].shape)}, "
                     f"but there are {len(self.head.targets)} targets" + (f" and {levels[0]} levels" if levels else "")
                 )
+        if missing := [name for name in self.derived if name not in self.features]:
+            raise ValueError(f"derived features that are not features: {', '.join(missing)}")
         if missing := [name for name in self.head.targets if name not in self.features]:
             raise ValueError(f"targets that are not features: {', '.join(missing)}")
         return self

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from model.manifest import Name
+from training import calendar
 
 Cell = Literal["rnn_tanh", "rnn_relu", "lstm", "gru"]
 Columns = Annotated[tuple[str, ...], Field(min_length=1)]
@@ -35,21 +36,32 @@ class Data(Section):
     ] = None
     series: Annotated[str | None, Field(description="column that tells one series from another")] = None
     time: Annotated[str | None, Field(description="column to order each series by; file order if left out")] = None
+    calendar: Annotated[
+        tuple[Literal["hour", "day", "week", "year"], ...],
+        Field(strict=False, description="cycles of the time column that the model is told the place in"),
+    ] = ()
     period: Annotated[int | None, Field(ge=2, description="steps in a season, for the seasonal-naive baseline")] = None
 
     @model_validator(mode="after")
     def _columns_make_sense(self) -> Self:
-        for key, columns in (("targets", self.targets), ("features", self.inputs)):
+        for key, columns in (("targets", self.targets), ("features", self.columns), ("calendar", self.calendar)):
             if len(set(columns)) != len(columns):
-                raise ValueError(f"{key} names a column twice")
-        if unread := [target for target in self.targets if target not in self.inputs]:
+                raise ValueError(f"{key} names {'a cycle' if key == 'calendar' else 'a column'} twice")
+        if self.calendar and self.time is None:
+            raise ValueError("calendar needs a time column to be derived from: set time")
+        if unread := [target for target in self.targets if target not in self.columns]:
             raise ValueError(f"features must include every target, or its surprise is unknown: add {', '.join(unread)}")
         return self
 
     @property
-    def inputs(self) -> tuple[str, ...]:
-        """The columns that the model reads."""
+    def columns(self) -> tuple[str, ...]:
+        """The table's columns that the model reads."""
         return self.features or self.targets
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The model's features: those columns, and what is derived from the time."""
+        return (*self.columns, *calendar.names(self.time or "", self.calendar))
 
 
 class Model(Section):

@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from training import calendar
 from training.config import Data
 
 VALIDATION, TEST = 0.15, 0.15
@@ -51,14 +52,16 @@ class Dataset:
 
 def load(file: Path, data: Data) -> Dataset:
     """The series in `file`. Raises DataError."""
-    wanted = list(dict.fromkeys([*data.inputs, *filter(None, (data.series, data.time))]))
+    wanted = list(dict.fromkeys([*data.columns, *filter(None, (data.series, data.time))]))
     table = _read(file, wanted).with_row_index(_ROW, offset=1)
     if not table.height:
         raise DataError(f"{file}: has no rows")
     for column in wanted:
         _no_nulls(file, table, column)
-    for column in data.inputs:
+    for column in data.columns:
         table = _numbers(file, table, column)
+    if data.calendar and data.time is not None:
+        table = _with_calendar(file, table, data.time, data.calendar)
     series = tuple(_series(file, name, one, data) for name, one in _by_series(table, data.series))
     return Dataset(series, hashlib.sha256(file.read_bytes()).hexdigest())
 
@@ -98,6 +101,17 @@ def _numbers(file: Path, table: pl.DataFrame, column: str) -> pl.DataFrame:
     if wrong.height:
         raise DataError(f"{file}: row {wrong[_ROW][0]}, column {column}: {wrong[column][0]} is no finite 32-bit number")
     return table
+
+
+def _with_calendar(file: Path, table: pl.DataFrame, column: str, units: tuple[str, ...]) -> pl.DataFrame:
+    kind = table.schema[column]
+    if kind not in (pl.Date, pl.Datetime):
+        raise DataError(f"{file}: column {column}: a calendar needs dates or times, as 2012-01-31T12:00:00, not {kind}")
+    if kind == pl.Date and (within := [unit for unit in units if unit in {"hour", "day"}]):
+        raise DataError(f"{file}: column {column}: dates have no place in the {' or the '.join(within)}")
+    if taken := [name for name in calendar.names(column, units) if name in table.columns]:
+        raise DataError(f"{file}: column {taken[0]} is in the way of the calendar feature of that name")
+    return table.with_columns(calendar.expressions(column, units))
 
 
 def _by_series(table: pl.DataFrame, column: str | None) -> Iterator[tuple[str, pl.DataFrame]]:

@@ -6,7 +6,7 @@ Owns the proof and the publishing. The graph itself is `training.graph`'s.
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +106,7 @@ def export(
     targets: Sequence[str],
     sample: Array,
     description: str = "",
+    derived: Mapping[str, str] | None = None,
     provenance: dict[str, JsonValue] | None = None,
     measure: Callable[[StepModel], dict[str, JsonValue]] = lambda _: {},
 ) -> StepModel:
@@ -126,6 +127,7 @@ def export(
         outputs=declared.outputs,
         state=declared.state,
         features=tuple(features),
+        derived=dict(derived or {}),
         head=declared.head,
         exact=network.config.cell in ("lstm", "gru"),
         parity=_parity(network, declared, sample),

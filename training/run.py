@@ -14,7 +14,7 @@ import torch
 
 from model.repository import next_version
 from model.runner import StepModel
-from training import data, evaluate, export, loop
+from training import calendar, data, evaluate, export, loop
 from training.config import Config
 from training.data import Dataset
 from training.nets import Network, Scaling
@@ -38,6 +38,7 @@ def train(config: Config, *, quiet: bool | None = None) -> tuple[Path, StepModel
         targets=targets,
         sample=sample(dataset),
         description=config.description,
+        derived=calendar.formulas(config.data.time or "", config.data.calendar),
         provenance=provenance(config, dataset, history),
         measure=lambda model: evaluate.one_step(model, dataset.series, config.data.period),
     )

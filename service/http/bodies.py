@@ -160,6 +160,7 @@ class ModelList(Body):
 
 class ModelDetail(ModelInfo):
     version: int
+    derived: Annotated[dict[str, str], Field(description="features that the client computes, with their formulas")]
     head: dict[str, Any]
     exact: bool
     metrics: dict[str, Any]

@@ -28,6 +28,7 @@ def show(engine: Engine, model: str) -> Response:
         _info(engine, chosen, engine.live_sessions())
         | {
             "version": manifest.version,
+            "derived": manifest.derived,
             "head": manifest.head.model_dump(exclude={"last"}),
             "exact": manifest.exact,
             "metrics": manifest.metrics,
