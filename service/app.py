@@ -19,6 +19,7 @@ def create_engine(settings: Settings) -> Engine:
     limits = Limits(
         ttl_s=settings.ttl_s,
         timeout_s=settings.timeout_s,
+        max_steps=settings.max_steps,
         max_horizon=settings.max_horizon,
         max_sequences=settings.max_sequences,
         max_waiting=settings.max_waiting,

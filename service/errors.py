@@ -100,7 +100,9 @@ class ModelGoneError(OnwardError):
 
 class DamagedRecordError(OnwardError):
     def __init__(self, why: str) -> None:
-        super().__init__(f"the session's record is damaged: {why}; nothing was changed")
+        super().__init__(
+            f"the session's record is damaged: {why}; nothing was changed, and DELETE sets it aside and frees the id"
+        )
 
 
 class OverloadedError(OnwardError):

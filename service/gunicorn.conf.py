@@ -14,8 +14,8 @@ worker_class = "service.worker.Worker"
 worker_connections = _settings.connections
 worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108  (a heartbeat file; must not touch a disk)
 preload_app = False  # ONNX Runtime sessions and LMDB environments are opened after the fork
-keepalive = 30
-graceful_timeout = 15
+keepalive = 10  # seconds; a stop waits for idle connections too, so not longer
+graceful_timeout = int(_settings.timeout_s) + 5  # whoever was let in is answered
 control_socket_disable = True
 errorlog = "-"
 

@@ -64,6 +64,7 @@ class Settings(BaseSettings):
         float, Field(gt=0, le=3600, description="seconds a request may take before it is answered 503")
     ] = 30
     max_body_bytes: Annotated[int, Field(ge=1024, description="largest request body")] = 8 * 2**20
+    max_steps: Annotated[int, Field(ge=1, description="most steps of one call, or of one sequence")] = 100_000
     max_horizon: Annotated[int, Field(ge=1, description="most steps of a forecast")] = 10_000
     max_sequences: Annotated[int, Field(ge=1, description="most sequences in one predict call")] = 1024
     max_waiting: Annotated[int, Field(ge=1, description="most requests that may wait in a worker process")] = 10_000

@@ -12,6 +12,7 @@ from gunicorn.http import errors as parsing
 from gunicorn.util import write_nonblock
 from gunicorn.workers.ggevent import GeventWorker
 
+from service.errors import Fault
 from service.http import problems
 from service.http.problems import HTTP_KINDS, INTERNAL, Kind
 
@@ -33,7 +34,8 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         kind, detail = _kind_of(exc)
         if kind is INTERNAL:
             log.error("a request failed outside the application", exc_info=exc)
-        body = problems.document(kind, detail)
+        fault = [Fault("path", detail)] if kind.status == 414 else []
+        body = problems.document(kind, detail, fault)
         head = (
             f"HTTP/1.1 {kind.status} {kind.title}\r\nConnection: close\r\n"
             f"Content-Type: {problems.MEDIA_TYPE}\r\nContent-Length: {len(body)}\r\n\r\n"

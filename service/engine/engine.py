@@ -43,6 +43,7 @@ from service.sessions.store import Change, Store
 log = logging.getLogger(__name__)
 
 MAX_ROWS = 256
+SWEPT_AT_ONCE = 1000
 PLACES = 100_000
 """How many sessions' models a process remembers, so that a step need not read its record to find its queue."""
 
@@ -51,6 +52,7 @@ PLACES = 100_000
 class Limits:
     ttl_s: float = 3600.0
     timeout_s: float = 30.0
+    max_steps: int = 100_000
     max_horizon: int = 10_000
     max_sequences: int = 1024
     max_waiting: int = 10_000
@@ -111,7 +113,7 @@ class Engine:
         self._greenlets = [
             gevent.spawn(self._drain),
             gevent.spawn(self._every, flush_s, lambda: threads.apply(self._store.flush)),
-            gevent.spawn(self._every, sweep_s, lambda: self._store.sweep(self._clock())),
+            gevent.spawn(self._every, sweep_s, self._sweep),
         ]
 
     def close(self) -> None:
@@ -144,11 +146,16 @@ class Engine:
             raise InvalidInputError(Fault("inputs", f"at most {self.limits.max_sequences} sequences a call"))
         if horizon:
             self._can_roll(model, horizon)
-        arrays = [to_array(one, model.features, f"inputs[{place}]") for place, one in enumerate(sequences)]
+        arrays = [self._array(model, one, f"inputs[{place}]") for place, one in enumerate(sequences)]
+        self._room_for(len(arrays))
         works = [
             self._submit(model, array, horizon=max(0, horizon - 1), state=model.layout.initial(1)) for array in arrays
         ]
-        answers = [self._wait(work).outputs for work in works]
+        try:
+            answers = [self._wait(work).outputs for work in works]
+        finally:
+            for work in works:  # where one failed, the others are wanted no more
+                work.settle(gevent.GreenletExit())
         return [
             Predicted(outputs[: len(array)], outputs[len(array) - 1 :] if horizon else None)
             for outputs, array in zip(answers, arrays, strict=True)
@@ -181,7 +188,7 @@ class Engine:
         step, state = 0, model.layout.initial(1)
         outputs, surprise = model.last_prediction(state), Surprise()
         if inputs is not None:
-            done = self._wait(self._submit(model, to_array(inputs, model.features), state=state))
+            done = self._wait(self._submit(model, self._array(model, inputs), state=state))
             assert done.state is not None
             step, state, outputs = len(done.outputs), done.state, done.outputs[-1:]
             surprise = surprise.after(surprises(model, done.outputs))
@@ -215,11 +222,14 @@ class Engine:
         return found, None if page.after is None else records.session_id(page.after)
 
     def delete(self, tenant: str, session_id: str) -> None:
-        """Ends a living session. Raises as `session` does."""
+        """Ends a living session, or sets a damaged one aside. Raises as `session` does."""
         key, committed = records.key(tenant, session_id), False
         while not committed:  # until no step came in between
-            now = self._clock()
-            record = living(session_id, self._load(key), now)
+            now, found = self._clock(), self._load(key)
+            if isinstance(found, DamagedRecordError):
+                self._store.set_aside(key)
+                return
+            record = living(session_id, found, now)
             committed = self._store.commit_many([Change(key, record.revision, record.tombstone("deleted", now))])[0]
         self._places.pop(key, None)
 
@@ -236,7 +246,7 @@ class Engine:
         while True:
             model = self._place(key, session_id)
             try:
-                array = to_array(inputs, model.features)
+                array = self._array(model, inputs)
             except InvalidInputError:
                 self._places.pop(key, None)
                 if self._place(key, session_id) is model:
@@ -298,6 +308,16 @@ class Engine:
                 manifest.name, [name for name in manifest.features if name not in manifest.head.targets]
             )
 
+    def _array(self, model: StepModel, inputs: Inputs, field: str = "inputs") -> NDArray[np.float32]:
+        if len(inputs) > self.limits.max_steps:
+            raise InvalidInputError(Fault(field, f"at most {self.limits.max_steps} steps a call, not {len(inputs)}"))
+        return to_array(inputs, model.features, field)
+
+    def _room_for(self, works: int) -> None:
+        waiting = sum(queue.waiting for queue in self._queues.values())
+        if waiting + works > self.limits.max_waiting:
+            raise OverloadedError(waiting)
+
     def _submit(
         self,
         model: StepModel,
@@ -307,9 +327,7 @@ class Engine:
         state: NDArray[np.void] | None = None,
         intent: Intent | None = None,
     ) -> Work:
-        waiting = sum(queue.waiting for queue in self._queues.values())
-        if waiting >= self.limits.max_waiting:
-            raise OverloadedError(waiting)
+        self._room_for(1)
         deadline = self._monotonic() + self.limits.timeout_s
         work = Work(model, inputs, deadline, horizon=horizon, state=state, intent=intent)
         self._queues[model].add(work)
@@ -317,6 +335,7 @@ class Engine:
         return work
 
     def _wait(self, work: Work) -> Done:
+        """The answer. It always comes: the drain answers what fails, and what is late at its next batch."""
         done = work.result.get()
         assert done is not None
         return done
@@ -351,5 +370,9 @@ class Engine:
             gevent.sleep(seconds)
             try:
                 work()
-            except OnwardError as error:
-                log.error("housekeeping: %s", error)  # noqa: TRY400  (the message says it all; it will be tried again)
+            except Exception:  # whatever it was, it will be tried again
+                log.exception("housekeeping failed")
+
+    def _sweep(self) -> None:
+        while self._store.sweep(self._clock(), SWEPT_AT_ONCE) == SWEPT_AT_ONCE:
+            gevent.sleep(0)

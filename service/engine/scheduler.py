@@ -20,6 +20,9 @@ class Item(Protocol):
     def size(self) -> int: ...
     @property
     def deadline(self) -> float: ...
+    @property
+    def over(self) -> bool:
+        """Whether nobody waits for it any more."""
 
 
 I = TypeVar("I", bound=Item)  # noqa: E741
@@ -44,7 +47,7 @@ class Scheduler(Generic[I]):
             self._ready[item.line] = None
 
     def batch(self, now: float) -> tuple[list[I], list[I]]:
-        """The items to run next, at most one a line, and those whose deadline passed before they ran, now dropped.
+        """The items to run next, at most one a line, and those that are dropped before they run: late, or over.
 
         Every item of the batch must come back by `finish` or `put_back`. Both lists are empty when nothing waits.
         """
@@ -79,7 +82,7 @@ class Scheduler(Generic[I]):
 
     def _first_in_time(self, key: Hashable, now: float, late: list[I]) -> I | None:
         line = self._lines[key]
-        while line and line[0].deadline <= now:
+        while line and (line[0].over or line[0].deadline <= now):
             late.append(line.popleft())
             self.waiting -= 1
         if not line:

@@ -60,6 +60,10 @@ class Work:
         return self.intent.key if self.intent is not None else id(self)
 
     @property
+    def over(self) -> bool:
+        return self.result.ready()
+
+    @property
     def size(self) -> int:
         """How many steps the next call may take."""
         return min(len(self.inputs) - self._consumed, CHUNK) or 1

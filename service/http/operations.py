@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import orjson
-from flask import Flask, Response
+from flask import Flask, Response, request
 from pydantic import BaseModel
 
 from model.runner import Outputs, StepModel
 from service.engine.engine import Engine
+from service.errors import Fault, InvalidInputError
 from service.http.bodies import Body
 
 
@@ -46,9 +47,17 @@ def install(app: Flask, engine: Engine, operations: tuple[Operation, ...]) -> No
         app.add_url_rule(
             rule,
             endpoint=f"{operation.method} {operation.path}",
-            view_func=partial(operation.view, engine),
+            view_func=partial(_answer, operation, engine),
             methods=[operation.method],
         )
+
+
+def _answer(operation: Operation, engine: Engine, **parameters: str) -> Response:
+    known = {query.name for query in operation.query}
+    if unknown := sorted(set(request.args) - known):
+        message = f"no such parameter; there is {', '.join(sorted(known)) or 'none'}"
+        raise InvalidInputError(*(Fault(name[:100], message) for name in unknown))
+    return operation.view(engine, **parameters)
 
 
 def json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

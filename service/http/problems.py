@@ -103,7 +103,8 @@ def of(error: OnwardError) -> Response:
     if isinstance(error, errors.StepConflictError):
         return response(kind, str(error), [Fault("step", str(error))], expected_step=error.expected)
     if isinstance(error, errors.SessionEndedError):
-        return response(kind, str(error), reason=error.reason, ended_at=iso(error.ended_at))
+        told = {"reason": error.reason, "ended_at": iso(error.ended_at)}
+        return response(kind, str(error), [Fault("session_id", str(error))], **told)
     if isinstance(error, (errors.DamagedRecordError, errors.StoreUnavailableError, errors.StoreFullError)):
         log.error("%s %s: %s", request.method, request.path, error)
     if isinstance(error, errors.StoreUnavailableError):

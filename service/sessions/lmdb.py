@@ -3,7 +3,7 @@
 Committed means written to the file's pages: a killed process, or all of them killed, loses nothing. The pages reach the
 disk at the next `flush`: a crash of the operating system may lose what came after it.
 
-Three tables: `sessions` (key -> record), `expiry` (time and key -> nothing) and `counts` (model and version -> number).
+Tables: `sessions` and `damaged` (key -> record), `expiry` (time, key -> nothing), `counts` (model/version -> number).
 A step does not touch `expiry`: the sweep finds a session at the time it was due at first, sees that it lives on, and
 moves its entry. So a session costs one entry's move per ttl, not one per step.
 """
@@ -42,15 +42,16 @@ class LmdbStore:
             self._place = _claim(folder)
             self._sweep_lock = os.open(folder / "sweep.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             self._env = lmdb.open(
-                str(folder), map_size=map_bytes, max_dbs=3, max_readers=1024, sync=False, metasync=False, mode=0o600
+                str(folder), map_size=map_bytes, max_dbs=4, max_readers=1024, sync=False, metasync=False, mode=0o600
             )
             self._env.reader_check()
             self._sessions = self._env.open_db(b"sessions")
             self._expiry = self._env.open_db(b"expiry")
             self._counts = self._env.open_db(b"counts")
+            self._damaged = self._env.open_db(b"damaged")
         except (OSError, lmdb.Error) as error:
             raise StoreUnavailableError(f"{folder}: {error}") from error
-        self._dirty = False
+        self._dirty = True  # a process that was killed may have left commits that no one has flushed
 
     def load_many(self, keys: Sequence[bytes]) -> list[Record | DamagedRecordError | None]:
         def load(txn: Any) -> list[bytes | None]:
@@ -70,26 +71,19 @@ class LmdbStore:
         stored = txn.get(change.key)
         if (None if stored is None else records.revision_of(stored)) != change.expected:
             return False
-        self._put(txn, change.key, None if stored is None else _decoded(stored), change.record, data)
+        self._put(txn, change.key, stored, change.record, data)
         return True
 
-    def _put(
-        self, txn: Any, key: bytes, before: Record | DamagedRecordError | None, after: Record, data: bytes
-    ) -> None:
+    def _put(self, txn: Any, key: bytes, stored: bytes | None, record: Record, data: bytes) -> None:
         txn.put(key, data, db=self._sessions)
-        was = before if isinstance(before, Record) and before.ended is None else None
-        if was is not None and after.ended is None:
+        before, after = None if stored is None else records.counted_as(stored), records.counted_as(data)
+        if before is not None and before == after:
             return
-        txn.put(_due(after, key), b"", db=self._expiry)
-        if was is not None:
-            self._add(txn, was, -1)
-        if after.ended is None:
-            self._add(txn, after, 1)
-
-    def _add(self, txn: Any, record: Record, by: int) -> None:
-        group = f"{record.ref.model}/{record.ref.version}".encode()
-        before = txn.get(group, db=self._counts)
-        txn.put(group, _COUNT.pack((_COUNT.unpack(before)[0] if before else 0) + by), db=self._counts)
+        txn.put(_due(record, key), b"", db=self._expiry)
+        for group, by in ((before, -1), (after, 1)):
+            if group is not None:
+                count = txn.get(group.encode(), db=self._counts)
+                txn.put(group.encode(), _COUNT.pack((_COUNT.unpack(count)[0] if count else 0) + by), db=self._counts)
 
     def page(self, prefix: bytes, after: bytes, limit: int, *, now: float, model: str | None = None) -> Page:
         def scan(txn: Any) -> Page:
@@ -124,7 +118,9 @@ class LmdbStore:
             return 0
         try:
             due = self._read(lambda txn: self._due_before(txn, now, limit))
-            return self._write(lambda txn: sum(self._expire(txn, entry, now) for entry in due)) if due else 0
+            if due:
+                self._write(lambda txn: self._expire(txn, due, now))
+            return len(due)
         finally:
             fcntl.flock(self._sweep_lock, fcntl.LOCK_UN)
 
@@ -136,27 +132,41 @@ class LmdbStore:
             entries.append(entry)
         return entries
 
-    def _expire(self, txn: Any, entry: bytes, now: float) -> int:
+    def _expire(self, txn: Any, due: Sequence[bytes], now: float) -> None:
+        for entry in due:
+            self._expire_one(txn, entry, now)
+
+    def _expire_one(self, txn: Any, entry: bytes, now: float) -> None:
         txn.delete(entry, db=self._expiry)
         key = entry[_TIME.size :]
         stored = txn.get(key)
         record = None if stored is None else _decoded(stored)
         if not isinstance(record, Record):  # forgotten already, or damaged: left where it is, for inspection
-            return 0
+            return
         if record.expires_at > now:
             txn.put(_due(record, key), b"", db=self._expiry)
-            return 0
-        if record.ended is None:
+        elif record.ended is None:
             ended = record.tombstone("expired", record.expires_at)
-            self._put(txn, key, record, ended, ended.to_bytes())
+            self._put(txn, key, stored, ended, ended.to_bytes())
         else:
             txn.delete(key, db=self._sessions)
-        return 1
+
+    def set_aside(self, key: bytes) -> None:
+        def move(txn: Any) -> None:
+            if (stored := txn.get(key)) is not None and isinstance(_decoded(stored), DamagedRecordError):
+                txn.put(key, stored, db=self._damaged)
+                txn.delete(key, db=self._sessions)
+
+        self._write(move)
 
     def flush(self) -> None:
         if self._dirty:
-            self._dirty = False
-            self._guarded(lambda: self._env.sync(True))
+            self._dirty = False  # before, as commits go on while it runs
+            try:
+                self._guarded(lambda: self._env.sync(True))
+            except BaseException:
+                self._dirty = True
+                raise
 
     def close(self) -> None:
         self.flush()

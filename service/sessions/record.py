@@ -159,6 +159,15 @@ def revision_of(data: bytes) -> int:
     return int.from_bytes(data[_CRC.size : _CRC.size + 8], "little")
 
 
+def counted_as(data: bytes) -> str | None:
+    """The `model/version` that a record's bytes count for, without reading the rest; None for a tombstone's."""
+    head = _HEAD.unpack_from(data, _CRC.size)
+    ended, version, tenant, model = head[6], head[10], head[13], head[14]
+    if ended:
+        return None
+    return f"{data[_START + tenant : _START + tenant + model].decode()}/{version}"
+
+
 def key(tenant: str, session_id: str) -> bytes:
     """Under which a store keeps the session; a tenant's sessions lie together, in the order of their ids."""
     return f"{tenant}/{session_id}".encode()

@@ -46,10 +46,13 @@ class Store(Protocol):
         """Sessions by model and version that have not ended; an expired one counts until it is swept."""
 
     def sweep(self, now: float, limit: int = 1000) -> int:
-        """Ends sessions that have expired and forgets tombstones whose time is over; returns how many it handled.
+        """Ends sessions that have expired and forgets tombstones whose time is over; returns how many it looked at.
 
-        Does nothing, and returns 0, while another process sweeps.
+        As many as `limit` means that more may wait. Does nothing, and returns 0, while another process sweeps.
         """
+
+    def set_aside(self, key: bytes) -> None:
+        """Takes a damaged record out of the way, and keeps its bytes for inspection."""
 
     def flush(self) -> None:
         """Brings what is committed to disk, so that it outlives a crash of the machine too."""

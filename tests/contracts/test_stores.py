@@ -111,6 +111,16 @@ def test_counts_follow_births_and_ends(store: Store) -> None:
     assert store.count() == {("m", 1): 3, ("n", 2): 0}
 
 
+def test_counts_follow_an_id_from_one_model_to_another(store: Store) -> None:
+    """A session created over an expired one that no sweep has ended yet: the one counts no more, the other does."""
+    store.commit_many([Change(key("a"), None, session(1, model="m", ttl_s=10))])
+    store.commit_many([Change(key("a"), 1, session(7, model="n"))])
+    assert store.count() == {("m", 1): 0, ("n", 1): 1}
+    store.commit_many([Change(key("a"), 7, session(7, model="n").tombstone("deleted", NOW))])
+    store.sweep(NOW + 100)
+    assert store.count() == {("m", 1): 0, ("n", 1): 0}
+
+
 def test_a_sweep_ends_what_is_due_and_only_that(store: Store) -> None:
     """A session ends at its time, not at the sweep's; a stepped one lives on; a tombstone is kept for a day."""
     store.commit_many(
@@ -119,7 +129,7 @@ def test_a_sweep_ends_what_is_due_and_only_that(store: Store) -> None:
     stepped = replace(session(2, step=1, ttl_s=10), expires_at=NOW + 25)
     store.commit_many([Change(key("busy"), 1, stepped)])
     assert store.sweep(NOW + 9) == 0
-    assert store.sweep(NOW + 20) == 1
+    assert store.sweep(NOW + 20) == 2  # both were due at first
     idle, busy = store.load_many([key("idle"), key("busy")])
     assert isinstance(idle, Record)
     assert (idle.ended, idle.ended_at, idle.state) == ("expired", NOW + 10, b"")
@@ -197,6 +207,18 @@ def test_a_damaged_record_is_an_error_of_its_own_row(uri: str) -> None:
     assert isinstance(b, DamagedRecordError)
     assert (a, c) == (session(), session())
     assert [found for found, _ in store.page(b"t/", b"t/", 10, now=NOW).sessions] == [key("a"), key("c")]
+    store.close()
+
+
+def test_a_damaged_record_is_set_aside_on_demand(uri: str) -> None:
+    """Its id is free again, its bytes are kept; a sound record is not touched."""
+    store = open_store(uri)
+    store.commit_many([Change(key(name), None, session()) for name in "ab"])
+    damage(uri, store, key("b"))
+    for name in "ab":
+        store.set_aside(key(name))
+    assert store.load_many([key("a"), key("b")]) == [session(), None]
+    assert store.commit_many([Change(key("b"), None, session(9))]) == [True]
     store.close()
 
 

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -82,6 +83,17 @@ class Server:
         """The worker processes that are alive."""
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
         return [int(child) for child in children.split()]
+
+    def holder(self, connection: socket.socket) -> int:
+        """The worker process that has accepted this connection."""
+        local, peer = (f"{address[1]:04X}" for address in (connection.getpeername(), connection.getsockname()))
+        table = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        (inode,) = [row[9] for row in table if row[1].endswith(f":{local}") and row[2].endswith(f":{peer}")]
+        for worker in self.workers():
+            links = [str(link.readlink()) for link in Path(f"/proc/{worker}/fd").iterdir() if link.is_symlink()]
+            if f"socket:[{inode}]" in links:
+                return worker
+        raise AssertionError("no worker holds the connection")
 
     def kill_worker(self, pid: int) -> None:
         os.kill(pid, signal.SIGKILL)

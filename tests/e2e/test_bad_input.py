@@ -1,5 +1,6 @@
 """Bad input gets its status and a problem that names the field, and the session stays where it was."""
 
+import gzip
 import json
 import socket
 import time
@@ -138,6 +139,7 @@ CALLS: dict[str, tuple[str, str, Any, str, str]] = {
     "id with a quoted slash": ("POST", "/v1/sessions/a%2Fb/steps", {"inputs": [[1]]}, "not-found", "path"),
     "id that none can have": ("POST", "/v1/sessions/a b/steps", {"inputs": [[1]]}, INVALID, "session_id"),
     "id of 1 kB, in a path": ("GET", f"/v1/sessions/{'a' * 1000}", None, INVALID, "session_id"),
+    "unknown parameter": ("GET", "/v1/sessions?limitt=5", None, INVALID, "limitt"),
     "page of 0": ("GET", "/v1/sessions?limit=0", None, INVALID, "limit"),
     "page after no id": ("GET", "/v1/sessions?after=%00", None, INVALID, "after"),
     "no sequences": ("POST", PREDICT, {"inputs": []}, INVALID, "inputs"),
@@ -164,6 +166,7 @@ def test_an_id_of_10_kb_in_a_path_is_a_problem_too(server: Server) -> None:
     assert head.startswith(b"HTTP/1.1 414 ")
     assert b"application/problem+json" in head
     assert json.loads(body)["type"] == "urn:onward:problem:uri-too-long"
+    assert json.loads(body)["errors"][0]["field"] == "path"
 
 
 def test_what_is_no_http_is_a_problem_too(server: Server) -> None:
@@ -172,11 +175,52 @@ def test_what_is_no_http_is_a_problem_too(server: Server) -> None:
     assert json.loads(body)["type"] == "urn:onward:problem:bad-request"
 
 
-def raw(server: Server, request: bytes) -> bytes:
-    """The whole answer to bytes sent as they are."""
+HEAD = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        HEAD % CREATE.encode() + b"Content-Length: 60\r\n\r\n",
+        HEAD % STEPS.encode() + b'Content-Length: 60\r\n\r\n{"inputs": [[500]]}',
+        HEAD % STEPS.encode() + b'Transfer-Encoding: chunked\r\n\r\nzz\r\n{"inputs": [[500]]}\r\n0\r\n\r\n',
+        HEAD % STEPS.encode() + b'Transfer-Encoding: chunked\r\n\r\n13\r\n{"inputs": [[500]]}XX0\r\n\r\n',
+    ],
+    ids=["no body", "a shorter body that is JSON", "no chunk size", "no end of a chunk"],
+)
+def test_a_body_that_is_not_whole_is_refused(server: Server, client: httpx.Client, request_bytes: bytes) -> None:
+    """A client that died while it sent has sent nothing: no session is made, none is moved."""
+    before = client.get("/v1/models").text
+    head, _, body = raw(server, request_bytes, close=True).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 "), head
+    assert json.loads(body)["type"] == "urn:onward:problem:bad-request"
+    assert json.loads(body)["errors"][0]["field"] == "body"
+    assert client.get("/v1/models").text == before
+
+
+def test_an_encoded_body_is_refused_by_name(client: httpx.Client) -> None:
+    """Not taken for broken JSON."""
+    body = gzip.compress(b'{"inputs": [[1]]}')
+    answer = client.post(STEPS, content=body, headers=JSON | {"Content-Encoding": "gzip"})
+    assert_problem(answer, "unsupported-media-type", "Content-Encoding")
+
+
+@pytest.mark.parametrize("item", ['""', '[""]', '{"ppg": ""}'])
+def test_a_million_faults_are_one(client: httpx.Client, item: str) -> None:
+    """The first is enough to know; collecting the rest would hold everybody up."""
+    problem = assert_problem(
+        client.post(STEPS, content=f'{{"inputs": [{",".join([item] * 400_000)}]}}', headers=JSON), INVALID
+    )
+    assert len(problem["errors"]) == 1
+
+
+def raw(server: Server, request: bytes, *, close: bool = False) -> bytes:
+    """The whole answer to bytes sent as they are; `close` says at their end that no more will come."""
     address = urlsplit(server.url)
     with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
         connection.sendall(request)
+        if close:
+            connection.shutdown(socket.SHUT_WR)
         return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
@@ -200,7 +244,7 @@ def test_a_deleted_session_says_so_until_its_id_lives_again(client: httpx.Client
         ("GET", "/v1/sessions/gone", None),
         ("DELETE", "/v1/sessions/gone", None),
     ):
-        problem = assert_problem(client.request(method, path, json=body), "session-ended")
+        problem = assert_problem(client.request(method, path, json=body), "session-ended", "session_id")
         assert problem["reason"] == "deleted"
         assert problem["ended_at"].endswith("Z")
     assert "gone" not in [one["session_id"] for one in client.get("/v1/sessions").json()["sessions"]]

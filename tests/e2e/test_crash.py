@@ -1,87 +1,175 @@
 """An acknowledged step is never lost and never applied twice, whatever is killed."""
 
-import random
-import threading
+import json
+import os
+import re
+import signal
+import socket
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-import httpx
 import pytest
 
 from tests.e2e.server import Server
 from tests.reference import INPUTS, ZOO, BareLoop, assert_same_bits
 
-STEPS, WORKER_KILLS_EVERY, SERVICE_KILLS = 500, 50, (175, 325)
+STEPS_URL = "/v1/sessions/s/steps"
+STEPS = 500
 
 
-class Stubborn:
-    """A client that retries the same request, with the same id, until it is answered."""
+class Client:
+    """One keep-alive connection on bare sockets, so that a test knows which process has a request, and when."""
 
     def __init__(self, server: Server) -> None:
-        self.server, self.retries = server, 0
+        self.server = server
+        address = urlsplit(server.url)
+        self.connection = socket.create_connection((address.hostname, address.port), timeout=30)
+        self.connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")  # from here on a worker has accepted it
+        self.receive()
+        self.worker = server.holder(self.connection)
 
-    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        for _ in range(200):
-            try:
-                with httpx.Client(base_url=self.server.url, timeout=10) as client:
-                    answer = client.post(path, json=body)
-            except httpx.TransportError:
-                self.retries += 1
-                continue
-            assert answer.status_code == 200, answer.text
-            found: dict[str, Any] = answer.json()
-            return found
-        raise AssertionError(f"no answer to {path} after {self.retries} retries")
+    def send(self, body: dict[str, Any]) -> None:
+        data = json.dumps(body).encode()
+        head = f"POST {STEPS_URL} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head += f"Content-Length: {len(data)}\r\n\r\n"
+        self.connection.sendall(head.encode() + data)
+
+    def receive(self) -> dict[str, Any] | None:
+        """The answer; None where the connection ended without one."""
+        data = b""
+        try:
+            while (parts := data.partition(b"\r\n\r\n"))[1] == b"" or len(parts[2]) < length(parts[0]):
+                if not (more := self.connection.recv(65536)):
+                    return None
+                data += more
+        except ConnectionError:
+            return None
+        assert data.startswith(b"HTTP/1.1 200"), data
+        answer: dict[str, Any] = json.loads(parts[2])
+        return answer
+
+    def close(self) -> None:
+        self.connection.close()
+
+
+def length(head: bytes) -> int:
+    found = re.search(rb"(?i)content-length: (\d+)", head)
+    assert found, head
+    return int(found[1])
+
+
+def committed(server: Server, step: int) -> None:
+    """Returns once another connection sees the session at that step."""
+    with server.client() as other:
+        while other.get("/v1/sessions/s").json()["step"] != step:
+            pass
+
+
+Interruption = Callable[[Server, Client, dict[str, Any], int], None]
+
+
+def before_it_is_read(server: Server, client: Client, body: dict[str, Any], step: int) -> None:
+    """The worker that has the connection is stopped, gets the request, and is killed without having seen it."""
+    del step
+    os.kill(client.worker, signal.SIGSTOP)
+    client.send(body)
+    server.kill_worker(client.worker)
+
+
+def after_it_is_committed(server: Server, client: Client, body: dict[str, Any], step: int) -> None:
+    """The worker commits the step, and is killed before the client has read a byte of the answer."""
+    client.send(body)
+    committed(server, step + 1)
+    server.kill_worker(client.worker)
+    client.close()
+
+
+def all_of_it_after_it_is_committed(server: Server, client: Client, body: dict[str, Any], step: int) -> None:
+    """The same for the whole service."""
+    client.send(body)
+    committed(server, step + 1)
+    server.kill()
+    client.close()
+    server.start()
+
+
+def all_of_it_before_it_is_read(server: Server, client: Client, body: dict[str, Any], step: int) -> None:
+    del step
+    os.kill(client.worker, signal.SIGSTOP)
+    client.send(body)
+    server.kill()
+    server.start()
+
+
+def interruptions() -> dict[int, Interruption]:
+    """By step: every 50 the worker that has the request, and the whole service twice."""
+    plan: dict[int, Interruption] = {}
+    for number, step in enumerate(range(49, STEPS, 50)):
+        plan[step] = (before_it_is_read, after_it_is_committed)[number % 2]
+    return plan | {175: all_of_it_after_it_is_committed, 325: all_of_it_before_it_is_read}
 
 
 @pytest.mark.parametrize("model", ["pulse", "weather"])
 def test_500_steps_survive_killed_workers_and_a_killed_service(tmp_path: Path, model: str) -> None:
-    """Every prediction equals, bit for bit, that of one loop that was never interrupted."""
-    chance = random.Random(model)
+    """Every prediction equals, bit for bit, that of one loop that was never interrupted; each kill costs one retry."""
     inputs = INPUTS[model](STEPS)
     expected = BareLoop(ZOO / model / "1").run(inputs)
-    killed = 0
+    plan, retries = interruptions(), 0
     with Server(tmp_path) as server:
-        client = Stubborn(server)
         with server.client() as first:
             assert first.post(f"/v1/models/{model}/sessions", json={"session_id": "s"}).status_code == 201
+        client = Client(server)
         for step, row in enumerate(inputs):
-            killers = []
-            if step % WORKER_KILLS_EVERY == WORKER_KILLS_EVERY - 1:
-                victim = chance.choice(server.workers())
-                killers.append(
-                    threading.Thread(target=server.kill_worker, args=(victim,))
-                )  # while the request is on its way
-                killed += 1
-            if step in SERVICE_KILLS:
-                server.kill()
-                server.start()
-            for killer in killers:
-                killer.start()
-            answer = client.post("/v1/sessions/s/steps", {"inputs": [row], "request_id": f"r{step}"})
-            for killer in killers:
-                killer.join()
+            body = {"inputs": [row], "request_id": f"r{step}"}
+            if step in plan:
+                plan[step](server, client, body, step)
+                client.close()
+                client = Client(server)
+                retries += 1
+            client.send(body)
+            answer = client.receive()
+            assert answer is not None
             assert answer["step"] == step + 1
             assert_same_bits(answer, expected, slice(step, step + 1))
-    assert killed == STEPS // WORKER_KILLS_EVERY
+        client.close()
+    assert retries == STEPS // 50 + 2
 
 
-def test_a_service_killed_while_it_answers_loses_nothing(tmp_path: Path) -> None:
-    """A retry with the same id, over a kill -9 of everything, gets the first answer: the step counts once."""
-    inputs = INPUTS["pulse"](2)
-    expected = BareLoop(ZOO / "pulse/1").run(inputs)
+def test_a_worker_killed_half_way_through_a_long_call_leaves_the_session(tmp_path: Path) -> None:
+    """A call of many chunks dies with its worker: nothing of it is applied, and the retry does all of it."""
+    inputs = INPUTS["pulse"](68_000)
     with Server(tmp_path) as server:
-        with server.client() as client:
-            client.post("/v1/models/pulse/sessions", json={"session_id": "s"})
-            body = {"inputs": inputs, "request_id": "once"}
-            first = client.post("/v1/sessions/s/steps", json=body).json()
-        server.kill()
-        server.start()
-        with server.client() as client:
-            again = client.post("/v1/sessions/s/steps", json=body).json()
-            assert client.get("/v1/sessions/s").json()["step"] == 2
-    assert again == first
-    assert_same_bits(again, expected)
+        with server.client() as first:
+            first.post("/v1/models/pulse/sessions", json={"session_id": "s"})
+        client = Client(server)
+        body = {"inputs": inputs, "request_id": "long"}
+        client.send(body)
+        started, until = cpu_s(client.worker), time.monotonic() + 30
+        while cpu_s(client.worker) - started < 0.2:  # of a second's work or more
+            assert time.monotonic() < until
+        server.kill_worker(client.worker)
+        assert client.receive() is None
+        client.close()
+        with server.client() as other:
+            assert other.get("/v1/sessions/s").json()["step"] == 0
+        client = Client(server)
+        client.send(body)
+        answer = client.receive()
+        client.close()
+        assert answer is not None
+        assert answer["step"] == 68_000
+        last = {name: value[-1:] for name, value in BareLoop(ZOO / "pulse/1").run(inputs).items()}
+        ends = {name: rows[-1:] for name, rows in answer["predictions"].items()}
+        assert_same_bits({"predictions": ends, "surprise": answer["surprise"][-1:]}, last)
+
+
+def cpu_s(pid: int) -> float:
+    """Seconds of processor time that the process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_sigterm_ends_cleanly_and_the_session_goes_on(tmp_path: Path) -> None:

@@ -1,20 +1,27 @@
 """The use-cases in process, with a clock that the test turns: expiry, races between processes, failures."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import gevent
 import numpy as np
 import pytest
 
 from model.repository import open_all
-from model.runner import StepModel
+from model.runner import Outputs, StepModel
+from model.state import State
 from service.engine.engine import Engine, Limits
 from service.engine.executor import Executor
 from service.errors import (
     DamagedRecordError,
     DeadlineError,
+    InvalidInputError,
     ModelGoneError,
+    NotFiniteError,
     OverloadedError,
+    RequestReusedError,
     SessionEndedError,
     SessionExistsError,
     StepConflictError,
@@ -245,6 +252,8 @@ def test_a_damaged_record_is_said_to_be(engine: Engine) -> None:
     with pytest.raises(DamagedRecordError):
         engine.create(T, "pulse", session_id="bad")
     assert engine.step(T, "good", [[500]]).step == 1
+    engine.delete(T, "bad")
+    assert engine.create(T, "pulse", session_id="bad")[0].record.step == 0
 
 
 def test_a_session_whose_bundle_is_gone_says_so(tmp_path: Path) -> None:
@@ -282,3 +291,92 @@ def test_a_seeded_session_is_where_a_stepped_one_is(engine: Engine) -> None:
     assert (seeded.record.step, seeded.record.state) == (stepped.record.step, stepped.record.state)
     assert seeded.record.surprise == stepped.record.surprise
     assert answer.outputs["mean"].tobytes() == last.outputs["mean"][-1:].tobytes()
+
+
+def test_a_retry_gets_the_first_answer(engine: Engine) -> None:
+    """The same id with the same inputs moves nothing and says the same, also after other ways to write the inputs."""
+    engine.create(T, "pulse", session_id="s")
+    first = engine.step(T, "s", [[500], [501]], request_id="r")
+    again = engine.step(T, "s", [{"ppg": 500}, {"ppg": 501}], request_id="r", step=0)
+    assert (again.step, again.outputs.tobytes()) == (2, first.outputs.tobytes())
+    with pytest.raises(RequestReusedError):
+        engine.step(T, "s", [[500], [502]], request_id="r")
+    assert engine.session(T, "s").record.step == 2
+    engine.step(T, "s", [[502]], request_id="r2")
+    with pytest.raises(StepConflictError):
+        engine.step(T, "s", [[500], [501]], request_id="r", step=0)  # late, but it named its step
+    assert engine.session(T, "s").record.step == 3
+
+
+def test_a_session_created_anew_is_another_one(engine: Engine, clock: Clock) -> None:
+    """A commit computed from a session that was ended and created anew meanwhile, at the same step, is not applied."""
+    engine.create(T, "pulse", session_id="s")
+    store, key = store_of(engine), records.key(T, "s")
+    (old,) = store.load_many([key])
+    engine.delete(T, "s")
+    clock.now += 1
+    engine.create(T, "pulse", session_id="s")
+    (new,) = store.load_many([key])
+    assert isinstance(old, Record)
+    assert isinstance(new, Record)
+    assert old.step == new.step
+    assert store.commit_many([Change(key, old.revision, replace(old, revision=old.revision + 1, step=1))]) == [False]
+    assert engine.session(T, "s").record.step == 0
+
+
+def test_a_state_that_is_not_finite_is_never_kept(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where every output is finite: the row is refused, and its neighbour in the batch is not."""
+    for name in ("good", "bad"):
+        engine.create(T, "pulse", session_id=name)
+    model = engine.model("pulse")
+    run = model.run
+
+    def spoil(inputs: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any], state: State) -> tuple[Outputs, State]:
+        outputs, after = run(inputs, lengths, state)
+        after["h_in"][inputs[:, 0, 0] == 666] = np.inf
+        return outputs, after
+
+    monkeypatch.setattr(model, "run", spoil)
+    good, bad = (gevent.spawn(engine.step, T, name, [[value]]) for name, value in (("good", 500), ("bad", 666)))
+    assert good.get().step == 1
+    bad.join()
+    assert isinstance(bad.exception, NotFiniteError)
+    assert engine.session(T, "bad").record.step == 0
+
+
+def test_a_failed_sequence_ends_its_siblings(engine: Engine) -> None:
+    """Where one sequence of a predict call fails, the others do not run on for nobody."""
+    sequences = [[[3e38]], *([[500.0]] * 500 for _ in range(20))]
+    with pytest.raises(NotFiniteError):
+        engine.predict("pulse", None, sequences, 10_000)
+    gevent.sleep(0)
+    engine.predict("pulse", None, [[[500.0]]], 0)
+    assert sum(queue.waiting for queue in vars(engine)["_queues"].values()) == 0
+
+
+def test_a_call_has_a_most_of_steps(tmp_path: Path) -> None:
+    """A longer one is refused before any work, with the limit."""
+    engine = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits(max_steps=3))
+    engine.start()
+    engine.create(T, "pulse", session_id="s", inputs=[[500]] * 3)
+    with pytest.raises(InvalidInputError, match="inputs: at most 3 steps a call, not 4"):
+        engine.step(T, "s", [[500]] * 4)
+    with pytest.raises(InvalidInputError, match=r"inputs\[1\]: at most 3 steps"):
+        engine.predict("pulse", None, [[[500]], [[500]] * 4], 0)
+    engine.close()
+
+
+def test_the_engine_sweeps(tmp_path: Path, clock: Clock) -> None:
+    """What expires is ended without anyone asking for it, however much expires at once."""
+    store = LmdbStore(tmp_path)
+    engine = Engine(open_all(ZOO), store, Limits(), clock=clock)
+    engine.create(T, "pulse", session_id="s", ttl_s=10)
+    (template,) = store.load_many([records.key(T, "s")])
+    assert isinstance(template, Record)
+    store.commit_many([Change(records.key(T, f"s{number}"), None, template) for number in range(2500)])
+    clock.now += 11
+    engine.start(sweep_s=0.01)
+    with gevent.Timeout(20):
+        while engine.live_sessions()["pulse", 1]:
+            gevent.sleep(0.01)
+    engine.close()

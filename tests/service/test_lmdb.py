@@ -7,10 +7,12 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import lmdb
 import pytest
 
-from service.errors import StoreUnavailableError
+from service.errors import StoreFullError, StoreUnavailableError
 from service.sessions.lmdb import LmdbStore
 from service.sessions.record import Record
 from service.sessions.store import Change
@@ -101,3 +103,35 @@ def test_another_container_is_refused(tmp_path: Path) -> None:
     store.close()
     subprocess.run(elsewhere, check=True, cwd=ROOT)
     LmdbStore(tmp_path).close()
+
+
+class Disk:
+    """Stands before the environment and counts flushes; the first one fails, as on a full disk."""
+
+    def __init__(self, environment: Any) -> None:
+        self._environment, self.flushes = environment, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._environment, name)
+
+    def sync(self, force: bool) -> None:
+        self.flushes += 1
+        if self.flushes == 1:
+            raise lmdb.DiskError("No space left on device")
+        self._environment.sync(force)
+
+
+def test_a_flush_that_failed_is_tried_again(tmp_path: Path) -> None:
+    """A fresh process flushes what a killed one may have left; a failure is told and not forgotten; rest is rest."""
+    store = LmdbStore(tmp_path)
+    disk = Disk(vars(store)["_env"])
+    vars(store)["_env"] = disk
+    with pytest.raises(StoreFullError, match="No space left"):
+        store.flush()
+    store.flush()
+    store.flush()
+    assert disk.flushes == 2
+    store.commit_many([Change(key("a"), None, session())])
+    store.flush()
+    assert disk.flushes == 3
+    store.close()

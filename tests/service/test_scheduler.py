@@ -16,6 +16,7 @@ class Item:
     left: int = 1
     deadline: float = FOREVER
     chunk: int = 64
+    over: bool = False
 
     @property
     def size(self) -> int:
@@ -80,6 +81,15 @@ def test_what_is_late_is_dropped_before_it_runs() -> None:
     scheduler.finish(fine)
     assert scheduler.waiting == 0
     assert scheduler.batch(6.0) == ([], [])
+
+
+def test_what_is_over_is_dropped_before_it_runs() -> None:
+    """An item that nobody waits for any more takes no row of a batch."""
+    scheduler = Scheduler[Item](max_rows=10)
+    over, fine = Item("a", over=True), Item("b")
+    scheduler.add(over)
+    scheduler.add(fine)
+    assert scheduler.batch(0.0) == ([fine], [over])
 
 
 ITEMS = st.lists(st.tuples(st.sampled_from("abcdefg"), st.integers(1, 300)), max_size=60)
