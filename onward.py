@@ -24,21 +24,34 @@ def serve() -> None:
 @main.command()
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("--quiet", is_flag=True, help="no progress bar")
-def train(config: Path, *, quiet: bool) -> None:
-    """Train, export, prove and measure the model that the TOML file CONFIG describes."""
+@click.option("--resume", is_flag=True, help="go on where a run of this CONFIG was stopped")
+def train(config: Path, *, quiet: bool, resume: bool) -> None:
+    """Train, export, prove and measure the model that the TOML file CONFIG describes.
+
+    For several GPUs or machines: torchrun ... -m onward train CONFIG.
+    """
     try:
-        from training import table
+        from training import devices, run, table
         from training.config import ConfigError, read
         from training.data import DataError
+        from training.errors import TrainingError
         from training.export import ExportError
-        from training.loop import TrainingError
-        from training.run import train as run
     except ModuleNotFoundError as error:
         _fail(f"training needs {error.name}: pip install 'onward[train]'")
     from model.checks import CheckError
 
     try:
-        bundle, model = run(read(config), quiet=quiet or None)
+        settings = read(config)
+        stopped = settings.checkpoint_file.exists()
+        if devices.first() and stopped != resume:
+            found = f"{settings.checkpoint_file}: " + (
+                "a run was stopped here" if stopped else "no run was stopped here"
+            )
+            click.echo(f"onward: {found}; this one starts anew" + (", --resume goes on" if stopped else ""), err=True)
+        fitted = run.fit(settings, quiet=quiet or None, resume=resume)
+        if not devices.first():
+            return
+        bundle, model = run.publish(settings, fitted)
     except (ConfigError, DataError, TrainingError, ExportError, CheckError, OSError) as error:
         _fail(str(error))
     click.echo(table.text(model.manifest))

@@ -96,11 +96,34 @@ class Model(Section):
 class Train(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     epochs: Annotated[int, Field(ge=1)] = 50
+    sampling: Annotated[
+        Literal["streams", "windows"],
+        Field(description="long streams with carried state, or random windows of many short series"),
+    ] = "streams"
     window: Annotated[int, Field(ge=1, description="steps between truncations of the gradient")] = 64
-    batch: Annotated[int, Field(ge=1, description="streams trained side by side")] = 32
+    burn_in: Annotated[int, Field(ge=0, description="steps before a random window that warm the state, unscored")] = 0
+    batch: Annotated[int, Field(ge=1, description="streams or windows trained side by side")] = 32
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
+    warmup: Annotated[int, Field(ge=0, description="optimiser steps over which the learning rate rises")] = 0
+    schedule: Annotated[
+        Literal["constant", "cosine", "plateau"], Field(description="how the learning rate falls after that")
+    ] = "constant"
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False, description="AdamW's; biases do not decay")] = 0.0
     clip: Annotated[float, Field(gt=0, description="largest norm of the gradient")] = 1.0
     patience: Annotated[int, Field(ge=1, description="epochs without a better validation loss before stopping")] = 10
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], Field(description="where to train; auto is a GPU if there is one")
+    ] = "auto"
+    precision: Annotated[
+        Literal["float32", "bfloat16"], Field(description="of the training's arithmetic; weights stay float32")
+    ] = "float32"
+    compile: Annotated[bool, Field(description="torch.compile: slow to start, needs a C++ compiler")] = False
+
+    @model_validator(mode="after")
+    def _burn_in_has_a_use(self) -> Self:
+        if self.burn_in and self.sampling != "windows":
+            raise ValueError('burn_in is for sampling = "windows"; streams carry their state')
+        return self
 
 
 class Output(Section):
@@ -125,6 +148,11 @@ class Config(Section):
     @property
     def repository(self) -> Path:
         return self.folder / self.output.repository
+
+    @property
+    def checkpoint_file(self) -> Path:
+        """What an unfinished run goes on from; gone once its bundle is published."""
+        return self.folder / ".training" / self.name / "checkpoint.pt"
 
 
 def read(file: Path) -> Config:

@@ -1,153 +1,223 @@
 """Truncated backpropagation through time with carried state.
 
-Owns how a network is fitted to series. Knows nothing of files, of ONNX or of reports.
+Owns how a network is fitted to series. Knows nothing of files' places, of ONNX or of reports.
 
-The series are cut into `batch` streams that run side by side. Each window of a stream starts from the state in which
-its last window ended, as serving does, while the gradient stops at the window's edge (Williams and Peng 1990).
+What lies side by side, and for how long, is `training.sampling`'s. Each window of a stream starts from the state in
+which its last window ended, as serving does, while the gradient stops at the window's edge (Williams and Peng 1990).
+All that is random in an epoch comes from the seed, the epoch's number and the process' rank, so that a run which goes
+on from the end of any epoch ends as if it had never stopped.
 """
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from tqdm import tqdm
+from torch import Tensor, nn
 
+from training import devices, optimise, sampling
+from training.checkpoint import Checkpoint
 from training.config import Train
 from training.data import Series
-from training.nets import Network
-
-
-class TrainingError(Exception):
-    """A run that cannot go on; the message says at which step and what to try."""
+from training.devices import Place
+from training.errors import TrainingError
+from training.nets import Network, State
+from training.progress import Progress
+from training.sampling import Groups, Window
 
 
 @dataclass(slots=True)
 class History:
-    """Mean loss of each epoch, and the epoch whose weights were kept (from 0)."""
+    """What each epoch was: mean losses, the gradient's norms before clipping; and whose weights were kept (from 0)."""
 
     train: list[float] = field(default_factory=list)
     validation: list[float] = field(default_factory=list)
+    gradient_mean: list[float] = field(default_factory=list)
+    gradient_largest: list[float] = field(default_factory=list)
     best: int = 0
+    steps: int = 0
+    """Of the optimiser, over all epochs."""
 
 
-def fit(network: Network, series: Sequence[Series], settings: Train, *, quiet: bool | None = None) -> History:
-    """Fits the network in place and leaves it with the weights of the best validation loss.
+def fit(
+    network: Network,
+    series: Sequence[Series],
+    settings: Train,
+    *,
+    quiet: bool | None = None,
+    checkpoint: Checkpoint | None = None,
+    resume: bool = False,
+) -> History:
+    """Fits the network in place and leaves it on the CPU, with the weights of the best validation loss.
 
-    `quiet` None shows a progress bar on terminals only. Raises TrainingError where the loss stops being a number.
+    `quiet` None shows a progress bar on terminals only. With a checkpoint every epoch's end is written to it; `resume`
+    goes on from there, or from the beginning where there is none. Started as one of several processes it fits together
+    with them. Raises TrainingError where the loss stops being a number, or the device or the checkpoint is of no use.
     """
-    torch.manual_seed(settings.seed)
-    shuffle = np.random.default_rng(settings.seed)
-    scaled = [network.scaling(torch.from_numpy(one.values)) for one in series]
-    optimiser = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
-    streams = cut([one.validation_from for one in series], settings.batch)
-    history, best = History(), copy.deepcopy(network.state_dict())
-    windows = sum(math.ceil(group_steps(group) / settings.window) for group in grouped(streams, settings.batch))
-    disable = None if quiet is None else quiet
-    with tqdm(total=settings.epochs * windows, unit="window", disable=disable, dynamic_ncols=True) as bar:
-        for epoch in range(settings.epochs):
-            groups = grouped(streams, settings.batch)
-            order = [groups[i] for i in shuffle.permutation(len(groups))]
-            history.train.append(_epoch(network, optimiser, scaled, order, settings, bar.update))
-            history.validation.append(validate(network, scaled, series))
-            if not math.isfinite(history.validation[-1]):
-                raise TrainingError(
-                    f"epoch {epoch + 1}: the validation loss is {history.validation[-1]}; "
-                    f"try a learning_rate below {settings.learning_rate}"
-                )
-            if epoch == 0 or history.validation[-1] < history.validation[history.best]:
-                history.best, best = epoch, copy.deepcopy(network.state_dict())
-            bar.set_postfix(
-                epoch=epoch + 1, train=f"{history.train[-1]:.4f}", validation=f"{history.validation[-1]:.4f}"
-            )
-            if epoch - history.best >= settings.patience:
-                break
-    network.load_state_dict(best)
-    return history
+    with devices.place(settings) as place:
+        try:
+            return _Run(network.to(place.device), series, settings, place, checkpoint).run(quiet=quiet, resume=resume)
+        finally:
+            network.cpu()
+
+
+class Objective(nn.Module):
+    """The network and its loss as one call, which can be compiled and shared among processes."""
+
+    def __init__(self, network: Network, settings: Train) -> None:
+        super().__init__()
+        self.network, self.low = network, settings.precision == "bfloat16"
+
+    def forward(self, inputs: Tensor, following: Tensor, real: Tensor, state: State) -> tuple[Tensor, State]:
+        """The sum of the losses that `real` marks, and the state after. The loss itself is in float32."""
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.low):
+            said, state = self.network(inputs, state)
+        return (self.network.loss(said.float(), following).mean(dim=-1) * real).sum(), state
 
 
 @dataclass(frozen=True, slots=True)
-class Stream:
-    """Steps [start, stop) of one series; each predicts the step after it, so `stop` itself must exist."""
+class Stepper:
+    """One optimiser step after another."""
 
-    series: int
-    start: int
-    stop: int
+    network: Network
+    objective: nn.Module
+    optimiser: torch.optim.Optimizer
+    settings: Train
+    place: Place
 
+    def epoch(
+        self, scaled: Sequence[Tensor], groups: Groups, rates: Iterator[float]
+    ) -> Iterator[tuple[float, float, int]]:
+        """Trains on each group's windows in turn: the sum of the losses, the gradient's norm, the steps scored."""
+        self.network.train()
+        for group in groups:
+            shares = sampling.windows(
+                scaled, group, sampling.span(self.settings), rank=self.place.rank, world=self.place.world
+            )
+            state: State | None = None
+            for window in shares:
+                if state is None:
+                    state = self.network.initial(window.inputs.shape[1])
+                loss, norm, state = self.step(window, state, next(rates))
+                yield loss, norm, window.scored
 
-def cut(lengths: Sequence[int], batch: int) -> list[Stream]:
-    """Series of these lengths as streams: about `batch` of equal length, or one each where there are more series."""
-    usable = [length - 1 for length in lengths]  # the last step has no next one to be compared with
-    size = max(usable)
-    while sum(math.ceil(length / max(1, size - 1)) for length in usable) <= batch and size > 1:
-        size = max(1, min(size - 1, int(size * 0.98)))
-    return [
-        Stream(number, start, min(start + size, length))
-        for number, length in enumerate(usable)
-        for start in range(0, length, size)
-    ]
-
-
-def grouped(streams: Sequence[Stream], batch: int) -> list[list[Stream]]:
-    """Streams of like length together, at most `batch` at a time, so that little is padding."""
-    by_length = sorted(streams, key=lambda stream: (stream.start - stream.stop, stream.series, stream.start))
-    return [by_length[i : i + batch] for i in range(0, len(by_length), batch)]
-
-
-def group_steps(group: Sequence[Stream]) -> int:
-    return max(stream.stop - stream.start for stream in group)
-
-
-def windows(scaled: Sequence[Tensor], group: Sequence[Stream], window: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """A group's windows in time order: inputs, next inputs (time, batch, features), which are real (time, batch)."""
-    longest = group_steps(group)
-    for start in range(0, longest, window):
-        size = min(window, longest - start)
-        inputs = torch.zeros(size, len(group), scaled[0].shape[1])
-        following, real = torch.zeros_like(inputs), torch.zeros(size, len(group))
-        for row, stream in enumerate(group):
-            first = stream.start + start
-            steps = min(size, stream.stop - first)
-            if steps > 0:
-                inputs[:steps, row] = scaled[stream.series][first : first + steps]
-                following[:steps, row] = scaled[stream.series][first + 1 : first + steps + 1]
-                real[:steps, row] = 1.0
-        yield inputs, following, real
+    def step(self, window: Window, state: State, rate: float) -> tuple[float, float, State]:
+        """Descends by the mean loss over the steps scored in all processes. Raises FloatingPointError."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        carried = tuple(tensor.detach() for tensor in state)
+        total, after = self.objective(window.inputs, window.following, window.real, carried)
+        self.optimiser.zero_grad()
+        # the processes' gradients are averaged, and their sum is wanted
+        (total * (self.place.world / window.scored)).backward()
+        length = nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
+        loss, norm = torch.stack((self.place.total(total), length)).tolist()
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss / window.scored}")
+        if not math.isfinite(norm):
+            raise FloatingPointError(f"the gradient's norm is {norm}")
+        self.optimiser.step()
+        return loss, norm, after
 
 
-def _epoch(
-    network: Network,
-    optimiser: torch.optim.Optimizer,
-    scaled: Sequence[Tensor],
-    groups: Sequence[list[Stream]],
-    settings: Train,
-    progress: Callable[[int], object],
-) -> float:
-    network.train()
-    total, count = 0.0, 0.0
-    for group in groups:
-        state = network.initial(len(group))
-        for inputs, following, real in windows(scaled, group, settings.window):
-            state = tuple(tensor.detach() for tensor in state)
-            said, state = network(inputs, state)
-            losses = network.loss(said, following).mean(dim=-1) * real
-            loss = losses.sum() / real.sum()
-            if not torch.isfinite(loss):
-                raise TrainingError(
-                    f"the loss is {loss.item()} after {count:.0f} steps of this epoch; "
-                    f"try a learning_rate below {settings.learning_rate} or a smaller clip"
-                )
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
-            optimiser.step()
-            total, count = total + float(losses.detach().sum()), count + float(real.sum())
-            progress(1)
-    return total / count
+def stepper(network: Network, settings: Train, place: Place) -> Stepper:
+    objective = place.shared(Objective(network, settings))
+    if settings.compile:
+        objective.compile()
+    return Stepper(network, objective, optimise.adamw(network, settings), settings, place)
+
+
+class _Run:
+    """A fit under way: the network, the optimiser and the history, which together are the checkpoint."""
+
+    def __init__(
+        self, network: Network, series: Sequence[Series], settings: Train, place: Place, checkpoint: Checkpoint | None
+    ) -> None:
+        self.network, self.series, self.settings, self.place = network, series, settings, place
+        self.checkpoint = checkpoint
+        self.scaled = [network.scaling(torch.from_numpy(one.values).to(place.device)) for one in series]
+        self.groups = sampling.sampler([one.validation_from for one in series], settings)
+        self.stepper = stepper(network, settings, place)
+        self.history, self.best = History(), copy.deepcopy(network.state_dict())
+
+    def run(self, *, quiet: bool | None, resume: bool) -> History:
+        if resume:
+            self._resume()
+        history, settings = self.history, self.settings
+        disable = quiet if self.place.first else True
+        with Progress(settings.epochs, history.steps, disable=disable) as progress:
+            while len(history.train) < settings.epochs and self._stale() < settings.patience:
+                self._epoch(progress)
+                if history.best == len(history.train) - 1:
+                    self.best = copy.deepcopy(self.network.state_dict())
+                if self.checkpoint and self.place.first:
+                    self.checkpoint.write(self._state())
+        self.network.load_state_dict(self.best)
+        return history
+
+    def _stale(self) -> int:
+        return len(self.history.train) - 1 - self.history.best if self.history.train else 0
+
+    def _epoch(self, progress: Progress) -> None:
+        history, settings, epoch = self.history, self.settings, len(self.history.train)
+        seeds = np.random.SeedSequence((settings.seed, epoch, self.place.rank))
+        torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
+        groups = self.groups(np.random.default_rng((settings.seed, epoch)))
+        steps = sampling.optimiser_steps(groups, settings)
+        rates = list(optimise.rates(settings, before=history.steps, steps=steps, validation=history.validation))
+        progress.epoch(epoch, steps)
+        total, count, norms = 0.0, 0, []
+        try:
+            for loss, norm, scored in self.stepper.epoch(self.scaled, groups, iter(rates)):
+                total, count = total + loss, count + scored
+                norms.append(norm)
+                progress.step(total / count, norm)
+        except FloatingPointError as error:
+            at = history.steps + len(norms) + 1
+            raise TrainingError(self._diverged(f"step {at}", str(error), rates[len(norms)])) from error
+        validation = self.place.agreed(lambda: validate(self.network, self.scaled, self.series))
+        history.steps += steps
+        if not math.isfinite(validation):
+            raise TrainingError(
+                self._diverged(f"step {history.steps}", f"the validation loss is {validation}", rates[-1])
+            )
+        history.train.append(total / count)
+        history.validation.append(validation)
+        history.gradient_mean.append(sum(norms) / len(norms))
+        history.gradient_largest.append(max(norms))
+        if validation < history.validation[history.best]:
+            history.best = epoch
+        progress.validated(validation)
+
+    def _diverged(self, where: str, what: str, rate: float) -> str:
+        epochs = len(self.history.train)
+        kept = "there is no checkpoint"
+        if self.checkpoint and epochs:
+            kept = f"the last good checkpoint is {self.checkpoint.file}, of epoch {epochs}"
+        advice = f"try a learning_rate below {self.settings.learning_rate} or a smaller clip"
+        return f"epoch {epochs + 1}, {where}: {what}, at a learning rate of {rate:.4g}; {kept}; {advice}"
+
+    def _state(self) -> dict[str, object]:
+        return {
+            "history": asdict(self.history),
+            "weights": self.network.state_dict(),
+            "best": self.best,
+            "optimiser": self.stepper.optimiser.state_dict(),
+        }
+
+    def _resume(self) -> None:
+        assert self.checkpoint is not None
+        content = self.place.agreed_bytes(self.checkpoint.read() if self.place.first else None)
+        if content is None:
+            return
+        state = self.checkpoint.state(content)
+        self.history = History(**state["history"])
+        self.network.load_state_dict(state["weights"])
+        self.stepper.optimiser.load_state_dict(state["optimiser"])
+        self.best = {name: tensor.to(self.place.device) for name, tensor in state["best"].items()}
 
 
 @torch.no_grad()
@@ -159,5 +229,5 @@ def validate(network: Network, scaled: Sequence[Tensor], series: Sequence[Series
         inputs = values[: one.test_from - 1, None]
         said, _ = network(inputs, network.initial(1))
         loss = network.loss(said, values[1 : one.test_from, None])
-        losses.append(loss[one.validation_from - 1 :].mean(dim=-1).flatten().numpy())
+        losses.append(loss[one.validation_from - 1 :].mean(dim=-1).flatten().cpu().numpy())
     return float(np.concatenate(losses).mean())

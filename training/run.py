@@ -5,6 +5,7 @@ Owns the order of things: data, fit, export, proof, evaluation. Each of them is 
 
 import hashlib
 import platform
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,33 +16,56 @@ import torch
 from model.repository import next_version
 from model.runner import StepModel
 from training import calendar, data, evaluate, export, loop
+from training import checkpoint as checkpoints
+from training.checkpoint import Checkpoint
 from training.config import Config
 from training.data import Dataset
 from training.nets import Network, Scaling
 
 
-def train(config: Config, *, quiet: bool | None = None) -> tuple[Path, StepModel]:
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    dataset: Dataset
+    network: Network
+    history: loop.History
+
+
+def train(config: Config, *, quiet: bool | None = None, resume: bool = False) -> tuple[Path, StepModel]:
     """Fits, exports and measures what `config` says; returns the new bundle's folder and its model.
 
-    Raises DataError, TrainingError, ExportError, CheckError, or OSError from writing; then nothing is published.
+    `resume` goes on where a killed run stood. Raises DataError, TrainingError, ExportError, CheckError, or OSError from
+    writing; then nothing is published. Of several processes only the first is to `publish` what all `fit`.
     """
+    return publish(config, fit(config, quiet=quiet, resume=resume))
+
+
+def fit(config: Config, *, quiet: bool | None = None, resume: bool = False) -> Fitted:
     torch.manual_seed(config.train.seed)
     dataset = data.load(config.data_file, config.data)
     features, targets = config.data.inputs, config.data.targets
     network = Network(config.model, scaling(dataset), [features.index(target) for target in targets])
-    history = loop.fit(network, dataset.series, config.train, quiet=quiet)
+    checkpoint = Checkpoint(
+        config.checkpoint_file, config.model_dump(mode="json") | {"data file": {"sha256": dataset.sha256}}
+    )
+    history = loop.fit(network, dataset.series, config.train, quiet=quiet, checkpoint=checkpoint, resume=resume)
+    return Fitted(dataset, network, history)
+
+
+def publish(config: Config, fitted: Fitted) -> tuple[Path, StepModel]:
+    dataset = fitted.dataset
     bundle = config.repository / config.name / str(next_version(config.repository, config.name))
     model = export.export(
-        network,
+        fitted.network,
         bundle=bundle,
-        features=features,
-        targets=targets,
+        features=config.data.inputs,
+        targets=config.data.targets,
         sample=sample(dataset),
         description=config.description,
         derived=calendar.formulas(config.data.time or "", config.data.calendar),
-        provenance=provenance(config, dataset, history),
+        provenance=provenance(config, dataset, fitted.history),
         measure=lambda model: evaluate.one_step(model, dataset.series, config.data.period),
     )
+    checkpoints.remove(config.checkpoint_file)
     return bundle, model
 
 
@@ -78,6 +102,7 @@ def provenance(config: Config, dataset: Dataset, history: loop.History) -> dict[
         "epochs": len(history.train),
         "best_epoch": history.best + 1,
         "losses": {"train": history.train, "validation": history.validation},
+        "gradient_norms": {"mean": history.gradient_mean, "largest": history.gradient_largest},
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("onward", "torch", "onnx", "onnxruntime", "numpy", "polars")},

@@ -1,9 +1,12 @@
 """What a configuration file may say, and what it is told when it is wrong."""
 
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from tests.reference import ROOT
 from training import config
 from training.config import ConfigError
 
@@ -53,6 +56,14 @@ FAULTS = {
     "a rate of nought": ("learning_rate = 1", "learning_rate = 0.0", "train.learning_rate: Input should be greater"),
     "a rate that is no number": ("learning_rate = 1", "learning_rate = nan", "train.learning_rate: Input should be"),
     "a boundless rate": ("learning_rate = 1", "learning_rate = inf", "train.learning_rate: Input should be"),
+    "a burn-in of streams": (
+        "epochs = 3",
+        "epochs = 3\nburn_in = 2",
+        'train: Value error, burn_in is for sampling = "windows"',
+    ),
+    "an unknown schedule": ("epochs = 3", 'schedule = "cosin"', "train.schedule: Input should be 'constant', 'cosine'"),
+    "a boundless decay": ("epochs = 3", "weight_decay = inf", "train.weight_decay: Input should be a finite number"),
+    "a switch that is text": ("epochs = 3", 'compile = "no"', "train.compile: Input should be a valid boolean"),
     "an unknown cell": (
         "[train]",
         '[model]\ncell = "tcn"\n[train]',
@@ -112,3 +123,11 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     file.write_bytes(b'name = "\xff"')
     with pytest.raises(ConfigError, match="not TOML: "):
         config.read(file)
+
+
+def test_every_key_of_training_is_documented() -> None:
+    """The example of docs/training.md has each key of [train], and every value in it is one that is taken."""
+    (text,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs/training.md").read_text(), re.DOTALL)
+    shown = tomllib.loads(text)["train"]
+    assert set(shown) == set(config.Train.model_fields)
+    config.Train.model_validate(shown)

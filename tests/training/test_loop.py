@@ -1,23 +1,24 @@
 """Truncated backpropagation with carried state."""
 
+import itertools
 import math
-from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
 from tests.bundles import make_network
-from training import loop
+from training import loop, sampling
+from training.checkpoint import Checkpoint
 from training.config import Cell, Model, Train
 from training.data import Series
-from training.loop import Stream, TrainingError
+from training.devices import Place
+from training.errors import TrainingError
 from training.nets import Network, Scaling
 
 CELLS: tuple[Cell, ...] = get_args(Cell)
@@ -29,7 +30,7 @@ def series(values: NDArray[np.floating], name: str = "s") -> Series:
     return Series(name, column, len(column) - 2 * held, len(column) - held)
 
 
-def settings(**told: float) -> Train:
+def settings(**told: object) -> Train:
     return Train.model_validate({"epochs": 1, "window": 1000, "batch": 1, "clip": 1e9} | told)
 
 
@@ -39,9 +40,16 @@ def noise(steps: int, seed: int = 0) -> Tensor:
 
 def epoch(network: Network, scaled: Sequence[Tensor], told: Train, rate: float) -> float:
     """One epoch of plain gradient descent, so that the change of the weights is the gradient."""
-    optimiser = torch.optim.SGD(network.parameters(), lr=rate)
-    streams = loop.cut([len(one) for one in scaled], told.batch)
-    return loop._epoch(network, optimiser, scaled, loop.grouped(streams, told.batch), told, lambda _: None)
+    return measured(network, scaled, told, rate)[0]
+
+
+def measured(network: Network, scaled: Sequence[Tensor], told: Train, rate: float) -> tuple[float, list[float]]:
+    """The epoch's mean loss, and the gradients' norms."""
+    optimiser = torch.optim.SGD(network.parameters())
+    steps = loop.Stepper(network, loop.Objective(network, told), optimiser, told, Place(torch.device("cpu")))
+    groups = sampling.sampler([len(one) for one in scaled], told)(np.random.default_rng(0))
+    losses, norms, scored = zip(*steps.epoch(scaled, groups, itertools.repeat(rate)), strict=True)
+    return sum(losses) / sum(scored), list(norms)
 
 
 def weights(network: Network) -> Tensor:
@@ -116,43 +124,6 @@ def test_padding_has_no_part_in_the_gradient() -> None:
     torch.testing.assert_close(before - weights(network), expected, rtol=1e-4, atol=1e-6)
 
 
-@given(
-    st.lists(st.integers(2, 60), min_size=1, max_size=6),
-    st.integers(1, 9),
-    st.integers(1, 70),
-)
-def test_every_pair_is_trained_on_once(lengths: list[int], batch: int, window: int) -> None:
-    """However series are cut, grouped and windowed, each step with its successor appears exactly once, in order."""
-    scaled = [torch.arange(length, dtype=torch.float32)[:, None] + 1000 * i for i, length in enumerate(lengths)]
-    streams = loop.cut(lengths, batch)
-    groups = loop.grouped(streams, batch)
-    assert Counter(stream for group in groups for stream in group) == Counter(streams)
-    assert all(1 <= len(group) <= batch for group in groups)
-    seen: Counter[tuple[float, float]] = Counter()
-    for group in groups:
-        at = [float(scaled[stream.series][stream.start]) for stream in group]
-        steps = 0
-        for inputs, following, real in loop.windows(scaled, group, window):
-            assert inputs.shape == following.shape == (len(real), len(group), 1)
-            assert 1 <= len(real) <= window
-            steps += len(real)
-            for time, row in real.nonzero().tolist():
-                assert float(inputs[time, row]) == at[row]
-                at[row] += 1
-                seen[float(inputs[time, row]), float(following[time, row])] += 1
-        assert steps == loop.group_steps(group)
-    expected = {(1000.0 * i + t, 1000.0 * i + t + 1) for i, n in enumerate(lengths) for t in range(n - 1)}
-    assert seen == Counter(dict.fromkeys(expected, 1))
-
-
-def test_one_series_becomes_as_many_streams_as_asked() -> None:
-    """A long series is cut into about `batch` even streams; many series stay whole."""
-    streams = loop.cut([10_001], 32)
-    assert 30 <= len(streams) <= 33
-    assert {stream.stop - stream.start for stream in streams[:-1]} == {streams[0].stop}
-    assert loop.cut([5, 9, 7], 2) == [Stream(0, 0, 4), Stream(1, 0, 8), Stream(2, 0, 6)]
-
-
 def test_the_same_seed_gives_the_same_weights() -> None:
     """A run can be had again, bit for bit, dropout and shuffling included; another seed gives another."""
     data = [series(noise(80, i).numpy()) for i in range(5)]
@@ -214,16 +185,63 @@ def test_the_test_part_is_never_trained_on() -> None:
 
 
 @pytest.mark.parametrize("where", ["train", "validation"])
-def test_a_loss_that_is_no_number_ends_the_run(where: str) -> None:
-    """A diverged run says so, and what to try, rather than leaving weights of NaN."""
-    one = series(noise(60).numpy())
+def test_a_loss_that_is_no_number_ends_the_run(where: str, tmp_path: Path) -> None:
+    """A diverged run says at which step, rate and checkpoint, and what to try, and keeps the last good weights."""
+    good, kept = series(noise(60).numpy()), Checkpoint(tmp_path / "checkpoint.pt", {})
+    told = settings(window=8, learning_rate=0.25, warmup=100)
+    with pytest.raises(
+        TrainingError, match=r"; there is no checkpoint; try a learning_rate below 0\.25 or a smaller clip"
+    ):
+        loop.fit(make_network(), [broken(good, where)], told, quiet=True)
+    loop.fit(make_network(), [good], told, quiet=True, checkpoint=kept)
+    before = kept.file.read_bytes()
+    says = "step 8: the loss is (inf|nan)" if where == "train" else "step 12: the validation loss is nan"
+    says += rf", at a learning rate of {0.0025 * (8 if where == 'train' else 12)}; the last good checkpoint is "
+    with pytest.raises(TrainingError, match=f"^epoch 2, {says}{kept.file}, of epoch 1; try a learning_rate below 0.25"):
+        loop.fit(
+            make_network(),
+            [broken(good, where)],
+            told.model_copy(update={"epochs": 2}),
+            quiet=True,
+            checkpoint=kept,
+            resume=True,
+        )
+    assert kept.file.read_bytes() == before
+
+
+def broken(one: Series, where: str) -> Series:
+    values = one.values.copy()
     if where == "train":
-        one.values[10] = math.inf
+        values[10] = math.inf  # of the epoch's second window
     else:
-        one.values[one.validation_from + 2] = math.nan
-    says = r"the loss is (inf|nan) after \d+ steps" if where == "train" else "epoch 1: the validation loss is nan"
-    with pytest.raises(TrainingError, match=says + ".*; try a learning_rate below 0.25"):
-        loop.fit(make_network(), [one], settings(window=8, learning_rate=0.25), quiet=True)
+        values[one.validation_from + 2] = math.nan
+    return Series(one.name, values, one.validation_from, one.test_from)
+
+
+def test_a_gradient_that_is_no_number_ends_the_run() -> None:
+    """A finite loss can have a gradient that is not: it is said before it ruins the weights."""
+    network, scaled = make_network(head="point"), noise(20)
+    network.readout.weight.register_hook(lambda grad: grad * math.inf)  # type: ignore[no-untyped-call]
+    before = weights(network)
+    with pytest.raises(FloatingPointError, match=r"the gradient's norm is (inf|nan)"):
+        epoch(network, [scaled], settings(), rate=1.0)
+    assert torch.equal(weights(network), before)
+
+
+def test_the_gradients_norms_are_kept() -> None:
+    """Mean and largest of each epoch, before clipping, which hides neither vanishing nor exploding."""
+    network, scaled = make_network(), noise(40) * 20
+    full = float(gradient(network, scaled).norm())
+    assert measured(network, [scaled], settings(clip=0.1), rate=0.0)[1] == pytest.approx([full], rel=1e-4)
+    one = series(noise(100).numpy() * 20)
+    told = settings(window=8, epochs=2, learning_rate=1e-9, clip=1e-3)
+    history = loop.fit(make_network(), [one], told, quiet=True)
+    network = make_network()
+    norms = measured(network, [network.scaling(torch.from_numpy(one.train))], told, rate=0.0)[1]
+    assert len(norms) == 9
+    assert history.gradient_mean == pytest.approx([sum(norms) / 9] * 2, rel=1e-3)
+    assert history.gradient_largest == pytest.approx([max(norms)] * 2, rel=1e-3)
+    assert history.steps == 18
 
 
 def test_the_gradient_is_clipped() -> None:
@@ -239,6 +257,30 @@ def test_the_gradient_is_clipped() -> None:
         assert float((before - weights(network)).norm()) == pytest.approx(expected, rel=1e-3)
 
 
+def test_a_random_window_is_warmed_up() -> None:
+    """Its loss is that of its own steps after the burn-in, from the state that the burn-in's steps leave."""
+    network, scaled = make_network(), [noise(50, i) for i in range(3)]
+    told = settings(sampling="windows", window=9, burn_in=6, batch=4)
+    expected = 0.0
+    for stream in itertools.chain(*sampling.sampler([50] * 3, told)(np.random.default_rng(0))):
+        values = scaled[stream.series][stream.start : stream.stop + 1, None]
+        _, state = network(values[: stream.burn_in], network.initial(1)) if stream.burn_in else (0, network.initial(1))
+        said, _ = network(values[stream.burn_in : -1], state)
+        expected += float(network.loss(said, values[stream.burn_in + 1 :]).detach().sum())
+    assert epoch(network, scaled, told, rate=0.0) == pytest.approx(expected / (3 * 49), rel=1e-5)
+
+
+def test_the_schedule_reaches_the_optimiser() -> None:
+    """A rate that warms up over far more steps than there are hardly moves the weights, and moves them by that much."""
+    one, moved = series(noise(60).numpy()), []
+    for warmup in (0, 1000):
+        network = make_network()
+        before = weights(network)
+        loop.fit(network, [one], settings(warmup=warmup, learning_rate=0.01), quiet=True)
+        moved.append((weights(network) - before).abs().max().item())
+    assert moved == pytest.approx([0.01, 0.01 / 1000], rel=0.01)
+
+
 def held_out(network: Network, one: Series) -> tuple[Tensor, NDArray[np.float32]]:
     """What the network says of each test step, in the data's units, (steps, parameters), and the truth."""
     network.eval()
@@ -247,7 +289,7 @@ def held_out(network: Network, one: Series) -> tuple[Tensor, NDArray[np.float32]
     return said[one.test_from - 1 :, 0, 0], one.values[one.test_from :, 0]
 
 
-def fitted(one: Series, *, cell: Cell, units: int, **told: float) -> Network:
+def fitted(one: Series, *, cell: Cell, units: int, **told: object) -> Network:
     torch.manual_seed(0)
     train = torch.from_numpy(one.train)
     network = Network(Model(cell=cell, units=units), Scaling(train.mean(dim=0), train.std(dim=0)), [0])

@@ -174,6 +174,9 @@ def test_the_provenance_is_enough_to_make_it_again(project: Path) -> None:
     }
     assert told["epochs"] == len(told["losses"]["train"]) == len(told["losses"]["validation"])
     assert told["losses"]["validation"][told["best_epoch"] - 1] == min(told["losses"]["validation"])
+    norms = told["gradient_norms"]
+    assert len(norms["mean"]) == len(norms["largest"]) == told["epochs"]
+    assert all(0 < mean < largest for mean, largest in zip(norms["mean"], norms["largest"], strict=True))
     assert model.manifest.metrics == evaluate.one_step(model, dataset.series, 12)
     assert model.manifest.description == "two tides"
 

@@ -1,0 +1,5 @@
+"""What every part of a training run may raise. Knows nothing of the parts."""
+
+
+class TrainingError(Exception):
+    """A run that cannot begin or go on; the message says where it stands and what to try."""
