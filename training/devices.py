@@ -34,7 +34,7 @@ class Place:
         if self.world == 1:
             return module
         devices = None if self.device.type == "cpu" else [self.device]
-        return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
+        return DistributedDataParallel(module, device_ids=devices)
 
     def total(self, value: Tensor) -> Tensor:
         """The sum of the processes' values."""
@@ -85,14 +85,17 @@ def place(settings: Train) -> Iterator[Place]:
     if not several():
         yield Place(device)
         return
+    own = not distributed.is_initialized()  # a caller's group is used, and left
     try:
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        if own:
+            distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     except (RuntimeError, ValueError) as error:
         raise TrainingError(f"the processes did not find each other: {str(error).splitlines()[0]}") from error
     try:
         yield Place(device, distributed.get_rank(), distributed.get_world_size())
     finally:
-        distributed.destroy_process_group()
+        if own:
+            distributed.destroy_process_group()
 
 
 def _device(settings: Train) -> torch.device:
