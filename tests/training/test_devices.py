@@ -10,6 +10,7 @@ from tests.training.test_loop import noise, series, settings
 from training import loop
 from training.checkpoint import Checkpoint
 from training.config import Cell
+from training.devices import Place
 from training.errors import TrainingError
 
 
@@ -68,3 +69,13 @@ def test_a_gpu_gives_what_the_cpu_gives(precision: str, sampling: str, tmp_path:
         loop.fit(make_network(cell="gru"), [one], longer, quiet=True, checkpoint=kept, resume=True)
         losses.append(history.train + history.validation)
     assert losses[1] == pytest.approx(losses[0], rel=1e-3 if precision == "float32" else 0.05)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch's own
+@pytest.mark.parametrize("compiled", [True, False])
+def test_compile_compiles_what_is_trained(compiled: bool) -> None:
+    """With `compile` the network with its loss runs compiled, without it as it is; what is exported is the same."""
+    network = make_network()
+    stepper = loop.stepper(network, settings(compile=compiled), Place(torch.device("cpu")))
+    assert (stepper.objective._compiled_call_impl is not None) == compiled
+    assert stepper.network is network
