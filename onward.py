@@ -25,7 +25,8 @@ def serve() -> None:
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("--quiet", is_flag=True, help="no progress bar")
 @click.option("--resume", is_flag=True, help="go on where a run of this CONFIG was stopped")
-def train(config: Path, *, quiet: bool, resume: bool) -> None:
+@click.option("--must-beat", is_flag=True, help="publish nothing, status 1, where a naive forecast is not beaten")
+def train(config: Path, *, quiet: bool, resume: bool, must_beat: bool) -> None:
     """Train, export, prove and measure the model that the TOML file CONFIG describes.
 
     For several GPUs or machines: torchrun ... -m onward train CONFIG.
@@ -36,6 +37,8 @@ def train(config: Path, *, quiet: bool, resume: bool) -> None:
         from training.data import DataError
         from training.errors import TrainingError
         from training.export import ExportError
+        from training.report import REPORT
+        from training.run import LosesError
     except ModuleNotFoundError as error:
         _fail(f"training needs {error.name}: pip install 'onward[train]'")
     from model.checks import CheckError
@@ -51,11 +54,15 @@ def train(config: Path, *, quiet: bool, resume: bool) -> None:
         fitted = run.fit(settings, quiet=quiet or None, resume=resume)
         if not devices.first():
             return
-        bundle, model = run.publish(settings, fitted)
+        bundle, model = run.publish(settings, fitted, must_beat=must_beat)
+    except LosesError as error:
+        click.echo(str(error))
+        _fail("the model loses to a naive forecast, so with --must-beat nothing is published")
     except (ConfigError, DataError, TrainingError, ExportError, CheckError, OSError) as error:
         _fail(str(error))
     click.echo(table.text(model.manifest))
     click.echo(f"\nbundle: {bundle}\nserve it: ONWARD_MODELS={bundle.parent.parent} onward serve")
+    click.echo(f"read about it: {bundle / REPORT}")
 
 
 @main.command()

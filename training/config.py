@@ -41,6 +41,7 @@ class Data(Section):
         Field(strict=False, description="cycles of the time column that the model is told the place in"),
     ] = ()
     period: Annotated[int | None, Field(ge=2, description="steps in a season, for the seasonal-naive baseline")] = None
+    horizon: Annotated[int, Field(ge=1, le=10_000, description="most steps ahead that are measured; 1: only one")] = 12
 
     @model_validator(mode="after")
     def _columns_make_sense(self) -> Self:

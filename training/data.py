@@ -18,6 +18,9 @@ from training.config import Data
 VALIDATION, TEST = 0.15, 0.15
 """The share of each series' steps, at its end, that stops the training and that is held out."""
 
+ONLY = "series"
+"""The name of a table's one series, where no column tells series apart."""
+
 _ROW = "__row of the file"
 
 
@@ -116,7 +119,7 @@ def _with_calendar(file: Path, table: pl.DataFrame, column: str, units: tuple[st
 
 def _by_series(table: pl.DataFrame, column: str | None) -> Iterator[tuple[str, pl.DataFrame]]:
     if column is None:
-        yield "series", table
+        yield ONLY, table
     else:
         for (name,), one in table.group_by([column], maintain_order=True):
             yield str(name), one

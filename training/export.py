@@ -1,11 +1,9 @@
 """From a trained network to a bundle: the graph, proven equal to the network, with its manifest.
 
-Owns the proof and the publishing. The graph itself is `training.graph`'s.
+Owns the proof. The graph itself is `training.graph`'s, and the publishing `training.publish`'s.
 """
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -14,13 +12,12 @@ import torch
 from pydantic import JsonValue
 
 from model import checks
-from model import manifest as manifests
 from model.manifest import Manifest, Parity
-from model.repository import GRAPH, MANIFEST
 from model.runner import StepModel
 from training.formula import TorchOps
 from training.graph import Array, Contract, build, contract
 from training.nets import Network
+from training.publish import Measured, publish
 
 TOLERANCE = 1e-5
 PROOF_STEPS, PARITY_STEPS = 200, 24
@@ -108,15 +105,16 @@ def export(
     description: str = "",
     derived: Mapping[str, str] | None = None,
     provenance: dict[str, JsonValue] | None = None,
-    measure: Callable[[StepModel], dict[str, JsonValue]] = lambda _: {},
+    measure: Callable[[StepModel], Measured] = lambda _: Measured(),
 ) -> StepModel:
     """Publishes the bundle `<repository>/<name>/<version>` once it is proven, whole or not at all; returns its model.
 
     sample: (7, 200, features) of real or plausible inputs, on which the proof runs. `measure` is given the proven model
-    and returns the manifest's metrics. Raises ExportError, CheckError, or FileExistsError where the version is taken.
+    and returns the manifest's metrics, and what else lies in the bundle. Raises ExportError, CheckError, or
+    FileExistsError where the version is taken.
     """
     declared = contract(network, features, targets)
-    proto = build(network, declared).SerializeToString()
+    graph = build(network, declared).SerializeToString()
     manifest = Manifest(
         name=bundle.parent.name,
         version=int(bundle.name),
@@ -130,26 +128,17 @@ def export(
         derived=dict(derived or {}),
         head=declared.head,
         exact=network.config.cell in ("lstm", "gru"),
+        provenance=provenance or {},
         parity=_parity(network, declared, sample),
-        sha256=hashlib.sha256(proto).hexdigest(),
+        sha256=hashlib.sha256(graph).hexdigest(),
     )
-    repository = bundle.parent.parent
-    repository.mkdir(parents=True, exist_ok=True)
-    if bundle.exists():
-        raise FileExistsError(f"{bundle} exists; a version is never overwritten")
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=repository) as scratch:
-        made = Path(scratch) / "bundle"
-        made.mkdir()
-        (made / GRAPH).write_bytes(proto)
-        model = StepModel(made / GRAPH, manifest)
+
+    def proven(model: StepModel) -> dict[str, JsonValue]:
         worst = prove(network, declared, model, sample)
         checks.check(model, sample)
-        proof: JsonValue = {"largest_difference": worst, "allowed": TOLERANCE, "steps": sample.shape[1]}
-        told = {"provenance": {**(provenance or {}), "proof": proof}, "metrics": measure(model)}
-        manifests.write(manifest.model_copy(update=told), made / MANIFEST)
-        bundle.parent.mkdir(exist_ok=True)
-        os.replace(made, bundle)
-    return StepModel(bundle / GRAPH, manifests.read(bundle / MANIFEST))
+        return {"proof": {"largest_difference": worst, "allowed": TOLERANCE, "steps": sample.shape[1]}}
+
+    return publish(bundle, graph, manifest, prove=proven, measure=measure)
 
 
 def _parity(network: Network, declared: Contract, sample: Array) -> Parity:

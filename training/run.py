@@ -15,12 +15,17 @@ import torch
 
 from model.repository import next_version
 from model.runner import StepModel
-from training import calendar, data, evaluate, export, loop
+from training import calendar, data, evaluate, export, loop, report, table
 from training import checkpoint as checkpoints
 from training.checkpoint import Checkpoint
 from training.config import Config
 from training.data import Dataset
 from training.nets import Network, Scaling
+from training.publish import Measured
+
+
+class LosesError(Exception):
+    """A network that loses to a naive forecast where it must not; the message is its table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +35,16 @@ class Fitted:
     history: loop.History
 
 
-def train(config: Config, *, quiet: bool | None = None, resume: bool = False) -> tuple[Path, StepModel]:
+def train(
+    config: Config, *, quiet: bool | None = None, resume: bool = False, must_beat: bool = False
+) -> tuple[Path, StepModel]:
     """Fits, exports and measures what `config` says; returns the new bundle's folder and its model.
 
-    `resume` goes on where a killed run stood. Raises DataError, TrainingError, ExportError, CheckError, or OSError from
-    writing; then nothing is published. Of several processes only the first is to `publish` what all `fit`.
+    `resume` goes on where a killed run stood. Raises DataError, TrainingError, ExportError, CheckError, OSError from
+    writing, or, where it `must_beat` the naive forecasts, LosesError; then nothing is published. Of several processes
+    only the first is to `publish` what all `fit`.
     """
-    return publish(config, fit(config, quiet=quiet, resume=resume))
+    return publish(config, fit(config, quiet=quiet, resume=resume), must_beat=must_beat)
 
 
 def fit(config: Config, *, quiet: bool | None = None, resume: bool = False) -> Fitted:
@@ -51,7 +59,7 @@ def fit(config: Config, *, quiet: bool | None = None, resume: bool = False) -> F
     return Fitted(dataset, network, history)
 
 
-def publish(config: Config, fitted: Fitted) -> tuple[Path, StepModel]:
+def publish(config: Config, fitted: Fitted, *, must_beat: bool = False) -> tuple[Path, StepModel]:
     dataset = fitted.dataset
     bundle = config.repository / config.name / str(next_version(config.repository, config.name))
     model = export.export(
@@ -63,10 +71,18 @@ def publish(config: Config, fitted: Fitted) -> tuple[Path, StepModel]:
         description=config.description,
         derived=calendar.formulas(config.data.time or "", config.data.calendar),
         provenance=provenance(config, dataset, fitted.history),
-        measure=lambda model: evaluate.one_step(model, dataset.series, config.data.period),
+        measure=lambda model: measured(model, config, dataset, must_beat=must_beat),
     )
     checkpoints.remove(config.checkpoint_file)
     return bundle, model
+
+
+def measured(model: StepModel, config: Config, dataset: Dataset, *, must_beat: bool) -> Measured:
+    """The metrics and the report of them. Raises LosesError."""
+    found = evaluate.measure(model, dataset.series, config.data.period, config.data.horizon)
+    if must_beat and not evaluate.beaten_everywhere(found.metrics):
+        raise LosesError(table.text(model.manifest.model_copy(update={"metrics": found.metrics})))
+    return Measured(found.metrics, lambda manifest: {report.REPORT: report.html(manifest, found.trace)})
 
 
 def scaling(dataset: Dataset) -> Scaling:

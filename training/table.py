@@ -3,9 +3,10 @@
 from typing import Any, cast
 
 from model.manifest import Manifest
-from training import evaluate
+from training import baselines, evaluate
 
-_NAMES = {"model": "this model", "last_value": "last value", "seasonal_naive": "seasonal naive"}
+NAMES = {"model": "this model", **baselines.NAMES}
+MEASURES = {"mae": "MAE", "rmse": "RMSE", "mase": "MASE", "smape": "sMAPE"}
 
 
 def text(manifest: Manifest) -> str:
@@ -13,16 +14,66 @@ def text(manifest: Manifest) -> str:
     metrics = cast("dict[str, Any]", manifest.metrics)
     lines = [f"{manifest.name} {manifest.version}: one step ahead on {metrics['steps']:,} held-out steps"]
     for target, table in metrics["targets"].items():
-        lines += ["", f"{target:<20}{'MAE':>12}{'RMSE':>12}   model's MAE, RMSE against it"]
-        for name, label in _NAMES.items():
+        shown = [measure for measure in MEASURES if measure in table["model"]]
+        head = "".join(f"{MEASURES[measure]:>12}" for measure in shown)
+        lines += ["", f"{target:<20}{head}   model's MAE, RMSE against it"]
+        for name, label in NAMES.items():
             if name in table:
-                row = f"  {label:<18}{table[name]['mae']:>12.4g}{table[name]['rmse']:>12.4g}"
+                row = f"  {label:<18}" + "".join(f"{written(measure, table[name][measure]):>12}" for measure in shown)
                 if better := table["better"].get(name):
                     row += "   " + ", ".join(f"{-share:+.1%}" for share in better.values())
                 lines.append(row)
-    losing = [
-        f"{target} by {measure.upper()} against {_NAMES[name]}" for target, name, measure in evaluate.losses(metrics)
-    ]
-    if losing:
+        lines += _distribution(table["model"]) + _ahead(metrics, target)
+    if losing := lost(metrics):
         lines += ["", "WARNING: the model loses to a naive forecast: " + "; ".join(losing)]
+    if losing := lost_ahead(metrics):
+        lines += ["", f"WARNING: over {metrics['horizons']['steps']} steps the model loses: " + "; ".join(losing)]
     return "\n".join(lines)
+
+
+def lost(metrics: dict[str, Any]) -> list[str]:
+    """In words: every target, measure and naive forecast that the model does not beat one step ahead."""
+    return [
+        f"{target} by {MEASURES[measure]} against {NAMES[name]}" for target, name, measure in evaluate.losses(metrics)
+    ]
+
+
+def lost_ahead(metrics: dict[str, Any]) -> list[str]:
+    """In words: where the MAE, taken over all steps ahead, is not below a naive forecast's."""
+    told = []
+    for target, table in metrics.get("horizons", {}).get("targets", {}).items():
+        if not metrics["horizons"]["steps"]:
+            continue
+        own = sum(table["model"]["mae"])
+        if lower := [NAMES[name] for name in table if name != "model" and not own < sum(table[name]["mae"])]:
+            told.append(f"{target} by MAE against {', '.join(lower)}")
+    return told
+
+
+def written(measure: str, value: float) -> str:
+    """As people read it: sMAPE in percent, the others with four digits."""
+    return f"{value:.1%}" if measure == "smape" else f"{value:.4g}"
+
+
+def _distribution(own: dict[str, float]) -> list[str]:
+    told = []
+    if "coverage_80" in own:
+        told.append(f"80% interval covers {own['coverage_80']:.1%}")
+    if "crps" in own:
+        told.append(f"CRPS {own['crps']:.4g}")
+    if "weighted_quantile_loss" in own:
+        told.append(f"weighted quantile loss {own['weighted_quantile_loss']:.4g}")
+    return [f"  {', '.join(told)}"] if told else []
+
+
+def _ahead(metrics: dict[str, Any], target: str) -> list[str]:
+    if "horizons" not in metrics:
+        return []
+    horizons = metrics["horizons"]
+    lines = []
+    if "diverges_at" in horizons:
+        lines.append(f"  fed back, its predictions diverge at step {horizons['diverges_at']}")
+    if steps := horizons["steps"]:
+        errors = [f"{NAMES[name]} {each['mae'][-1]:.4g}" for name, each in horizons["targets"][target].items()]
+        lines.append(f"  MAE {steps} steps ahead: {', '.join(errors)}")
+    return lines

@@ -29,6 +29,8 @@ def test_a_shipped_bundle_passes_the_checks(place: str) -> None:
 
 
 def flat(told: Any, prefix: str = "") -> dict[str, float]:
+    if isinstance(told, list):
+        told = {str(place): part for place, part in enumerate(told)}
     if isinstance(told, dict):
         return {key: number for name, part in told.items() for key, number in flat(part, f"{prefix}{name}.").items()}
     return {prefix: float(told)}
@@ -44,8 +46,8 @@ def test_a_shipped_bundle_keeps_its_word(place: str) -> None:
     assert provenance["data"]["sha256"] == hashlib.sha256(settings.data_file.read_bytes()).hexdigest()
     series = data.load(settings.data_file, settings.data).series
     told: Any = model.manifest.metrics
-    again = evaluate.one_step(model, series, settings.data.period)
-    assert flat(again) == pytest.approx(flat(told), rel=1e-6)
+    again = flat(evaluate.measure(model, series, settings.data.period, settings.data.horizon).metrics)
+    assert {key: again.get(key) for key in flat(told)} == pytest.approx(flat(told), rel=1e-6)
     assert evaluate.beaten_everywhere(told)
     for table in told["targets"].values():
-        assert set(table) == {"model", "last_value", "seasonal_naive", "better"}
+        assert set(table) >= {"model", "last_value", "seasonal_naive", "better"}

@@ -38,18 +38,27 @@ def test_errors_are_those_worked_out_by_hand(tmp_path: Path) -> None:
     """
     one = series([3.0, 4.0, 11.0, 7.0, 8.0, 13.0], [20.0] * 6, 4, "one")
     two = series([9.0, 1.0, 12.0, 10.0], [20.0, 21.0, 22.0, 23.0], 3, "two")
-    report = evaluate.one_step(constant(tmp_path), [one, two], 3)
+
+    def errors(told: dict[str, float]) -> dict[str, float]:
+        return {measure: told[measure] for measure in ("mae", "rmse")}
+
+    report = evaluate.measure(constant(tmp_path), [one, two], 3).metrics
     assert report["steps"] == 3
     x = report["targets"]["x"]
-    assert x["model"] == pytest.approx({"mae": (2 + 3 + 0) / 3, "rmse": math.sqrt((4 + 9 + 0) / 3)})
-    assert x["last_value"] == pytest.approx({"mae": (1 + 5 + 2) / 3, "rmse": math.sqrt((1 + 25 + 4) / 3)})
-    assert x["seasonal_naive"] == pytest.approx({"mae": (4 + 2 + 1) / 3, "rmse": math.sqrt((16 + 4 + 1) / 3)})
+    assert errors(x["model"]) == pytest.approx({"mae": (2 + 3 + 0) / 3, "rmse": math.sqrt((4 + 9 + 0) / 3)})
+    assert errors(x["last_value"]) == pytest.approx({"mae": (1 + 5 + 2) / 3, "rmse": math.sqrt((1 + 25 + 4) / 3)})
+    assert errors(x["seasonal_naive"]) == pytest.approx({"mae": (4 + 2 + 1) / 3, "rmse": math.sqrt((16 + 4 + 1) / 3)})
     assert x["better"]["last_value"] == pytest.approx({"mae": 1 - 5 / 8, "rmse": 1 - math.sqrt(13 / 30)})
     assert x["better"]["seasonal_naive"] == pytest.approx({"mae": 1 - 5 / 7, "rmse": 1 - math.sqrt(13 / 21)})
     y = report["targets"]["y"]
-    assert y["model"] == pytest.approx({"mae": 1.0, "rmse": math.sqrt(3)})
-    assert y["last_value"] == pytest.approx({"mae": 1 / 3, "rmse": math.sqrt(1 / 3)})
-    assert y["seasonal_naive"] == pytest.approx({"mae": 1.0, "rmse": math.sqrt(3)})
+    assert errors(y["model"]) == pytest.approx({"mae": 1.0, "rmse": math.sqrt(3)})
+    assert errors(y["last_value"]) == pytest.approx({"mae": 1 / 3, "rmse": math.sqrt(1 / 3)})
+    assert errors(y["seasonal_naive"]) == pytest.approx({"mae": 1.0, "rmse": math.sqrt(3)})
+    # the drifts: 7 + 4/3, 8 + 5/4; 12 + 3/2
+    drift = [7 + 4 / 3 - 8, 8 + 5 / 4 - 13, 12 + 3 / 2 - 10]
+    assert x["drift"]["mae"] == pytest.approx(float(np.mean(np.abs(drift))))
+    # the means of the training parts: 3, 4, 11 and 9, 1
+    assert x["mean"]["mae"] == pytest.approx((2 + 7 + 5) / 3)
     # surprise in deviations (2 of x, 3 of y): 2/2, 3/2, then 0/2 + 3/3
     assert report["mean_surprise"] == pytest.approx((1 + 1.5 + 1) / 3)
 
@@ -58,9 +67,11 @@ def test_without_a_period_there_is_no_seasonal_baseline(tmp_path: Path) -> None:
     """No season is made up; one longer than the past is refused."""
     one = series([1.0, 2.0, 3.0, 4.0, 5.0], [1.0] * 5, 3)
     model = constant(tmp_path)
-    assert set(evaluate.one_step(model, [one], None)["targets"]["x"]) == {"model", "last_value", "better"}
+    told = evaluate.measure(model, [one]).metrics["targets"]["x"]
+    assert set(told) == {"model", "last_value", "drift", "mean", "better"}
+    assert set(told["better"]) == {"last_value", "drift", "mean"}
     with pytest.raises(ValueError, match=r"data\.period: 4 steps is more than series s has before its test part"):
-        evaluate.one_step(model, [one], 4)
+        evaluate.measure(model, [one], 4)
 
 
 def test_predictions_are_one_sessions_single_steps(tmp_path: Path) -> None:
@@ -87,7 +98,7 @@ def test_each_prediction_is_scored_against_the_step_after_it(tmp_path: Path) -> 
         if t >= 45:
             surprises.append(float(outputs["surprise"][0]))
         said = outputs["mean"][0].astype(np.float64)
-    report = evaluate.one_step(model, [Series("s", values, 40, 45)], None)
+    report = evaluate.measure(model, [Series("s", values, 40, 45)]).metrics
     for place, target in enumerate(("z", "x")):
         assert report["targets"][target]["model"]["mae"] == pytest.approx(float(np.mean(errors, axis=0)[place]))
     assert report["mean_surprise"] == pytest.approx(float(np.mean(surprises)))
@@ -108,8 +119,10 @@ def test_no_prediction_knows_the_future(changed: int, tmp_path: Path) -> None:
 
 def report(model: float, last_value: float) -> dict[str, Any]:
     """A report whose model has this RMSE and a good MAE."""
-    errors = {"model": np.array([[model]]), "last_value": np.array([[last_value]])}
-    told = evaluate._table({name: error[:, 0] for name, error in errors.items()})
+    told: dict[str, Any] = {
+        name: {"mae": error, "rmse": error} for name, error in (("model", model), ("last_value", last_value))
+    }
+    told["better"] = evaluate._better(told)
     return {"steps": 1, "targets": {"x": told}}
 
 
@@ -144,3 +157,21 @@ def test_the_table_says_what_the_report_says(tmp_path: Path) -> None:
         "  this model                   1           1",
         "  last value                   4           4   -75.0%, -75.0%",
     ]
+
+
+def test_the_table_tells_of_distributions_and_of_longer_horizons(tmp_path: Path) -> None:
+    """Coverage, CRPS and the error at the last horizon are in it, and a loss further ahead is a warning."""
+    told = report(1.0, 4.0)
+    told["targets"]["x"]["model"] |= {"mase": 0.5, "smape": 0.25, "coverage_80": 0.7654, "crps": 1.25}
+    for name in ("last_value",):
+        told["targets"]["x"][name] |= {"mase": 2.0, "smape": 1.5}
+    errors = {"model": {"mae": [1.0, 5.0]}, "last_value": {"mae": [4.0, 2.0]}, "mean": {"mae": [4.0, 2.5]}}
+    told["horizons"] = {"steps": 2, "origins": 9, "targets": {"x": errors}}
+    lines = table.text(make_bundle(tmp_path).manifest.model_copy(update={"metrics": told})).splitlines()
+    assert lines[2].split()[:5] == ["x", "MAE", "RMSE", "MASE", "sMAPE"]
+    assert lines[3].split() == ["this", "model", "1", "1", "0.5", "25.0%"]
+    assert lines[5:7] == [
+        "  80% interval covers 76.5%, CRPS 1.25",
+        "  MAE 2 steps ahead: this model 5, last value 2, mean 2.5",
+    ]
+    assert lines[-1] == "WARNING: over 2 steps the model loses: x by MAE against last value"

@@ -21,6 +21,7 @@ from training import formula, graph
 from training.config import Cell
 from training.export import ExportError, export
 from training.nets import Network
+from training.publish import Measured
 
 CELLS: tuple[Cell, ...] = get_args(Cell)
 TOLERANCE = 1e-5
@@ -166,7 +167,7 @@ class Unsteady(StepModel):
 
 def test_what_fails_the_checks_is_never_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Agreement with the network is not enough: a bundle must also pass the checks that serving rests on."""
-    monkeypatch.setattr("training.export.StepModel", Unsteady)
+    monkeypatch.setattr("training.publish.StepModel", Unsteady)
     with pytest.raises(CheckError, match="a batch of 7 rows against row 0 alone: output 'mean' differs"):
         published(tmp_path)
     assert everything(tmp_path) == []
@@ -185,7 +186,7 @@ def test_bounds_of_the_deviation_are_in_the_graph(tmp_path: Path) -> None:
 def test_a_failed_measurement_publishes_nothing(tmp_path: Path) -> None:
     """Whatever fails after the proof leaves nothing behind either, and what was there before stays."""
 
-    def measure(_: StepModel) -> dict[str, Any]:
+    def measure(_: StepModel) -> Measured:
         raise CheckError("no")
 
     with pytest.raises(CheckError):
@@ -196,6 +197,25 @@ def test_a_failed_measurement_publishes_nothing(tmp_path: Path) -> None:
     assert before == ["tiny", "tiny/1", "tiny/1/manifest.json", "tiny/1/model.onnx"]
     with pytest.raises(CheckError):
         published(tmp_path, version="2", measure=measure)
+    assert everything(tmp_path) == before
+
+
+def test_further_files_are_published_with_the_bundle(tmp_path: Path) -> None:
+    """They are made from the finished manifest and appear with it; where making them fails, nothing appears."""
+
+    def told(manifest: Manifest) -> dict[str, str]:
+        return {"note.txt": f"{manifest.metrics} \N{SNOWMAN} {manifest.provenance['proof']}"}
+
+    model = published(tmp_path, measure=lambda _: Measured({"a": 1}, told))
+    note = (tmp_path / "tiny" / "1" / "note.txt").read_text(encoding="utf-8")
+    assert note == f"{{'a': 1}} \N{SNOWMAN} {model.manifest.provenance['proof']}"
+    before = everything(tmp_path)
+
+    def broken(_: Manifest) -> dict[str, str]:
+        raise CheckError("no")
+
+    with pytest.raises(CheckError):
+        published(tmp_path, version="2", measure=lambda _: Measured({}, broken))
     assert everything(tmp_path) == before
 
 
@@ -214,7 +234,10 @@ def test_a_version_is_never_overwritten(tmp_path: Path) -> None:
 def test_the_manifest_tells_of_the_bundle(tmp_path: Path) -> None:
     """What was said at export is in the bundle when it is opened: description, provenance, proof, metrics."""
     returned = published(
-        tmp_path, description="a tide", provenance={"who": "us"}, measure=lambda model: {"read": list(model.features)}
+        tmp_path,
+        description="a tide",
+        provenance={"who": "us"},
+        measure=lambda model: Measured({"read": list(model.features)}),
     )
     opened: Manifest = open_bundle(tmp_path / "tiny" / "1").manifest
     assert opened == returned.manifest

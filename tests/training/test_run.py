@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 
 from model.repository import open_bundle
+from onward import main
 from tests.bundles import make_bundle
 from training import config, evaluate
 from training.data import Dataset, Series, load
@@ -79,6 +81,9 @@ def test_the_command_trains_a_bundle(project: Path) -> None:
     assert f"{metrics['targets']['level']['model']['mae']:.4g}" in lines[3]
     assert "bundle: models/tide/1" in lines
     assert "serve it: ONWARD_MODELS=models onward serve" in lines
+    assert "read about it: models/tide/1/report.html" in lines
+    assert metrics["targets"]["level"]["model"].keys() >= {"mase", "smape", "crps", "coverage_80"}
+    assert f"<dd>{metrics['steps']}</dd>" in (project / "models/tide/1/report.html").read_text()
     again = onward("verify", "models/tide/1", cwd=project)
     assert (again.returncode, again.stdout) == (0, "tide 1: verified\n")
 
@@ -99,6 +104,30 @@ def test_the_command_says_what_is_wrong(old: str, new: str, says: str, project: 
     assert done.stderr.startswith(f"onward: {says}")
     assert done.stderr.count("\n") == 1
     assert not (project / "models").exists()
+
+
+def test_the_command_can_insist_on_beating_the_naive_forecasts(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loss is a warning and status 0; with --must-beat it is status 1, the same table, and nothing published."""
+    (project / "tide.toml").write_text(CONFIG.replace("epochs = 3", "epochs = 1"))
+    monkeypatch.chdir(project)
+    refused = CliRunner().invoke(main, ["train", "--must-beat", "--quiet", "tide.toml"])
+    assert refused.exit_code == 1
+    assert refused.stderr == "onward: the model loses to a naive forecast, so with --must-beat nothing is published\n"
+    assert not list((project / "models").iterdir())
+    warned = CliRunner().invoke(main, ["train", "--quiet", "tide.toml"])
+    assert (warned.exit_code, warned.stderr) == (0, "")
+    assert "WARNING: the model loses to a naive forecast: level by MAE against " in warned.stdout
+    assert warned.stdout.startswith(refused.stdout.rstrip())
+    assert [version.name for version in (project / "models" / "tide").iterdir()] == ["1"]
+
+
+def test_a_good_model_passes_must_beat(project: Path) -> None:
+    """Insisting costs nothing where every naive forecast is beaten."""
+    better = CONFIG.replace("epochs = 3", "epochs = 40").replace("period = 12\n", "").replace("units = 6", "units = 16")
+    (project / "tide.toml").write_text(better)
+    bundle, model = train(config.read(project / "tide.toml"), quiet=True, must_beat=True)
+    assert evaluate.beaten_everywhere(dict(model.manifest.metrics))
+    assert bundle.is_dir()
 
 
 def leak(bundle: Path) -> None:
@@ -177,7 +206,7 @@ def test_the_provenance_is_enough_to_make_it_again(project: Path) -> None:
     norms = told["gradient_norms"]
     assert len(norms["mean"]) == len(norms["largest"]) == told["epochs"]
     assert all(0 < mean < largest for mean, largest in zip(norms["mean"], norms["largest"], strict=True))
-    assert model.manifest.metrics == evaluate.one_step(model, dataset.series, 12)
+    assert model.manifest.metrics == evaluate.measure(model, dataset.series, 12, 12).metrics
     assert model.manifest.description == "two tides"
 
 
