@@ -1,5 +1,6 @@
 """The public face of Onward: the `onward` command. Sub-commands import what they need when they run."""
 
+import json
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -79,6 +80,49 @@ def verify(bundle: Path) -> None:
     except (BundleError, CheckError) as error:
         _fail(str(error))
     click.echo(f"{model.manifest.name} {model.manifest.version}: verified")
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("table", type=click.Path(path_type=Path))
+@click.option("--config", type=click.Path(path_type=Path), help="TOML file that says how to read TABLE")
+def evaluate(bundle: Path, table: Path, *, config: Path | None) -> None:
+    """Measure the folder BUNDLE on the last part of each series of TABLE, a CSV or Parquet file."""
+    try:
+        from training import again
+        from training.config import ConfigError, read
+        from training.data import DataError
+        from training.table import text
+    except ModuleNotFoundError as error:
+        _fail(f"evaluating needs {error.name}: pip install 'onward[train]'")
+    from model.manifest import BundleError
+    from model.repository import open_bundle
+
+    try:
+        model = open_bundle(bundle)
+        found = again.measure(model, table, read(config) if config else None)
+    except (BundleError, ConfigError, DataError, OSError) as error:
+        _fail(str(error))
+    click.echo(text(model.manifest.model_copy(update={"metrics": found.metrics})))
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="the same as JSON")
+def inspect(bundle: Path, *, as_json: bool) -> None:
+    """Tell what the folder BUNDLE asks for and costs: tensors, state, head, sizes, and the time of a step."""
+    try:
+        from training.describe import describe, text
+    except ModuleNotFoundError as error:
+        _fail(f"inspecting needs {error.name}: pip install 'onward[train]'")
+    from model.manifest import BundleError
+    from model.repository import open_bundle
+
+    try:
+        told = describe(bundle, open_bundle(bundle))
+    except BundleError as error:
+        _fail(str(error))
+    click.echo(json.dumps(told, indent=2) if as_json else text(told))
 
 
 def _fail(message: str) -> NoReturn:
