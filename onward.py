@@ -125,6 +125,27 @@ def inspect(bundle: Path, *, as_json: bool) -> None:
     click.echo(json.dumps(told, indent=2) if as_json else text(told))
 
 
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+def quantize(bundle: Path) -> None:
+    """Try int8 weights on the folder BUNDLE: size, speed and accuracy before and after, and whether it may serve."""
+    try:
+        from training.quantize import QuantizeError, attempt, text
+    except ModuleNotFoundError as error:
+        _fail(f"quantising needs {error.name}: pip install 'onward[train]'")
+    from model.manifest import BundleError
+    from model.repository import open_bundle
+
+    try:
+        told = attempt(bundle, open_bundle(bundle))
+    except (BundleError, QuantizeError) as error:
+        _fail(str(error))
+    click.echo(text(told))
+    if told.broken is not None:
+        _fail(f"nothing is published: with int8 a session's answers depend on its neighbours: {told.broken}")
+    _fail("int8 passes the checks with this ONNX Runtime, but publishing it is not supported")
+
+
 def _fail(message: str) -> NoReturn:
     click.echo(f"onward: {message}", err=True)
     sys.exit(1)
