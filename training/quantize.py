@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
 from model import checks
 from model.checks import CheckError
@@ -43,7 +44,9 @@ def attempt(bundle: Path, model: StepModel) -> Attempt:
     """
     with tempfile.TemporaryDirectory() as scratch:
         graph = Path(scratch) / GRAPH
-        quantize_dynamic(bundle / GRAPH, graph, op_types_to_quantize=["LSTM"], weight_type=QuantType.QInt8)
+        prepared = onnx.load(bundle / GRAPH)
+        add_pre_process_metadata(prepared)  # shapes are declared already; without it ONNX Runtime logs advice
+        quantize_dynamic(prepared, graph, op_types_to_quantize=["LSTM"], weight_type=QuantType.QInt8)
         if KERNEL not in {node.op_type for node in onnx.load(graph).graph.node}:
             raise QuantizeError(
                 "ONNX Runtime has int8 kernels for no recurrent cell but the LSTM: nothing that matters would change"

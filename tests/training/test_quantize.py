@@ -11,7 +11,7 @@ from tests.bundles import make_bundle
 from training.config import Cell
 
 
-def test_int8_that_mixes_sessions_is_refused(tmp_path: Path) -> None:
+def test_int8_that_mixes_sessions_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The kernel scales a whole batch at once; the numbers before and after are told, and nothing is published."""
     make_bundle(tmp_path, units=32)
     done = CliRunner().invoke(main, ["quantize", str(tmp_path / "tiny" / "1")])
@@ -22,6 +22,7 @@ def test_int8_that_mixes_sessions_is_refused(tmp_path: Path) -> None:
     before, after = (int(size.replace(",", "")) for size in sizes.groups())
     assert before == (tmp_path / "tiny" / "1" / "model.onnx").stat().st_size
     assert after < 0.6 * before
+    assert not caplog.records
     assert re.search(r"a step of 32, us +\d", done.stdout)
     assert 0 < float(done.stdout.split()[-1]) < 0.1
     assert [version.name for version in (tmp_path / "tiny").iterdir()] == ["1"]
