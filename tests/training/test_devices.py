@@ -79,3 +79,15 @@ def test_compile_compiles_what_is_trained(compiled: bool) -> None:
     stepper = loop.stepper(network, settings(compile=compiled), Place(torch.device("cpu")))
     assert (stepper.objective._compiled_call_impl is not None) == compiled
     assert stepper.network is network
+
+
+@pytest.mark.parametrize("sampling", ["streams", "windows"])
+def test_every_tensor_is_made_where_the_run_is(sampling: str) -> None:
+    """Nothing lands on the default device unasked: with one that cannot compute in its place, a run is the same."""
+    one, losses = series(noise(200).numpy()), []
+    for default in ("cpu", "meta"):
+        network = make_network()
+        with torch.device(default):
+            told = settings(epochs=2, window=16, batch=4, sampling=sampling)
+            losses.append(loop.fit(network, [one], told, quiet=True).validation)
+    assert losses[0] == losses[1]

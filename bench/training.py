@@ -1,0 +1,219 @@
+"""How fast the training loop is beside a bare one, what memory it takes, and whether memory can be learnt.
+
+    make bench-training
+
+Prints steps a second of `training.loop.fit` and of a bare torch loop over the same network, data and windows, in rounds
+that take turns, the validation that both share left out; the peak memory of a process that does the one or the other;
+and two tasks that need memory, the adding problem (Hochreiter and Schmidhuber 1997) and copying over a delay (Arjovsky,
+Shah and Bengio 2016), solved or not.
+"""
+
+import math
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from training import loop, optimise, sampling
+from training.checkpoint import Checkpoint
+from training.config import Cell, Model, Train
+from training.data import Series
+from training.nets import Network, Scaling
+
+ROUNDS, EPOCHS = 7, 4
+SETTINGS = Train(epochs=EPOCHS, window=64, batch=32, patience=EPOCHS)
+LENGTH, DELAY, SHOWN = 100, 20, 7
+MOST = 2500
+"""Steps that a network gets for a task. Given 3,200, the plain rnn_tanh was seen to copy too."""
+
+
+class Watch:
+    """Seconds since it was started, without those in `loop.validate`."""
+
+    def __init__(self) -> None:
+        self._validate, self._out = loop.validate, 0.0
+        loop.validate = self._validated
+        self._began = time.perf_counter()
+
+    def _validated(self, network: Network, scaled: Sequence[Tensor], series: Sequence[Series]) -> float:
+        began = time.perf_counter()
+        loss = self._validate(network, scaled, series)
+        self._out += time.perf_counter() - began
+        return loss
+
+    def stop(self) -> float:
+        loop.validate = self._validate
+        return time.perf_counter() - self._began - self._out
+
+
+def wave(steps: int = 60_000) -> Series:
+    rng, time_axis = np.random.default_rng(0), np.arange(steps)
+    values = np.sin(time_axis / 7) + 0.5 * np.sin(time_axis / 31) + 0.1 * rng.standard_normal(steps)
+    return Series("wave", values.astype(np.float32)[:, None], int(steps * 0.7), int(steps * 0.85))
+
+
+def lstm(units: int) -> Network:
+    torch.manual_seed(0)
+    return Network(Model(cell="lstm", units=units), Scaling(torch.zeros(1), torch.ones(1)), [0])
+
+
+def ours(units: int, one: Series) -> int:
+    """As `onward train` does it, with checkpoints; returns the optimiser's steps."""
+    with tempfile.TemporaryDirectory() as folder:
+        kept = Checkpoint(Path(folder) / "checkpoint.pt", {})
+        return loop.fit(lstm(units), [one], SETTINGS, quiet=True, checkpoint=kept).steps
+
+
+def bare(units: int, one: Series) -> int:
+    """The least that trains the same: streams cut beforehand, Adam, clipping, validation once an epoch."""
+    network, scaled = lstm(units), torch.from_numpy(one.values)
+    streams = sampling.cut([one.validation_from], SETTINGS.batch)
+    size = min(stream.steps for stream in streams)
+    data = torch.stack([scaled[stream.start : stream.start + size + 1] for stream in streams], dim=1)
+    optimiser, steps = torch.optim.AdamW(network.parameters(), lr=SETTINGS.learning_rate, weight_decay=0.0), 0
+    for _ in range(EPOCHS):
+        network.train()
+        state = network.initial(len(streams))
+        for start in range(0, size, SETTINGS.window):
+            stop = min(start + SETTINGS.window, size)
+            said, state = network(data[start:stop], tuple(tensor.detach() for tensor in state))
+            loss = network.loss(said, data[start + 1 : stop + 1]).mean()
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(network.parameters(), SETTINGS.clip)
+            optimiser.step()
+            steps += 1
+        loop.validate(network, [scaled], [one])
+    return steps
+
+
+def speed(units: int, one: Series) -> None:
+    rates: dict[str, list[float]] = {"ours": [], "bare": []}
+    for turn in range(ROUNDS + 1):
+        for name, run in (("ours", ours), ("bare", bare))[:: 1 if turn % 2 else -1]:
+            watch = Watch()
+            steps = run(units, one)
+            took = watch.stop()
+            if turn:  # the first warms up
+                rates[name].append(steps / took)
+    ratio = statistics.median(mine / other for mine, other in zip(rates["ours"], rates["bare"], strict=True))
+    told = "   ".join(f"{name} {statistics.median(rate):7.1f} steps/s" for name, rate in rates.items())
+    print(f"  lstm of {units:3} units   {told}   ratio {ratio:.2f} (goal 0.95)", flush=True)
+
+
+def peak_kib() -> int:
+    """Of this process; Linux's getrusage would tell its parent's where that is larger."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def peak(name: str) -> None:
+    """Of a fresh process that trains, in MiB."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.training", name], capture_output=True, text=True, check=True
+    ).stdout
+    print(f"  {name:9} {int(done) / 1024:6.0f} MiB", flush=True)
+
+
+def adding(rng: np.random.Generator, batch: int = 50) -> tuple[Tensor, Tensor]:
+    """Numbers of which two, one in each half, are marked -> their sum at the end: (1, batch, 1)."""
+    values = rng.uniform(0, 1, (LENGTH, batch)).astype(np.float32)
+    marks, rows = np.zeros_like(values), np.arange(batch)
+    for low in (0, LENGTH // 2):
+        marks[rng.integers(low, low + LENGTH // 2, batch), rows] = 1
+    told = torch.from_numpy(np.stack((values, marks), axis=-1))
+    return told, torch.from_numpy((values * marks).sum(axis=0)[None, :, None])
+
+
+def copying(rng: np.random.Generator, batch: int = 50) -> tuple[Tensor, Tensor]:
+    """Bits, a delay, a cue -> the bits again, in order: (shown, batch, 1)."""
+    bits = rng.choice([-1.0, 1.0], (SHOWN, batch)).astype(np.float32)
+    told = np.zeros((2 * SHOWN + DELAY, batch, 2), np.float32)
+    told[:SHOWN, :, 0] = bits
+    told[SHOWN + DELAY, :, 1] = 1
+    return torch.from_numpy(told), torch.from_numpy(bits[..., None])
+
+
+def summed(said: Tensor, actual: Tensor) -> bool:
+    return float((said - actual).square().mean()) < 0.01
+
+
+def copied(said: Tensor, actual: Tensor) -> bool:
+    return float((said.sign() == actual).float().mean()) > 0.99
+
+
+def solve(
+    label: str, cell: Cell, make: Callable[..., tuple[Tensor, Tensor]], solved: Callable[..., bool], *, plain: bool
+) -> None:
+    """plain: torch's own initialisation of the recurrent layer instead of ours."""
+    torch.manual_seed(0)
+    network = Network(Model(cell=cell, units=64, head="point"), Scaling(torch.zeros(2), torch.ones(2)), [0])
+    if plain:
+        network.rnn.reset_parameters()
+    settings = Train(learning_rate=4e-3 if cell != "rnn_tanh" else 1e-3, warmup=100)
+    optimiser, rng = optimise.adamw(network, settings), np.random.default_rng(0)
+    test = make(np.random.default_rng(1), batch=1000)
+    began, steps, done = time.perf_counter(), 0, False
+    while not done and steps < MOST:
+        for rate in optimise.rates(settings, before=steps, steps=50, validation=[]):
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            inputs, actual = make(rng)
+            said, _ = network(inputs, network.initial(inputs.shape[1]))
+            loss = (said[-len(actual) :, ..., 0] - actual).square().mean()
+            optimiser.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimiser.step()
+        steps += 50
+        with torch.no_grad():
+            said, _ = network(test[0], network.initial(1000))
+        said = said[-len(test[1]) :, ..., 0]
+        done = solved(said, test[1])
+    error = math.sqrt(float((said - test[1]).square().mean()))
+    start = "torch's own start" if plain else "our start"
+    outcome = "solved" if done else "NOT solved"
+    took = f"{steps} steps, {time.perf_counter() - began:.0f} s"
+    print(f"  {label:22} {cell:9} {start:18} {outcome:10} (RMSE {error:.3f}; {took})", flush=True)
+
+
+def main() -> None:
+    torch.set_num_threads(1)  # of more, one that is held up by other work holds up the rest
+    if len(sys.argv) > 1:
+        one = wave()
+        if sys.argv[1] != "data only":
+            {"ours": ours, "bare": bare}[sys.argv[1]](64, one)
+        print(peak_kib())
+        return
+    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(
+        f"speed: a series of 60,000 steps, window {SETTINGS.window}, batch {SETTINGS.batch}, medians of {ROUNDS} rounds"
+    )
+    for units in (16, 64):
+        speed(units, wave())
+    print("peak memory of a process, torch itself included")
+    for name in ("data only", "bare", "ours"):
+        peak(name)
+    print(f"tasks that need memory, in {MOST} steps at most")
+    for task, make, solved in (
+        (f"adding, length {LENGTH}", adding, summed),
+        (f"copying, delay {DELAY}", copying, copied),
+    ):
+        solve(task, "lstm", make, solved, plain=False)
+        solve(task, "gru", make, solved, plain=False)
+        solve(task, "rnn_tanh", make, solved, plain=True)
+
+
+if __name__ == "__main__":
+    main()
