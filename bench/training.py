@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -160,7 +161,8 @@ def solve(
     torch.manual_seed(0)
     network = Network(Model(cell=cell, units=64, head="point"), Scaling(torch.zeros(2), torch.ones(2)), [0])
     if plain:
-        network.rnn.reset_parameters()
+        for layer in network.layers:
+            cast("nn.RNNBase", layer).reset_parameters()
     settings = Train(learning_rate=4e-3 if cell != "rnn_tanh" else 1e-3, warmup=100)
     optimiser, rng = optimise.adamw(network, settings), np.random.default_rng(0)
     test = make(np.random.default_rng(1), batch=1000)
