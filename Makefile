@@ -38,9 +38,9 @@ clean:
 	@touch $@
 
 .venv/core: pyproject.toml constraints.txt | .venv/python
-	$(PIP) install --quiet --constraint constraints.txt --editable .
+	PYTHONWARNINGS=ignore $(PIP) install --quiet --constraint constraints.txt --editable .
 	@touch $@
 
 .venv/dev: pyproject.toml constraints.txt | .venv/python
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[train,redis,dev]'
+	PYTHONWARNINGS=ignore $(PIP) install --quiet --constraint constraints.txt --editable '.[train,redis,dev]'
 	@touch $@ .venv/core

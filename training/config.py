@@ -4,6 +4,7 @@ Owns the configuration's keys and their meaning. Knows nothing of torch.
 """
 
 import difflib
+import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -148,7 +149,7 @@ class Config(Section):
 
     @property
     def repository(self) -> Path:
-        return self.folder / self.output.repository
+        return Path(os.path.normpath(self.folder / self.output.repository))
 
     @property
     def checkpoint_file(self) -> Path:
