@@ -19,18 +19,23 @@ from training.run import fit, train
 __all__ = ["project"]
 
 ALL = """
-import os, sys, torch
+import io, os, sys, torch
 from pathlib import Path
 from training import config
 from training.errors import TrainingError
 from training.run import fit
 
 torch.distributed.init_process_group("gloo")
+written = []
+sys.addaudithook(lambda event, told: event == "os.rename" and written.append(str(told[1])))
 for file in sys.argv[1:]:
+    written.clear()
+    sys.stderr = io.StringIO()
     try:
-        fitted = fit(config.read(Path(file)), quiet=True)
+        fitted = fit(config.read(Path(file)), quiet=False)
         told = {"losses": [fitted.history.train, fitted.history.validation, fitted.history.gradient_mean],
-                "weights": fitted.network.state_dict()}
+                "weights": fitted.network.state_dict(),
+                "written": list(written), "shown": sys.stderr.getvalue()}
     except TrainingError as error:
         told = {"error": str(error)}
     torch.save(told, f"{file}.{os.environ['RANK']}")
@@ -54,7 +59,7 @@ KINDS = {
 
 
 def test_two_processes_do_what_one_does(project: Path) -> None:
-    """The same losses, gradients and weights to rounding, the same weights in both to the bit, and the same end."""
+    """The same losses, gradients and weights to rounding, both to the bit; the first alone shows and writes."""
     for kind, (old, new) in KINDS.items():
         text = CONFIG.replace(old, new)
         (project / kind).write_text(text.replace('cell = "gru"', 'cell = "rnn_relu"') if kind == "diverging" else text)
@@ -72,6 +77,7 @@ def test_two_processes_do_what_one_does(project: Path) -> None:
             assert torch.equal(told[0]["weights"][name], told[1]["weights"][name])
             torch.testing.assert_close(told[0]["weights"][name], tensor, rtol=1e-3, atol=1e-5)
         assert told[0]["losses"] == told[1]["losses"]
+        assert [(len(one["written"]), "step/s" in one["shown"]) for one in told] == [(3, True), (0, False)]
         mine = [one.history.train, one.history.validation, one.history.gradient_mean]
         for got, expected in zip(told[0]["losses"], mine, strict=True):
             assert got == pytest.approx(expected, rel=1e-5)
