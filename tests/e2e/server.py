@@ -1,5 +1,6 @@
 """A real service in processes of its own: gunicorn, its workers, LMDB."""
 
+import contextlib
 import os
 import re
 import signal
@@ -90,8 +91,7 @@ class Server:
         table = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
         (inode,) = [row[9] for row in table if row[1].endswith(f":{local}") and row[2].endswith(f":{peer}")]
         for worker in self.workers():
-            links = [str(link.readlink()) for link in Path(f"/proc/{worker}/fd").iterdir() if link.is_symlink()]
-            if f"socket:[{inode}]" in links:
+            if f"socket:[{inode}]" in open_files(worker):
                 return worker
         raise AssertionError("no worker holds the connection")
 
@@ -130,3 +130,13 @@ class Server:
     ) -> None:
         if self._process is not None:
             self.kill()
+
+
+def open_files(pid: int) -> set[str]:
+    """What the process has open; nothing where it has just ended."""
+    found = set()
+    with contextlib.suppress(FileNotFoundError, PermissionError):
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                found.add(str(link.readlink()))
+    return found

@@ -37,7 +37,7 @@ def test_a_good_file_is_read(tmp_path: Path) -> None:
     assert (told.name, told.train.epochs, told.train.learning_rate, told.train.batch) == ("tide", 3, 1.0, 32)
     assert told.data.inputs == ("level", "wind")
     assert told.data_file == tmp_path / "conf" / "tide.csv"
-    assert told.repository == tmp_path / "conf" / ".." / "models"
+    assert told.repository == tmp_path / "models"
     assert (told.model.cell, told.model.head) == ("lstm", "gaussian")
     alone = config.read(written(tmp_path, GOOD.replace('features = ["level", "wind"]', "")))
     assert alone.data.inputs == ("level",)
