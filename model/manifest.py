@@ -7,7 +7,6 @@ tensor without a `"time"` axis takes one step a call; one without `"batch"` is s
 for itself where its axes lie, and a third-party graph needs no convention.
 """
 
-import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -215,10 +214,3 @@ def read(file: Path) -> Manifest:
 
 def write(manifest: Manifest, file: Path) -> None:
     file.write_text(manifest.model_dump_json(indent=2) + "\n")
-
-
-def all_finite(numbers: float | Nested) -> bool:
-    """Whether every number in a nested list is finite."""
-    if isinstance(numbers, list):
-        return all(all_finite(number) for number in numbers)
-    return math.isfinite(numbers)

@@ -10,7 +10,7 @@ its Softplus and long ReduceSum have no place here, and sums are products with a
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
@@ -20,17 +20,6 @@ from onnx import helper, numpy_helper
 from torch import Tensor
 
 VECTOR = 16  # floats in the widest vector register
-
-
-class Term(Protocol):
-    """What a formula is made of: a torch tensor, or a value of the graph."""
-
-    def __add__(self, other: Any, /) -> Self: ...
-    def __radd__(self, other: Any, /) -> Self: ...
-    def __sub__(self, other: Any, /) -> Self: ...
-    def __mul__(self, other: Any, /) -> Self: ...
-    def __rmul__(self, other: Any, /) -> Self: ...
-    def __truediv__(self, other: Any, /) -> Self: ...
 
 
 class Ops(Protocol):

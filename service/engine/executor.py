@@ -74,25 +74,27 @@ class Executor:
                 work.settle(NotFiniteError())
 
     def _commit(self, rows: Sequence[Work]) -> None:
-        over = [work for work in rows if work.finished and not work.result.ready()]
-        moved = [(work, self._next_record(work, work.intent)) for work in over if work.intent is not None]
-        changes = [Change(work.intent.key, work.record.revision, record) for work, record in moved
-                   if work.intent is not None and work.record is not None]  # fmt: skip
-        for (work, record), committed in zip(moved, self._store.commit_many(changes) if changes else [], strict=True):
-            if committed:
-                work.settle(Done(work.all_outputs(), work.state, record))
-            else:  # another process was faster: from its record on, anew
-                work.restart()
-        for work in over:
+        sessions: list[tuple[Work, Change]] = []
+        for work in rows:
+            if not work.finished or work.over:
+                continue
             if work.intent is None:
                 work.settle(Done(work.all_outputs(), work.state, None))
+            else:
+                sessions.append((work, self._change(work, work.intent)))
+        committed = self._store.commit_many([change for _, change in sessions]) if sessions else []
+        for (work, change), done in zip(sessions, committed, strict=True):
+            if done:
+                work.settle(Done(work.all_outputs(), work.state, change.record))
+            else:  # another process was faster: from its record on, anew
+                work.restart()
 
-    def _next_record(self, work: Work, intent: Intent) -> Record:
+    def _change(self, work: Work, intent: Intent) -> Change:
         before, now = work.record, self._clock()
         assert before is not None
         assert work.state is not None
         outputs = work.all_outputs()
-        return Record(
+        record = Record(
             revision=before.revision + 1,
             tenant=before.tenant,
             ref=before.ref,
@@ -107,6 +109,7 @@ class Executor:
             request_digest=intent.digest,
             answer=outputs.tobytes() if intent.request_id else b"",
         )
+        return Change(intent.key, before.revision, record)
 
 
 def _admit_one(model: StepModel, work: Work, intent: Intent, record: Record) -> None:

@@ -150,12 +150,3 @@ def test_only_a_model_of_all_its_inputs_forecasts(tmp_path: Path) -> None:
     head = whole.head
     assert not whole.model_copy(update={"head": head.model_copy(update={"targets": ("z", "y", "x")})}).forecasts
     assert not whole.model_copy(update={"head": head.model_copy(update={"last": {"mean": "last_mean_in"}})}).forecasts
-
-
-@pytest.mark.parametrize(
-    ("numbers", "finite"),
-    [(1.0, True), ([[1, 2.5], [3]], True), ([], True), (float("inf"), False), ([[1.0], [[float("nan")]]], False)],
-)
-def test_all_finite(numbers: Any, finite: bool) -> None:
-    """One number that is not finite, however deep, is found."""
-    assert manifests.all_finite(numbers) is finite
