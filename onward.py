@@ -35,8 +35,7 @@ def train(config: Path, *, quiet: bool, resume: bool, must_beat: bool) -> None:
     try:
         from training import devices, run, table
         from training.config import ConfigError, read
-        from training.data import DataError
-        from training.errors import TrainingError
+        from training.errors import DataError, TrainingError
         from training.export import ExportError
         from training.report import REPORT
         from training.run import LosesError
@@ -91,7 +90,7 @@ def evaluate(bundle: Path, table: Path, *, config: Path | None) -> None:
     try:
         from training import again
         from training.config import ConfigError, read
-        from training.data import DataError
+        from training.errors import DataError
         from training.table import text
     except ModuleNotFoundError as error:
         _fail(f"evaluating needs {error.name}: pip install 'onward[train]'")

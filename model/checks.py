@@ -10,9 +10,13 @@ Owns the four properties that serving rests on. Uses nothing but the model itsel
 All of it on finite numbers: a model that says NaN agrees with nothing, not even with itself.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
+from model import agreement
+from model.manifest import RANKED, Feature
 from model.runner import Outputs, StepModel
 from model.state import State
 
@@ -40,21 +44,57 @@ def check(model: StepModel, sequences: NDArray[np.float32] | None = None, *, ste
 
 
 def plausible(model: StepModel, *, rows: int, steps: int, seed: int) -> NDArray[np.float32]:
-    """(rows, steps, features) noise with the mean and deviation of the manifest's parity inputs."""
-    parity = model.manifest.parity
+    """(rows, steps, features) noise: numbers with the mean and deviation of the manifest's parity inputs, any category,
+    and a tenth missing where values may be.
+    """
+    parity, rng = model.manifest.parity, np.random.default_rng(seed)
     known = [np.asarray(row[:length], np.float64) for row, length in zip(parity.inputs, parity.lengths, strict=True)]
     sample = np.concatenate(known)
-    noise = np.random.default_rng(seed).standard_normal((rows, steps, sample.shape[1]))
-    return np.asarray(sample.mean(axis=0) + noise * sample.std(axis=0), np.float32)
+    columns = [
+        _column(feature, sample[:, place], (rows, steps), rng) for place, feature in enumerate(model.manifest.features)
+    ]
+    return np.stack(columns, axis=-1).astype(np.float32)
+
+
+def _column(
+    feature: Feature, sample: NDArray[np.float64], shape: tuple[int, int], rng: np.random.Generator
+) -> NDArray[np.float64]:
+    if feature.kind == "category":
+        column = rng.integers(feature.places, size=shape).astype(np.float64)
+    else:
+        seen = sample[~np.isnan(sample)]
+        mean, std = (float(seen.mean()), float(seen.std())) if len(seen) else (0.0, 1.0)
+        column = mean + std * rng.standard_normal(shape)
+    if feature.nullable:
+        column[rng.random(shape) < 0.1] = np.nan
+    return column
 
 
 def same(model: StepModel, what: str, got: Answer, expected: Answer) -> None:
     """Holds one row's outputs (time,) and state (1,) to another's. Raises CheckError."""
-    for part, a, b in (("output", got[0], expected[0]), ("state", got[1], expected[1])):
+    exact = model.manifest.exact
+    least = 1.0 if model.manifest.head.ranks else 1e-30  # log-probabilities have no unit, numbers may be small
+    for part, name, a, b, scores in _pairs(model, got, expected):
+        if exact and not (a.shape == b.shape and a.tobytes() == b.tobytes()):
+            raise CheckError(f"{what}: {part} {name!r} differs by up to {agreement.difference(a, b):.3g}")
+        if exact:
+            continue
+        if scores is not None:
+            if moved := agreement.misplaced(a, b, scores, TOLERANCE * agreement.magnitude(scores)):
+                raise CheckError(f"{what}: {part} {name!r} differs in {moved} places that are not tied")
+        elif not (worst := agreement.difference(a, b)) <= TOLERANCE * max(agreement.magnitude(b), least):
+            raise CheckError(f"{what}: {part} {name!r} differs by up to {worst:.3g}")
+
+
+Tensor = NDArray[np.generic]
+
+
+def _pairs(model: StepModel, got: Answer, expected: Answer) -> Iterator[tuple[str, str, Tensor, Tensor, Tensor | None]]:
+    """Each tensor of both answers, and what a ranking is by."""
+    head = model.manifest.head
+    for part, a, b, by in (("output", got[0], expected[0], RANKED), ("state", got[1], expected[1], head.last_ranked)):
         for name in b.dtype.names or ():
-            if not _equal(a[name], b[name], exact=model.manifest.exact):
-                worst = float(np.abs(a[name].astype(np.float64) - b[name]).max())
-                raise CheckError(f"{what}: {part} {name!r} differs by up to {worst:.3g}")
+            yield part, name, a[name], b[name], b[by[1]] if head.ranks and by and name == by[0] else None
 
 
 def _finite(what: str, answer: Answer) -> None:
@@ -62,13 +102,6 @@ def _finite(what: str, answer: Answer) -> None:
         for name in rows.dtype.names or ():
             if not np.isfinite(rows[name]).all():
                 raise CheckError(f"{what}: {part} {name!r} is not finite")
-
-
-def _equal(a: NDArray[np.generic], b: NDArray[np.generic], *, exact: bool) -> bool:
-    if exact:
-        return a.shape == b.shape and a.tobytes() == b.tobytes()
-    allowed = TOLERANCE * max(float(np.abs(b).max(initial=0.0)), 1e-30)
-    return a.shape == b.shape and bool(np.all(np.abs(a.astype(np.float64) - b.astype(np.float64)) <= allowed))
 
 
 def _stepped(model: StepModel, row: NDArray[np.float32]) -> Answer:

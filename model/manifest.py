@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
 TIME, BATCH = "time", "batch"
+RANKED = ("top", "log_probability")
+"""The outputs of the heads that choose among categories."""
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 Dim = Annotated[int, Field(gt=0)] | Literal["time", "batch"]
@@ -23,8 +25,10 @@ Score = Literal[
     "scaled_squared_error",
     "scaled_huber_loss",
     "scaled_quantile_loss",
+    "bayesian_surprise",
 ]
 """What a surprise is: nats, or an error in units of the target's deviation."""
+Category = str | int
 Nested = list[Any]
 """Numbers nested as an array's `tolist()` nests them."""
 
@@ -89,16 +93,53 @@ class StatePair(Frozen):
         return self
 
 
+class Feature(Frozen):
+    """One of the numbers of a step. A category is sent to the graph as its place, a missing value as NaN."""
+
+    name: str
+    kind: Literal["number", "category"] = "number"
+    role: Literal["observed", "known", "static"] = "observed"
+    """Seen when it happens; known in advance, such as the hour; or the same for the whole of a session."""
+    nullable: bool = False
+    """Whether it may be missing, which the model is told by a mask."""
+    formula: str | None = None
+    """Of a feature that is computed rather than measured: clients compute it alike."""
+    categories: tuple[Category, ...] = ()
+    unknown: bool = False
+    """Whether values beyond the categories are allowed: all of them take the place after the last."""
+    text: Literal["characters", "bytes"] | None = None
+    """How a text is cut into this feature's values."""
+
+    @property
+    def places(self) -> int:
+        """How many places a category can take."""
+        return len(self.categories) + self.unknown
+
+    @model_validator(mode="after")
+    def _kind_fits(self) -> Self:
+        if (self.kind == "category") != bool(self.categories):
+            raise ValueError(f"feature {self.name!r}: categories are listed for a category, and only for one")
+        if len(set(self.categories)) != len(self.categories):
+            raise ValueError(f"feature {self.name!r}: a category is listed twice")
+        if len({type(category) for category in self.categories}) > 1:
+            raise ValueError(f"feature {self.name!r}: categories are all strings or all whole numbers")
+        if self.kind == "number" and (self.unknown or self.text):
+            raise ValueError(f"feature {self.name!r}: a number is neither unknown nor cut from a text")
+        return self
+
+
 class Head(Frozen):
-    """What the graph says of the next input.
+    """What the graph says of the next input, or of a label.
 
     `outputs` name the parameters of the prediction, the first one being what a rollout feeds back as the next input.
-    `targets` are the features that are predicted, in the outputs' order. `surprise` is the output with the score of
-    each input under the prediction made before it, and `score` says which score that is. `last` maps each output to
-    the state tensor that holds it for the next step, so that a session can be forecast from its state alone.
+    `targets` are the features that are predicted, in the outputs' order, or the label's name. `surprise` is the output
+    with the score of each input under the prediction made before it, and `score` says which score that is. `last` maps
+    each output to the state tensor that holds it for the next step, so that a session can be forecast from its state
+    alone. The heads `categorical` and `label` say `top`, places of the likeliest categories or classes, falling, and
+    their `log_probability`.
     """
 
-    kind: Literal["point", "gaussian", "student_t", "quantiles"]
+    kind: Literal["point", "gaussian", "student_t", "quantiles", "categorical", "label"]
     outputs: Annotated[tuple[str, ...], Field(min_length=1)]
     targets: Annotated[tuple[str, ...], Field(min_length=1)]
     surprise: str | None = None
@@ -106,13 +147,29 @@ class Head(Frozen):
     levels: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
     """Of the output `quantiles`, where there is one: what lies on its last axis."""
     last: dict[str, str] = {}
+    classes: tuple[Category, ...] = ()
+    """Of the head `label`, in the order of their places."""
+    per: Literal["step", "sequence"] = "step"
+    """Whether a label is that of each step, or of the whole sequence: then what is said last counts."""
+
+    @property
+    def ranks(self) -> bool:
+        """Whether it says places in falling order of their probability."""
+        return self.kind in ("categorical", "label")
+
+    @property
+    def last_ranked(self) -> tuple[str, str] | None:
+        """The state tensors that hold the last ranking: places and log-probabilities."""
+        held = tuple(self.last[name] for name in RANKED if name in self.last)
+        return (held[0], held[1]) if len(held) == len(RANKED) else None
 
 
 class Parity(Frozen):
     """Inputs and the answers that the trained network itself gave, from the initial state; rows are ragged.
 
-    inputs: (batch, time, features); lengths: (batch,); outputs: name -> (batch, time, ...). What lies beyond a row's
-    length is padding. The graph must agree within `tolerance` times the largest magnitude of each output.
+    inputs: (batch, time, features), null where a value is missing; lengths: (batch,); outputs: name ->
+    (batch, time, ...). What lies beyond a row's length is padding. The graph must agree within `tolerance` times the
+    largest magnitude of each output; places may differ where their probabilities agree as closely.
     """
 
     inputs: Nested
@@ -127,15 +184,13 @@ class Manifest(Frozen):
     format: Literal[1] = 1
     name: Name
     version: Annotated[int, Field(ge=1)]
-    task: Literal["forecast"]
+    task: Literal["forecast", "tokens", "label"]
     description: str = ""
     inputs: Annotated[tuple[Tensor, ...], Field(min_length=1, max_length=1)]
     lengths: Tensor
     outputs: Annotated[tuple[Tensor, ...], Field(min_length=1)]
     state: Annotated[tuple[StatePair, ...], Field(min_length=1)]
-    features: Annotated[tuple[str, ...], Field(min_length=1)]
-    derived: dict[str, str] = {}
-    """Features that are computed rather than measured, each with its formula: clients compute them alike."""
+    features: Annotated[tuple[Feature, ...], Field(min_length=1)]
     head: Head
     exact: bool
     """Whether a row's answers are the same bits alone, in any batch, and cut into any chunks (LSTM and GRU: yes)."""
@@ -151,7 +206,7 @@ class Manifest(Frozen):
             ("output", [tensor.name for tensor in self.outputs]),
             ("state input", [pair.input for pair in self.state]),
             ("state output", [pair.output for pair in self.state]),
-            ("feature", list(self.features)),
+            ("feature", list(self.names)),
             ("target", list(self.head.targets)),
         ):
             if twice := {name for name in names if names.count(name) > 1}:
@@ -178,6 +233,13 @@ class Manifest(Frozen):
         for name, held in self.head.last.items():
             if outputs[name].inner != states[held].tensor(held).inner:
                 raise ValueError(f"the state {held!r} does not have the shape of the output {name!r} that it holds")
+        if self.head.ranks:
+            self._ranks(outputs)
+        else:
+            self._numbers(outputs)
+        return self
+
+    def _numbers(self, outputs: dict[str, Tensor]) -> None:
         for name in self.head.outputs:
             levels = (len(self.head.levels),) if name == "quantiles" else ()
             if outputs[name].inner != (len(self.head.targets), *levels):
@@ -185,16 +247,55 @@ class Manifest(Frozen):
                     f"output {name!r} has shape {list(outputs[name].shape)}, "
                     f"but there are {len(self.head.targets)} targets" + (f" and {levels[0]} levels" if levels else "")
                 )
-        if missing := [name for name in self.derived if name not in self.features]:
-            raise ValueError(f"derived features that are not features: {', '.join(missing)}")
-        if missing := [name for name in self.head.targets if name not in self.features]:
+        if missing := [name for name in self.head.targets if name not in self.names]:
             raise ValueError(f"targets that are not features: {', '.join(missing)}")
-        return self
+        if wrong := [name for name in self.head.targets if self.feature(name).kind != "number"]:
+            raise ValueError(f"the head {self.head.kind} predicts numbers, not {', '.join(wrong)}")
+
+    def _ranks(self, outputs: dict[str, Tensor]) -> None:
+        if self.head.outputs != RANKED:
+            raise ValueError(f"the head {self.head.kind} has the outputs {', '.join(RANKED)}")
+        if len(self.head.targets) != 1:
+            raise ValueError(f"the head {self.head.kind} predicts one target, not {len(self.head.targets)}")
+        if self.head.kind == "categorical" and self.head.targets[0] not in self.names:
+            raise ValueError(f"the target {self.head.targets[0]!r} is not a feature")
+        top, scores = (outputs[name] for name in RANKED)
+        if top.dtype != "int64" or top.inner != scores.inner or len(top.inner) != 1:
+            raise ValueError("the outputs top and log_probability are as many each, and places are int64")
+        if not self.categories or top.inner[0] > self.places:
+            raise ValueError(f"there are {self.places} categories, and the output top has {top.inner[0]}")
+
+    def feature(self, name: str) -> Feature:
+        return next(feature for feature in self.features if feature.name == name)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the features."""
+        return tuple(feature.name for feature in self.features)
+
+    @property
+    def categories(self) -> tuple[Category, ...]:
+        """What the head's places stand for; none where it predicts numbers. One more place stands for any other."""
+        if self.head.kind == "label":
+            return self.head.classes
+        return self.feature(self.head.targets[0]).categories if self.head.kind == "categorical" else ()
+
+    @property
+    def places(self) -> int:
+        """How many places the head chooses among."""
+        if self.head.kind == "label":
+            return len(self.head.classes)
+        return self.feature(self.head.targets[0]).places if self.head.kind == "categorical" else 0
+
+    @property
+    def future(self) -> tuple[str, ...]:
+        """The features that a rollout must be told, because they are not predicted."""
+        return tuple(name for name in self.names if name not in self.head.targets)
 
     @property
     def forecasts(self) -> bool:
         """Whether predictions can be fed back as inputs: every feature is predicted, the last prediction is state."""
-        return self.head.targets == self.features and set(self.head.outputs) == set(self.head.last)
+        return self.head.targets == self.names and set(self.head.outputs) == set(self.head.last)
 
 
 def read(file: Path) -> Manifest:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from model import agreement
 from model import manifest as manifests
-from model.manifest import BundleError, Manifest
+from model.manifest import RANKED, BundleError, Manifest
 from model.runner import Outputs, StepModel
 
 GRAPH, MANIFEST = "model.onnx", "manifest.json"
@@ -102,8 +103,14 @@ def _verify_parity(file: Path, model: StepModel) -> None:
         except Exception as error:  # ONNX Runtime's errors share no base class but Exception
             raise BundleError(file, f"parity: the graph does not run as the manifest declares it: {error}") from error
         for name, values in expected.items():
-            worst = float(np.abs(outputs[name].astype(np.float64) - values)[valid].max())
-            allowed = parity.tolerance * float(np.abs(values[valid]).max())
+            if model.manifest.head.ranks and name == RANKED[0]:
+                scores = expected[RANKED[1]][valid]
+                allowed = parity.tolerance * agreement.magnitude(scores)
+                if moved := agreement.misplaced(outputs[name][valid], values[valid], scores, allowed):
+                    raise BundleError(file, f"parity: {moved} places in the output {name!r} are not the network's")
+                continue
+            worst = agreement.difference(outputs[name][valid], values[valid])
+            allowed = parity.tolerance * agreement.magnitude(values[valid])
             if not worst <= allowed:  # a NaN is no agreement either
                 raise BundleError(
                     file, f"parity: output {name!r} is {worst:.3g} off the trained network, {allowed:.3g} allowed"
@@ -133,8 +140,11 @@ def _parity_shapes(
     lengths: np.ndarray[tuple[int, ...], np.dtype[np.int32]],
     expected: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float64]]],
 ) -> None:
-    if inputs.ndim != 3 or inputs.shape[2] != len(model.features) or not np.isfinite(inputs).all() or not inputs.size:
+    if inputs.ndim != 3 or inputs.shape[2] != len(model.features) or not inputs.size:
         raise BundleError(file, f"parity.inputs: shape {inputs.shape}, expected (batch, time, {len(model.features)})")
+    for feature, column in zip(model.manifest.features, np.moveaxis(inputs, 2, 0), strict=True):
+        if np.isinf(column).any() or (np.isnan(column).any() and not feature.nullable):
+            raise BundleError(file, f"parity.inputs: {feature.name} has numbers that are not finite")
     batch, time = inputs.shape[:2]
     if lengths.shape != (batch,) or lengths.min() < 1 or lengths.max() > time:
         raise BundleError(file, f"parity.lengths: expected {batch} numbers from 1 to {time}")

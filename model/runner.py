@@ -47,12 +47,14 @@ class StepModel:
 
     @property
     def features(self) -> tuple[str, ...]:
-        return self.manifest.features
+        """The names of a step's numbers, in order."""
+        return self.manifest.names
 
     def run(self, inputs: NDArray[np.float32], lengths: NDArray[np.int32], state: State) -> tuple[Outputs, State]:
         """Advances every row by its own number of steps.
 
-        inputs: (batch, time, features), in the client's units; a row's steps beyond its length are padding.
+        inputs: (batch, time, features), in the client's units, categories by their places and missing values NaN; a
+        row's steps beyond its length are padding, any numbers.
         lengths: (batch,), each from 1 to time. state: (batch,) of the layout's dtype.
 
         Returns outputs (batch, time), where a row's steps beyond its length mean nothing, and the new state (batch,).
@@ -87,8 +89,9 @@ class StepModel:
         return predictions
 
     def fed_back(self, predictions: Outputs) -> NDArray[np.float32]:
-        """(..., features) the inputs that a rollout takes predictions for."""
-        return np.asarray(predictions[self.manifest.head.outputs[0]], np.float32)
+        """(..., targets) the inputs that a rollout takes predictions for."""
+        head = self.manifest.head
+        return np.asarray(predictions[head.outputs[0]][..., : len(head.targets)], np.float32)
 
 
 def _axis(tensor: Tensor, name: str) -> int:

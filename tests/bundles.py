@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from model.manifest import Feature
 from model.repository import GRAPH, MANIFEST, open_bundle
 from model.runner import StepModel
 from training.config import Cell, Model
 from training.export import PROOF_STEPS, export
-from training.nets import Network, Scaling
+from training.nets import Network, Signature
+from training.reading import Scaling
 
 FEATURES = ("x", "y", "z")
 
@@ -68,7 +70,8 @@ def make_network(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         scaling = Scaling(torch.from_numpy(mean), torch.from_numpy(std))
-        network = Network(model, scaling, [features.index(target) for target in targets or features])
+        signature = Signature(tuple(Feature(name=name) for name in features), targets or features)
+        network = Network(model, signature, scaling)
     with torch.no_grad():
         for parameter_name, parameter in network.named_parameters():
             if "weight_hh" in parameter_name:
@@ -106,5 +109,5 @@ def _exported(
     with tempfile.TemporaryDirectory() as repository:
         bundle = Path(repository) / "tiny" / "1"
         sample = draw(7, PROOF_STEPS, len(features), seed=seed)
-        export(network, bundle=bundle, features=features, targets=targets, sample=sample)
+        export(network, bundle=bundle, sample=sample)
         return (bundle / GRAPH).read_bytes(), (bundle / MANIFEST).read_text()

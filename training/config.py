@@ -4,6 +4,7 @@ Owns the configuration's keys and their meaning. Knows nothing of torch.
 """
 
 import difflib
+import importlib.util
 import os
 import tomllib
 from pathlib import Path
@@ -16,6 +17,8 @@ from training import calendar
 
 Cell = Literal["rnn_tanh", "rnn_relu", "lstm", "gru"]
 Columns = Annotated[tuple[str, ...], Field(min_length=1)]
+TOKEN = "token"  # noqa: S105
+"""The one feature of a text."""
 
 
 class ConfigError(Exception):
@@ -27,32 +30,92 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    """Where the series are. `path` is relative to the configuration's own folder."""
+    """What is learnt from: a table of series or events, or a text. `path` is relative to the configuration's folder."""
 
-    path: Annotated[str, Field(description="a CSV or Parquet file")]
-    targets: Annotated[Columns, Field(strict=False, description="columns whose next value is predicted")]
+    path: Annotated[str, Field(description="a CSV or Parquet file, or a text")]
+    package: Annotated[
+        str | None, Field(description="an installed Python package in whose folder path lies, instead")
+    ] = None
+    text: Annotated[
+        Literal["characters", "bytes"] | None,
+        Field(description="path is a text, cut into these; of a Python file its string constants are the text"),
+    ] = None
+    targets: Annotated[
+        tuple[str, ...], Field(strict=False, description="columns whose next value is predicted: numbers or a category")
+    ] = ()
+    label: Annotated[str | None, Field(description="column that is predicted instead, and not read")] = None
+    per: Annotated[
+        Literal["step", "sequence"], Field(description="whether the label is each step's or its whole series'")
+    ] = "step"
     features: Annotated[
         Columns | None,
         Field(strict=False, description="columns that the model reads, in this order; the targets if left out"),
     ] = None
+    categories: Annotated[
+        tuple[str, ...], Field(strict=False, description="features that are categories: words or whole numbers")
+    ] = ()
+    known: Annotated[tuple[str, ...], Field(strict=False, description="features that are known in advance")] = ()
+    static: Annotated[
+        tuple[str, ...], Field(strict=False, description="features that are the same throughout a series")
+    ] = ()
+    missing: Annotated[
+        tuple[str, ...], Field(strict=False, description="features that may be missing; the model is told so by a mask")
+    ] = ()
+    min_count: Annotated[
+        int, Field(ge=1, description="how often training must have a category; rarer ones are unknown")
+    ] = 1
+    unknown: Annotated[bool, Field(description="categories that training does not have are allowed")] = False
     series: Annotated[str | None, Field(description="column that tells one series from another")] = None
     time: Annotated[str | None, Field(description="column to order each series by; file order if left out")] = None
     calendar: Annotated[
         tuple[Literal["hour", "day", "week", "year"], ...],
         Field(strict=False, description="cycles of the time column that the model is told the place in"),
     ] = ()
+    split: Annotated[
+        Literal["ends", "sequences"],
+        Field(description="what validates and tests: each series' end, or whole series, the latest by time or drawn"),
+    ] = "ends"
+    part: Annotated[
+        str | None, Field(description="column that says train, validation or test of each series, instead of split")
+    ] = None
     period: Annotated[int | None, Field(ge=2, description="steps in a season, for the seasonal-naive baseline")] = None
     horizon: Annotated[int, Field(ge=1, le=10_000, description="most steps ahead that are measured; 1: only one")] = 12
 
     @model_validator(mode="after")
     def _columns_make_sense(self) -> Self:
-        for key, columns in (("targets", self.targets), ("features", self.columns), ("calendar", self.calendar)):
+        for key in ("targets", "features", "categories", "known", "static", "missing", "calendar"):
+            columns = getattr(self, key) or ()
             if len(set(columns)) != len(columns):
                 raise ValueError(f"{key} names {'a cycle' if key == 'calendar' else 'a column'} twice")
+            unread = [column for column in columns if column not in self.columns]
+            if unread and key in ("categories", "known", "static", "missing"):
+                raise ValueError(f"{key} are features: {', '.join(unread)} is none")
         if self.calendar and self.time is None:
             raise ValueError("calendar needs a time column to be derived from: set time")
         if unread := [target for target in self.targets if target not in self.columns]:
             raise ValueError(f"features must include every target, or its surprise is unknown: add {', '.join(unread)}")
+        if told := [name for name in self.targets if name in (*self.known, *self.static)]:
+            raise ValueError(f"a target is neither known in advance nor static: {', '.join(told)}")
+        return self
+
+    @model_validator(mode="after")
+    def _one_thing_is_predicted(self) -> Self:
+        if self.min_count > 1 and not self.unknown:
+            raise ValueError("with min_count the rarer categories are unknown: set unknown = true")
+        if self.text and (self.targets or self.label or self.features or self.series or self.part):
+            raise ValueError("a text has no columns: leave out targets, label, features, series and part")
+        if self.label and (self.targets or self.label in self.columns):
+            raise ValueError("a label is predicted instead of targets, and is no feature")
+        if self.label and not self.features:
+            raise ValueError("a label is predicted from features: name them")
+        if not (self.text or self.label or self.targets):
+            raise ValueError("nothing is predicted: set targets, label or text")
+        if self.per == "sequence" and (not self.label or self.series is None):
+            raise ValueError('per = "sequence" is for a label, and needs the column that tells series apart')
+        if (self.split == "sequences" or self.part) and self.series is None:
+            raise ValueError("to hold out whole series, name the column that tells them apart: series")
+        if self.label and self.per == "sequence" and self.split == "ends" and not self.part:
+            raise ValueError('a label of whole series is validated on whole series: set split = "sequences" or part')
         return self
 
     @property
@@ -61,9 +124,27 @@ class Data(Section):
         return self.features or self.targets
 
     @property
+    def derived(self) -> dict[str, str]:
+        """The features that are computed from the time, with their formulas."""
+        return calendar.formulas(self.time or "", self.calendar)
+
+    @property
     def inputs(self) -> tuple[str, ...]:
         """The model's features: those columns, and what is derived from the time."""
-        return (*self.columns, *calendar.names(self.time or "", self.calendar))
+        return (TOKEN,) if self.text else (*self.columns, *self.derived)
+
+    @property
+    def predicted(self) -> tuple[str, ...]:
+        """What the head speaks of."""
+        if self.text:
+            return (TOKEN,)
+        return (self.label,) if self.label else self.targets
+
+    @property
+    def predicts(self) -> Literal["numbers", "categories", "labels"]:
+        if self.label:
+            return "labels"
+        return "categories" if self.text or set(self.targets) & set(self.categories) else "numbers"
 
 
 class Model(Section):
@@ -81,7 +162,19 @@ class Model(Section):
     weight_drop: Annotated[
         float, Field(ge=0, lt=1, description="dropout of recurrent weights, while training (Merity et al. 2018)")
     ] = 0.0
-    head: Literal["point", "gaussian", "student_t", "quantiles"] = "gaussian"
+    scaling: Annotated[
+        Literal["fixed", "causal", "mean"],
+        Field(description="of what is observed: by training's moments, or by the session's own so far"),
+    ] = "fixed"
+    embedding: Annotated[
+        int | None, Field(ge=1, le=8192, description="numbers that a predicted category becomes; a rule if left out")
+    ] = None
+    tied: Annotated[bool, Field(description="the embedding is the readout's matrix too (Press and Wolf 2017)")] = False
+    negatives: Annotated[
+        int, Field(ge=0, description="categories drawn to be told apart from the true one, while training; 0: all")
+    ] = 0
+    top: Annotated[int, Field(ge=1, le=1000, description="the likeliest categories that clients are told")] = 20
+    head: Literal["point", "gaussian", "student_t", "quantiles", "categorical", "label"] = "gaussian"
     loss: Annotated[Literal["mae", "mse", "huber"], Field(description="of the head point")] = "mae"
     quantiles: Annotated[
         tuple[Annotated[float, Field(gt=0, lt=1)], ...],
@@ -128,6 +221,10 @@ class Train(Section):
         return self
 
 
+SPEAKS_OF = {"categorical": "categories", "label": "labels"}
+"""What each head predicts, where it is not numbers."""
+
+
 class Output(Section):
     repository: Annotated[str, Field(description="folder of models, relative to the configuration's own folder")]
 
@@ -143,9 +240,25 @@ class Config(Section):
     folder: Annotated[Path, Field(exclude=True)] = Path()
     """The configuration's own folder; set by `read`, not by the file."""
 
+    @model_validator(mode="after")
+    def _head_fits_data(self) -> Self:
+        head, predicts = self.model.head, self.data.predicts
+        fitting = [name for name, what in SPEAKS_OF.items() if what == predicts] or ["gaussian"]
+        if SPEAKS_OF.get(head, "numbers") != predicts:
+            raise ValueError(f'the data is for predicting {predicts}: set model.head = "{fitting[0]}", not "{head}"')
+        if predicts == "categories" and len(self.data.predicted) != 1:
+            raise ValueError(f"categories are predicted one at a time, not {', '.join(self.data.predicted)} together")
+        return self
+
     @property
     def data_file(self) -> Path:
-        return self.folder / self.data.path
+        """Raises ConfigError where the data lies in a package that is not installed."""
+        if self.data.package is None:
+            return self.folder / self.data.path
+        found = importlib.util.find_spec(self.data.package)
+        if found is None or not found.submodule_search_locations:
+            raise ConfigError(f"data.package: no package {self.data.package} is installed")
+        return Path(found.submodule_search_locations[0]) / self.data.path
 
     @property
     def repository(self) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from model.manifest import Dim
+from model.manifest import Dim, Feature
 from model.repository import GRAPH
 from model.runner import StepModel
 
@@ -31,8 +31,7 @@ def describe(bundle: Path, model: StepModel) -> dict[str, Any]:
         "version": manifest.version,
         "description": manifest.description,
         "task": manifest.task,
-        "features": list(manifest.features),
-        "derived": manifest.derived,
+        "features": [_feature(feature) for feature in manifest.features],
         "head": manifest.head.model_dump(mode="json"),
         "forecasts": manifest.forecasts,
         "exact": manifest.exact,
@@ -67,8 +66,8 @@ def text(told: dict[str, Any]) -> str:
     head = told["head"]
     lines = [f"{told['name']} {told['version']}: {told['description'] or told['task']}", ""]
     facts = {
-        "features": ", ".join(told["features"]),
-        "derived": "; ".join(f"{name} = {formula}" for name, formula in told["derived"].items()),
+        "features": ", ".join(_said(feature) for feature in told["features"]),
+        "derived": "; ".join(f"{one['name']} = {one['formula']}" for one in told["features"] if one["formula"]),
         "head": f"{head['kind']} of {', '.join(head['targets'])}",
         "surprise": (head["score"] or "a score").replace("_", " ") if head["surprise"] else "none",
         "forecasts": "yes" if told["forecasts"] else "no: it does not predict all that it reads",
@@ -91,6 +90,17 @@ def text(told: dict[str, Any]) -> str:
 
 def _tensor(name: str, shape: tuple[Dim, ...], dtype: str) -> dict[str, Any]:
     return {"name": name, "shape": list(shape), "dtype": dtype}
+
+
+def _feature(feature: Feature) -> dict[str, Any]:
+    return {**feature.model_dump(mode="json", exclude={"categories"}), "categories": len(feature.categories)}
+
+
+def _said(feature: dict[str, Any]) -> str:
+    more = [feature["role"]] if feature["role"] != "observed" else []
+    more += [f"one of {feature['categories']:,}"] if feature["categories"] else []
+    more += ["may be missing"] if feature["nullable"] else []
+    return f"{feature['name']} ({', '.join(more)})" if more else str(feature["name"])
 
 
 def _bytes(model: StepModel, name: str) -> int:

@@ -3,3 +3,7 @@
 
 class TrainingError(Exception):
     """A run that cannot begin or go on; the message says where it stands and what to try."""
+
+
+class DataError(Exception):
+    """A file that cannot be learnt from; the message names it, and the row and column where there is one."""

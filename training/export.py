@@ -4,20 +4,28 @@ Owns the proof. The graph itself is `training.graph`'s, and the publishing `trai
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from model import checks
-from model.manifest import Manifest, Parity
+from model import agreement, checks
+from model.manifest import RANKED, Manifest, Parity
 from model.runner import StepModel
 from training.formula import TorchOps
-from training.graph import Array, Contract, build, contract
+from training.graph import Array, Contract, build, contract, marginal
 from training.nets import Network
 from training.publish import Measured, publish
+
+Values = NDArray[Any]
+
+TASKS: dict[str, Literal["tokens", "label"]] = {"categorical": "tokens", "label": "label"}
+"""By head; the others forecast."""
 
 TOLERANCE = 1e-5
 PROOF_STEPS, PARITY_STEPS = 200, 24
@@ -28,30 +36,47 @@ class ExportError(Exception):
 
 
 @torch.no_grad()
-def reference(network: Network, declared: Contract, inputs: Array) -> tuple[dict[str, Array], dict[str, Array]]:
+def reference(network: Network, declared: Contract, inputs: Array) -> tuple[dict[str, Values], dict[str, Values]]:
     """What the network itself says: inputs (batch, time, features) -> outputs (batch, time, ...), state by input.
 
     The independent side of the proof: torch's own recurrence over the whole sequence, from the initial state.
     """
     network.eval()
+    ops, signature = TorchOps(), network.signature
     raw = torch.from_numpy(inputs).transpose(0, 1)  # (time, batch, features)
-    said, state = network(network.scaling(raw), network.initial(raw.shape[1]))
-    mean, std = network.scaling.mean[network.targets], network.scaling.std[network.targets]
-    ops = TorchOps()
-    kept = network.head.told(ops, said.unbind(-1), mean, std, std.log())
-    first = network.head.marginal(mean, std)
+    prepared = network.prepare(raw)
+    hidden, state = network(prepared.inputs, network.initial(raw.shape[1]))
+    told = network.head.told(ops, network.head.say(ops, hidden), prepared.unit)
+    first = marginal(network)
     before = {
         name: torch.cat((first[name].expand(1, raw.shape[1], *first[name].shape), value[:-1]))
-        for name, value in kept.items()
+        for name, value in told.items()
     }
-    scores = network.head.surprise(ops, before, raw[..., network.targets], std)
-    outputs = {name: kept[name] for name in declared.head.outputs} | {"surprise": scores.sum(dim=-1)}
+    actual = raw[..., signature.places]
+    scores = network.head.surprise(ops, before, told, actual.nan_to_num(0.0))
+    if signature.places:
+        scores = torch.where(actual.isnan(), 0.0, scores)
+    outputs = {name: told[name] for name in declared.head.outputs} | {"surprise": scores.sum(dim=-1)}
     states = {f"{name}_in": tensor.transpose(0, 1) for name, tensor in zip(("h", "c"), state, strict=False)}
-    states |= {f"last_{name}_in": value[-1] for name, value in kept.items()}
+    states |= {f"{name}_in": value for name, value in _sums(network, raw).items()}
+    states |= {f"last_{name}_in": value[-1] for name, value in told.items()}
     return (
         {name: value.transpose(0, 1).numpy() for name, value in outputs.items()},
         {name: value.numpy() for name, value in states.items()},
     )
+
+
+def _sums(network: Network, raw: torch.Tensor) -> dict[str, torch.Tensor]:
+    """(batch, streaming) what a causal scaling has seen, plainly."""
+    values = raw[..., network.reading.streaming].double()
+    there = ~values.isnan()
+    values = values.nan_to_num(0.0)
+    all_sums = {
+        "seen": there.double().sum(0),
+        "sum": (values.abs() if network.reading.kind == "mean" else values).sum(0),
+        "squares": (values * values).sum(0),
+    }
+    return {name: all_sums[name] for name in network.reading.sums}
 
 
 def prove(network: Network, declared: Contract, model: StepModel, sample: Array) -> float:
@@ -85,7 +110,7 @@ def _difference(
         pairs = [(name, outputs[name][i, :length], value[0]) for name, value in expected.items()]
         pairs += [(name, state[name][i], value[0]) for name, value in expected_state.items()]
         for name, got, value in pairs:
-            difference = float(np.abs(got - value).max() / max(float(np.abs(value).max()), 1.0))
+            difference = _apart(declared, name, got, value, expected, expected_state)
             if not difference <= TOLERANCE:
                 raise ExportError(
                     f"{name!r} differs from the network by {difference:.3g}, {TOLERANCE:.0e} allowed "
@@ -95,15 +120,23 @@ def _difference(
     return worst
 
 
+def _apart(
+    declared: Contract, name: str, got: Values, value: Values, outputs: dict[str, Values], state: dict[str, Values]
+) -> float:
+    """The largest difference in units of the largest magnitude, at least 1; of places, infinite where one is wrong."""
+    by = dict([RANKED, declared.head.last_ranked or RANKED]) if declared.head.ranks else {}
+    if name in by:
+        ranked = (outputs | state)[by[name]][0]
+        return float("inf") if agreement.misplaced(got, value, ranked, TOLERANCE * agreement.magnitude(ranked)) else 0.0
+    return agreement.difference(got, value) / max(agreement.magnitude(value), 1.0)
+
+
 def export(
     network: Network,
     *,
     bundle: Path,
-    features: Sequence[str],
-    targets: Sequence[str],
     sample: Array,
     description: str = "",
-    derived: Mapping[str, str] | None = None,
     provenance: dict[str, JsonValue] | None = None,
     measure: Callable[[StepModel], Measured] = lambda _: Measured(),
 ) -> StepModel:
@@ -113,19 +146,18 @@ def export(
     and returns the manifest's metrics, and what else lies in the bundle. Raises ExportError, CheckError, or
     FileExistsError where the version is taken.
     """
-    declared = contract(network, features, targets)
+    declared, signature = contract(network), network.signature
     graph = build(network, declared).SerializeToString()
     manifest = Manifest(
         name=bundle.parent.name,
         version=int(bundle.name),
-        task="forecast",
+        task=TASKS.get(declared.head.kind, "forecast"),
         description=description,
         inputs=declared.inputs,
         lengths=declared.lengths,
         outputs=declared.outputs,
         state=declared.state,
-        features=tuple(features),
-        derived=dict(derived or {}),
+        features=signature.features,
         head=declared.head,
         exact=network.config.cell in ("lstm", "gru"),
         provenance=provenance or {},
@@ -150,7 +182,7 @@ def _parity(network: Network, declared: Contract, sample: Array) -> Parity:
         for value in outputs.values():
             value[row, length:] = 0.0
     return Parity(
-        inputs=inputs.tolist(),
+        inputs=[[[None if math.isnan(x) else x for x in step] for step in row] for row in inputs.tolist()],
         lengths=lengths,
         outputs={name: value.tolist() for name, value in outputs.items()},
     )

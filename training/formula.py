@@ -17,20 +17,37 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
-from torch import Tensor
+from torch import Tensor, nn
+
+LAST = int(np.iinfo(np.int64).max)
+"""As the end of a slice: all the rest."""
 
 VECTOR = 16  # floats in the widest vector register
 
 
 class Ops(Protocol):
-    """The functions that formulas may use; all elementwise but the last three."""
+    """The functions that formulas may use. The first are elementwise; time is the first axis of all."""
 
-    def constant(self, name: str, value: Tensor) -> Any: ...
+    def constant(self, name: str, value: Tensor) -> Any:
+        """Of the value's own type."""
+
     def exp(self, x: Any) -> Any: ...
     def log(self, x: Any) -> Any: ...
+    def sqrt(self, x: Any) -> Any: ...
     def abs(self, x: Any) -> Any: ...
     def clip(self, x: Any, low: float, high: float) -> Any: ...
     def greater(self, a: Any, b: Any) -> Any: ...
+    def double(self, x: Any) -> Any: ...
+    def single(self, x: Any) -> Any: ...
+
+    def present(self, x: Any) -> Any:
+        """1 where there is a number, 0 where it is missing."""
+
+    def filled(self, x: Any, value: Any) -> Any:
+        """`value` where x is missing."""
+
+    def running(self, name: str, x: Any) -> Any:
+        """The sum of x so far, over all that the session has seen: carried from call to call under `name`."""
 
     def stack(self, terms: Sequence[Any]) -> Any:
         """Terms (...) side by side on a new last axis."""
@@ -38,9 +55,36 @@ class Ops(Protocol):
     def unstack(self, term: Any, count: int) -> list[Any]:
         """The `count` slices of the last axis."""
 
+    def join(self, terms: Sequence[Any]) -> Any:
+        """Terms one after another on the last axis."""
+
+    def split(self, x: Any, count: int) -> list[Any]:
+        """The last axis in `count` equal parts."""
+
+    def columns(self, x: Any, places: Sequence[int]) -> Any:
+        """These places of the last axis."""
+
+    def place(self, x: Any, places: int) -> Any:
+        """X (..., 1) as places (...), whole numbers from 0 to `places` - 1, one more where x is missing."""
+
+    def rows(self, table: Any, places: Any) -> Any:
+        """The table's rows at places (...): (..., width)."""
+
+    def linear(self, x: Any, weight: Any, bias: Any) -> Any:
+        """X (..., n) -> (..., m) by weight (m, n) and bias (m,)."""
+
+    def dot(self, a: Any, b: Any) -> Any:
+        """(..., 1) the inner products along the last axis."""
+
+    def log_sum_exp(self, x: Any) -> Any:
+        """(..., 1) along the last axis."""
+
+    def top(self, x: Any, count: int) -> tuple[Any, Any]:
+        """The largest along the last axis, falling, and their places."""
+
 
 class TorchOps:
-    """Computes."""
+    """Computes, from a sequence's beginning on."""
 
     def constant(self, name: str, value: Tensor) -> Tensor:
         del name
@@ -52,6 +96,9 @@ class TorchOps:
     def log(self, x: Tensor) -> Tensor:
         return x.log()
 
+    def sqrt(self, x: Tensor) -> Tensor:
+        return x.sqrt()
+
     def abs(self, x: Tensor) -> Tensor:
         return x.abs()
 
@@ -61,12 +108,56 @@ class TorchOps:
     def greater(self, a: Tensor, b: Tensor) -> Tensor:
         return torch.maximum(a, b)
 
+    def double(self, x: Tensor) -> Tensor:
+        return x.double()
+
+    def single(self, x: Tensor) -> Tensor:
+        return x.float()
+
+    def present(self, x: Tensor) -> Tensor:
+        return (~x.isnan()).float()
+
+    def filled(self, x: Tensor, value: Tensor) -> Tensor:
+        return torch.where(x.isnan(), value, x)
+
+    def running(self, name: str, x: Tensor) -> Tensor:
+        del name
+        return x.cumsum(0)
+
     def stack(self, terms: Sequence[Tensor]) -> Tensor:
         return torch.stack(tuple(terms), dim=-1)
 
     def unstack(self, term: Tensor, count: int) -> list[Tensor]:
         assert term.shape[-1] == count
         return list(term.unbind(-1))
+
+    def join(self, terms: Sequence[Tensor]) -> Tensor:
+        return torch.cat(tuple(terms), dim=-1)
+
+    def split(self, x: Tensor, count: int) -> list[Tensor]:
+        return list(x.chunk(count, dim=-1))
+
+    def columns(self, x: Tensor, places: Sequence[int]) -> Tensor:
+        return x[..., list(places)]
+
+    def place(self, x: Tensor, places: int) -> Tensor:
+        return torch.where(x.isnan(), float(places), x.clamp(0, places - 1)).squeeze(-1).long()
+
+    def rows(self, table: Tensor, places: Tensor) -> Tensor:
+        return nn.functional.embedding(places, table)
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return nn.functional.linear(x, weight, bias)
+
+    def dot(self, a: Tensor, b: Tensor) -> Tensor:
+        return (a * b).sum(dim=-1, keepdim=True)
+
+    def log_sum_exp(self, x: Tensor) -> Tensor:
+        return x.logsumexp(dim=-1, keepdim=True)
+
+    def top(self, x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        found = x.topk(count, dim=-1)
+        return found.values, found.indices
 
 
 @dataclass(slots=True)
@@ -75,6 +166,8 @@ class Graph:
 
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: list[onnx.TensorProto] = field(default_factory=list)
+    doubles: set[str] = field(default_factory=set)
+    """Names of the values that are not in single precision."""
 
     def add(self, kind: str, inputs: Sequence[str], outputs: str | Sequence[str], **attributes: Any) -> None:
         names = [outputs] if isinstance(outputs, str) else list(outputs)
@@ -85,6 +178,9 @@ class Graph:
         if name not in {constant.name for constant in self.constants}:
             self.constants.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
         return name
+
+    def made(self, name: str) -> bool:
+        return any(name in node.output for node in self.nodes)
 
     def integers(self, *values: int) -> str:
         """A constant vector of whole numbers: axes, places, counts."""
@@ -98,6 +194,19 @@ class Graph:
         name = self.fresh(kind)
         self.add(kind, inputs, name, **attributes)
         return name
+
+    def like(self, value: str, kind: str, *inputs: str, **attributes: Any) -> str:
+        """The same, where the output has the precision of `value`."""
+        name = self.op(kind, *inputs, **attributes)
+        if value in self.doubles:
+            self.doubles.add(name)
+        return name
+
+    def number(self, value: str, number: float) -> str:
+        """A constant in the precision of `value`."""
+        if value in self.doubles:
+            return self.constant(f"double_{number!r}", np.array(number, np.float64))
+        return self.constant(f"number_{number!r}", np.array(number, np.float32))
 
     def used_constants(self) -> list[onnx.TensorProto]:
         """The constants that some node reads: a head need not use all of its scaling."""
@@ -118,10 +227,12 @@ class Value:
 
     def _with(self, kind: str, other: "Value | float", *, swapped: bool = False) -> "Value":
         name = other.name if isinstance(other, Value) else self._number(other)
-        return Value(self.graph, self.graph.op(kind, *((name, self.name) if swapped else (self.name, name))))
+        return Value(
+            self.graph, self.graph.like(self.name, kind, *((name, self.name) if swapped else (self.name, name)))
+        )
 
     def _number(self, number: float) -> str:
-        return self.graph.constant(f"number_{number!r}", np.array(number, np.float32))
+        return self.graph.number(self.name, number)
 
     def __add__(self, other: "Value | float") -> "Value":
         return self._with("Add", other)
@@ -139,6 +250,9 @@ class Value:
     def __truediv__(self, other: "Value | float") -> "Value":
         return self._with("Div", other)
 
+    def __rsub__(self, other: float) -> "Value":
+        return self._with("Sub", other, swapped=True)
+
 
 @dataclass(frozen=True, slots=True)
 class GraphOps:
@@ -150,10 +264,16 @@ class GraphOps:
         return Value(self.graph, name)
 
     def constant(self, name: str, value: Tensor) -> Value:
-        return self.value(self.graph.constant(name, value.detach().cpu().numpy().astype(np.float32)))
+        array = value.detach().cpu().numpy()
+        if array.dtype == np.float64:
+            self.graph.doubles.add(name)
+        return self.value(self.graph.constant(name, array))
+
+    def _each(self, kind: str, x: Value, *more: str) -> Value:
+        return self.value(self.graph.like(x.name, kind, x.name, *more))
 
     def exp(self, x: Value) -> Value:
-        return self.value(self.graph.op("Exp", x.name))
+        return self._each("Exp", x)
 
     def log(self, x: Value) -> Value:
         """Of vectors that hold each number over and over, so that every number lies in a whole vector."""
@@ -162,15 +282,66 @@ class GraphOps:
         logs = self.graph.op("Log", wide)
         return self.value(self.graph.op("Gather", logs, self.graph.constant("first", np.array(0, np.int64)), axis=-1))
 
+    def sqrt(self, x: Value) -> Value:
+        return self._each("Sqrt", x)
+
     def abs(self, x: Value) -> Value:
-        return self.value(self.graph.op("Abs", x.name))
+        return self._each("Abs", x)
 
     def clip(self, x: Value, low: float, high: float) -> Value:
-        bounds = [self.graph.constant(f"bound_{bound!r}", np.array(bound, np.float32)) for bound in (low, high)]
-        return self.value(self.graph.op("Clip", x.name, *bounds))
+        return self._each("Clip", x, *(self.graph.number(x.name, bound) for bound in (low, high)))
 
     def greater(self, a: Value, b: Value) -> Value:
-        return self.value(self.graph.op("Max", a.name, b.name))
+        return self._each("Max", a, b.name)
+
+    def double(self, x: Value) -> Value:
+        name = self.graph.op("Cast", x.name, to=onnx.TensorProto.DOUBLE)
+        self.graph.doubles.add(name)
+        return self.value(name)
+
+    def single(self, x: Value) -> Value:
+        return self.value(self.graph.op("Cast", x.name, to=onnx.TensorProto.FLOAT))
+
+    def present(self, x: Value) -> Value:
+        there = self.graph.op("Not", self.graph.op("IsNaN", x.name))
+        return self.value(self.graph.op("Cast", there, to=onnx.TensorProto.FLOAT))
+
+    def filled(self, x: Value, value: Value) -> Value:
+        return self.value(self.graph.like(x.name, "Where", self.graph.op("IsNaN", x.name), value.name, x.name))
+
+    def running(self, name: str, x: Value) -> Value:
+        """Summed in order from the carried sum on: the same bits in any chunks."""
+        axis = self.graph.constant("time_axis", np.array(0, np.int64))
+        sums = self.graph.op("CumSum", self._after_state(name, x), axis)
+        self._keep(name, sums)
+        later = self.graph.op("Slice", sums, *(self.graph.integers(n) for n in (1, LAST, 0)))
+        self.graph.doubles.add(later)
+        return self.value(later)
+
+    def before(self, name: str, told: Value) -> Value:
+        """What was told before each input, (time, batch, ...); and the last of each row, kept as state.
+
+        With the one kept from before in front, what was told before input t is at t, and a row's last at its length.
+        """
+        both = self._after_state(name, told)
+        self._keep(name, both)
+        return self.value(self.graph.op("Slice", both, *(self.graph.integers(n) for n in (0, -1, 0))))
+
+    def _after_state(self, name: str, x: Value) -> str:
+        """(time + 1, batch, ...)"""
+        kept = self.graph.op("Unsqueeze", f"{name}_in", self.graph.integers(0))
+        return self.graph.op("Concat", kept, x.name, axis=0)
+
+    def _keep(self, name: str, values: str) -> None:
+        """Of values (time + 1, batch, ...) each row's at its length, as the state that the session keeps."""
+        if not self.graph.made("row_ends"):
+            lengths = self.graph.op("Cast", "lengths", to=onnx.TensorProto.INT64)
+            bounds = [self.graph.constant(f"range_{n}", np.array(n, np.int64)) for n in (0, 1)]
+            count = self.graph.op("Squeeze", self.graph.op("Shape", "lengths"))
+            each = self.graph.op("Range", bounds[0], count, bounds[1])
+            wide = [self.graph.op("Unsqueeze", one, self.graph.integers(1)) for one in (lengths, each)]
+            self.graph.add("Concat", wide, "row_ends", axis=1)  # (batch, 2): length and row
+        self.graph.add("GatherND", [values, "row_ends"], f"{name}_out")
 
     def stack(self, terms: Sequence[Value]) -> Value:
         wide = [self.graph.op("Unsqueeze", term.name, self.graph.integers(-1)) for term in terms]
@@ -179,3 +350,49 @@ class GraphOps:
     def unstack(self, term: Value, count: int) -> list[Value]:
         places = [self.graph.constant(f"place_{place}", np.array(place, np.int64)) for place in range(count)]
         return [self.value(self.graph.op("Gather", term.name, place, axis=-1)) for place in places]
+
+    def join(self, terms: Sequence[Value]) -> Value:
+        if len(terms) == 1:
+            return terms[0]
+        return self.value(self.graph.op("Concat", *(term.name for term in terms), axis=-1))
+
+    def split(self, x: Value, count: int) -> list[Value]:
+        if count == 1:
+            return [x]
+        names = [self.graph.fresh(f"part_{part}") for part in range(count)]
+        self.graph.add("Split", [x.name], names, axis=-1, num_outputs=count)
+        return [self.value(name) for name in names]
+
+    def columns(self, x: Value, places: Sequence[int]) -> Value:
+        taken = self.graph.constant("columns_" + "_".join(map(str, places)), np.array(places, np.int64))
+        return self.value(self.graph.like(x.name, "Gather", x.name, taken, axis=-1))
+
+    def place(self, x: Value, places: int) -> Value:
+        """What lies beyond a row's length may be no place: it is made one."""
+        within = self.clip(x, 0.0, places - 1.0)
+        missing = self.filled(x, self.value(self.graph.number(x.name, float(places))))
+        found = self.graph.op("Where", self.graph.op("IsNaN", x.name), missing.name, within.name)
+        whole = self.graph.op("Cast", found, to=onnx.TensorProto.INT64)
+        return self.value(self.graph.op("Squeeze", whole, self.graph.integers(-1)))
+
+    def rows(self, table: Value, places: Value) -> Value:
+        return self.value(self.graph.op("Gather", table.name, places.name, axis=0))
+
+    def linear(self, x: Value, weight: Value, bias: Value) -> Value:
+        turned = self.graph.op("Transpose", weight.name, perm=[1, 0])  # of a constant: done once, when it is opened
+        return self.value(self.graph.op("MatMul", x.name, turned)) + bias
+
+    def dot(self, a: Value, b: Value) -> Value:
+        """As a product of matrices: a ReduceSum depends on the rows beside it."""
+        row = self.graph.op("Unsqueeze", a.name, self.graph.integers(-2))
+        column = self.graph.op("Unsqueeze", b.name, self.graph.integers(-1))
+        product = self.graph.op("MatMul", row, column)
+        return self.value(self.graph.op("Squeeze", product, self.graph.integers(-1)))
+
+    def log_sum_exp(self, x: Value) -> Value:
+        return self.value(self.graph.op("ReduceLogSumExp", x.name, self.graph.integers(-1), keepdims=1))
+
+    def top(self, x: Value, count: int) -> tuple[Value, Value]:
+        scores, places = self.graph.fresh("top_scores"), self.graph.fresh("top_places")
+        self.graph.add("TopK", [x.name, self.graph.integers(count)], [scores, places], axis=-1, largest=1, sorted=1)
+        return self.value(scores), self.value(places)

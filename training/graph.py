@@ -4,18 +4,18 @@ Owns the graph's shape: layers, state, what is kept of the last prediction. It i
 exporters unroll or freeze recurrent layers without an error. Knows nothing of files or of proofs.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from torch import nn
 
-from model.manifest import Head, StatePair, Tensor
-from training.formula import Graph, GraphOps, Value
+from model.manifest import Dtype, Head, StatePair, Tensor
+from training.formula import Graph, GraphOps
 from training.nets import Network
 
 OPSET, IR_VERSION = 21, 10
@@ -37,66 +37,83 @@ class Contract:
     head: Head
 
 
-def contract(network: Network, features: Sequence[str], targets: Sequence[str]) -> Contract:
+def contract(network: Network) -> Contract:
     """What the graph of this network reads and returns.
 
-    The last prediction is state too. Before anything was read it is the marginal of the training part, its mean and
-    standard deviation, so that the first input has a surprise as well.
+    The last prediction is state too. Before anything was read it is what the head says of nothing: for numbers the
+    moments of the training part, so that the first input has a surprise as well.
     """
-    config, head = network.config, network.head
-    mean, std = (tensor[network.targets] for tensor in (network.scaling.mean, network.scaling.std))
-    last = {name: value.numpy() for name, value in head.marginal(mean, std).items()}
+    config, head, signature = network.config, network.head, network.signature
+    last = {name: value.cpu().numpy() for name, value in marginal(network).items()}
+    streaming = len(network.reading.streaming)
     state = [
         StatePair(input=f"{name}_in", output=f"{name}_out", shape=(config.layers, "batch", config.units))
         for name in _carried(network)
     ]
     state += [
+        StatePair(input=f"{name}_in", output=f"{name}_out", shape=("batch", streaming), dtype="float64")
+        for name in network.reading.sums
+    ]
+    state += [
         StatePair(
-            input=f"last_{name}_in", output=f"last_{name}_out", shape=("batch", *value.shape), init=value.tolist()
+            input=f"last_{name}_in",
+            output=f"last_{name}_out",
+            shape=("batch", *value.shape),
+            dtype=_dtype(value),
+            init=value.tolist(),
         )
         for name, value in last.items()
     ]
     return Contract(
-        inputs=(Tensor(name="inputs", shape=("time", "batch", len(features))),),
+        inputs=(Tensor(name="inputs", shape=("time", "batch", len(signature.features))),),
         lengths=Tensor(name="lengths", shape=("batch",), dtype="int32"),
         outputs=(
-            *(Tensor(name=name, shape=("time", "batch", *last[name].shape)) for name in head.outputs),
+            *(
+                Tensor(name=name, shape=("time", "batch", *last[name].shape), dtype=_dtype(last[name]))
+                for name in head.outputs
+            ),
             Tensor(name="surprise", shape=("time", "batch")),
         ),
         state=tuple(state),
         head=Head(
             kind=config.head,
             outputs=head.outputs,
-            targets=tuple(targets),
+            targets=signature.targets,
             surprise="surprise",
             score=head.score,
             levels=head.levels,
             last={name: f"last_{name}_in" for name in head.outputs},
+            classes=signature.classes,
+            per="sequence" if signature.per_sequence else "step",
         ),
     )
 
 
+def marginal(network: Network) -> dict[str, torch.Tensor]:
+    """What is told before anything was read, by name."""
+    numbers = network.signature.numbers
+    return network.head.marginal(network.reading.initial_unit(numbers) if numbers else None)
+
+
 def build(network: Network, declared: Contract) -> onnx.ModelProto:
-    """The graph: scaling, native recurrent nodes, head, surprise; dynamic batch and time, ragged lengths."""
+    """The graph: reading, native recurrent nodes, head, surprise; dynamic batch and time, ragged lengths."""
     graph = Graph()
-    ops = GraphOps(graph)
+    ops, signature = GraphOps(graph), network.signature
     inputs = ops.value("inputs")
-    scaled = (inputs - ops.constant("scaling_mean", network.scaling.mean)) / ops.constant(
-        "scaling_std", network.scaling.std
-    )
-    hidden = _recurrent(graph, network, scaled.name)
-    mean, std = (tensor[network.targets] for tensor in (network.scaling.mean, network.scaling.std))
-    target_std = ops.constant("target_std", std)
-    said = _readout(ops, network, hidden)
-    told = network.head.told(
-        ops, said, ops.constant("target_mean", mean), target_std, ops.constant("log_target_std", std.log())
-    )
-    ranks = {pair.input: len(pair.shape) for pair in declared.state}
-    before = {name: _before(ops, name, value, ranks[f"last_{name}_in"]) for name, value in told.items()}
-    places = graph.constant("target_places", np.array(network.targets, np.int64))
-    actual = ops.value(graph.op("Gather", "inputs", places, axis=2))
-    scores = network.head.surprise(ops, before, actual, target_std)
-    ones = graph.constant("ones", np.ones((len(network.targets), 1), np.float32))
+    terms, unit = network.reading.numbers(ops, inputs, signature.numbers)
+    if network.reading.categories:
+        terms += network.reading.embedded(ops, ops.columns(inputs, network.reading.categories))
+    hidden = ops.value(_recurrent(graph, network, ops.join(terms).name))
+    told = network.head.told(ops, network.head.say(ops, hidden), unit)
+    before = {name: ops.before(f"last_{name}", value) for name, value in told.items()}
+    actual = ops.columns(inputs, signature.places)  # of a label, none
+    if any(signature.features[place].nullable for place in signature.places):  # what is missing surprises no one
+        there = ops.present(actual)
+        actual = ops.filled(actual, ops.constant("missing", torch.zeros(1)))
+        scores = network.head.surprise(ops, before, told, actual) * there
+    else:
+        scores = network.head.surprise(ops, before, told, actual)
+    ones = graph.constant("ones", np.ones((len(signature.targets), 1), np.float32))
     total = graph.op("MatMul", scores.name, ones)  # a sum over the targets, exact in any batch
     graph.add("Squeeze", [total, graph.integers(2)], "surprise")
     for name in network.head.outputs:
@@ -170,36 +187,12 @@ def _layer_weights(network: Network, layer: int) -> dict[str, Array]:
     return {"W": reordered("weight_ih")[None], "R": reordered("weight_hh")[None], "B": bias[None]}
 
 
-def _readout(ops: GraphOps, network: Network, hidden: str) -> list[Value]:
-    """The head's numbers, each (time, batch, targets)."""
-    weight = network.readout.weight.detach().cpu().numpy().reshape(len(network.targets), network.head.width, -1)
-    bias = network.readout.bias.detach().cpu().numpy().reshape(len(network.targets), network.head.width)
-    said = []
-    for number in range(network.head.width):
-        product = ops.graph.op("MatMul", hidden, ops.graph.constant(f"readout_weight_{number}", weight[:, number].T))
-        said.append(ops.value(product) + ops.value(ops.graph.constant(f"readout_bias_{number}", bias[:, number])))
-    return said
-
-
-def _before(ops: GraphOps, name: str, told: Value, rank: int) -> Value:
-    """What was told before each input, (time, batch, targets, ...); and the last of each row, as state.
-
-    With the one kept from before in front, what was told before input t is at t, and a row's last one at its length.
-    `rank` is that of the state, which has no time.
-    """
-    graph = ops.graph
-    kept = graph.op("Unsqueeze", f"last_{name}_in", graph.integers(0))
-    both = graph.op("Concat", kept, told.name, axis=0)  # (time + 1, batch, ...)
-    before = graph.op("Slice", both, graph.integers(0), graph.integers(-1), graph.integers(0))
-    lengths = graph.op("Cast", "lengths", to=TensorProto.INT64)
-    places = graph.op("Unsqueeze", lengths, graph.integers(1))  # (batch, 1)
-    rows = graph.op("Transpose", both, perm=[1, 0, *range(2, rank + 1)])
-    graph.add("GatherND", [rows, places], f"last_{name}_out", batch_dims=1)
-    return ops.value(before)
-
-
 def _info(tensor: Tensor) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(tensor.name, getattr(TensorProto, _ONNX[tensor.dtype]), list(tensor.shape))
 
 
-_ONNX = {"float32": "FLOAT", "int32": "INT32"}
+def _dtype(value: NDArray[Any]) -> Dtype:
+    return "int64" if value.dtype == np.int64 else "float32"
+
+
+_ONNX = {"float32": "FLOAT", "float64": "DOUBLE", "int32": "INT32", "int64": "INT64"}

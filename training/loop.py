@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from training import devices, optimise, sampling
@@ -24,9 +23,13 @@ from training.config import Train
 from training.data import Series
 from training.devices import Place
 from training.errors import TrainingError
+from training.examples import Example, example
 from training.nets import Network, State
 from training.progress import Progress
-from training.sampling import Groups, Window
+from training.sampling import Groups, Stream, Window
+
+ROWS, CHUNK = 64, 512
+"""Series and steps that are validated in one call."""
 
 
 @dataclass(slots=True)
@@ -71,11 +74,14 @@ class Objective(nn.Module):
         super().__init__()
         self.network, self.low = network, settings.precision == "bfloat16"
 
-    def forward(self, inputs: Tensor, following: Tensor, real: Tensor, state: State) -> tuple[Tensor, State]:
-        """The sum of the losses that `real` marks, and the state after. The loss itself is in float32."""
+    def forward(self, inputs: Tensor, answers: Tensor, weights: Tensor, state: State) -> tuple[Tensor, State]:
+        """The sum of the losses by their weights, each step's the mean over its targets; and the state after.
+
+        The readout and the loss are in float32.
+        """
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.low):
-            said, state = self.network(inputs, state)
-        return (self.network.loss(said.float(), following).mean(dim=-1) * real).sum(), state
+            hidden, state = self.network(inputs, state)
+        return (self.network.head.loss(hidden.float(), answers) * weights).mean(dim=-1).sum(), state
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +95,13 @@ class Stepper:
     place: Place
 
     def epoch(
-        self, scaled: Sequence[Tensor], groups: Groups, rates: Iterator[float]
-    ) -> Iterator[tuple[float, float, int]]:
+        self, examples: Sequence[Example], groups: Groups, rates: Iterator[float]
+    ) -> Iterator[tuple[float, float, float]]:
         """Trains on each group's windows in turn: the sum of the losses, the gradient's norm, the steps scored."""
         self.network.train()
         for group in groups:
             shares = sampling.windows(
-                scaled, group, sampling.span(self.settings), rank=self.place.rank, world=self.place.world
+                examples, group, sampling.span(self.settings), rank=self.place.rank, world=self.place.world
             )
             state: State | None = None
             for window in shares:
@@ -109,7 +115,10 @@ class Stepper:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         carried = tuple(tensor.detach() for tensor in state)
-        total, after = self.objective(window.inputs, window.following, window.real, carried)
+        if not window.scored:  # nothing to learn from: the state goes on, as after a burn-in
+            with torch.no_grad():
+                return 0.0, 0.0, self.network(window.inputs, carried)[1]
+        total, after = self.objective(window.inputs, window.answers, window.weights, carried)
         self.optimiser.zero_grad()
         # the processes' gradients are averaged, and their sum is wanted
         (total * (self.place.world / window.scored)).backward()
@@ -136,10 +145,16 @@ class _Run:
     def __init__(
         self, network: Network, series: Sequence[Series], settings: Train, place: Place, checkpoint: Checkpoint | None
     ) -> None:
-        self.network, self.series, self.settings, self.place = network, series, settings, place
+        self.network, self.settings, self.place = network, settings, place
         self.checkpoint = checkpoint
-        self.scaled = [network.scaling(torch.from_numpy(one.values).to(place.device)) for one in series]
-        self.groups = sampling.sampler([one.validation_from for one in series], settings)
+        self.examples = [example(network, one, place.device) for one in series]
+        for part, spans in (
+            ("training", [(0, one.trained) for one in self.examples]),
+            ("validation", [one.validated for one in self.examples]),
+        ):
+            if not any(one.weights[slice(*span)].any() for one, span in zip(self.examples, spans, strict=True)):
+                raise TrainingError(f"no step of the {part} part has anything to be held to: no next step, or no value")
+        self.groups = sampling.sampler([one.trained for one in self.examples], settings)
         self.stepper = stepper(network, settings, place)
         self.history, self.best = History(), copy.deepcopy(network.state_dict())
 
@@ -169,16 +184,16 @@ class _Run:
         steps = sampling.optimiser_steps(groups, settings)
         rates = list(optimise.rates(settings, before=history.steps, steps=steps, validation=history.validation))
         progress.epoch(epoch, steps)
-        total, count, norms = 0.0, 0, []
+        total, count, norms = 0.0, 0.0, []
         try:
-            for loss, norm, scored in self.stepper.epoch(self.scaled, groups, iter(rates)):
+            for loss, norm, scored in self.stepper.epoch(self.examples, groups, iter(rates)):
                 total, count = total + loss, count + scored
                 norms.append(norm)
                 progress.step(total / count, norm)
         except FloatingPointError as error:
             at = history.steps + len(norms) + 1
             raise TrainingError(self._diverged(f"step {at}", str(error), rates[len(norms)])) from error
-        validation = self.place.agreed(lambda: validate(self.network, self.scaled, self.series))
+        validation = self.place.agreed(lambda: validate(self.network, self.examples))
         history.steps += steps
         if not math.isfinite(validation):
             raise TrainingError(
@@ -221,13 +236,21 @@ class _Run:
 
 
 @torch.no_grad()
-def validate(network: Network, scaled: Sequence[Tensor], series: Sequence[Series]) -> float:
+def validate(network: Network, examples: Sequence[Example]) -> float:
     """The mean loss over each series' validation steps, the state carried from the series' own beginning."""
     network.eval()
-    losses: list[NDArray[np.float32]] = []
-    for values, one in zip(scaled, series, strict=True):
-        inputs = values[: one.test_from - 1, None]
-        said, _ = network(inputs, network.initial(1))
-        loss = network.loss(said, values[1 : one.test_from, None])
-        losses.append(loss[one.validation_from - 1 :].mean(dim=-1).flatten().cpu().numpy())
-    return float(np.concatenate(losses).mean())
+    streams = [
+        Stream(place, 0, one.validated[1], one.validated[0])
+        for place, one in enumerate(examples)
+        if one.validated[1] > one.validated[0]
+    ]
+    losses, scored = [], []
+    for group in sampling.grouped(streams, ROWS):
+        state = None
+        for window in sampling.windows(examples, group, CHUNK):
+            hidden, state = network(window.inputs, state or network.initial(window.inputs.shape[1]))
+            if window.scored:
+                loss = network.head.loss(hidden, window.answers) * window.weights
+                losses.append(float(loss.mean(dim=-1).sum(dtype=torch.float64)))
+                scored.append(window.scored)
+    return math.fsum(losses) / math.fsum(scored)

@@ -1,9 +1,10 @@
-"""The network: scaling, a stack of recurrent layers, a head.
+"""The network: what it reads, a stack of recurrent layers, a head.
 
 Owns the mathematics that the export must reproduce, and the initialisation. Knows nothing of ONNX or of data files.
 Time comes first: inputs are (time, batch, features).
 """
 
+from dataclasses import dataclass
 from typing import Protocol, cast
 
 import torch
@@ -11,27 +12,48 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import dropout
 
+from model.manifest import Category, Feature
 from training import heads
 from training.config import Model
+from training.formula import TorchOps
+from training.heads import Head
+from training.reading import Reading, Scaling, Unit
 
 State = tuple[Tensor, ...]
 """(h,) or, for LSTM, (h, c); each (layers, batch, units)."""
 
+_torch = TorchOps()
 
-class Scaling(nn.Module):
-    """Fixed standardisation, fitted on the training part, kept in the graph so that clients send raw values."""
 
-    mean: Tensor
-    std: Tensor
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What a network reads and says: the features of a step, and what the head speaks of."""
 
-    def __init__(self, mean: Tensor, std: Tensor) -> None:
-        """mean, std: (features,) in the data's units; a constant feature has deviation 1."""
-        super().__init__()
-        self.register_buffer("mean", mean.float())
-        self.register_buffer("std", torch.where(std > 0, std, torch.ones_like(std)).float())
+    features: tuple[Feature, ...]
+    targets: tuple[str, ...]
+    """Features, or the label's name."""
+    classes: tuple[Category, ...] = ()
+    """Of a label."""
+    per_sequence: bool = False
+    """Whether the label is that of the whole sequence."""
 
-    def forward(self, values: Tensor) -> Tensor:
-        return (values - self.mean) / self.std
+    @property
+    def places(self) -> list[int]:
+        """Of the targets among the features; none for a label."""
+        names = [feature.name for feature in self.features]
+        return [] if self.classes else [names.index(target) for target in self.targets]
+
+    @property
+    def numbers(self) -> list[int]:
+        """The places of the targets that are numbers."""
+        return [place for place in self.places if self.features[place].kind == "number"]
+
+    @property
+    def chosen(self) -> int:
+        """How many places the head chooses among; 0 where it predicts numbers."""
+        if self.classes or self.numbers:
+            return len(self.classes)
+        return self.features[self.places[0]].places
 
 
 class Layer(Protocol):
@@ -40,38 +62,62 @@ class Layer(Protocol):
     def __call__(self, inputs: Tensor, state: Tensor | State) -> tuple[Tensor, Tensor | State]: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A sequence as the network reads it, and what its predictions are held to."""
+
+    inputs: Tensor
+    """(time, batch, read): scaled numbers and masks, then categories by place."""
+    unit: Unit | None
+    """Of the targets, after each step."""
+
+
 class Network(nn.Module):
-    """`(y_t, s_t) = R(x_t, s_{t-1})`, in training's form: a whole window at once.
+    """`(y_t, s_t) = R(x_t, s_{t-1})`, in training's form: a whole window at once, from prepared inputs."""
 
-    The prediction is in scaled units: (time, batch, targets, numbers), the numbers being what the head makes of them.
-    """
-
-    def __init__(self, model: Model, scaling: Scaling, targets: list[int]) -> None:
-        """`targets` are the places of the predicted columns among the features."""
+    def __init__(self, model: Model, signature: Signature, scaling: Scaling, counts: Tensor | None = None) -> None:
+        """counts: (places,) how often the training part has each category or class that the head chooses among."""
         super().__init__()
-        self.config, self.scaling, self.targets = model, scaling, targets
+        self.config, self.signature = model, signature
+        target = signature.targets[0]
+        self.reading = Reading(model, signature.features, scaling, embedded=target)
         kind, extra = {
             "rnn_tanh": (nn.RNN, {"nonlinearity": "tanh"}),
             "rnn_relu": (nn.RNN, {"nonlinearity": "relu"}),
             "lstm": (nn.LSTM, {}),
             "gru": (nn.GRU, {}),
         }[model.cell]
-        widths = [len(scaling.mean), *[model.units] * model.layers]
+        widths = [self.reading.width, *[model.units] * model.layers]
         self.layers = nn.ModuleList(kind(width, model.units, **extra) for width in widths[:-1])
         self.norms = nn.ModuleList(nn.LayerNorm(model.units) for _ in range(model.layers if model.layer_norm else 0))
-        self.head = heads.make(model, len(targets))
-        self.readout = nn.Linear(model.units, len(targets) * self.head.width)
+        self.head: Head
+        if signature.chosen:
+            counts = torch.zeros(signature.chosen) if counts is None else counts
+            if signature.classes:
+                self.head = heads.Label(model, target, counts)
+            else:
+                self.head = heads.Categorical(model, target, counts, self.reading.table(target) if model.tied else None)
+        else:
+            self.head = heads.make(model, len(signature.targets))
         for place, layer in enumerate(self.layers):
             initialise(cast("nn.RNNBase", layer), model.cell, first=place == 0)
-        nn.init.zeros_(self.readout.bias)
 
     def initial(self, batch: int) -> State:
-        zeros = torch.zeros(self.config.layers, batch, self.config.units, device=self.readout.weight.device)
+        device = next(self.parameters()).device
+        zeros = torch.zeros(self.config.layers, batch, self.config.units, device=device)
         return (zeros, zeros.clone()) if self.config.cell == "lstm" else (zeros,)
 
-    def forward(self, scaled: Tensor, state: State) -> tuple[Tensor, State]:
-        """scaled: (time, batch, features) -> prediction (time, batch, targets, numbers), state."""
-        hidden, after = scaled, []
+    @torch.no_grad()
+    def prepare(self, raw: Tensor) -> Prepared:
+        """raw: (time, batch, features) from the sequences' beginning, in the data's units."""
+        terms, unit = self.reading.numbers(_torch, raw, self.signature.numbers)
+        return Prepared(torch.cat([*terms, raw[..., self.reading.categories]], dim=-1), unit)
+
+    def forward(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
+        """inputs: (time, batch, read) as prepared -> hidden (time, batch, units) of the top layer, state."""
+        dense, places = inputs[..., : self.reading.dense], inputs[..., self.reading.dense :]
+        terms = self.reading.embedded(_torch, places)
+        hidden, after = torch.cat([dense, *terms], dim=-1) if terms else dense, []
         for place, layer in enumerate(self.layers):
             below = hidden if place == 0 else self._dropped(hidden)
             hidden, last = self._step(layer, below, tuple(tensor[place : place + 1] for tensor in state))
@@ -80,12 +126,7 @@ class Network(nn.Module):
             if self.config.layer_norm:
                 hidden = self.norms[place](hidden)
             after.append(last)
-        said = self.readout(hidden).unflatten(-1, (len(self.targets), self.head.width))
-        return said, tuple(torch.cat(tensors) for tensors in zip(*after, strict=True))
-
-    def loss(self, said: Tensor, scaled_next: Tensor) -> Tensor:
-        """(time, batch, targets) of one prediction each."""
-        return self.head.loss(said, scaled_next[..., self.targets])
+        return hidden, tuple(torch.cat(tensors) for tensors in zip(*after, strict=True))
 
     def _step(self, layer: nn.Module, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         given = state if self.config.cell == "lstm" else state[0]

@@ -36,7 +36,7 @@ def quantiles(head: Head, outputs: NDArray[np.void]) -> dict[float, Array]:
             return {level: mean + scale * scores.student_t_quantile(level, df) for level in LEVELS}
         case "quantiles":
             return {level: told["quantiles"][..., place] for place, level in enumerate(head.levels)}
-        case "point":
+        case _:
             return {}
 
 

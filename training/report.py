@@ -5,17 +5,19 @@ from the data or the configuration is escaped.
 """
 
 import json
+import math
 from html import escape
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
-from model.manifest import Manifest
-from training import baselines, charts, table
+from model.manifest import Category, Manifest
+from training import baselines, charts, evaluate, table
+from training.backtest import Trace
 from training.charts import Band, Line, number
+from training.choices import Confusion, Stretch
 from training.data import ONLY
-from training.evaluate import Trace
 
 REPORT = "report.html"
 STRETCH, PICTURED, BINS = 160, 6, 240
@@ -31,18 +33,24 @@ _SURPRISE = {
 }
 
 
-def html(manifest: Manifest, trace: Trace) -> str:
-    """The page. trace: what `evaluate.measure` gave beside the manifest's metrics."""
+def html(manifest: Manifest, picture: Trace | Stretch | Confusion) -> str:
+    """The page. picture: what `evaluate.measure` gave beside the manifest's metrics."""
     metrics, provenance = cast("dict[str, Any]", manifest.metrics), cast("dict[str, Any]", manifest.provenance)
     title = f"{escape(manifest.name)} <small>version {manifest.version}</small>"
     body = [f"<header><h1>{title}</h1><p class='lead'>{escape(manifest.description)}</p></header>"]
     body += [_verdict(metrics), _overview(manifest, metrics)]
     for column, target in enumerate(manifest.head.targets):
-        body.append(f"<section><h2>{escape(target)}</h2>{_errors(metrics['targets'][target])}")
-        if column < PICTURED:
-            body.append(_pictures(metrics, trace, target, column))
+        body.append(f"<section><h2>{escape(target)}</h2>{_errors(metrics, target)}")
+        if isinstance(picture, Trace) and column < PICTURED:
+            body.append(_pictures(metrics, picture, target, column))
+        elif isinstance(picture, Stretch):
+            body.append(_stretch(picture, joined=manifest.features[0].text is not None))
+        elif isinstance(picture, Confusion):
+            body.append(_confusion(picture))
         body.append("</section>")
-    body += [_surprise(manifest, metrics, trace), _losses(provenance), _provenance(manifest, provenance)]
+    if isinstance(picture, Trace):
+        body.append(_surprise(manifest, metrics, picture))
+    body += [_losses(provenance), _provenance(manifest, provenance)]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -53,9 +61,10 @@ def html(manifest: Manifest, trace: Trace) -> str:
 
 def _verdict(metrics: dict[str, Any]) -> str:
     if losing := table.lost(metrics):
-        told = _said("bad", "It loses to a naive forecast", f" one step ahead: {'; '.join(losing)}.")
+        told = _said("bad", "It loses to a naive forecast", f"{_ahead(metrics)}: {'; '.join(losing)}.")
     else:
-        told = _said("good", "It beats every naive forecast", " one step ahead, for every target, by MAE and by RMSE.")
+        measures = " and by ".join(table.MEASURES[measure] for measure in evaluate.DECIDE[metrics["task"]])
+        told = _said("good", "It beats every naive forecast", f"{_ahead(metrics)}, for every target, by {measures}.")
     horizons = metrics.get("horizons", {})
     if losing := table.lost_ahead(metrics):
         told += _said(
@@ -66,20 +75,26 @@ def _verdict(metrics: dict[str, Any]) -> str:
     return told
 
 
+def _ahead(metrics: dict[str, Any]) -> str:
+    return " one step ahead" if metrics["task"] == "forecast" else ""
+
+
 def _said(kind: str, what: str, more: str) -> str:
     return f"<p class='verdict {kind}'><strong>{what}</strong>{escape(more)}</p>"
 
 
 def _overview(manifest: Manifest, metrics: dict[str, Any]) -> str:
-    figures = {"held-out steps": f"{metrics['steps']:,}", "head": manifest.head.kind.replace("_", " ")}
+    what = "labels" if metrics["task"] == "label" else "steps"
+    figures = {f"held-out {what}": f"{metrics['steps']:,}", "head": manifest.head.kind.replace("_", " ")}
     if "mean_surprise" in metrics:
         figures["mean surprise"] = number(metrics["mean_surprise"])
     if "horizons" in metrics:
         figures["steps ahead, at most"] = f"{metrics['horizons']['steps']:,}"
         figures["starts of forecasts"] = f"{metrics['horizons']['origins']:,}"
     how = (
-        "Measured on the exported graph, as the service runs it, on the last part of each series, which training never "
-        "saw. A session reads each series from its start; what it says of each step is said before the step arrives."
+        "Measured on the exported graph, as the service runs it, on what was held out, which training never saw. "
+        "A session reads each series from its start. "
+        + ("" if metrics["task"] == "label" else "What it says of each step is said before the step arrives.")
     )
     return f"<p class='note'>{how}</p>{_figures(figures)}"
 
@@ -89,20 +104,24 @@ def _figures(told: dict[str, str]) -> str:
     return f"<dl class='figures'>{items}</dl>"
 
 
-def _errors(told: dict[str, Any]) -> str:
+def _errors(metrics: dict[str, Any], target: str) -> str:
+    told = metrics["targets"][target]
     shown = [measure for measure in table.MEASURES if measure in told["model"]]
+    first = evaluate.DECIDE[metrics["task"]][0]
     rows = []
     for name, label in table.NAMES.items():
         if name not in told:
             continue
         cells = "".join(f"<td>{_written(measure, told[name][measure])}</td>" for measure in shown)
-        last = "<td></td>" if name == "model" else f"<td>{_compared(told['better'].get(name, {}))}</td>"
+        last = "<td></td>" if name == "model" else f"<td>{_compared(told['better'].get(name, {}), first)}</td>"
         own = " class='own'" if name == "model" else ""
         rows.append(f"<tr{own}><th scope='row'>{label}</th>{cells}{last}</tr>")
     head = "".join(f"<th scope='col'>{table.MEASURES[measure]}</th>" for measure in shown)
     drawn = (
-        "<h3>One step ahead, beside naive forecasts</h3><div class='scroll'><table><thead><tr><th></th>"
-        f"{head}<th scope='col'>MAE of this model</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        f"<h3>{_ahead(metrics).strip().capitalize() or 'What it says'}, beside naive forecasts</h3>"
+        f"<div class='scroll'><table><thead><tr><th></th>{head}"
+        f"<th scope='col'>{table.MEASURES[first]} of this model</th></tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
     names = {"crps": "CRPS", "weighted_quantile_loss": "weighted quantile loss"}
     figures = {label: number(told["model"][name]) for name, label in names.items() if name in told["model"]}
@@ -112,16 +131,53 @@ def _errors(told: dict[str, Any]) -> str:
 
 
 def _written(measure: str, value: float) -> str:
-    return f"{value:.1%}" if measure == "smape" else number(value)
+    return f"{value:.1%}" if measure in table.SHARES else number(value)
 
 
-def _compared(better: dict[str, float]) -> str:
-    if "mae" not in better:
+def _compared(better: dict[str, float], measure: str) -> str:
+    if measure not in better:
         return "<span class='worse'>not better: this is exact</span>"
-    share = better["mae"]
+    share = better[measure]
     if share > 0:
         return f"<span class='better'>{share:.1%} better</span>"
     return f"<span class='worse'>{-share:.1%} worse</span>" if share else "<span class='worse'>no better</span>"
+
+
+def _stretch(shown: Stretch, *, joined: bool) -> str:
+    """Categories as they came, darker where they surprised."""
+    most = max(float(np.quantile(shown.surprise, 0.98)), 1e-9)
+    marks = []
+    for category, surprise in zip(shown.categories, shown.surprise.tolist(), strict=True):
+        word = "\N{REPLACEMENT CHARACTER}" if category is None else _character(category) if joined else str(category)
+        strength = round(100 * min(1.0, surprise / most))
+        marks.append(f"<span style='--s:{strength}%' title='{surprise / math.log(2):.2f} bits'>{escape(word)}</span>")
+    told = "The darker, the more surprising; the bits are told where the pointer rests."
+    kind = "text" if joined else "items"
+    return (
+        f"<h3>Held out, as it came</h3><p class='note'>{told}</p>"
+        f"<p class='stretch {kind}'>{''.join(marks) if joined else ' '.join(marks)}</p>"
+    )
+
+
+def _character(category: Category) -> str:
+    return category if isinstance(category, str) else chr(category)
+
+
+def _confusion(told: Confusion) -> str:
+    """Rows are true, columns were said."""
+    head = "".join(f"<th scope='col'>{escape(str(name))}</th>" for name in told.classes)
+    rows = []
+    for name, counts in zip(told.classes, told.counts, strict=True):
+        total = max(int(counts.sum()), 1)
+        cells = "".join(
+            f"<td style='--s:{round(100 * int(count) / total)}%'>{int(count) or ''}</td>" for count in counts
+        )
+        rows.append(f"<tr><th scope='row'>{escape(str(name))}</th>{cells}</tr>")
+    return (
+        "<h3>What was said for what</h3><p class='note'>A row is what was true, a column what was said.</p>"
+        f"<div class='scroll'><table class='confusion'><thead><tr><th></th>{head}</tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
 
 
 def _pictures(metrics: dict[str, Any], trace: Trace, target: str, column: int) -> str:
@@ -227,7 +283,7 @@ def _provenance(manifest: Manifest, provenance: dict[str, Any]) -> str:
         "steps": source.get("steps"),
         "configuration, sha256": provenance.get("config_sha256"),
         "graph, sha256": manifest.sha256,
-        "features": ", ".join(manifest.features),
+        "features": ", ".join(manifest.names),
         "proof": _proof(provenance.get("proof")),
         "made with": ", ".join(f"{name} {version}" for name, version in provenance.get("versions", {}).items()),
     }

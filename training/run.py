@@ -15,13 +15,15 @@ import torch
 
 from model.repository import next_version
 from model.runner import StepModel
-from training import calendar, data, evaluate, export, loop, report, table
 from training import checkpoint as checkpoints
+from training import data, evaluate, export, loop, report, split, table
 from training.checkpoint import Checkpoint
 from training.config import Config
 from training.data import Dataset
-from training.nets import Network, Scaling
+from training.errors import DataError
+from training.nets import Network, Signature
 from training.publish import Measured
+from training.reading import Scaling
 
 
 class LosesError(Exception):
@@ -50,8 +52,7 @@ def train(
 def fit(config: Config, *, quiet: bool | None = None, resume: bool = False) -> Fitted:
     torch.manual_seed(config.train.seed)
     dataset = data.load(config.data_file, config.data)
-    features, targets = config.data.inputs, config.data.targets
-    network = Network(config.model, scaling(dataset), [features.index(target) for target in targets])
+    network = build(config, dataset)
     checkpoint = Checkpoint(
         config.checkpoint_file, config.model_dump(mode="json") | {"data file": {"sha256": dataset.sha256}}
     )
@@ -65,11 +66,8 @@ def publish(config: Config, fitted: Fitted, *, must_beat: bool = False) -> tuple
     model = export.export(
         fitted.network,
         bundle=bundle,
-        features=config.data.inputs,
-        targets=config.data.targets,
         sample=sample(dataset),
         description=config.description,
-        derived=calendar.formulas(config.data.time or "", config.data.calendar),
         provenance=provenance(config, dataset, fitted.history),
         measure=lambda model: measured(model, config, dataset, must_beat=must_beat),
     )
@@ -78,17 +76,48 @@ def publish(config: Config, fitted: Fitted, *, must_beat: bool = False) -> tuple
 
 
 def measured(model: StepModel, config: Config, dataset: Dataset, *, must_beat: bool) -> Measured:
-    """The metrics and the report of them. Raises LosesError."""
-    found = evaluate.measure(model, dataset.series, config.data.period, config.data.horizon)
+    """The metrics and the report of them. Raises DataError, LosesError."""
+    try:
+        found = evaluate.measure(model, dataset.series, config.data.period, config.data.horizon)
+    except ValueError as error:
+        raise DataError(f"{config.data_file}: {error}") from error
     if must_beat and not evaluate.beaten_everywhere(found.metrics):
         raise LosesError(table.text(model.manifest.model_copy(update={"metrics": found.metrics})))
-    return Measured(found.metrics, lambda manifest: {report.REPORT: report.html(manifest, found.trace)})
+    return Measured(found.metrics, lambda manifest: {report.REPORT: report.html(manifest, found.picture)})
+
+
+def build(config: Config, dataset: Dataset) -> Network:
+    """The network that the configuration asks for, with its first weights."""
+    signature = Signature(
+        dataset.features,
+        config.data.predicted,
+        dataset.classes,
+        config.data.per == "sequence" and bool(config.data.label),
+    )
+    return Network(config.model, signature, scaling(dataset), counts(dataset, signature))
 
 
 def scaling(dataset: Dataset) -> Scaling:
-    """Mean and deviation of the training parts."""
+    """Mean and deviation of the training parts; categories are left as they are."""
     values = np.concatenate([one.train for one in dataset.series]).astype(np.float64)
-    return Scaling(torch.from_numpy(values.mean(axis=0)), torch.from_numpy(values.std(axis=0)))
+    mean, std = np.nanmean(values, axis=0), np.nanstd(values, axis=0)
+    for place, feature in enumerate(dataset.features):
+        if feature.kind == "category":
+            mean[place], std[place] = 0.0, 1.0
+    return Scaling(torch.from_numpy(mean), torch.from_numpy(std))
+
+
+def counts(dataset: Dataset, signature: Signature) -> torch.Tensor:
+    """(places,) how often the training part has each category or class that is predicted."""
+    if not signature.chosen:
+        return torch.zeros(0)
+    seen = [
+        one.train[:, signature.places[0]] if one.labels is None else one.labels[: one.validation_from]
+        for one in dataset.series
+    ]
+    places = np.concatenate(seen)
+    places = places[~np.isnan(places)].astype(np.int64)
+    return torch.from_numpy(np.bincount(places, minlength=signature.chosen).astype(np.float32))
 
 
 def sample(dataset: Dataset, rows: int = 7) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
@@ -110,8 +139,8 @@ def provenance(config: Config, dataset: Dataset, history: loop.History) -> dict[
             "sha256": dataset.sha256,
             "series": len(dataset.series),
             "steps": dataset.steps,
-            "validation_share": data.VALIDATION,
-            "test_share": data.TEST,
+            "validation_share": split.VALIDATION,
+            "test_share": split.TEST,
         },
         "config": told,
         "config_sha256": hashlib.sha256(config.model_dump_json().encode()).hexdigest(),

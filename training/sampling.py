@@ -17,11 +17,12 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from training.config import Train
+from training.examples import Example
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """Steps [start, stop) of one series; each predicts the step after it, so `stop` itself must exist."""
+    """Steps [start, stop) of one series."""
 
     series: int
     start: int
@@ -37,11 +38,11 @@ class Stream:
 class Window(NamedTuple):
     """What one optimiser step reads."""
 
-    inputs: Tensor  # (time, batch, features)
-    following: Tensor  # (time, batch, features): the inputs one step on
-    real: Tensor  # (time, batch): 1 where the prediction is scored
-    scored: int
-    """Scored steps of the whole window, those of other processes included."""
+    inputs: Tensor  # (time, batch, read)
+    answers: Tensor  # (time, batch, targets)
+    weights: Tensor  # (time, batch, targets): 0 where the prediction is not scored
+    scored: float
+    """Scored steps of the whole window, those of other processes included; a step may be scored in part."""
 
 
 Groups = list[list[Stream]]
@@ -66,13 +67,12 @@ def optimiser_steps(groups: Groups, settings: Train) -> int:
 
 def cut(lengths: Sequence[int], batch: int) -> list[Stream]:
     """Series of these lengths as streams: about `batch` of equal length, or one each where there are more series."""
-    usable = [length - 1 for length in lengths]  # the last step has no next one to be compared with
-    size = max(usable)
-    while sum(math.ceil(length / max(1, size - 1)) for length in usable) <= batch and size > 1:
+    size = max(lengths)
+    while sum(math.ceil(length / max(1, size - 1)) for length in lengths) <= batch and size > 1:
         size = max(1, min(size - 1, int(size * 0.98)))
     return [
         Stream(number, start, min(start + size, length))
-        for number, length in enumerate(usable)
+        for number, length in enumerate(lengths)
         for start in range(0, length, size)
     ]
 
@@ -94,8 +94,9 @@ def _random_windows(lengths: Sequence[int], settings: Train, rng: np.random.Gene
     that is where sessions begin.
     """
     pieces = []
-    for series, length in enumerate(lengths):
-        usable = length - 1
+    for series, usable in enumerate(lengths):
+        if not usable:
+            continue
         first = int(rng.integers(1, settings.window + 1)) if usable > settings.window else usable
         cuts = [0, *range(first, usable, settings.window), usable]
         for start, stop in pairwise(cuts):
@@ -106,7 +107,7 @@ def _random_windows(lengths: Sequence[int], settings: Train, rng: np.random.Gene
 
 
 def windows(
-    scaled: Sequence[Tensor], group: Sequence[Stream], size: int, *, rank: int = 0, world: int = 1
+    examples: Sequence[Example], group: Sequence[Stream], size: int, *, rank: int = 0, world: int = 1
 ) -> Iterator[Window]:
     """A group's windows of `size` steps in time order, or the share in them of process `rank` of `world`.
 
@@ -114,18 +115,27 @@ def windows(
     gets one to read that is not scored, so that it takes part in every step.
     """
     longest = group_steps(group)
-    time = np.arange(longest)[:, None]
-    real = (time >= [stream.burn_in for stream in group]) & (time < [stream.steps for stream in group])
-    mine = list(group[rank::world])
-    own = real[:, rank::world]
+    weights = _padded([_scored(examples[stream.series].weights, stream) for stream in group], longest)
+    of_all = weights.mean(dim=-1).sum(dim=-1).tolist()
+    mine, own = list(group[rank::world]), weights[:, rank::world]
     if not mine:
-        mine, own = [group[0]], np.zeros((longest, 1), bool)
-    rows = [scaled[stream.series][stream.start : stream.stop + 1] for stream in mine]
-    values = pad_sequence(rows)
-    values = pad(values, (0, 0, 0, 0, 0, longest + 1 - len(values)))
-    mask = torch.from_numpy(own).to(values.device, values.dtype)
+        mine, own = [group[0]], torch.zeros_like(weights[:, :1])
+    inputs, answers = (
+        _padded([getattr(examples[stream.series], name)[stream.start : stream.stop] for stream in mine], longest)
+        for name in ("inputs", "answers")
+    )
     for start in range(0, longest, size):
-        stop = min(start + size, longest)
-        yield Window(
-            values[start:stop], values[start + 1 : stop + 1], mask[start:stop], int(np.count_nonzero(real[start:stop]))
-        )
+        part = slice(start, min(start + size, longest))
+        yield Window(inputs[part], answers[part], own[part], math.fsum(of_all[part]))
+
+
+def _scored(weights: Tensor, stream: Stream) -> Tensor:
+    own = weights[stream.start : stream.stop].clone()
+    own[: stream.burn_in] = 0
+    return own
+
+
+def _padded(rows: Sequence[Tensor], steps: int) -> Tensor:
+    """(steps, batch, ...) with zeros after each row's end."""
+    together = pad_sequence(list(rows))
+    return pad(together, (0, 0, 0, 0, 0, steps - len(together)))

@@ -38,12 +38,18 @@ def naive_scale(train: Array, period: int | None) -> Array:
     """(targets,) the mean absolute error of the naive forecast within the training part, by which MASE is scaled.
 
     train: (time, targets). The naive forecast is the value one period before, or the last value where there is no
-    period (Hyndman and Koehler 2006; Hyndman and Athanasopoulos 2021, section 5.8). NaN where the part is too short.
+    period (Hyndman and Koehler 2006; Hyndman and Athanasopoulos 2021, section 5.8). What is missing is left out; NaN
+    where nothing is left, or the part is too short.
     """
     lag = period or 1
     if len(train) <= lag:
         return np.full(train.shape[1], np.nan)
-    return np.asarray(np.abs(train[lag:] - train[:-lag]).mean(axis=0), np.float64)
+    errors = np.abs(train[lag:] - train[:-lag])
+    there = ~np.isnan(errors)
+    counted = np.where(there, errors, 0.0).sum(axis=0)
+    scale = np.full(train.shape[1], np.nan)
+    np.divide(counted, there.sum(axis=0), out=scale, where=there.any(axis=0))
+    return scale
 
 
 def quantile_loss(quantile: Array, actual: Array, level: float) -> Array:

@@ -5,23 +5,52 @@ from typing import Any, cast
 from model.manifest import Manifest
 from training import baselines, evaluate
 
-NAMES = {"model": "this model", **baselines.NAMES}
-MEASURES = {"mae": "MAE", "rmse": "RMSE", "mase": "MASE", "smape": "sMAPE"}
+NAMES = {
+    "model": "this model",
+    **baselines.NAMES,
+    "unigram": "most popular",
+    "bigram": "Markov chain",
+    "most_common": "most common",
+}
+MEASURES = {
+    "mae": "MAE",
+    "rmse": "RMSE",
+    "mase": "MASE",
+    "smape": "sMAPE",
+    "bits": "bits",
+    "perplexity": "perplexity",
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "recall_10": "recall@10",
+    "recall_20": "recall@20",
+    "mrr": "MRR@20",
+}
+SHARES = frozenset({"smape", "accuracy", "recall_10", "recall_20"})
+"""Measures that people read in percent."""
+
+WHAT = {
+    "forecast": "one step ahead on {:,} held-out steps",
+    "tokens": "the next category on {:,} held-out steps",
+    "label": "{:,} held-out labels",
+}
+"""By task, what was measured."""
 
 
 def text(manifest: Manifest) -> str:
     """One table a target: the model beside each naive forecast, and by how much it is better."""
     metrics = cast("dict[str, Any]", manifest.metrics)
-    lines = [f"{manifest.name} {manifest.version}: one step ahead on {metrics['steps']:,} held-out steps"]
+    decide = evaluate.DECIDE[metrics["task"]]
+    against = ", ".join(MEASURES[measure] for measure in decide)
+    lines = [f"{manifest.name} {manifest.version}: {WHAT[metrics['task']].format(metrics['steps'])}"]
     for target, table in metrics["targets"].items():
         shown = [measure for measure in MEASURES if measure in table["model"]]
         head = "".join(f"{MEASURES[measure]:>12}" for measure in shown)
-        lines += ["", f"{target:<20}{head}   model's MAE, RMSE against it"]
+        lines += ["", f"{target:<20}{head}   model's {against} against it"]
         for name, label in NAMES.items():
             if name in table:
                 row = f"  {label:<18}" + "".join(f"{written(measure, table[name][measure]):>12}" for measure in shown)
                 if better := table["better"].get(name):
-                    row += "   " + ", ".join(f"{-share:+.1%}" for share in better.values())
+                    row += "   " + ", ".join(f"{_change(*each):+.1%}" for each in better.items())
                 lines.append(row)
         lines += _distribution(table["model"]) + _ahead(metrics, target)
     if losing := lost(metrics):
@@ -29,6 +58,11 @@ def text(manifest: Manifest) -> str:
     if losing := lost_ahead(metrics):
         lines += ["", f"WARNING: over {metrics['horizons']['steps']} steps the model loses: " + "; ".join(losing)]
     return "\n".join(lines)
+
+
+def _change(measure: str, better: float) -> float:
+    """How the measure itself changes: errors fall where the model is better."""
+    return better if measure in evaluate.HIGHER else -better
 
 
 def lost(metrics: dict[str, Any]) -> list[str]:
@@ -51,8 +85,8 @@ def lost_ahead(metrics: dict[str, Any]) -> list[str]:
 
 
 def written(measure: str, value: float) -> str:
-    """As people read it: sMAPE in percent, the others with four digits."""
-    return f"{value:.1%}" if measure == "smape" else f"{value:.4g}"
+    """As people read it: shares in percent, the others with four digits."""
+    return f"{value:.1%}" if measure in SHARES else f"{value:.4g}"
 
 
 def _distribution(own: dict[str, float]) -> list[str]:

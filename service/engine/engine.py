@@ -304,9 +304,7 @@ class Engine:
             raise InvalidInputError(Fault("horizon", f"at most {self.limits.max_horizon}"))
         manifest = model.manifest
         if not manifest.forecasts:
-            raise NoForecastError(
-                manifest.name, [name for name in manifest.features if name not in manifest.head.targets]
-            )
+            raise NoForecastError(manifest.name, list(manifest.future))
 
     def _array(self, model: StepModel, inputs: Inputs, field: str = "inputs") -> NDArray[np.float32]:
         if len(inputs) > self.limits.max_steps:

@@ -11,7 +11,7 @@ import pytest
 
 from training import calendar, data
 from training.config import Config, ConfigError, Data, read
-from training.data import DataError
+from training.errors import DataError
 from training.run import train
 
 TIMES = [datetime(2023, 12, 30) + timedelta(hours=7.37 * step) for step in range(300)]  # noqa: DTZ001  (wall clock)

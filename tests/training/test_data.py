@@ -12,7 +12,8 @@ import pytest
 
 from training import data
 from training.config import Data
-from training.data import DataError, Dataset
+from training.data import Dataset
+from training.errors import DataError
 
 
 def load(file: Path, **told: Any) -> Dataset:
