@@ -61,6 +61,10 @@ class Data(Section):
     missing: Annotated[
         tuple[str, ...], Field(strict=False, description="features that may be missing; the model is told so by a mask")
     ] = ()
+    changes: Annotated[
+        tuple[str, ...],
+        Field(strict=False, description="features that are learnt as changes since the last value: what has a trend"),
+    ] = ()
     min_count: Annotated[
         int, Field(ge=1, description="how often training must have a category; rarer ones are unknown")
     ] = 1
@@ -83,12 +87,12 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _columns_make_sense(self) -> Self:
-        for key in ("targets", "features", "categories", "known", "static", "missing", "calendar"):
+        for key in ("targets", "features", "categories", "known", "static", "missing", "changes", "calendar"):
             columns = getattr(self, key) or ()
             if len(set(columns)) != len(columns):
                 raise ValueError(f"{key} names {'a cycle' if key == 'calendar' else 'a column'} twice")
             unread = [column for column in columns if column not in self.columns]
-            if unread and key in ("categories", "known", "static", "missing"):
+            if unread and key in ("categories", "known", "static", "missing", "changes"):
                 raise ValueError(f"{key} are features: {', '.join(unread)} is none")
         if self.calendar and self.time is None:
             raise ValueError("calendar needs a time column to be derived from: set time")
@@ -96,6 +100,8 @@ class Data(Section):
             raise ValueError(f"features must include every target, or its surprise is unknown: add {', '.join(unread)}")
         if told := [name for name in self.targets if name in (*self.known, *self.static)]:
             raise ValueError(f"a target is neither known in advance nor static: {', '.join(told)}")
+        if still := [name for name in self.changes if name in (*self.categories, *self.known, *self.static)]:
+            raise ValueError(f"changes are of observed numbers: {', '.join(still)} is none")
         return self
 
     @model_validator(mode="after")

@@ -58,7 +58,7 @@ def reference(network: Network, declared: Contract, inputs: Array) -> tuple[dict
         scores = torch.where(actual.isnan(), 0.0, scores)
     outputs = {name: told[name] for name in declared.head.outputs} | {"surprise": scores.sum(dim=-1)}
     states = {f"{name}_in": tensor.transpose(0, 1) for name, tensor in zip(("h", "c"), state, strict=False)}
-    states |= {f"{name}_in": value for name, value in _sums(network, raw).items()}
+    states |= {f"{name}_in": value for name, value in _carried(network, raw).items()}
     states |= {f"last_{name}_in": value[-1] for name, value in told.items()}
     return (
         {name: value.transpose(0, 1).numpy() for name, value in outputs.items()},
@@ -66,17 +66,25 @@ def reference(network: Network, declared: Contract, inputs: Array) -> tuple[dict
     )
 
 
-def _sums(network: Network, raw: torch.Tensor) -> dict[str, torch.Tensor]:
-    """(batch, streaming) what a causal scaling has seen, plainly."""
-    values = raw[..., network.reading.streaming].double()
+def _carried(network: Network, raw: torch.Tensor) -> dict[str, torch.Tensor]:
+    """(batch, ...) what the reading has kept after raw (time, batch, features), plainly, step by step."""
+    reading = network.reading
+    last = reading.first_values.expand(raw.shape[1], -1)
+    begun, changed = torch.zeros_like(last), raw.clone()
+    for now, step in zip(changed, raw[..., reading.changes], strict=True):
+        now[:, reading.changes] = torch.where(begun > 0, step - last, step - step)
+        begun = begun + (~step.isnan()).float()
+        last = torch.where(step.isnan(), last, step)
+    values = changed[..., reading.streaming].double()
     there = ~values.isnan()
     values = values.nan_to_num(0.0)
-    all_sums = {
+    kept = {
         "seen": there.double().sum(0),
-        "sum": (values.abs() if network.reading.kind == "mean" else values).sum(0),
+        "sum": (values.abs() if reading.kind == "mean" else values).sum(0),
         "squares": (values * values).sum(0),
     }
-    return {name: all_sums[name] for name in network.reading.sums}
+    kept = {name: kept[name] for name in reading.sums}
+    return kept | ({"previous": last, "begun": begun} if reading.changes else {})
 
 
 def prove(network: Network, declared: Contract, model: StepModel, sample: Array) -> float:

@@ -49,6 +49,12 @@ class Ops(Protocol):
     def running(self, name: str, x: Any) -> Any:
         """The sum of x so far, over all that the session has seen: carried from call to call under `name`."""
 
+    def before(self, name: str, x: Any, first: Any) -> Any:
+        """What x was a step before, carried from call to call under `name`; at a session's first step `first`."""
+
+    def last_seen(self, name: str, x: Any, first: Any) -> Any:
+        """x, or where it is missing the last one seen; what `before` carries under `name`, or `first`."""
+
     def stack(self, terms: Sequence[Any]) -> Any:
         """Terms (...) side by side on a new last axis."""
 
@@ -123,6 +129,16 @@ class TorchOps:
     def running(self, name: str, x: Tensor) -> Tensor:
         del name
         return x.cumsum(0)
+
+    def before(self, name: str, x: Tensor, first: Tensor) -> Tensor:
+        del name
+        return torch.cat((first.expand(1, *x.shape[1:]), x[:-1]))
+
+    def last_seen(self, name: str, x: Tensor, first: Tensor) -> Tensor:
+        del name
+        steps = torch.arange(len(x), device=x.device).reshape(-1, *[1] * (x.ndim - 1)).expand(x.shape)
+        last = torch.where(x.isnan(), -1, steps).cummax(0).values
+        return torch.where(last < 0, first.expand(x.shape), x.gather(0, last.clamp(min=0)))
 
     def stack(self, terms: Sequence[Tensor]) -> Tensor:
         return torch.stack(tuple(terms), dim=-1)
@@ -318,14 +334,33 @@ class GraphOps:
         self.graph.doubles.add(later)
         return self.value(later)
 
-    def before(self, name: str, told: Value) -> Value:
-        """What was told before each input, (time, batch, ...); and the last of each row, kept as state.
+    def before(self, name: str, x: Value, first: Any = None) -> Value:
+        """(time, batch, ...) x of the step before; and the last of each row, kept as state.
 
-        With the one kept from before in front, what was told before input t is at t, and a row's last at its length.
+        With the one kept from before in front, what came before input t is at t, and a row's last at its length. The
+        first one of all is the state's own first value.
         """
-        both = self._after_state(name, told)
+        del first
+        both = self._after_state(name, x)
         self._keep(name, both)
         return self.value(self.graph.op("Slice", both, *(self.graph.integers(n) for n in (0, -1, 0))))
+
+    def last_seen(self, name: str, x: Value, first: Any) -> Value:
+        """Step by step: no operator fills forward."""
+        del first
+        step = [
+            helper.make_node("IsNaN", ["fill_now"], ["fill_missing"]),
+            helper.make_node("Where", ["fill_missing", "fill_kept", "fill_now"], ["fill_last"]),
+            helper.make_node("Identity", ["fill_last"], ["fill_seen"]),
+        ]
+        into, out = (
+            [helper.make_tensor_value_info(one, onnx.TensorProto.FLOAT, None) for one in names]
+            for names in (("fill_kept", "fill_now"), ("fill_last", "fill_seen"))
+        )
+        filled, end = self.graph.fresh("last_seen"), self.graph.fresh("last_of_all")
+        body = helper.make_graph(step, "fill forward", into, out)
+        self.graph.add("Scan", [f"{name}_in", x.name], [end, filled], body=body, num_scan_inputs=1)
+        return self.value(filled)
 
     def _after_state(self, name: str, x: Value) -> str:
         """(time + 1, batch, ...)"""

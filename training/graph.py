@@ -54,6 +54,12 @@ def contract(network: Network) -> Contract:
         StatePair(input=f"{name}_in", output=f"{name}_out", shape=("batch", streaming), dtype="float64")
         for name in network.reading.sums
     ]
+    if moved := len(network.reading.changes):
+        first = network.reading.first_values.tolist()
+        state += [
+            StatePair(input="previous_in", output="previous_out", shape=("batch", moved), init=first),
+            StatePair(input="begun_in", output="begun_out", shape=("batch", moved), dtype="float64"),
+        ]
     state += [
         StatePair(
             input=f"last_{name}_in",

@@ -36,6 +36,8 @@ class Signature:
     """Of a label."""
     per_sequence: bool = False
     """Whether the label is that of the whole sequence."""
+    changes: tuple[str, ...] = ()
+    """The features that are read as changes."""
 
     @property
     def places(self) -> list[int]:
@@ -80,7 +82,7 @@ class Network(nn.Module):
         super().__init__()
         self.config, self.signature = model, signature
         target = signature.targets[0]
-        self.reading = Reading(model, signature.features, scaling, embedded=target)
+        self.reading = Reading(model, signature.features, scaling, changes=signature.changes, embedded=target)
         kind, extra = {
             "rnn_tanh": (nn.RNN, {"nonlinearity": "tanh"}),
             "rnn_relu": (nn.RNN, {"nonlinearity": "relu"}),

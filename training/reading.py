@@ -5,7 +5,7 @@ Time comes first: raw values are (time, batch, features) in the data's units, mi
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -41,30 +41,52 @@ class Scaling(nn.Module):
 
     mean: Tensor
     std: Tensor
+    change_mean: Tensor
+    change_std: Tensor
 
-    def __init__(self, mean: Tensor, std: Tensor) -> None:
-        """mean, std: (features,) in the data's units; a constant feature, and a category, has deviation 1."""
+    def __init__(
+        self, mean: Tensor, std: Tensor, change_mean: Tensor | None = None, change_std: Tensor | None = None
+    ) -> None:
+        """mean, std: (features,) in the data's units; a constant feature, and a category, has deviation 1.
+
+        change_mean, change_std: those of the changes from value to value, for features that are read as changes.
+        """
         super().__init__()
-        self.register_buffer("mean", mean.float())
-        self.register_buffer("std", torch.where(std > 0, std, torch.ones_like(std)).float())
+        change_mean = torch.zeros_like(mean) if change_mean is None else change_mean
+        change_std = std if change_std is None else change_std
+        for name, moment in (("mean", mean), ("change_mean", change_mean)):
+            self.register_buffer(name, moment.float())
+        for name, moment in (("std", std), ("change_std", change_std)):
+            self.register_buffer(name, torch.where(moment > 0, moment, torch.ones_like(moment)).float())
 
 
 class Reading(nn.Module):
-    """Fixed numbers are scaled by the training part's moments; streaming ones by those of the session itself, so far.
+    """Numbers that are read as changes become so first: what is said of the next change is added to the last value.
+
+    Fixed numbers are scaled by the training part's moments; streaming ones by those of the session itself, so far.
 
     Streaming are the observed numbers of a model whose scaling is causal, or by the mean: what is known in advance or
     static has no scale of its own.
     """
 
     def __init__(
-        self, model: Model, features: Sequence[Feature], scaling: Scaling, embedded: str | None = None
+        self,
+        model: Model,
+        features: Sequence[Feature],
+        scaling: Scaling,
+        *,
+        changes: Sequence[str] = (),
+        embedded: str | None = None,
     ) -> None:
-        """`embedded` is the feature whose embedding has the width that the configuration asks for."""
+        """`changes` are the features that are read as such; `embedded` is the one whose embedding has the width that
+        the configuration asks for.
+        """
         super().__init__()
         self.features, self.scaling, self.kind = tuple(features), scaling, model.scaling
         numbers = [place for place, feature in enumerate(features) if feature.kind == "number"]
         self.streaming = [i for i in numbers if model.scaling != "fixed" and features[i].role == "observed"]
         self.fixed = [i for i in numbers if i not in self.streaming]
+        self.changes = [i for i in numbers if features[i].name in changes]
         self.masked = [i for i in numbers if features[i].nullable]
         self.categories = [place for place, feature in enumerate(features) if feature.kind == "category"]
         widths = [
@@ -82,6 +104,14 @@ class Reading(nn.Module):
         self.width = self.dense + sum(widths)
 
     @property
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """(features,) mean and deviation of what is scaled: values, or changes."""
+        changed = torch.zeros_like(self.scaling.mean, dtype=torch.bool)
+        changed[self.changes] = True
+        mean = torch.where(changed, self.scaling.change_mean, self.scaling.mean)
+        return mean, torch.where(changed, self.scaling.change_std, self.scaling.std)
+
+    @property
     def sums(self) -> tuple[str, ...]:
         """The running sums that a session carries, (batch, streaming) each, in double precision."""
         return {"fixed": (), "mean": ("seen", "sum"), "causal": ("seen", "sum", "squares")}[
@@ -91,6 +121,11 @@ class Reading(nn.Module):
     def table(self, feature: str) -> nn.Embedding:
         tables = zip(self.categories, self.tables, strict=True)
         return next(table for place, table in tables if self.features[place].name == feature)
+
+    @property
+    def first_values(self) -> Tensor:
+        """(changes,) what a session's first values are changes from: they count as none."""
+        return self.scaling.mean[self.changes]
 
     def initial_unit(self, targets: Sequence[int]) -> Unit:
         """Before anything was read: the training part's moments of these features."""
@@ -102,7 +137,10 @@ class Reading(nn.Module):
 
         `targets` are the places of those that are numbers; without them there is no unit.
         """
-        terms, unit = [], None
+        terms: list[Any] = []
+        unit, last = None, None
+        if self.changes:
+            raw, last = self._changed(ops, raw)
         if self.fixed:
             mean, std = self._moments(ops, "scaling", self.fixed)
             value = ops.columns(raw, self.fixed)
@@ -114,10 +152,26 @@ class Reading(nn.Module):
             terms.append(scaled)
         elif targets:
             mean, std = self._moments(ops, "target", targets)
-            unit = Unit(mean, std, ops.constant("target_log_std", self.scaling.std[list(targets)].log()))
+            unit = Unit(mean, std, ops.constant("target_log_std", self.moments[1][list(targets)].log()))
         if self.masked:
             terms.append(1.0 - ops.present(ops.columns(raw, self.masked)))
+        if unit is not None and last is not None and set(targets) & set(self.changes):
+            at = [self.changes.index(i) if i in self.changes else len(self.changes) for i in targets]
+            nothing = ops.columns(last, [0]) * 0.0
+            unit = replace(unit, mean=unit.mean + ops.columns(ops.join([last, nothing]), at))
         return terms, unit
+
+    def _changed(self, ops: Ops, raw: Any) -> tuple[Any, Any]:
+        """The changes in place of the values, and the last values seen, (time, batch, changes)."""
+        first = ops.constant("first_values", self.first_values)
+        values = ops.columns(raw, self.changes)
+        last = ops.last_seen("previous", values, first) if set(self.changes) & set(self.masked) else values
+        there = ops.present(values)
+        begun = ops.clip(ops.single(ops.running("begun", ops.double(there))) - there, 0.0, 1.0)
+        change = (values - ops.before("previous", last, first)) * begun
+        count = len(self.features)
+        places = [count + self.changes.index(i) if i in self.changes else i for i in range(count)]
+        return ops.columns(ops.join([raw, change]), places), last
 
     def embedded(self, ops: Ops, places: Any) -> list[Any]:
         """(time, batch, width) of each category. places: (time, batch, categories)."""
@@ -129,8 +183,8 @@ class Reading(nn.Module):
         return terms
 
     def _moments(self, ops: Ops, name: str, places: Sequence[int]) -> tuple[Any, Any]:
-        mean, std = self.scaling.mean[list(places)], self.scaling.std[list(places)]
-        return ops.constant(f"{name}_mean", mean), ops.constant(f"{name}_std", std)
+        mean, std = self.moments
+        return ops.constant(f"{name}_mean", mean[list(places)]), ops.constant(f"{name}_std", std[list(places)])
 
     def _streaming(self, ops: Ops, raw: Any, targets: Sequence[int]) -> tuple[Any, Unit | None]:
         """Scaled by the moments of all that the session has seen, this step among it: nothing of the future.
@@ -141,7 +195,7 @@ class Reading(nn.Module):
         """
         first_mean, first_std = (
             ops.constant(f"first_{name}", moment[self.streaming].double())
-            for name, moment in (("mean", self.scaling.mean), ("std", self.scaling.std))
+            for name, moment in zip(("mean", "std"), self.moments, strict=True)
         )
         there = ops.double(ops.present(raw))
         value = ops.double(ops.filled(raw, ops.constant("missing", torch.zeros(1))))

@@ -5,6 +5,7 @@ Owns the order of things: data, fit, export, proof, evaluation. Each of them is 
 
 import hashlib
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +25,7 @@ from training.errors import DataError
 from training.nets import Network, Signature
 from training.publish import Measured
 from training.reading import Scaling
+from training.scores import Array
 
 
 class LosesError(Exception):
@@ -92,19 +94,35 @@ def build(config: Config, dataset: Dataset) -> Network:
         dataset.features,
         config.data.predicted,
         dataset.classes,
-        config.data.per == "sequence" and bool(config.data.label),
+        per_sequence=config.data.label is not None and config.data.per == "sequence",
+        changes=config.data.changes,
     )
     return Network(config.model, signature, scaling(dataset), counts(dataset, signature))
 
 
 def scaling(dataset: Dataset) -> Scaling:
-    """Mean and deviation of the training parts; categories are left as they are."""
-    values = np.concatenate([one.train for one in dataset.series]).astype(np.float64)
-    mean, std = np.nanmean(values, axis=0), np.nanstd(values, axis=0)
-    for place, feature in enumerate(dataset.features):
-        if feature.kind == "category":
-            mean[place], std[place] = 0.0, 1.0
-    return Scaling(torch.from_numpy(mean), torch.from_numpy(std))
+    """Mean and deviation of the training parts, and of their changes; categories are left as they are."""
+    parts = [one.train.astype(np.float64) for one in dataset.series]
+    moments = [*_moments(parts, dataset), *_moments([changes(part) for part in parts], dataset)]
+    return Scaling(*(torch.from_numpy(moment) for moment in moments))
+
+
+def _moments(parts: Sequence[Array], dataset: Dataset) -> tuple[Array, Array]:
+    values = np.concatenate(parts)
+    there = ~np.isnan(values)
+    count = np.maximum(there.sum(axis=0), 1)
+    mean = np.where(there, values, 0.0).sum(axis=0) / count
+    std = np.sqrt((np.where(there, values - mean, 0.0) ** 2).sum(axis=0) / count)
+    numbers = np.array([feature.kind == "number" for feature in dataset.features])
+    return np.where(numbers, mean, 0.0), np.where(numbers, std, 1.0)
+
+
+def changes(values: Array) -> Array:
+    """(time, features) from the last value seen to each; NaN where there is none."""
+    steps = np.where(np.isnan(values), -1, np.arange(len(values))[:, np.newaxis])
+    last = np.maximum.accumulate(steps, axis=0)[:-1]
+    before = np.where(last < 0, np.nan, np.take_along_axis(values, np.maximum(last, 0), axis=0))
+    return np.concatenate([np.full_like(values[:1], np.nan), values[1:] - before])
 
 
 def counts(dataset: Dataset, signature: Signature) -> torch.Tensor:
