@@ -7,6 +7,7 @@ tensor without a `"time"` axis takes one step a call; one without `"batch"` is s
 for itself where its axes lie, and a third-party graph needs no convention.
 """
 
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -109,6 +110,11 @@ class Feature(Frozen):
     """Whether values beyond the categories are allowed: all of them take the place after the last."""
     text: Literal["characters", "bytes"] | None = None
     """How a text is cut into this feature's values."""
+
+    @cached_property
+    def place_of(self) -> dict[Category, int]:
+        """The place of each category."""
+        return {category: place for place, category in enumerate(self.categories)}
 
     @property
     def places(self) -> int:

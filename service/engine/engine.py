@@ -309,7 +309,7 @@ class Engine:
     def _array(self, model: StepModel, inputs: Inputs, field: str = "inputs") -> NDArray[np.float32]:
         if len(inputs) > self.limits.max_steps:
             raise InvalidInputError(Fault(field, f"at most {self.limits.max_steps} steps a call, not {len(inputs)}"))
-        return to_array(inputs, model.features, field)
+        return to_array(inputs, model.manifest.features, field)
 
     def _room_for(self, works: int) -> None:
         waiting = sum(queue.waiting for queue in self._queues.values())

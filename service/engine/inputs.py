@@ -1,66 +1,144 @@
 """A client's inputs as an array, in the model's order.
 
-Owns the three ways to write a step: a list of numbers, one number, or numbers by feature name. Knows nothing of HTTP.
+Owns the ways to write a step: a list of values, one value, values by feature name, or a piece of a text. A value is a
+number, a category as the model's data has it, or null where it may be missing. Knows nothing of HTTP.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from model.manifest import Feature
 from service.errors import Fault, InvalidInputError
 
-Rows = Sequence[Sequence[float]]
-Numbers = Sequence[float]
-NamedRows = Sequence[Mapping[str, float]]
-Inputs = Rows | Numbers | NamedRows
+Value = float | str | None
+Rows = Sequence[Sequence[Value]]
+Values = Sequence[Value]
+NamedRows = Sequence[Mapping[str, Value]]
+Inputs = Rows | Values | NamedRows | str
+
+_PLAIN = frozenset({int, float})
 
 
-def to_array(inputs: Inputs, features: Sequence[str], field: str = "inputs") -> NDArray[np.float32]:
-    """(steps, features) in the model's order. `field` is what errors call the inputs.
+def to_array(inputs: Inputs, features: Sequence[Feature], field: str = "inputs") -> NDArray[np.float32]:
+    """(steps, features) in the model's order, categories by place and missing values NaN.
 
-    Raises InvalidInputError, naming the step and the feature.
+    `field` is what errors call the inputs. Raises InvalidInputError, naming the step and the feature.
     """
     if not len(inputs):
         raise InvalidInputError(Fault(field, "needs at least one step"))
+    if isinstance(inputs, str):
+        return _text(inputs, features, field)
+    rows = _rows(inputs, features, field)
+    if all(feature.kind == "number" for feature in features) and set(map(type, chain.from_iterable(rows))) <= _PLAIN:
+        array = np.array(rows, np.float64)
+    else:
+        columns = [
+            _column([row[place] for row in rows], feature, place, field) for place, feature in enumerate(features)
+        ]
+        array = np.array(columns, np.float64).T
+    return _finite(array, features, field)
+
+
+def _rows(inputs: Any, features: Sequence[Feature], field: str) -> Sequence[Sequence[Value]]:
     first = inputs[0]
     if isinstance(first, Mapping):
-        rows = [_by_name(step, features, f"{field}[{place}]") for place, step in enumerate(inputs)]
-    elif isinstance(first, (int, float)):
+        return [_by_name(step, features, f"{field}[{place}]") for place, step in enumerate(inputs)]
+    if not isinstance(first, (list, tuple)):
         if len(features) != 1:
-            raise InvalidInputError(Fault(f"{field}[0]", f"a step is {_said(features)}, not one number"))
-        rows = [[number] for number in inputs]  # type: ignore[list-item]
-    else:
-        rows = inputs  # type: ignore[assignment]
-    for place, row in enumerate(rows):
+            raise InvalidInputError(Fault(f"{field}[0]", f"a step is {_said(features)}, not one value"))
+        return [[value] for value in inputs]
+    for place, row in enumerate(inputs):
         if len(row) != len(features):
             raise InvalidInputError(Fault(f"{field}[{place}]", f"a step is {_said(features)}; this one has {len(row)}"))
-    wide = np.array(rows, np.float64)
+    rows: Sequence[Sequence[Value]] = inputs
+    return rows
+
+
+def _column(values: Sequence[Value], feature: Feature, column: int, field: str) -> list[float]:
+    """(steps,) of one feature."""
+    found = []
+    for step, value in enumerate(values):
+        number = np.nan if value is None and feature.nullable else _number(value, feature)
+        if number is None:
+            raise InvalidInputError(Fault(f"{field}[{step}][{column}]", _refusal(value, feature)))
+        found.append(number)
+    return found
+
+
+def _number(value: Value, feature: Feature) -> float | None:
+    """A number, or a category's place; None where the value is neither.
+
+    Where the categories are words a whole number is a place; where they are numbers it is one of them.
+    """
+    if feature.kind == "number":
+        return value if type(value) in _PLAIN else None  # type: ignore[return-value]
+    if type(value) is not str and type(value) is not int:
+        return None
+    if type(value) is int and isinstance(feature.categories[0], str):
+        return value if 0 <= value < feature.places else None
+    place = feature.place_of.get(value)
+    if place is None and feature.unknown and isinstance(value, str) == isinstance(feature.categories[0], str):
+        return len(feature.categories)
+    return place
+
+
+def _refusal(value: Value, feature: Feature) -> str:
+    name, said = feature.name, "null" if value is None else repr(value)[:100]
+    if value is None:
+        return f"null ({name}): this value may not be missing"
+    if feature.kind == "number":
+        return f"{said} ({name}) is not a number"
+    some = ", ".join(repr(category) for category in feature.categories[:5])
+    more = ", ..." if len(feature.categories) > 5 else ""
+    return f"{said} ({name}) is none of the {len(feature.categories):,} categories: {some}{more}"
+
+
+def _text(text: str, features: Sequence[Feature], field: str) -> NDArray[np.float32]:
+    (feature, *others) = features
+    if feature.text is None or others:
+        raise InvalidInputError(Fault(field, f"the model reads no text; a step is {_said(features)}"))
+    if feature.text == "bytes":
+        try:
+            values: Sequence[Value] = list(text.encode())
+        except UnicodeEncodeError as error:
+            raise InvalidInputError(Fault(f"{field}[{error.start}]", "half a surrogate pair is no character")) from None
+    else:
+        values = list(text)
+    return _finite(np.array([_column(values, feature, 0, field)], np.float64).T, features, field)
+
+
+def _finite(wide: NDArray[np.float64], features: Sequence[Feature], field: str) -> NDArray[np.float32]:
     with np.errstate(over="ignore"):
         array = wide.astype(np.float32)
-    if not np.isfinite(array).all():
-        place, column = (int(where[0]) for where in np.nonzero(~np.isfinite(array)))
+    wrong = np.isinf(array)
+    if wrong.any():
+        place, column = (int(where[0]) for where in np.nonzero(wrong))
         raise InvalidInputError(
             Fault(
                 f"{field}[{place}][{column}]",
-                f"{wide[place, column]:g} ({features[column]}) is no finite 32-bit number",
+                f"{wide[place, column]:g} ({features[column].name}) is no finite 32-bit number",
             )
         )
     return array
 
 
-def _by_name(step: object, features: Sequence[str], field: str) -> list[float]:
+def _by_name(step: object, features: Sequence[Feature], field: str) -> list[Value]:
     assert isinstance(step, Mapping)
-    faults = [Fault(f"{field}.{name}", "missing") for name in features if name not in step]
+    names = [feature.name for feature in features]
+    faults = [Fault(f"{field}.{name}", "missing") for name in names if name not in step]
     faults += [
-        Fault(f"{field}.{name}", f"no such feature; a step is {_said(features)}")
-        for name in step
-        if name not in features
+        Fault(f"{field}.{name}", f"no such feature; a step is {_said(features)}") for name in step if name not in names
     ]
     if faults:
         raise InvalidInputError(*faults)
-    return [step[name] for name in features]
+    return [step[name] for name in names]
 
 
-def _said(features: Sequence[str]) -> str:
-    return f"{len(features)} number{'s' if len(features) > 1 else ''} ({', '.join(features)})"
+def _said(features: Sequence[Feature]) -> str:
+    what = "number" if all(feature.kind == "number" for feature in features) else "value"
+    names = ", ".join(feature.name for feature in features)
+    return f"{len(features)} {what}{'s' if len(features) > 1 else ''} ({names})"

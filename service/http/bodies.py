@@ -16,26 +16,33 @@ from service.http.problems import HTTP_KINDS, MEDIA, RequestError
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
+Value = Number | Annotated[int, Field(strict=True)] | Annotated[str, Field(strict=True)] | None
+
+
 def _form(steps: Any) -> str:
-    """Which way of writing steps a list uses, by its first."""
-    first = steps[0] if isinstance(steps, list) and steps else None
+    """Which way of writing steps is used: by the first, for a list."""
+    if isinstance(steps, str):
+        return "@text"
+    first = steps[0] if isinstance(steps, list) and steps else []
     if isinstance(first, dict):
         return "@named"
-    return "@rows" if isinstance(first, list) or first is None else "@numbers"
+    return "@rows" if isinstance(first, list) else "@values"
 
 
 _STEPS = Field(
     min_length=1, fail_fast=True
 )  # the first fault is enough: a million of them would take seconds to collect
 Inputs = Annotated[
-    Annotated[list[Annotated[list[Number], _STEPS]], _STEPS, Tag("@rows")]
-    | Annotated[list[Number], _STEPS, Tag("@numbers")]
-    | Annotated[list[dict[str, Number]], _STEPS, Tag("@named")],
+    Annotated[list[Annotated[list[Value], _STEPS]], _STEPS, Tag("@rows")]
+    | Annotated[list[Value], _STEPS, Tag("@values")]
+    | Annotated[list[dict[str, Value]], _STEPS, Tag("@named")]
+    | Annotated[str, Field(strict=True, min_length=1), Tag("@text")],
     Discriminator(_form),
     Field(
-        description="Steps, oldest first: lists of numbers in the order of the model's features, or objects by feature "
-        "name, or single numbers where the model has one feature.",
-        examples=[[[506.0], [511.0]], [{"ppg": 506.0}], [506.0, 511.0]],
+        description="Steps, oldest first: lists of values in the order of the model's features, or objects by feature "
+        "name, or single values where the model has one feature, or a text where the model reads one. A value is a "
+        "number, a category (or, where the categories are words, its place), or null where it may be missing.",
+        examples=[[[506.0], [511.0]], [{"ppg": 506.0}], [506.0, 511.0], "The next "],
     ),
 ]
 SessionId = Annotated[
@@ -83,8 +90,8 @@ class Predict(Body):
     horizon: Annotated[int, Field(strict=True, ge=0, le=2**31, description="steps to roll each sequence forward")] = 0
 
 
-Said = list[float] | list[list[float]]
-"""Of one step: a number a target, or a row of them, such as one a quantile level."""
+Said = list[float] | list[list[float]] | list[str | int | None]
+"""Of one step: a number a target, or a row of them, such as one a quantile level; or categories, null for any other."""
 Rows = dict[str, list[Said]]
 
 
@@ -163,9 +170,20 @@ class ModelList(Body):
     refused: Annotated[list[Refused], Field(description="bundles that failed verification and are not served")]
 
 
+class FeatureInfo(Body):
+    name: str
+    kind: Annotated[str, Field(description="number or category")]
+    role: Annotated[str, Field(description="observed, known in advance, or static: the same for a whole session")]
+    nullable: Annotated[bool, Field(description="whether null may stand for a missing value")]
+    formula: Annotated[str | None, Field(description="how the client computes it, where it is not measured")]
+    categories: Annotated[list[str | int], Field(description="what a category may be")]
+    unknown: Annotated[bool, Field(description="whether other categories are taken, all of them alike")]
+    text: Annotated[str | None, Field(description="characters or bytes, where inputs may be a text")]
+
+
 class ModelDetail(ModelInfo):
     version: int
-    derived: Annotated[dict[str, str], Field(description="features that the client computes, with their formulas")]
+    inputs: Annotated[list[FeatureInfo], Field(description="what a step is made of, in order")]
     head: dict[str, Any]
     exact: bool
     metrics: dict[str, Any]

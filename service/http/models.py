@@ -28,7 +28,7 @@ def show(engine: Engine, model: str) -> Response:
         _info(engine, chosen, engine.live_sessions())
         | {
             "version": manifest.version,
-            "derived": manifest.derived,
+            "inputs": [feature.model_dump() for feature in manifest.features],
             "head": manifest.head.model_dump(exclude={"last"}),
             "exact": manifest.exact,
             "metrics": manifest.metrics,
@@ -58,7 +58,7 @@ def _info(engine: Engine, model: StepModel, live: dict[tuple[str, int], int]) ->
         "versions": sorted(engine.models[manifest.name]),
         "task": manifest.task,
         "description": manifest.description,
-        "features": manifest.features,
+        "features": manifest.names,
         "targets": manifest.head.targets,
         "live_sessions": sum(count for (name, _), count in live.items() if name == manifest.name),
     }

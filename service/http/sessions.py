@@ -8,7 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 from service.engine.engine import Engine, Session
 from service.errors import Fault, InvalidInputError
 from service.http import bodies
-from service.http.operations import Operation, Query, json, rolled, rows
+from service.http.operations import Operation, Query, json, rolled, rows, said
 from service.http.times import iso
 
 TENANT = "public"
@@ -24,7 +24,7 @@ def create(engine: Engine, model: str) -> Response:
     session, answer = engine.create(
         TENANT, model, version=body.version, session_id=body.session_id, ttl_s=body.ttl_s, inputs=body.inputs
     )
-    last = {name: answer.outputs[name][0] for name in answer.model.manifest.head.last}
+    last = {name: rows[0] for name, rows in said(answer.model, answer.outputs, answer.model.manifest.head.last).items()}
     headers = {"Location": f"/v1/sessions/{session.session_id}"}
     return json(_info(session) | {"prediction": last}, 201, headers)
 
