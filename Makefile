@@ -42,5 +42,5 @@ clean:
 	@touch $@
 
 .venv/dev: pyproject.toml constraints.txt | .venv/python
-	PYTHONWARNINGS=ignore $(PIP) install --quiet --constraint constraints.txt --editable '.[train,redis,dev]'
+	PYTHONWARNINGS=ignore $(PIP) install --quiet --constraint constraints.txt --editable '.[train,tune,redis,dev]'
 	@touch $@ .venv/core

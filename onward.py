@@ -66,6 +66,58 @@ def train(config: Path, *, quiet: bool, resume: bool, must_beat: bool) -> None:
 
 
 @main.command()
+@click.argument("config", type=click.Path(path_type=Path))
+def export(config: Path) -> None:
+    """Export, prove and measure what a stopped run of the TOML file CONFIG has come to: its best weights so far."""
+    try:
+        from training import run, table
+        from training.config import ConfigError, read
+        from training.errors import DataError, TrainingError
+        from training.export import ExportError
+    except ModuleNotFoundError as error:
+        _fail(f"exporting needs {error.name}: pip install 'onward[train]'")
+    from model.checks import CheckError
+
+    try:
+        settings = read(config)
+        bundle, model = run.publish(settings, run.stopped(settings), finished=False)
+    except (ConfigError, DataError, TrainingError, ExportError, CheckError, OSError) as error:
+        _fail(str(error))
+    click.echo(table.text(model.manifest))
+    click.echo(f"\nbundle: {bundle}\nthe run can still go on: onward train {config} --resume")
+
+
+@main.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("--trials", type=click.IntRange(min=1), default=20, show_default=True, help="runs to try")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="where the better TOML goes; CONFIG.tuned.toml if left out"
+)
+def tune(config: Path, *, trials: int, out: Path | None) -> None:
+    """Search for better settings of the TOML file CONFIG, as its [tune.search] says, and write them to another."""
+    try:
+        from training import tune as tuning
+        from training.config import ConfigError, read
+        from training.errors import DataError
+    except ModuleNotFoundError as error:
+        _fail(f"tuning needs {error.name}: pip install 'onward[train,tune]'")
+
+    target = out or config.with_suffix(".tuned.toml")
+    try:
+        found = tuning.search(read(config), trials, click.echo)
+        if found.settings:
+            tuning.write(config, found.settings, target)
+    except (ConfigError, DataError, OSError) as error:
+        _fail(str(error))
+    if not found.settings:
+        click.echo(f"\nnone of {found.runs - 1} runs was better than {config} as it is: {found.loss_before:.6g}")
+        return
+    click.echo(
+        f"\nbest validation loss {found.loss:.6g}, {found.loss_before:.6g} as it was\nnow: onward train {target}"
+    )
+
+
+@main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 def verify(bundle: Path) -> None:
     """Hold the folder BUNDLE to its checksum, its manifest, its parity vectors and the checks of model/checks.py."""

@@ -8,9 +8,9 @@ import importlib.util
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from model.manifest import Name
 from training import calendar
@@ -235,12 +235,55 @@ class Output(Section):
     repository: Annotated[str, Field(description="folder of models, relative to the configuration's own folder")]
 
 
+class Range(Section):
+    """Whole numbers where both ends are."""
+
+    low: int | float
+    high: int | float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _rises(self) -> Self:
+        if not self.low < self.high or (self.log and self.low <= 0):
+            raise ValueError(f"low must be below high, and above 0 where log is set, not {self.low} to {self.high}")
+        return self
+
+
+COMPARABLE = {
+    "model": frozenset({"head", "loss", "quantiles", "scaling"}),
+    "train": frozenset({"seed", "device", "precision", "compile"}),
+}
+"""By section, the keys that a search must leave alone: with another loss or scale two runs cannot be compared."""
+
+
+class Tune(Section):
+    """What `onward tune` tries: by key, such as "model.units", some values or a range."""
+
+    search: Annotated[
+        dict[str, Range | Annotated[tuple[int | float | str | bool, ...], Field(strict=False, min_length=2)]],
+        Field(min_length=1),
+    ]
+
+    @field_validator("search")
+    @classmethod
+    def _keys_exist(cls, search: dict[str, Any]) -> dict[str, Any]:
+        sections: dict[str, type[Section]] = {"model": Model, "train": Train}
+        for key in search:
+            section, _, name = key.partition(".")
+            if section not in sections or name not in sections[section].model_fields:
+                raise ValueError(f"{key!r} is no setting of the model or the training, such as model.units")
+            if name in COMPARABLE[section]:
+                raise ValueError(f"{key} must stay: validation losses could not be compared")
+        return search
+
+
 class Config(Section):
     name: Name
     description: str = ""
     data: Data
     model: Model = Model()
     train: Train = Train()
+    tune: Tune | None = None
     output: Output
 
     folder: Annotated[Path, Field(exclude=True)] = Path()
@@ -291,6 +334,18 @@ def read(file: Path) -> Config:
     except ValidationError as error:
         faults = "; ".join(_fault(tuple(fault["loc"]), fault["type"], fault["msg"]) for fault in error.errors())
         raise ConfigError(f"{file}: {faults}") from error
+
+
+def changed(document: dict[str, Any], settings: dict[str, Any], folder: Path) -> Config:
+    """The configuration `document` with other settings, by keys such as `model.units`. Raises ConfigError."""
+    sections = {name: dict(value) if isinstance(value, dict) else value for name, value in document.items()}
+    for key, value in settings.items():
+        section, _, name = key.partition(".")
+        sections.setdefault(section, {})[name] = value
+    try:
+        return Config.model_validate(sections).model_copy(update={"folder": folder})
+    except ValidationError as error:
+        raise ConfigError(error.errors()[0]["msg"]) from error
 
 
 def _fault(place: tuple[int | str, ...], kind: str, message: str) -> str:

@@ -10,8 +10,9 @@ on from the end of any epoch ends as if it had never stopped.
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,6 +46,9 @@ class History:
     """Of the optimiser, over all epochs."""
 
 
+Watch = Callable[[History], None]
+
+
 def fit(
     network: Network,
     series: Sequence[Series],
@@ -53,16 +57,20 @@ def fit(
     quiet: bool | None = None,
     checkpoint: Checkpoint | None = None,
     resume: bool = False,
+    watch: Watch | None = None,
 ) -> History:
     """Fits the network in place and leaves it on the CPU, with the weights of the best validation loss.
 
     `quiet` None shows a progress bar on terminals only. With a checkpoint every epoch's end is written to it; `resume`
     goes on from there, or from the beginning where there is none. Started as one of several processes it fits together
-    with them. Raises TrainingError where the loss stops being a number, or the device or the checkpoint is of no use.
+    with them. `watch` is given the history after each epoch; what it raises ends the run. Raises TrainingError where
+    the loss stops being a number, or the device or the checkpoint is of no use.
     """
     with devices.place(settings) as place:
         try:
-            return _Run(network.to(place.device), series, settings, place, checkpoint).run(quiet=quiet, resume=resume)
+            return _Run(network.to(place.device), series, settings, place, checkpoint).run(
+                quiet=quiet, resume=resume, watch=watch
+            )
         finally:
             network.cpu()
 
@@ -158,7 +166,7 @@ class _Run:
         self.stepper = stepper(network, settings, place)
         self.history, self.best = History(), copy.deepcopy(network.state_dict())
 
-    def run(self, *, quiet: bool | None, resume: bool) -> History:
+    def run(self, *, quiet: bool | None, resume: bool, watch: Watch | None) -> History:
         if resume:
             self._resume()
         history, settings = self.history, self.settings
@@ -170,6 +178,8 @@ class _Run:
                     self.best = copy.deepcopy(self.network.state_dict())
                 if self.checkpoint and self.place.first:
                     self.checkpoint.write(self._state())
+                if watch is not None:
+                    watch(history)
         self.network.load_state_dict(self.best)
         return history
 
@@ -233,6 +243,12 @@ class _Run:
         self.network.load_state_dict(state["weights"])
         self.stepper.optimiser.load_state_dict(state["optimiser"])
         self.best = {name: tensor.to(self.place.device) for name, tensor in state["best"].items()}
+
+
+def restore(network: Network, state: dict[str, Any]) -> History:
+    """Gives the network the best weights of a checkpoint's state; returns the history that led to them."""
+    network.load_state_dict(state["best"])
+    return History(**state["history"])
 
 
 @torch.no_grad()

@@ -5,7 +5,6 @@ Owns the order of things: data, fit, export, proof, evaluation. Each of them is 
 
 import hashlib
 import platform
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,15 +16,13 @@ import torch
 from model.repository import next_version
 from model.runner import StepModel
 from training import checkpoint as checkpoints
-from training import data, evaluate, export, loop, report, split, table
+from training import data, evaluate, export, loop, moments, report, split, table
 from training.checkpoint import Checkpoint
 from training.config import Config
 from training.data import Dataset
-from training.errors import DataError
+from training.errors import DataError, TrainingError
 from training.nets import Network, Signature
 from training.publish import Measured
-from training.reading import Scaling
-from training.scores import Array
 
 
 class LosesError(Exception):
@@ -52,17 +49,51 @@ def train(
 
 
 def fit(config: Config, *, quiet: bool | None = None, resume: bool = False) -> Fitted:
+    loaded = dataset(config)
+    return fitted(config, loaded, quiet=quiet, checkpoint=_checkpoint(config, loaded), resume=resume)
+
+
+def dataset(config: Config) -> Dataset:
+    return data.load(config.data_file, config.data)
+
+
+def fitted(
+    config: Config,
+    loaded: Dataset,
+    *,
+    quiet: bool | None = None,
+    checkpoint: Checkpoint | None = None,
+    resume: bool = False,
+    watch: loop.Watch | None = None,
+) -> Fitted:
+    """The network, fitted to data that were loaded before. Raises as `loop.fit` does."""
     torch.manual_seed(config.train.seed)
-    dataset = data.load(config.data_file, config.data)
-    network = build(config, dataset)
-    checkpoint = Checkpoint(
-        config.checkpoint_file, config.model_dump(mode="json") | {"data file": {"sha256": dataset.sha256}}
+    network = build(config, loaded)
+    history = loop.fit(
+        network, loaded.series, config.train, quiet=quiet, checkpoint=checkpoint, resume=resume, watch=watch
     )
-    history = loop.fit(network, dataset.series, config.train, quiet=quiet, checkpoint=checkpoint, resume=resume)
-    return Fitted(dataset, network, history)
+    return Fitted(loaded, network, history)
 
 
-def publish(config: Config, fitted: Fitted, *, must_beat: bool = False) -> tuple[Path, StepModel]:
+def stopped(config: Config) -> Fitted:
+    """What a run that was stopped has come to: the best weights so far. Raises DataError, TrainingError."""
+    loaded = dataset(config)
+    checkpoint, network = _checkpoint(config, loaded), build(config, loaded)
+    content = checkpoint.read()
+    if content is None:
+        raise TrainingError(f"{checkpoint.file}: no run of this configuration was stopped; train it first")
+    return Fitted(loaded, network, loop.restore(network, checkpoint.state(content)))
+
+
+def _checkpoint(config: Config, loaded: Dataset) -> Checkpoint:
+    told = config.model_dump(mode="json", exclude={"tune"}) | {"data file": {"sha256": loaded.sha256}}
+    return Checkpoint(config.checkpoint_file, told)
+
+
+def publish(
+    config: Config, fitted: Fitted, *, must_beat: bool = False, finished: bool = True
+) -> tuple[Path, StepModel]:
+    """A run that is not `finished` can still go on."""
     dataset = fitted.dataset
     bundle = config.repository / config.name / str(next_version(config.repository, config.name))
     model = export.export(
@@ -73,7 +104,8 @@ def publish(config: Config, fitted: Fitted, *, must_beat: bool = False) -> tuple
         provenance=provenance(config, dataset, fitted.history),
         measure=lambda model: measured(model, config, dataset, must_beat=must_beat),
     )
-    checkpoints.remove(config.checkpoint_file)
+    if finished:
+        checkpoints.remove(config.checkpoint_file)
     return bundle, model
 
 
@@ -97,45 +129,7 @@ def build(config: Config, dataset: Dataset) -> Network:
         per_sequence=config.data.label is not None and config.data.per == "sequence",
         changes=config.data.changes,
     )
-    return Network(config.model, signature, scaling(dataset), counts(dataset, signature))
-
-
-def scaling(dataset: Dataset) -> Scaling:
-    """Mean and deviation of the training parts, and of their changes; categories are left as they are."""
-    parts = [one.train.astype(np.float64) for one in dataset.series]
-    moments = [*_moments(parts, dataset), *_moments([changes(part) for part in parts], dataset)]
-    return Scaling(*(torch.from_numpy(moment) for moment in moments))
-
-
-def _moments(parts: Sequence[Array], dataset: Dataset) -> tuple[Array, Array]:
-    values = np.concatenate(parts)
-    there = ~np.isnan(values)
-    count = np.maximum(there.sum(axis=0), 1)
-    mean = np.where(there, values, 0.0).sum(axis=0) / count
-    std = np.sqrt((np.where(there, values - mean, 0.0) ** 2).sum(axis=0) / count)
-    numbers = np.array([feature.kind == "number" for feature in dataset.features])
-    return np.where(numbers, mean, 0.0), np.where(numbers, std, 1.0)
-
-
-def changes(values: Array) -> Array:
-    """(time, features) from the last value seen to each; NaN where there is none."""
-    steps = np.where(np.isnan(values), -1, np.arange(len(values))[:, np.newaxis])
-    last = np.maximum.accumulate(steps, axis=0)[:-1]
-    before = np.where(last < 0, np.nan, np.take_along_axis(values, np.maximum(last, 0), axis=0))
-    return np.concatenate([np.full_like(values[:1], np.nan), values[1:] - before])
-
-
-def counts(dataset: Dataset, signature: Signature) -> torch.Tensor:
-    """(places,) how often the training part has each category or class that is predicted."""
-    if not signature.chosen:
-        return torch.zeros(0)
-    seen = [
-        one.train[:, signature.places[0]] if one.labels is None else one.labels[: one.validation_from]
-        for one in dataset.series
-    ]
-    places = np.concatenate(seen)
-    places = places[~np.isnan(places)].astype(np.int64)
-    return torch.from_numpy(np.bincount(places, minlength=signature.chosen).astype(np.float32))
+    return Network(config.model, signature, moments.scaling(dataset), moments.counts(dataset, signature))
 
 
 def sample(dataset: Dataset, rows: int = 7) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
@@ -150,7 +144,7 @@ def sample(dataset: Dataset, rows: int = 7) -> np.ndarray[tuple[int, ...], np.dt
 
 def provenance(config: Config, dataset: Dataset, history: loop.History) -> dict[str, Any]:
     """Where the bundle comes from: enough to make it again."""
-    told = config.model_dump(mode="json")
+    told = config.model_dump(mode="json", exclude={"tune"})
     return {
         "data": {
             "file": config.data_file.name,
@@ -161,7 +155,7 @@ def provenance(config: Config, dataset: Dataset, history: loop.History) -> dict[
             "test_share": split.TEST,
         },
         "config": told,
-        "config_sha256": hashlib.sha256(config.model_dump_json().encode()).hexdigest(),
+        "config_sha256": hashlib.sha256(config.model_dump_json(exclude={"tune"}).encode()).hexdigest(),
         "epochs": len(history.train),
         "best_epoch": history.best + 1,
         "losses": {"train": history.train, "validation": history.validation},

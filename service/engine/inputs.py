@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from model.manifest import Feature
 from service.errors import Fault, InvalidInputError
 
-Value = float | str | None
+Value = float | int | str | None
 Rows = Sequence[Sequence[Value]]
 Values = Sequence[Value]
 NamedRows = Sequence[Mapping[str, Value]]
