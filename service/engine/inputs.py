@@ -34,12 +34,12 @@ def to_array(inputs: Inputs, features: Sequence[Feature], field: str = "inputs")
         return _text(inputs, features, field)
     rows = _rows(inputs, features, field)
     if all(feature.kind == "number" for feature in features) and set(map(type, chain.from_iterable(rows))) <= _PLAIN:
-        array = np.array(rows, np.float64)
+        array = _wide(rows)
     else:
         columns = [
             _column([row[place] for row in rows], feature, place, field) for place, feature in enumerate(features)
         ]
-        array = np.array(columns, np.float64).T
+        array = _wide(columns).T
     return _finite(array, features, field)
 
 
@@ -109,6 +109,15 @@ def _text(text: str, features: Sequence[Feature], field: str) -> NDArray[np.floa
     else:
         values = list(text)
     return _finite(np.array([_column(values, feature, 0, field)], np.float64).T, features, field)
+
+
+def _wide(rows: Any) -> NDArray[np.float64]:
+    """In double precision; whole numbers beyond it are infinite."""
+    try:
+        return np.array(rows, np.float64)
+    except OverflowError:
+        most = int(np.finfo(np.float64).max)
+        return np.array([[np.inf if abs(value) > most else value for value in row] for row in rows], np.float64)
 
 
 def _finite(wide: NDArray[np.float64], features: Sequence[Feature], field: str) -> NDArray[np.float32]:

@@ -5,31 +5,82 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.engine.inputs import to_array
+from model.manifest import Feature
+from service.engine.inputs import Inputs, to_array
 from service.errors import InvalidInputError
 
 FLOAT32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
 ROWS = st.lists(st.tuples(FLOAT32, FLOAT32), min_size=1, max_size=20)
+A, B = Feature(name="a"), Feature(name="b")
+NULLABLE = Feature(name="n", nullable=True)
+WORD = Feature(name="w", kind="category", categories=("ant", "bee", "cat"))
+NUMBER = Feature(name="k", kind="category", categories=(7, 10, 300), unknown=True, nullable=True)
+CHARACTER = Feature(name="token", kind="category", categories=("a", "b", "\u20ac"), text="characters")
+BYTE = Feature(name="token", kind="category", categories=tuple(range(256)), text="bytes")
 
 
 @given(ROWS)
 def test_rows_and_names_are_two_ways_to_say_the_same(rows: list[tuple[float, float]]) -> None:
     """In any order of the names, bit for bit."""
     expected = np.array(rows, np.float32)
-    by_row = to_array([list(row) for row in rows], ("a", "b"))
-    by_name = to_array([{"b": b, "a": a} for a, b in rows], ("a", "b"))
+    by_row = to_array([list(row) for row in rows], (A, B))
+    by_name = to_array([{"b": b, "a": a} for a, b in rows], (A, B))
     assert by_row.tobytes() == by_name.tobytes() == expected.tobytes()
     assert by_row.shape == (len(rows), 2)
 
 
 def test_numbers_are_steps_of_a_single_feature() -> None:
-    assert to_array([1, 2.5], ("a",)).tolist() == [[1.0], [2.5]]
-    with pytest.raises(InvalidInputError, match=r"inputs\[0\]: a step is 2 numbers \(a, b\)"):
-        to_array([1, 2.5], ("a", "b"))
+    assert to_array([1, 2.5], (A,)).tolist() == [[1.0], [2.5]]
+    with pytest.raises(InvalidInputError, match=r"inputs\[0\]: a step is 2 numbers \(a, b\), not one value"):
+        to_array([1, 2.5], (A, B))
 
 
 def test_every_fault_of_a_named_step_is_told() -> None:
     """Missing and unknown features alike."""
     with pytest.raises(InvalidInputError) as error:
-        to_array([{"a": 1, "b": 2}, {"a": 1, "c": 3}], ("a", "b"), "inputs[4]")
+        to_array([{"a": 1, "b": 2}, {"a": 1, "c": 3}], (A, B), "inputs[4]")
     assert [fault.field for fault in error.value.faults] == ["inputs[4][1].b", "inputs[4][1].c"]
+
+
+def test_a_category_is_told_as_the_data_has_it() -> None:
+    """Words by name or place, whole numbers by what they are, never by place; others take the place after the last."""
+    assert to_array(["bee", "ant", 2], (WORD,)).tolist() == [[1.0], [0.0], [2.0]]
+    assert to_array([300, 7, 8, 1], (NUMBER,)).tolist() == [[2.0], [0.0], [3.0], [3.0]]
+    assert to_array([[1.5, "cat"], [2, "ant"]], (A, WORD)).tolist() == [[1.5, 2.0], [2.0, 0.0]]
+    assert to_array([{"w": "cat", "a": 1}], (A, WORD)).tolist() == [[1.0, 2.0]]
+
+
+def test_null_is_a_missing_value_where_there_may_be_one() -> None:
+    array = to_array([[None, None], [2, 10]], (NULLABLE, NUMBER))
+    assert np.isnan(array[0]).all()
+    assert array[1].tolist() == [2.0, 1.0]
+
+
+def test_a_text_is_its_characters_or_bytes() -> None:
+    assert to_array("ba\u20ac", (CHARACTER,)).tolist() == [[1.0], [0.0], [2.0]]
+    assert to_array("\u20ac", (BYTE,)).tolist() == [[226.0], [130.0], [172.0]]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "features", "says"),
+    [
+        ([[1.0, None]], (NULLABLE, A), r"inputs\[0\]\[1\]: null \(a\): this value may not be missing"),
+        ([[1.0], ["2"]], (A,), r"inputs\[1\]\[0\]: '2' \(a\) is not a number"),
+        (["dog"], (WORD,), r"inputs\[0\]\[0\]: 'dog' \(w\) is none of the 3 categories: 'ant', 'bee', 'cat'$"),
+        ([3], (WORD,), r"inputs\[0\]\[0\]: 3 \(w\) is none of the 3 categories"),
+        ([-1], (WORD,), r"-1 \(w\) is none"),
+        ([1.0], (WORD,), r"1.0 \(w\) is none"),
+        (["7"], (NUMBER,), r"'7' \(k\) is none of the 3 categories: 7, 10, 300$"),
+        ([None], (WORD,), r"null \(w\): this value may not be missing"),
+        ("axb", (CHARACTER,), r"inputs\[1\]\[0\]: 'x' \(token\) is none of the 3 categories"),
+        ("ab", (A,), r"inputs: the model reads no text; a step is 1 number \(a\)"),
+        ("", (CHARACTER,), r"inputs: needs at least one step"),
+        ("\ud800", (BYTE,), r"inputs\[0\]: half a surrogate pair is no character"),
+        ([[1e39]], (NULLABLE,), r"inputs\[0\]\[0\]: 1e\+39 \(n\) is no finite 32-bit number"),
+        ([[1], [10**400]], (A,), r"inputs\[1\]\[0\]: inf \(a\) is no finite 32-bit number"),
+        ([[1.0, "ant"], [1.0]], (A, WORD), r"inputs\[1\]: a step is 2 values \(a, w\); this one has 1"),
+    ],
+)
+def test_what_is_no_value_is_refused_with_its_place(inputs: Inputs, features: tuple[Feature, ...], says: str) -> None:
+    with pytest.raises(InvalidInputError, match=says):
+        to_array(inputs, features)
