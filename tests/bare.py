@@ -20,13 +20,15 @@ def zeros(manifest: Manifest, rows: int) -> dict[str, NDArray[Any]]:
     """The initial state of our own exports, as their graphs take it."""
     state: dict[str, NDArray[Any]] = {}
     for pair in manifest.state:
-        if pair.shape[0] == "batch":  # (batch, targets, ...)
-            state[pair.input] = np.stack([np.asarray(pair.init, np.float32)] * rows)
+        first = np.asarray(pair.init, pair.dtype)
+        if pair.shape[0] == "batch":  # (batch, ...)
+            inner = [axis for axis in pair.shape if isinstance(axis, int)]
+            state[pair.input] = np.stack([np.broadcast_to(first, inner)] * rows)
         else:  # (layers, batch, units)
             layers, _, units = pair.shape
             assert isinstance(layers, int)
             assert isinstance(units, int)
-            state[pair.input] = np.zeros((layers, rows, units), np.float32)
+            state[pair.input] = np.zeros((layers, rows, units), pair.dtype)
     return state
 
 

@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from model.manifest import Feature
 from model.repository import GRAPH, MANIFEST, open_bundle
 from model.runner import StepModel
 from training.config import Cell, Model
 from training.export import PROOF_STEPS, export
+from training.heads import Numbers
 from training.nets import Network, Signature
 from training.reading import Scaling
 
@@ -70,8 +72,7 @@ def make_network(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         scaling = Scaling(torch.from_numpy(mean), torch.from_numpy(std))
-        signature = Signature(tuple(Feature(name=name) for name in features), targets or features)
-        network = Network(model, signature, scaling)
+        network = Network(model, signature(features, targets), scaling)
     with torch.no_grad():
         for parameter_name, parameter in network.named_parameters():
             if "weight_hh" in parameter_name:
@@ -79,6 +80,17 @@ def make_network(
             reach = 0.3 if parameter.ndim == 1 else 0.3 / parameter.shape[1]
             parameter.add_((torch.rand(parameter.shape, generator=generator) * 2 - 1) * reach)
     return network
+
+
+def signature(features: tuple[str, ...] = ("x",), targets: tuple[str, ...] | None = None) -> Signature:
+    """Of observed numbers."""
+    return Signature(tuple(Feature(name=name) for name in features), targets or features)
+
+
+def readout(network: Network) -> nn.Linear:
+    """Of a head that predicts numbers."""
+    assert isinstance(network.head, Numbers)
+    return network.head.readout
 
 
 def moments(features: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -12,7 +12,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from training.heads import LOG_BOUND, StudentT
+from training.heads import LOG_BOUND
 from training.nets import Network
 
 Array = NDArray[np.float64]
@@ -65,12 +65,13 @@ def nll(value: Array, mean: Array, std: Array) -> Array:
 def run(network: Network, inputs: NDArray[np.float32]) -> tuple[dict[str, Array], dict[str, Array]]:
     """What the network must say of one row: inputs (time, features) -> outputs (time, ...), last state by input."""
     weights = {name: value.detach().numpy().astype(np.float64) for name, value in network.state_dict().items()}
-    config, targets = network.config, network.targets
+    config, names = network.config, [feature.name for feature in network.signature.features]
+    targets = [names.index(target) for target in network.signature.targets]
     layers = [
         {short: weights[f"layers.{layer}.{long}_l0"] for short, long in _NAMES.items()}
         for layer in range(config.layers)
     ]
-    mean, std = weights["scaling.mean"], weights["scaling.std"]
+    mean, std = weights["reading.scaling.mean"], weights["reading.scaling.std"]
     tensors = 2 if config.cell == "lstm" else 1
     states = [[np.zeros(config.units)] * tensors for _ in layers]
     said = []
@@ -85,7 +86,8 @@ def run(network: Network, inputs: NDArray[np.float32]) -> tuple[dict[str, Array]
             if config.layer_norm:  # Ba et al. 2016, equation 3
                 x = (x - x.mean()) / np.sqrt(x.var() + 1e-5)
                 x = x * weights[f"norms.{layer}.weight"] + weights[f"norms.{layer}.bias"]
-        said.append((weights["readout.weight"] @ x + weights["readout.bias"]).reshape(len(targets), -1))
+        numbers = weights["head.readout.weight"] @ x + weights["head.readout.bias"]
+        said.append(numbers.reshape(-1, len(targets)).T)
     prediction = np.stack(said)  # (time, targets, parameters)
     actual = inputs[:, targets].astype(np.float64)
     told, surprise = _HEADS[config.head](network, prediction, mean[targets], std[targets], actual)
@@ -109,7 +111,7 @@ def _point(network: Network, said: Array, mean: Array, std: Array, actual: Array
     centre = said[..., 0] * std + mean
     error = np.abs(actual - _shift(mean, centre)) / std
     scores = {"mae": error, "mse": error**2, "huber": np.where(error < 1, 0.5 * error**2, error - 0.5)}
-    return {"point": centre}, scores[network.config.loss]
+    return {"point": centre, "unit": np.broadcast_to(std, centre.shape)}, scores[network.config.loss]
 
 
 def _deviation(said: Array, std: Array) -> Array:
@@ -124,8 +126,7 @@ def _gaussian(network: Network, said: Array, mean: Array, std: Array, actual: Ar
 
 
 def _student_t(network: Network, said: Array, mean: Array, std: Array, actual: Array) -> Told:
-    assert isinstance(network.head, StudentT)
-    df = 2 + np.log1p(np.exp(network.head.free.detach().numpy().astype(np.float64)))
+    df = 2 + np.log1p(np.exp(network.get_parameter("head.free").detach().numpy().astype(np.float64)))
     centre, scale = said[..., 0] * std + mean, _deviation(said, std)
     z = (actual - _shift(mean, centre)) / _shift(std, scale)
     constant = [math.lgamma((v + 1) / 2) - math.lgamma(v / 2) - 0.5 * math.log(v * math.pi) for v in df]
@@ -147,7 +148,8 @@ def _quantiles(network: Network, said: Array, mean: Array, std: Array, actual: A
     before = _shift(mean[:, None] + std[:, None] * normal, told)
     error = (actual[..., None] - before) / std[:, None]
     losses = np.where(error >= 0, levels * error, (levels - 1) * error)
-    return {"median": told[..., middle], "quantiles": told}, 2 * losses.mean(axis=-1)
+    said_too = {"unit": np.broadcast_to(std, said.shape[:2])}
+    return {"median": told[..., middle], "quantiles": told} | said_too, 2 * losses.mean(axis=-1)
 
 
 _HEADS: dict[str, Callable[[Network, Array, Array, Array, Array], Told]] = {

@@ -10,14 +10,21 @@ import torch
 
 from model.manifest import Manifest
 from model.runner import StepModel
-from tests.bundles import FEATURES, draw, make_bundle, make_network
-from training import evaluate, predictive, scores
+from tests.bundles import FEATURES, draw, make_bundle, make_network, readout
+from training import backtest, evaluate, playback, predictive, scores
+from training.backtest import Trace
 from training.data import Series
+from training.evaluate import Evaluation
 from training.export import export
 
 
 def one(values: np.ndarray[tuple[int, ...], np.dtype[np.float32]], test_from: int, name: str = "s") -> Series:
     return Series(name, values, test_from - 5, test_from)
+
+
+def trace(found: Evaluation) -> Trace:
+    assert isinstance(found.picture, Trace)
+    return found.picture
 
 
 def test_forecasts_are_a_plain_rollout(tmp_path: Path) -> None:
@@ -59,12 +66,12 @@ def test_the_first_horizon_is_the_one_step_error(tmp_path: Path) -> None:
 def test_origins_are_spread_over_all_held_out_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """No more than ORIGINS, from the first to the last possible, evenly, and none whose future is not known."""
     long, short = one(draw(1, 3000)[0], 2000), one(draw(1, 30)[0], 25)
-    origins = evaluate._origins([long, short], 5)
-    assert sum(map(len, origins)) == evaluate.ORIGINS
+    origins = backtest._origins([long, short], 5)
+    assert sum(map(len, origins)) == backtest.ORIGINS
     assert (origins[0][0], origins[1].tolist()) == (1999, [24])
     assert set(np.diff(origins[0]).tolist()) <= {1, 2}
-    monkeypatch.setattr(evaluate, "ORIGINS", 10**6)
-    assert [part.tolist() for part in evaluate._origins([long, short], 5)] == [list(range(1999, 2995)), [24]]
+    monkeypatch.setattr(backtest, "ORIGINS", 10**6)
+    assert [part.tolist() for part in backtest._origins([long, short], 5)] == [list(range(1999, 2995)), [24]]
 
 
 def test_the_horizon_ends_with_the_held_out_part(tmp_path: Path) -> None:
@@ -81,7 +88,7 @@ def test_what_cannot_be_fed_back_is_not_rolled(tmp_path: Path) -> None:
     model = make_bundle(tmp_path, features=FEATURES[:2], targets=("y",))
     found = evaluate.measure(model, [one(draw(1, 40, 2)[0], 30)], None, 5)
     assert "horizons" not in found.metrics
-    assert found.trace.rolled.shape[0] == 0
+    assert trace(found).rolled.shape[0] == 0
 
 
 def test_no_forecast_knows_the_future(tmp_path: Path) -> None:
@@ -90,7 +97,7 @@ def test_no_forecast_knows_the_future(tmp_path: Path) -> None:
     values = draw(1, 60)[0]
     other = values.copy()
     other[52:] += 100
-    a, b = (evaluate.measure(model, [one(data, 50)], None, 3).trace for data in (values, other))
+    a, b = (trace(evaluate.measure(model, [one(data, 50)], None, 3)) for data in (values, other))
     known = a.origins + 50 < 52
     assert known.sum() == 3
     assert a.rolled[known].tobytes() == b.rolled[known].tobytes()
@@ -101,13 +108,13 @@ def test_a_rollout_that_diverges_says_so(tmp_path: Path) -> None:
     """An unstable network's errors are told up to where they stop being numbers, and the metrics stay JSON."""
     network = make_network(cell="rnn_relu", head="point", units=4)
     with torch.no_grad():
-        network.readout.weight.fill_(1e6)
-        network.readout.bias.fill_(1e6)
+        readout(network).weight.fill_(1e6)
+        readout(network).bias.fill_(1e6)
         for name, weights in network.named_parameters():
             if "weight_hh" in name or "weight_ih" in name:
                 weights.fill_(1.0)
     values = draw(1, 60)[0]
-    model = export(network, bundle=tmp_path / "wild" / "1", features=["x"], targets=["x"], sample=draw(7, 200) * 0)
+    model = export(network, bundle=tmp_path / "wild" / "1", sample=draw(7, 200) * 0)
     with np.errstate(over="ignore", invalid="ignore"):
         told = evaluate.measure(model, [one(values[:20], 8)], None, 10).metrics["horizons"]
     assert 1 <= told["steps"] < 10
@@ -132,7 +139,7 @@ def stretched(tmp_path: Path, head: str) -> tuple[StepModel, Series]:
 def test_distributions_are_scored_by_what_the_head_says(head: str, tmp_path: Path) -> None:
     """Coverage, reliability and the quantile loss are those of the quantiles written out from the outputs."""
     model, series = stretched(tmp_path, head)
-    outputs = evaluate.predictions(model, series.values)[99:-1]
+    outputs = playback.session(model, series.values)[0][99:-1]
     actual = series.values[100:, 0].astype(np.float64)
     said = {name: outputs[name].astype(np.float64)[:, 0] for name in model.manifest.head.outputs}
     levels = model.manifest.head.levels or tuple(tenth / 10 for tenth in range(1, 10))
@@ -161,16 +168,16 @@ def test_a_points_head_has_no_distribution(tmp_path: Path) -> None:
     found = evaluate.measure(model, [series])
     assert set(found.metrics["targets"]["x"]["model"]) == {"mae", "rmse", "mase", "smape"}
     assert "reliability" not in found.metrics["targets"]["x"]
-    assert found.trace.band is None
+    assert trace(found).band is None
 
 
 def test_a_true_forecast_is_reliable(tmp_path: Path) -> None:
     """Where the data is what the head says, 80% lie in the interval and each level's share lies below its quantile."""
     network = make_network(head="gaussian")
     with torch.no_grad():
-        network.readout.weight.zero_()
-        network.readout.bias.zero_()
-    model = export(network, bundle=tmp_path / "true" / "1", features=["x"], targets=["x"], sample=draw(7, 200))
+        readout(network).weight.zero_()
+        readout(network).bias.zero_()
+    model = export(network, bundle=tmp_path / "true" / "1", sample=draw(7, 200))
     table = evaluate.measure(model, [one(draw(1, 20_000)[0], 50)]).metrics["targets"]["x"]
     assert table["model"]["coverage_80"] == pytest.approx(0.8, abs=0.01)
     assert len(table["reliability"]) == len(predictive.LEVELS)

@@ -21,12 +21,12 @@ def test_bfloat16_is_for_the_network_alone(cell: Cell) -> None:
     for precision in ("float32", "bfloat16"):
         network = make_network(cell=cell, units=16)
         objective = loop.Objective(network, settings(precision=precision))
-        real = torch.ones(29, 1)
+        real = torch.ones(29, 1, 1)
         total, state = objective(scaled[:-1, None], scaled[1:, None], real, network.initial(1))
         assert total.dtype == torch.float32
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
             said, _ = network(scaled[:-1, None], network.initial(1))
-        assert total.item() == network.loss(said.float(), scaled[1:, None]).sum().item()
+        assert total.item() == network.head.loss(said.float(), scaled[1:, None]).sum().item()
         (total / 29).backward()
         assert {parameter.grad.dtype for parameter in network.parameters() if parameter.grad is not None} == {
             torch.float32

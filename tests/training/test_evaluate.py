@@ -10,8 +10,8 @@ import torch
 
 from model.manifest import Manifest
 from model.runner import StepModel
-from tests.bundles import FEATURES, draw, make_bundle, make_network
-from training import evaluate, table
+from tests.bundles import FEATURES, draw, make_bundle, make_network, readout
+from training import evaluate, playback, table
 from training.data import Series
 from training.export import export
 
@@ -20,10 +20,9 @@ def constant(tmp_path: Path) -> StepModel:
     """A model that predicts 10 and 20, the means of x and y, whatever it reads."""
     network = make_network(head="point", features=("x", "y"))
     with torch.no_grad():
-        network.readout.weight.zero_()
-        network.readout.bias.zero_()
-    bundle, sample = tmp_path / "constant" / "1", draw(7, 200, 2)
-    return export(network, bundle=bundle, features=("x", "y"), targets=("x", "y"), sample=sample)
+        readout(network).weight.zero_()
+        readout(network).bias.zero_()
+    return export(network, bundle=tmp_path / "constant" / "1", sample=draw(7, 200, 2))
 
 
 def series(x: list[float], y: list[float], test_from: int, name: str = "s") -> Series:
@@ -77,12 +76,12 @@ def test_without_a_period_there_is_no_seasonal_baseline(tmp_path: Path) -> None:
 def test_predictions_are_one_sessions_single_steps(tmp_path: Path) -> None:
     """What is measured is what a session would be told, step by step, over the edges of the chunks too."""
     model = make_bundle(tmp_path)
-    values = draw(1, evaluate.CHUNK * 2 + 30)[0]
+    values = draw(1, playback.CHUNK * 2 + 30)[0]
     state, steps = model.layout.initial(1), []
     for step in values:
         outputs, state = model.run_row(step[None], state)
         steps.append(outputs)
-    assert evaluate.predictions(model, values).tobytes() == np.concatenate(steps).tobytes()
+    assert playback.session(model, values)[0].tobytes() == np.concatenate(steps).tobytes()
 
 
 def test_each_prediction_is_scored_against_the_step_after_it(tmp_path: Path) -> None:
@@ -111,7 +110,7 @@ def test_no_prediction_knows_the_future(changed: int, tmp_path: Path) -> None:
     values = draw(1, 400)[0]
     other = values.copy()
     other[changed:] = draw(1, 400 - changed, seed=9)[0] + 100
-    before, after = evaluate.predictions(model, values), evaluate.predictions(model, other)
+    (before, _), (after, _) = playback.session(model, values), playback.session(model, other)
     assert before[:changed].tobytes() == after[:changed].tobytes()
     for name in ("mean", "std", "surprise"):
         assert before[name][changed] != after[name][changed]
@@ -122,8 +121,8 @@ def report(model: float, last_value: float) -> dict[str, Any]:
     told: dict[str, Any] = {
         name: {"mae": error, "rmse": error} for name, error in (("model", model), ("last_value", last_value))
     }
-    told["better"] = evaluate._better(told)
-    return {"steps": 1, "targets": {"x": told}}
+    told["better"] = evaluate._better(told, evaluate.DECIDE["forecast"])
+    return {"task": "forecast", "steps": 1, "targets": {"x": told}}
 
 
 @pytest.mark.parametrize(

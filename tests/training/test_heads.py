@@ -1,6 +1,7 @@
 """Heads: that their scores are what they are called, against closed forms."""
 
 import math
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -9,38 +10,48 @@ import torch
 from tests.bundles import Options, make_network
 from training.config import Model
 from training.formula import TorchOps
-from training.heads import Gaussian, Head, Point, Quantiles, StudentT, make
+from training.heads import Gaussian, Numbers, Point, Quantiles, StudentT, make
+from training.reading import Unit
+
+Kind = TypeVar("Kind", bound=Numbers)
 
 
-def density(head: Head, location: float, log_scale: float) -> float:
+def plain(head: Kind) -> Kind:
+    """The head with a readout that says what it is given: all targets' first numbers, then their second ones."""
+    with torch.no_grad():
+        head.readout.weight.copy_(torch.eye(*head.readout.weight.shape))
+    return head
+
+
+def density(head: Numbers, location: float, log_scale: float) -> float:
     """The integral of exp(-loss) over the line, as the head computes it in scaled units."""
     line = torch.linspace(-3000, 3000, 2_400_001, dtype=torch.float64)[:, None]
-    said = torch.tensor([location, log_scale], dtype=torch.float64).expand(len(line), 1, 2)
+    said = torch.tensor([location, log_scale], dtype=torch.float64).expand(len(line), 2)
     return float((-head.double().loss(said, line)).exp().detach().sum() * 6000 / 2_400_000)
 
 
 @pytest.mark.parametrize(("location", "log_scale"), [(0.0, 0.0), (3.0, 1.5), (-2.0, -1.0)])
-@pytest.mark.parametrize("head", [Gaussian(), StudentT(1)], ids=["gaussian", "student_t"])
-def test_likelihoods_integrate_to_one(head: Head, location: float, log_scale: float) -> None:
+@pytest.mark.parametrize("head", [plain(Gaussian(2, 1)), plain(StudentT(2, 1))], ids=["gaussian", "student_t"])
+def test_likelihoods_integrate_to_one(head: Numbers, location: float, log_scale: float) -> None:
     """exp(-loss) is a density, for any location and scale."""
     assert density(head, location, log_scale) == pytest.approx(1.0, abs=1e-6)
 
 
 def test_student_t_is_scipys_formula() -> None:
     """Against the density as Student wrote it, at 3 degrees of freedom: (1 + t^2/3)^-2 * 2 / (pi sqrt 3)."""
-    head = StudentT(1).double()
+    head = plain(StudentT(2, 1)).double()
     head.free.data.fill_(math.log(math.expm1(1.0)))
     assert float(head.df.detach()) == pytest.approx(3.0)
     t = torch.tensor([[-2.0], [0.0], [5.0]], dtype=torch.float64)
     expected = 2 / (math.pi * math.sqrt(3)) * (1 + t.numpy() ** 2 / 3) ** -2
-    got = (-head.loss(torch.zeros(3, 1, 2, dtype=torch.float64), t)).exp().detach().numpy()
+    got = (-head.loss(torch.zeros(3, 2, dtype=torch.float64), t)).exp().detach().numpy()
     np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
 def test_degrees_of_freedom_are_learnt() -> None:
     """The loss has a gradient for them, though the graph has them as constants."""
-    head = StudentT(2)
-    head.loss(torch.zeros(4, 2, 2), torch.full((4, 2), 3.0)).sum().backward()  # type: ignore[no-untyped-call]
+    head = plain(StudentT(4, 2))
+    head.loss(torch.zeros(4, 4), torch.full((4, 2), 3.0)).sum().backward()  # type: ignore[no-untyped-call]
     assert head.free.grad is not None
     assert bool((head.free.grad != 0).all())
 
@@ -48,9 +59,9 @@ def test_degrees_of_freedom_are_learnt() -> None:
 @pytest.mark.parametrize("levels", [(0.5,), (0.1, 0.5, 0.9), (0.01, 0.2, 0.3, 0.5, 0.99), (0.5, 0.6)])
 def test_quantiles_never_cross(levels: tuple[float, ...]) -> None:
     """Whatever the network says, they rise with their levels, and the median is among them."""
-    head, generator = Quantiles(levels), torch.Generator().manual_seed(1)
+    head, generator = Quantiles(8, 3, levels), torch.Generator().manual_seed(1)
     said = torch.randn(500, 3, len(levels), generator=generator) * 20
-    told = head.told(TorchOps(), said.unbind(-1), torch.zeros(3), torch.ones(3), torch.zeros(3))
+    told = head.told(TorchOps(), said.unbind(-1), Unit(torch.zeros(3), torch.ones(3), torch.zeros(3)))
     assert bool((told["quantiles"].diff(dim=-1) > 0).all())
     assert torch.equal(told["quantiles"][..., levels.index(0.5)], told["median"])
 
@@ -61,9 +72,9 @@ def test_the_quantile_loss_is_least_at_the_quantile() -> None:
     for level in (0.1, 0.5, 0.9):
         best = -math.log(1 - level)
         grid = np.linspace(best - 0.3, best + 0.3, 25)
-        head = Quantiles((0.5,))
+        head = plain(Quantiles(1, 1, (0.5,)))
         head.levels = (level,)
-        losses = [float(head.loss(torch.full((40_000, 1, 1), place), draws).mean()) for place in grid]
+        losses = [float(head.loss(torch.full((40_000, 1), place), draws).detach().mean()) for place in grid]
         assert grid[int(np.argmin(losses))] == pytest.approx(best, abs=0.05)
 
 
@@ -73,7 +84,7 @@ def test_the_quantile_loss_is_least_at_the_quantile() -> None:
 def test_point_losses(loss: str, expected: list[float]) -> None:
     """Absolute, squared, and Huber's with delta 1."""
     actual = torch.tensor([[0.0], [-0.5], [3.0]])
-    assert Point(loss).loss(torch.zeros(3, 1, 1), actual).flatten().tolist() == expected
+    assert plain(Point(1, 1, loss)).loss(torch.zeros(3, 1), actual).flatten().tolist() == expected
 
 
 def test_the_configuration_chooses() -> None:

@@ -12,14 +12,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tests.bundles import make_network
+from tests.bundles import make_network, readout, signature
 from training import loop, sampling
 from training.checkpoint import Checkpoint
 from training.config import Cell, Model, Train
 from training.data import Series
 from training.devices import Place
 from training.errors import TrainingError
-from training.nets import Network, Scaling
+from training.examples import Example, example
+from training.formula import TorchOps
+from training.nets import Network
+from training.reading import Scaling
 
 CELLS: tuple[Cell, ...] = get_args(Cell)
 
@@ -38,17 +41,24 @@ def noise(steps: int, seed: int = 0) -> Tensor:
     return torch.from_numpy(np.random.default_rng(seed).standard_normal((steps, 1)).astype(np.float32))
 
 
+def predicting(scaled: Tensor) -> Example:
+    """Of (time, 1) scaled values: each step is held to the next, the last to nothing; all are trained on."""
+    answers = torch.cat((scaled[1:], torch.full_like(scaled[:1], 1e3)))
+    weights = torch.cat((torch.ones_like(scaled[1:]), torch.zeros_like(scaled[:1])))
+    return Example(scaled, answers, weights, len(scaled) - 1, (0, 0))
+
+
 def epoch(network: Network, scaled: Sequence[Tensor], told: Train, rate: float) -> float:
     """One epoch of plain gradient descent, so that the change of the weights is the gradient."""
-    return measured(network, scaled, told, rate)[0]
+    return measured(network, [predicting(one) for one in scaled], told, rate)[0]
 
 
-def measured(network: Network, scaled: Sequence[Tensor], told: Train, rate: float) -> tuple[float, list[float]]:
+def measured(network: Network, examples: Sequence[Example], told: Train, rate: float) -> tuple[float, list[float]]:
     """The epoch's mean loss, and the gradients' norms."""
     optimiser = torch.optim.SGD(network.parameters())
     steps = loop.Stepper(network, loop.Objective(network, told), optimiser, told, Place(torch.device("cpu")))
-    groups = sampling.sampler([len(one) for one in scaled], told)(np.random.default_rng(0))
-    losses, norms, scored = zip(*steps.epoch(scaled, groups, itertools.repeat(rate)), strict=True)
+    groups = sampling.sampler([one.trained for one in examples], told)(np.random.default_rng(0))
+    losses, norms, scored = zip(*steps.epoch(examples, groups, itertools.repeat(rate)), strict=True)
     return sum(losses) / sum(scored), list(norms)
 
 
@@ -59,7 +69,7 @@ def weights(network: Network) -> Tensor:
 def gradient(network: Network, scaled: Tensor) -> Tensor:
     """Of the mean loss over the whole sequence, by full backpropagation."""
     said, _ = network(scaled[:-1, None], network.initial(1))
-    loss = network.loss(said, scaled[1:, None]).mean()
+    loss = network.head.loss(said, scaled[1:, None]).mean()
     return torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, list(network.parameters()))])
 
 
@@ -78,7 +88,7 @@ def test_the_state_is_carried_over_windows(cell: Cell, window: int) -> None:
     """Cut into windows the loss is that of one pass over the whole: each window starts where the last one ended."""
     network, scaled = make_network(cell=cell), noise(60)
     said, _ = network(scaled[:-1, None], network.initial(1))
-    whole = float(network.loss(said, scaled[1:, None]).mean().detach())
+    whole = float(network.head.loss(said, scaled[1:, None]).mean().detach())
     assert epoch(network, [scaled], settings(window=window), rate=0.0) == pytest.approx(whole, rel=1e-5)
 
 
@@ -91,7 +101,7 @@ def test_the_gradient_stops_at_the_windows_edge() -> None:
     parameters = list(network.parameters())
     step = torch.zeros_like(weights(network))
     for said, following in ((first, scaled[1:21]), (second, scaled[21:41])):
-        grads = torch.autograd.grad(network.loss(said, following[:, None]).mean(), parameters)
+        grads = torch.autograd.grad(network.head.loss(said, following[:, None]).mean(), parameters)
         step += torch.cat([grad.flatten() for grad in grads])
     before, rate = weights(network), 1e-3  # so small a step that the second window sees nearly the first's weights
     epoch(network, [scaled], settings(window=20), rate=rate)
@@ -105,7 +115,7 @@ def test_streams_of_unequal_length_count_each_step_once() -> None:
     losses = []
     for one in scaled:
         said, _ = network(one[:-1, None], network.initial(1))
-        losses.append(network.loss(said, one[1:, None]).detach().flatten())
+        losses.append(network.head.loss(said, one[1:, None]).detach().flatten())
     expected = float(torch.cat(losses).mean())
     assert epoch(network, scaled, settings(batch=3, window=4), rate=0.0) == pytest.approx(expected, rel=1e-5)
 
@@ -116,7 +126,7 @@ def test_padding_has_no_part_in_the_gradient() -> None:
     losses = []
     for one in scaled:
         said, _ = network(one[:-1, None], network.initial(1))
-        losses.append(network.loss(said, one[1:, None]).flatten())
+        losses.append(network.head.loss(said, one[1:, None]).flatten())
     grads = torch.autograd.grad(torch.cat(losses).mean(), list(network.parameters()))
     before = weights(network)
     epoch(network, scaled, settings(batch=2), rate=1.0)
@@ -131,7 +141,7 @@ def test_the_same_seed_gives_the_same_weights() -> None:
     def fitted(seed: int, before: int) -> Tensor:
         torch.manual_seed(99)
         model = Model(cell="lstm", layers=2, units=6, dropout=0.3)
-        network = Network(model, Scaling(torch.zeros(1), torch.ones(1)), [0])
+        network = Network(model, signature(), Scaling(torch.zeros(1), torch.ones(1)))
         torch.manual_seed(before)
         loop.fit(network, data, settings(epochs=3, batch=2, window=16, seed=seed), quiet=True)
         return weights(network)
@@ -149,8 +159,7 @@ def test_early_stopping_keeps_the_best_weights() -> None:
     assert history.validation[history.best] == min(history.validation)
     assert history.best == history.validation.index(min(history.validation))
     assert len(history.train) == len(history.validation) == history.best + 1 + 4 < 200
-    scaled = [network.scaling(torch.from_numpy(one.values)) for one in data]
-    assert loop.validate(network, scaled, data) == history.validation[history.best]
+    assert loop.validate(network, [example(network, one) for one in data]) == history.validation[history.best]
     assert history.validation[-1] > history.validation[history.best]
 
 
@@ -158,17 +167,17 @@ def test_validation_is_of_the_validation_steps_alone() -> None:
     """The state reads the series from its beginning, only validation steps are scored, and the test part is unread."""
     network = make_network()
     one, two = series(noise(40, 1).numpy(), "one"), series(noise(90, 2).numpy(), "two")
-    scaled = [torch.from_numpy(part.values) for part in (one, two)]
     losses = []
-    for part, values in zip((one, two), scaled, strict=True):
+    for part in (one, two):
+        values = (torch.from_numpy(part.values) - 10) / 2
         said, _ = network(values[:-1, None], network.initial(1))
-        each = network.loss(said, values[1:, None]).flatten().tolist()  # of predicting steps 1, 2, ...
+        each = network.head.loss(said, values[1:, None]).flatten().tolist()  # of predicting steps 1, 2, ...
         losses += each[part.validation_from - 1 : part.test_from - 1]
-    found = loop.validate(network, scaled, [one, two])
+    found = loop.validate(network, [example(network, part) for part in (one, two)])
     assert found == pytest.approx(sum(losses) / len(losses), rel=1e-5)
-    for part, values in zip((one, two), scaled, strict=True):
-        values[part.test_from :] = 1e6
-    assert loop.validate(network, scaled, [one, two]) == found
+    for part in (one, two):
+        part.values[part.test_from :] = 1e6
+    assert loop.validate(network, [example(network, part) for part in (one, two)]) == found
 
 
 def test_the_test_part_is_never_trained_on() -> None:
@@ -221,7 +230,7 @@ def broken(one: Series, where: str) -> Series:
 def test_a_gradient_that_is_no_number_ends_the_run() -> None:
     """A finite loss can have a gradient that is not: it is said before it ruins the weights."""
     network, scaled = make_network(head="point"), noise(20)
-    network.readout.weight.register_hook(lambda grad: grad * math.inf)  # type: ignore[no-untyped-call]
+    readout(network).weight.register_hook(lambda grad: grad * math.inf)  # type: ignore[no-untyped-call]
     before = weights(network)
     with pytest.raises(FloatingPointError, match=r"the gradient's norm is (inf|nan)"):
         epoch(network, [scaled], settings(), rate=1.0)
@@ -232,12 +241,12 @@ def test_the_gradients_norms_are_kept() -> None:
     """Mean and largest of each epoch, before clipping, which hides neither vanishing nor exploding."""
     network, scaled = make_network(), noise(40) * 20
     full = float(gradient(network, scaled).norm())
-    assert measured(network, [scaled], settings(clip=0.1), rate=0.0)[1] == pytest.approx([full], rel=1e-4)
+    assert measured(network, [predicting(scaled)], settings(clip=0.1), rate=0.0)[1] == pytest.approx([full], rel=1e-4)
     one = series(noise(100).numpy() * 20)
     told = settings(window=8, epochs=2, learning_rate=1e-9, clip=1e-3)
     history = loop.fit(make_network(), [one], told, quiet=True)
     network = make_network()
-    norms = measured(network, [network.scaling(torch.from_numpy(one.train))], told, rate=0.0)[1]
+    norms = measured(network, [example(network, one)], told, rate=0.0)[1]
     assert len(norms) == 9
     assert history.gradient_mean == pytest.approx([sum(norms) / 9] * 2, rel=1e-3)
     assert history.gradient_largest == pytest.approx([max(norms)] * 2, rel=1e-3)
@@ -262,11 +271,11 @@ def test_a_random_window_is_warmed_up() -> None:
     network, scaled = make_network(), [noise(50, i) for i in range(3)]
     told = settings(sampling="windows", window=9, burn_in=6, batch=4)
     expected = 0.0
-    for stream in itertools.chain(*sampling.sampler([50] * 3, told)(np.random.default_rng(0))):
+    for stream in itertools.chain(*sampling.sampler([49] * 3, told)(np.random.default_rng(0))):
         values = scaled[stream.series][stream.start : stream.stop + 1, None]
         _, state = network(values[: stream.burn_in], network.initial(1)) if stream.burn_in else (0, network.initial(1))
         said, _ = network(values[stream.burn_in : -1], state)
-        expected += float(network.loss(said, values[stream.burn_in + 1 :]).detach().sum())
+        expected += float(network.head.loss(said, values[stream.burn_in + 1 :]).detach().sum())
     assert epoch(network, scaled, told, rate=0.0) == pytest.approx(expected / (3 * 49), rel=1e-5)
 
 
@@ -285,14 +294,16 @@ def held_out(network: Network, one: Series) -> tuple[Tensor, NDArray[np.float32]
     """What the network says of each test step, in the data's units, (steps, parameters), and the truth."""
     network.eval()
     with torch.no_grad():
-        said, _ = network(network.scaling(torch.from_numpy(one.values))[:-1, None], network.initial(1))
+        prepared = network.prepare(torch.from_numpy(one.values)[:, None])
+        hidden, _ = network(prepared.inputs[:-1], network.initial(1))
+        said = torch.stack(network.head.say(TorchOps(), hidden), dim=-1)
     return said[one.test_from - 1 :, 0, 0], one.values[one.test_from :, 0]
 
 
 def fitted(one: Series, *, cell: Cell, units: int, **told: object) -> Network:
     torch.manual_seed(0)
     train = torch.from_numpy(one.train)
-    network = Network(Model(cell=cell, units=units), Scaling(train.mean(dim=0), train.std(dim=0)), [0])
+    network = Network(Model(cell=cell, units=units), signature(), Scaling(train.mean(dim=0), train.std(dim=0)))
     loop.fit(network, [one], settings(**{"clip": 1.0, "window": 50, "batch": 16} | told), quiet=True)
     return network
 
@@ -306,10 +317,10 @@ def test_an_autoregression_is_learnt_to_its_optimum() -> None:
     one = series(values)
     network = fitted(one, cell="gru", units=8, epochs=25, learning_rate=0.01)
     said, actual = held_out(network, one)
-    mean = said[:, 0] * network.scaling.std + network.scaling.mean
+    mean = said[:, 0] * network.reading.scaling.std + network.reading.scaling.mean
     error = float(np.sqrt(((mean.numpy() - actual) ** 2).mean()))
     assert error == pytest.approx(sigma, rel=0.05)
-    deviation = float((said[:, 1].exp() * network.scaling.std).mean())
+    deviation = float((said[:, 1].exp() * network.reading.scaling.std).mean())
     assert deviation == pytest.approx(sigma, rel=0.1)
 
 
@@ -318,6 +329,6 @@ def test_a_sine_is_learnt() -> None:
     one = series(np.sin(np.arange(2000) * 2 * np.pi / 25))
     network = fitted(one, cell="lstm", units=16, epochs=40, learning_rate=0.01)
     said, actual = held_out(network, one)
-    mean = (said[:, 0] * network.scaling.std + network.scaling.mean).numpy()
+    mean = (said[:, 0] * network.reading.scaling.std + network.reading.scaling.mean).numpy()
     naive = np.abs(one.values[one.test_from - 1 : -1, 0] - actual).mean()
     assert np.abs(mean - actual).mean() < naive / 10

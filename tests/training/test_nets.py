@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from tests.bundles import FEATURES, draw, make_network
+from tests.bundles import FEATURES, draw, make_network, readout, signature
 from tests.cells import nll, run
 from training.config import Cell, Model
+from training.data import Series
+from training.examples import example
 from training.formula import TorchOps
 from training.heads import LOG_BOUND
-from training.nets import Network, Scaling
+from training.nets import Network
+from training.reading import Scaling, Unit
 
 CELLS: tuple[Cell, ...] = get_args(Cell)
 GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3}
@@ -21,7 +24,8 @@ GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3}
 
 def fresh(cell: Cell, *, layers: int = 2, units: int = 16) -> Network:
     torch.manual_seed(0)
-    return Network(Model(cell=cell, layers=layers, units=units), Scaling(torch.zeros(2), torch.ones(2)), [0, 1])
+    model, scaling = Model(cell=cell, layers=layers, units=units), Scaling(torch.zeros(2), torch.ones(2))
+    return Network(model, signature(("x", "y")), scaling)
 
 
 @pytest.mark.parametrize("cell", ["rnn_tanh", "lstm", "gru"])
@@ -56,7 +60,7 @@ def test_biases(cell: Cell) -> None:
         gates = torch.split(total.detach(), 16)
         for place, gate in enumerate(gates):
             assert gate.tolist() == [1.0 if (cell, place) == ("lstm", 1) else 0.0] * 16
-    assert network.readout.bias.tolist() == [0.0] * 4
+    assert readout(network).bias.tolist() == [0.0] * 4
 
 
 @pytest.mark.parametrize("cell", ["rnn_tanh", "lstm", "gru"])
@@ -77,26 +81,33 @@ def test_the_network_is_the_papers_cell(cell: Cell, head: str) -> None:
     network = make_network(cell=cell, layers=2, head=head, features=FEATURES, targets=("z", "x"))
     row = draw(1, 50, 3)[0]
     with torch.no_grad():
-        said, state = network(network.scaling(torch.from_numpy(row)[:, None]), network.initial(1))
+        hidden, state = network(network.prepare(torch.from_numpy(row)[:, None]).inputs, network.initial(1))
+        said = network.head.say(TorchOps(), hidden)
     expected, expected_state = run(network, row)
-    mean, std = network.scaling.mean[[2, 0]].numpy(), network.scaling.std[[2, 0]].numpy()
-    centre = said[:, 0, :, 0].numpy() * std + mean
+    mean, std = (moment[[2, 0]].numpy() for moment in (network.reading.scaling.mean, network.reading.scaling.std))
+    centre = said[0][:, 0].numpy() * std + mean
     np.testing.assert_allclose(centre, expected["point" if head == "point" else "mean"], rtol=1e-5)
     if head == "gaussian":
-        np.testing.assert_allclose(np.exp(said[:, 0, :, 1].numpy()) * std, expected["std"], rtol=1e-5)
+        np.testing.assert_allclose(np.exp(said[1][:, 0].numpy()) * std, expected["std"], rtol=1e-5)
     for name, tensor in zip(("h_in", "c_in"), state, strict=False):
         np.testing.assert_allclose(tensor[:, 0].numpy(), expected_state[name], atol=1e-5)
 
 
 def test_the_loss_is_the_heads_own() -> None:
     """gaussian: the closed-form negative log-likelihood; point: the absolute error; of the targets alone."""
-    actual = torch.tensor([[[1.0, 5.0, -2.0]]])
-    gaussian = make_network(features=FEATURES, targets=("z", "x"))
-    said = torch.tensor([[[[0.5, 0.3], [-1.0, -0.7]]]])
+    raw = np.array([[0, 0, 0], [10 + 2, 20 + 5 * 3, 30 - 2 * 4]], np.float32)  # scaled: 1, 5, -2
+    numbers = torch.tensor([0.5, -1.0, 0.3, -0.7])  # of z and x: the locations, then the log-deviations
+    losses = []
+    for head in ("gaussian", "point"):
+        network = make_network(head=head, features=FEATURES, targets=("z", "x"))
+        with torch.no_grad():
+            readout(network).weight.zero_()
+            readout(network).bias.copy_(numbers[: len(readout(network).bias)])
+            answers = example(network, Series("s", raw, 2, 2)).answers[:1]
+            losses.append(network.head.loss(torch.zeros(1, 8), answers)[0])
     expected = nll(np.array([-2.0, 1.0]), np.array([0.5, -1.0]), np.exp([0.3, -0.7]))
-    np.testing.assert_allclose(gaussian.loss(said, actual)[0, 0].numpy(), expected, rtol=1e-6)
-    point = make_network(head="point", features=FEATURES, targets=("z", "x"))
-    assert point.loss(said[..., :1], actual)[0, 0].tolist() == [2.5, 2.0]
+    np.testing.assert_allclose(losses[0].numpy(), expected, rtol=1e-6)
+    assert losses[1].tolist() == [2.5, 2.0]
 
 
 def test_the_deviation_is_bounded() -> None:
@@ -104,16 +115,19 @@ def test_the_deviation_is_bounded() -> None:
     network = make_network()
     with torch.no_grad():
         for bias, bound in ((-1e3, -LOG_BOUND), (1e3, LOG_BOUND)):
-            network.readout.bias[1] = bias
-            said, _ = network(torch.zeros(3, 1, 1), network.initial(1))
-            told = network.head.told(TorchOps(), said.unbind(-1), torch.zeros(1), torch.ones(1), torch.zeros(1))
+            readout(network).bias[1] = bias
+            hidden, _ = network(torch.zeros(3, 1, 1), network.initial(1))
+            unit = Unit(torch.zeros(1), torch.ones(1), torch.zeros(1))
+            told = network.head.told(TorchOps(), network.head.say(TorchOps(), hidden), unit)
             assert told["log_std"].flatten().tolist() == [bound] * 3
 
 
 def test_a_constant_feature_is_not_divided_by_nought() -> None:
     """Where a feature never varies its deviation is taken as 1."""
     scaling = Scaling(torch.tensor([5.0, 1.0]), torch.tensor([0.0, 2.0]))
-    assert scaling(torch.tensor([[5.0, 3.0], [6.0, -1.0]])).tolist() == [[0.0, 1.0], [1.0, -1.0]]
+    network = Network(Model(), signature(("x", "y")), scaling)
+    read = network.prepare(torch.tensor([[[5.0, 3.0]], [[6.0, -1.0]]])).inputs
+    assert read[:, 0].tolist() == [[0.0, 1.0], [1.0, -1.0]]
 
 
 def test_the_initial_state_is_nought() -> None:

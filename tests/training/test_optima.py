@@ -8,11 +8,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from tests.bundles import signature
 from training import loop
 from training.config import Model, Train
 from training.data import Series
 from training.formula import TorchOps
-from training.nets import Network, Scaling
+from training.nets import Network
+from training.reading import Scaling
 
 SIGMA, STEPS, HELD = 0.5, 8000, 2000
 
@@ -37,14 +39,14 @@ def trained(head: str) -> tuple[Told, NDArray[np.float32]]:
     torch.manual_seed(0)
     levels = (0.1, 0.5, 0.9)
     model = Model.model_validate({"cell": "gru", "units": 8, "head": head, "loss": "mse", "quantiles": levels})
-    network = Network(model, Scaling(train.mean(dim=0), train.std(dim=0)), [0])
+    network = Network(model, signature(), Scaling(train.mean(dim=0), train.std(dim=0)))
     told = Train(epochs=25, window=50, batch=16, learning_rate=0.01, patience=25)
     loop.fit(network, [one], told, quiet=True)
     network.eval()
     with torch.no_grad():
-        said, _ = network(network.scaling(torch.from_numpy(values))[:-1, None], network.initial(1))
-        std = network.scaling.std
-        said_of = network.head.told(TorchOps(), said.unbind(-1), network.scaling.mean, std, std.log())
+        prepared = network.prepare(torch.from_numpy(values)[:-1, None])
+        hidden, _ = network(prepared.inputs, network.initial(1))
+        said_of = network.head.told(TorchOps(), network.head.say(TorchOps(), hidden), prepared.unit)
     return {name: value[-HELD:, 0, 0].numpy() for name, value in said_of.items()}, values[-HELD:, 0]
 
 

@@ -14,6 +14,7 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
+from model.manifest import Feature
 from model.repository import open_bundle
 from onward import main
 from tests.bundles import make_bundle
@@ -215,7 +216,7 @@ def test_scaling_is_of_the_training_parts_alone() -> None:
     """Held-out values do not leak through the mean and deviation."""
     one = Series("a", np.array([[1.0], [3.0], [1e6], [1e6]], np.float32), 2, 3)
     two = Series("b", np.array([[5.0], [7.0], [1e6], [1e6]], np.float32), 2, 3)
-    fitted = scaling(Dataset((one, two), ""))
+    fitted = scaling(Dataset((one, two), "", (Feature(name="level"),)))
     assert fitted.mean.tolist() == [4.0]
     assert fitted.std.tolist() == pytest.approx([np.std([1.0, 3.0, 5.0, 7.0])])
 
@@ -227,7 +228,7 @@ def test_the_proof_runs_on_real_stretches(steps: int) -> None:
         Series(str(i), np.stack([np.arange(steps) + 1e4 * i, -np.arange(steps)], axis=1).astype(np.float32), 2, 3)
         for i in range(3)
     ]
-    rows = sample(Dataset(tuple(parts), ""))
+    rows = sample(Dataset(tuple(parts), "", (Feature(name="up"), Feature(name="down"))))
     assert rows.shape == (7, 200, 2)
     for row, stretch in enumerate(rows):
         start = int(-stretch[0, 1])
