@@ -24,11 +24,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from model.manifest import Feature
 from training import loop, optimise, sampling
 from training.checkpoint import Checkpoint
 from training.config import Cell, Model, Train
 from training.data import Series
-from training.nets import Network, Scaling
+from training.examples import Example, example
+from training.formula import TorchOps
+from training.nets import Network, Signature
+from training.reading import Scaling
 
 ROUNDS, EPOCHS = 7, 4
 SETTINGS = Train(epochs=EPOCHS, window=64, batch=32, patience=EPOCHS)
@@ -45,9 +49,9 @@ class Watch:
         loop.validate = self._validated
         self._began = time.perf_counter()
 
-    def _validated(self, network: Network, scaled: Sequence[Tensor], series: Sequence[Series]) -> float:
+    def _validated(self, network: Network, examples: Sequence[Example]) -> float:
         began = time.perf_counter()
-        loss = self._validate(network, scaled, series)
+        loss = self._validate(network, examples)
         self._out += time.perf_counter() - began
         return loss
 
@@ -64,7 +68,11 @@ def wave(steps: int = 60_000) -> Series:
 
 def lstm(units: int) -> Network:
     torch.manual_seed(0)
-    return Network(Model(cell="lstm", units=units), Scaling(torch.zeros(1), torch.ones(1)), [0])
+    return Network(Model(cell="lstm", units=units), Signature((Feature(name="x"),), ("x",)), unscaled(1))
+
+
+def unscaled(features: int) -> Scaling:
+    return Scaling(torch.zeros(features), torch.ones(features))
 
 
 def ours(units: int, one: Series) -> int:
@@ -77,23 +85,24 @@ def ours(units: int, one: Series) -> int:
 def bare(units: int, one: Series) -> int:
     """The least that trains the same: streams cut beforehand, Adam, clipping, validation once an epoch."""
     network, scaled = lstm(units), torch.from_numpy(one.values)
-    streams = sampling.cut([one.validation_from], SETTINGS.batch)
+    streams = sampling.cut([one.validation_from - 1], SETTINGS.batch)
     size = min(stream.steps for stream in streams)
     data = torch.stack([scaled[stream.start : stream.start + size + 1] for stream in streams], dim=1)
+    validated = [example(network, one)]
     optimiser, steps = torch.optim.AdamW(network.parameters(), lr=SETTINGS.learning_rate, weight_decay=0.0), 0
     for _ in range(EPOCHS):
         network.train()
         state = network.initial(len(streams))
         for start in range(0, size, SETTINGS.window):
             stop = min(start + SETTINGS.window, size)
-            said, state = network(data[start:stop], tuple(tensor.detach() for tensor in state))
-            loss = network.loss(said, data[start + 1 : stop + 1]).mean()
+            hidden, state = network(data[start:stop], tuple(tensor.detach() for tensor in state))
+            loss = network.head.loss(hidden, data[start + 1 : stop + 1]).mean()
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(network.parameters(), SETTINGS.clip)
             optimiser.step()
             steps += 1
-        loop.validate(network, [scaled], [one])
+        loop.validate(network, validated)
     return steps
 
 
@@ -154,12 +163,20 @@ def copied(said: Tensor, actual: Tensor) -> bool:
     return float((said.sign() == actual).float().mean()) > 0.99
 
 
+def answered(network: Network, inputs: Tensor, steps: int) -> Tensor:
+    """(steps, batch, 1) the number that is said of the last steps."""
+    hidden, _ = network(inputs, network.initial(inputs.shape[1]))
+    said: Tensor = network.head.say(TorchOps(), hidden[-steps:])[0]
+    return said
+
+
 def solve(
     label: str, cell: Cell, make: Callable[..., tuple[Tensor, Tensor]], solved: Callable[..., bool], *, plain: bool
 ) -> None:
     """plain: torch's own initialisation of the recurrent layer instead of ours."""
     torch.manual_seed(0)
-    network = Network(Model(cell=cell, units=64, head="point"), Scaling(torch.zeros(2), torch.ones(2)), [0])
+    signature = Signature((Feature(name="value"), Feature(name="mark")), ("value",))
+    network = Network(Model(cell=cell, units=64, head="point"), signature, unscaled(2))
     if plain:
         for layer in network.layers:
             cast("nn.RNNBase", layer).reset_parameters()
@@ -172,16 +189,14 @@ def solve(
             for group in optimiser.param_groups:
                 group["lr"] = rate
             inputs, actual = make(rng)
-            said, _ = network(inputs, network.initial(inputs.shape[1]))
-            loss = (said[-len(actual) :, ..., 0] - actual).square().mean()
+            loss = (answered(network, inputs, len(actual)) - actual).square().mean()
             optimiser.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimiser.step()
         steps += 50
         with torch.no_grad():
-            said, _ = network(test[0], network.initial(1000))
-        said = said[-len(test[1]) :, ..., 0]
+            said = answered(network, test[0], len(test[1]))
         done = solved(said, test[1])
     error = math.sqrt(float((said - test[1]).square().mean()))
     start = "torch's own start" if plain else "our start"
