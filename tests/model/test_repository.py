@@ -148,8 +148,11 @@ PARITY: dict[str, tuple[Callable[[Any], object], str]] = {
     "ragged inputs": (lambda d: d["parity"]["inputs"][0].pop(), "parity: not arrays of numbers"),
     "text": (lambda d: d["parity"]["inputs"][0][0].__setitem__(0, "many"), "parity: not arrays of numbers"),
     "object": (lambda d: d["parity"]["inputs"][0][0].__setitem__(0, {}), "parity: not arrays of numbers"),
-    "null": (lambda d: d["parity"]["inputs"][0][0].__setitem__(0, None), "parity.inputs: shape"),
-    "beyond float32": (lambda d: d["parity"]["inputs"][0][0].__setitem__(0, 1e39), "parity.inputs: shape"),
+    "null": (lambda d: d["parity"]["inputs"][0][0].__setitem__(0, None), "parity.inputs: x has numbers that are"),
+    "beyond float32": (
+        lambda d: d["parity"]["inputs"][0][0].__setitem__(0, 1e39),
+        "parity.inputs: x has numbers that are",
+    ),
     "beyond float64": (lambda d: d["parity"]["inputs"][0][0].__setitem__(0, 10**400), "parity: not arrays of numbers"),
     "answer is null": (lambda d: d["parity"]["outputs"]["std"][0][0].__setitem__(0, None), "parity.outputs.std: "),
     "answers of another shape": (lambda d: d["parity"]["outputs"]["std"].pop(), "parity.outputs.std: shape"),
@@ -250,8 +253,8 @@ def test_a_graph_that_cannot_run_is_refused(repository: Path) -> None:
     """What fails only once it runs is found before it serves, and is a refusal as any other."""
 
     def misplace(graph: onnx.ModelProto) -> None:
-        (places,) = [constant for constant in graph.graph.initializer if constant.name == "target_places"]
-        places.CopyFrom(onnx.numpy_helper.from_array(np.array([5], np.int64), "target_places"))
+        (places,) = [constant for constant in graph.graph.initializer if constant.name == "columns_0"]
+        places.CopyFrom(onnx.numpy_helper.from_array(np.array([5], np.int64), "columns_0"))
 
     regraph(repository / "bad" / "1", misplace)
     assert refused(repository).reason.startswith("parity: the graph does not run as the manifest declares it: ")

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from model import ZOO
+from model.manifest import Feature
 from model.repository import open_bundle
 from onward import main
 from tests.bundles import FEATURES, draw, make_bundle, make_network
@@ -77,7 +78,8 @@ def test_a_configuration_says_how_to_read_the_table(tmp_path: Path) -> None:
 def test_derived_features_need_their_calendar(tmp_path: Path) -> None:
     """A bundle that reads calendar features refuses a table that is not told to derive them, instead of guessing."""
     model = make_bundle(tmp_path, features=("x", "y"), targets=("x",))
-    manifest = model.manifest.model_copy(update={"features": ("x", "t_week_sin"), "derived": {"t_week_sin": "..."}})
+    features = (Feature(name="x"), Feature(name="t_week_sin", role="known", formula="..."))
+    manifest = model.manifest.model_copy(update={"features": features})
     with pytest.raises(config.ConfigError, match=r"the bundle reads x, t_week_sin, the configuration would give it x$"):
         again.reading(manifest, tmp_path / "t.csv", None)
 

@@ -92,6 +92,7 @@ def test_the_manifest_tells_clients(tmp_path: Path) -> None:
     config: Config = read(configuration(tmp_path, keys='time = "when"\ncalendar = ["day", "year"]'))
     bundle, model = train(config, quiet=True)
     manifest = json.loads((bundle / "manifest.json").read_text())
-    assert manifest["features"] == ["x", "when_day_sin", "when_day_cos", "when_year_sin", "when_year_cos"]
-    assert set(manifest["derived"]) == set(manifest["features"][1:])
+    told = {feature["name"]: (feature["role"], feature["formula"] is not None) for feature in manifest["features"]}
+    assert list(told) == ["x", "when_day_sin", "when_day_cos", "when_year_sin", "when_year_cos"]
+    assert list(told.values()) == [("observed", False), *[("known", True)] * 4]
     assert not model.manifest.forecasts

@@ -75,7 +75,7 @@ FAULTS = {
         "data.targets: Input should be a valid tuple",
     ),
     "a number for a column": ('targets = ["level"]', "targets = [1]", "data.targets.0: Input should be a valid string"),
-    "no targets": ('targets = ["level"]', "targets = []", "data.targets: "),
+    "no targets": ('targets = ["level"]', "targets = []", "data: .*nothing is predicted: set targets"),
     "a column twice": (
         '"level", "wind"',
         '"level", "wind", "wind"',
