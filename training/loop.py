@@ -199,7 +199,7 @@ class _Run:
             for loss, norm, scored in self.stepper.epoch(self.examples, groups, iter(rates)):
                 total, count = total + loss, count + scored
                 norms.append(norm)
-                progress.step(total / count, norm)
+                progress.step(total / count if count else math.nan, norm)
         except FloatingPointError as error:
             at = history.steps + len(norms) + 1
             raise TrainingError(self._diverged(f"step {at}", str(error), rates[len(norms)])) from error

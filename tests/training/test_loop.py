@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.manifest import Feature
 from tests.bundles import make_network, readout, signature
 from training import loop, sampling
 from training.checkpoint import Checkpoint
@@ -21,7 +22,7 @@ from training.devices import Place
 from training.errors import TrainingError
 from training.examples import Example, example
 from training.formula import TorchOps
-from training.nets import Network
+from training.nets import Network, Signature
 from training.reading import Scaling
 
 CELLS: tuple[Cell, ...] = get_args(Cell)
@@ -332,3 +333,18 @@ def test_a_sine_is_learnt() -> None:
     mean = (said[:, 0] * network.reading.scaling.std + network.reading.scaling.mean).numpy()
     naive = np.abs(one.values[one.test_from - 1 : -1, 0] - actual).mean()
     assert np.abs(mean - actual).mean() < naive / 10
+
+
+@pytest.mark.parametrize("sampling", ["streams", "windows"])
+def test_windows_without_anything_to_learn_from_are_read(sampling: str) -> None:
+    """Labels of whole series, of several windows each: only the windows in which a series ends have a loss."""
+    rng, data = np.random.default_rng(0), []
+    for number in range(8):
+        values, held = rng.standard_normal((50, 1)).astype(np.float32), number == 7
+        labels = np.full(50, number % 2)
+        data.append(Series(str(number), values, 0 if held else 50, 50, labels))
+    kind = Signature((Feature(name="x"),), ("kind",), ("a", "b"), per_sequence=True)
+    network = Network(Model(head="label", units=4), kind, Scaling(torch.zeros(1), torch.ones(1)))
+    history = loop.fit(network, data, settings(sampling=sampling, window=16, batch=8, epochs=2), quiet=True)
+    assert len(history.train) == 2
+    assert all(0 < loss < 2 for loss in history.train + history.validation)
