@@ -194,15 +194,16 @@ class _Run:
         steps = sampling.optimiser_steps(groups, settings)
         rates = list(optimise.rates(settings, before=history.steps, steps=steps, validation=history.validation))
         progress.epoch(epoch, steps)
-        total, count, norms = 0.0, 0.0, []
+        total, count, norms, done = 0.0, 0.0, [], 0
         try:
             for loss, norm, scored in self.stepper.epoch(self.examples, groups, iter(rates)):
-                total, count = total + loss, count + scored
-                norms.append(norm)
+                total, count, done = total + loss, count + scored, done + 1
+                if scored:  # a window that is only read has no gradient
+                    norms.append(norm)
                 progress.step(total / count if count else math.nan, norm)
         except FloatingPointError as error:
-            at = history.steps + len(norms) + 1
-            raise TrainingError(self._diverged(f"step {at}", str(error), rates[len(norms)])) from error
+            at = history.steps + done + 1
+            raise TrainingError(self._diverged(f"step {at}", str(error), rates[done])) from error
         validation = self.place.agreed(lambda: validate(self.network, self.examples))
         history.steps += steps
         if not math.isfinite(validation):

@@ -1,11 +1,16 @@
 """What is served, and what is refused."""
 
+import json
 import shutil
 from pathlib import Path
 
+import numpy as np
+
+from model.manifest import Feature
+from tests import kinds
 from tests.e2e.server import Server
 from tests.problems import assert_problem
-from tests.reference import ZOO, weather
+from tests.reference import ZOO, BareLoop, weather
 
 
 def test_a_damaged_bundle_is_refused_and_the_others_serve(tmp_path: Path) -> None:
@@ -95,3 +100,61 @@ def test_a_store_that_cannot_open_ends_the_start(tmp_path: Path) -> None:
     assert "cannot start" in log
     assert "file/store" in log
     assert "Traceback" not in log
+
+
+def test_a_text_is_read_and_categories_are_told_by_name(tmp_path: Path) -> None:
+    """As a text, as characters and as places: the same bits as a bare loop's; then forecast, seeded and predicted."""
+    text, bundle = 'The "assert" statement\n', ZOO / "characters/1"
+    names = [*json.loads((bundle / "manifest.json").read_text())["features"][0]["categories"], None]
+    places = [names.index(character) for character in text]
+    bare_loop = BareLoop(bundle)
+    expected = bare_loop.run([[place] for place in places])
+    with Server(tmp_path) as server, server.client() as client:
+        told = client.get("/v1/models/characters").json()
+        assert (told["task"], told["inputs"][0]["text"]) == ("tokens", "characters")
+        assert told["inputs"][0]["categories"] == names[:-1]
+        for name, inputs in {"t": text, "c": list(text), "p": places, "r": [[place] for place in places]}.items():
+            client.post("/v1/models/characters/sessions", json={"session_id": name})
+            answer = client.post(f"/v1/sessions/{name}/steps", json={"inputs": inputs}).json()
+            said = answer["predictions"]
+            assert said["top"] == [[names[place] for place in row] for row in expected["top"].tolist()]
+            assert np.array_equal(np.array(said["log_probability"], np.float32), expected["log_probability"])
+            assert np.array_equal(np.array(answer["surprise"], np.float32), expected["surprise"])
+        greedy, likeliest = [], int(expected["top"][-1, 0])
+        for _ in range(8):
+            greedy.append([names[likeliest]])
+            likeliest = int(bare_loop.step([likeliest])["top"][0])
+        rolled = client.post("/v1/sessions/t/forecast", json={"horizon": 8}).json()
+        assert rolled == {"step": len(text), "forecast": {"top": greedy}}
+        seeded = client.post("/v1/models/characters/sessions", json={"inputs": text}).json()
+        assert seeded["prediction"]["top"] == said["top"][-1]
+        both = client.post("/v1/models/characters/predict", json={"inputs": [text, text[:3]], "horizon": 2}).json()
+        assert [one["predictions"]["top"] for one in both["sequences"]] == [said["top"], said["top"][:3]]
+        assert both["sequences"][0]["forecast"]["top"] == greedy[:2]
+        for wrong, says in ((None, "null"), (1.5, "1.5"), (-1, "-1"), (len(names), str(len(names)))):
+            refused = client.post("/v1/sessions/t/steps", json={"inputs": ["a", wrong]})
+            assert says in assert_problem(refused, "invalid-request", "inputs[1][0]")["detail"]
+        assert client.get("/v1/sessions/t").json()["step"] == len(text)
+
+
+def test_missing_values_and_labels_over_http(tmp_path: Path) -> None:
+    """Null where a feature may be missing, and nowhere else; classes by name; the same bits as a bare loop's."""
+    features = (Feature(name="x", nullable=True), Feature(name="kind", kind="category", categories=(3, 5, 8)))
+    spoken = kinds.signature(features, "who", classes=("ann", "bob"))
+    kinds.export(kinds.network(spoken, head="label", scaling="causal", units=8), tmp_path / "models")
+    rows: list[list[float | None]] = [[1.5, 3], [None, 8], [2.0, 5], [None, 3]]
+    expected = BareLoop(tmp_path / "models/tiny/1").run(
+        [[np.nan if x is None else x, (3, 5, 8).index(int(kind or 0))] for x, kind in rows]
+    )
+    with Server(tmp_path, ONWARD_MODELS=str(tmp_path / "models")) as server, server.client() as client:
+        session = client.post("/v1/models/tiny/sessions", json={"inputs": rows[:1]}).json()["session_id"]
+        url = f"/v1/sessions/{session}/steps"
+        named = [{"kind": kind, "x": x} for x, kind in rows[1:]]
+        answer = client.post(url, json={"inputs": named}).json()
+        assert answer["predictions"]["top"] == [[("ann", "bob")[at] for at in row] for row in expected["top"][1:]]
+        assert np.array_equal(np.array(answer["surprise"], np.float32), expected["surprise"][1:])
+        for row, field in (([1.0, None], "inputs[0][1]"), ([1.0, 4], "inputs[0][1]"), (["1", 3], "inputs[0][0]")):
+            assert_problem(client.post(url, json={"inputs": [row]}), "invalid-request", field)
+        assert_problem(client.post(f"/v1/sessions/{session}/forecast", json={"horizon": 1}), "no-forecast")
+        assert_problem(client.post(url, json={"inputs": "text"}), "invalid-request", "inputs")
+        assert client.get(f"/v1/sessions/{session}").json()["step"] == len(rows)
