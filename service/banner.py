@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-import numpy as np
 from flask import Flask
 
+from model.manifest import Feature
 from model.runner import StepModel
 from service.settings import Settings
 from service.wsgi import engine_of
@@ -36,7 +36,8 @@ def requests(bind: str, models: Mapping[str, Mapping[int, StepModel]]) -> list[s
     versions = models[name]
     model = versions[max(versions)]
     first, second = (
-        ",".join(f"{number:g}" for number in row) for row in np.asarray(model.manifest.parity.inputs)[0, :2]
+        ",".join(_value(number, feature) for number, feature in zip(row, model.manifest.features, strict=True))
+        for row in model.manifest.parity.inputs[0][:2]
     )
     session, json = f"{_url(bind)}/v1/sessions/demo", "-H 'Content-Type: application/json' -d"
     return [
@@ -44,6 +45,16 @@ def requests(bind: str, models: Mapping[str, Mapping[int, StepModel]]) -> list[s
         f"curl -s {session}/steps {json} '{{\"inputs\": [[{first}], [{second}]]}}'",
         f"curl -s {session}/forecast {json} '{{\"horizon\": 5}}'" if model.manifest.forecasts else f"curl -s {session}",
     ]
+
+
+def _value(number: float | None, feature: Feature) -> str:
+    """As a client writes it: a category that is a word by its place, which needs no quoting."""
+    if number is None:
+        return "null"
+    if feature.kind == "category" and int(number) < len(feature.categories):
+        category = feature.categories[int(number)]
+        return str(category if isinstance(category, int) else int(number))
+    return f"{number:g}"
 
 
 def _url(bind: str) -> str:
