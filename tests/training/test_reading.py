@@ -180,7 +180,7 @@ def test_an_answer_is_the_next_value_in_the_unit_before_it(scaling: str) -> None
 @pytest.mark.parametrize("scaling", ["causal", "mean"])
 def test_the_graph_reads_nothing_of_the_future(scaling: str) -> None:
     """In one call over the whole session: the same bits before what is changed, of every output."""
-    model = kinds.export(made(scaling), steps=20)
+    model = kinds.export(made(scaling))
     row = draw(FEATURES, 1, 40, seed=10)[0]
     other = row.copy()
     other[25:, [1, 3, 6]] *= 1000
@@ -205,7 +205,7 @@ OBSERVED = (Feature(name="x"), Feature(name="y", nullable=True))
 def test_predictions_follow_the_sessions_scale(scaling: str, times: float, head: str) -> None:
     """A session of a thousand times the scale is told the same of, times a thousand, after a few steps at most."""
     made = kinds.network(signature(OBSERVED, "x", "y"), cell="gru", units=5, head=head, scaling=scaling)
-    model = kinds.export(made, steps=20)
+    model = kinds.export(made)
     row = draw(OBSERVED, 1, 60, seed=11)[0] * np.float32(1e4 if scaling == "mean" else 1)
     one, two = kinds.played(model, row), kinds.played(model, row * np.float32(times))
     for name in model.manifest.head.outputs:
@@ -215,7 +215,7 @@ def test_predictions_follow_the_sessions_scale(scaling: str, times: float, head:
 def test_a_fixed_scale_does_not() -> None:
     """Which is why the other kinds exist: the same network with the training scale is lost."""
     made = kinds.network(signature(OBSERVED, "x", "y"), cell="gru", units=5, head="gaussian")
-    model = kinds.export(made, steps=20)
+    model = kinds.export(made)
     row = draw(OBSERVED, 1, 60, seed=11)[0]
     one, two = kinds.played(model, row), kinds.played(model, row * np.float32(1000))
     assert np.abs(two["mean"][3:] / 1000 - one["mean"][3:]).min() > 1
