@@ -19,7 +19,8 @@ from model.manifest import Feature
 from model.runner import Outputs, StepModel
 from training import export as exports
 from training.config import Model
-from training.nets import Network, Signature
+from training.formula import TorchOps
+from training.nets import Network, Prepared, Signature
 from training.reading import Scaling
 
 Floats = NDArray[np.float64]
@@ -148,3 +149,9 @@ def hidden(made: Network, inputs: Floats) -> Floats:
     with torch.no_grad():
         told: Floats = twin(torch.from_numpy(inputs))[0].numpy()
     return told
+
+
+def told(made: Network, prepared: Prepared) -> dict[str, torch.Tensor]:
+    """What the network says after each step of prepared sessions, (time, batch, ...) by name."""
+    found, ops = made(prepared.inputs, made.initial(prepared.inputs.shape[1]))[0], TorchOps()
+    return made.head.told(ops, made.head.say(ops, found), prepared.unit)
