@@ -30,6 +30,10 @@ def read(file: Path, unit: Unit) -> NDArray[np.int64]:
         raise DataError(f"{file}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise DataError(f'{file}: byte {error.start}: not UTF-8; with text = "bytes" it may be anything') from error
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{file}: a string constant has {error.object[error.start]!r}, which is no character"
+        ) from error
     except SyntaxError as error:
         raise DataError(f"{file}: line {error.lineno}: not Python: {error.msg}") from error
     if unit == "bytes":

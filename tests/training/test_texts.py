@@ -99,6 +99,15 @@ def test_python_that_is_not(tmp_path: Path) -> None:
         load(file)
 
 
+@pytest.mark.parametrize("text", ["characters", "bytes"])
+def test_half_a_character_in_a_string_is_refused(text: str, tmp_path: Path) -> None:
+    """Python's strings may hold surrogates alone, which no text has."""
+    file = written(tmp_path, 'x = "a" * 9\ny = "b\\ud800c"\n', "m.py")
+    with pytest.raises(DataError) as refused:
+        load(file, text)
+    assert str(refused.value) == f"{file}: a string constant has '\\ud800', which is no character"
+
+
 def test_too_short_a_text(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"t\.txt: series series has 3 steps"):
         load(written(tmp_path, "abc"))
