@@ -310,7 +310,8 @@ class Categorical(Choice):
     def __init__(self, model: Model, target: str, counts: Tensor, embedding: nn.Embedding | None = None) -> None:
         """With `negatives` the loss, while training, is over the true place and so many others, drawn by the square
         root of their share, each score corrected by how likely its draw was (Bengio and Senecal 2008): the gradient
-        approaches that of the whole softmax as more are drawn.
+        approaches that of the whole softmax as more are drawn. The true one counts as often as it is drawn, or it
+        would seem as likely as the draws are many.
         """
         super().__init__(model, target, counts, embedding)
         self.negatives = model.negatives
@@ -332,7 +333,6 @@ class Categorical(Choice):
         query, true = self.query(_torch, hidden), answers.long()
         own = (query * self.weight[true.squeeze(-1)]).sum(dim=-1, keepdim=True) + self.bias[true] - expected[true]
         scores = nn.functional.linear(query, self.weight[others], self.bias[others] - expected[others])
-        scores = scores.masked_fill(true == others, -torch.inf)  # the true one, drawn
         nll: Tensor = torch.cat((own, scores), dim=-1).logsumexp(dim=-1, keepdim=True) - own
         return nll
 

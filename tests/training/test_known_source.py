@@ -21,7 +21,7 @@ from training.loop import stepper
 from training.nets import Network, Signature
 from training.reading import Scaling
 
-PLACES, STEPS, FRESH = 8, 40_000, 100_000
+PLACES, STEPS, FRESH = 4, 40_000, 100_000
 WORDS = signature((category("word", PLACES),), "word")
 
 
@@ -53,10 +53,12 @@ def entropy() -> float:
     return float(-(pairs[..., None] * source() * np.log(source())).sum())
 
 
-def network(series: Series, units: int = 24, seed: int = 0, **more: Any) -> Network:
+def network(series: Series, units: int = 16, seed: int = 0, **more: Any) -> Network:
     torch.manual_seed(seed)
     counts = torch.from_numpy(np.bincount(series.train[:, 0].astype(int), minlength=PLACES).astype(np.float32))
-    model = Model.model_validate({"cell": "gru", "units": units, "head": "categorical", "top": 8, "embedding": 8} | more)
+    model = Model.model_validate(
+        {"cell": "gru", "units": units, "head": "categorical", "top": 4, "embedding": 4} | more
+    )
     return Network(model, WORDS, kinds.scaling(WORDS), counts)
 
 
@@ -65,7 +67,7 @@ def tokens(steps: int = STEPS) -> Series:
     return Series("source", places, int(steps * 0.85), steps)
 
 
-SETTINGS = Train(epochs=8, batch=16, window=20, learning_rate=0.01, schedule="cosine", patience=8)
+SETTINGS = Train(epochs=5, batch=16, window=16, learning_rate=0.02, schedule="cosine")
 
 
 @torch.no_grad()
@@ -90,14 +92,14 @@ def test_a_source_of_known_probabilities_is_learnt() -> None:
     assert reached < 1.01 * least
     pairs = source().mean(axis=0)  # every pair is as likely
     alone = float(-(pairs / PLACES * np.log(pairs)).sum())
-    assert alone > 1.2 * entropy()
+    assert alone > 1.15 * entropy()
 
 
 def test_the_same_seed_gives_the_same_weights() -> None:
     """Bit for bit, with draws of negatives and dropout among what is random; another seed gives others."""
     states = []
     for seed in (3, 3, 4):
-        made = network(tokens(2000), seed=7, negatives=3, layers=2, dropout=0.2)
+        made = network(tokens(2000), seed=7, negatives=2, layers=2, dropout=0.2)
         loop.fit(made, [tokens(2000)], Train(seed=seed, epochs=2, batch=8), quiet=True)
         states.append(b"".join(value.numpy().tobytes() for value in made.state_dict().values()))
     assert states[0] == states[1] != states[2]
@@ -137,11 +139,11 @@ def test_with_more_negatives_the_gradient_is_that_of_the_whole_softmax(tied: boo
 
 
 def test_negatives_learn() -> None:
-    """Half as many negatives as categories learn the source to within 3%, scored by the whole softmax."""
-    made = network(tokens(), negatives=4)
+    """Half as many negatives as categories learn the source to within 2%, scored by the whole softmax."""
+    made = network(tokens(), negatives=2)
     history = loop.fit(made, [tokens()], SETTINGS, quiet=True)
     reached, least = cross_entropy(made)
-    assert reached < 1.03 * least
+    assert reached < 1.02 * least
     assert history.validation[history.best] == pytest.approx(least, rel=0.05)
 
 
