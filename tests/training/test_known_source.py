@@ -188,12 +188,14 @@ def labeller() -> Network:
     return Network(model, LABEL, scaling, torch.ones(2))
 
 
-@pytest.mark.parametrize("how", [{"sampling": "streams"}, {"sampling": "windows", "window": 7, "burn_in": 20}])
+@pytest.mark.parametrize(
+    "how", [{"sampling": "streams", "epochs": 40}, {"sampling": "windows", "window": 7, "burn_in": 20, "epochs": 10}]
+)
 def test_a_label_of_whole_sequences_is_learnt(how: dict[str, Any]) -> None:
     """Said at the end of what begins with its reason, by streams and by windows with a burn-in; most come out right."""
     series = labelled(400)
     made = labeller()
-    told: dict[str, Any] = {"epochs": 10, "batch": 16, "learning_rate": 0.02, "schedule": "cosine", "patience": 10}
+    told: dict[str, Any] = {"batch": 16, "learning_rate": 0.02, "schedule": "cosine", "patience": 40}
     loop.fit(made, series, Train.model_validate(told | how), quiet=True)
     made.eval()
     right = []

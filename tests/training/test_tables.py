@@ -23,9 +23,9 @@ def csv(tmp_path: Path, text: str, name: str = "table.csv") -> Path:
     return file
 
 
-def rows(*columns: str, n: int = 12, **cells: dict[int, object]) -> str:
+def rows(*columns: str, n: int = 12, **cells: Any) -> str:
     """A table of whole numbers: column c of row i (from 1) is i, but for `cells`."""
-    lines = [",".join(str(cells.get(column, {}).get(i, i)) for column in columns) for i in range(1, n + 1)]
+    lines = [",".join(str(dict(cells.get(column, {})).get(i, i)) for column in columns) for i in range(1, n + 1)]
     return "\n".join([",".join(columns), *lines]) + "\n"
 
 
@@ -175,7 +175,7 @@ def test_a_bundles_own_features_hold(tmp_path: Path) -> None:
 def test_the_hash_changes_with_any_cell(cell: str, tmp_path: Path) -> None:
     """Of a number, a category, a label or a time: each is part of what was learnt from."""
     told: dict[str, Any] = {"targets": [], "features": ["x", "w"], "label": "who", "categories": ["w"], "time": "t"}
-    plain = {name: {i: i % 3 for i in range(1, 13)} for name in ("w", "who")}
+    plain: dict[str, Any] = {name: {i: i % 3 for i in range(1, 13)} for name in ("w", "who")}
     first = load(csv(tmp_path, rows("x", "w", "who", "t", **plain)), **told)
     changed = plain | {cell: plain.get(cell, {}) | {12: 0 if cell != "t" else 99}}
     if cell in plain:
