@@ -43,7 +43,13 @@ class StepModel:
             raise BundleError(file.with_name("manifest.json"), str(error)) from error
         self.output_dtype = np.dtype([(out.name, np.dtype(out.dtype), out.inner) for out in manifest.outputs])
         self._names = [out.name for out in manifest.outputs] + [pair.output for pair in manifest.state]
-        self._state_axes = [_axis(pair.tensor(pair.input), BATCH) for pair in manifest.state]
+        # transposes are found once: finding them for each call would cost a small model more than running does
+        self._input, self._lengths = manifest.inputs[0].name, manifest.lengths.name
+        self._placed = _into(manifest.inputs[0].shape, (BATCH, TIME))
+        self._outputs = [(out.name, _out_of(out.shape, (BATCH, TIME))) for out in manifest.outputs]
+        self._states = [
+            (pair.input, _into(pair.shape, (BATCH,)), _out_of(pair.shape, (BATCH,))) for pair in manifest.state
+        ]
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -59,18 +65,15 @@ class StepModel:
 
         Returns outputs (batch, time), where a row's steps beyond its length mean nothing, and the new state (batch,).
         """
-        source, manifest = inputs, self.manifest
-        feeds = {manifest.inputs[0].name: _placed(source, manifest.inputs[0]), manifest.lengths.name: lengths}
-        for pair, axis in zip(manifest.state, self._state_axes, strict=True):
-            feeds[pair.input] = np.ascontiguousarray(np.moveaxis(state[pair.input], 0, axis))
+        feeds = {self._input: np.ascontiguousarray(inputs.transpose(self._placed)), self._lengths: lengths}
+        for name, placed, _ in self._states:
+            feeds[name] = np.ascontiguousarray(state[name].transpose(placed))
         results = self._session.run(self._names, feeds)
-        outputs = np.empty(inputs.shape[:2], self.output_dtype)
-        for tensor, result in zip(manifest.outputs, results, strict=False):
-            outputs[tensor.name] = np.moveaxis(result, (_axis(tensor, BATCH), _axis(tensor, TIME)), (0, 1))
-        after = np.empty(len(state), self.layout.dtype)
-        rest = results[len(manifest.outputs) :]
-        for pair, axis, result in zip(manifest.state, self._state_axes, rest, strict=True):
-            after[pair.input] = np.moveaxis(result, axis, 0)
+        outputs, after = np.empty(inputs.shape[:2], self.output_dtype), np.empty(len(inputs), self.layout.dtype)
+        for (name, back), result in zip(self._outputs, results, strict=False):
+            outputs[name] = result.transpose(back)
+        for (name, _, back), result in zip(self._states, results[len(self._outputs) :], strict=True):
+            after[name] = result.transpose(back)
         return outputs, after
 
     def run_row(self, inputs: NDArray[np.float32], state: State) -> tuple[Outputs, State]:
@@ -94,13 +97,15 @@ class StepModel:
         return np.asarray(predictions[head.outputs[0]][..., : len(head.targets)], np.float32)
 
 
-def _axis(tensor: Tensor, name: str) -> int:
-    return tensor.shape.index(name)
+def _into(shape: Sequence[int | str], first: tuple[str, ...]) -> tuple[int, ...]:
+    """The transpose from rows, whose axes are `first` and then the others, to a tensor of this shape."""
+    others = iter(range(len(first), len(shape)))
+    return tuple(first.index(axis) if isinstance(axis, str) else next(others) for axis in shape)
 
 
-def _placed(rows: NDArray[np.float32], tensor: Tensor) -> NDArray[np.float32]:
-    """(batch, time, ...) with its axes where the graph's tensor has them."""
-    return np.ascontiguousarray(np.moveaxis(rows, (0, 1), (_axis(tensor, BATCH), _axis(tensor, TIME))))
+def _out_of(shape: Sequence[int | str], first: tuple[str, ...]) -> tuple[int, ...]:
+    """The transpose back."""
+    return tuple(int(place) for place in np.argsort(_into(shape, first)))
 
 
 _DTYPES = {

@@ -95,10 +95,10 @@ def prove(network: Network, declared: Contract, model: StepModel, sample: Array)
     """
     worst = 0.0
     time = sample.shape[1]
-    for rows in (sample[:1], sample):
-        for lengths in ([time] * len(rows), [max(1, time - 13 * i) for i in range(len(rows))]):
-            for chunk in (1, time):
-                worst = max(worst, _difference(network, declared, model, rows, lengths, chunk))
+    even, ragged = [time] * len(sample), [max(1, time - 13 * i) for i in range(len(sample))]
+    for rows, lengths in ((sample[:1], even[:1]), (sample, even), (sample, ragged)):
+        for chunk in (1, time):
+            worst = max(worst, _difference(network, declared, model, rows, lengths, chunk))
     return worst
 
 

@@ -20,7 +20,8 @@ from onward import main
 from tests.bundles import make_bundle
 from training import config, evaluate
 from training.data import Dataset, Series, load
-from training.run import sample, scaling, train
+from training.moments import scaling
+from training.run import sample, train
 
 ROOT = Path(__file__).parents[2]
 
