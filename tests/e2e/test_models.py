@@ -22,7 +22,7 @@ def test_a_damaged_bundle_is_refused_and_the_others_serve(tmp_path: Path) -> Non
     graph.write_bytes(data)
     with Server(tmp_path, ONWARD_MODELS=str(tmp_path / "models")) as server, server.client() as client:
         models = client.get("/v1/models").json()
-        assert [model["name"] for model in models["models"]] == ["weather"]
+        assert [model["name"] for model in models["models"]] == ["characters", "weather"]
         (refused,) = models["refused"]
         assert refused["file"] == "pulse/1/model.onnx"
         assert "checksum" in refused["reason"]
@@ -30,7 +30,7 @@ def test_a_damaged_bundle_is_refused_and_the_others_serve(tmp_path: Path) -> Non
         assert_problem(client.post("/v1/models/pulse/sessions"), "unknown-model", "model")
         body = {"session_id": "w", "inputs": weather(3)}
         assert client.post("/v1/models/weather/sessions", json=body).json()["step"] == 3
-        assert client.get("/readyz").json() == {"status": "ready", "models": {"weather": [1]}}
+        assert client.get("/readyz").json() == {"status": "ready", "models": {"characters": [1], "weather": [1]}}
 
 
 def test_with_no_sound_bundle_it_is_alive_but_not_ready(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_pages_of_sessions(tmp_path: Path) -> None:
         assert seen == names
         client.delete("/v1/sessions/s00")
         live = {model["name"]: model["live_sessions"] for model in client.get("/v1/models").json()["models"]}
-        assert live == {"pulse": 24, "weather": 1}
+        assert live == {"characters": 0, "pulse": 24, "weather": 1}
 
 
 def test_a_service_that_cannot_start_says_why(tmp_path: Path) -> None:

@@ -1,0 +1,38 @@
+"""The examples: each configuration trains, and ends in a bundle."""
+
+from pathlib import Path
+
+import pytest
+
+from model.repository import open_bundle
+from training import config, run
+from training.config import Config
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted(ROOT.glob("examples/*/*.toml"))
+SMALL = {"model.units": 8, "train.epochs": 1, "data.horizon": 2}
+
+
+def small(file: Path, repository: Path) -> Config:
+    """The configuration with few units and one epoch, and its bundle and checkpoint elsewhere."""
+    told = config.read(file)
+    settings = {**SMALL, "output.repository": str(repository), "data.path": str(told.data_file), "data.package": None}
+    return config.changed(told.model_dump(mode="json"), settings, repository)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_an_example_ends_in_a_bundle(file: Path, tmp_path: Path) -> None:
+    """Small and for one epoch, its data and its settings go together: data, fit, export, proof, checks, report."""
+    bundle, model = run.train(small(file, tmp_path), quiet=True)
+    assert model.manifest.name == file.stem
+    assert open_bundle(bundle).manifest.metrics == model.manifest.metrics
+    assert (bundle / "report.html").read_text().startswith("<!doctype html>")
+
+
+def test_every_example_is_explained() -> None:
+    """Each has a README that names its one command, and a line in the table of docs/training.md."""
+    assert len(FILES) == 6
+    for file in FILES:
+        place = file.relative_to(ROOT).as_posix()
+        assert f"onward train {place}" in (file.parent / "README.md").read_text()
+        assert f"| `{file.stem}` |" in (ROOT / "docs/training.md").read_text()
