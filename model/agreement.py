@@ -21,14 +21,19 @@ def magnitude(numbers: Numbers) -> float:
 
 
 def misplaced(got: Numbers, expected: Numbers, scores: Numbers, allowed: float) -> int:
-    """How many places differ although nothing beside them in the ranking scores as high, to within `allowed`.
+    """How many places stand at a rank that is not theirs, nor tied with theirs to within `allowed`.
 
-    got, expected: (..., ranks) places; scores: (..., ranks) of the expected ones, falling. The last rank may be tied
-    with one that is not shown.
+    got, expected: (..., ranks) places; scores: (..., ranks) of the expected ones, falling. A place that is not expected
+    at all may stand only where the last rank's score is, tied with one that is not shown.
     """
     if got.shape != expected.shape:
         return got.size
-    near = np.abs(np.diff(scores.astype(np.float64), axis=-1)) <= allowed
-    edge = np.zeros((*scores.shape[:-1], 1), bool)
-    tied = np.concatenate([edge, near], axis=-1) | np.concatenate([near, ~edge], axis=-1)
-    return int(np.count_nonzero((got != expected) & ~tied))
+    ranks = expected.shape[-1]
+    rows = zip(*(rows.reshape(-1, ranks) for rows in (got, expected, scores.astype(np.float64))), strict=True)
+    count = 0
+    for mine, theirs, by in rows:
+        for rank in np.flatnonzero(mine != theirs):
+            own = by[theirs == mine[rank]]
+            score = own[0] if len(own) else by[-1]
+            count += not abs(float(by[rank]) - float(score)) <= allowed
+    return count

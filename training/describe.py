@@ -81,10 +81,12 @@ def text(told: dict[str, Any]) -> str:
         facts[f"a step of {rows}"] = f"{cost:,.1f} us{each}, on this machine"
     lines += [f"{name:<24}{value}" for name, value in facts.items() if value]
     for side in ("inputs", "outputs", "state"):
-        lines += ["", f"{side:<24}{'shape':<28}type"]
+        lines += ["", f"{side:<28}{'shape':<28}type"]
         for one in told[side]:
             more = f"{one['bytes']:>8,} bytes  -> {one['output']}" if side == "state" else ""
-            lines.append(f"  {one['name']:<22}{' x '.join(map(str, one['shape'])):<28}{one['dtype']:<9}{more}".rstrip())
+            lines.append(
+                f"  {one['name']:<25} {' x '.join(map(str, one['shape'])):<28}{one['dtype']:<9}{more}".rstrip()
+            )
     return "\n".join(lines)
 
 

@@ -198,7 +198,7 @@ class Reading(nn.Module):
             for name, moment in zip(("mean", "std"), self.moments, strict=True)
         )
         there = ops.double(ops.present(raw))
-        value = ops.double(ops.filled(raw, ops.constant("missing", torch.zeros(1))))
+        value = ops.double(ops.filled(raw, ops.constant("missing", torch.zeros_like(self.scaling.mean[:1]))))
         seen = ops.running("seen", there)
         any_seen, count = ops.clip(seen, 0.0, 1.0), ops.clip(seen, 1.0, 2.0**53)
         none_seen = 1.0 - any_seen

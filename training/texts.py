@@ -29,7 +29,8 @@ def read(file: Path, unit: Unit) -> NDArray[np.int64]:
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise DataError(f'{file}: byte {error.start}: not UTF-8; with text = "bytes" it may be anything') from error
+        way_out = "" if file.suffix == ".py" else '; with text = "bytes" it may be anything'
+        raise DataError(f"{file}: byte {error.start}: not UTF-8{way_out}") from error
     except UnicodeEncodeError as error:
         raise DataError(
             f"{file}: a string constant has {error.object[error.start]!r}, which is no character"

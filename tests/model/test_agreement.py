@@ -44,9 +44,10 @@ SCORES = np.array([[5.0, 3.0, 3.0, 1.0]])
     [
         (ids(7, 4, 2, 9), 0),
         (ids(7, 2, 4, 9), 0),  # tied ones swapped
-        (ids(4, 7, 2, 9), 1),  # the first is tied with none; the second is with the third
+        (ids(4, 7, 2, 9), 2),  # neither of them is tied with the other
         (ids(7, 4, 2, 8), 0),  # the last may be tied with one that is not shown
-        (ids(7, 4, 9, 2), 0),
+        (ids(7, 4, 9, 2), 2),  # the third is tied with the second only
+        (ids(7, 4, 8, 9), 1),  # one that is not shown may stand last only
         (ids(8, 4, 2, 9), 1),
         (ids(7, 4, 2), 3),
     ],
