@@ -44,7 +44,8 @@ def example(network: Network, series: Series, device: torch.device | str = "cpu"
         answers = following.nan_to_num(0.0)
         if prepared.unit is not None:
             mean, std = (_over_time(moment, raw) for moment in (prepared.unit.mean, prepared.unit.std))
-            answers = (answers - mean[:-1]) / std[:-1]
+            level = 0.0 if prepared.unit.level is None else prepared.unit.level[:-1, 0]
+            answers = (answers - level - mean[:-1]) / std[:-1]
         beyond = torch.zeros_like(raw[:1, 0, signature.places])
         answers, weights = torch.cat((answers * weights, beyond)), torch.cat((weights, beyond))
     return Example(

@@ -19,6 +19,7 @@ from model.manifest import RANKED, Manifest, Parity
 from model.runner import StepModel
 from training.formula import TorchOps
 from training.graph import Array, Contract, build, contract, marginal
+from training.heads import kept
 from training.nets import Network
 from training.publish import Measured, publish
 
@@ -46,24 +47,29 @@ def reference(network: Network, declared: Contract, inputs: Array) -> tuple[dict
     raw = torch.from_numpy(inputs).transpose(0, 1)  # (time, batch, features)
     prepared = network.prepare(raw)
     hidden, state = network(prepared.inputs, network.initial(raw.shape[1]))
-    told = network.head.told(ops, network.head.say(ops, hidden), prepared.unit)
-    first = marginal(network)
-    before = {
-        name: torch.cat((first[name].expand(1, raw.shape[1], *first[name].shape), value[:-1]))
-        for name, value in told.items()
-    }
-    actual = raw[..., signature.places]
-    scores = network.head.surprise(ops, before, told, actual.nan_to_num(0.0))
+    around = network.head.told(ops, network.head.say(ops, hidden), prepared.unit)
+    told, near = kept(ops, network.head, around, prepared.unit)
+    first_told, first_near = marginal(network)
+    before = {name: _shifted(first_told[name], value) for name, value in told.items()}
+    before |= {name: _shifted(first_near[name], value) for name, value in near.items()}
+    actual = raw[..., signature.places].nan_to_num(0.0)
+    scores = network.head.surprise(ops, before, around, actual if prepared.base is None else actual - prepared.base)
     if signature.places:
-        scores = torch.where(actual.isnan(), 0.0, scores)
+        scores = torch.where(raw[..., signature.places].isnan(), 0.0, scores)
     outputs = {name: told[name] for name in declared.head.outputs} | {"surprise": scores.sum(dim=-1)}
     states = {f"{name}_in": tensor.transpose(0, 1) for name, tensor in zip(("h", "c"), state, strict=False)}
     states |= {f"{name}_in": value for name, value in _carried(network, raw).items()}
     states |= {f"last_{name}_in": value[-1] for name, value in told.items()}
+    states |= {f"near_{name}_in": value[-1] for name, value in near.items()}
     return (
         {name: value.transpose(0, 1).numpy() for name, value in outputs.items()},
         {name: value.numpy() for name, value in states.items()},
     )
+
+
+def _shifted(first: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """(time, batch, ...) of the step before; `first` has no time and no batch."""
+    return torch.cat((first.expand(1, *values.shape[1:]), values[:-1]))
 
 
 def _carried(network: Network, raw: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -15,7 +15,8 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from model.manifest import Dtype, Head, StatePair, Tensor
-from training.formula import Graph, GraphOps
+from training.formula import Graph, GraphOps, TorchOps
+from training.heads import kept
 from training.nets import Network
 
 OPSET, IR_VERSION = 21, 10
@@ -44,7 +45,7 @@ def contract(network: Network) -> Contract:
     moments of the training part, so that the first input has a surprise as well.
     """
     config, head, signature = network.config, network.head, network.signature
-    last = {name: value.cpu().numpy() for name, value in marginal(network).items()}
+    last, near = ({name: value.cpu().numpy() for name, value in told.items()} for told in marginal(network))
     streaming = len(network.reading.streaming)
     state = [
         StatePair(input=f"{name}_in", output=f"{name}_out", shape=(config.layers, "batch", config.units))
@@ -69,6 +70,12 @@ def contract(network: Network) -> Contract:
             init=value.tolist(),
         )
         for name, value in last.items()
+    ]
+    state += [
+        StatePair(
+            input=f"near_{name}_in", output=f"near_{name}_out", shape=("batch", *value.shape), init=value.tolist()
+        )
+        for name, value in near.items()
     ]
     return Contract(
         inputs=(Tensor(name="inputs", shape=("time", "batch", len(signature.features))),),
@@ -95,34 +102,41 @@ def contract(network: Network) -> Contract:
     )
 
 
-def marginal(network: Network) -> dict[str, torch.Tensor]:
-    """What is told before anything was read, by name."""
-    numbers = network.signature.numbers
-    return network.head.marginal(network.reading.initial_unit(numbers) if numbers else None)
+def marginal(network: Network) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """What is told before anything was read, by name; and around the level, where there is one."""
+    numbers, head = network.signature.numbers, network.head
+    unit = network.reading.initial_unit(numbers) if numbers else None
+    return kept(TorchOps(), head, head.marginal(unit), unit)
 
 
 def build(network: Network, declared: Contract) -> onnx.ModelProto:
     """The graph: reading, native recurrent nodes, head, surprise; dynamic batch and time, ragged lengths."""
     graph = Graph()
-    ops, signature = GraphOps(graph), network.signature
+    ops, signature, head = GraphOps(graph), network.signature, network.head
     inputs = ops.value("inputs")
-    terms, unit = network.reading.numbers(ops, inputs, signature.numbers)
+    read = network.reading.numbers(ops, inputs, signature.numbers)
+    terms = read.terms
     if network.reading.categories:
         terms += network.reading.embedded(ops, ops.columns(inputs, network.reading.categories))
     hidden = ops.value(_recurrent(graph, network, ops.join(terms).name))
-    told = network.head.told(ops, network.head.say(ops, hidden), unit)
+    around = head.told(ops, head.say(ops, hidden), read.unit)
+    told, near = kept(ops, head, around, read.unit)
     before = {name: ops.before(f"last_{name}", value) for name, value in told.items()}
+    before |= {name: ops.before(f"near_{name}", value) for name, value in near.items()}
     actual = ops.columns(inputs, signature.places)  # of a label, none
-    if any(signature.features[place].nullable for place in signature.places):  # what is missing surprises no one
-        there = ops.present(actual)
+    nullable = any(signature.features[place].nullable for place in signature.places)
+    there = ops.present(actual) if nullable else None
+    if nullable:
         actual = ops.filled(actual, ops.constant("missing", torch.zeros(1)))
-        scores = network.head.surprise(ops, before, told, actual) * there
-    else:
-        scores = network.head.surprise(ops, before, told, actual)
+    if read.base is not None:
+        actual = actual - read.base
+    scores = head.surprise(ops, before, around, actual)
+    if nullable:  # what is missing surprises no one
+        scores = scores * there
     ones = graph.constant("ones", np.ones((len(signature.targets), 1), np.float32))
     total = graph.op("MatMul", scores.name, ones)  # a sum over the targets, exact in any batch
     graph.add("Squeeze", [total, graph.integers(2)], "surprise")
-    for name in network.head.outputs:
+    for name in head.outputs:
         graph.rename(told[name].name, name)
     proto = helper.make_model(
         helper.make_graph(

@@ -32,6 +32,8 @@ class Head(nn.Module):
     """`outputs` are what clients are told, the first is fed back. Readouts are (..., units) -> `said`, a few terms."""
 
     outputs: ClassVar[tuple[str, ...]]
+    located: ClassVar[tuple[str, ...]] = ()
+    """Of them those that lie on the target's own axis, and move with its level."""
     score: Score
     levels: tuple[float, ...] = ()
 
@@ -40,7 +42,7 @@ class Head(nn.Module):
         raise NotImplementedError
 
     def told(self, ops: Ops, said: Sequence[Any], unit: Unit | None) -> dict[str, Any]:
-        """In the data's units: `outputs`, and what else the surprise needs of the prediction."""
+        """In the data's units, around the level: `outputs`, and what else the surprise needs of the prediction."""
         raise NotImplementedError
 
     def surprise(self, ops: Ops, before: Mapping[str, Any], told: Mapping[str, Any], actual: Any) -> Any:
@@ -50,6 +52,11 @@ class Head(nn.Module):
     def marginal(self, unit: Unit | None) -> dict[str, Tensor]:
         """What is told before anything was read, without time and batch."""
         raise NotImplementedError
+
+    def shifted(self, ops: Ops, told: Mapping[str, Any], level: Any) -> dict[str, Any]:
+        """What was told around a level, at it."""
+        del ops
+        return {name: value + level if name in self.located else value for name, value in told.items()}
 
     def loss(self, hidden: Tensor, answers: Tensor) -> Tensor:
         """(..., targets) of one prediction each. answers: (..., targets), numbers in scaled units."""
@@ -82,7 +89,7 @@ class Numbers(Head):
 class Point(Numbers):
     """One number. mae: the conditional median, not led by outliers; mse: the mean; huber: between (delta 1)."""
 
-    outputs = ("point",)
+    outputs = located = ("point",)
 
     def __init__(self, units: int, targets: int, loss: str) -> None:
         super().__init__(units, targets, 1)
@@ -117,7 +124,7 @@ class Point(Numbers):
 class Gaussian(Numbers):
     """Mean and standard deviation; the surprise is the negative log-likelihood in nats."""
 
-    outputs = ("mean", "std")
+    outputs, located = ("mean", "std"), ("mean",)
     score = "negative_log_likelihood"
 
     def __init__(self, units: int, targets: int) -> None:
@@ -145,7 +152,7 @@ class StudentT(Numbers):
     of the gamma function, which no graph has, and they describe the noise rather than the moment.
     """
 
-    outputs = ("mean", "scale", "df")
+    outputs, located = ("mean", "scale", "df"), ("mean",)
     score = "negative_log_likelihood"
 
     def __init__(self, units: int, targets: int) -> None:
@@ -184,7 +191,7 @@ class Quantiles(Numbers):
     levels are added (Gneiting and Ranjan 2011), and stands in for the likelihood, which quantiles do not have.
     """
 
-    outputs = ("median", "quantiles")
+    outputs = located = ("median", "quantiles")
     score = "scaled_quantile_loss"
 
     def __init__(self, units: int, targets: int, levels: tuple[float, ...]) -> None:
@@ -205,6 +212,10 @@ class Quantiles(Numbers):
             "quantiles": ops.stack(told),
             "unit": said[0] * 0.0 + unit.std,
         }
+
+    def shifted(self, ops: Ops, told: Mapping[str, Any], level: Any) -> dict[str, Any]:
+        moved = ops.stack([quantile + level for quantile in ops.unstack(told["quantiles"], self.width)])
+        return {**told, "median": told["median"] + level, "quantiles": moved}
 
     def surprise(self, ops: Ops, before: Mapping[str, Any], told: Mapping[str, Any], actual: Any) -> Any:
         del told
@@ -359,6 +370,16 @@ class Label(Choice):
 def _positive(ops: Ops, x: Any) -> Any:
     """exp(x) below 0, at least exp(-7); 1 + x above: smooth, positive, and exact in any batch."""
     return ops.exp(ops.clip(x, -LOG_BOUND, 0.0)) + ops.clip(x, 0.0, float(np.finfo(np.float32).max))
+
+
+def kept(ops: Ops, head: Head, told: Mapping[str, Any], unit: Unit | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a session keeps of a prediction: as clients are told it, and, where there is a level, around that too.
+
+    An input's surprise is taken around the level: what is added to a high one has lost its last digits.
+    """
+    if unit is None or unit.level is None:
+        return dict(told), {}
+    return head.shifted(ops, told, unit.level), {name: told[name] for name in head.located}
 
 
 def make(model: Model, targets: int) -> Numbers:

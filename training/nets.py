@@ -72,6 +72,8 @@ class Prepared:
     """(time, batch, read): scaled numbers and masks, then categories by place."""
     unit: Unit | None
     """Of the targets, after each step."""
+    base: Tensor | None
+    """The level before each step, around which a prediction is held to what came."""
 
 
 class Network(nn.Module):
@@ -112,8 +114,9 @@ class Network(nn.Module):
     @torch.no_grad()
     def prepare(self, raw: Tensor) -> Prepared:
         """raw: (time, batch, features) from the sequences' beginning, in the data's units."""
-        terms, unit = self.reading.numbers(_torch, raw, self.signature.numbers)
-        return Prepared(torch.cat([*terms, raw[..., self.reading.categories]], dim=-1), unit)
+        read = self.reading.numbers(_torch, raw, self.signature.numbers)
+        inputs = torch.cat([*read.terms, raw[..., self.reading.categories]], dim=-1)
+        return Prepared(inputs, read.unit, read.base)
 
     def forward(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         """inputs: (time, batch, read) as prepared -> hidden (time, batch, units) of the top layer, state."""

@@ -29,11 +29,27 @@ class Unit:
     mean: Any
     std: Any
     log_std: Any
+    level: Any = None
+    """What is said is around this, (time, batch, targets): the last values seen, where changes are read. It is kept
+    apart from `mean`, since a small change added to a high level would lose its last digits.
+    """
 
     @staticmethod
     def scaled(like: Tensor) -> "Unit":
         """None of it: the prediction stays in scaled units."""
         return Unit(torch.zeros_like(like), torch.ones_like(like), torch.zeros_like(like))
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """What is read of a step's numbers."""
+
+    terms: list[Any]
+    """Scaled numbers and masks, each (time, batch, some)."""
+    unit: Unit | None
+    """Of the targets, after each step; None where they are no numbers."""
+    base: Any = None
+    """The level before each step, (time, batch, targets): around it came what a prediction is held to."""
 
 
 class Scaling(nn.Module):
@@ -130,17 +146,19 @@ class Reading(nn.Module):
     def initial_unit(self, targets: Sequence[int]) -> Unit:
         """Before anything was read: the training part's moments of these features."""
         mean, std = self.scaling.mean[list(targets)], self.scaling.std[list(targets)]
-        return Unit(mean, std, std.log())
+        if not set(targets) & set(self.changes):
+            return Unit(mean, std, std.log())
+        moved = torch.tensor([float(i in self.changes) for i in targets], device=mean.device)
+        return Unit(mean * (1 - moved), std, std.log(), mean * moved)
 
-    def numbers(self, ops: Ops, raw: Any, targets: Sequence[int]) -> tuple[list[Any], Unit | None]:
-        """The scaled numbers and the masks, each (time, batch, some); and the targets' unit after each step.
-
-        `targets` are the places of those that are numbers; without them there is no unit.
-        """
+    def numbers(self, ops: Ops, raw: Any, targets: Sequence[int]) -> Numbers:
+        """`targets` are the places of those that are numbers."""
         terms: list[Any] = []
-        unit, last = None, None
+        unit, level, base = None, None, None
         if self.changes:
-            raw, last = self._changed(ops, raw)
+            raw, last, previous = self._changed(ops, raw)
+            if set(targets) & set(self.changes):
+                level, base = (self._of_targets(ops, values, targets) for values in (last, previous))
         if self.fixed:
             mean, std = self._moments(ops, "scaling", self.fixed)
             value = ops.columns(raw, self.fixed)
@@ -155,23 +173,23 @@ class Reading(nn.Module):
             unit = Unit(mean, std, ops.constant("target_log_std", self.moments[1][list(targets)].log()))
         if self.masked:
             terms.append(1.0 - ops.present(ops.columns(raw, self.masked)))
-        if unit is not None and last is not None and set(targets) & set(self.changes):
-            at = [self.changes.index(i) if i in self.changes else len(self.changes) for i in targets]
-            nothing = ops.columns(last, [0]) * 0.0
-            unit = replace(unit, mean=unit.mean + ops.columns(ops.join([last, nothing]), at))
-        return terms, unit
+        return Numbers(terms, None if unit is None else replace(unit, level=level), base)
 
-    def _changed(self, ops: Ops, raw: Any) -> tuple[Any, Any]:
-        """The changes in place of the values, and the last values seen, (time, batch, changes)."""
+    def _changed(self, ops: Ops, raw: Any) -> tuple[Any, Any, Any]:
+        """Changes in place of values; and the last values seen of what changes, after each step and before it."""
         first = ops.constant("first_values", self.first_values)
         values = ops.columns(raw, self.changes)
         last = ops.last_seen("previous", values, first) if set(self.changes) & set(self.masked) else values
-        there = ops.present(values)
+        previous, there = ops.before("previous", last, first), ops.present(values)
         begun = ops.clip(ops.single(ops.running("begun", ops.double(there))) - there, 0.0, 1.0)
-        change = (values - ops.before("previous", last, first)) * begun
         count = len(self.features)
         places = [count + self.changes.index(i) if i in self.changes else i for i in range(count)]
-        return ops.columns(ops.join([raw, change]), places), last
+        return ops.columns(ops.join([raw, (values - previous) * begun]), places), last, previous
+
+    def _of_targets(self, ops: Ops, values: Any, targets: Sequence[int]) -> Any:
+        """(time, batch, targets) of values (time, batch, changes): 0 for a target that is no change."""
+        at = [self.changes.index(i) if i in self.changes else len(self.changes) for i in targets]
+        return ops.columns(ops.join([values, ops.columns(values, [0]) * 0.0]), at)
 
     def embedded(self, ops: Ops, places: Any) -> list[Any]:
         """(time, batch, width) of each category. places: (time, batch, categories)."""

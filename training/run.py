@@ -50,7 +50,7 @@ def train(
 
 def fit(config: Config, *, quiet: bool | None = None, resume: bool = False) -> Fitted:
     loaded = dataset(config)
-    return fitted(config, loaded, quiet=quiet, checkpoint=_checkpoint(config, loaded), resume=resume)
+    return fitted(config, loaded, quiet=quiet, checkpoint=checkpoint(config, loaded), resume=resume)
 
 
 def dataset(config: Config) -> Dataset:
@@ -78,14 +78,15 @@ def fitted(
 def stopped(config: Config) -> Fitted:
     """What a run that was stopped has come to: the best weights so far. Raises DataError, TrainingError."""
     loaded = dataset(config)
-    checkpoint, network = _checkpoint(config, loaded), build(config, loaded)
-    content = checkpoint.read()
+    kept, network = checkpoint(config, loaded), build(config, loaded)
+    content = kept.read()
     if content is None:
-        raise TrainingError(f"{checkpoint.file}: no run of this configuration was stopped; train it first")
-    return Fitted(loaded, network, loop.restore(network, checkpoint.state(content)))
+        raise TrainingError(f"{kept.file}: no run of this configuration was stopped; train it first")
+    return Fitted(loaded, network, loop.restore(network, kept.state(content)))
 
 
-def _checkpoint(config: Config, loaded: Dataset) -> Checkpoint:
+def checkpoint(config: Config, loaded: Dataset) -> Checkpoint:
+    """Where the run of this configuration on these data is kept."""
     told = config.model_dump(mode="json", exclude={"tune"}) | {"data file": {"sha256": loaded.sha256}}
     return Checkpoint(config.checkpoint_file, told)
 
