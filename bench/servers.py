@@ -56,7 +56,7 @@ class Server:
         return total / TICKS
 
     def anonymous_kib(self) -> int:
-        """The worker's own memory; the store's pages, which the machine takes back when it needs them, are not in it."""
+        """The worker's own memory, without the store's pages, which the machine takes back when it needs them."""
         (pid,) = self.workers()
         status = Path(f"/proc/{pid}/status").read_text()
         return int(re.findall(r"RssAnon:\s+(\d+)", status)[0])

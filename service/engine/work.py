@@ -4,18 +4,39 @@ Owns an item's progress. A step, a forecast and a stateless prediction are the s
 the inputs, then feed predictions back `horizon` times. Knows nothing of queues, of stores or of HTTP.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-from gevent.event import AsyncResult
+from gevent.event import Event
 from numpy.typing import NDArray
 
 from model.runner import Outputs, StepModel
 from model.state import State
 from service.sessions.record import Record
 
-CHUNK = 64
-"""Most steps of one item in one call of ONNX Runtime: a long catch-up never holds up the steps beside it for longer."""
+
+class Call:
+    """What one client waits for: it is over when each of its items is, or one of them failed and all are needed."""
+
+    __slots__ = ("_left", "_needs_all", "_over", "gone", "has_left", "since")
+
+    def __init__(
+        self, items: int, since: float, *, needs_all: bool = False, has_left: Callable[[], bool] | None = None
+    ) -> None:
+        """`has_left` says whether the client has closed its connection."""
+        self._left, self._over, self._needs_all = items, Event(), needs_all
+        self.since, self.has_left = since, has_left
+        self.gone = False
+        """Nobody waits any more: what has not run need not."""
+
+    def settled(self, outcome: "Done | BaseException") -> None:
+        self._left -= 1
+        if self._left == 0 or (self._needs_all and isinstance(outcome, BaseException)):
+            self._over.set()
+
+    def wait(self) -> None:
+        self._over.wait()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +66,13 @@ class Work:
     model: StepModel
     inputs: NDArray[np.float32]  # (steps, features)
     deadline: float  # on the engine's monotonic clock
+    chunk: int  # most steps in one call of the model
+    call: Call
     horizon: int = 0
     intent: Intent | None = None
     state: State | None = None  # (1,), None until the record is loaded
     record: Record | None = None
-    result: "AsyncResult[Done]" = field(default_factory=AsyncResult)
+    outcome: Done | BaseException | None = None
     outputs: list[Outputs] = field(default_factory=list)
     _consumed: int = 0
     _rolled: int = 0
@@ -61,12 +84,12 @@ class Work:
 
     @property
     def over(self) -> bool:
-        return self.result.ready()
+        return self.outcome is not None or self.call.gone
 
     @property
     def size(self) -> int:
         """How many steps the next call may take."""
-        return min(len(self.inputs) - self._consumed, CHUNK) or 1
+        return min(len(self.inputs) - self._consumed, self.chunk) or 1
 
     @property
     def finished(self) -> bool:
@@ -97,9 +120,6 @@ class Work:
 
     def settle(self, outcome: Done | BaseException) -> None:
         """Answers whoever waits; the first answer stands."""
-        if self.result.ready():
-            return
-        if isinstance(outcome, BaseException):
-            self.result.set_exception(outcome)
-        else:
-            self.result.set(outcome)
+        if self.outcome is None:
+            self.outcome = outcome
+            self.call.settled(outcome)

@@ -6,14 +6,13 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import orjson
 from flask import Flask, Response, request
 from pydantic import BaseModel
 
 from model.runner import Outputs, StepModel
 from service.engine.engine import Engine
 from service.errors import Fault, InvalidInputError
-from service.http.bodies import Body
+from service.http.reply import JSON, encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +33,7 @@ class Operation:
     view: Callable[..., Response]
     summary: str
     answer: type[BaseModel] | None
-    body: type[Body] | None = None
+    body: type[BaseModel] | None = None
     body_optional: bool = False
     status: int = 200
     query: tuple[Query, ...] = ()
@@ -61,9 +60,7 @@ def _answer(operation: Operation, engine: Engine, **parameters: str) -> Response
 
 
 def json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """The content as JSON, numpy arrays included."""
-    data = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
-    return Response(data, status, headers, content_type="application/json")
+    return Response(encode(content), status, headers, content_type=JSON)
 
 
 def rows(model: StepModel, outputs: Outputs) -> dict[str, Any]:

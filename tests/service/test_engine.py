@@ -14,6 +14,7 @@ from model.runner import Outputs, StepModel
 from model.state import State
 from service.engine.engine import Engine, Limits
 from service.engine.executor import Executor
+from service.engine.work import Work
 from service.errors import (
     DamagedRecordError,
     DeadlineError,
@@ -222,9 +223,9 @@ def test_what_waits_too_long_is_told_and_not_applied(
     engine.create(T, "pulse", session_id="s")
     run = Executor.run
 
-    def slow(self: Executor, model: StepModel, batch: list[object]) -> None:
+    def slow(self: Executor, batch: list[Work]) -> None:
         clock.now += 31
-        run(self, model, batch)  # type: ignore[arg-type]
+        run(self, batch)
 
     monkeypatch.setattr(Executor, "run", slow)
     with pytest.raises(DeadlineError):

@@ -36,7 +36,7 @@ def run(scheduler: Scheduler[Item], now: float = 0.0) -> list[list[Item]]:
 
 def test_whatever_waits_runs_at_once() -> None:
     """Different sessions of like length share a batch, in the order of arrival."""
-    scheduler = Scheduler[Item](max_rows=10)
+    scheduler = Scheduler[Item](max_rows=10, max_cells=10_000)
     items = [Item(name) for name in "dacb"]
     for item in items:
         scheduler.add(item)
@@ -46,7 +46,7 @@ def test_whatever_waits_runs_at_once() -> None:
 
 def test_a_session_is_once_in_a_batch_and_in_order() -> None:
     """First come first served within a session, though another's items pass by."""
-    scheduler = Scheduler[Item](max_rows=10)
+    scheduler = Scheduler[Item](max_rows=10, max_cells=10_000)
     first, second, third, other = Item("a"), Item("a"), Item("a"), Item("b")
     for item in (first, second, third, other):
         scheduler.add(item)
@@ -54,7 +54,7 @@ def test_a_session_is_once_in_a_batch_and_in_order() -> None:
 
 
 def test_a_batch_has_at_most_its_rows() -> None:
-    scheduler = Scheduler[Item](max_rows=3)
+    scheduler = Scheduler[Item](max_rows=3, max_cells=10_000)
     items = [Item(str(number)) for number in range(7)]
     for item in items:
         scheduler.add(item)
@@ -63,7 +63,7 @@ def test_a_batch_has_at_most_its_rows() -> None:
 
 def test_a_catch_up_does_not_hold_up_single_steps() -> None:
     """Between two chunks of 10,000 steps, every waiting single step has its turn."""
-    scheduler = Scheduler[Item](max_rows=10)
+    scheduler = Scheduler[Item](max_rows=10, max_cells=10_000)
     scheduler.add(Item("long", left=10_000))
     for name in "abc":
         scheduler.add(Item(name))
@@ -73,7 +73,7 @@ def test_a_catch_up_does_not_hold_up_single_steps() -> None:
 
 def test_what_is_late_is_dropped_before_it_runs() -> None:
     """An item whose deadline has passed never runs, and the one behind it does."""
-    scheduler = Scheduler[Item](max_rows=10)
+    scheduler = Scheduler[Item](max_rows=10, max_cells=10_000)
     late, fine, alone = Item("a", deadline=5.0), Item("a"), Item("b", deadline=5.0)
     for item in (late, fine, alone):
         scheduler.add(item)
@@ -85,7 +85,7 @@ def test_what_is_late_is_dropped_before_it_runs() -> None:
 
 def test_what_is_over_is_dropped_before_it_runs() -> None:
     """An item that nobody waits for any more takes no row of a batch."""
-    scheduler = Scheduler[Item](max_rows=10)
+    scheduler = Scheduler[Item](max_rows=10, max_cells=10_000)
     over, fine = Item("a", over=True), Item("b")
     scheduler.add(over)
     scheduler.add(fine)
@@ -98,7 +98,7 @@ ITEMS = st.lists(st.tuples(st.sampled_from("abcdefg"), st.integers(1, 300)), max
 @given(ITEMS, st.integers(1, 8))
 def test_every_item_runs_to_its_end(drawn: list[tuple[str, int]], max_rows: int) -> None:
     """Nothing is lost or run twice; padding stays within a quarter; each session's items finish in order."""
-    scheduler = Scheduler[Item](max_rows)
+    scheduler = Scheduler[Item](max_rows, max_cells=10_000)
     items = [Item(line, left) for line, left in drawn]
     sizes: dict[Item, int] = {item: item.left for item in items}
     for item in items:
@@ -126,7 +126,7 @@ def test_every_item_runs_to_its_end(drawn: list[tuple[str, int]], max_rows: int)
 @given(st.lists(st.integers(1, 200), min_size=1, max_size=20))
 def test_no_line_waits_longer_than_a_round(lengths: list[int]) -> None:
     """Long ones and short ones take turns: between two turns of one session, no other has more than two."""
-    scheduler = Scheduler[Item](max_rows=4)
+    scheduler = Scheduler[Item](max_rows=4, max_cells=10_000)
     for number, left in enumerate(lengths):
         scheduler.add(Item(str(number), left=left * 10))
     since: dict[str, int] = {}

@@ -1,0 +1,59 @@
+"""The waiting items of one model, and the greenlet that runs them batch after batch.
+
+No timer: whatever waits when the model is free runs. Each model has its own, so models share a worker by turns: a batch
+in the event loop is short, and a long one is in a thread of its own.
+"""
+
+import logging
+from collections.abc import Callable
+
+import gevent
+from gevent.event import Event
+
+from service.engine.executor import Executor
+from service.engine.scheduler import Scheduler
+from service.engine.work import Work
+from service.errors import AbandonedError, DeadlineError, OnwardError
+
+log = logging.getLogger(__name__)
+
+
+class Queue:
+    def __init__(
+        self, executor: Executor, scheduler: Scheduler[Work], monotonic: Callable[[], float], timeout_s: float
+    ) -> None:
+        self.executor = executor
+        self._scheduler, self._monotonic, self._timeout_s = scheduler, monotonic, timeout_s
+        self._wake = Event()
+
+    @property
+    def waiting(self) -> int:
+        return self._scheduler.waiting
+
+    def add(self, work: Work) -> None:
+        self._scheduler.add(work)
+        self._wake.set()
+
+    def drain(self) -> None:
+        """Runs what waits, for ever; between batches, others come to their turn."""
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            while self._run_one():
+                gevent.sleep(0)
+
+    def _run_one(self) -> bool:
+        batch, late = self._scheduler.batch(self._monotonic())
+        for work in late:
+            work.settle(AbandonedError() if work.call.gone else DeadlineError(self._timeout_s))
+        if batch:
+            try:
+                self.executor.run(batch)
+            except Exception as error:
+                if not isinstance(error, OnwardError):
+                    log.exception("a batch of %d rows failed", len(batch))
+                for work in batch:
+                    work.settle(error)
+            for work in batch:
+                (self._scheduler.put_back if work.outcome is None else self._scheduler.finish)(work)
+        return bool(batch)
