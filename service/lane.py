@@ -8,12 +8,15 @@ A request with a length is handed over alone: when gunicorn asks for what follow
 (chunked, an upgrade, no HTTP at all) takes the connection with it.
 """
 
+import contextlib
 import re
+import socket
 import time
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
+import gevent
 from gunicorn.http.wsgi import SERVER
 from gunicorn.util import http_date
 from gunicorn_h1c import IncompleteError, ParseError, parse_request_fast
@@ -96,6 +99,17 @@ class Lane:
         )
         self._lengths: dict[bytes, int] = {}
         """Of bodies, by their headers: a client's requests mostly have the same ones."""
+        self._reading: dict[Any, float] = {}
+        """Connections whose next request is not here, and since when: one clock for all, not one each."""
+
+    def watch(self) -> None:
+        """Ends, for ever, what is idle for longer than gunicorn lets connections be."""
+        while True:
+            gevent.sleep(1)
+            before = time.monotonic() - self._idle_s
+            for connection in [one for one, since in self._reading.items() if since < before]:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RD)  # whoever reads it sees its end
 
     def serve(self, connection: Any, data: bytes) -> Handed | None:
         """Answers steps until something else comes, which it gives; None where the connection is over."""
@@ -115,13 +129,14 @@ class Lane:
                     return Handed(connection, data, end)  # the client has stopped in the middle: Flask says so
                 answer = self._answer(target, data[start:end], has_left)
                 data = data[end:]
-                connection.sendall(answer)
-        except OSError:  # the client has gone, or was idle for too long
+                if (sent := connection.send(answer)) < len(answer):
+                    connection.sendall(answer[sent:])
+        except OSError:  # the client has gone
             return None
 
     def _head(self, connection: Any, data: bytes) -> tuple[bytes, Any]:
         """What was read, nothing at the connection's end; with the request at its beginning, None where it is none."""
-        until = time.monotonic() + self._idle_s
+        began = time.monotonic()
         while True:
             if data:
                 try:
@@ -131,9 +146,11 @@ class Lane:
                         return data, None
                 except ParseError:
                     return data, None
-            connection.settimeout(max(0.001, until - time.monotonic()))
-            more = connection.recv(READ)
-            connection.settimeout(None)
+            self._reading[connection] = began
+            try:
+                more = connection.recv(READ)
+            finally:
+                del self._reading[connection]
             if not more:
                 return b"", None
             data += more

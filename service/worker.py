@@ -9,6 +9,7 @@ import logging
 import socket
 from typing import Any
 
+import gevent
 from gunicorn.config import Config
 from gunicorn.http import errors as parsing
 from gunicorn.util import close, write_nonblock
@@ -37,7 +38,10 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     def run(self) -> None:
         self._lane = self._open_lane()
         try:
+            watch = None if self._lane is None else gevent.spawn(self._lane.watch)
             super().run()
+            if watch is not None:
+                watch.kill()
         finally:
             self.wsgi.extensions["onward"].close()
 

@@ -8,7 +8,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from secrets import randbits, token_hex
 from typing import Any
 
@@ -20,11 +19,12 @@ from model.manifest import BundleError
 from model.repository import Opened
 from model.runner import Outputs, StepModel
 from service.engine import cost
-from service.engine.executor import Executor, MovedError, finite, gone, living, ref_of, state_of, surprises
-from service.engine.inputs import Inputs, to_array
+from service.engine.call import finite
+from service.engine.executor import Executor, MovedError, array_of, gone, living, ref_of, state_of, surprises
+from service.engine.inputs import Inputs
 from service.engine.queue import Queue
 from service.engine.scheduler import Scheduler
-from service.engine.work import Call, Done, Intent, Work
+from service.engine.work import Asked, Call, Done, Work
 from service.errors import (
     DamagedRecordError,
     Fault,
@@ -45,7 +45,6 @@ log = logging.getLogger(__name__)
 SWEPT_AT_ONCE = 1000
 PLACES = 100_000
 """How many sessions' models a process remembers, so that a step need not read its record to find its queue."""
-NO_DIGEST = bytes(16)
 LEFT_S = 0.25
 """How long a call waits before it is looked at whether its client still does, and how often."""
 
@@ -59,16 +58,6 @@ class Limits:
     max_sequences: int = 1024
     max_waiting: int = 10_000
     exact: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A step as a client asks for it; `step` and `request_id` as `Engine.step` has them."""
-
-    session_id: str
-    inputs: Inputs
-    step: int | None = None
-    request_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +104,7 @@ class Engine:
         self._queues = {model: self._queue(model) for versions in opened.models.values() for model in versions.values()}
         self._places: OrderedDict[bytes, StepModel] = OrderedDict()
         self._calls: dict[Call, int] = {}  # that are waited for, with their items
-        self._waiting = 0
+        self._waiting = self._alone = 0
         self._greenlets: list[gevent.Greenlet[..., Any]] = []
 
     def _queue(self, model: StepModel) -> Queue:
@@ -208,7 +197,8 @@ class Engine:
         if inputs is not None:
             done = self._run_one(model, self._array(model, inputs), state=state)
             assert done.state is not None
-            step, state, outputs = len(done.outputs), done.state, done.outputs[-1:]
+            state = np.frombuffer(done.state, model.layout.dtype)
+            step, outputs = len(done.outputs), done.outputs[-1:]
             surprise = surprise.after(surprises(model, done.outputs))
         now, ttl = self._clock(), ttl_s or self.limits.ttl_s
         record = Record(
@@ -309,18 +299,8 @@ class Engine:
         """The item that does what was asked. Raises what speaks against it."""
         key = records.key(tenant, asked.session_id)
         model = self._place(key, asked.session_id)
-        try:
-            array = self._array(model, asked.inputs)
-        except InvalidInputError:
-            self._places.pop(key, None)
-            other = self._place(key, asked.session_id)
-            if other is model:
-                raise
-            model, array = other, self._array(other, asked.inputs)  # the id lives on another model than was remembered
-        digest = blake2b(array.tobytes(), digest_size=16).digest() if asked.request_id else NO_DIGEST
-        return self._work(
-            model, array, call, intent=Intent(key, asked.session_id, asked.step, asked.request_id, digest)
-        )
+        self._not_too_long(asked.inputs)
+        return self._work(model, asked.inputs, call, line=key, asked=asked)
 
     def forecast(self, tenant: str, session_id: str, horizon: int) -> Answer:
         """(horizon,) predictions from the session's state on, each fed back as the next input; the session stays."""
@@ -369,9 +349,12 @@ class Engine:
             )
 
     def _array(self, model: StepModel, inputs: Inputs, field: str = "inputs") -> NDArray[np.float32]:
+        self._not_too_long(inputs, field)
+        return array_of(model, inputs, field)
+
+    def _not_too_long(self, inputs: Inputs, field: str = "inputs") -> None:
         if len(inputs) > self.limits.max_steps:
             raise InvalidInputError(Fault(field, f"at most {self.limits.max_steps} steps a call, not {len(inputs)}"))
-        return to_array(inputs, model.features, field)
 
     def _call(self, items: int, *, needs_all: bool = False, has_left: Callable[[], bool] | None = None) -> Call:
         """Raises OverloadedError where there is no room for so many more items."""
@@ -382,16 +365,20 @@ class Engine:
     def _work(
         self,
         model: StepModel,
-        inputs: NDArray[np.float32],
+        inputs: Inputs | NDArray[np.float32],
         call: Call,
         *,
+        line: bytes = b"",
+        asked: Asked | None = None,
         horizon: int = 0,
         state: NDArray[np.void] | None = None,
-        intent: Intent | None = None,
     ) -> Work:
-        chunk = self._queues[model].executor.chunk
-        deadline = call.since + self.limits.timeout_s
-        return Work(model, inputs, deadline, chunk, call, horizon=horizon, state=state, intent=intent)
+        chunk, deadline = self._queues[model].executor.chunk, call.since + self.limits.timeout_s
+        if asked is None:
+            self._alone += 1
+            line = self._alone.to_bytes(8)  # keys have a / in them, and are longer
+        memory = None if state is None else state.tobytes()
+        return Work(model, inputs, deadline, chunk, call, line, asked, horizon, memory)
 
     def _run(self, call: Call, works: Sequence[Work]) -> Sequence[Work]:
         """Returns once the call is over, which always comes: queues answer what fails, and what is late at its turn."""

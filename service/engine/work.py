@@ -12,8 +12,8 @@ from gevent.event import Event
 from numpy.typing import NDArray
 
 from model.runner import Outputs, StepModel
-from model.state import State
-from service.sessions.record import Record
+from service.engine.inputs import Inputs
+from service.sessions.record import NO_DIGEST, Record
 
 
 class Call:
@@ -40,14 +40,13 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Intent:
-    """What a session's client asked for: which session, from which step, and under which request id."""
+class Asked:
+    """A step as a client asks for it: `step` is the one that it believes the session has reached."""
 
-    key: bytes
     session_id: str
-    expected_step: int | None
-    request_id: str
-    digest: bytes
+    inputs: Inputs
+    step: int | None = None
+    request_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,32 +54,29 @@ class Done:
     """A finished item: every step's outputs (steps,), the state after them (1,), and the record that was committed."""
 
     outputs: Outputs
-    state: State | None
+    state: bytes | None
     record: Record | None
 
 
 @dataclass(slots=True, eq=False)
 class Work:
-    """One row of batches to come. `intent` names a session to advance and commit; without it, `state` is the start."""
+    """One row of batches to come. `asked` is of a session, to advance and commit; without it, `state` is the start."""
 
     model: StepModel
-    inputs: NDArray[np.float32]  # (steps, features)
+    inputs: Inputs | NDArray[np.float32]  # (steps, features) once the item was admitted
     deadline: float  # on the engine's monotonic clock
     chunk: int  # most steps in one call of the model
     call: Call
+    line: bytes  # items of one line run in order, one at a time: a session's key, or nothing else's
+    asked: Asked | None = None
     horizon: int = 0
-    intent: Intent | None = None
-    state: State | None = None  # (1,), None until the record is loaded
+    state: bytes | None = None  # a row's memory, None until the record is loaded
     record: Record | None = None
+    digest: bytes = NO_DIGEST
     outcome: Done | BaseException | None = None
     outputs: list[Outputs] = field(default_factory=list)
     _consumed: int = 0
     _rolled: int = 0
-
-    @property
-    def line(self) -> bytes | int:
-        """Items of one line run in order, one at a time."""
-        return self.intent.key if self.intent is not None else id(self)
 
     @property
     def over(self) -> bool:
@@ -97,12 +93,13 @@ class Work:
 
     def take(self) -> NDArray[np.float32]:
         """(size, features) the inputs of the next call."""
+        assert isinstance(self.inputs, np.ndarray)
         if self._consumed < len(self.inputs):
-            return self.inputs[self._consumed : self._consumed + self.size]
+            return self.inputs[self._consumed : self._consumed + self.chunk]
         return self.model.fed_back(self.outputs[-1][-1:])
 
-    def advance(self, outputs: Outputs, state: State) -> None:
-        """Takes in the answer, outputs (steps,) and state (1,), to what `take` gave."""
+    def advance(self, outputs: Outputs, state: bytes) -> None:
+        """Takes in the answer, outputs (steps,) and the state after them, to what `take` gave."""
         if self._consumed < len(self.inputs):
             self._consumed += len(outputs)
         else:

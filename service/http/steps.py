@@ -1,8 +1,8 @@
 """The requests that advance sessions: one session's, and many sessions' in one call.
 
 From bytes to a Reply, so that Flask's views and the step lane answer with the same code. A body in the plain form, as
-nearly every one is, is read by orjson alone; whatever is not plainly right is left to pydantic, which accepts or refuses it
-by the bodies' own definitions.
+nearly every one is, is read by orjson alone. Whatever is not plainly right is left to pydantic, which takes or refuses
+it by the bodies' own definitions.
 """
 
 import re
@@ -15,7 +15,8 @@ import orjson
 from flask import Response, request
 from pydantic import TypeAdapter, ValidationError
 
-from service.engine.engine import Answer, Asked, Engine
+from service.engine.engine import Answer, Engine
+from service.engine.work import Asked
 from service.errors import Fault, InvalidInputError
 from service.http import bodies, problems
 from service.http.connection import hung_up

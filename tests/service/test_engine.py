@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from model.repository import open_all
-from model.runner import Outputs, StepModel
+from model.runner import Outputs
 from model.state import State
+from service.engine.call import Caller
 from service.engine.engine import Engine, Limits
 from service.engine.executor import Executor
 from service.engine.work import Work
@@ -126,24 +127,24 @@ def test_a_step_that_another_process_overtook_is_computed_anew(engine: Engine, m
     engine.create(T, "pulse", session_id="s")
     engine.step(T, "s", inputs[:1])
     store, model = store_of(engine), engine.model("pulse")
-    run = model.run
+    run = Caller._run
     overtaken: list[bool] = []
 
-    def overtake(*args: object) -> object:
+    def overtake(self: Caller, *args: Any) -> object:
         if not overtaken:
             overtaken.append(True)
             before = store.load_many([records.key(T, "s")])[0]
             assert isinstance(before, Record)
             state = model.layout.from_bytes(before.state)
-            _, after = run(np.array([inputs[1:2]], np.float32), np.array([1], np.int32), state)
+            _, after = model.run(np.array([inputs[1:2]], np.float32), np.array([1], np.int32), state)
             step = Record(**{
                 **{name: getattr(before, name) for name in Record.__dataclass_fields__},
                 "revision": before.revision + 1, "step": 2, "state": model.layout.to_bytes(after[0]),
             })  # fmt: skip
             assert store.commit_many([Change(records.key(T, "s"), before.revision, step)]) == [True]
-        return run(*args)  # type: ignore[arg-type]
+        return run(self, *args)
 
-    monkeypatch.setattr(model, "run", overtake)
+    monkeypatch.setattr(Caller, "_run", overtake)
     answer = engine.step(T, "s", inputs[2:])
     assert overtaken
     assert answer.step == 3
@@ -195,7 +196,7 @@ def test_a_bug_in_running_answers_each_that_waits(engine: Engine, monkeypatch: p
     def fail(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(StepModel, "run", fail)
+    monkeypatch.setattr(Caller, "_run", fail)
     with pytest.raises(ZeroDivisionError):
         engine.step(T, "s", [[500]])
     monkeypatch.undo()
@@ -329,15 +330,16 @@ def test_a_state_that_is_not_finite_is_never_kept(engine: Engine, monkeypatch: p
     """Even where every output is finite: the row is refused, and its neighbour in the batch is not."""
     for name in ("good", "bad"):
         engine.create(T, "pulse", session_id=name)
-    model = engine.model("pulse")
-    run = model.run
+    run = Caller._run
 
-    def spoil(inputs: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any], state: State) -> tuple[Outputs, State]:
-        outputs, after = run(inputs, lengths, state)
+    def spoil(
+        self: Caller, inputs: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any], state: State
+    ) -> tuple[Outputs, State]:
+        outputs, after = run(self, inputs, lengths, state)
         after["h_in"][inputs[:, 0, 0] == 666] = np.inf
         return outputs, after
 
-    monkeypatch.setattr(model, "run", spoil)
+    monkeypatch.setattr(Caller, "_run", spoil)
     good, bad = (gevent.spawn(engine.step, T, name, [[value]]) for name, value in (("good", 500), ("bad", 666)))
     assert good.get().step == 1
     bad.join()

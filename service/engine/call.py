@@ -1,0 +1,117 @@
+"""The call of a model, as a worker makes it thousands of times a second.
+
+The same as `StepModel.run`, but for where states come from: rows of them, as bytes. Axes are placed by transposes that
+are found once, since finding them for each call costs a small model more than running does.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.manifest import BATCH, TIME
+from model.runner import Outputs, StepModel
+from model.state import State, StateError
+from service.errors import DamagedRecordError
+
+TAG = 12
+"""Bytes at the beginning of a kept state that say its format and its layout; a checksum follows."""
+
+Inputs = NDArray[np.float32]
+
+
+class Caller:
+    def __init__(self, model: StepModel, *, alone: bool = False) -> None:
+        """alone: row by row, for kernels whose answers depend on the rows beside them."""
+        manifest = model.manifest
+        self._session = model._session  # noqa: SLF001  (see above)
+        self._alone = alone
+        self._dtype, self._output_dtype = model.layout.dtype, model.output_dtype
+        self._input, self._lengths = manifest.inputs[0].name, manifest.lengths.name
+        self._placed = _into(manifest.inputs[0].shape, (BATCH, TIME))
+        self._outputs = [(out.name, _out_of(out.shape, (BATCH, TIME))) for out in manifest.outputs]
+        self._states = [
+            (pair.input, _into(pair.shape, (BATCH,)), _out_of(pair.shape, (BATCH,))) for pair in manifest.state
+        ]
+        self._layout, self._bytes = model.layout, self._dtype.itemsize
+        whole = model.layout.to_bytes(model.layout.initial(1)[0])
+        self._whole, self._tag = len(whole), whole[:TAG]
+        self._names = [out.name for out in manifest.outputs] + [pair.output for pair in manifest.state]
+
+    def __call__(self, taken: Sequence[Inputs], states: Sequence[bytes]) -> tuple[Outputs, State, NDArray[np.bool_]]:
+        """taken: of each row its inputs (steps, features); states: of each row its state's memory.
+
+        Returns outputs (rows, longest), where what lies beyond a row's own steps means nothing, the states after them
+        (rows,), and which rows (rows,) have finite numbers only.
+        """
+        if self._alone and len(taken) > 1:
+            parts = [self([one], [state]) for one, state in zip(taken, states, strict=True)]
+            return tuple(map(np.concatenate, zip(*parts, strict=True)))  # type: ignore[return-value]
+        sizes = [len(steps) for steps in taken]
+        longest = max(sizes)
+        if min(sizes) == longest:
+            inputs = np.concatenate(taken).reshape(len(taken), longest, -1)
+        else:
+            inputs = np.zeros((len(taken), longest, taken[0].shape[1]), np.float32)
+            for row, steps in enumerate(taken):
+                inputs[row, : len(steps)] = steps
+        outputs, after = self._run(inputs, np.array(sizes, np.int32), np.frombuffer(b"".join(states), self._dtype))
+        return outputs, after, _sound(outputs, after, sizes)
+
+    def memory(self, kept: bytes) -> bytes:
+        """The memory of a state that a record keeps; the record's own checksum vouches for its bytes.
+
+        Raises DamagedRecordError where it is another model's.
+        """
+        if len(kept) == self._whole and kept.startswith(self._tag):
+            return kept[-self._bytes :]
+        try:
+            return self._layout.from_bytes(kept).tobytes()
+        except StateError as error:
+            raise DamagedRecordError(str(error)) from error
+
+    def memories(self, states: State) -> list[bytes]:
+        data = states.tobytes()
+        return [data[start : start + self._bytes] for start in range(0, len(data), self._bytes)]
+
+    def kept(self, memory: bytes) -> bytes:
+        """As a record keeps it."""
+        return self._layout.to_bytes(np.frombuffer(memory, self._dtype)[0])
+
+    def _run(self, inputs: Inputs, lengths: NDArray[np.int32], state: State) -> tuple[Outputs, State]:
+        feeds = {self._input: np.ascontiguousarray(inputs.transpose(self._placed)), self._lengths: lengths}
+        for name, placed, _ in self._states:
+            feeds[name] = np.ascontiguousarray(state[name].transpose(placed))
+        results = self._session.run(self._names, feeds)
+        outputs, after = np.empty(inputs.shape[:2], self._output_dtype), np.empty(len(inputs), self._dtype)
+        for (name, back), result in zip(self._outputs, results, strict=False):
+            outputs[name] = result.transpose(back)
+        for (name, _, back), result in zip(self._states, results[len(self._outputs) :], strict=True):
+            after[name] = result.transpose(back)
+        return outputs, after
+
+
+def _into(shape: tuple[int | str, ...], first: tuple[str, ...]) -> tuple[int, ...]:
+    """The transpose from rows, whose axes are `first` and then the others, to a tensor of this shape."""
+    others = iter(range(len(first), len(shape)))
+    return tuple(first.index(axis) if axis in first else next(others) for axis in shape)
+
+
+def _out_of(shape: tuple[int | str, ...], first: tuple[str, ...]) -> tuple[int, ...]:
+    """The transpose back."""
+    return tuple(int(place) for place in np.argsort(_into(shape, first)))
+
+
+def _sound(outputs: Outputs, after: State, sizes: Sequence[int]) -> NDArray[np.bool_]:
+    """(rows,) Nearly always all are, which is seen at once; padding and the rows at fault are only then told apart."""
+    if finite(outputs) and finite(after):
+        return np.ones(len(sizes), np.bool_)
+    return np.array([finite(outputs[row, :size]) and finite(after[row : row + 1]) for row, size in enumerate(sizes)])
+
+
+def finite(rows: Outputs | State) -> bool:
+    """Whether every number in structured rows is finite."""
+    kinds = {kind[0].base for kind in (rows.dtype.fields or {}).values()}
+    if kinds == {np.dtype(np.float32)} and rows.flags.c_contiguous:
+        return bool(np.isfinite(rows.view(np.float32)).all())
+    return all(bool(np.isfinite(rows[name]).all()) for name in rows.dtype.names or ())
