@@ -113,10 +113,12 @@ class Lane:
 
     def serve(self, connection: Any, data: bytes) -> Handed | None:
         """Answers steps until something else comes, which it gives; None where the connection is over."""
-        has_left = partial(hung_up, connection.fileno())
+        file = connection.fileno()
+        has_left = partial(hung_up, file)
+        watcher = gevent.get_hub().loop.io(file, 1)
         try:
             while True:
-                data, request = self._head(connection, data)
+                data, request = self._head(connection, watcher, data)
                 if not data:
                     return None
                 if request is None:
@@ -133,8 +135,10 @@ class Lane:
                     connection.sendall(answer[sent:])
         except OSError:  # the client has gone
             return None
+        finally:
+            watcher.close()
 
-    def _head(self, connection: Any, data: bytes) -> tuple[bytes, Any]:
+    def _head(self, connection: Any, watcher: Any, data: bytes) -> tuple[bytes, Any]:
         """What was read, nothing at the connection's end; with the request at its beginning, None where it is none."""
         began = time.monotonic()
         while True:
@@ -148,6 +152,7 @@ class Lane:
                     return data, None
             self._reading[connection] = began
             try:
+                gevent.get_hub().wait(watcher)  # to read at once would mostly be in vain
                 more = connection.recv(READ)
             finally:
                 del self._reading[connection]

@@ -4,6 +4,7 @@ The same as `StepModel.run`, but for where states come from: rows of them, as by
 are found once, since finding them for each call costs a small model more than running does.
 """
 
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -75,8 +76,8 @@ class Caller:
         return [data[start : start + self._bytes] for start in range(0, len(data), self._bytes)]
 
     def kept(self, memory: bytes) -> bytes:
-        """As a record keeps it."""
-        return self._layout.to_bytes(np.frombuffer(memory, self._dtype)[0])
+        """As a record keeps it: what `Layout.to_bytes` makes of such a row."""
+        return self._tag + zlib.crc32(memory).to_bytes(4, "little") + memory
 
     def _run(self, inputs: Inputs, lengths: NDArray[np.int32], state: State) -> tuple[Outputs, State]:
         feeds = {self._input: np.ascontiguousarray(inputs.transpose(self._placed)), self._lengths: lengths}
@@ -107,6 +108,13 @@ def _sound(outputs: Outputs, after: State, sizes: Sequence[int]) -> NDArray[np.b
     if finite(outputs) and finite(after):
         return np.ones(len(sizes), np.bool_)
     return np.array([finite(outputs[row, :size]) and finite(after[row : row + 1]) for row, size in enumerate(sizes)])
+
+
+def joined(parts: Sequence[Outputs]) -> Outputs:
+    """One after another; numpy's own way with structured arrays looks at each part's fields anew."""
+    if len(parts) == 1:
+        return parts[0]
+    return np.frombuffer(b"".join([part.tobytes() for part in parts]), parts[0].dtype)
 
 
 def finite(rows: Outputs | State) -> bool:

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from secrets import randbits, token_hex
-from typing import Any
+from typing import Any, NamedTuple
 
 import gevent
 import numpy as np
@@ -19,7 +19,7 @@ from model.manifest import BundleError
 from model.repository import Opened
 from model.runner import Outputs, StepModel
 from service.engine import cost
-from service.engine.call import finite
+from service.engine.call import finite, joined
 from service.engine.executor import Executor, MovedError, array_of, gone, living, ref_of, state_of, surprises
 from service.engine.inputs import Inputs
 from service.engine.queue import Queue
@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 SWEPT_AT_ONCE = 1000
 PLACES = 100_000
 """How many sessions' models a process remembers, so that a step need not read its record to find its queue."""
-LEFT_S = 0.25
+LEFT_S = 2.0
 """How long a call waits before it is looked at whether its client still does, and how often."""
 
 
@@ -68,8 +68,7 @@ class Session:
     record: Record
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What a step, a seed or a forecast says: outputs (steps,) of the model's output dtype, and the step reached."""
 
     model: StepModel
@@ -314,7 +313,7 @@ class Engine:
         if horizon > 1:
             first = model.fed_back(outputs)
             rolled = self._run_one(model, first, horizon=horizon - 2, state=state).outputs
-            outputs = np.concatenate([outputs, rolled])
+            outputs = joined([outputs, rolled])
         return Answer(model, session.record.step, outputs)
 
     # What carries them

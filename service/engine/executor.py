@@ -163,7 +163,8 @@ def array_of(model: StepModel, inputs: Inputs, field: str = "inputs") -> NDArray
 def _read(model: StepModel, works: Sequence[Work]) -> None:
     """Makes arrays of the items' inputs, of all together where that goes; those at fault are told so."""
     unread: list[tuple[Work, Any]] = [(work, work.inputs) for work in works if not isinstance(work.inputs, np.ndarray)]
-    if len(unread) > 1 and all(isinstance(inputs[0], list) for _, inputs in unread):
+    forms = {type(inputs[0]) for _, inputs in unread}
+    if len(unread) > 1 and (forms == {list} or forms <= {int, float}):
         try:
             joined = array_of(model, list(chain.from_iterable(inputs for _, inputs in unread)))
         except InvalidInputError:
@@ -217,4 +218,4 @@ def gone(ref: Ref, served: StepModel | None) -> ModelGoneError:
 
 def surprises(model: StepModel, outputs: Outputs) -> list[float]:
     name = model.manifest.head.surprise
-    return [] if name is None else np.asarray(outputs[name], np.float64).tolist()
+    return [] if name is None else outputs[name].tolist()

@@ -6,12 +6,14 @@ the inputs, then feed predictions back `horizon` times. Knows nothing of queues,
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from gevent.event import Event
 from numpy.typing import NDArray
 
 from model.runner import Outputs, StepModel
+from service.engine.call import joined
 from service.engine.inputs import Inputs
 from service.sessions.record import NO_DIGEST, Record
 
@@ -39,8 +41,7 @@ class Call:
         self._over.wait()
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(NamedTuple):
     """A step as a client asks for it: `step` is the one that it believes the session has reached."""
 
     session_id: str
@@ -49,8 +50,7 @@ class Asked:
     request_id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(NamedTuple):
     """A finished item: every step's outputs (steps,), the state after them (1,), and the record that was committed."""
 
     outputs: Outputs
@@ -113,7 +113,7 @@ class Work:
         self.outputs.clear()
 
     def all_outputs(self) -> Outputs:
-        return self.outputs[0] if len(self.outputs) == 1 else np.concatenate(self.outputs)
+        return joined(self.outputs)
 
     def settle(self, outcome: Done | BaseException) -> None:
         """Answers whoever waits; the first answer stands."""

@@ -1,7 +1,6 @@
 """An answer that no web framework has seen. Flask's views make Responses of it, the step lane writes it as bytes."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from flask import Response
@@ -9,8 +8,7 @@ from flask import Response
 JSON = "application/json"
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """`headers` are those beside Content-Type and Content-Length."""
 
     status: int

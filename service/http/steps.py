@@ -15,6 +15,7 @@ import orjson
 from flask import Response, request
 from pydantic import TypeAdapter, ValidationError
 
+from service.engine.call import joined
 from service.engine.engine import Answer, Engine
 from service.engine.work import Asked
 from service.errors import Fault, InvalidInputError
@@ -162,7 +163,7 @@ def _columns(many: Sequence[Asked], answers: Sequence[Answer | Exception]) -> di
         isinstance(answer, Answer) and answer.model is first.model and len(answer.outputs) == 1 for answer in answers
     ):
         alike = [answer for answer in answers if isinstance(answer, Answer)]
-        outputs = rows(first.model, np.concatenate([answer.outputs for answer in alike])[:, np.newaxis])
+        outputs = rows(first.model, joined([answer.outputs for answer in alike])[:, np.newaxis])
         return {"statuses": [200] * len(alike), "steps": [answer.step for answer in alike], **outputs, "problems": {}}
     each = [told(answer) if isinstance(answer, Answer) else None for answer in answers]
     refused = {place: _problem(answer) for place, answer in enumerate(answers) if isinstance(answer, Exception)}
