@@ -19,7 +19,7 @@ from typing import Any
 import gevent
 from gunicorn.http.wsgi import SERVER
 from gunicorn.util import http_date
-from gunicorn_h1c import IncompleteError, ParseError, parse_request_fast
+from gunicorn_h1c import ParseError, _parser_fast
 from werkzeug.http import HTTP_STATUS_CODES
 
 from service.engine.engine import Engine
@@ -92,7 +92,7 @@ class Lane:
         """`cfg` is gunicorn's; `alive` says whether the worker is to go on after a request."""
         self._engine, self._most_body, self._alive, self._idle_s = engine, most_body, alive, cfg.keepalive
         self._parse = partial(
-            parse_request_fast,
+            _parser_fast.parse_request,
             limit_request_line=cfg.limit_request_line,
             limit_request_fields=cfg.limit_request_fields,
             limit_request_field_size=cfg.limit_request_field_size,
@@ -145,10 +145,10 @@ class Lane:
             if data:
                 try:
                     return data, self._parse(data)
-                except IncompleteError:
+                except _parser_fast.IncompleteError:  # this parser's own: it is no gunicorn_h1c.IncompleteError
                     if len(data) > MOST_HEAD:
                         return data, None
-                except ParseError:
+                except (ParseError, _parser_fast.ParseError):
                     return data, None
             self._reading[connection] = began
             try:
