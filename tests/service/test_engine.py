@@ -17,6 +17,7 @@ from service.engine.engine import Engine, Limits
 from service.engine.executor import Executor
 from service.engine.work import Work
 from service.errors import (
+    AbandonedError,
     DamagedRecordError,
     DeadlineError,
     InvalidInputError,
@@ -345,6 +346,20 @@ def test_a_state_that_is_not_finite_is_never_kept(engine: Engine, monkeypatch: p
     bad.join()
     assert isinstance(bad.exception, NotFiniteError)
     assert engine.session(T, "bad").record.step == 0
+
+
+def test_what_its_client_left_is_dropped_before_it_runs_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long call ends between two of its chunks, the session unmoved; one that was committed stays committed."""
+    monkeypatch.setattr("service.engine.engine.LEFT_S", 0.0)
+    engine = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits())
+    engine.start()
+    engine.create(T, "pulse", session_id="s")
+    with pytest.raises(AbandonedError):
+        engine.step(T, "s", [[500.0]] * 100_000, has_left=lambda: True)
+    assert engine.session(T, "s").record.step == 0
+    assert engine.step(T, "s", [[500.0]]).step == 1
+    assert sum(queue.waiting for queue in vars(engine)["_queues"].values()) == 0
+    engine.close()
 
 
 def test_a_failed_sequence_ends_its_siblings(engine: Engine) -> None:

@@ -142,3 +142,48 @@ def test_no_line_waits_longer_than_a_round(lengths: list[int]) -> None:
                 scheduler.finish(item)
                 del since[item.line]
         assert all(turns <= 2 * len(lengths) for turns in since.values())
+
+
+@given(ITEMS, st.integers(1, 8), st.integers(1, 400))
+def test_limits_hold_and_nothing_starves(drawn: list[tuple[str, int]], max_rows: int, max_cells: int) -> None:
+    """Rows, steps and padding within limits; the item whose turn it has been for longest is in every batch."""
+    scheduler = Scheduler[Item](max_rows, max_cells)
+    items = [Item(line, left) for line, left in drawn]
+    for item in items:
+        scheduler.add(item)
+    turns = list(dict.fromkeys(item.line for item in items))
+    while batch := scheduler.batch(0.0)[0]:
+        longest = max(item.size for item in batch)
+        assert len(batch) <= max_rows
+        assert len(batch) == 1 or len(batch) * longest <= max_cells
+        assert sum(longest - item.size for item in batch) < 0.25 * longest * len(batch)
+        assert turns[0] in [item.line for item in batch]
+        for item in batch:
+            turns.remove(item.line)
+            item.left -= item.size
+            (scheduler.put_back if item.left else scheduler.finish)(item)
+            if item.left or any(one.left and one.line == item.line for one in items):
+                turns.append(item.line)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans(), st.integers(0, 3)), max_size=30))
+def test_what_is_late_or_over_never_runs(drawn: list[tuple[str, bool, int]]) -> None:
+    """Each item either runs or is dropped, once; the dropped are those that were late or over when their turn came."""
+    scheduler = Scheduler[Item](max_rows=2, max_cells=100)
+    items = [Item(line, over=over, deadline=deadline) for line, over, deadline in drawn]
+    for item in items:
+        scheduler.add(item)
+    ran: list[Item] = []
+    dropped: list[Item] = []
+    now = 0.0
+    while any(told := scheduler.batch(now)):
+        batch, late = told
+        assert all(not item.over and item.deadline > now for item in batch)
+        assert all(item.over or item.deadline <= now for item in late)
+        ran += batch
+        dropped += late
+        for item in batch:
+            scheduler.finish(item)
+        now += 1
+    assert sorted(map(id, ran + dropped)) == sorted(map(id, items))
+    assert scheduler.waiting == 0
