@@ -4,6 +4,7 @@ gunicorn's master imports this module before it forks. So it must not import ONN
 a thread, which the fork does not copy, and a worker would abort at its end when it joins it.
 """
 
+import gc
 import importlib.util
 import logging
 import socket
@@ -37,6 +38,8 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def run(self) -> None:
         self._lane = self._open_lane()
+        gc.freeze()  # what is loaded stays: no collection looks at it again
+        gc.set_threshold(10_000)  # a long body's lists are not garbage, and are looked at each time
         try:
             watch = None if self._lane is None else gevent.spawn(self._lane.watch)
             super().run()

@@ -6,6 +6,7 @@ are found once, since finding them for each call costs a small model more than r
 
 import zlib
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,15 +40,16 @@ class Caller:
         self._whole, self._tag = len(whole), whole[:TAG]
         self._names = [out.name for out in manifest.outputs] + [pair.output for pair in manifest.state]
 
-    def __call__(self, taken: Sequence[Inputs], states: Sequence[bytes]) -> tuple[Outputs, State, NDArray[np.bool_]]:
+    def __call__(self, taken: Sequence[Inputs], states: Sequence[bytes]) -> tuple[Outputs, State, list[bool]]:
         """taken: of each row its inputs (steps, features); states: of each row its state's memory.
 
         Returns outputs (rows, longest), where what lies beyond a row's own steps means nothing, the states after them
-        (rows,), and which rows (rows,) have finite numbers only.
+        (rows,), and of each row whether it has finite numbers only.
         """
         if self._alone and len(taken) > 1:
             parts = [self([one], [state]) for one, state in zip(taken, states, strict=True)]
-            return tuple(map(np.concatenate, zip(*parts, strict=True)))  # type: ignore[return-value]
+            outputs = np.concatenate([part for part, _, _ in parts])
+            return outputs, np.concatenate([part for _, part, _ in parts]), [sound for _, _, (sound,) in parts]
         sizes = [len(steps) for steps in taken]
         longest = max(sizes)
         if min(sizes) == longest:
@@ -103,11 +105,11 @@ def _out_of(shape: tuple[int | str, ...], first: tuple[str, ...]) -> tuple[int, 
     return tuple(int(place) for place in np.argsort(_into(shape, first)))
 
 
-def _sound(outputs: Outputs, after: State, sizes: Sequence[int]) -> NDArray[np.bool_]:
-    """(rows,) Nearly always all are, which is seen at once; padding and the rows at fault are only then told apart."""
+def _sound(outputs: Outputs, after: State, sizes: Sequence[int]) -> list[bool]:
+    """Nearly always all are, which is seen at once; padding and the rows at fault are only then told apart."""
     if finite(outputs) and finite(after):
-        return np.ones(len(sizes), np.bool_)
-    return np.array([finite(outputs[row, :size]) and finite(after[row : row + 1]) for row, size in enumerate(sizes)])
+        return [True] * len(sizes)
+    return [finite(outputs[row, :size]) and finite(after[row : row + 1]) for row, size in enumerate(sizes)]
 
 
 def joined(parts: Sequence[Outputs]) -> Outputs:
@@ -117,9 +119,13 @@ def joined(parts: Sequence[Outputs]) -> Outputs:
     return np.frombuffer(b"".join([part.tobytes() for part in parts]), parts[0].dtype)
 
 
+@cache
+def _all_float32(dtype: np.dtype[np.void]) -> bool:
+    return {kind[0].base for kind in (dtype.fields or {}).values()} == {np.dtype(np.float32)}
+
+
 def finite(rows: Outputs | State) -> bool:
     """Whether every number in structured rows is finite."""
-    kinds = {kind[0].base for kind in (rows.dtype.fields or {}).values()}
-    if kinds == {np.dtype(np.float32)} and rows.flags.c_contiguous:
+    if _all_float32(rows.dtype) and rows.flags.c_contiguous:
         return bool(np.isfinite(rows.view(np.float32)).all())
     return all(bool(np.isfinite(rows[name]).all()) for name in rows.dtype.names or ())

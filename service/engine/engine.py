@@ -22,7 +22,7 @@ from service.engine import cost
 from service.engine.call import finite, joined
 from service.engine.executor import Executor, MovedError, array_of, gone, living, ref_of, state_of, surprises
 from service.engine.inputs import Inputs
-from service.engine.queue import Queue
+from service.engine.queue import Queue, turn
 from service.engine.scheduler import Scheduler
 from service.engine.work import Asked, Call, Done, Work
 from service.errors import (
@@ -416,7 +416,7 @@ class Engine:
 
     def _sweep(self) -> None:
         while self._store.sweep(self._clock(), SWEPT_AT_ONCE) == SWEPT_AT_ONCE:
-            gevent.sleep(0)
+            turn()
 
 
 def _outcome(work: Work) -> Done:

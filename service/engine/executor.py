@@ -106,7 +106,7 @@ class Executor:
         outputs, after, sound = cost.run(lambda: self._call(taken, states), seconds)
         alike = outputs.shape[1] == 1
         memories = self._call.memories(after)
-        for row, (work, good) in enumerate(zip(rows, sound.tolist(), strict=True)):
+        for row, (work, good) in enumerate(zip(rows, sound, strict=True)):
             if good:
                 work.advance(outputs[row] if alike else outputs[row, : len(taken[row])], memories[row])
             else:

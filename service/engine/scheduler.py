@@ -9,6 +9,7 @@ length of their first item, drawn so that at most a quarter of a batch is paddin
 
 from collections import deque
 from collections.abc import Hashable
+from functools import cache
 from typing import Generic, Protocol, TypeVar
 
 PADDING = 0.25
@@ -100,6 +101,7 @@ class Scheduler(Generic[I]):
         return line[0]
 
 
+@cache
 def _class(size: int) -> int:
     """The longest size of those that may share a batch with this one: 1, 2, 3, 4, 6, 9, 13, 18, 25, ..."""
     longest = 1
