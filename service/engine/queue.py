@@ -16,6 +16,8 @@ from service.engine.scheduler import Scheduler
 from service.engine.work import Work
 from service.errors import AbandonedError, DeadlineError, OnwardError
 
+MOST_TURNS = 8
+
 log = logging.getLogger(__name__)
 
 
@@ -41,7 +43,16 @@ class Queue:
             self._wake.wait()
             self._wake.clear()
             while self._run_one():
-                turn()
+                self._let_in()
+
+    def _let_in(self) -> None:
+        """Lets others run; as long as each turn of the loop brings more to do, it joins the next batch."""
+        waiting = -1
+        for _ in range(MOST_TURNS):
+            if waiting == self._scheduler.waiting:
+                break
+            waiting = self._scheduler.waiting
+            turn()
 
     def _run_one(self) -> bool:
         batch, late = self._scheduler.batch(self._monotonic())
