@@ -362,6 +362,19 @@ def test_what_its_client_left_is_dropped_before_it_runs_on(tmp_path: Path, monke
     engine.close()
 
 
+def test_models_have_fair_shares(engine: Engine) -> None:
+    """One model's long call does not hold up another's steps, nor a step of its own."""
+    engine.create(T, "pulse", session_id="long")
+    engine.create(T, "pulse", session_id="beside")
+    engine.create(T, "weather", session_id="other")
+    long = gevent.spawn(engine.step, T, "long", [[500.0]] * 50_000)
+    for step in range(1, 31):
+        assert engine.step(T, "other", [[1, 2, 3, 4]]).step == step
+        assert engine.step(T, "beside", [[500.0]]).step == step
+    assert not long.ready()
+    assert long.get().step == 50_000
+
+
 def test_a_failed_sequence_ends_its_siblings(engine: Engine) -> None:
     """Where one sequence of a predict call fails, the others do not run on for nobody."""
     sequences = [[[3e38]], *([[500.0]] * 500 for _ in range(20))]
