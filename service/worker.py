@@ -38,7 +38,6 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def run(self) -> None:
         self._lane = self._open_lane()
-        gc.freeze()  # what is loaded stays: no collection looks at it again
         gc.set_threshold(10_000)  # a long body's lists are not garbage, and are looked at each time
         try:
             watch = None if self._lane is None else gevent.spawn(self._lane.watch)

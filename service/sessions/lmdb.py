@@ -26,7 +26,7 @@ from service.sessions.store import Change, Page
 
 FIRST_MAP_BYTES = 2**30
 SCANNED_PER_PAGE = 10_000
-KNOWN_BYTES = 8 * 2**20
+KNOWN_BYTES = 4 * 2**20
 
 _TIME = struct.Struct(">Q")  # milliseconds, so that keys sort by time
 _COUNT = struct.Struct("<q")
