@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: serve test check format test-compose bench-training clean
+.PHONY: serve test check format test-compose bench bench-training clean
 
 serve: .venv/core
 	$(BIN)/onward serve
@@ -21,6 +21,9 @@ check: .venv/dev
 format: .venv/dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+bench: .venv/dev
+	$(BIN)/python -m bench $(ARGS)
 
 bench-training: .venv/dev
 	$(BIN)/python -m bench.training

@@ -4,11 +4,11 @@ from flask import Flask
 
 from model.repository import open_all
 from service.engine.engine import Engine, Limits
-from service.http import health, models, openapi, operations, problems, sessions
+from service.http import health, models, openapi, operations, problems, sessions, steps
 from service.sessions.opening import open_store
 from service.settings import Settings
 
-OPERATIONS = (*health.OPERATIONS, *models.OPERATIONS, *sessions.OPERATIONS)
+OPERATIONS = (*health.OPERATIONS, *models.OPERATIONS, *sessions.OPERATIONS, *steps.OPERATIONS)
 
 
 def create_engine(settings: Settings) -> Engine:
@@ -23,6 +23,7 @@ def create_engine(settings: Settings) -> Engine:
         max_horizon=settings.max_horizon,
         max_sequences=settings.max_sequences,
         max_waiting=settings.max_waiting,
+        exact=settings.exact,
     )
     opened = open_all(settings.models, threads=settings.threads)
     return Engine(opened, open_store(settings.store), limits)
@@ -31,7 +32,7 @@ def create_engine(settings: Settings) -> Engine:
 def create_app(settings: Settings, engine: Engine) -> Flask:
     """The application over a started engine, which stays its caller's to close."""
     app = Flask("onward", static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
+    app.config["MAX_CONTENT_LENGTH"], app.config["LANE"] = settings.max_body_bytes, settings.lane
     problems.install(app)
     operations.install(app, engine, OPERATIONS)
     openapi.install(app, OPERATIONS)

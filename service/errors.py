@@ -117,6 +117,11 @@ class DeadlineError(OnwardError):
         )
 
 
+class AbandonedError(OnwardError):
+    def __init__(self) -> None:
+        super().__init__("the client closed its side of the connection while it waited; nothing was committed")
+
+
 class StoreUnavailableError(OnwardError):
     def __init__(self, why: str) -> None:
         super().__init__(f"the session store does not answer: {why}")

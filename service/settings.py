@@ -57,6 +57,13 @@ class Settings(BaseSettings):
     )
     models: Annotated[Path, Field(description="the repository of models; default: the bundles that ship")] = ZOO
     threads: Annotated[int, Field(ge=1, le=256, description="ONNX Runtime's threads for one call")] = 1
+    exact: Annotated[
+        bool,
+        Field(description="run models whose kernels round differently in a batch row by row and step by step: slower"),
+    ] = False
+    lane: Annotated[
+        bool, Field(description="answer steps ahead of Flask; the answers are the same, several times as many a second")
+    ] = True
     ttl_s: Annotated[float, Field(gt=0, le=31_536_000, description="seconds a session may idle before it expires")] = (
         3600
     )

@@ -4,12 +4,16 @@ gunicorn's master imports this module before it forks. So it must not import ONN
 a thread, which the fork does not copy, and a worker would abort at its end when it joins it.
 """
 
+import gc
+import importlib.util
 import logging
 import socket
 from typing import Any
 
+import gevent
+from gunicorn.config import Config
 from gunicorn.http import errors as parsing
-from gunicorn.util import write_nonblock
+from gunicorn.util import close, write_nonblock
 from gunicorn.workers.ggevent import GeventWorker
 
 from service.errors import Fault
@@ -21,12 +25,62 @@ log = logging.getLogger(__name__)
 _STATUS = {parsing.LimitRequestLine: 414, parsing.LimitRequestHeaders: 431}
 
 
+_PER_REQUEST = (
+    "accesslog", "certfile", "http_parser", "http_protocols", "keyfile", "logconfig", "logconfig_dict",
+    "logconfig_json", "logger_class", "max_requests", "post_request", "pre_request", "protocol", "proxy_protocol",
+    "statsd_host",
+)  # fmt: skip
+"""Settings of gunicorn that ask it for more with each request, or for another protocol, than the lane does."""
+
+
 class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
+    _lane: Any = None
+
     def run(self) -> None:
+        self._lane = self._open_lane()
+        gc.set_threshold(10_000)  # a long body's lists are not garbage, and are looked at each time
         try:
+            watch = None if self._lane is None else gevent.spawn(self._lane.watch)
             super().run()
+            if watch is not None:
+                watch.kill()
         finally:
             self.wsgi.extensions["onward"].close()
+
+    def _open_lane(self) -> Any:
+        """The step lane; None where it is off, and the first worker says why unless it was told so."""
+        app = self.wsgi
+        if not app.config["LANE"]:
+            return None
+        if importlib.util.find_spec("gunicorn_h1c") is None:
+            why = "gunicorn-h1c is not installed"
+        elif asked := [name for name in _PER_REQUEST if _is_set(self.cfg, name)]:
+            why = f"gunicorn is told {', '.join(asked)}"
+        elif not self.cfg.keepalive:
+            why = "gunicorn is told to keep no connection"
+        else:
+            from service.lane import Lane  # noqa: PLC0415  (imports ONNX Runtime, see above)
+
+            most_body = app.config["MAX_CONTENT_LENGTH"]
+            return Lane(app.extensions["onward"], self.cfg, most_body=most_body, alive=lambda: self.alive)
+        if self.age == 1:
+            self.log.info("Steps are answered by Flask, more slowly: %s", why)
+        return None
+
+    def handle(self, listener: Any, client: Any, addr: Any) -> None:
+        if self._lane is None:
+            super().handle(listener, client, addr)
+            return
+        try:
+            client.setblocking(True)
+            read = b""
+            while (handed := self._lane.serve(client, read)) is not None:
+                super().handle(listener, handed, addr)
+                if not handed.asked_for_more:
+                    break
+                read = handed.rest
+        finally:
+            close(client)
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Answers a request that never became one."""
@@ -45,6 +99,10 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             _linger(client)
         except OSError as error:
             log.debug("the client had gone: %s", error)
+
+
+def _is_set(cfg: Any, name: str) -> bool:
+    return bool(cfg.settings[name].get() != Config().settings[name].get())
 
 
 def _linger(client: Any) -> None:

@@ -8,29 +8,29 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from secrets import randbits, token_hex
+from typing import Any, NamedTuple
 
 import gevent
 import numpy as np
-from gevent.event import Event
 from numpy.typing import NDArray
 
 from model.manifest import BundleError
 from model.repository import Opened
 from model.runner import Outputs, StepModel
-from service.engine.executor import Executor, MovedError, finite, gone, living, ref_of, state_of, surprises
-from service.engine.inputs import Inputs, to_array
+from service.engine import cost
+from service.engine.call import finite, joined
+from service.engine.executor import Executor, MovedError, array_of, gone, living, ref_of, state_of, surprises
+from service.engine.inputs import Inputs
+from service.engine.queue import Queue, turn
 from service.engine.scheduler import Scheduler
-from service.engine.work import Done, Intent, Work
+from service.engine.work import Asked, Call, Done, Work
 from service.errors import (
     DamagedRecordError,
-    DeadlineError,
     Fault,
     InvalidInputError,
     NoForecastError,
     NotFiniteError,
-    OnwardError,
     OverloadedError,
     SessionExistsError,
     UnknownModelError,
@@ -42,10 +42,11 @@ from service.sessions.store import Change, Store
 
 log = logging.getLogger(__name__)
 
-MAX_ROWS = 256
 SWEPT_AT_ONCE = 1000
 PLACES = 100_000
 """How many sessions' models a process remembers, so that a step need not read its record to find its queue."""
+LEFT_S = 2.0
+"""How long a call waits before it is looked at whether its client still does, and how often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ class Limits:
     max_horizon: int = 10_000
     max_sequences: int = 1024
     max_waiting: int = 10_000
+    exact: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +68,7 @@ class Session:
     record: Record
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What a step, a seed or a forecast says: outputs (steps,) of the model's output dtype, and the step reached."""
 
     model: StepModel
@@ -99,19 +100,24 @@ class Engine:
         self.models: Mapping[str, Mapping[int, StepModel]] = opened.models
         self.refused: Sequence[BundleError] = opened.refused
         self._store, self.limits, self._clock, self._monotonic = store, limits, clock, monotonic
-        self._executor = Executor(store, clock)
-        self._queues: dict[StepModel, Scheduler[Work]] = {
-            model: Scheduler(MAX_ROWS) for versions in opened.models.values() for model in versions.values()
-        }
+        self._queues = {model: self._queue(model) for versions in opened.models.values() for model in versions.values()}
         self._places: OrderedDict[bytes, StepModel] = OrderedDict()
-        self._wake = Event()
-        self._greenlets: list[gevent.Greenlet[..., object]] = []
+        self._calls: dict[Call, int] = {}  # that are waited for, with their items
+        self._waiting = self._alone = 0
+        self._greenlets: list[gevent.Greenlet[..., Any]] = []
+
+    def _queue(self, model: StepModel) -> Queue:
+        costs = cost.measure(model)
+        executor = Executor(model, costs, self._store, self._clock, exact=self.limits.exact)
+        scheduler: Scheduler[Work] = Scheduler(cost.MOST_ROWS, costs.cells)
+        return Queue(executor, scheduler, self._monotonic, self.limits.timeout_s)
 
     def start(self, *, flush_s: float = 1.0, sweep_s: float = 5.0) -> None:
         """Begins to run what waits, and to keep house."""
         threads = gevent.get_hub().threadpool
         self._greenlets = [
-            gevent.spawn(self._drain),
+            *(gevent.spawn(queue.drain) for queue in self._queues.values()),
+            gevent.spawn(self._every, LEFT_S, self._look_who_left),
             gevent.spawn(self._every, flush_s, lambda: threads.apply(self._store.flush)),
             gevent.spawn(self._every, sweep_s, self._sweep),
         ]
@@ -119,7 +125,7 @@ class Engine:
     def close(self) -> None:
         """Stops, and closes the store. Whoever still waits is answered by no one: stop taking requests first."""
         gevent.killall(self._greenlets)
-        gevent.get_hub().threadpool.join()  # a flush under way
+        gevent.get_hub().threadpool.join()  # a flush, or a call of a model, under way
         self._store.close()
 
     # Models
@@ -147,15 +153,15 @@ class Engine:
         if horizon:
             self._can_roll(model, horizon)
         arrays = [self._array(model, one, f"inputs[{place}]") for place, one in enumerate(sequences)]
-        self._room_for(len(arrays))
+        call = self._call(len(arrays), needs_all=True)
         works = [
-            self._submit(model, array, horizon=max(0, horizon - 1), state=model.layout.initial(1)) for array in arrays
+            self._work(model, array, call, horizon=max(0, horizon - 1), state=model.layout.initial(1))
+            for array in arrays
         ]
-        try:
-            answers = [self._wait(work).outputs for work in works]
-        finally:
-            for work in works:  # where one failed, the others are wanted no more
-                work.settle(gevent.GreenletExit())
+        self._run(call, works)
+        if failed := [work for work in works if isinstance(work.outcome, BaseException)]:
+            _outcome(failed[0])
+        answers = [_outcome(work).outputs for work in works]
         return [
             Predicted(outputs[: len(array)], outputs[len(array) - 1 :] if horizon else None)
             for outputs, array in zip(answers, arrays, strict=True)
@@ -188,9 +194,10 @@ class Engine:
         step, state = 0, model.layout.initial(1)
         outputs, surprise = model.last_prediction(state), Surprise()
         if inputs is not None:
-            done = self._wait(self._submit(model, self._array(model, inputs), state=state))
+            done = self._run_one(model, self._array(model, inputs), state=state)
             assert done.state is not None
-            step, state, outputs = len(done.outputs), done.state, done.outputs[-1:]
+            state = np.frombuffer(done.state, model.layout.dtype)
+            step, outputs = len(done.outputs), done.outputs[-1:]
             surprise = surprise.after(surprises(model, done.outputs))
         now, ttl = self._clock(), ttl_s or self.limits.ttl_s
         record = Record(
@@ -234,33 +241,65 @@ class Engine:
         self._places.pop(key, None)
 
     def step(
-        self, tenant: str, session_id: str, inputs: Inputs, *, step: int | None = None, request_id: str = ""
+        self,
+        tenant: str,
+        session_id: str,
+        inputs: Inputs,
+        *,
+        step: int | None = None,
+        request_id: str = "",
+        has_left: Callable[[], bool] | None = None,
     ) -> Answer:
         """Advances the session by all of `inputs`, or not at all.
 
         `step` is the step that the client believes the session has reached; a retry with the same `request_id` gets the
         answer that the first got. Raises as `session` does, and StepConflictError, RequestReusedError, ModelGoneError,
-        InvalidInputError, NotFiniteError, OverloadedError, DeadlineError.
+        InvalidInputError, NotFiniteError, OverloadedError, DeadlineError, AbandonedError.
         """
-        key = records.key(tenant, session_id)
+        asked = Asked(session_id, inputs, step, request_id)
         while True:
-            model = self._place(key, session_id)
+            call = self._call(1, has_left=has_left)
+            work = self._asked(tenant, asked, call)
+            self._run(call, [work])
+            if not isinstance(work.outcome, MovedError):
+                return _answer(work)
+            self._places.pop(records.key(tenant, session_id), None)
+
+    def step_many(
+        self, tenant: str, many: Sequence[Asked], *, has_left: Callable[[], bool] | None = None
+    ) -> list[Answer | Exception]:
+        """As `step` would answer each, in the same order; a session's own run one after another, as they are listed.
+
+        Raises OverloadedError where there is no room for all.
+        """
+        call = self._call(len(many), has_left=has_left)
+        told: list[Work | Exception] = []
+        for asked in many:
             try:
-                array = self._array(model, inputs)
-            except InvalidInputError:
-                self._places.pop(key, None)
-                if self._place(key, session_id) is model:
-                    raise
-                continue  # the id lives on another model than was remembered
-            digest = blake2b(array.tobytes(), digest_size=16).digest() if request_id else bytes(16)
-            intent = Intent(key, session_id, step, request_id, digest)
-            try:
-                done = self._wait(self._submit(model, array, intent=intent))
-            except MovedError:
-                self._places.pop(key, None)
-            else:
-                assert done.record is not None
-                return Answer(model, done.record.step, done.outputs)
+                told.append(self._asked(tenant, asked, call))
+            except Exception as error:  # noqa: BLE001  (whatever it is, it is this item's alone)
+                told.append(error)
+                call.settled(error)
+        self._run(call, [work for work in told if isinstance(work, Work)])
+        return [self._told(tenant, asked, one) for asked, one in zip(many, told, strict=True)]
+
+    def _told(self, tenant: str, asked: Asked, one: Work | Exception) -> Answer | Exception:
+        try:
+            if isinstance(one, Exception):
+                return one
+            if isinstance(one.outcome, MovedError):
+                self._places.pop(records.key(tenant, asked.session_id), None)
+                return self.step(tenant, asked.session_id, asked.inputs, step=asked.step, request_id=asked.request_id)
+            return _answer(one)
+        except Exception as error:  # noqa: BLE001  (as above)
+            return error
+
+    def _asked(self, tenant: str, asked: Asked, call: Call) -> Work:
+        """The item that does what was asked. Raises what speaks against it."""
+        key = records.key(tenant, asked.session_id)
+        model = self._place(key, asked.session_id)
+        self._not_too_long(asked.inputs)
+        return self._work(model, asked.inputs, call, line=key, asked=asked)
 
     def forecast(self, tenant: str, session_id: str, horizon: int) -> Answer:
         """(horizon,) predictions from the session's state on, each fed back as the next input; the session stays."""
@@ -273,8 +312,8 @@ class Engine:
             raise NotFiniteError
         if horizon > 1:
             first = model.fed_back(outputs)
-            rolled = self._wait(self._submit(model, first, horizon=horizon - 2, state=state)).outputs
-            outputs = np.concatenate([outputs, rolled])
+            rolled = self._run_one(model, first, horizon=horizon - 2, state=state).outputs
+            outputs = joined([outputs, rolled])
         return Answer(model, session.record.step, outputs)
 
     # What carries them
@@ -307,61 +346,63 @@ class Engine:
             raise NoForecastError(manifest.name, list(manifest.future))
 
     def _array(self, model: StepModel, inputs: Inputs, field: str = "inputs") -> NDArray[np.float32]:
+        self._not_too_long(inputs, field)
+        return array_of(model, inputs, field)
+
+    def _not_too_long(self, inputs: Inputs, field: str = "inputs") -> None:
         if len(inputs) > self.limits.max_steps:
             raise InvalidInputError(Fault(field, f"at most {self.limits.max_steps} steps a call, not {len(inputs)}"))
-        return to_array(inputs, model.manifest.features, field)
 
-    def _room_for(self, works: int) -> None:
-        waiting = sum(queue.waiting for queue in self._queues.values())
-        if waiting + works > self.limits.max_waiting:
-            raise OverloadedError(waiting)
+    def _call(self, items: int, *, needs_all: bool = False, has_left: Callable[[], bool] | None = None) -> Call:
+        """Raises OverloadedError where there is no room for so many more items."""
+        if self._waiting + items > self.limits.max_waiting:
+            raise OverloadedError(self._waiting)
+        return Call(items, self._monotonic(), needs_all=needs_all, has_left=has_left)
 
-    def _submit(
+    def _work(
         self,
         model: StepModel,
-        inputs: NDArray[np.float32],
+        inputs: Inputs | NDArray[np.float32],
+        call: Call,
         *,
+        line: bytes = b"",
+        asked: Asked | None = None,
         horizon: int = 0,
         state: NDArray[np.void] | None = None,
-        intent: Intent | None = None,
     ) -> Work:
-        self._room_for(1)
-        deadline = self._monotonic() + self.limits.timeout_s
-        work = Work(model, inputs, deadline, horizon=horizon, state=state, intent=intent)
-        self._queues[model].add(work)
-        self._wake.set()
-        return work
+        chunk, deadline = self._queues[model].executor.chunk, call.since + self.limits.timeout_s
+        if asked is None:
+            self._alone += 1
+            line = self._alone.to_bytes(8)  # keys have a / in them, and are longer
+        memory = None if state is None else state.tobytes()
+        return Work(model, inputs, deadline, chunk, call, line, asked, horizon, memory)
 
-    def _wait(self, work: Work) -> Done:
-        """The answer. It always comes: the drain answers what fails, and what is late at its next batch."""
-        done = work.result.get()
-        assert done is not None
-        return done
+    def _run(self, call: Call, works: Sequence[Work]) -> Sequence[Work]:
+        """Returns once the call is over, which always comes: queues answer what fails, and what is late at its turn."""
+        self._calls[call] = len(works)
+        self._waiting += len(works)
+        try:
+            for work in works:
+                self._queues[work.model].add(work)
+            call.wait()
+        finally:
+            call.gone = True  # where one failed, the others are wanted no more
+            self._waiting -= self._calls.pop(call)
+        return works
 
-    def _drain(self) -> None:
-        """Runs what waits, model after model, as long as anything does; between batches, others come to their turn."""
-        while True:
-            self._wake.wait()
-            self._wake.clear()
-            while sum([self._run_one(model, queue) for model, queue in self._queues.items()]):
-                pass
+    def _run_one(
+        self, model: StepModel, inputs: NDArray[np.float32], *, state: NDArray[np.void], horizon: int = 0
+    ) -> Done:
+        call = self._call(1)
+        (work,) = self._run(call, [self._work(model, inputs, call, horizon=horizon, state=state)])
+        return _outcome(work)
 
-    def _run_one(self, model: StepModel, queue: Scheduler[Work]) -> int:
-        batch, late = queue.batch(self._monotonic())
-        for work in late:
-            work.settle(DeadlineError(self.limits.timeout_s))
-        if batch:
-            try:
-                self._executor.run(model, batch)
-            except Exception as error:
-                if not isinstance(error, OnwardError):
-                    log.exception("a batch of %d rows failed", len(batch))
-                for work in batch:
-                    work.settle(error)
-            for work in batch:
-                (queue.finish if work.result.ready() else queue.put_back)(work)
-            gevent.sleep(0)
-        return len(batch)
+    def _look_who_left(self) -> None:
+        """Marks the calls whose clients have closed their connections, so that what has not run is dropped."""
+        before = self._monotonic() - LEFT_S
+        for call in self._calls:
+            if call.has_left is not None and call.since < before and call.has_left():
+                call.gone = True
 
     def _every(self, seconds: float, work: Callable[[], object]) -> None:
         while True:
@@ -373,4 +414,18 @@ class Engine:
 
     def _sweep(self) -> None:
         while self._store.sweep(self._clock(), SWEPT_AT_ONCE) == SWEPT_AT_ONCE:
-            gevent.sleep(0)
+            turn()
+
+
+def _outcome(work: Work) -> Done:
+    """Raises what went wrong."""
+    if isinstance(work.outcome, BaseException):
+        raise work.outcome
+    assert work.outcome is not None
+    return work.outcome
+
+
+def _answer(work: Work) -> Answer:
+    done = _outcome(work)
+    assert done.record is not None
+    return Answer(work.model, done.record.step, done.outputs)

@@ -5,14 +5,23 @@ nowhere else, against the record that the commit is compared with. One bad row n
 """
 
 from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from itertools import chain
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from model.runner import Outputs, StepModel
 from model.state import State, StateError
-from service.engine.work import Done, Intent, Work
+from service.engine import cost
+from service.engine.call import Caller
+from service.engine.cost import Cost
+from service.engine.inputs import Inputs, to_array
+from service.engine.work import Asked, Done, Work
 from service.errors import (
     DamagedRecordError,
+    InvalidInputError,
     ModelGoneError,
     NotFiniteError,
     OnwardError,
@@ -30,100 +39,147 @@ class MovedError(Exception):
 
 
 class Executor:
-    def __init__(self, store: Store, clock: Callable[[], float]) -> None:
-        """`clock` gives seconds since 1970 UTC, for what records say of time."""
-        self._store, self._clock = store, clock
+    """Runs batches of one model."""
 
-    def run(self, model: StepModel, batch: Sequence[Work]) -> None:
+    def __init__(
+        self, model: StepModel, costs: Cost, store: Store, clock: Callable[[], float], *, exact: bool = False
+    ) -> None:
+        """`clock` gives seconds since 1970 UTC, for what records say of time.
+
+        exact: the same bits in any batch from a model whose kernels do not give them, at the cost of batching.
+        """
+        alone = exact and not model.manifest.exact
+        self.chunk = 1 if alone else costs.chunk
+        self._model, self._costs, self._store, self._clock = model, costs, store, clock
+        self._call, self._ref = Caller(model, alone=alone), ref_of(model)
+
+    def run(self, batch: Sequence[Work]) -> None:
         """Takes every item of the batch one call further; answers those that are finished or failed.
 
         An item that is neither goes on in a later batch. Raises what is no single row's fault, such as a store's.
         """
-        rows = self._admit(model, batch)
+        self._admit([(work, work.asked) for work in batch if work.asked is not None and work.state is None])
+        rows = [work for work in batch if work.outcome is None]
         if rows:
-            self._compute(model, rows)
+            self._compute(rows)
             self._commit(rows)
 
-    def _admit(self, model: StepModel, batch: Sequence[Work]) -> list[Work]:
-        """The items that may run, with their state; retries and refusals are answered."""
-        new = [(work, work.intent) for work in batch if work.intent is not None and work.state is None]
-        if new:
-            now = self._clock()
-            for (work, intent), record in zip(
-                new, self._store.load_many([intent.key for _, intent in new]), strict=True
-            ):
+    def _admit(self, new: Sequence[tuple[Work, Asked]]) -> None:
+        """Gives new items their state, and their inputs as arrays; retries and refusals are answered."""
+        if not new:
+            return
+        now = self._clock()
+        for (work, asked), record in zip(new, self._store.load_many([work.line for work, _ in new]), strict=True):
+            try:
+                work.record = living(asked.session_id, record, now)
+                if work.record.ref != self._ref:
+                    work.settle(MovedError())
+            except OnwardError as error:
+                work.settle(error)
+        _read(self._model, [work for work, _ in new if work.outcome is None])
+        for work, asked in new:
+            if work.outcome is None:
+                assert work.record is not None
                 try:
-                    _admit_one(model, work, intent, living(intent.session_id, record, now))
-                except (OnwardError, MovedError) as error:
+                    self._begin(work, asked, work.record)
+                except OnwardError as error:
                     work.settle(error)
-        return [work for work in batch if not work.result.ready()]
 
-    def _compute(self, model: StepModel, rows: Sequence[Work]) -> None:
-        steps = [work.take() for work in rows]
-        lengths = np.array([len(step) for step in steps], np.int32)
-        inputs = np.zeros((len(rows), int(lengths.max()), len(model.features)), np.float32)
-        for row, step in enumerate(steps):
-            inputs[row, : len(step)] = step
+    def _begin(self, work: Work, asked: Asked, record: Record) -> None:
+        """Gives the item its state, or answers it where it is a retry. Raises what the client must be told."""
+        if asked.request_id:
+            assert isinstance(work.inputs, np.ndarray)
+            work.digest = blake2b(work.inputs.tobytes(), digest_size=16).digest()
+            if asked.request_id == record.request_id:
+                if work.digest != record.request_digest:
+                    raise RequestReusedError(asked.request_id)
+                work.settle(Done(np.frombuffer(record.answer, self._model.output_dtype), None, record))
+                return
+        if asked.step is not None and asked.step != record.step:
+            raise StepConflictError(asked.session_id, asked.step, record.step)
+        work.state = self._call.memory(record.state)
+
+    def _compute(self, rows: Sequence[Work]) -> None:
+        taken = [work.take() for work in rows]
         states = [work.state for work in rows if work.state is not None]
-        outputs, after = model.run(inputs, lengths, np.concatenate(states))
-        for row, work in enumerate(rows):
-            own = outputs[row, : lengths[row]]
-            if finite(own) and finite(after[row : row + 1]):
-                work.advance(own, after[row : row + 1])
+        seconds = self._costs.seconds(len(rows), max(map(len, taken)))
+        outputs, after, sound = cost.run(lambda: self._call(taken, states), seconds)
+        alike = outputs.shape[1] == 1
+        memories = self._call.memories(after)
+        for row, (work, good) in enumerate(zip(rows, sound, strict=True)):
+            if good:
+                work.advance(outputs[row] if alike else outputs[row, : len(taken[row])], memories[row])
             else:
                 work.settle(NotFiniteError())
 
     def _commit(self, rows: Sequence[Work]) -> None:
-        sessions: list[tuple[Work, Change]] = []
-        for work in rows:
-            if not work.finished or work.over:
-                continue
-            if work.intent is None:
-                work.settle(Done(work.all_outputs(), work.state, None))
+        ended = [work for work in rows if work.outcome is None and work.finished]
+        works, outputs, changes = [], [], []
+        now = self._clock()
+        for work in ended:
+            told = work.all_outputs()
+            if work.asked is None:
+                work.settle(Done(told, work.state, None))
             else:
-                sessions.append((work, self._change(work, work.intent)))
-        committed = self._store.commit_many([change for _, change in sessions]) if sessions else []
-        for (work, change), done in zip(sessions, committed, strict=True):
+                works.append(work)
+                outputs.append(told)
+                changes.append(self._change(work, work.asked, told, now))
+        if not works:
+            return
+        committed = self._store.commit_many(changes)
+        for work, told, change, done in zip(works, outputs, changes, committed, strict=True):
             if done:
-                work.settle(Done(work.all_outputs(), work.state, change.record))
+                work.settle(Done(told, work.state, change.record))
             else:  # another process was faster: from its record on, anew
                 work.restart()
 
-    def _change(self, work: Work, intent: Intent) -> Change:
-        before, now = work.record, self._clock()
+    def _change(self, work: Work, asked: Asked, outputs: Outputs, now: float) -> Change:
+        before = work.record
         assert before is not None
         assert work.state is not None
-        outputs = work.all_outputs()
         record = Record(
-            revision=before.revision + 1,
-            tenant=before.tenant,
-            ref=before.ref,
-            step=before.step + len(outputs),
-            created_at=before.created_at,
-            last_step_at=now,
-            ttl_s=before.ttl_s,
-            expires_at=now + before.ttl_s,
-            state=work.model.layout.to_bytes(work.state[0]),
-            surprise=before.surprise.after(surprises(work.model, outputs)),
-            request_id=intent.request_id,
-            request_digest=intent.digest,
-            answer=outputs.tobytes() if intent.request_id else b"",
+            before.revision + 1,
+            before.tenant,
+            before.ref,
+            before.step + len(outputs),
+            before.created_at,
+            now,
+            before.ttl_s,
+            now + before.ttl_s,
+            self._call.kept(work.state),
+            before.surprise.after(surprises(self._model, outputs)),
+            asked.request_id,
+            work.digest,
+            outputs.tobytes() if asked.request_id else b"",
         )
-        return Change(intent.key, before.revision, record)
+        return Change(work.line, before.revision, record)
 
 
-def _admit_one(model: StepModel, work: Work, intent: Intent, record: Record) -> None:
-    """Gives the item its state, or answers it. Raises what the client must be told."""
-    if record.ref != ref_of(model):
-        raise MovedError
-    if intent.request_id and intent.request_id == record.request_id:
-        if intent.digest != record.request_digest:
-            raise RequestReusedError(intent.request_id)
-        work.settle(Done(np.frombuffer(record.answer, model.output_dtype), None, record))
-        return
-    if intent.expected_step not in (None, record.step):
-        raise StepConflictError(intent.session_id, intent.expected_step, record.step)
-    work.state, work.record = state_of(model, record), record
+def array_of(model: StepModel, inputs: Inputs, field: str = "inputs") -> NDArray[np.float32]:
+    """(steps, features). Raises InvalidInputError."""
+    return to_array(inputs, model.manifest.features, field)
+
+
+def _read(model: StepModel, works: Sequence[Work]) -> None:
+    """Makes arrays of the items' inputs, of all together where that goes; those at fault are told so."""
+    unread: list[tuple[Work, Any]] = [(work, work.inputs) for work in works if not isinstance(work.inputs, np.ndarray)]
+    forms = {type(inputs[0]) for _, inputs in unread}
+    if len(unread) > 1 and (forms == {list} or forms <= {int, float}):
+        try:
+            joined = array_of(model, list(chain.from_iterable(inputs for _, inputs in unread)))
+        except InvalidInputError:
+            pass  # whose it is, is found below
+        else:
+            start = 0
+            for work, inputs in unread:
+                work.inputs = joined[start : start + len(inputs)]
+                start += len(inputs)
+            return
+    for work, inputs in unread:
+        try:
+            work.inputs = array_of(model, inputs)
+        except InvalidInputError as error:
+            work.settle(error)
 
 
 def living(session_id: str, record: Record | DamagedRecordError | None, now: float) -> Record:
@@ -162,9 +218,4 @@ def gone(ref: Ref, served: StepModel | None) -> ModelGoneError:
 
 def surprises(model: StepModel, outputs: Outputs) -> list[float]:
     name = model.manifest.head.surprise
-    return [] if name is None else [float(value) for value in outputs[name]]
-
-
-def finite(rows: Outputs | State) -> bool:
-    """Whether every number in structured rows is finite."""
-    return all(bool(np.isfinite(rows[name]).all()) for name in rows.dtype.names or ())
+    return [] if name is None else outputs[name].tolist()

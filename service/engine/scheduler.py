@@ -2,12 +2,14 @@
 
 Owns the order of items. Knows nothing of models, of stores or of what an item does.
 
-Items of one line (a session) run one after another, first come first served. Lines take turns. The item whose turn it
-is sets a batch's length, and those join whose own length is near it, so that at most a quarter of a batch is padding.
+Items of one line (a session) run one after another, first come first served. Lines take turns: each batch begins with
+the line whose turn it has been for longest, so long items and short ones pass each other. Lines wait in classes by the
+length of their first item, drawn so that at most a quarter of a batch is padding; a batch is of one class.
 """
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Hashable
+from functools import cache
 from typing import Generic, Protocol, TypeVar
 
 PADDING = 0.25
@@ -29,14 +31,13 @@ I = TypeVar("I", bound=Item)  # noqa: E741
 
 
 class Scheduler(Generic[I]):
-    """The waiting items of one model."""
+    """The waiting items of one model. A batch has at most `max_rows` rows, and `max_cells` steps, padding included."""
 
-    def __init__(self, max_rows: int) -> None:
-        self._max_rows = max_rows
+    def __init__(self, max_rows: int, max_cells: int) -> None:
+        self._max_rows, self._max_cells = max_rows, max_cells
         self._lines: dict[Hashable, deque[I]] = {}  # every item that is not finished; a line's first may be running
-        self._ready: OrderedDict[Hashable, None] = (
-            OrderedDict()
-        )  # lines with nothing running, in the order of their turns
+        self._ready: dict[int, deque[tuple[int, Hashable]]] = {}  # by class, turn and line; a line in one class, once
+        self._turn = 0
         self.waiting = 0
 
     def add(self, item: I) -> None:
@@ -44,7 +45,7 @@ class Scheduler(Generic[I]):
         line.append(item)
         self.waiting += 1
         if len(line) == 1:
-            self._ready[item.line] = None
+            self._queue(item)
 
     def batch(self, now: float) -> tuple[list[I], list[I]]:
         """The items to run next, at most one a line, and those that are dropped before they run: late, or over.
@@ -53,17 +54,22 @@ class Scheduler(Generic[I]):
         """
         rows: list[I] = []
         late: list[I] = []
-        longest = 0
-        for line in list(self._ready):
-            item = self._first_in_time(line, now, late)
-            if item is None:
-                continue
-            longest = longest or item.size
-            if (1 - PADDING) * longest <= item.size <= longest:
-                del self._ready[line]
-                rows.append(item)
-                if len(rows) == self._max_rows:
-                    break
+        while self._ready and not rows:
+            chosen = min(self._ready, key=lambda of: self._ready[of][0][0])
+            queue, longest = self._ready[chosen], 0
+            while queue and len(rows) < self._max_rows:
+                line = queue[0][1]
+                item = self._first_in_time(line, now, late)
+                if item is not None and _class(item.size) == chosen:
+                    longest = max(longest, item.size)
+                    if rows and (len(rows) + 1) * longest > self._max_cells:
+                        break
+                    rows.append(item)
+                elif item is not None:
+                    self._queue(item)
+                queue.popleft()
+            if not queue:
+                del self._ready[chosen]
         return rows, late
 
     def finish(self, item: I) -> None:
@@ -72,13 +78,17 @@ class Scheduler(Generic[I]):
         line.popleft()
         self.waiting -= 1
         if line:
-            self._ready[item.line] = None
+            self._queue(line[0])
         else:
             del self._lines[item.line]
 
     def put_back(self, item: I) -> None:
         """The item goes on later; it stays the first of its line, and its line goes to the end of the turns."""
-        self._ready[item.line] = None
+        self._queue(item)
+
+    def _queue(self, item: I) -> None:
+        self._turn += 1
+        self._ready.setdefault(_class(item.size), deque()).append((self._turn, item.line))
 
     def _first_in_time(self, key: Hashable, now: float, late: list[I]) -> I | None:
         line = self._lines[key]
@@ -86,6 +96,15 @@ class Scheduler(Generic[I]):
             late.append(line.popleft())
             self.waiting -= 1
         if not line:
-            del self._lines[key], self._ready[key]
+            del self._lines[key]
             return None
         return line[0]
+
+
+@cache
+def _class(size: int) -> int:
+    """The longest size of those that may share a batch with this one: 1, 2, 3, 4, 6, 9, 13, 18, 25, ..."""
+    longest = 1
+    while longest < size:
+        longest = int((longest + 1) / (1 - PADDING))
+    return longest

@@ -4,69 +4,88 @@ Owns an item's progress. A step, a forecast and a stateless prediction are the s
 the inputs, then feed predictions back `horizon` times. Knows nothing of queues, of stores or of HTTP.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
-from gevent.event import AsyncResult
+from gevent.event import Event
 from numpy.typing import NDArray
 
 from model.runner import Outputs, StepModel
-from model.state import State
-from service.sessions.record import Record
-
-CHUNK = 64
-"""Most steps of one item in one call of ONNX Runtime: a long catch-up never holds up the steps beside it for longer."""
+from service.engine.call import joined
+from service.engine.inputs import Inputs
+from service.sessions.record import NO_DIGEST, Record
 
 
-@dataclass(frozen=True, slots=True)
-class Intent:
-    """What a session's client asked for: which session, from which step, and under which request id."""
+class Call:
+    """What one client waits for: it is over when each of its items is, or one of them failed and all are needed."""
 
-    key: bytes
+    __slots__ = ("_left", "_needs_all", "_over", "gone", "has_left", "since")
+
+    def __init__(
+        self, items: int, since: float, *, needs_all: bool = False, has_left: Callable[[], bool] | None = None
+    ) -> None:
+        """`has_left` says whether the client has closed its connection."""
+        self._left, self._over, self._needs_all = items, Event(), needs_all
+        self.since, self.has_left = since, has_left
+        self.gone = False
+        """Nobody waits any more: what has not run need not."""
+
+    def settled(self, outcome: "Done | BaseException") -> None:
+        self._left -= 1
+        if self._left == 0 or (self._needs_all and isinstance(outcome, BaseException)):
+            self._over.set()
+
+    def wait(self) -> None:
+        self._over.wait()
+
+
+class Asked(NamedTuple):
+    """A step as a client asks for it: `step` is the one that it believes the session has reached."""
+
     session_id: str
-    expected_step: int | None
-    request_id: str
-    digest: bytes
+    inputs: Inputs
+    step: int | None = None
+    request_id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(NamedTuple):
     """A finished item: every step's outputs (steps,), the state after them (1,), and the record that was committed."""
 
     outputs: Outputs
-    state: State | None
+    state: bytes | None
     record: Record | None
 
 
 @dataclass(slots=True, eq=False)
 class Work:
-    """One row of batches to come. `intent` names a session to advance and commit; without it, `state` is the start."""
+    """One row of batches to come. `asked` is of a session, to advance and commit; without it, `state` is the start."""
 
     model: StepModel
-    inputs: NDArray[np.float32]  # (steps, features)
+    inputs: Inputs | NDArray[np.float32]  # (steps, features) once the item was admitted
     deadline: float  # on the engine's monotonic clock
+    chunk: int  # most steps in one call of the model
+    call: Call
+    line: bytes  # items of one line run in order, one at a time: a session's key, or nothing else's
+    asked: Asked | None = None
     horizon: int = 0
-    intent: Intent | None = None
-    state: State | None = None  # (1,), None until the record is loaded
+    state: bytes | None = None  # a row's memory, None until the record is loaded
     record: Record | None = None
-    result: "AsyncResult[Done]" = field(default_factory=AsyncResult)
+    digest: bytes = NO_DIGEST
+    outcome: Done | BaseException | None = None
     outputs: list[Outputs] = field(default_factory=list)
     _consumed: int = 0
     _rolled: int = 0
 
     @property
-    def line(self) -> bytes | int:
-        """Items of one line run in order, one at a time."""
-        return self.intent.key if self.intent is not None else id(self)
-
-    @property
     def over(self) -> bool:
-        return self.result.ready()
+        return self.outcome is not None or self.call.gone
 
     @property
     def size(self) -> int:
         """How many steps the next call may take."""
-        return min(len(self.inputs) - self._consumed, CHUNK) or 1
+        return min(len(self.inputs) - self._consumed, self.chunk) or 1
 
     @property
     def finished(self) -> bool:
@@ -74,12 +93,13 @@ class Work:
 
     def take(self) -> NDArray[np.float32]:
         """(size, features) the inputs of the next call."""
+        assert isinstance(self.inputs, np.ndarray)
         if self._consumed < len(self.inputs):
-            return self.inputs[self._consumed : self._consumed + self.size]
+            return self.inputs[self._consumed : self._consumed + self.chunk]
         return self.model.fed_back(self.outputs[-1][-1:])
 
-    def advance(self, outputs: Outputs, state: State) -> None:
-        """Takes in the answer, outputs (steps,) and state (1,), to what `take` gave."""
+    def advance(self, outputs: Outputs, state: bytes) -> None:
+        """Takes in the answer, outputs (steps,) and the state after them, to what `take` gave."""
         if self._consumed < len(self.inputs):
             self._consumed += len(outputs)
         else:
@@ -93,13 +113,10 @@ class Work:
         self.outputs.clear()
 
     def all_outputs(self) -> Outputs:
-        return self.outputs[0] if len(self.outputs) == 1 else np.concatenate(self.outputs)
+        return joined(self.outputs)
 
     def settle(self, outcome: Done | BaseException) -> None:
         """Answers whoever waits; the first answer stands."""
-        if self.result.ready():
-            return
-        if isinstance(outcome, BaseException):
-            self.result.set_exception(outcome)
-        else:
-            self.result.set(outcome)
+        if self.outcome is None:
+            self.outcome = outcome
+            self.call.settled(outcome)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar
 
 from flask import request
 from gunicorn.http.errors import ParseException
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, RootModel, Tag
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from service.errors import Fault
@@ -45,9 +45,9 @@ Inputs = Annotated[
         examples=[[[506.0], [511.0]], [{"ppg": 506.0}], [506.0, 511.0], "The next "],
     ),
 ]
-SessionId = Annotated[
-    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._~:-]{0,127}$", description="1 to 128 letters, digits and . _ ~ : -")
-]
+SESSION_ID = r"[A-Za-z0-9][A-Za-z0-9._~:-]{0,127}"
+REQUEST_ID = r"[\x21-\x7e]{1,128}"
+SessionId = Annotated[str, Field(pattern=f"^{SESSION_ID}$", description="1 to 128 letters, digits and . _ ~ : -")]
 Version = Annotated[int, Field(strict=True, ge=1, description="a version of the model; the highest if left out")]
 
 
@@ -65,16 +65,40 @@ class CreateSession(Body):
     inputs: Inputs | None = None
 
 
+ExpectedStep = Annotated[
+    int, Field(strict=True, ge=0, lt=2**63, description="the step that the session is believed to have reached")
+]
+RequestId = Annotated[
+    str, Field(pattern=f"^{REQUEST_ID}$", description="makes a retry safe: the same id gets the same answer")
+]
+
+
 class Step(Body):
     inputs: Inputs
-    step: Annotated[
-        int | None,
-        Field(strict=True, ge=0, lt=2**63, description="the step that the session is believed to have reached"),
-    ] = None
-    request_id: Annotated[
-        str | None,
-        Field(pattern=r"^[\x21-\x7e]{1,128}$", description="makes a retry safe: the same id gets the same answer"),
-    ] = None
+    step: ExpectedStep | None = None
+    request_id: RequestId | None = None
+
+
+class Item(Step):
+    session_id: SessionId
+
+
+_ITEMS = Field(min_length=1, max_length=10_000)
+
+
+class Many(Body):
+    """Steps of many sessions, one item each; the items of one session run in their order."""
+
+    items: Annotated[list[Item], _ITEMS]
+
+
+class Columns(Body):
+    """The same in columns: entries at the same place belong together."""
+
+    session_ids: Annotated[list[SessionId], _ITEMS]
+    inputs: Annotated[list[Inputs], Field(description="of each session, as in a step of its own")]
+    steps: list[ExpectedStep | None] | None = None
+    request_ids: list[RequestId | None] | None = None
 
 
 class Forecast(Body):
@@ -104,8 +128,50 @@ class Predictions(Body):
     ] = None
 
 
+class Problem(BaseModel):
+    """RFC 9457. Some types carry more members, such as `expected_step`, `reason` and `ended_at`."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list[dict[str, str]] = []
+
+
 class StepAnswer(Predictions):
     step: Annotated[int, Field(description="inputs consumed so far")]
+
+
+class ItemAnswer(Body):
+    session_id: str
+    status: Annotated[int, Field(description="as a step of its own would have been answered")]
+    step: int | None = None
+    predictions: Rows | None = None
+    surprise: list[float] | None = None
+    problem: Annotated[Problem | None, Field(description="where the status is not 200")] = None
+
+
+class ManyAnswer(Body):
+    items: Annotated[list[ItemAnswer], Field(description="in the order of the items")]
+
+
+class ColumnsAnswer(Body):
+    statuses: list[int]
+    steps: list[int | None]
+    predictions: Annotated[
+        dict[str, list[list[Said] | None]],
+        Field(description="by output of the head, and session, the rows of its steps"),
+    ]
+    surprise: list[list[float] | None] = []
+    problems: Annotated[dict[str, Problem], Field(description="by place in the request, where the status is not 200")]
+
+
+class Bulk(RootModel[Many | Columns]):
+    """Of many sessions, as items or as columns."""
+
+
+class BulkAnswer(RootModel[ManyAnswer | ColumnsAnswer]):
+    """As the request was written."""
 
 
 class ForecastAnswer(Body):
@@ -206,16 +272,6 @@ class Index(Body):
     links: dict[str, str]
 
 
-class Problem(BaseModel):
-    """RFC 9457. Some types carry more members, such as `expected_step`, `reason` and `ended_at`."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    errors: list[dict[str, str]] = []
-
-
 B = TypeVar("B", bound=Body)
 
 
@@ -229,6 +285,12 @@ def read(form: type[B], *, optional: bool = False) -> B:
 
     Raises RequestError, ValidationError, or werkzeug's 413.
     """
+    data = received(optional=optional)
+    return form() if optional and not data else form.model_validate_json(data)
+
+
+def received(*, optional: bool = False) -> bytes:
+    """The request's body, whole and said to be JSON. Raises RequestError, or werkzeug's 413."""
     if request.content_encoding not in (None, "identity"):
         detail = f"Content-Encoding {request.content_encoding!r} is not supported; send the JSON as it is"
         raise RequestError(MEDIA, detail, [Fault("Content-Encoding", detail)])
@@ -240,9 +302,7 @@ def read(form: type[B], *, optional: bool = False) -> B:
         raise _broken_off(f"{len(data)} of {request.content_length} bytes came")
     if request.content_length is None and len(data) == request.max_content_length:
         raise RequestEntityTooLarge  # werkzeug cuts a chunked body off at the limit, without a word
-    if optional and not data:
-        return form()
-    if request.mimetype != "application/json":
+    if request.mimetype != "application/json" and (data or not optional):
         detail = f"expected Content-Type: application/json, not {request.mimetype or 'none'}"
         raise RequestError(MEDIA, detail, [Fault("Content-Type", detail)])
-    return form.model_validate_json(data)
+    return data

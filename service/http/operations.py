@@ -1,20 +1,19 @@
 """An operation: one method on one path, with what goes in and out. Routes and OpenAPI are made of these."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
-import orjson
 from flask import Flask, Response, request
 from pydantic import BaseModel
 
-from model.manifest import RANKED
+from model.manifest import RANKED, Category
 from model.runner import Outputs, StepModel
 from service.engine.engine import Engine
 from service.errors import Fault, InvalidInputError
-from service.http.bodies import Body
+from service.http.reply import JSON, encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +34,7 @@ class Operation:
     view: Callable[..., Response]
     summary: str
     answer: type[BaseModel] | None
-    body: type[Body] | None = None
+    body: type[BaseModel] | None = None
     body_optional: bool = False
     status: int = 200
     query: tuple[Query, ...] = ()
@@ -62,9 +61,7 @@ def _answer(operation: Operation, engine: Engine, **parameters: str) -> Response
 
 
 def json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """The content as JSON, numpy arrays included."""
-    data = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
-    return Response(data, status, headers, content_type="application/json")
+    return Response(encode(content), status, headers, content_type=JSON)
 
 
 def rows(model: StepModel, outputs: Outputs) -> dict[str, Any]:
@@ -84,11 +81,16 @@ def rolled(model: StepModel, outputs: Outputs) -> dict[str, Any]:
 
 
 def said(model: StepModel, outputs: Outputs, names: Iterable[str]) -> dict[str, Any]:
-    """These of the outputs (steps,), as clients read them: places are told as the categories that they stand for."""
+    """These of the outputs (...), as clients read them: places are told as the categories that they stand for."""
     manifest = model.manifest
     told: dict[str, Any] = {name: np.ascontiguousarray(outputs[name]) for name in names}
     if manifest.head.ranks and (places := told.get(RANKED[0])) is not None:
-        categories = manifest.categories
-        known = len(categories)
-        told[RANKED[0]] = [[categories[at] if at < known else None for at in row] for row in places.tolist()]
+        told[RANKED[0]] = _named(places.tolist(), manifest.categories)
     return told
+
+
+def _named(places: Any, categories: Sequence[Category]) -> Any:
+    """Places, however nested, by name; None for those that are no category's."""
+    if isinstance(places, list):
+        return [_named(place, categories) for place in places]
+    return categories[places] if places < len(categories) else None

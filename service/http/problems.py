@@ -16,12 +16,15 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from service import errors
 from service.errors import Fault, OnwardError
+from service.http.reply import Reply
 from service.http.times import iso
 
 log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 MOST_FAULTS = 20
+VALUE_TYPES = ("float", "int", "str")
+"""What pydantic calls the types that a value of a step may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,7 @@ KINDS: dict[type[OnwardError], Kind] = {
     errors.DamagedRecordError: Kind("damaged-record", 500, "The session's record is damaged"),
     errors.OverloadedError: Kind("overloaded", 503, "Too much is waiting", retry_after_s=1),
     errors.DeadlineError: Kind("deadline", 503, "Not done in time", retry_after_s=1),
+    errors.AbandonedError: Kind("abandoned", 503, "The client did not wait", retry_after_s=1),
     errors.StoreUnavailableError: Kind("store-unavailable", 503, "The session store does not answer", retry_after_s=1),
     errors.StoreFullError: Kind("store-full", 507, "The session store is full"),
 }
@@ -88,28 +92,40 @@ def document(kind: Kind, detail: str, faults: Sequence[Fault] = (), **more: Any)
     return orjson.dumps(body)
 
 
-def response(kind: Kind, detail: str, faults: Sequence[Fault] = (), **more: Any) -> Response:
-    answer = Response(document(kind, detail, faults, **more), kind.status, content_type=MEDIA_TYPE)
-    if kind.retry_after_s is not None:
-        answer.headers["Retry-After"] = str(kind.retry_after_s)
-    return answer
+def reply(kind: Kind, detail: str, faults: Sequence[Fault] = (), **more: Any) -> Reply:
+    headers = () if kind.retry_after_s is None else (("Retry-After", str(kind.retry_after_s)),)
+    return Reply(kind.status, document(kind, detail, faults, **more), MEDIA_TYPE, headers)
 
 
-def of(error: OnwardError) -> Response:
-    """The answer to a domain error, with what a program needs to go on."""
+def of(error: Exception, method: str, path: str) -> Reply:
+    """The answer to whatever a use-case or the reading of its request raised; what an operator must know is logged."""
+    if isinstance(error, OnwardError):
+        return _of_domain(error, method, path)
+    if isinstance(error, ValidationError):
+        return _of_validation(error)
+    if isinstance(error, RequestError):
+        return reply(error.kind, error.detail, error.faults)
+    log.error("%s %s failed", method, path, exc_info=error)
+    return reply(
+        INTERNAL, "this is our fault and is in the log; nothing was committed for this request, unless it says so"
+    )
+
+
+def _of_domain(error: OnwardError, method: str, path: str) -> Reply:
+    """With what a program needs to go on."""
     kind = KINDS[type(error)]
     if isinstance(error, errors.InvalidInputError):
-        return response(kind, str(error), error.faults)
+        return reply(kind, str(error), error.faults)
     if isinstance(error, errors.StepConflictError):
-        return response(kind, str(error), [Fault("step", str(error))], expected_step=error.expected)
+        return reply(kind, str(error), [Fault("step", str(error))], expected_step=error.expected)
     if isinstance(error, errors.SessionEndedError):
         told = {"reason": error.reason, "ended_at": iso(error.ended_at)}
-        return response(kind, str(error), [Fault("session_id", str(error))], **told)
+        return reply(kind, str(error), [Fault("session_id", str(error))], **told)
     if isinstance(error, (errors.DamagedRecordError, errors.StoreUnavailableError, errors.StoreFullError)):
-        log.error("%s %s: %s", request.method, request.path, error)
+        log.error("%s %s: %s", method, path, error)
     if isinstance(error, errors.StoreUnavailableError):
-        return response(kind, f"{error}; retry with the same request_id")
-    return response(kind, str(error), _FIELDS.get(type(error), lambda _: ())(error))
+        return reply(kind, f"{error}; retry with the same request_id")
+    return reply(kind, str(error), _FIELDS.get(type(error), lambda _: ())(error))
 
 
 _FIELDS: dict[type[OnwardError], Any] = {
@@ -123,21 +139,26 @@ _FIELDS: dict[type[OnwardError], Any] = {
 }
 
 
-def of_validation(error: ValidationError) -> Response:
-    """The answer to a body that does not have the form of its pydantic model."""
+def _of_validation(error: ValidationError) -> Reply:
+    """The body does not have the form of its pydantic model."""
     found = error.errors(include_url=False, include_context=False, include_input=False)
     if found[0]["type"] == "json_invalid":
-        return response(MALFORMED, found[0]["msg"], [Fault("body", found[0]["msg"])])
-    faults = [
-        Fault(_field(tuple(fault["loc"])), fault["msg"].removeprefix("Value error, ")) for fault in found[:MOST_FAULTS]
-    ]
+        return reply(MALFORMED, found[0]["msg"], [Fault("body", found[0]["msg"])])
+    told: dict[str, str] = {}
+    for fault in found:  # a value that is of no type is a fault for each type that it might be: the first counts
+        told.setdefault(_field(tuple(fault["loc"])), fault["msg"].removeprefix("Value error, "))
+    faults = [Fault(field, message) for field, message in list(told.items())[:MOST_FAULTS]]
     detail = "; ".join(f"{fault.field}: {fault.message}" for fault in faults[:3])
-    return response(KINDS[errors.InvalidInputError], detail, faults)
+    return reply(KINDS[errors.InvalidInputError], detail, faults)
 
 
 def _field(place: tuple[int | str, ...]) -> str:
-    """`("inputs", "@rows", 0, 1)` -> `inputs[0][1]`; parts that begin with @ name a form of input, not a field."""
+    """`("inputs", "@rows", 0, 1, "float")` -> `inputs[0][1]`: what begins with @ names a form of input, what follows a
+    value the type that it is not.
+    """
     name = ""
+    if "inputs" in place and place[-1] in VALUE_TYPES:
+        place = place[:-1]
     for part in place:
         if isinstance(part, int):
             name += f"[{part}]"
@@ -148,35 +169,24 @@ def _field(place: tuple[int | str, ...]) -> str:
 
 def install(app: Flask) -> None:
     """Answers every error of the app with a problem."""
-    app.register_error_handler(OnwardError, of)
-    app.register_error_handler(ValidationError, of_validation)
-    app.register_error_handler(RequestError, lambda error: response(error.kind, error.detail, error.faults))
     app.register_error_handler(HTTPException, _of_http)
-    app.register_error_handler(Exception, _of_anything)
+    app.register_error_handler(Exception, lambda error: of(error, request.method, request.path).response())
 
 
 def _of_http(error: HTTPException) -> Response:
     status = error.code or 500
     kind = HTTP_KINDS.get(status) or Kind(f"http-{status}", status, HTTPStatus(status).phrase)
+    path = request.path[:200]
     if status == 404:
-        detail = f"nothing is at {request.path[:200]}; GET /openapi.json lists what there is"
-        return response(kind, detail, [Fault("path", detail)])
+        detail = f"nothing is at {path}; GET /openapi.json lists what there is"
+        return reply(kind, detail, [Fault("path", detail)]).response()
     if isinstance(error, MethodNotAllowed):
         allowed = ", ".join(sorted(error.valid_methods or ()))
-        answer = response(kind, f"{request.method} is not for {request.path[:200]}; it takes {allowed}",
-                          [Fault("method", f"expected {allowed}")])  # fmt: skip
+        detail = f"{request.method} is not for {path}; it takes {allowed}"
+        answer = reply(kind, detail, [Fault("method", f"expected {allowed}")]).response()
         answer.headers["Allow"] = allowed
         return answer
     if status == 413:
-        most = request.max_content_length
-        return response(
-            kind, f"at most {most} bytes; split the inputs into several calls", [Fault("body", f"at most {most} bytes")]
-        )
-    return response(kind, error.description or kind.title)
-
-
-def _of_anything(error: Exception) -> Response:
-    log.error("%s %s failed", request.method, request.path, exc_info=error)
-    return response(
-        INTERNAL, "this is our fault and is in the log; nothing was committed for this request, unless it says so"
-    )
+        most = f"at most {request.max_content_length} bytes"
+        return reply(kind, f"{most}; split the inputs into several calls", [Fault("body", most)]).response()
+    return reply(kind, error.description or kind.title).response()

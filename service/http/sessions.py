@@ -1,22 +1,17 @@
-"""/v1/sessions: sessions and their steps."""
+"""/v1/sessions: sessions, and what is rolled forward from them."""
 
 from typing import Any
 
 from flask import Response, request
-from pydantic import TypeAdapter, ValidationError
 
 from service.engine.engine import Engine, Session
 from service.errors import Fault, InvalidInputError
 from service.http import bodies
-from service.http.operations import Operation, Query, json, rolled, rows, said
+from service.http.operations import Operation, Query, json, rolled, said
+from service.http.steps import TENANT, checked
 from service.http.times import iso
 
-TENANT = "public"
-"""Whose sessions these are, until keys tell callers apart."""
-
 PAGE, LARGEST_PAGE = 100, 1000
-
-_SESSION_ID: TypeAdapter[str] = TypeAdapter(bodies.SessionId)
 
 
 def create(engine: Engine, model: str) -> Response:
@@ -34,39 +29,24 @@ def index(engine: Engine) -> Response:
     if not limit.isdecimal() or not 1 <= int(limit) <= LARGEST_PAGE:
         raise InvalidInputError(Fault("limit", f"expected a whole number from 1 to {LARGEST_PAGE}"))
     after = request.args.get("after", "")
-    found, last = engine.sessions(TENANT, after and _checked(after, "after"), int(limit), request.args.get("model"))
+    found, last = engine.sessions(TENANT, after and checked(after, "after"), int(limit), request.args.get("model"))
     return json({"sessions": [_info(session) for session in found], "after": last})
 
 
 def show(engine: Engine, session_id: str) -> Response:
-    return json(_info(engine.session(TENANT, _checked(session_id))))
+    return json(_info(engine.session(TENANT, checked(session_id))))
 
 
 def delete(engine: Engine, session_id: str) -> Response:
-    engine.delete(TENANT, _checked(session_id))
+    engine.delete(TENANT, checked(session_id))
     return Response(status=204)
 
 
-def step(engine: Engine, session_id: str) -> Response:
-    _checked(session_id)
-    body = bodies.read(bodies.Step)
-    answer = engine.step(TENANT, session_id, body.inputs, step=body.step, request_id=body.request_id or "")
-    return json({"step": answer.step, **rows(answer.model, answer.outputs)})
-
-
 def forecast(engine: Engine, session_id: str) -> Response:
-    _checked(session_id)
+    checked(session_id)
     body = bodies.read(bodies.Forecast)
     answer = engine.forecast(TENANT, session_id, body.horizon)
     return json({"step": answer.step, "forecast": rolled(answer.model, answer.outputs)})
-
-
-def _checked(session_id: str, field: str = "session_id") -> str:
-    """The id, if one could have it: what no session can be called is the request's fault, not a missing session."""
-    try:
-        return _SESSION_ID.validate_python(session_id)
-    except ValidationError:
-        raise InvalidInputError(Fault(field, "expected 1 to 128 letters, digits and . _ ~ : -")) from None
 
 
 def _info(session: Session) -> dict[str, Any]:
@@ -105,10 +85,6 @@ OPERATIONS = (
     Operation(
         "DELETE", "/v1/sessions/{session_id}", delete, "End a session", None, status=204,
         problems=(404, 410, 422, 500, 503),
-    ),
-    Operation(
-        "POST", "/v1/sessions/{session_id}/steps", step, "Advance a session by all of the inputs, or not at all",
-        bodies.StepAnswer, body=bodies.Step, problems=(400, 404, 409, 410, 413, 415, 422, 500, 503, 507),
     ),
     Operation(
         "POST", "/v1/sessions/{session_id}/forecast", forecast, "Roll predictions forward; the session is unmoved",

@@ -12,6 +12,7 @@ import fcntl
 import os
 import struct
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ from service.sessions.store import Change, Page
 
 FIRST_MAP_BYTES = 2**30
 SCANNED_PER_PAGE = 10_000
+KNOWN_BYTES = 4 * 2**20
 
 _TIME = struct.Struct(">Q")  # milliseconds, so that keys sort by time
 _COUNT = struct.Struct("<q")
@@ -41,7 +43,7 @@ class LmdbStore:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._place = _claim(folder)
             self._sweep_lock = os.open(folder / "sweep.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            self._env = lmdb.open(
+            self._env: Any = lmdb.open(
                 str(folder), map_size=map_bytes, max_dbs=4, max_readers=1024, sync=False, metasync=False, mode=0o600
             )
             self._env.reader_check()
@@ -51,13 +53,14 @@ class LmdbStore:
             self._damaged = self._env.open_db(b"damaged")
         except (OSError, lmdb.Error) as error:
             raise StoreUnavailableError(f"{folder}: {error}") from error
+        self._known = Known()
         self._dirty = True  # a process that was killed may have left commits that no one has flushed
 
     def load_many(self, keys: Sequence[bytes]) -> list[Record | DamagedRecordError | None]:
-        def load(txn: Any) -> list[bytes | None]:
-            return [txn.get(key) for key in keys]
+        def load(txn: Any) -> list[Record | DamagedRecordError | None]:
+            return [self._known.decoded(key, txn.get(key)) for key in keys]
 
-        return [_decoded(data) for data in self._read(load)]
+        return self._read(load)
 
     def commit_many(self, changes: Sequence[Change]) -> list[bool]:
         packed = [change.record.to_bytes() for change in changes]
@@ -65,7 +68,11 @@ class LmdbStore:
         def commit(txn: Any) -> list[bool]:
             return [self._commit(txn, change, data) for change, data in zip(changes, packed, strict=True)]
 
-        return self._write(commit)
+        committed = self._write(commit)
+        for change, data, done in zip(changes, packed, committed, strict=True):
+            if done:
+                self._known.keep(change.key, data, change.record)
+        return committed
 
     def _commit(self, txn: Any, change: Change, data: bytes) -> bool:
         stored = txn.get(change.key)
@@ -75,10 +82,11 @@ class LmdbStore:
         return True
 
     def _put(self, txn: Any, key: bytes, stored: bytes | None, record: Record, data: bytes) -> None:
-        txn.put(key, data, db=self._sessions)
-        before, after = None if stored is None else records.counted_as(stored), records.counted_as(data)
-        if before is not None and before == after:
+        if stored is not None and records.same_group(stored, data):
+            txn.put(key, data, db=self._sessions)
             return
+        before, after = None if stored is None else records.counted_as(stored), records.counted_as(data)
+        txn.put(key, data, db=self._sessions)
         txn.put(_due(record, key), b"", db=self._expiry)
         for group, by in ((before, -1), (after, 1)):
             if group is not None:
@@ -209,6 +217,32 @@ class LmdbStore:
             self._env.set_mapsize(2 * size)
         except (lmdb.Error, MemoryError, OverflowError) as error:
             raise StoreFullError(f"it has {size} bytes and cannot have more: {error}") from error
+
+
+class Known:
+    """The records that this process wrote last, by their bytes: the same bytes need not be decoded again.
+
+    Nothing is taken on trust: what is stored is read each time. Bounded by bytes.
+    """
+
+    def __init__(self, most_bytes: int = KNOWN_BYTES) -> None:
+        self._records: OrderedDict[bytes, tuple[bytes, Record]] = OrderedDict()
+        self._most, self._bytes = most_bytes, 0
+
+    def decoded(self, key: bytes, stored: bytes | None) -> Record | DamagedRecordError | None:
+        known = self._records.get(key)
+        return known[1] if known is not None and known[0] == stored else _decoded(stored)
+
+    def keep(self, key: bytes, data: bytes, record: Record) -> None:
+        before = self._records.pop(key, None)
+        self._bytes += _weight(data) - (0 if before is None else _weight(before[0]))
+        self._records[key] = (data, record)
+        while self._bytes > self._most:
+            self._bytes -= _weight(self._records.popitem(last=False)[1][0])
+
+
+def _weight(data: bytes) -> int:
+    return 700 + 2 * len(data)  # as bytes, as a record, and Python's objects
 
 
 def _claim(folder: Path) -> int:

@@ -16,9 +16,14 @@ Ended = Literal["expired", "deleted"]
 TOMBSTONE_S = 86_400.0
 """How long it is known why a session ended."""
 
+NO_DIGEST = bytes(16)
+
 _MAGIC = b"OWR\x01"  # Onward record, format 1
 _CRC = struct.Struct("<4sI")
 _HEAD = struct.Struct("<QQddddBQddI32s16sHHHII")
+_ENDED_AT = _CRC.size + struct.calcsize("<QQdddd")
+_REF = slice(_CRC.size + struct.calcsize("<QQddddBQdd"), _CRC.size + struct.calcsize("<QQddddBQddI32s"))
+_NAMES, _NAMES_AT = struct.Struct("<HH"), _CRC.size + struct.calcsize("<QQddddBQddI32s16s")
 _START = _CRC.size + _HEAD.size
 _ENDED: tuple[Ended | None, ...] = (None, "expired", "deleted")
 _RECENT_WEIGHT = 0.1
@@ -69,7 +74,7 @@ class Record:
     state: bytes
     surprise: Surprise = Surprise()
     request_id: str = ""
-    request_digest: bytes = bytes(16)
+    request_digest: bytes = NO_DIGEST
     answer: bytes = b""
     ended: Ended | None = None
 
@@ -157,6 +162,16 @@ def from_bytes(data: bytes) -> Record:
 def revision_of(data: bytes) -> int:
     """The revision of a record's bytes, without reading the rest."""
     return int.from_bytes(data[_CRC.size : _CRC.size + 8], "little")
+
+
+def same_group(one: bytes, other: bytes) -> bool:
+    """Whether two living records' bytes count for one `model/version` of one tenant, without reading the rest."""
+    if one[_ENDED_AT] or other[_ENDED_AT] or one[_REF] != other[_REF]:
+        return False
+    names = slice(_START, _START + sum(_NAMES.unpack_from(one, _NAMES_AT)))
+    return one[_NAMES_AT : _NAMES_AT + _NAMES.size] == other[_NAMES_AT : _NAMES_AT + _NAMES.size] and (
+        one[names] == other[names]
+    )
 
 
 def counted_as(data: bytes) -> str | None:

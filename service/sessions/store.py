@@ -6,14 +6,13 @@ where the backend fails.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from service.errors import DamagedRecordError
 from service.sessions.record import Record
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """Set `key` to `record` if its revision is `expected`; None: if the store has nothing under it."""
 
     key: bytes

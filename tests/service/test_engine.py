@@ -14,7 +14,9 @@ from model.runner import Outputs, StepModel
 from model.state import State
 from service.engine.engine import Engine, Limits
 from service.engine.executor import Executor
+from service.engine.work import Work
 from service.errors import (
+    AbandonedError,
     DamagedRecordError,
     DeadlineError,
     InvalidInputError,
@@ -125,24 +127,24 @@ def test_a_step_that_another_process_overtook_is_computed_anew(engine: Engine, m
     engine.create(T, "pulse", session_id="s")
     engine.step(T, "s", inputs[:1])
     store, model = store_of(engine), engine.model("pulse")
-    run = model.run
+    run = StepModel.run
     overtaken: list[bool] = []
 
-    def overtake(*args: object) -> object:
+    def overtake(self: StepModel, *args: Any) -> object:
         if not overtaken:
             overtaken.append(True)
             before = store.load_many([records.key(T, "s")])[0]
             assert isinstance(before, Record)
             state = model.layout.from_bytes(before.state)
-            _, after = run(np.array([inputs[1:2]], np.float32), np.array([1], np.int32), state)
+            _, after = model.run(np.array([inputs[1:2]], np.float32), np.array([1], np.int32), state)
             step = Record(**{
                 **{name: getattr(before, name) for name in Record.__dataclass_fields__},
                 "revision": before.revision + 1, "step": 2, "state": model.layout.to_bytes(after[0]),
             })  # fmt: skip
             assert store.commit_many([Change(records.key(T, "s"), before.revision, step)]) == [True]
-        return run(*args)  # type: ignore[arg-type]
+        return run(self, *args)
 
-    monkeypatch.setattr(model, "run", overtake)
+    monkeypatch.setattr(StepModel, "run", overtake)
     answer = engine.step(T, "s", inputs[2:])
     assert overtaken
     assert answer.step == 3
@@ -222,9 +224,9 @@ def test_what_waits_too_long_is_told_and_not_applied(
     engine.create(T, "pulse", session_id="s")
     run = Executor.run
 
-    def slow(self: Executor, model: StepModel, batch: list[object]) -> None:
+    def slow(self: Executor, batch: list[Work]) -> None:
         clock.now += 31
-        run(self, model, batch)  # type: ignore[arg-type]
+        run(self, batch)
 
     monkeypatch.setattr(Executor, "run", slow)
     with pytest.raises(DeadlineError):
@@ -328,20 +330,48 @@ def test_a_state_that_is_not_finite_is_never_kept(engine: Engine, monkeypatch: p
     """Even where every output is finite: the row is refused, and its neighbour in the batch is not."""
     for name in ("good", "bad"):
         engine.create(T, "pulse", session_id=name)
-    model = engine.model("pulse")
-    run = model.run
+    run = StepModel.run
 
-    def spoil(inputs: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any], state: State) -> tuple[Outputs, State]:
-        outputs, after = run(inputs, lengths, state)
+    def spoil(
+        self: StepModel, inputs: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any], state: State
+    ) -> tuple[Outputs, State]:
+        outputs, after = run(self, inputs, lengths, state)
         after["h_in"][inputs[:, 0, 0] == 666] = np.inf
         return outputs, after
 
-    monkeypatch.setattr(model, "run", spoil)
+    monkeypatch.setattr(StepModel, "run", spoil)
     good, bad = (gevent.spawn(engine.step, T, name, [[value]]) for name, value in (("good", 500), ("bad", 666)))
     assert good.get().step == 1
     bad.join()
     assert isinstance(bad.exception, NotFiniteError)
     assert engine.session(T, "bad").record.step == 0
+
+
+def test_what_its_client_left_is_dropped_before_it_runs_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long call ends between two of its chunks, the session unmoved; one that was committed stays committed."""
+    monkeypatch.setattr("service.engine.engine.LEFT_S", 0.0)
+    engine = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits())
+    engine.start()
+    engine.create(T, "pulse", session_id="s")
+    with pytest.raises(AbandonedError):
+        engine.step(T, "s", [[500.0]] * 100_000, has_left=lambda: True)
+    assert engine.session(T, "s").record.step == 0
+    assert engine.step(T, "s", [[500.0]]).step == 1
+    assert sum(queue.waiting for queue in vars(engine)["_queues"].values()) == 0
+    engine.close()
+
+
+def test_models_have_fair_shares(engine: Engine) -> None:
+    """One model's long call does not hold up another's steps, nor a step of its own."""
+    engine.create(T, "pulse", session_id="long")
+    engine.create(T, "pulse", session_id="beside")
+    engine.create(T, "weather", session_id="other")
+    long = gevent.spawn(engine.step, T, "long", [[500.0]] * 50_000)
+    for step in range(1, 31):
+        assert engine.step(T, "other", [[1, 2, 3, 4]]).step == step
+        assert engine.step(T, "beside", [[500.0]]).step == step
+    assert not long.ready()
+    assert long.get().step == 50_000
 
 
 def test_a_failed_sequence_ends_its_siblings(engine: Engine) -> None:

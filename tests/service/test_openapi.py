@@ -57,6 +57,7 @@ def test_answers_are_as_described(app: Flask) -> None:
         "/v1/sessions": client.get("/v1/sessions"),
         "/v1/sessions/{session_id}": client.get("/v1/sessions/s"),
         "/v1/sessions/{session_id}/steps": client.post("/v1/sessions/s/steps", json={"inputs": [1.0]}),
+        "/v1/steps": client.post("/v1/steps", json={"items": [{"session_id": name, "inputs": [1.0]} for name in "st"]}),
         "/v1/sessions/{session_id}/forecast": client.post("/v1/sessions/s/forecast", json={"horizon": 2}),
     }
     described = [operation for operation in OPERATIONS if operation.answer is not None]

@@ -36,7 +36,7 @@ def run(scheduler: Scheduler[Item], now: float = 0.0) -> list[list[Item]]:
 
 def test_whatever_waits_runs_at_once() -> None:
     """Different sessions of like length share a batch, in the order of arrival."""
-    scheduler = Scheduler[Item](max_rows=10)
+    scheduler = Scheduler[Item](max_rows=10, max_cells=10_000)
     items = [Item(name) for name in "dacb"]
     for item in items:
         scheduler.add(item)
@@ -46,7 +46,7 @@ def test_whatever_waits_runs_at_once() -> None:
 
 def test_a_session_is_once_in_a_batch_and_in_order() -> None:
     """First come first served within a session, though another's items pass by."""
-    scheduler = Scheduler[Item](max_rows=10)
+    scheduler = Scheduler[Item](max_rows=10, max_cells=10_000)
     first, second, third, other = Item("a"), Item("a"), Item("a"), Item("b")
     for item in (first, second, third, other):
         scheduler.add(item)
@@ -54,7 +54,7 @@ def test_a_session_is_once_in_a_batch_and_in_order() -> None:
 
 
 def test_a_batch_has_at_most_its_rows() -> None:
-    scheduler = Scheduler[Item](max_rows=3)
+    scheduler = Scheduler[Item](max_rows=3, max_cells=10_000)
     items = [Item(str(number)) for number in range(7)]
     for item in items:
         scheduler.add(item)
@@ -63,7 +63,7 @@ def test_a_batch_has_at_most_its_rows() -> None:
 
 def test_a_catch_up_does_not_hold_up_single_steps() -> None:
     """Between two chunks of 10,000 steps, every waiting single step has its turn."""
-    scheduler = Scheduler[Item](max_rows=10)
+    scheduler = Scheduler[Item](max_rows=10, max_cells=10_000)
     scheduler.add(Item("long", left=10_000))
     for name in "abc":
         scheduler.add(Item(name))
@@ -73,7 +73,7 @@ def test_a_catch_up_does_not_hold_up_single_steps() -> None:
 
 def test_what_is_late_is_dropped_before_it_runs() -> None:
     """An item whose deadline has passed never runs, and the one behind it does."""
-    scheduler = Scheduler[Item](max_rows=10)
+    scheduler = Scheduler[Item](max_rows=10, max_cells=10_000)
     late, fine, alone = Item("a", deadline=5.0), Item("a"), Item("b", deadline=5.0)
     for item in (late, fine, alone):
         scheduler.add(item)
@@ -85,7 +85,7 @@ def test_what_is_late_is_dropped_before_it_runs() -> None:
 
 def test_what_is_over_is_dropped_before_it_runs() -> None:
     """An item that nobody waits for any more takes no row of a batch."""
-    scheduler = Scheduler[Item](max_rows=10)
+    scheduler = Scheduler[Item](max_rows=10, max_cells=10_000)
     over, fine = Item("a", over=True), Item("b")
     scheduler.add(over)
     scheduler.add(fine)
@@ -98,7 +98,7 @@ ITEMS = st.lists(st.tuples(st.sampled_from("abcdefg"), st.integers(1, 300)), max
 @given(ITEMS, st.integers(1, 8))
 def test_every_item_runs_to_its_end(drawn: list[tuple[str, int]], max_rows: int) -> None:
     """Nothing is lost or run twice; padding stays within a quarter; each session's items finish in order."""
-    scheduler = Scheduler[Item](max_rows)
+    scheduler = Scheduler[Item](max_rows, max_cells=10_000)
     items = [Item(line, left) for line, left in drawn]
     sizes: dict[Item, int] = {item: item.left for item in items}
     for item in items:
@@ -126,7 +126,7 @@ def test_every_item_runs_to_its_end(drawn: list[tuple[str, int]], max_rows: int)
 @given(st.lists(st.integers(1, 200), min_size=1, max_size=20))
 def test_no_line_waits_longer_than_a_round(lengths: list[int]) -> None:
     """Long ones and short ones take turns: between two turns of one session, no other has more than two."""
-    scheduler = Scheduler[Item](max_rows=4)
+    scheduler = Scheduler[Item](max_rows=4, max_cells=10_000)
     for number, left in enumerate(lengths):
         scheduler.add(Item(str(number), left=left * 10))
     since: dict[str, int] = {}
@@ -142,3 +142,48 @@ def test_no_line_waits_longer_than_a_round(lengths: list[int]) -> None:
                 scheduler.finish(item)
                 del since[item.line]
         assert all(turns <= 2 * len(lengths) for turns in since.values())
+
+
+@given(ITEMS, st.integers(1, 8), st.integers(1, 400))
+def test_limits_hold_and_nothing_starves(drawn: list[tuple[str, int]], max_rows: int, max_cells: int) -> None:
+    """Rows, steps and padding within limits; the item whose turn it has been for longest is in every batch."""
+    scheduler = Scheduler[Item](max_rows, max_cells)
+    items = [Item(line, left) for line, left in drawn]
+    for item in items:
+        scheduler.add(item)
+    turns = list(dict.fromkeys(item.line for item in items))
+    while batch := scheduler.batch(0.0)[0]:
+        longest = max(item.size for item in batch)
+        assert len(batch) <= max_rows
+        assert len(batch) == 1 or len(batch) * longest <= max_cells
+        assert sum(longest - item.size for item in batch) < 0.25 * longest * len(batch)
+        assert turns[0] in [item.line for item in batch]
+        for item in batch:
+            turns.remove(item.line)
+            item.left -= item.size
+            (scheduler.put_back if item.left else scheduler.finish)(item)
+            if item.left or any(one.left and one.line == item.line for one in items):
+                turns.append(item.line)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans(), st.integers(0, 3)), max_size=30))
+def test_what_is_late_or_over_never_runs(drawn: list[tuple[str, bool, int]]) -> None:
+    """Each item either runs or is dropped, once; the dropped are those that were late or over when their turn came."""
+    scheduler = Scheduler[Item](max_rows=2, max_cells=100)
+    items = [Item(line, over=over, deadline=deadline) for line, over, deadline in drawn]
+    for item in items:
+        scheduler.add(item)
+    ran: list[Item] = []
+    dropped: list[Item] = []
+    now = 0.0
+    while any(told := scheduler.batch(now)):
+        batch, late = told
+        assert all(not item.over and item.deadline > now for item in batch)
+        assert all(item.over or item.deadline <= now for item in late)
+        ran += batch
+        dropped += late
+        for item in batch:
+            scheduler.finish(item)
+        now += 1
+    assert sorted(map(id, ran + dropped)) == sorted(map(id, items))
+    assert scheduler.waiting == 0

@@ -1,0 +1,141 @@
+"""Real servers for the bench, each with one worker process on one core, and what they cost in CPU seconds."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+ROOT = Path(__file__).parents[1]
+TICKS = os.sysconf("SC_CLK_TCK")
+CORES = sorted(os.sched_getaffinity(0))
+SERVER, LOAD = {CORES[0]}, {CORES[-1]}
+"""The core that serves, and the one that the load comes from."""
+
+Calls = Sequence[tuple[str, Any]]
+
+
+class Server:
+    """A gunicorn with one worker; `start` returns once it listens and its worker has started."""
+
+    def __init__(self, command: Sequence[str], environment: dict[str, str]) -> None:
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed on exit)
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("ONWARD_")}
+        self._process = subprocess.Popen(
+            command, env=clean | {"PYTHONPATH": str(ROOT)} | environment, cwd=ROOT, start_new_session=True,
+            stdout=self._log, stderr=subprocess.STDOUT, preexec_fn=lambda: os.sched_setaffinity(0, SERVER),  # noqa: PLW1509
+        )  # fmt: skip
+        until = time.monotonic() + 120
+        while not (found := re.search(r"Listening at: http://([\d.]+):(\d+)", self._said())) or not self.workers():
+            assert time.monotonic() < until, self._said()
+            assert self._process.poll() is None, self._said()
+            time.sleep(0.05)
+        self.host, self.port = found[1], int(found[2])
+
+    def _said(self) -> str:
+        self._log.flush()
+        return Path(f"/proc/self/fd/{self._log.fileno()}").read_text()
+
+    def workers(self) -> list[int]:
+        pid = self._process.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    def cpu_s(self) -> float:
+        """Processor time of the worker so far, in steps of 10 ms."""
+        total = 0
+        for pid in self.workers():
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            total += int(fields[11]) + int(fields[12])
+        return total / TICKS
+
+    def anonymous_kib(self) -> int:
+        """The worker's own memory, without the store's pages, which the machine takes back when it needs them."""
+        (pid,) = self.workers()
+        status = Path(f"/proc/{pid}/status").read_text()
+        return int(re.findall(r"RssAnon:\s+(\d+)", status)[0])
+
+    def load(self, calls: Sequence[Calls], seconds: float) -> "subprocess.Popen[str]":
+        """Starts the load: a connection for each of `calls`."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bench.load"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
+            preexec_fn=lambda: os.sched_setaffinity(0, LOAD),  # noqa: PLW1509
+        )  # fmt: skip
+        assert process.stdin is not None
+        json.dump({"host": self.host, "port": self.port, "calls": calls, "seconds": seconds}, process.stdin)
+        process.stdin.close()
+        return process
+
+    def drive(self, calls: Sequence[Calls], seconds: float) -> "Driven":
+        before = self.cpu_s()
+        driven = result(self.load(calls, seconds))
+        return Driven(driven["latencies_s"], driven["wall_s"], self.cpu_s() - before)
+
+    def once(self, calls: Calls) -> None:
+        """Each call once, one after another."""
+        for call in calls:
+            self.drive([[call]], 0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._log.close()
+
+
+class Driven:
+    """What a round of load found."""
+
+    def __init__(self, latencies_s: list[float], wall_s: float, cpu_s: float) -> None:
+        self.latencies_s, self.wall_s, self.cpu_s = sorted(latencies_s), wall_s, cpu_s
+
+    @property
+    def per_cpu_s(self) -> float:
+        return len(self.latencies_s) / self.cpu_s
+
+    def quantile(self, share: float) -> float:
+        return self.latencies_s[min(int(share * len(self.latencies_s)), len(self.latencies_s) - 1)]
+
+
+def result(load: "subprocess.Popen[str]") -> dict[str, Any]:
+    assert load.stdout is not None
+    told = load.stdout.read()
+    load.stdout.close()
+    assert load.wait() == 0, "the load failed"
+    parsed: dict[str, Any] = json.loads(told)
+    return parsed
+
+
+def onward(models: Path, store: Path, **settings: str) -> Server:
+    environment = {
+        "ONWARD_BIND": "127.0.0.1:0", "ONWARD_WORKERS": "1", "ONWARD_MODELS": str(models),
+        "ONWARD_STORE": f"lmdb://{store}", **settings,
+    }  # fmt: skip
+    return Server([sys.executable, "-m", "onward", "serve"], environment)
+
+
+def naive(bundle: Path) -> Server:
+    """With gunicorn's gevent worker: the fastest at this; gthread with 8 or 64 threads was 5 to 9% slower."""
+    command = [sys.executable, "-m", "gunicorn", "--workers", "1", "--bind", "127.0.0.1:0", "--keep-alive", "60"]
+    command += ["--worker-class", "gevent", "--worker-tmp-dir", "/dev/shm", "--no-control-socket"]
+    return Server([*command, "bench.naive:app"], {"BUNDLE": str(bundle)})
+
+
+def limit(bundle: Path, rows: int, steps: int, seconds: float) -> float:
+    """Row-steps a CPU second of ONNX Runtime alone, on the core that serves."""
+    command = [sys.executable, "-m", "bench.limit", str(bundle), str(rows), str(steps), str(seconds)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, cwd=ROOT,
+        preexec_fn=lambda: os.sched_setaffinity(0, SERVER),
+    )  # fmt: skip
+    return float(done.stdout)

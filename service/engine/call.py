@@ -1,0 +1,95 @@
+"""The call of a model, as a worker makes it thousands of times a second: on states as rows of bytes."""
+
+import zlib
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.runner import Outputs, StepModel
+from model.state import State, StateError
+from service.errors import DamagedRecordError
+
+TAG = 12
+"""Bytes at the beginning of a kept state that say its format and its layout; a checksum follows."""
+
+Inputs = NDArray[np.float32]
+
+
+class Caller:
+    def __init__(self, model: StepModel, *, alone: bool = False) -> None:
+        """alone: row by row, for kernels whose answers depend on the rows beside them."""
+        self._model, self._alone = model, alone
+        self._dtype = model.layout.dtype
+        self._layout, self._bytes = model.layout, self._dtype.itemsize
+        whole = model.layout.to_bytes(model.layout.initial(1)[0])
+        self._whole, self._tag = len(whole), whole[:TAG]
+
+    def __call__(self, taken: Sequence[Inputs], states: Sequence[bytes]) -> tuple[Outputs, State, list[bool]]:
+        """taken: of each row its inputs (steps, features); states: of each row its state's memory.
+
+        Returns outputs (rows, longest), where what lies beyond a row's own steps means nothing, the states after them
+        (rows,), and of each row whether it has finite numbers only.
+        """
+        if self._alone and len(taken) > 1:
+            parts = [self([one], [state]) for one, state in zip(taken, states, strict=True)]
+            outputs = np.concatenate([part for part, _, _ in parts])
+            return outputs, np.concatenate([part for _, part, _ in parts]), [sound for _, _, (sound,) in parts]
+        sizes = [len(steps) for steps in taken]
+        longest = max(sizes)
+        if min(sizes) == longest:
+            inputs = np.concatenate(taken).reshape(len(taken), longest, -1)
+        else:
+            inputs = np.zeros((len(taken), longest, taken[0].shape[1]), np.float32)
+            for row, steps in enumerate(taken):
+                inputs[row, : len(steps)] = steps
+        before = np.frombuffer(b"".join(states), self._dtype)
+        outputs, after = self._model.run(inputs, np.array(sizes, np.int32), before)
+        return outputs, after, _sound(outputs, after, sizes)
+
+    def memory(self, kept: bytes) -> bytes:
+        """The memory of a state that a record keeps; the record's own checksum vouches for its bytes.
+
+        Raises DamagedRecordError where it is another model's.
+        """
+        if len(kept) == self._whole and kept.startswith(self._tag):
+            return kept[-self._bytes :]
+        try:
+            return self._layout.from_bytes(kept).tobytes()
+        except StateError as error:
+            raise DamagedRecordError(str(error)) from error
+
+    def memories(self, states: State) -> list[bytes]:
+        data = states.tobytes()
+        return [data[start : start + self._bytes] for start in range(0, len(data), self._bytes)]
+
+    def kept(self, memory: bytes) -> bytes:
+        """As a record keeps it: what `Layout.to_bytes` makes of such a row."""
+        return self._tag + zlib.crc32(memory).to_bytes(4, "little") + memory
+
+
+def _sound(outputs: Outputs, after: State, sizes: Sequence[int]) -> list[bool]:
+    """Nearly always all are, which is seen at once; padding and the rows at fault are only then told apart."""
+    if finite(outputs) and finite(after):
+        return [True] * len(sizes)
+    return [finite(outputs[row, :size]) and finite(after[row : row + 1]) for row, size in enumerate(sizes)]
+
+
+def joined(parts: Sequence[Outputs]) -> Outputs:
+    """One after another; numpy's own way with structured arrays looks at each part's fields anew."""
+    if len(parts) == 1:
+        return parts[0]
+    return np.frombuffer(b"".join([part.tobytes() for part in parts]), parts[0].dtype)
+
+
+@cache
+def _all_float32(dtype: np.dtype[np.void]) -> bool:
+    return {kind[0].base for kind in (dtype.fields or {}).values()} == {np.dtype(np.float32)}
+
+
+def finite(rows: Outputs | State) -> bool:
+    """Whether every number in structured rows is finite."""
+    if _all_float32(rows.dtype) and rows.flags.c_contiguous:
+        return bool(np.isfinite(rows.view(np.float32)).all())
+    return all(bool(np.isfinite(rows[name]).all()) for name in rows.dtype.names or ())

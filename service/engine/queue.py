@@ -1,0 +1,84 @@
+"""The waiting items of one model, and the greenlet that runs them batch after batch.
+
+No timer: whatever waits when the model is free runs. Each model has its own, so models share a worker by turns: a batch
+in the event loop is short, and a long one is in a thread of its own.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+from gevent.event import Event
+
+from service.engine.executor import Executor
+from service.engine.scheduler import Scheduler
+from service.engine.work import Work
+from service.errors import AbandonedError, DeadlineError, OnwardError
+
+MOST_TURNS = 8
+
+log = logging.getLogger(__name__)
+
+
+class Queue:
+    def __init__(
+        self, executor: Executor, scheduler: Scheduler[Work], monotonic: Callable[[], float], timeout_s: float
+    ) -> None:
+        self.executor = executor
+        self._scheduler, self._monotonic, self._timeout_s = scheduler, monotonic, timeout_s
+        self._wake = Event()
+
+    @property
+    def waiting(self) -> int:
+        return self._scheduler.waiting
+
+    def add(self, work: Work) -> None:
+        self._scheduler.add(work)
+        self._wake.set()
+
+    def drain(self) -> None:
+        """Runs what waits, for ever; between batches, others come to their turn."""
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            while self._run_one():
+                self._let_in()
+
+    def _let_in(self) -> None:
+        """Lets others run; as long as each turn of the loop brings more to do, it joins the next batch."""
+        waiting = -1
+        for _ in range(MOST_TURNS):
+            if waiting == self._scheduler.waiting:
+                break
+            waiting = self._scheduler.waiting
+            turn()
+
+    def _run_one(self) -> bool:
+        batch, late = self._scheduler.batch(self._monotonic())
+        for work in late:
+            work.settle(AbandonedError() if work.call.gone else DeadlineError(self._timeout_s))
+        if batch:
+            try:
+                self.executor.run(batch)
+            except Exception as error:
+                if not isinstance(error, OnwardError):
+                    log.exception("a batch of %d rows failed", len(batch))
+                for work in batch:
+                    work.settle(error)
+            for work in batch:
+                (self._scheduler.put_back if work.outcome is None else self._scheduler.finish)(work)
+        return bool(batch)
+
+
+def turn() -> None:
+    """Lets everything else that is ready run, what has just come over the network too.
+
+    `gevent.sleep(0)` would not: gevent runs it up to 50 times before it looks at the network again.
+    """
+    hub = gevent.get_hub()
+    timer: Any = hub.loop.timer(0)
+    try:
+        hub.wait(timer)
+    finally:
+        timer.close()

@@ -1,0 +1,219 @@
+"""The requests that advance sessions: one session's, and many sessions' in one call.
+
+From bytes to a Reply, so that Flask's views and the step lane answer with the same code. A body in the plain form, as
+nearly every one is, is read by orjson alone. Whatever is not plainly right is left to pydantic, which takes or refuses
+it by the bodies' own definitions.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import orjson
+from flask import Response, request
+from pydantic import TypeAdapter, ValidationError
+
+from service.engine.call import joined
+from service.engine.engine import Answer, Engine
+from service.engine.work import Asked
+from service.errors import Fault, InvalidInputError
+from service.http import bodies, problems
+from service.http.connection import hung_up
+from service.http.operations import Operation, rows
+from service.http.reply import Reply, encode
+
+TENANT = "public"
+"""Whose sessions these are, until keys tell callers apart."""
+
+MOST_ITEMS = 10_000
+
+HasLeft = Callable[[], bool]
+
+_SESSION_ID: TypeAdapter[str] = TypeAdapter(bodies.SessionId)
+_PLAIN_ID = re.compile(bodies.SESSION_ID).fullmatch
+_PLAIN_REQUEST_ID = re.compile(bodies.REQUEST_ID).fullmatch
+_STEP_KEYS = frozenset(bodies.Step.model_fields)
+_ITEM_KEYS = frozenset(bodies.Item.model_fields)
+_VALUES = frozenset({int, float, str, type(None)})
+
+
+def reply(engine: Engine, session_id: str | None, data: bytes, has_left: HasLeft | None = None) -> Reply:
+    """To a body for that session, or, None, for many."""
+    if session_id is None:
+        return _many(engine, data, has_left)
+    asked = _plain(orjson_or_none(data), _STEP_KEYS, session_id)
+    if asked is None:
+        body = bodies.Step.model_validate_json(data)
+        asked = Asked(session_id, body.inputs, body.step, body.request_id or "")
+    answer = engine.step(
+        TENANT, session_id, asked.inputs, step=asked.step, request_id=asked.request_id, has_left=has_left
+    )
+    return Reply(200, encode(told(answer)))
+
+
+def told(answer: Answer) -> dict[str, Any]:
+    """What a client is told of a step."""
+    return {"step": answer.step, **rows(answer.model, answer.outputs)}
+
+
+def orjson_or_none(data: bytes) -> Any:
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return None
+
+
+def _plain(content: Any, keys: frozenset[str], session_id: str | None = None) -> Asked | None:
+    """A step in the plain form: known keys, and inputs that are lists of values. None where it is anything else."""
+    if type(content) is not dict or not content.keys() <= keys:
+        return None
+    session_id = content.get("session_id") if session_id is None else session_id
+    inputs, step, request_id = content.get("inputs"), content.get("step"), content.get("request_id")
+    if inputs is None or type(session_id) is not str or _PLAIN_ID(session_id) is None or not _plain_inputs(inputs):
+        return None
+    if step is not None and (type(step) is not int or not 0 <= step < 2**63):
+        return None
+    if request_id is not None and (type(request_id) is not str or _PLAIN_REQUEST_ID(request_id) is None):
+        return None
+    return Asked(session_id, inputs, step, request_id or "")
+
+
+def _plain_inputs(inputs: Any) -> bool:
+    """Whether these are lists of values, values, or a text: types are looked at without a line of Python for each."""
+    if type(inputs) is not list or not inputs:
+        return type(inputs) is str and inputs != ""
+    kinds = set(map(type, inputs))
+    return kinds <= _VALUES or (
+        kinds == {list} and all(inputs) and set(map(type, chain.from_iterable(inputs))) <= _VALUES
+    )
+
+
+# Many
+
+
+def _many(engine: Engine, data: bytes, has_left: HasLeft | None) -> Reply:
+    many, columns = _listed(data)
+    answers = engine.step_many(TENANT, many, has_left=has_left)
+    return Reply(200, encode(_columns(many, answers) if columns else _items(many, answers)))
+
+
+def _listed(data: bytes) -> tuple[list[Asked], bool]:
+    """What is asked for, and whether it was written in columns."""
+    content = orjson_or_none(data)
+    columns = type(content) is dict and "session_ids" in content
+    many = _plain_columns(content) if columns else _plain_items(content)
+    if many is not None:
+        return many, columns
+    if columns:
+        body = bodies.Columns.model_validate_json(data)
+        count = len(body.session_ids)
+        faults = [
+            Fault(name, f"has {len(column)} entries, session_ids {count}")
+            for name in ("inputs", "steps", "request_ids")
+            if (column := getattr(body, name)) is not None and len(column) != count
+        ]
+        if faults:
+            raise InvalidInputError(*faults)
+        nothing = [None] * count
+        columns_of = zip(body.session_ids, body.inputs, body.steps or nothing, body.request_ids or nothing, strict=True)
+        return [Asked(name, inputs, step, key or "") for name, inputs, step, key in columns_of], True
+    items = bodies.Many.model_validate_json(data).items
+    return [Asked(item.session_id, item.inputs, item.step, item.request_id or "") for item in items], False
+
+
+def _plain_items(content: Any) -> list[Asked] | None:
+    if type(content) is not dict or content.keys() != {"items"} or type(content["items"]) is not list:
+        return None
+    return _all_plain([_plain(item, _ITEM_KEYS) for item in content["items"]])
+
+
+def _plain_columns(content: dict[str, Any]) -> list[Asked] | None:
+    names = {"session_ids": "session_id", "inputs": "inputs", "steps": "step", "request_ids": "request_id"}
+    if not content.keys() <= names.keys() or not all(type(column) is list for column in content.values()):
+        return None
+    if len(set(map(len, content.values()))) != 1:
+        return None
+    keys = [names[name] for name in content]
+    items = [dict(zip(keys, row, strict=True)) for row in zip(*content.values(), strict=True)]
+    return _all_plain([_plain(item, _ITEM_KEYS) for item in items])
+
+
+def _all_plain(many: Sequence[Asked | None]) -> list[Asked] | None:
+    plain = [asked for asked in many if asked is not None]
+    return plain if 0 < len(plain) == len(many) <= MOST_ITEMS else None
+
+
+def _items(many: Sequence[Asked], answers: Sequence[Answer | Exception]) -> dict[str, Any]:
+    return {"items": [_item(asked, answer) for asked, answer in zip(many, answers, strict=True)]}
+
+
+def _item(asked: Asked, answer: Answer | Exception) -> dict[str, Any]:
+    if isinstance(answer, Answer):
+        return {"session_id": asked.session_id, "status": 200, **told(answer)}
+    problem = _problem(answer)
+    return {"session_id": asked.session_id, "status": problem.status, "problem": orjson.Fragment(problem.body)}
+
+
+def _columns(many: Sequence[Asked], answers: Sequence[Answer | Exception]) -> dict[str, Any]:
+    del many
+    first = answers[0]
+    if isinstance(first, Answer) and all(
+        isinstance(answer, Answer) and answer.model is first.model and len(answer.outputs) == 1 for answer in answers
+    ):
+        alike = [answer for answer in answers if isinstance(answer, Answer)]
+        outputs = rows(first.model, joined([answer.outputs for answer in alike])[:, np.newaxis])
+        return {"statuses": [200] * len(alike), "steps": [answer.step for answer in alike], **outputs, "problems": {}}
+    each = [told(answer) if isinstance(answer, Answer) else None for answer in answers]
+    refused = {place: _problem(answer) for place, answer in enumerate(answers) if isinstance(answer, Exception)}
+    names = sorted({name for one in each if one for name in one["predictions"]})
+    return {
+        "statuses": [refused[place].status if place in refused else 200 for place in range(len(answers))],
+        "steps": [one and one["step"] for one in each],
+        "predictions": {name: [one and one["predictions"].get(name) for one in each] for name in names},
+        "surprise": [one and one.get("surprise") for one in each],
+        "problems": {str(place): orjson.Fragment(problem.body) for place, problem in refused.items()},
+    }
+
+
+def _problem(error: Exception) -> Reply:
+    return problems.of(error, "POST", "/v1/steps")
+
+
+# Flask
+
+
+def step(engine: Engine, session_id: str) -> Response:
+    checked(session_id)
+    return reply(engine, session_id, bodies.received(), _client()).response()
+
+
+def step_many(engine: Engine) -> Response:
+    return reply(engine, None, bodies.received(), _client()).response()
+
+
+def _client() -> HasLeft | None:
+    """Whether the client of this request has closed its connection; None where there is no connection, as in tests."""
+    connection = request.environ.get("gunicorn.socket")
+    return None if connection is None else lambda: hung_up(connection.fileno())
+
+
+def checked(session_id: str, field: str = "session_id") -> str:
+    """The id, if one could have it: what no session can be called is the request's fault, not a missing session."""
+    try:
+        return _SESSION_ID.validate_python(session_id)
+    except ValidationError:
+        raise InvalidInputError(Fault(field, "expected 1 to 128 letters, digits and . _ ~ : -")) from None
+
+
+OPERATIONS = (
+    Operation(
+        "POST", "/v1/sessions/{session_id}/steps", step, "Advance a session by all of the inputs, or not at all",
+        bodies.StepAnswer, body=bodies.Step, problems=(400, 404, 409, 410, 413, 415, 422, 500, 503, 507),
+    ),
+    Operation(
+        "POST", "/v1/steps", step_many, "Advance many sessions, each by itself, with a status for each",
+        bodies.BulkAnswer, body=bodies.Bulk, problems=(400, 413, 415, 422, 503),
+    ),
+)  # fmt: skip

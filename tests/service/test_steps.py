@@ -1,0 +1,207 @@
+"""Steps of many sessions in one call, and the plain form of a body against its definition."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gevent
+import numpy as np
+import orjson
+import pytest
+from flask.testing import FlaskClient
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from model.repository import Opened, open_all
+from service.app import create_app
+from service.engine.engine import Engine, Limits
+from service.engine.work import Asked
+from service.http import bodies, steps
+from service.sessions.lmdb import LmdbStore
+from service.settings import Settings
+from tests.bundles import draw, make_bundle
+from tests.reference import ZOO, BareLoop, pulse
+
+T = steps.TENANT
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    started = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits())
+    started.start()
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def client(engine: Engine) -> FlaskClient:
+    return create_app(Settings(), engine).test_client()
+
+
+def post(client: FlaskClient, body: Any) -> Any:
+    answer = client.post("/v1/steps", json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json
+
+
+def test_each_item_has_its_own_status(client: FlaskClient, engine: Engine) -> None:
+    """What is wrong with one is told in its place, as its own call would have been answered; the rest go on."""
+    for name, model in (("a", "pulse"), ("w", "weather")):
+        engine.create(T, model, session_id=name)
+    items: list[dict[str, Any]] = [
+        {"session_id": "a", "inputs": [[500]]},
+        {"session_id": "nobody", "inputs": [[500]]},
+        {"session_id": "w", "inputs": [[1, 2]]},
+        {"session_id": "a", "inputs": [501, 502], "step": 1, "request_id": "r"},
+        {"session_id": "a", "inputs": [503], "step": 1},
+        {"session_id": "w", "inputs": [[1, 2, 3, 4]]},
+    ]
+    told = post(client, {"items": items})["items"]
+    assert [item["session_id"] for item in told] == [item["session_id"] for item in items]
+    assert [item["status"] for item in told] == [200, 404, 422, 200, 409, 200]
+    assert [item.get("step") for item in told] == [1, None, None, 3, None, 1]
+    assert told[1]["problem"]["type"] == "urn:onward:problem:unknown-session"
+    assert told[2]["problem"]["errors"][0]["field"] == "inputs[0]"
+    assert told[4]["problem"]["expected_step"] == 3
+    again = post(client, {"items": [items[3]]})["items"][0]
+    assert again == told[3]
+
+
+def test_columns_are_items_in_another_form(client: FlaskClient, engine: Engine) -> None:
+    """The same answers, column by column, whether all is well or not."""
+    expected = BareLoop(ZOO / "pulse/1").run(pulse(4))
+    names = ["a", "b", "a", "b"]
+    for name in "ab":
+        engine.create(T, "pulse", session_id=name)
+    inputs = [pulse(1), pulse(1), pulse(1, 1), pulse(1, 1)]
+    told = post(client, {"session_ids": names, "inputs": inputs, "request_ids": ["r", None, None, None]})
+    assert (told["statuses"], told["steps"], told["problems"]) == ([200] * 4, [1, 1, 2, 2], {})
+    for place, step in enumerate((0, 0, 1, 1)):
+        for name, rows in {**told["predictions"], "surprise": told["surprise"]}.items():
+            assert np.array(rows[place], np.float32).tobytes() == expected[name][step : step + 1].tobytes()
+    told = post(client, {"session_ids": ["a", "nobody", "b"], "inputs": [pulse(2, 2), [[1]], pulse(1, 2)]})
+    assert (told["statuses"], told["steps"]) == ([200, 404, 200], [4, None, 3])
+    assert told["problems"]["1"]["type"] == "urn:onward:problem:unknown-session"
+    assert [rows and len(rows) for rows in told["predictions"]["mean"]] == [2, None, 1]
+    assert np.array(told["predictions"]["mean"][0], np.float32).tobytes() == expected["mean"][2:].tobytes()
+    assert told["predictions"]["mean"][1] is told["surprise"][1] is None
+
+
+def test_a_list_that_does_not_fit_is_refused_whole(client: FlaskClient, engine: Engine) -> None:
+    """Nothing moves where the call itself is wrong: more than may be, columns of other lengths, an id that none has."""
+    engine.create(T, "pulse", session_id="a")
+    item = {"session_id": "a", "inputs": [500]}
+    wrong: list[tuple[Any, str]] = [
+        ({"items": []}, "items"),
+        ({"items": [item] * 10_001}, "items"),
+        ({"items": [item, {"session_id": "a/b", "inputs": [500]}]}, "items[1].session_id"),
+        ({"items": [item, {"session_id": "a", "inputs": [True]}]}, "items[1].inputs[0]"),
+        ({"session_ids": ["a", "a"], "inputs": [[500]]}, "inputs"),
+        ({"session_ids": ["a"], "inputs": [[500]], "steps": []}, "steps"),
+        ({"session_ids": ["a"], "inputs": [[500]], "step": [0]}, "step"),
+    ]
+    for body, field in wrong:
+        answer = client.post("/v1/steps", json=body)
+        assert answer.status_code == 422, answer.text
+        assert field in [error["field"] for error in answer.json["errors"]], answer.text  # type: ignore[index]
+    assert engine.session(T, "a").record.step == 0
+
+
+def test_ten_thousand_items_keep_each_sessions_order(client: FlaskClient, engine: Engine) -> None:
+    """As many as may be in one call, of few sessions: each session's steps count up in the order of its items."""
+    names = [f"s{number}" for number in range(40)]
+    for name in names:
+        engine.create(T, "pulse", session_id=name)
+    told = post(client, {"items": [{"session_id": name, "inputs": [500]} for _ in range(250) for name in names]})
+    assert [item["step"] for item in told["items"]] == [step for step in range(1, 251) for _ in names]
+
+
+NUMBER = st.one_of(st.integers(-(2**70), 2**70), st.floats(), st.booleans(), st.none(), st.just("1"))
+INPUTS = st.one_of(
+    st.lists(NUMBER, max_size=3),
+    st.lists(st.lists(NUMBER, max_size=3), max_size=3),
+    st.lists(st.one_of(NUMBER, st.lists(NUMBER, max_size=2), st.dictionaries(st.just("x"), NUMBER)), max_size=3),
+    NUMBER,
+)
+BODY = st.fixed_dictionaries(
+    {"inputs": INPUTS},
+    optional={
+        "step": st.one_of(NUMBER, st.integers(0, 5)),
+        "request_id": st.one_of(st.text(max_size=3), st.none(), st.integers()),
+        "x": st.none(),
+    },
+)
+
+
+@given(BODY)
+def test_the_plain_form_is_within_the_definition(body: dict[str, Any]) -> None:
+    """Whatever orjson's way takes, pydantic takes too, and reads the same; the rest is pydantic's to judge."""
+    data = orjson.dumps(body, option=orjson.OPT_PASSTHROUGH_SUBCLASS, default=str) if _fits(body) else b"{}"
+    plain = steps._plain(steps.orjson_or_none(data), steps._STEP_KEYS, "s")
+    if plain is None:
+        return
+    defined = bodies.Step.model_validate_json(data)
+    assert plain == Asked("s", defined.inputs, defined.step, defined.request_id or "")
+
+
+def _fits(body: dict[str, Any]) -> bool:
+    """Whether orjson can write it: whole numbers of 64 bits."""
+    try:
+        orjson.dumps(body)
+    except TypeError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"inputs": [[500.5], [1]]}',
+        b'{"inputs": [1, 2.5], "step": 3, "request_id": "r"}',
+        b'{"inputs": [["a", null], [1, "b"]]}',
+    ],
+)
+def test_ordinary_bodies_are_plain(data: bytes) -> None:
+    """They take the quick way, and wrong ones do not."""
+    assert steps._plain(orjson.loads(data), steps._STEP_KEYS, "s") is not None
+    with pytest.raises(ValidationError):
+        bodies.Step.model_validate_json(data.replace(b"1", b"true"))
+    assert steps._plain(orjson.loads(data.replace(b"1", b"true")), steps._STEP_KEYS, "s") is None
+
+
+def test_exact_makes_plain_rnn_answers_the_same_bits_anywhere(tmp_path: Path) -> None:
+    """With ONWARD_EXACT, a batch of ragged rows of an RNN equals each row stepped alone, to the bit."""
+    model = make_bundle(tmp_path / "models", cell="rnn_tanh", layers=2, units=64)
+    assert not model.manifest.exact
+    engine = Engine(Opened({"tiny": {1: model}}), LmdbStore(tmp_path / "store"), Limits(exact=True))
+    engine.start()
+    inputs = draw(16, 9)
+    for row in range(16):
+        engine.create(T, "tiny", session_id=f"s{row}")
+    lengths = [1 + row % 9 for row in range(16)]
+    told = engine.step_many(T, [Asked(f"s{row}", inputs[row, :length].tolist()) for row, length in enumerate(lengths)])
+    for row, (length, answer) in enumerate(zip(lengths, told, strict=True)):
+        assert not isinstance(answer, Exception)
+        loop = BareLoop(tmp_path / "models/tiny/1").run(inputs[row, :length].tolist())
+        for name, value in loop.items():
+            assert answer.outputs[name].tobytes() == value.tobytes(), name
+    engine.close()
+
+
+def test_rollouts_share_batches_with_steps(engine: Engine) -> None:
+    """A forecast joins live steps row by row, each with the bits it has alone, and never moves its session."""
+    inputs = pulse(40)
+    expected = BareLoop(ZOO / "pulse/1").run(inputs)
+    engine.create(T, "pulse", session_id="f", inputs=inputs[:10])
+    engine.create(T, "pulse", session_id="s")
+    alone = engine.forecast(T, "f", 30).outputs
+    sizes: list[int] = []
+    run = engine._queues[engine.model("pulse")].executor.run
+    engine._queues[engine.model("pulse")].executor.run = lambda batch: (sizes.append(len(batch)), run(batch))[1]  # type: ignore[method-assign, func-returns-value]
+    forecast = gevent.spawn(engine.forecast, T, "f", 30)
+    told = [engine.step(T, "s", [row]) for row in inputs]
+    assert forecast.get().outputs.tobytes() == alone.tobytes()
+    assert np.concatenate([one.outputs["mean"] for one in told]).tobytes() == expected["mean"].tobytes()
+    assert sizes.count(2) > 10, sizes
+    assert engine.session(T, "f").record.step == 10
