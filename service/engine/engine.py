@@ -1,6 +1,6 @@
 """The use-cases: what a client can ask of models and sessions, whatever the protocol.
 
-Owns the waiting requests and the greenlet that runs them. Imports no web framework.
+Owns what each of them means for sessions and records. Imports no web framework.
 """
 
 import logging
@@ -18,20 +18,19 @@ from numpy.typing import NDArray
 from model.manifest import BundleError
 from model.repository import Opened
 from model.runner import Outputs, StepModel
-from service.engine import cost
+from service.engine import dispatch
 from service.engine.call import finite, joined
-from service.engine.executor import Executor, MovedError, array_of, gone, living, ref_of, state_of, surprises
+from service.engine.dispatch import Dispatch, outcome
+from service.engine.executor import MovedError, array_of, gone, living, ref_of, state_of, surprises
 from service.engine.inputs import Inputs
-from service.engine.queue import Queue, turn
-from service.engine.scheduler import Scheduler
-from service.engine.work import Asked, Call, Done, Work
+from service.engine.queue import turn
+from service.engine.work import Asked, Call, Work
 from service.errors import (
     DamagedRecordError,
     Fault,
     InvalidInputError,
     NoForecastError,
     NotFiniteError,
-    OverloadedError,
     SessionExistsError,
     UnknownModelError,
     UnknownVersionError,
@@ -45,8 +44,6 @@ log = logging.getLogger(__name__)
 SWEPT_AT_ONCE = 1000
 PLACES = 100_000
 """How many sessions' models a process remembers, so that a step need not read its record to find its queue."""
-LEFT_S = 2.0
-"""How long a call waits before it is looked at whether its client still does, and how often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,25 +96,25 @@ class Engine:
         """`clock` gives seconds since 1970 UTC and dates records; `monotonic` times requests."""
         self.models: Mapping[str, Mapping[int, StepModel]] = opened.models
         self.refused: Sequence[BundleError] = opened.refused
-        self._store, self.limits, self._clock, self._monotonic = store, limits, clock, monotonic
-        self._queues = {model: self._queue(model) for versions in opened.models.values() for model in versions.values()}
+        self._store, self.limits, self._clock = store, limits, clock
+        self._dispatch = Dispatch(
+            [model for versions in opened.models.values() for model in versions.values()],
+            store,
+            clock,
+            monotonic,
+            timeout_s=limits.timeout_s,
+            max_waiting=limits.max_waiting,
+            exact=limits.exact,
+        )
         self._places: OrderedDict[bytes, StepModel] = OrderedDict()
-        self._calls: dict[Call, int] = {}  # that are waited for, with their items
-        self._waiting = self._alone = 0
         self._greenlets: list[gevent.Greenlet[..., Any]] = []
-
-    def _queue(self, model: StepModel) -> Queue:
-        costs = cost.measure(model)
-        executor = Executor(model, costs, self._store, self._clock, exact=self.limits.exact)
-        scheduler: Scheduler[Work] = Scheduler(cost.MOST_ROWS, costs.cells)
-        return Queue(executor, scheduler, self._monotonic, self.limits.timeout_s)
 
     def start(self, *, flush_s: float = 1.0, sweep_s: float = 5.0) -> None:
         """Begins to run what waits, and to keep house."""
         threads = gevent.get_hub().threadpool
         self._greenlets = [
-            *(gevent.spawn(queue.drain) for queue in self._queues.values()),
-            gevent.spawn(self._every, LEFT_S, self._look_who_left),
+            *(gevent.spawn(queue.drain) for queue in self._dispatch.queues.values()),
+            gevent.spawn(self._every, dispatch.LEFT_S, self._dispatch.look_who_left),
             gevent.spawn(self._every, flush_s, lambda: threads.apply(self._store.flush)),
             gevent.spawn(self._every, sweep_s, self._sweep),
         ]
@@ -153,15 +150,12 @@ class Engine:
         if horizon:
             self._can_roll(model, horizon)
         arrays = [self._array(model, one, f"inputs[{place}]") for place, one in enumerate(sequences)]
-        call = self._call(len(arrays), needs_all=True)
-        works = [
-            self._work(model, array, call, horizon=max(0, horizon - 1), state=model.layout.initial(1))
-            for array in arrays
-        ]
-        self._run(call, works)
+        call, initial = self._dispatch.call(len(arrays), needs_all=True), model.layout.initial(1)
+        works = [self._dispatch.free_work(model, array, call, initial, max(0, horizon - 1)) for array in arrays]
+        self._dispatch.run(call, works)
         if failed := [work for work in works if isinstance(work.outcome, BaseException)]:
-            _outcome(failed[0])
-        answers = [_outcome(work).outputs for work in works]
+            outcome(failed[0])
+        answers = [outcome(work).outputs for work in works]
         return [
             Predicted(outputs[: len(array)], outputs[len(array) - 1 :] if horizon else None)
             for outputs, array in zip(answers, arrays, strict=True)
@@ -194,7 +188,7 @@ class Engine:
         step, state = 0, model.layout.initial(1)
         outputs, surprise = model.last_prediction(state), Surprise()
         if inputs is not None:
-            done = self._run_one(model, self._array(model, inputs), state=state)
+            done = self._dispatch.run_free(model, self._array(model, inputs), state)
             assert done.state is not None
             state = np.frombuffer(done.state, model.layout.dtype)
             step, outputs = len(done.outputs), done.outputs[-1:]
@@ -258,9 +252,9 @@ class Engine:
         """
         asked = Asked(session_id, inputs, step, request_id)
         while True:
-            call = self._call(1, has_left=has_left)
+            call = self._dispatch.call(1, has_left=has_left)
             work = self._asked(tenant, asked, call)
-            self._run(call, [work])
+            self._dispatch.run(call, [work])
             if not isinstance(work.outcome, MovedError):
                 return _answer(work)
             self._places.pop(records.key(tenant, session_id), None)
@@ -272,7 +266,7 @@ class Engine:
 
         Raises OverloadedError where there is no room for all.
         """
-        call = self._call(len(many), has_left=has_left)
+        call = self._dispatch.call(len(many), has_left=has_left)
         told: list[Work | Exception] = []
         for asked in many:
             try:
@@ -280,7 +274,7 @@ class Engine:
             except Exception as error:  # noqa: BLE001  (whatever it is, it is this item's alone)
                 told.append(error)
                 call.settled(error)
-        self._run(call, [work for work in told if isinstance(work, Work)])
+        self._dispatch.run(call, [work for work in told if isinstance(work, Work)])
         return [self._told(tenant, asked, one) for asked, one in zip(many, told, strict=True)]
 
     def _told(self, tenant: str, asked: Asked, one: Work | Exception) -> Answer | Exception:
@@ -299,7 +293,7 @@ class Engine:
         key = records.key(tenant, asked.session_id)
         model = self._place(key, asked.session_id)
         self._not_too_long(asked.inputs)
-        return self._work(model, asked.inputs, call, line=key, asked=asked)
+        return self._dispatch.session_work(model, asked, call, key)
 
     def forecast(self, tenant: str, session_id: str, horizon: int) -> Answer:
         """(horizon,) predictions from the session's state on, each fed back as the next input; the session stays."""
@@ -312,7 +306,7 @@ class Engine:
             raise NotFiniteError
         if horizon > 1:
             first = model.fed_back(outputs)
-            rolled = self._run_one(model, first, horizon=horizon - 2, state=state).outputs
+            rolled = self._dispatch.run_free(model, first, state, horizon - 2).outputs
             outputs = joined([outputs, rolled])
         return Answer(model, session.record.step, outputs)
 
@@ -353,57 +347,6 @@ class Engine:
         if len(inputs) > self.limits.max_steps:
             raise InvalidInputError(Fault(field, f"at most {self.limits.max_steps} steps a call, not {len(inputs)}"))
 
-    def _call(self, items: int, *, needs_all: bool = False, has_left: Callable[[], bool] | None = None) -> Call:
-        """Raises OverloadedError where there is no room for so many more items."""
-        if self._waiting + items > self.limits.max_waiting:
-            raise OverloadedError(self._waiting)
-        return Call(items, self._monotonic(), needs_all=needs_all, has_left=has_left)
-
-    def _work(
-        self,
-        model: StepModel,
-        inputs: Inputs | NDArray[np.float32],
-        call: Call,
-        *,
-        line: bytes = b"",
-        asked: Asked | None = None,
-        horizon: int = 0,
-        state: NDArray[np.void] | None = None,
-    ) -> Work:
-        chunk, deadline = self._queues[model].executor.chunk, call.since + self.limits.timeout_s
-        if asked is None:
-            self._alone += 1
-            line = self._alone.to_bytes(8)  # keys have a / in them, and are longer
-        memory = None if state is None else state.tobytes()
-        return Work(model, inputs, deadline, chunk, call, line, asked, horizon, memory)
-
-    def _run(self, call: Call, works: Sequence[Work]) -> Sequence[Work]:
-        """Returns once the call is over, which always comes: queues answer what fails, and what is late at its turn."""
-        self._calls[call] = len(works)
-        self._waiting += len(works)
-        try:
-            for work in works:
-                self._queues[work.model].add(work)
-            call.wait()
-        finally:
-            call.gone = True  # where one failed, the others are wanted no more
-            self._waiting -= self._calls.pop(call)
-        return works
-
-    def _run_one(
-        self, model: StepModel, inputs: NDArray[np.float32], *, state: NDArray[np.void], horizon: int = 0
-    ) -> Done:
-        call = self._call(1)
-        (work,) = self._run(call, [self._work(model, inputs, call, horizon=horizon, state=state)])
-        return _outcome(work)
-
-    def _look_who_left(self) -> None:
-        """Marks the calls whose clients have closed their connections, so that what has not run is dropped."""
-        before = self._monotonic() - LEFT_S
-        for call in self._calls:
-            if call.has_left is not None and call.since < before and call.has_left():
-                call.gone = True
-
     def _every(self, seconds: float, work: Callable[[], object]) -> None:
         while True:
             gevent.sleep(seconds)
@@ -417,15 +360,7 @@ class Engine:
             turn()
 
 
-def _outcome(work: Work) -> Done:
-    """Raises what went wrong."""
-    if isinstance(work.outcome, BaseException):
-        raise work.outcome
-    assert work.outcome is not None
-    return work.outcome
-
-
 def _answer(work: Work) -> Answer:
-    done = _outcome(work)
+    done = outcome(work)
     assert done.record is not None
     return Answer(work.model, done.record.step, done.outputs)

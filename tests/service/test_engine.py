@@ -349,7 +349,7 @@ def test_a_state_that_is_not_finite_is_never_kept(engine: Engine, monkeypatch: p
 
 def test_what_its_client_left_is_dropped_before_it_runs_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A long call ends between two of its chunks, the session unmoved; one that was committed stays committed."""
-    monkeypatch.setattr("service.engine.engine.LEFT_S", 0.0)
+    monkeypatch.setattr("service.engine.dispatch.LEFT_S", 0.0)
     engine = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits())
     engine.start()
     engine.create(T, "pulse", session_id="s")
@@ -357,7 +357,7 @@ def test_what_its_client_left_is_dropped_before_it_runs_on(tmp_path: Path, monke
         engine.step(T, "s", [[500.0]] * 100_000, has_left=lambda: True)
     assert engine.session(T, "s").record.step == 0
     assert engine.step(T, "s", [[500.0]]).step == 1
-    assert sum(queue.waiting for queue in vars(engine)["_queues"].values()) == 0
+    assert sum(queue.waiting for queue in engine._dispatch.queues.values()) == 0
     engine.close()
 
 
@@ -381,7 +381,7 @@ def test_a_failed_sequence_ends_its_siblings(engine: Engine) -> None:
         engine.predict("pulse", None, sequences, 10_000)
     gevent.sleep(0)
     engine.predict("pulse", None, [[[500.0]]], 0)
-    assert sum(queue.waiting for queue in vars(engine)["_queues"].values()) == 0
+    assert sum(queue.waiting for queue in engine._dispatch.queues.values()) == 0
 
 
 def test_a_call_has_a_most_of_steps(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Steps of many sessions in one call, and the plain form of a body against its definition."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from model.repository import Opened, open_all
 from service.app import create_app
 from service.engine.engine import Engine, Limits
-from service.engine.work import Asked
+from service.engine.work import Asked, Work
 from service.http import bodies, steps
 from service.sessions.lmdb import LmdbStore
 from service.settings import Settings
@@ -189,7 +189,7 @@ def test_exact_makes_plain_rnn_answers_the_same_bits_anywhere(tmp_path: Path) ->
     engine.close()
 
 
-def test_rollouts_share_batches_with_steps(engine: Engine) -> None:
+def test_rollouts_share_batches_with_steps(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A forecast joins live steps row by row, each with the bits it has alone, and never moves its session."""
     inputs = pulse(40)
     expected = BareLoop(ZOO / "pulse/1").run(inputs)
@@ -197,8 +197,14 @@ def test_rollouts_share_batches_with_steps(engine: Engine) -> None:
     engine.create(T, "pulse", session_id="s")
     alone = engine.forecast(T, "f", 30).outputs
     sizes: list[int] = []
-    run = engine._queues[engine.model("pulse")].executor.run
-    engine._queues[engine.model("pulse")].executor.run = lambda batch: (sizes.append(len(batch)), run(batch))[1]  # type: ignore[method-assign, func-returns-value]
+    executor = engine._dispatch.queues[engine.model("pulse")].executor
+    run = executor.run
+
+    def counted(batch: Sequence[Work]) -> None:
+        sizes.append(len(batch))
+        run(batch)
+
+    monkeypatch.setattr(executor, "run", counted)
     forecast = gevent.spawn(engine.forecast, T, "f", 30)
     told = [engine.step(T, "s", [row]) for row in inputs]
     assert forecast.get().outputs.tobytes() == alone.tobytes()

@@ -1,0 +1,113 @@
+"""What waits: the items of calls, on their way through their models' queues.
+
+Owns the queues, how many items may wait in all, and whether their clients still do. Knows nothing of use-cases.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.runner import StepModel
+from model.state import State
+from service.engine import cost
+from service.engine.executor import Executor
+from service.engine.inputs import Inputs
+from service.engine.queue import Queue
+from service.engine.scheduler import Scheduler
+from service.engine.work import Asked, Call, Done, Work
+from service.errors import OverloadedError
+from service.sessions.store import Store
+
+LEFT_S = 2.0
+"""How long a call waits before it is looked at whether its client still does, and how often."""
+
+
+class Dispatch:
+    def __init__(
+        self,
+        models: Iterable[StepModel],
+        store: Store,
+        clock: Callable[[], float],
+        monotonic: Callable[[], float],
+        *,
+        timeout_s: float,
+        max_waiting: int,
+        exact: bool,
+    ) -> None:
+        """`clock` gives seconds since 1970 UTC and dates records; `monotonic` times calls."""
+        self._monotonic, self._timeout_s, self._max_waiting = monotonic, timeout_s, max_waiting
+        self.queues: dict[StepModel, Queue] = {}
+        for model in models:
+            costs = cost.measure(model)
+            executor = Executor(model, costs, store, clock, exact=exact)
+            scheduler: Scheduler[Work] = Scheduler(cost.MOST_ROWS, costs.cells)
+            self.queues[model] = Queue(executor, scheduler, monotonic, timeout_s)
+        self._calls: dict[Call, int] = {}  # that are waited for, with their items
+        self._waiting = self._alone = 0
+
+    def call(self, items: int, *, needs_all: bool = False, has_left: Callable[[], bool] | None = None) -> Call:
+        """Raises OverloadedError where there is no room for so many more items."""
+        if self._waiting + items > self._max_waiting:
+            raise OverloadedError(self._waiting)
+        return Call(items, self._monotonic(), needs_all=needs_all, has_left=has_left)
+
+    def session_work(self, model: StepModel, asked: Asked, call: Call, key: bytes) -> Work:
+        """An item that advances the session under `key` and commits."""
+        return self._work(model, asked.inputs, call, key, asked=asked)
+
+    def free_work(
+        self, model: StepModel, inputs: NDArray[np.float32], call: Call, state: State, horizon: int = 0
+    ) -> Work:
+        """An item of no session: inputs (steps, features) from state (1,) on, then `horizon` steps fed back."""
+        self._alone += 1
+        line = self._alone.to_bytes(8)  # sessions' keys have a / in them, and are longer
+        return self._work(model, inputs, call, line, horizon=horizon, state=state.tobytes())
+
+    def run(self, call: Call, works: Sequence[Work]) -> Sequence[Work]:
+        """Returns once the call is over, which always comes: queues answer what fails, and what is late at its turn."""
+        self._calls[call] = len(works)
+        self._waiting += len(works)
+        try:
+            for work in works:
+                self.queues[work.model].add(work)
+            call.wait()
+        finally:
+            call.gone = True  # where one failed, the others are wanted no more
+            self._waiting -= self._calls.pop(call)
+        return works
+
+    def run_free(self, model: StepModel, inputs: NDArray[np.float32], state: State, horizon: int = 0) -> Done:
+        """One item of no session. Raises what went wrong."""
+        call = self.call(1)
+        (work,) = self.run(call, [self.free_work(model, inputs, call, state, horizon)])
+        return outcome(work)
+
+    def look_who_left(self) -> None:
+        """Marks the calls whose clients have closed their connections, so that what has not run is dropped."""
+        before = self._monotonic() - LEFT_S
+        for call in self._calls:
+            if call.has_left is not None and call.since < before and call.has_left():
+                call.gone = True
+
+    def _work(
+        self,
+        model: StepModel,
+        inputs: Inputs | NDArray[np.float32],
+        call: Call,
+        line: bytes,
+        *,
+        asked: Asked | None = None,
+        horizon: int = 0,
+        state: bytes | None = None,
+    ) -> Work:
+        chunk, deadline = self.queues[model].executor.chunk, call.since + self._timeout_s
+        return Work(model, inputs, deadline, chunk, call, line, asked, horizon, state)
+
+
+def outcome(work: Work) -> Done:
+    """Raises what went wrong."""
+    if isinstance(work.outcome, BaseException):
+        raise work.outcome
+    assert work.outcome is not None
+    return work.outcome
