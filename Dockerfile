@@ -1,14 +1,20 @@
 # The service with the models that ship. `docker compose up` builds and runs it; docs/deploy.md says the rest.
 
-FROM python:3.13-slim AS build
+# Where the code is built; its Python must be the one below, and have its headers.
+ARG BUILDER=python:3.13-slim
+# hadolint ignore=DL3006
+FROM ${BUILDER} AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /src
+# gunicorn-h1c comes as C; the compiler, whichever version, stays in this stage.
+# hadolint ignore=DL3008
+RUN apt-get update -qq && apt-get install --yes -qq --no-install-recommends gcc libc6-dev > /dev/null
 COPY pyproject.toml constraints.txt ./
 # What the code needs comes before the code, so that a change of the code installs nothing anew. The virtual
 # environment has no pip of its own: pip installs into it from outside. Packages' own tests (23 MB) stay out.
 RUN python -m venv --without-pip /opt/onward \
  && python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-    print(*project['dependencies'], *project['optional-dependencies']['redis'], sep='\n')" > requirements.txt \
+    print(*project['dependencies'], *project['optional-dependencies']['lane'], *project['optional-dependencies']['redis'], sep='\n')" > requirements.txt \
  && python -m pip install --quiet --constraint constraints.txt pip \
  && python -m pip --python /opt/onward/bin/python install --quiet --constraint constraints.txt --requirement requirements.txt \
  && find /opt/onward -depth -type d -name tests -exec rm -r {} +
@@ -16,7 +22,7 @@ COPY README.md onward.py ./
 COPY model model
 COPY service service
 COPY training training
-RUN python -m pip --python /opt/onward/bin/python install --quiet --no-deps --build-constraint constraints.txt '.[redis]'
+RUN python -m pip --python /opt/onward/bin/python install --quiet --no-deps --build-constraint constraints.txt '.[lane,redis]'
 
 FROM python:3.13-slim
 RUN groupadd --system --gid 10001 onward \

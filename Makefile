@@ -2,6 +2,8 @@
 
 PYTHON ?= python3.11
 BIN := .venv/bin
+# gunicorn-h1c comes as C: without a compiler the service runs without the step lane, and says so
+LANE := $(if $(shell command -v cc),[lane])
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: serve test check format test-compose bench bench-training clean
@@ -41,9 +43,9 @@ clean:
 	@touch $@
 
 .venv/core: pyproject.toml constraints.txt | .venv/python
-	PYTHONWARNINGS=ignore $(PIP) install --quiet --constraint constraints.txt --editable .
+	PYTHONWARNINGS=ignore $(PIP) install --quiet --constraint constraints.txt --editable '.$(LANE)'
 	@touch $@
 
 .venv/dev: pyproject.toml constraints.txt | .venv/python
-	PYTHONWARNINGS=ignore $(PIP) install --quiet --constraint constraints.txt --editable '.[train,tune,redis,dev]'
+	PYTHONWARNINGS=ignore $(PIP) install --quiet --constraint constraints.txt --editable '.[train,tune,lane,redis,dev]'
 	@touch $@ .venv/core

@@ -53,7 +53,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         if not app.config["LANE"]:
             return None
         if importlib.util.find_spec("gunicorn_h1c") is None:
-            why = "gunicorn-h1c is not installed"
+            why = "gunicorn-h1c is not installed (pip install 'onward[lane]', with a C compiler)"
         elif asked := [name for name in _PER_REQUEST if _is_set(self.cfg, name)]:
             why = f"gunicorn is told {', '.join(asked)}"
         elif not self.cfg.keepalive:

@@ -22,7 +22,7 @@ clean_up() {
   if [ -n "${COMPOSE_FILE:-}" ]; then
     [ $status = 0 ] || docker compose logs --no-color --tail 50 || true
     docker compose down --volumes --timeout 5 >"$scratch/log" 2>&1 || cat "$scratch/log"
-    docker image rm --force "$image" >"$scratch/log" 2>&1 || cat "$scratch/log"
+    docker image rm --force "$image" "$image-builder" >"$scratch/log" 2>&1 || cat "$scratch/log"
   fi
   [ -z "$engine_is_ours" ] || bash "$engine" down
   rm -rf "$scratch"
@@ -57,15 +57,24 @@ megabytes() { echo $(($(docker image inspect --format '{{.Size}}' "$1") / 100000
 
 inside() { docker run --rm --network none "$@"; }
 
+builder() {  # the base image, with Python's headers where it came without, as Debian's own Python does
+  local base=python:3.13-slim header='import os, sysconfig as s; print(os.path.exists(s.get_path("include") + "/Python.h"))'
+  if [ "$(inside "$base" python -c "$header")" = True ]; then echo "$base"; return; fi
+  printf 'FROM %s\nRUN apt-get update -qq && apt-get install --yes -qq --no-install-recommends python3-dev\n' "$base" |
+    docker build --quiet --network host --tag "$image-builder" - >"$scratch/log" 2>&1 || { cat "$scratch/log" >&2; return 1; }
+  echo "$image-builder"
+}
+
 check_image() {
   if command -v hadolint >/dev/null; then hadolint Dockerfile; say "hadolint: clean"; fi
-  DOCKER_BUILDKIT=1 quietly docker build --network host --tag "$image" .
+  DOCKER_BUILDKIT=1 quietly docker build --network host --build-arg "BUILDER=$(builder)" --tag "$image" .
   local size uid leftovers
   size=$(megabytes "$image")
   uid=$(inside "$image" id -u)
   [ "$uid" != 0 ] || fail "the image runs as root"
   ! inside "$image" python -c 'import torch' 2>"$scratch/log" || fail "torch is in the image"
   grep -q "No module named 'torch'" "$scratch/log" || { cat "$scratch/log"; fail "import torch failed otherwise"; }
+  inside "$image" python -c 'import gunicorn_h1c' || fail "the step lane's parser is not in the image"
   leftovers=$(inside --user 0 "$image" find / -xdev '(' -path /src -o -path '/root/.cache/*' -o -path '/tmp/*' ')')
   [ -z "$leftovers" ] || fail "left over in the image: $leftovers"
   say "image: $size MB; user $uid, no torch, no caches"
