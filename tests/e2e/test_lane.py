@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.e2e.server import Server
-from tests.reference import INPUTS
+from tests.reference import INPUTS, ROOT
 
 FIRST = {model: inputs(3) for model, inputs in INPUTS.items()}
 Pair = tuple[Server, Server]
@@ -194,3 +194,13 @@ def test_a_connection_goes_back_and_forth(pair: Pair) -> None:
         assert client.delete("/v1/sessions/turns").status_code == 204
         gone: httpx.Response = client.post("/v1/sessions/turns/steps", json={"inputs": [[500]]})
         assert gone.json()["reason"] == "deleted"
+
+
+def test_without_the_parser_flask_answers_and_the_log_says_so_once(tmp_path: Path) -> None:
+    """gunicorn-h1c may be missing: the same answers, more slowly."""
+    (tmp_path / "sitecustomize.py").write_text('import sys\nsys.modules["gunicorn_h1c"] = None\n')
+    with Server(tmp_path, PYTHONPATH=f"{tmp_path}:{ROOT}") as server, server.client() as client:
+        session = client.post("/v1/models/pulse/sessions").json()["session_id"]
+        assert client.post(f"/v1/sessions/{session}/steps", json={"inputs": [[500.5]]}).json()["step"] == 1
+        assert server.stop() == 0
+        assert "".join(server.log).count("Steps are answered by Flask, more slowly: gunicorn-h1c is not installed") == 1
