@@ -61,7 +61,7 @@ def _info(session: Session) -> dict[str, Any]:
         "last_step_at": iso(record.last_step_at),
         "expires_at": iso(record.expires_at),
         "ttl_s": record.ttl_s,
-        "surprise": {"count": said.count, "mean": said.mean, "recent": said.recent} if said.count else None,
+        "surprise": {"count": said.inputs, "mean": said.mean, "recent": said.recent} if said.inputs else None,
     }
 
 

@@ -2,7 +2,6 @@
 
 import multiprocessing
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -126,7 +125,7 @@ def test_a_sweep_ends_what_is_due_and_only_that(store: Store) -> None:
     store.commit_many(
         [Change(key("idle"), None, session(1, ttl_s=10)), Change(key("busy"), None, session(1, ttl_s=10))]
     )
-    stepped = replace(session(2, step=1, ttl_s=10), expires_at=NOW + 25)
+    stepped = session(2, step=1, ttl_s=10)._replace(expires_at=NOW + 25)
     store.commit_many([Change(key("busy"), 1, stepped)])
     assert store.sweep(NOW + 9) == 0
     assert store.sweep(NOW + 20) == 2  # both were due at first
@@ -151,7 +150,7 @@ def test_an_id_created_anew_is_not_ended_by_the_old_ones_time(store: Store) -> N
     """The old session's and the tombstone's due times do not end the new session."""
     store.commit_many([Change(key("a"), None, session(1, ttl_s=10))])
     store.commit_many([Change(key("a"), 1, session(1).tombstone("deleted", NOW + 5))])
-    anew = replace(session(7, ttl_s=10 * TOMBSTONE_S), created_at=NOW + 6)
+    anew = session(7, ttl_s=10 * TOMBSTONE_S)._replace(created_at=NOW + 6)
     store.commit_many([Change(key("a"), 2, anew)])
     store.sweep(NOW + 2 * TOMBSTONE_S)
     assert store.load_many([key("a")]) == [anew]
@@ -174,7 +173,7 @@ def race(uri: str, attempts: int) -> int:
     for _ in range(attempts):
         before = store.load_many([key("race")])[0]
         assert isinstance(before, Record)
-        won += store.commit_many([Change(key("race"), before.revision, replace(before, revision=before.revision + 1))])[
+        won += store.commit_many([Change(key("race"), before.revision, before._replace(revision=before.revision + 1))])[
             0
         ]
     store.close()

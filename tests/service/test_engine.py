@@ -1,7 +1,6 @@
 """The use-cases in process, with a clock that the test turns: expiry, races between processes, failures."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +137,7 @@ def test_a_step_that_another_process_overtook_is_computed_anew(engine: Engine, m
             state = model.layout.from_bytes(before.state)
             _, after = model.run(np.array([inputs[1:2]], np.float32), np.array([1], np.int32), state)
             step = Record(**{
-                **{name: getattr(before, name) for name in Record.__dataclass_fields__},
+                **before._asdict(),
                 "revision": before.revision + 1, "step": 2, "state": model.layout.to_bytes(after[0]),
             })  # fmt: skip
             assert store.commit_many([Change(records.key(T, "s"), before.revision, step)]) == [True]
@@ -162,7 +161,7 @@ def test_an_overtaken_step_that_named_its_step_conflicts(engine: Engine, monkeyp
         before = self.load_many([changes[0].key])[0]
         assert isinstance(before, Record)
         faster = Record(**{
-            **{name: getattr(before, name) for name in Record.__dataclass_fields__},
+            **before._asdict(),
             "revision": before.revision + 1, "step": before.step + 1,
         })  # fmt: skip
         commit(self, [Change(changes[0].key, before.revision, faster)])
@@ -322,7 +321,7 @@ def test_a_session_created_anew_is_another_one(engine: Engine, clock: Clock) -> 
     assert isinstance(old, Record)
     assert isinstance(new, Record)
     assert old.step == new.step
-    assert store.commit_many([Change(key, old.revision, replace(old, revision=old.revision + 1, step=1))]) == [False]
+    assert store.commit_many([Change(key, old.revision, old._replace(revision=old.revision + 1, step=1))]) == [False]
     assert engine.session(T, "s").record.step == 0
 
 

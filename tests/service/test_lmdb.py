@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ OPEN = "import pathlib, sys; from service.sessions.lmdb import LmdbStore; LmdbSt
 
 
 def big(revision: int) -> Record:
-    return replace(session(revision), state=BIG)
+    return session(revision)._replace(state=BIG)
 
 
 def test_the_map_grows_without_a_restart(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_surprise_statistics_are_the_mean_and_a_forgetting_mean() -> None:
     whole = Surprise().after(values)
     parts = Surprise().after(values[:20]).after(values[20:21]).after(values[21:])
     assert whole == parts
-    assert whole.count == 50
+    assert whole.inputs == 50
     assert whole.mean == pytest.approx(np.mean(values))
     weights = np.array([0.9**49] + [0.1 * 0.9 ** (49 - i) for i in range(1, 50)])
     assert whole.recent == pytest.approx(weights @ values)
