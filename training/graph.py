@@ -15,9 +15,10 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from model.manifest import Dtype, Head, StatePair, Tensor
-from training.formula import Graph, GraphOps, TorchOps
+from training.formula import TorchOps
 from training.heads import kept
 from training.nets import Network
+from training.nodes import Graph, GraphOps
 
 OPSET, IR_VERSION = 21, 10
 

@@ -18,7 +18,7 @@ from model.runner import Outputs, StepModel
 from model.state import State
 from tests import bare, cells
 from tests.bundles import FEATURES, Options, draw, make_bundle, make_network, readout
-from training import formula, graph
+from training import graph, nodes
 from training.config import Cell
 from training.export import ExportError, export
 from training.nets import Network
@@ -138,7 +138,7 @@ def test_a_wrong_graph_is_never_published(cell: Cell, tmp_path: Path, monkeypatc
 
 def test_a_slip_in_any_constant_is_never_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every number of the graph is held to the network by the proof: one that is a thousandth off is found."""
-    straight = formula.Graph.constant
+    straight = nodes.Graph.constant
     network = make_network(cell="gru", layers=2)
     constants = graph.build(network, graph.contract(network)).graph.initializer
     bounds = {"number_-7.0", "number_7.0"}  # of the deviation: held to below
@@ -146,10 +146,10 @@ def test_a_slip_in_any_constant_is_never_published(tmp_path: Path, monkeypatch: 
     assert {"W_0", "R_1", "B_1", "scaling_mean", "number_0.9189385332046727", "target_log_std"} <= set(real)
     for name in real:
 
-        def slipped(self: formula.Graph, of: str, value: Any, name: str = name) -> str:
+        def slipped(self: nodes.Graph, of: str, value: Any, name: str = name) -> str:
             return straight(self, of, (value * 1.001).astype(value.dtype) if of == name else value)
 
-        monkeypatch.setattr(formula.Graph, "constant", slipped)
+        monkeypatch.setattr(nodes.Graph, "constant", slipped)
         with pytest.raises(ExportError, match="differs from the network"):
             export(network, bundle=tmp_path / "t" / "1", sample=draw(7, 200))
     assert everything(tmp_path) == []
