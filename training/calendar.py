@@ -8,8 +8,6 @@ import math
 
 import polars as pl
 
-UNITS = ("hour", "day", "week", "year")
-
 _TURN = {
     "hour": "(minute + second / 60) / 60",
     "day": "(hour + minute / 60 + second / 3600) / 24",

@@ -16,11 +16,8 @@ from model.manifest import Category, Feature
 from training import split, texts, vocabulary
 from training.config import TOKEN, Data
 from training.errors import DataError
-from training.split import Cut
+from training.split import ONLY, Cut
 from training.tables import Table
-
-ONLY = "series"
-"""The name of a table's one series, where no column tells series apart."""
 
 
 @dataclass(frozen=True, slots=True)

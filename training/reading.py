@@ -41,7 +41,7 @@ class Unit:
 
 
 @dataclass(frozen=True, slots=True)
-class Numbers:
+class Read:
     """What is read of a step's numbers."""
 
     terms: list[Any]
@@ -151,7 +151,7 @@ class Reading(nn.Module):
         moved = torch.tensor([float(i in self.changes) for i in targets], device=mean.device)
         return Unit(mean * (1 - moved), std, std.log(), mean * moved)
 
-    def numbers(self, ops: Ops, raw: Any, targets: Sequence[int]) -> Numbers:
+    def numbers(self, ops: Ops, raw: Any, targets: Sequence[int]) -> Read:
         """`targets` are the places of those that are numbers."""
         terms: list[Any] = []
         unit, level, base = None, None, None
@@ -173,7 +173,7 @@ class Reading(nn.Module):
             unit = Unit(mean, std, ops.constant("target_log_std", self.moments[1][list(targets)].log()))
         if self.masked:
             terms.append(1.0 - ops.present(ops.columns(raw, self.masked)))
-        return Numbers(terms, None if unit is None else replace(unit, level=level), base)
+        return Read(terms, None if unit is None else replace(unit, level=level), base)
 
     def _changed(self, ops: Ops, raw: Any) -> tuple[Any, Any, Any]:
         """Changes in place of values; and the last values seen of what changes, after each step and before it."""

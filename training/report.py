@@ -17,7 +17,7 @@ from training import baselines, charts, evaluate, table
 from training.backtest import Trace
 from training.charts import Band, Line, number
 from training.choices import Confusion, Stretch
-from training.data import ONLY
+from training.split import ONLY
 
 REPORT = "report.html"
 STRETCH, PICTURED, BINS = 160, 6, 240

@@ -15,6 +15,9 @@ from training.tables import Table
 VALIDATION, TEST = 0.15, 0.15
 """The share of each series' steps, at its end, or of the series, that stops the training and that is held out."""
 
+ONLY = "series"
+"""The name of a table's or a text's one series, where no column tells series apart."""
+
 PARTS = ("train", "validation", "test")
 
 
@@ -35,7 +38,7 @@ class Cut:
 def cuts(table: Table, data: Data) -> list[Cut]:
     """The table's series, in its order. Raises DataError."""
     edges = np.cumsum([0, *table.sizes]).tolist()
-    names = [str(table.rows[data.series][start]) for start in edges[:-1]] if data.series else ["series"]
+    names = [str(table.rows[data.series][start]) for start in edges[:-1]] if data.series else [ONLY]
     whole = [Cut(name, (start, stop), 0, 0) for name, start, stop in zip(names, edges, edges[1:], strict=False)]
     if data.part:
         return _told(table, data.part, whole)

@@ -14,6 +14,7 @@ from training.config import Config, ConfigError, Data, read
 from training.errors import DataError
 from training.run import train
 
+UNITS = ("hour", "day", "week", "year")
 TIMES = [datetime(2023, 12, 30) + timedelta(hours=7.37 * step) for step in range(300)]  # noqa: DTZ001  (wall clock)
 
 
@@ -38,9 +39,9 @@ def table(folder: Path, times: list[object], name: str = "t.csv") -> Path:
 @pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
 def test_the_features_are_the_calendars(tmp_path: Path, name: str) -> None:
     """Over two years with a leap day, to the second."""
-    wanted = Data(path=name, targets=("x",), time="when", calendar=calendar.UNITS)  # type: ignore[arg-type]
+    wanted = Data(path=name, targets=("x",), time="when", calendar=UNITS)  # type: ignore[arg-type]
     (one,) = data.load(table(tmp_path, list(TIMES), name), wanted).series
-    assert wanted.inputs == ("x", *calendar.names("when", calendar.UNITS))
+    assert wanted.inputs == ("x", *calendar.names("when", UNITS))
     np.testing.assert_allclose(one.values[:, 1:], [expected(time) for time in TIMES], atol=1e-6)
 
 
@@ -51,7 +52,7 @@ def test_each_feature_has_its_formula() -> None:
         "when_year_sin": "sin(2 pi (day of the year - 1) / 365.25) of when",
         "when_year_cos": "cos(2 pi (day of the year - 1) / 365.25) of when",
     }
-    assert set(calendar.formulas("when", calendar.UNITS)) == set(calendar.names("when", calendar.UNITS))
+    assert set(calendar.formulas("when", UNITS)) == set(calendar.names("when", UNITS))
 
 
 @pytest.mark.parametrize(
