@@ -35,6 +35,7 @@ class Layout:
         tensors = [(pair, pair.tensor(pair.input)) for pair in pairs]
         self.dtype = np.dtype([(tensor.name, np.dtype(tensor.dtype), tensor.inner) for _, tensor in tensors])
         self._id = blake2b(repr(self.dtype.descr).encode(), digest_size=_LAYOUT_BYTES).digest()
+        self._tag, self._whole = _TAG + self._id, _HEAD + self.dtype.itemsize
         self._first = np.zeros(1, self.dtype)
         for pair, tensor in tensors:
             try:
@@ -54,8 +55,20 @@ class Layout:
 
     def to_bytes(self, row: np.void) -> bytes:
         """One row as bytes: tag and format, layout, checksum, memory."""
-        body = row.tobytes()
-        return _TAG + self._id + zlib.crc32(body).to_bytes(_CRC_BYTES, "little") + body
+        return self.pack(row.tobytes())
+
+    def pack(self, memory: bytes) -> bytes:
+        """The same of a row's memory."""
+        return self._tag + zlib.crc32(memory).to_bytes(_CRC_BYTES, "little") + memory
+
+    def unpack(self, row: bytes) -> bytes:
+        """The memory of a row that `to_bytes` wrote. Its checksum is not read: for bytes that another one vouches for.
+
+        Raises StateError where it is another layout's, or not whole.
+        """
+        if fault := self._foreign(row):
+            raise StateError(fault)
+        return row[_HEAD:]
 
     def stack(self, rows: Sequence[bytes]) -> State:
         """(len(rows),) the states of rows that `to_bytes` wrote.
@@ -74,12 +87,17 @@ class Layout:
         return self.stack([row])
 
     def _fault(self, row: bytes) -> str | None:
+        if fault := self._foreign(row):
+            return fault
+        if zlib.crc32(row[_HEAD:]) != int.from_bytes(row[_HEAD - _CRC_BYTES : _HEAD], "little"):
+            return "checksum does not match"
+        return None
+
+    def _foreign(self, row: bytes) -> str | None:
+        if len(row) == self._whole and row.startswith(self._tag):  # as nearly every one is
+            return None
         if row[: len(_TAG)] != _TAG:
             return f"not a state of format {_TAG[-1]}"
         if row[len(_TAG) : len(_TAG) + _LAYOUT_BYTES] != self._id:
             return "written by a model with other state tensors"
-        if len(row) != _HEAD + self.dtype.itemsize:
-            return f"{len(row)} bytes long, expected {_HEAD + self.dtype.itemsize}"
-        if zlib.crc32(row[_HEAD:]) != int.from_bytes(row[_HEAD - _CRC_BYTES : _HEAD], "little"):
-            return "checksum does not match"
-        return None
+        return f"{len(row)} bytes long, expected {self._whole}"

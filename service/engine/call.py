@@ -1,6 +1,5 @@
 """The call of a model, as a worker makes it thousands of times a second: on states as rows of bytes."""
 
-import zlib
 from collections.abc import Sequence
 from functools import cache
 
@@ -11,9 +10,6 @@ from model.runner import Outputs, StepModel
 from model.state import State, StateError
 from service.errors import DamagedRecordError
 
-TAG = 12
-"""Bytes at the beginning of a kept state that say its format and its layout; a checksum follows."""
-
 Inputs = NDArray[np.float32]
 
 
@@ -23,8 +19,6 @@ class Caller:
         self._model, self._alone = model, alone
         self._dtype = model.layout.dtype
         self._layout, self._bytes = model.layout, self._dtype.itemsize
-        whole = model.layout.to_bytes(model.layout.initial(1)[0])
-        self._whole, self._tag = len(whole), whole[:TAG]
 
     def __call__(self, taken: Sequence[Inputs], states: Sequence[bytes]) -> tuple[Outputs, State, list[bool]]:
         """taken: of each row its inputs (steps, features); states: of each row its state's memory.
@@ -53,20 +47,14 @@ class Caller:
 
         Raises DamagedRecordError where it is another model's.
         """
-        if len(kept) == self._whole and kept.startswith(self._tag):
-            return kept[-self._bytes :]
         try:
-            return self._layout.from_bytes(kept).tobytes()
+            return self._layout.unpack(kept)
         except StateError as error:
             raise DamagedRecordError(str(error)) from error
 
     def memories(self, states: State) -> list[bytes]:
         data = states.tobytes()
         return [data[start : start + self._bytes] for start in range(0, len(data), self._bytes)]
-
-    def kept(self, memory: bytes) -> bytes:
-        """As a record keeps it: what `Layout.to_bytes` makes of such a row."""
-        return self._tag + zlib.crc32(memory).to_bytes(4, "little") + memory
 
 
 def _sound(outputs: Outputs, after: State, sizes: Sequence[int]) -> list[bool]:

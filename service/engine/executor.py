@@ -146,7 +146,7 @@ class Executor:
             now,
             before.ttl_s,
             now + before.ttl_s,
-            self._call.kept(work.state),
+            self._model.layout.pack(work.state),
             before.surprise.after(surprises(self._model, outputs)),
             asked.request_id,
             work.digest,

@@ -33,15 +33,15 @@ def test_it_is_run_for_rows_of_bytes(tmp_path: Path, head: str) -> None:
         for row, size in enumerate(sizes):
             assert outputs[row, :size].tobytes() == expected[row, :size].tobytes()
         for row, memory in enumerate(call.memories(states)):
-            assert call.kept(memory) == model.layout.to_bytes(after[row])
-            assert call.memory(call.kept(memory)) == memory
+            assert model.layout.pack(memory) == model.layout.to_bytes(after[row])
+            assert call.memory(model.layout.pack(memory)) == memory
 
 
 def test_anothers_state_is_refused(tmp_path: Path) -> None:
     """Of another size, of another layout, or no state at all."""
     one, other = (make_bundle(tmp_path, name=name, units=units) for name, units in (("a", 8), ("b", 9)))
-    kept = Caller(other).kept(other.layout.initial(1).tobytes())
-    for wrong in (kept, b"", b"x" * len(Caller(one).kept(one.layout.initial(1).tobytes()))):
+    anothers, own = (model.layout.to_bytes(model.layout.initial(1)[0]) for model in (other, one))
+    for wrong in (anothers, b"", b"x" * len(own)):
         with pytest.raises(DamagedRecordError):
             Caller(one).memory(wrong)
 
