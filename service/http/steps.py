@@ -43,7 +43,7 @@ def reply(engine: Engine, session_id: str | None, data: bytes, has_left: HasLeft
     """To a body for that session, or, None, for many."""
     if session_id is None:
         return _many(engine, data, has_left)
-    asked = _plain(orjson_or_none(data), _STEP_KEYS, session_id)
+    asked = _plain(_loaded(data), _STEP_KEYS, session_id)
     if asked is None:
         body = bodies.Step.model_validate_json(data)
         asked = Asked(session_id, body.inputs, body.step, body.request_id or "")
@@ -58,7 +58,7 @@ def told(answer: Answer) -> dict[str, Any]:
     return {"step": answer.step, **rows(answer.model, answer.outputs)}
 
 
-def orjson_or_none(data: bytes) -> Any:
+def _loaded(data: bytes) -> Any:
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError:
@@ -96,12 +96,12 @@ def _plain_inputs(inputs: Any) -> bool:
 def _many(engine: Engine, data: bytes, has_left: HasLeft | None) -> Reply:
     many, columns = _listed(data)
     answers = engine.step_many(TENANT, many, has_left=has_left)
-    return Reply(200, encode(_columns(many, answers) if columns else _items(many, answers)))
+    return Reply(200, encode(_columns(answers) if columns else _items(many, answers)))
 
 
 def _listed(data: bytes) -> tuple[list[Asked], bool]:
     """What is asked for, and whether it was written in columns."""
-    content = orjson_or_none(data)
+    content = _loaded(data)
     columns = type(content) is dict and "session_ids" in content
     many = _plain_columns(content) if columns else _plain_items(content)
     if many is not None:
@@ -156,8 +156,7 @@ def _item(asked: Asked, answer: Answer | Exception) -> dict[str, Any]:
     return {"session_id": asked.session_id, "status": problem.status, "problem": orjson.Fragment(problem.body)}
 
 
-def _columns(many: Sequence[Asked], answers: Sequence[Answer | Exception]) -> dict[str, Any]:
-    del many
+def _columns(answers: Sequence[Answer | Exception]) -> dict[str, Any]:
     first = answers[0]
     if isinstance(first, Answer) and all(
         isinstance(answer, Answer) and answer.model is first.model and len(answer.outputs) == 1 for answer in answers
