@@ -1,6 +1,5 @@
 """The use-cases in process, with a clock that the test turns: expiry, races between processes, failures."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +11,15 @@ from model.repository import open_all
 from model.runner import Outputs, StepModel
 from model.state import State
 from service.engine.engine import Engine, Limits
-from service.engine.executor import Executor
-from service.engine.work import Work
 from service.errors import (
-    AbandonedError,
     DamagedRecordError,
-    DeadlineError,
     InvalidInputError,
     ModelGoneError,
     NotFiniteError,
-    OverloadedError,
     RequestReusedError,
     SessionEndedError,
     SessionExistsError,
     StepConflictError,
-    StoreUnavailableError,
     UnknownSessionError,
 )
 from service.sessions import record as records
@@ -35,40 +28,12 @@ from service.sessions.record import TOMBSTONE_S, Record
 from service.sessions.store import Change
 from tests.contracts.test_stores import damage
 from tests.reference import ZOO, BareLoop, pulse
+from tests.service.conftest import Clock
 
 T = "tenant"
 
 
-class Clock:
-    """Seconds that pass when the test says so."""
-
-    def __init__(self) -> None:
-        self.now = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def engine(tmp_path: Path, clock: Clock) -> Iterator[Engine]:
-    started = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits(), clock=clock, monotonic=clock)
-    started.start(flush_s=1000, sweep_s=1000)
-    yield started
-    started.close()
-
-
-def store_of(engine: Engine) -> LmdbStore:
-    store = vars(engine)["_store"]
-    assert isinstance(store, LmdbStore)
-    return store
-
-
-def test_idle_time_ends_a_session_and_steps_prolong_it(engine: Engine, clock: Clock) -> None:
+def test_idle_time_ends_a_session_and_steps_prolong_it(engine: Engine, store: LmdbStore, clock: Clock) -> None:
     """A session lives ttl_s after its last step; then 410 for a day, then it never existed."""
     engine.create(T, "pulse", session_id="s", ttl_s=10)
     clock.now += 9
@@ -81,7 +46,7 @@ def test_idle_time_ends_a_session_and_steps_prolong_it(engine: Engine, clock: Cl
         with pytest.raises(SessionEndedError) as ended:
             engine.step(T, "s", [[500]])
         assert (ended.value.reason, ended.value.ended_at) == ("expired", due)
-        store_of(engine).sweep(clock.now)
+        store.sweep(clock.now)
     clock.now = due + TOMBSTONE_S
     with pytest.raises(UnknownSessionError):
         engine.session(T, "s")
@@ -98,11 +63,10 @@ def test_an_expired_sessions_id_is_free_at_once(engine: Engine, clock: Clock) ->
     engine.step(T, "s", [[1, 2, 3, 4]])
 
 
-def test_a_session_created_anew_on_another_model_is_found_there(engine: Engine) -> None:
+def test_a_session_created_anew_on_another_model_is_found_there(engine: Engine, store: LmdbStore) -> None:
     """A step queued for the old model notices that the id now lives on another, and goes there."""
     engine.create(T, "pulse", session_id="s")
     engine.step(T, "s", [[500]])
-    store = store_of(engine)
     old = store.load_many([records.key(T, "s")])[0]
     assert isinstance(old, Record)
     other, _ = engine.create(T, "weather", session_id="other")
@@ -120,12 +84,14 @@ def test_tenants_do_not_see_each_other(engine: Engine) -> None:
     assert [one.session_id for one in engine.sessions("another", "", 10, None)[0]] == ["s"]
 
 
-def test_a_step_that_another_process_overtook_is_computed_anew(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_another_process_overtook_is_computed_anew(
+    engine: Engine, store: LmdbStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Between this process's load and its commit another commits: both inputs count, each once, in some order."""
     inputs = pulse(3)
     engine.create(T, "pulse", session_id="s")
     engine.step(T, "s", inputs[:1])
-    store, model = store_of(engine), engine.model("pulse")
+    model = engine.model("pulse")
     run = StepModel.run
     overtaken: list[bool] = []
 
@@ -151,10 +117,12 @@ def test_a_step_that_another_process_overtook_is_computed_anew(engine: Engine, m
     assert answer.outputs["mean"].tobytes() == expected["mean"][2:].tobytes()
 
 
-def test_an_overtaken_step_that_named_its_step_conflicts(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_overtaken_step_that_named_its_step_conflicts(
+    engine: Engine, store: LmdbStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Computed anew it would be another step than the client meant: it is told, and nothing is applied."""
     engine.create(T, "pulse", session_id="s")
-    commit, store = LmdbStore.commit_many, store_of(engine)
+    commit = LmdbStore.commit_many
 
     def lose(self: LmdbStore, changes: list[Change]) -> list[bool]:
         monkeypatch.undo()
@@ -174,80 +142,11 @@ def test_an_overtaken_step_that_named_its_step_conflicts(engine: Engine, monkeyp
     assert store.load_many([records.key(T, "s")])[0].step == 1  # type: ignore[union-attr]
 
 
-def test_a_failing_store_answers_each_that_waits(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error of the backend reaches the client, and the engine lives on."""
-    engine.create(T, "pulse", session_id="s")
-
-    def fail(*_: object) -> None:
-        raise StoreUnavailableError("gone fishing")
-
-    monkeypatch.setattr(LmdbStore, "commit_many", fail)
-    with pytest.raises(StoreUnavailableError, match="gone fishing"):
-        engine.step(T, "s", [[500]])
-    monkeypatch.undo()
-    assert engine.step(T, "s", [[500]]).step == 1
-
-
-def test_a_bug_in_running_answers_each_that_waits(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is raised, nobody waits for ever, and the next batch runs."""
-    engine.create(T, "pulse", session_id="s")
-
-    def fail(*_: object) -> None:
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(StepModel, "run", fail)
-    with pytest.raises(ZeroDivisionError):
-        engine.step(T, "s", [[500]])
-    monkeypatch.undo()
-    assert engine.step(T, "s", [[500]]).step == 1
-
-
-def test_a_bug_outside_running_does_not_end_the_engine(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The greenlet that runs batches survives an error of the executor itself."""
-    engine.create(T, "pulse", session_id="s")
-
-    def fail(*_: object) -> None:
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(Executor, "run", fail)
-    with pytest.raises(ZeroDivisionError):
-        engine.step(T, "s", [[500]])
-    monkeypatch.undo()
-    assert engine.step(T, "s", [[500]]).step == 1
-
-
-def test_what_waits_too_long_is_told_and_not_applied(
-    engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A deadline passes while the item waits: an error, and the session unmoved."""
-    engine.create(T, "pulse", session_id="s")
-    run = Executor.run
-
-    def slow(self: Executor, batch: list[Work]) -> None:
-        clock.now += 31
-        run(self, batch)
-
-    monkeypatch.setattr(Executor, "run", slow)
-    with pytest.raises(DeadlineError):
-        engine.step(T, "s", [[500]] * 65)  # two calls; the second is too late
-    monkeypatch.undo()
-    assert engine.session(T, "s").record.step == 0
-
-
-def test_more_than_may_wait_is_refused_at_once(tmp_path: Path) -> None:
-    """The queue is bounded, and the refusal comes before any work."""
-    engine = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits(max_waiting=3))
-    engine.start()
-    with pytest.raises(OverloadedError):
-        engine.predict("pulse", None, [[[500]]] * 4, 0)
-    engine.close()
-
-
-def test_a_damaged_record_is_said_to_be(engine: Engine) -> None:
+def test_a_damaged_record_is_said_to_be(engine: Engine, store: LmdbStore) -> None:
     """Never guessed at: the session answers with damage, its neighbour steps on."""
     for name in ("good", "bad"):
         engine.create(T, "pulse", session_id=name)
-    damage("lmdb:", store_of(engine), records.key(T, "bad"))
+    damage("lmdb:", store, records.key(T, "bad"))
     with pytest.raises(DamagedRecordError):
         engine.step(T, "bad", [[500]])
     with pytest.raises(DamagedRecordError):
@@ -309,10 +208,10 @@ def test_a_retry_gets_the_first_answer(engine: Engine) -> None:
     assert engine.session(T, "s").record.step == 3
 
 
-def test_a_session_created_anew_is_another_one(engine: Engine, clock: Clock) -> None:
+def test_a_session_created_anew_is_another_one(engine: Engine, store: LmdbStore, clock: Clock) -> None:
     """A commit computed from a session that was ended and created anew meanwhile, at the same step, is not applied."""
     engine.create(T, "pulse", session_id="s")
-    store, key = store_of(engine), records.key(T, "s")
+    key = records.key(T, "s")
     (old,) = store.load_many([key])
     engine.delete(T, "s")
     clock.now += 1
@@ -344,43 +243,6 @@ def test_a_state_that_is_not_finite_is_never_kept(engine: Engine, monkeypatch: p
     bad.join()
     assert isinstance(bad.exception, NotFiniteError)
     assert engine.session(T, "bad").record.step == 0
-
-
-def test_what_its_client_left_is_dropped_before_it_runs_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A long call ends between two of its chunks, the session unmoved; one that was committed stays committed."""
-    monkeypatch.setattr("service.engine.dispatch.LEFT_S", 0.0)
-    engine = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits())
-    engine.start()
-    engine.create(T, "pulse", session_id="s")
-    with pytest.raises(AbandonedError):
-        engine.step(T, "s", [[500.0]] * 100_000, has_left=lambda: True)
-    assert engine.session(T, "s").record.step == 0
-    assert engine.step(T, "s", [[500.0]]).step == 1
-    assert sum(queue.waiting for queue in engine._dispatch.queues.values()) == 0
-    engine.close()
-
-
-def test_models_have_fair_shares(engine: Engine) -> None:
-    """One model's long call does not hold up another's steps, nor a step of its own."""
-    engine.create(T, "pulse", session_id="long")
-    engine.create(T, "pulse", session_id="beside")
-    engine.create(T, "weather", session_id="other")
-    long = gevent.spawn(engine.step, T, "long", [[500.0]] * 50_000)
-    for step in range(1, 31):
-        assert engine.step(T, "other", [[1, 2, 3, 4]]).step == step
-        assert engine.step(T, "beside", [[500.0]]).step == step
-    assert not long.ready()
-    assert long.get().step == 50_000
-
-
-def test_a_failed_sequence_ends_its_siblings(engine: Engine) -> None:
-    """Where one sequence of a predict call fails, the others do not run on for nobody."""
-    sequences = [[[3e38]], *([[500.0]] * 500 for _ in range(20))]
-    with pytest.raises(NotFiniteError):
-        engine.predict("pulse", None, sequences, 10_000)
-    gevent.sleep(0)
-    engine.predict("pulse", None, [[[500.0]]], 0)
-    assert sum(queue.waiting for queue in engine._dispatch.queues.values()) == 0
 
 
 def test_a_call_has_a_most_of_steps(tmp_path: Path) -> None:

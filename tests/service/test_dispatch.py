@@ -1,0 +1,114 @@
+"""What waits, in process: deadlines, bounds, clients that leave, shares of models, and failures on the way."""
+
+from pathlib import Path
+
+import gevent
+import pytest
+
+from model.repository import open_all
+from model.runner import StepModel
+from service.engine.engine import Engine, Limits
+from service.engine.executor import Executor
+from service.engine.work import Work
+from service.errors import (
+    AbandonedError,
+    DeadlineError,
+    NotFiniteError,
+    OverloadedError,
+    StoreUnavailableError,
+)
+from service.sessions.lmdb import LmdbStore
+from tests.reference import ZOO
+from tests.service.conftest import Clock
+
+T = "tenant"
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "error"),
+    [
+        (LmdbStore, "commit_many", StoreUnavailableError("gone fishing")),
+        (StepModel, "run", ZeroDivisionError()),
+        (Executor, "run", ZeroDivisionError()),
+    ],
+    ids=["the store", "a bug in running", "a bug outside running"],
+)
+def test_what_fails_answers_each_that_waits(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, owner: type, method: str, error: Exception
+) -> None:
+    """Whatever is raised reaches the client, nobody waits for ever, and the next batch runs."""
+    engine.create(T, "pulse", session_id="s")
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(owner, method, fail)
+    with pytest.raises(type(error)) as raised:
+        engine.step(T, "s", [[500]])
+    assert raised.value is error
+    monkeypatch.undo()
+    assert engine.step(T, "s", [[500]]).step == 1
+
+
+def test_what_waits_too_long_is_told_and_not_applied(
+    engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deadline passes while the item waits: an error, and the session unmoved."""
+    engine.create(T, "pulse", session_id="s")
+    run = Executor.run
+
+    def slow(self: Executor, batch: list[Work]) -> None:
+        clock.now += 31
+        run(self, batch)
+
+    monkeypatch.setattr(Executor, "run", slow)
+    with pytest.raises(DeadlineError):
+        engine.step(T, "s", [[500]] * 65)  # two calls; the second is too late
+    monkeypatch.undo()
+    assert engine.session(T, "s").record.step == 0
+
+
+def test_more_than_may_wait_is_refused_at_once(tmp_path: Path) -> None:
+    """The queue is bounded, and the refusal comes before any work."""
+    engine = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits(max_waiting=3))
+    engine.start()
+    with pytest.raises(OverloadedError):
+        engine.predict("pulse", None, [[[500]]] * 4, 0)
+    engine.close()
+
+
+def test_what_its_client_left_is_dropped_before_it_runs_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long call ends between two of its chunks, the session unmoved; one that was committed stays committed."""
+    monkeypatch.setattr("service.engine.dispatch.LEFT_S", 0.0)
+    engine = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits())
+    engine.start()
+    engine.create(T, "pulse", session_id="s")
+    with pytest.raises(AbandonedError):
+        engine.step(T, "s", [[500.0]] * 100_000, has_left=lambda: True)
+    assert engine.session(T, "s").record.step == 0
+    assert engine.step(T, "s", [[500.0]]).step == 1
+    assert sum(queue.waiting for queue in engine._dispatch.queues.values()) == 0
+    engine.close()
+
+
+def test_models_have_fair_shares(engine: Engine) -> None:
+    """One model's long call does not hold up another's steps, nor a step of its own."""
+    engine.create(T, "pulse", session_id="long")
+    engine.create(T, "pulse", session_id="beside")
+    engine.create(T, "weather", session_id="other")
+    long = gevent.spawn(engine.step, T, "long", [[500.0]] * 50_000)
+    for step in range(1, 31):
+        assert engine.step(T, "other", [[1, 2, 3, 4]]).step == step
+        assert engine.step(T, "beside", [[500.0]]).step == step
+    assert not long.ready()
+    assert long.get().step == 50_000
+
+
+def test_a_failed_sequence_ends_its_siblings(engine: Engine) -> None:
+    """Where one sequence of a predict call fails, the others do not run on for nobody."""
+    sequences = [[[3e38]], *([[500.0]] * 500 for _ in range(20))]
+    with pytest.raises(NotFiniteError):
+        engine.predict("pulse", None, sequences, 10_000)
+    gevent.sleep(0)
+    engine.predict("pulse", None, [[[500.0]]], 0)
+    assert sum(queue.waiting for queue in engine._dispatch.queues.values()) == 0
