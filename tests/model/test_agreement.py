@@ -17,8 +17,7 @@ from model.runner import Outputs, StepModel
 from model.state import State
 from tests import kinds
 from tests.kinds import category, signature
-
-Document = dict[str, Any]
+from tests.model.documents import Document, put
 
 
 def ids(*values: int) -> Any:
@@ -175,16 +174,6 @@ def test_tied_places_may_come_in_any_order(tmp_path: Path) -> None:
 
     changed(bundle, turn)
     open_bundle(bundle)
-
-
-def put(*path: str | int, to: object) -> Callable[[Document], object]:
-    def change(document: Document) -> None:
-        owner: Any = document
-        for part in path[:-1]:
-            owner = owner[part]
-        owner[path[-1]] = to
-
-    return change
 
 
 FAULTS: dict[str, tuple[Callable[[Document], object], str]] = {

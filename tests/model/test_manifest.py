@@ -3,15 +3,13 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from model import manifest as manifests
 from model.manifest import BundleError, Manifest, StatePair, Tensor
 from tests.bundles import FEATURES, make_bundle
-
-Document = dict[str, Any]
+from tests.model.documents import Document, drop, put
 
 
 @pytest.fixture
@@ -21,26 +19,6 @@ def document(tmp_path: Path) -> Document:
     found = json.loads((tmp_path / "tiny" / "1" / "manifest.json").read_text())
     assert isinstance(found, dict)
     return found
-
-
-def put(*path: str | int, to: object) -> Callable[[Document], None]:
-    def change(document: Document) -> None:
-        owner: Any = document
-        for part in path[:-1]:
-            owner = owner[part]
-        owner[path[-1]] = to
-
-    return change
-
-
-def drop(*path: str | int) -> Callable[[Document], None]:
-    def change(document: Document) -> None:
-        owner: Any = document
-        for part in path[:-1]:
-            owner = owner[part]
-        del owner[path[-1]]
-
-    return change
 
 
 FAULTS: dict[str, tuple[Callable[[Document], None], str]] = {
