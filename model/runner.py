@@ -4,6 +4,7 @@ Owns the ONNX Runtime session and the placing of axes. Knows nothing of sessions
 """
 
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -35,13 +36,15 @@ class StepModel:
         except Exception as error:  # ONNX Runtime's errors share no base class but Exception
             raise BundleError(file, f"ONNX Runtime cannot open it: {error}") from error
         self.manifest = manifest
-        self.digest = bytes.fromhex(manifest.sha256)
         _hold_to_manifest(file, self._session, manifest)
         try:
             self.layout = Layout(manifest.state)
         except ValueError as error:
             raise BundleError(file.with_name("manifest.json"), str(error)) from error
         self.output_dtype = np.dtype([(out.name, np.dtype(out.dtype), out.inner) for out in manifest.outputs])
+        meaning = (manifest.sha256, self.layout.dtype.descr, self.output_dtype.descr)
+        self.digest = sha256(repr(meaning).encode()).digest()
+        """Of the graph and of how its states and outputs lie in memory: bytes of one mean nothing to another."""
         self._names = [out.name for out in manifest.outputs] + [pair.output for pair in manifest.state]
         # transposes are found once: finding them for each call would cost a small model more than running does
         self._input, self._lengths = manifest.inputs[0].name, manifest.lengths.name

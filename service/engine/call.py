@@ -7,8 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.runner import Outputs, StepModel
-from model.state import State, StateError
-from service.errors import DamagedRecordError
+from model.state import State
 
 Inputs = NDArray[np.float32]
 
@@ -17,8 +16,7 @@ class Caller:
     def __init__(self, model: StepModel, *, alone: bool = False) -> None:
         """alone: row by row, for kernels whose answers depend on the rows beside them."""
         self._model, self._alone = model, alone
-        self._dtype = model.layout.dtype
-        self._layout, self._bytes = model.layout, self._dtype.itemsize
+        self._bytes = model.layout.dtype.itemsize
 
     def __call__(self, taken: Sequence[Inputs], states: Sequence[bytes]) -> tuple[Outputs, State, list[bool]]:
         """taken: of each row its inputs (steps, features); states: of each row its state's memory.
@@ -38,19 +36,8 @@ class Caller:
             inputs = np.zeros((len(taken), longest, taken[0].shape[1]), np.float32)
             for row, steps in enumerate(taken):
                 inputs[row, : len(steps)] = steps
-        before = np.frombuffer(b"".join(states), self._dtype)
-        outputs, after = self._model.run(inputs, np.array(sizes, np.int32), before)
+        outputs, after = self._model.run(inputs, np.array(sizes, np.int32), self._model.layout.stack(states))
         return outputs, after, _sound(outputs, after, sizes)
-
-    def memory(self, kept: bytes) -> bytes:
-        """The memory of a state that a record keeps; the record's own checksum vouches for its bytes.
-
-        Raises DamagedRecordError where it is another model's.
-        """
-        try:
-            return self._layout.unpack(kept)
-        except StateError as error:
-            raise DamagedRecordError(str(error)) from error
 
     def memories(self, states: State) -> list[bytes]:
         data = states.tobytes()

@@ -203,7 +203,7 @@ class Engine:
             last_step_at=now,
             ttl_s=ttl,
             expires_at=now + ttl,
-            state=model.layout.to_bytes(state[0]),
+            state=state.tobytes(),
             surprise=surprise,
         )
         if not self._store.commit_many([Change(key, before.revision if before else None, record)])[0]:

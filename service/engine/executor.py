@@ -51,7 +51,7 @@ class Executor:
         alone = exact and not model.manifest.exact
         self.chunk = 1 if alone else costs.chunk
         self._model, self._costs, self._store, self._clock = model, costs, store, clock
-        self._call, self._ref = Caller(model, alone=alone), ref_of(model)
+        self._call, self._ref, self._bytes = Caller(model, alone=alone), ref_of(model), model.layout.dtype.itemsize
 
     def run(self, batch: Sequence[Work]) -> None:
         """Takes every item of the batch one call further; answers those that are finished or failed.
@@ -65,39 +65,58 @@ class Executor:
             self._commit(rows)
 
     def _admit(self, new: Sequence[tuple[Work, Asked]]) -> None:
-        """Gives new items their state, and their inputs as arrays; retries and refusals are answered."""
+        """Gives new items their state, and their inputs as arrays; retries and refusals are answered.
+
+        What goes on from a record that the store does not have any more is found out when it commits. Whoever would be
+        answered or refused without a commit is so only by what the store has now.
+        """
+        doubted = self._begin(new, fresh=False)
+        for work, outcome in self._begin([(work, asked) for work, asked in new if work in doubted], fresh=True).items():
+            work.settle(outcome)
+
+    def _begin(self, new: Sequence[tuple[Work, Asked]], *, fresh: bool) -> dict[Work, Done | BaseException]:
+        """Gives items their records and states; returns those that have no step to make, and why."""
         if not new:
-            return
-        now = self._clock()
-        for (work, asked), record in zip(new, self._store.load_many([work.line for work, _ in new]), strict=True):
+            return {}
+        now, over = self._clock(), dict[Work, Done | BaseException]()
+        records = self._store.load_many([work.line for work, _ in new], fresh=fresh)
+        for (work, asked), record in zip(new, records, strict=True):
             try:
-                work.record = living(asked.session_id, record, now)
-                if work.record.ref != self._ref:
-                    work.settle(MovedError())
-            except OnwardError as error:
-                work.settle(error)
-        _read(self._model, [work for work, _ in new if work.outcome is None])
+                work.record = self._mine(living(asked.session_id, record, now))
+            except (OnwardError, MovedError) as error:
+                over[work] = error
+        over |= _read(self._model, [work for work, _ in new if work not in over])
         for work, asked in new:
-            if work.outcome is None:
+            if work not in over:
                 assert work.record is not None
                 try:
-                    self._begin(work, asked, work.record)
+                    if (done := self._answered(work, asked, work.record)) is not None:
+                        over[work] = done
+                    else:
+                        work.state = work.record.state
                 except OnwardError as error:
-                    work.settle(error)
+                    over[work] = error
+        return over
 
-    def _begin(self, work: Work, asked: Asked, record: Record) -> None:
-        """Gives the item its state, or answers it where it is a retry. Raises what the client must be told."""
+    def _mine(self, record: Record) -> Record:
+        if record.ref != self._ref:
+            raise MovedError
+        if len(record.state) != self._bytes:
+            raise DamagedRecordError("its state is not its model's")
+        return record
+
+    def _answered(self, work: Work, asked: Asked, record: Record) -> Done | None:
+        """What a retry is told; None where there is a step to make. Raises what speaks against it."""
         if asked.request_id:
             assert isinstance(work.inputs, np.ndarray)
             work.digest = blake2b(work.inputs.tobytes(), digest_size=16).digest()
             if asked.request_id == record.request_id:
                 if work.digest != record.request_digest:
                     raise RequestReusedError(asked.request_id)
-                work.settle(Done(np.frombuffer(record.answer, self._model.output_dtype), None, record))
-                return
+                return Done(np.frombuffer(record.answer, self._model.output_dtype), None, record)
         if asked.step is not None and asked.step != record.step:
             raise StepConflictError(asked.session_id, asked.step, record.step)
-        work.state = self._call.memory(record.state)
+        return None
 
     def _compute(self, rows: Sequence[Work]) -> None:
         taken = [work.take() for work in rows]
@@ -146,13 +165,13 @@ class Executor:
             now,
             before.ttl_s,
             now + before.ttl_s,
-            self._model.layout.pack(work.state),
+            work.state,
             before.surprise.after(surprises(self._model, outputs)),
             asked.request_id,
             work.digest,
             outputs.tobytes() if asked.request_id else b"",
         )
-        return Change(work.line, before.revision, record)
+        return Change(work.line, before.revision, record, advances=True)
 
 
 def array_of(model: StepModel, inputs: Inputs, field: str = "inputs") -> NDArray[np.float32]:
@@ -160,8 +179,8 @@ def array_of(model: StepModel, inputs: Inputs, field: str = "inputs") -> NDArray
     return to_array(inputs, model.manifest.features, field)
 
 
-def _read(model: StepModel, works: Sequence[Work]) -> None:
-    """Makes arrays of the items' inputs, of all together where that goes; those at fault are told so."""
+def _read(model: StepModel, works: Sequence[Work]) -> dict[Work, InvalidInputError]:
+    """Makes arrays of the items' inputs, of all together where that goes; returns those at fault, and why."""
     unread: list[tuple[Work, Any]] = [(work, work.inputs) for work in works if not isinstance(work.inputs, np.ndarray)]
     forms = {type(inputs[0]) for _, inputs in unread}
     if len(unread) > 1 and (forms == {list} or forms <= {int, float}):
@@ -174,12 +193,14 @@ def _read(model: StepModel, works: Sequence[Work]) -> None:
             for work, inputs in unread:
                 work.inputs = joined[start : start + len(inputs)]
                 start += len(inputs)
-            return
+            return {}
+    faults = {}
     for work, inputs in unread:
         try:
             work.inputs = array_of(model, inputs)
         except InvalidInputError as error:
-            work.settle(error)
+            faults[work] = error
+    return faults
 
 
 def living(session_id: str, record: Record | DamagedRecordError | None, now: float) -> Record:
@@ -198,7 +219,7 @@ def living(session_id: str, record: Record | DamagedRecordError | None, now: flo
 def state_of(model: StepModel, record: Record) -> State:
     """(1,) the state that the record holds. Raises DamagedRecordError."""
     try:
-        return model.layout.from_bytes(record.state)
+        return model.layout.stack([record.state])
     except StateError as error:
         raise DamagedRecordError(str(error)) from error
 

@@ -6,6 +6,7 @@ in the event loop is short, and a long one is in a thread of its own.
 
 import logging
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any
 
 import gevent
@@ -16,7 +17,8 @@ from service.engine.scheduler import Scheduler
 from service.engine.work import Work
 from service.errors import AbandonedError, DeadlineError, OnwardError
 
-MOST_TURNS = 8
+QUIET, MOST = 0.01, 0.25
+"""How long others are let in between two batches, as shares of what a batch took: once nothing comes, and in all."""
 
 log = logging.getLogger(__name__)
 
@@ -42,17 +44,24 @@ class Queue:
         while True:
             self._wake.wait()
             self._wake.clear()
+            began = perf_counter()
             while self._run_one():
-                self._let_in()
+                self._let_in(perf_counter() - began)
+                began = perf_counter()
 
-    def _let_in(self) -> None:
-        """Lets others run; as long as each turn of the loop brings more to do, it joins the next batch."""
-        waiting = -1
-        for _ in range(MOST_TURNS):
-            if waiting == self._scheduler.waiting:
-                break
-            waiting = self._scheduler.waiting
+    def _let_in(self, took: float) -> None:
+        """Lets others run: whoever was just answered may be back in time for the next batch.
+
+        As long as each turn of the loop brings more to do, it joins; idle turns cost little beside a long batch.
+        """
+        turn()  # what the batch has ended is answered
+        began = since = now = perf_counter()
+        waiting = self._scheduler.waiting
+        while now - since <= QUIET * took and now - began <= MOST * took:
             turn()
+            now = perf_counter()
+            if waiting != self._scheduler.waiting:
+                waiting, since = self._scheduler.waiting, now
 
     def _run_one(self) -> bool:
         batch, late = self._scheduler.batch(self._monotonic())

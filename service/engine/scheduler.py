@@ -41,11 +41,13 @@ class Scheduler(Generic[I]):
         self.waiting = 0
 
     def add(self, item: I) -> None:
-        line = self._lines.setdefault(item.line, deque())
-        line.append(item)
         self.waiting += 1
-        if len(line) == 1:
+        line = self._lines.get(item.line)
+        if line is None:
+            self._lines[item.line] = deque((item,))
             self._queue(item)
+        else:
+            line.append(item)
 
     def batch(self, now: float) -> tuple[list[I], list[I]]:
         """The items to run next, at most one a line, and those that are dropped before they run: late, or over.
@@ -55,13 +57,12 @@ class Scheduler(Generic[I]):
         rows: list[I] = []
         late: list[I] = []
         while self._ready and not rows:
-            chosen = min(self._ready, key=lambda of: self._ready[of][0][0])
+            chosen = min(self._ready, key=self._longest_ready) if len(self._ready) > 1 else next(iter(self._ready))
             queue, longest = self._ready[chosen], 0
             while queue and len(rows) < self._max_rows:
-                line = queue[0][1]
-                item = self._first_in_time(line, now, late)
-                if item is not None and _class(item.size) == chosen:
-                    longest = max(longest, item.size)
+                item = self._first_in_time(queue[0][1], now, late)
+                if item is not None and _class(size := item.size) == chosen:
+                    longest = max(longest, size)
                     if rows and (len(rows) + 1) * longest > self._max_cells:
                         break
                     rows.append(item)
@@ -88,17 +89,24 @@ class Scheduler(Generic[I]):
 
     def _queue(self, item: I) -> None:
         self._turn += 1
-        self._ready.setdefault(_class(item.size), deque()).append((self._turn, item.line))
+        of = _class(item.size)
+        queue = self._ready.get(of)
+        if queue is None:
+            queue = self._ready[of] = deque()
+        queue.append((self._turn, item.line))
+
+    def _longest_ready(self, of: int) -> int:
+        return self._ready[of][0][0]
 
     def _first_in_time(self, key: Hashable, now: float, late: list[I]) -> I | None:
         line = self._lines[key]
-        while line and (line[0].over or line[0].deadline <= now):
+        while (item := line[0]).over or item.deadline <= now:
             late.append(line.popleft())
             self.waiting -= 1
-        if not line:
-            del self._lines[key]
-            return None
-        return line[0]
+            if not line:
+                del self._lines[key]
+                return None
+        return item
 
 
 @cache

@@ -85,7 +85,8 @@ class Work:
     @property
     def size(self) -> int:
         """How many steps the next call may take."""
-        return min(len(self.inputs) - self._consumed, self.chunk) or 1
+        left = len(self.inputs) - self._consumed
+        return left if 0 < left <= self.chunk else min(left, self.chunk) or 1
 
     @property
     def finished(self) -> bool:
@@ -94,6 +95,8 @@ class Work:
     def take(self) -> NDArray[np.float32]:
         """(size, features) the inputs of the next call."""
         assert isinstance(self.inputs, np.ndarray)
+        if not self._consumed and len(self.inputs) <= self.chunk:
+            return self.inputs
         if self._consumed < len(self.inputs):
             return self.inputs[self._consumed : self._consumed + self.chunk]
         return self.model.fed_back(self.outputs[-1][-1:])

@@ -12,7 +12,6 @@ import fcntl
 import os
 import struct
 import sys
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,12 +20,12 @@ import lmdb
 
 from service.errors import DamagedRecordError, StoreFullError, StoreUnavailableError
 from service.sessions import record as records
+from service.sessions.known import Known
 from service.sessions.record import Record
-from service.sessions.store import Change, Page
+from service.sessions.store import Change, Loaded, Page
 
 FIRST_MAP_BYTES = 2**30
 SCANNED_PER_PAGE = 10_000
-KNOWN_BYTES = 4 * 2**20
 
 _TIME = struct.Struct(">Q")  # milliseconds, so that keys sort by time
 _COUNT = struct.Struct("<q")
@@ -56,11 +55,13 @@ class LmdbStore:
         self._known = Known()
         self._dirty = True  # a process that was killed may have left commits that no one has flushed
 
-    def load_many(self, keys: Sequence[bytes]) -> list[Record | DamagedRecordError | None]:
-        def load(txn: Any) -> list[Record | DamagedRecordError | None]:
-            return [self._known.decoded(key, txn.get(key)) for key in keys]
-
-        return self._read(load)
+    def load_many(self, keys: Sequence[bytes], *, fresh: bool = True) -> list[Loaded]:
+        known = [None if fresh else self._known.get(key) for key in keys]
+        unknown = [key for key, record in zip(keys, known, strict=True) if record is None]
+        if not unknown:
+            return list(known)
+        loaded = iter(self._read(lambda txn: [_decoded(txn.get(key)) for key in unknown]))
+        return [next(loaded) if record is None else record for record in known]
 
     def commit_many(self, changes: Sequence[Change]) -> list[bool]:
         packed = [change.record.to_bytes() for change in changes]
@@ -69,22 +70,24 @@ class LmdbStore:
             return [self._commit(txn, change, data) for change, data in zip(changes, packed, strict=True)]
 
         committed = self._write(commit)
-        for change, data, done in zip(changes, packed, committed, strict=True):
+        for change, done in zip(changes, committed, strict=True):
             if done:
-                self._known.keep(change.key, data, change.record)
+                self._known.keep(change.key, change.record)
+            else:
+                self._known.forget(change.key)
         return committed
 
     def _commit(self, txn: Any, change: Change, data: bytes) -> bool:
         stored = txn.get(change.key)
         if (None if stored is None else records.revision_of(stored)) != change.expected:
             return False
-        self._put(txn, change.key, stored, change.record, data)
+        if change.advances:
+            txn.put(change.key, data)
+        else:
+            self._put(txn, change.key, stored, change.record, data)
         return True
 
     def _put(self, txn: Any, key: bytes, stored: bytes | None, record: Record, data: bytes) -> None:
-        if stored is not None and records.same_group(stored, data):
-            txn.put(key, data, db=self._sessions)
-            return
         before, after = None if stored is None else records.counted_as(stored), records.counted_as(data)
         txn.put(key, data, db=self._sessions)
         txn.put(_due(record, key), b"", db=self._expiry)
@@ -219,32 +222,6 @@ class LmdbStore:
             raise StoreFullError(f"it has {size} bytes and cannot have more: {error}") from error
 
 
-class Known:
-    """The records that this process wrote last, by their bytes: the same bytes need not be decoded again.
-
-    Nothing is taken on trust: what is stored is read each time. Bounded by bytes.
-    """
-
-    def __init__(self, most_bytes: int = KNOWN_BYTES) -> None:
-        self._records: OrderedDict[bytes, tuple[bytes, Record]] = OrderedDict()
-        self._most, self._bytes = most_bytes, 0
-
-    def decoded(self, key: bytes, stored: bytes | None) -> Record | DamagedRecordError | None:
-        known = self._records.get(key)
-        return known[1] if known is not None and known[0] == stored else _decoded(stored)
-
-    def keep(self, key: bytes, data: bytes, record: Record) -> None:
-        before = self._records.pop(key, None)
-        self._bytes += _weight(data) - (0 if before is None else _weight(before[0]))
-        self._records[key] = (data, record)
-        while self._bytes > self._most:
-            self._bytes -= _weight(self._records.popitem(last=False)[1][0])
-
-
-def _weight(data: bytes) -> int:
-    return 700 + 2 * len(data)  # as bytes, as a record, and Python's objects
-
-
 def _claim(folder: Path) -> int:
     """Shares the folder with processes of the same machine and container only; returns the file that holds the claim.
 
@@ -272,7 +249,7 @@ def _due(record: Record, key: bytes) -> bytes:
     return _TIME.pack(max(0, int(record.expires_at * 1000))) + key
 
 
-def _decoded(data: bytes | None) -> Record | DamagedRecordError | None:
+def _decoded(data: bytes | None) -> Loaded:
     if data is None:
         return None
     try:

@@ -6,6 +6,7 @@ model that gives them meaning. No pickle: a fixed head, then sections, a checksu
 
 import struct
 import zlib
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from service.errors import DamagedRecordError
@@ -17,23 +18,20 @@ TOMBSTONE_S = 86_400.0
 
 NO_DIGEST = bytes(16)
 
-_MAGIC = b"OWR\x01"  # Onward record, format 1
+_MAGIC = b"OWR\x02"  # Onward record, format 2
 _CRC = struct.Struct("<4sI")
 _HEAD = struct.Struct("<QQddddBQddI32s16sHHHII")
-_ENDED_AT = _CRC.size + struct.calcsize("<QQdddd")
-_REF = slice(_CRC.size + struct.calcsize("<QQddddBQdd"), _CRC.size + struct.calcsize("<QQddddBQddI32s"))
-_NAMES, _NAMES_AT = struct.Struct("<HH"), _CRC.size + struct.calcsize("<QQddddBQddI32s16s")
 _START = _CRC.size + _HEAD.size
 _ENDED: tuple[Ended | None, ...] = (None, "expired", "deleted")
 _RECENT_WEIGHT = 0.1
 
 
 class Ref(NamedTuple):
-    """The bundle that a session runs on: its name, its version, and the sha256 of its graph."""
+    """The bundle that a session runs on: its name, its version, and the digest of its graph and layout."""
 
     model: str
     version: int
-    sha256: bytes
+    digest: bytes
 
 
 class Surprise(NamedTuple):
@@ -77,7 +75,8 @@ class Record(NamedTuple):
     ended: Ended | None = None
 
     def to_bytes(self) -> bytes:
-        tenant, model, request = self.tenant.encode(), self.ref.model.encode(), self.request_id.encode()
+        names, tenant, model = _names(self.tenant, self.ref.model)
+        request = self.request_id.encode()
         head = _HEAD.pack(
             self.revision,
             self.step,
@@ -90,16 +89,16 @@ class Record(NamedTuple):
             self.surprise.mean,
             self.surprise.recent,
             self.ref.version,
-            self.ref.sha256,
+            self.ref.digest,
             self.request_digest,
-            len(tenant),
-            len(model),
+            tenant,
+            model,
             len(request),
             len(self.answer),
             len(self.state),
         )
-        body = b"".join((head, tenant, model, request, self.answer, self.state))
-        return _CRC.pack(_MAGIC, zlib.crc32(body)) + body
+        body = b"".join((head, names, request, self.answer))
+        return b"".join((_CRC.pack(_MAGIC, zlib.crc32(self.state, zlib.crc32(body))), body, self.state))
 
     def alive(self, now: float) -> bool:
         return self.ended is None and now < self.expires_at
@@ -121,6 +120,13 @@ class Record(NamedTuple):
         return self.expires_at - TOMBSTONE_S
 
 
+@lru_cache(1024)
+def _names(tenant: str, model: str) -> tuple[bytes, int, int]:
+    """Both as bytes, and the length of each: nearly every step's are those of a step before."""
+    one, other = tenant.encode(), model.encode()
+    return one + other, len(one), len(other)
+
+
 def from_bytes(data: bytes) -> Record:
     """The record that `to_bytes` wrote. Raises DamagedRecordError."""
     if len(data) < _START or data[: len(_MAGIC)] != _MAGIC:
@@ -129,7 +135,7 @@ def from_bytes(data: bytes) -> Record:
         raise DamagedRecordError("its checksum does not match")
     (
         revision, step, created_at, last_step_at, ttl_s, expires_at, ended, count, mean, recent, version,
-        sha256, digest, *lengths,
+        digest, request_digest, *lengths,
     ) = _HEAD.unpack_from(data, _CRC.size)  # fmt: skip
     sections, place = [], _START
     for length in lengths:
@@ -138,26 +144,16 @@ def from_bytes(data: bytes) -> Record:
     tenant, model, request, answer, state = sections
     if place != len(data):
         raise DamagedRecordError(f"{len(data)} bytes long, its sections end at {place}")
-    ref, surprise = Ref(model.decode(), version, sha256), Surprise(count, mean, recent)
+    ref, surprise = Ref(model.decode(), version, digest), Surprise(count, mean, recent)
     return Record(
         revision, tenant.decode(), ref, step, created_at, last_step_at, ttl_s, expires_at, state, surprise,
-        request.decode(), digest, answer, _ENDED[ended],
+        request.decode(), request_digest, answer, _ENDED[ended],
     )  # fmt: skip
 
 
 def revision_of(data: bytes) -> int:
     """The revision of a record's bytes, without reading the rest."""
     return int.from_bytes(data[_CRC.size : _CRC.size + 8], "little")
-
-
-def same_group(one: bytes, other: bytes) -> bool:
-    """Whether two living records' bytes count for one `model/version` of one tenant, without reading the rest."""
-    if one[_ENDED_AT] or other[_ENDED_AT] or one[_REF] != other[_REF]:
-        return False
-    names = slice(_START, _START + sum(_NAMES.unpack_from(one, _NAMES_AT)))
-    return one[_NAMES_AT : _NAMES_AT + _NAMES.size] == other[_NAMES_AT : _NAMES_AT + _NAMES.size] and (
-        one[names] == other[names]
-    )
 
 
 def counted_as(data: bytes) -> str | None:

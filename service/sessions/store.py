@@ -11,13 +11,19 @@ from typing import NamedTuple, Protocol
 from service.errors import DamagedRecordError
 from service.sessions.record import Record
 
+Loaded = Record | DamagedRecordError | None
+
 
 class Change(NamedTuple):
-    """Set `key` to `record` if its revision is `expected`; None: if the store has nothing under it."""
+    """Set `key` to `record` if its revision is `expected`; None: if the store has nothing under it.
+
+    advances: the record is a living session's next one, on the same model, so nothing but the record changes.
+    """
 
     key: bytes
     expected: int | None
     record: Record
+    advances: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +35,12 @@ class Page:
 
 
 class Store(Protocol):
-    def load_many(self, keys: Sequence[bytes]) -> list[Record | DamagedRecordError | None]:
-        """One entry a key: its record (ended ones too), an error where its bytes are none, None where nothing is."""
+    def load_many(self, keys: Sequence[bytes], *, fresh: bool = True) -> list[Loaded]:
+        """One entry a key: its record (ended ones too), an error where its bytes are none, None where nothing is.
+
+        fresh: what the store has now. If not, it may be what this process committed last, which is good enough to go on
+        from, as `commit_many` refuses what does not follow the store's own; never to refuse anybody anything.
+        """
 
     def commit_many(self, changes: Sequence[Change]) -> list[bool]:
         """Applies every change whose expectation holds; True for these. Durable against a killed process on return."""

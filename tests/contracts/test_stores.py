@@ -2,12 +2,14 @@
 
 import multiprocessing
 from collections.abc import Iterator
+from copy import copy
 from pathlib import Path
 
 import pytest
 
 from service.errors import DamagedRecordError
 from service.sessions import record as records
+from service.sessions.known import Known
 from service.sessions.opening import open_store
 from service.sessions.record import TOMBSTONE_S, Record, Ref
 from service.sessions.store import Change, Store
@@ -197,6 +199,22 @@ def test_processes_that_race_win_each_revision_once(uri: str) -> None:
     assert min(won) > 0
 
 
+def test_what_is_not_fresh_can_be_gone_on_from_or_is_refused(uri: str) -> None:
+    """A process may be told what it committed last; what does not follow the store's own is refused."""
+    mine = open_store(uri)
+    other = beside(mine)
+    mine.commit_many([Change(key("a"), None, session(1)), Change(key("b"), None, session(1))])
+    other.commit_many([Change(key("a"), 1, session(2, step=1), advances=True)])
+    assert mine.load_many([key("a"), key("x"), key("b")]) == [session(2, step=1), None, session(1)]
+    behind, nothing, known = mine.load_many([key("a"), key("x"), key("b")], fresh=False)
+    assert behind in (session(1), session(2, step=1))
+    assert (nothing, known) == (None, session(1))
+    changes = [Change(key(name), 1, session(2, step=1), advances=True) for name in "ab"]
+    assert mine.commit_many(changes) == [False, True]
+    assert mine.load_many([key("a"), key("b")], fresh=False) == [session(2, step=1)] * 2
+    mine.close()
+
+
 def test_a_damaged_record_is_an_error_of_its_own_row(uri: str) -> None:
     """Damage is reported for the key that has it, and the neighbours load."""
     store = open_store(uri)
@@ -221,9 +239,17 @@ def test_a_damaged_record_is_set_aside_on_demand(uri: str) -> None:
     store.close()
 
 
+def beside(store: Store) -> Store:
+    """The same store as another process has it: with a memory of its own. LMDB opens a file once a process."""
+    other = copy(store)
+    vars(other)["_known"] = Known()
+    return other
+
+
 def damage(uri: str, store: Store, where: bytes) -> None:
     """Flips a bit of the stored bytes, below the store."""
     assert uri.startswith("lmdb:")
+    vars(store)["_known"].forget(where)  # as a process finds it that did not write it
     environment = vars(store)["_env"]
     table = vars(store)["_sessions"]
     with environment.begin(db=table, write=True) as txn:

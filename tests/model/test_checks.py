@@ -1,6 +1,6 @@
 """The checks must find what they say they find."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,10 +33,8 @@ class Faulty(StepModel):
 class Lossy(Layout):
     """A layout whose bytes lose the last bit of each row's first float."""
 
-    def to_bytes(self, row: np.void) -> bytes:
-        kept = np.array([row], self.dtype)
-        kept.view(np.uint8)[0] ^= 1
-        return super().to_bytes(kept[0])
+    def stack(self, rows: Sequence[bytes]) -> State:
+        return super().stack([bytes([row[0] ^ 1]) + row[1:] for row in rows])
 
 
 def faulty(tmp_path: Path, cell: Cell, fault: Fault) -> Faulty:

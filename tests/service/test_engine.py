@@ -26,7 +26,7 @@ from service.sessions import record as records
 from service.sessions.lmdb import LmdbStore
 from service.sessions.record import TOMBSTONE_S, Record
 from service.sessions.store import Change
-from tests.contracts.test_stores import damage
+from tests.contracts.test_stores import beside, damage
 from tests.reference import ZOO, BareLoop, pulse
 from tests.service.conftest import Clock
 
@@ -100,11 +100,11 @@ def test_a_step_that_another_process_overtook_is_computed_anew(
             overtaken.append(True)
             before = store.load_many([records.key(T, "s")])[0]
             assert isinstance(before, Record)
-            state = model.layout.from_bytes(before.state)
+            state = model.layout.stack([before.state])
             _, after = model.run(np.array([inputs[1:2]], np.float32), np.array([1], np.int32), state)
             step = Record(**{
                 **before._asdict(),
-                "revision": before.revision + 1, "step": 2, "state": model.layout.to_bytes(after[0]),
+                "revision": before.revision + 1, "step": 2, "state": after.tobytes(),
             })  # fmt: skip
             assert store.commit_many([Change(records.key(T, "s"), before.revision, step)]) == [True]
         return run(self, *args)
@@ -115,6 +115,35 @@ def test_a_step_that_another_process_overtook_is_computed_anew(
     assert answer.step == 3
     expected = BareLoop(ZOO / "pulse/1").run(inputs)
     assert answer.outputs["mean"].tobytes() == expected["mean"][2:].tobytes()
+
+
+def test_what_another_process_did_since_is_known(engine: Engine, store: LmdbStore) -> None:
+    """A process that remembers a session goes on from what the others made of it: steps, retries, ends."""
+    inputs = pulse(4)
+    for name in "abc":
+        engine.create(T, "pulse", session_id=name)
+        engine.step(T, name, inputs[:1], request_id="first")
+    elsewhere = Engine(open_all(ZOO), beside(store), Limits(), clock=vars(engine)["_clock"])
+    elsewhere.start()
+    told = elsewhere.step(T, "a", inputs[1:2], request_id="second")
+    elsewhere.step(T, "b", inputs[1:2])
+    elsewhere.delete(T, "c")
+    again = engine.step(T, "a", inputs[1:2], request_id="second")
+    assert (again.step, again.outputs.tobytes()) == (2, told.outputs.tobytes())
+    with pytest.raises(StepConflictError) as conflict:
+        engine.step(T, "b", inputs[2:3], step=1)
+    assert conflict.value.expected == 2
+    assert engine.step(T, "b", inputs[2:3], step=2).step == 3
+    elsewhere.step(T, "b", inputs[3:])
+    with pytest.raises(SessionEndedError):
+        engine.step(T, "c", inputs[1:2])
+    elsewhere.create(T, "weather", session_id="c")
+    assert engine.step(T, "c", [[1, 2, 3, 4]]).step == 1
+    expected = BareLoop(ZOO / "pulse/1").run(inputs)
+    after = elsewhere.step(T, "b", inputs[:1])
+    assert after.outputs.tobytes() != told.outputs.tobytes()
+    assert engine.step(T, "a", inputs[2:]).outputs["mean"].tobytes() == expected["mean"][2:].tobytes()
+    gevent.killall(vars(elsewhere)["_greenlets"])  # its store is the other's too
 
 
 def test_an_overtaken_step_that_named_its_step_conflicts(

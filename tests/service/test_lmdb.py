@@ -11,8 +11,8 @@ from typing import Any
 import lmdb
 import pytest
 
-from service.errors import DamagedRecordError, StoreFullError, StoreUnavailableError
-from service.sessions.lmdb import Known, LmdbStore
+from service.errors import StoreFullError, StoreUnavailableError
+from service.sessions.lmdb import LmdbStore
 from service.sessions.record import Record
 from service.sessions.store import Change
 from tests.contracts.test_stores import NOW, key, session
@@ -134,18 +134,3 @@ def test_a_flush_that_failed_is_tried_again(tmp_path: Path) -> None:
     store.flush()
     assert disk.flushes == 3
     store.close()
-
-
-def test_what_is_known_is_bounded_and_never_trusted() -> None:
-    """A record is taken from memory only where the very bytes are stored; the oldest give way."""
-    known = Known(most_bytes=20_000)
-    kept = [big(revision) for revision in range(10)]
-    for number, record in enumerate(kept):
-        known.keep(key(f"s{number}"), record.to_bytes(), record)
-    assert known.decoded(key("s9"), kept[9].to_bytes()) is kept[9]
-    assert known.decoded(key("s9"), kept[8].to_bytes()) == kept[8]
-    assert known.decoded(key("s9"), None) is None
-    assert isinstance(known.decoded(key("s9"), b"other"), DamagedRecordError)
-    first = known.decoded(key("s0"), kept[0].to_bytes())
-    assert first == kept[0]
-    assert first is not kept[0]

@@ -1,0 +1,37 @@
+"""The records that this process committed last: what a store need not be asked for again.
+
+Owns how many of them are remembered. Whether one is still what the store has, the next commit tells: it is compared.
+"""
+
+from collections import OrderedDict
+
+from service.sessions.record import Record
+
+MOST_BYTES = 4 * 2**20
+_OBJECTS = 900
+"""What a record takes beside its state and answer, as Python's objects: about so many bytes."""
+
+
+class Known:
+    """Bounded by bytes; what was committed longest ago is forgotten first."""
+
+    def __init__(self, most_bytes: int = MOST_BYTES) -> None:
+        self._records: OrderedDict[bytes, tuple[Record, int]] = OrderedDict()  # with their weights
+        self._most, self._bytes = most_bytes, 0
+
+    def get(self, key: bytes) -> Record | None:
+        known = self._records.get(key)
+        return None if known is None else known[0]
+
+    def keep(self, key: bytes, record: Record) -> None:
+        self.forget(key)
+        weight = _OBJECTS + len(record.state) + len(record.answer)
+        self._records[key] = record, weight
+        self._bytes += weight
+        while self._bytes > self._most:
+            self._bytes -= self._records.popitem(last=False)[1][1]
+
+    def forget(self, key: bytes) -> None:
+        before = self._records.pop(key, None)
+        if before is not None:
+            self._bytes -= before[1]
