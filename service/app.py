@@ -26,7 +26,7 @@ def create_engine(settings: Settings) -> Engine:
         exact=settings.exact,
     )
     opened = open_all(settings.models, threads=settings.threads)
-    return Engine(opened, open_store(settings.store), limits)
+    return Engine(opened, open_store(settings.store, fsync=settings.fsync == "always"), limits)
 
 
 def create_app(settings: Settings, engine: Engine) -> Flask:

@@ -6,6 +6,7 @@ from flask import Flask
 
 from model.manifest import Feature
 from model.runner import StepModel
+from service.sessions.opening import without_secrets
 from service.settings import Settings
 from service.wsgi import engine_of
 
@@ -17,7 +18,7 @@ def text(settings: Settings, app: Flask, listening: str | tuple[str, int]) -> st
     if not isinstance(listening, str):
         host = bind.rpartition(":")[0]
         bind = f"{'127.0.0.1' if host in {'0.0.0.0', '[::]'} else host}:{listening[1]}"  # noqa: S104  (an address to try)
-    lines = ["", f"Onward serves {settings.models} at {_url(bind)}, sessions in {settings.store}", ""]
+    lines = ["", f"Onward serves {settings.models} at {_url(bind)}, sessions in {without_secrets(settings.store)}", ""]
     for name, versions in sorted(engine.models.items()):
         lines.append(
             f"  {name} {', '.join(map(str, sorted(versions)))}: {versions[max(versions)].manifest.description}"

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from model import ZOO
 
 PREFIX = "ONWARD_"
+NETWORKED = {"redis", "rediss", "redis+cluster", "rediss+cluster"}
 
 
 class SettingsError(Exception):
@@ -53,7 +54,8 @@ class Settings(BaseSettings):
     )
     connections: Annotated[int, Field(ge=1, le=1_000_000, description="open connections a worker process takes")] = 4000
     store: str = Field(
-        default_factory=_default_store, description="where sessions live: lmdb:///path; default: the user's data folder"
+        default_factory=_default_store,
+        description="where sessions live: lmdb:///path or redis://host:port/0; default: the user's data folder",
     )
     models: Annotated[Path, Field(description="the repository of models; default: the bundles that ship")] = ZOO
     threads: Annotated[int, Field(ge=1, le=256, description="ONNX Runtime's threads for one call")] = 1
@@ -76,6 +78,12 @@ class Settings(BaseSettings):
     max_sequences: Annotated[int, Field(ge=1, description="most sequences in one predict call")] = 1024
     max_waiting: Annotated[int, Field(ge=1, description="most requests that may wait in a worker process")] = 10_000
     flush_s: Annotated[float, Field(gt=0, le=3600, description="seconds between flushes of the store to disk")] = 1.0
+    fsync: Annotated[
+        Literal["interval", "always"],
+        Field(
+            description="LMDB: when a commit is on disk, at the next flush or before it is answered"
+        ),
+    ] = "interval"
     sweep_s: Annotated[float, Field(gt=0, le=3600, description="seconds between sweeps of expired sessions")] = 5.0
 
     @field_validator("bind")
@@ -92,8 +100,13 @@ class Settings(BaseSettings):
     @classmethod
     def _a_store(cls, store: str) -> str:
         parts = urlsplit(store)
-        if parts.scheme != "lmdb" or parts.netloc or len(parts.path) < 2:
-            raise ValueError("expected lmdb:///path/of/a/folder")
+        is_path = not parts.netloc.rpartition("@")[2] and len(parts.path) > 1
+        is_host = bool(parts.hostname) and parts.port != 0  # a port that is no number is said to be none
+        if not (is_path if parts.scheme in {"lmdb", "unix"} else is_host and parts.scheme in NETWORKED):
+            raise ValueError(
+                "expected lmdb:///path/of/a/folder, redis://host:port/0, rediss://..., redis+cluster://host:port, "
+                "rediss+cluster://... or unix:///path/of/a/socket"
+            )
         return store
 
     @model_validator(mode="after")

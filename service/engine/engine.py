@@ -8,7 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from secrets import randbits, token_hex
+from secrets import token_hex
 from typing import Any, NamedTuple
 
 import gevent
@@ -195,7 +195,7 @@ class Engine:
             surprise = surprise.after(surprises(model, done.outputs))
         now, ttl = self._clock(), ttl_s or self.limits.ttl_s
         record = Record(
-            revision=randbits(62),
+            revision=records.new_revision(),
             tenant=tenant,
             ref=ref_of(model),
             step=step,

@@ -30,7 +30,7 @@ from service.errors import (
     StepConflictError,
     UnknownSessionError,
 )
-from service.sessions.record import Record, Ref
+from service.sessions.record import Record, Ref, new_revision
 from service.sessions.store import Change, Store
 
 
@@ -114,8 +114,9 @@ class Executor:
                 if work.digest != record.request_digest:
                     raise RequestReusedError(asked.request_id)
                 return Done(np.frombuffer(record.answer, self._model.output_dtype), None, record)
-        if asked.step is not None and asked.step != record.step:
-            raise StepConflictError(asked.session_id, asked.step, record.step)
+        believed = work.reached if asked.step is None and record.step < work.reached else asked.step
+        if believed is not None and believed != record.step:  # or the store has lost steps that this process knows of
+            raise StepConflictError(asked.session_id, believed, record.step)
         return None
 
     def _compute(self, rows: Sequence[Work]) -> None:
@@ -157,7 +158,7 @@ class Executor:
         assert before is not None
         assert work.state is not None
         record = Record(
-            before.revision + 1,
+            new_revision(),
             before.tenant,
             before.ref,
             before.step + len(outputs),

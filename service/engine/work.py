@@ -73,6 +73,7 @@ class Work:
     state: bytes | None = None  # a row's memory, None until the record is loaded
     record: Record | None = None
     digest: bytes = NO_DIGEST
+    reached: int = 0  # the step that the session was at where this item was computed, and overtaken
     outcome: Done | BaseException | None = None
     outputs: list[Outputs] = field(default_factory=list)
     _consumed: int = 0
@@ -112,6 +113,8 @@ class Work:
 
     def restart(self) -> None:
         """Forgets all progress: another process moved the session in between."""
+        if self.record is not None:
+            self.reached = self.record.step
         self._consumed, self._rolled, self.state, self.record = 0, 0, None, None
         self.outputs.clear()
 

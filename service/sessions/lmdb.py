@@ -1,7 +1,7 @@
 """The LMDB store: sessions in one memory-mapped file, shared by all worker processes of a machine.
 
 Committed means written to the file's pages: a killed process, or all of them killed, loses nothing. The pages reach the
-disk at the next `flush`: a crash of the operating system may lose what came after it.
+disk at the next `flush`, or with `fsync` at once: a crash of the operating system may lose what came after it.
 
 Tables: `sessions` and `damaged` (key -> record), `expiry` (time, key -> nothing), `counts` (model/version -> number).
 A step does not touch `expiry`: the sweep finds a session at the time it was due at first, sees that it lives on, and
@@ -36,14 +36,14 @@ T = TypeVar("T")
 class LmdbStore:
     """Satisfies `Store`. Open one a process, after the fork, and close it."""
 
-    def __init__(self, folder: Path, *, map_bytes: int = FIRST_MAP_BYTES) -> None:
-        """Makes the folder if need be. Raises StoreUnavailableError."""
+    def __init__(self, folder: Path, *, map_bytes: int = FIRST_MAP_BYTES, fsync: bool = False) -> None:
+        """Makes the folder if need be. fsync: a commit returns once it is on disk. Raises StoreUnavailableError."""
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._place = _claim(folder)
             self._sweep_lock = os.open(folder / "sweep.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             self._env: Any = lmdb.open(
-                str(folder), map_size=map_bytes, max_dbs=4, max_readers=1024, sync=False, metasync=False, mode=0o600
+                str(folder), map_size=map_bytes, max_dbs=4, max_readers=1024, sync=fsync, metasync=fsync, mode=0o600
             )
             self._env.reader_check()
             self._sessions = self._env.open_db(b"sessions")
@@ -250,9 +250,4 @@ def _due(record: Record, key: bytes) -> bytes:
 
 
 def _decoded(data: bytes | None) -> Loaded:
-    if data is None:
-        return None
-    try:
-        return records.from_bytes(data)
-    except DamagedRecordError as error:
-        return error
+    return None if data is None else records.decoded(data)

@@ -7,6 +7,7 @@ model that gives them meaning. No pickle: a fixed head, then sections, a checksu
 import struct
 import zlib
 from functools import lru_cache
+from random import getrandbits
 from typing import Literal, NamedTuple
 
 from service.errors import DamagedRecordError
@@ -53,8 +54,8 @@ class Surprise(NamedTuple):
 class Record(NamedTuple):
     """A session. Times are in seconds since 1970 UTC.
 
-    `revision` starts at a random number and grows with every commit; stores compare and set on it, so that a step is
-    never applied to another state than it was computed from, even where a session was ended and created anew.
+    `revision` is a random number, a new one for each commit; stores compare and set on it, so that a step is never
+    applied to another state than it was computed from, even where a session was ended and created anew.
     `ended` None: alive until `expires_at`. Else a tombstone, kept until `expires_at`. It is a tuple because one is made
     for every step, and a frozen dataclass takes two to three times as long to make.
     """
@@ -151,9 +152,27 @@ def from_bytes(data: bytes) -> Record:
     )  # fmt: skip
 
 
+def decoded(data: bytes) -> Record | DamagedRecordError:
+    """The record, or what is wrong with its bytes."""
+    try:
+        return from_bytes(data)
+    except DamagedRecordError as error:
+        return error
+
+
+def new_revision() -> int:
+    """One that no other commit has."""
+    return getrandbits(64)
+
+
 def revision_of(data: bytes) -> int:
     """The revision of a record's bytes, without reading the rest."""
     return int.from_bytes(data[_CRC.size : _CRC.size + 8], "little")
+
+
+def revision_bytes(revision: int) -> bytes:
+    """As they lie in a record's bytes, from the eighth on."""
+    return revision.to_bytes(8, "little")
 
 
 def counted_as(data: bytes) -> str | None:

@@ -12,7 +12,9 @@ from service.sessions import record as records
 from service.sessions.known import Known
 from service.sessions.opening import open_store
 from service.sessions.record import TOMBSTONE_S, Record, Ref
+from service.sessions.redis import RedisStore
 from service.sessions.store import Change, Store
+from tests.valkey import Server
 
 NOW = 1_800_000_000.0
 
@@ -28,9 +30,14 @@ def key(name: str) -> bytes:
     return records.key("t", name)
 
 
-@pytest.fixture(params=["lmdb"])
+@pytest.fixture(params=["lmdb", "redis", "unix", "redis+cluster"])
 def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return f"{request.param}://{tmp_path}/store"
+    """Of an empty store of each kind."""
+    if request.param == "lmdb":
+        return f"lmdb://{tmp_path}/store"
+    server: Server = request.getfixturevalue("cluster" if "cluster" in request.param else "valkey")
+    server.empty()
+    return server.unix if request.param == "unix" else server.uri
 
 
 @pytest.fixture
@@ -128,7 +135,7 @@ def test_a_sweep_ends_what_is_due_and_only_that(store: Store) -> None:
         [Change(key("idle"), None, session(1, ttl_s=10)), Change(key("busy"), None, session(1, ttl_s=10))]
     )
     stepped = session(2, step=1, ttl_s=10)._replace(expires_at=NOW + 25)
-    store.commit_many([Change(key("busy"), 1, stepped)])
+    store.commit_many([Change(key("busy"), 1, stepped, advances=True)])
     assert store.sweep(NOW + 9) == 0
     assert store.sweep(NOW + 20) == 2  # both were due at first
     idle, busy = store.load_many([key("idle"), key("busy")])
@@ -170,20 +177,19 @@ def test_it_is_kept_when_closed(uri: str) -> None:
 
 
 def race(uri: str, attempts: int) -> int:
-    """Raises one session's revision as often as it can; how often this process won."""
+    """Makes steps of one session as often as it can; how often this process won."""
     store, won = open_store(uri), 0
     for _ in range(attempts):
         before = store.load_many([key("race")])[0]
         assert isinstance(before, Record)
-        won += store.commit_many([Change(key("race"), before.revision, before._replace(revision=before.revision + 1))])[
-            0
-        ]
+        after = before._replace(revision=records.new_revision(), step=before.step + 1)
+        won += store.commit_many([Change(key("race"), before.revision, after)])[0]
     store.close()
     return won
 
 
 def test_processes_that_race_win_each_revision_once(uri: str) -> None:
-    """Four processes: every win is one revision, none is shared, none is lost."""
+    """Four processes: every win is one step, none is shared, none is lost."""
     store = open_store(uri)
     store.commit_many([Change(key("race"), None, session(0))])
     store.close()
@@ -195,7 +201,7 @@ def test_processes_that_race_win_each_revision_once(uri: str) -> None:
     after = store.load_many([key("race")])[0]
     store.close()
     assert isinstance(after, Record)
-    assert after.revision == sum(won)
+    assert after.step == sum(won)
     assert min(won) > 0
 
 
@@ -209,9 +215,9 @@ def test_what_is_not_fresh_can_be_gone_on_from_or_is_refused(uri: str) -> None:
     behind, nothing, known = mine.load_many([key("a"), key("x"), key("b")], fresh=False)
     assert behind in (session(1), session(2, step=1))
     assert (nothing, known) == (None, session(1))
-    changes = [Change(key(name), 1, session(2, step=1), advances=True) for name in "ab"]
+    changes = [Change(key(name), 1, session(3, step=1), advances=True) for name in "ab"]
     assert mine.commit_many(changes) == [False, True]
-    assert mine.load_many([key("a"), key("b")], fresh=False) == [session(2, step=1)] * 2
+    assert mine.load_many([key("a"), key("b")], fresh=False) == [session(2, step=1), session(3, step=1)]
     mine.close()
 
 
@@ -219,7 +225,7 @@ def test_a_damaged_record_is_an_error_of_its_own_row(uri: str) -> None:
     """Damage is reported for the key that has it, and the neighbours load."""
     store = open_store(uri)
     store.commit_many([Change(key(name), None, session()) for name in "abc"])
-    damage(uri, store, key("b"))
+    damage(store, key("b"))
     a, b, c = store.load_many([key("a"), key("b"), key("c")])
     assert isinstance(b, DamagedRecordError)
     assert (a, c) == (session(), session())
@@ -231,7 +237,7 @@ def test_a_damaged_record_is_set_aside_on_demand(uri: str) -> None:
     """Its id is free again, its bytes are kept; a sound record is not touched."""
     store = open_store(uri)
     store.commit_many([Change(key(name), None, session()) for name in "ab"])
-    damage(uri, store, key("b"))
+    damage(store, key("b"))
     for name in "ab":
         store.set_aside(key(name))
     assert store.load_many([key("a"), key("b")]) == [session(), None]
@@ -246,10 +252,13 @@ def beside(store: Store) -> Store:
     return other
 
 
-def damage(uri: str, store: Store, where: bytes) -> None:
-    """Flips a bit of the stored bytes, below the store."""
-    assert uri.startswith("lmdb:")
+def damage(store: Store, where: bytes) -> None:
+    """Flips the last bit of the stored bytes, below the store."""
     vars(store)["_known"].forget(where)  # as a process finds it that did not write it
+    if isinstance(store, RedisStore):
+        server, name = vars(store)["_connected"], b"onward:session:{" + where + b"}"
+        server.setbit(name, 8 * server.strlen(name) - 1, not server.getbit(name, 8 * server.strlen(name) - 1))
+        return
     environment = vars(store)["_env"]
     table = vars(store)["_sessions"]
     with environment.begin(db=table, write=True) as txn:

@@ -175,7 +175,7 @@ def test_a_damaged_record_is_said_to_be(engine: Engine, store: LmdbStore) -> Non
     """Never guessed at: the session answers with damage, its neighbour steps on."""
     for name in ("good", "bad"):
         engine.create(T, "pulse", session_id=name)
-    damage("lmdb:", store, records.key(T, "bad"))
+    damage(store, records.key(T, "bad"))
     with pytest.raises(DamagedRecordError):
         engine.step(T, "bad", [[500]])
     with pytest.raises(DamagedRecordError):

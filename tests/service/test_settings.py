@@ -24,6 +24,11 @@ def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
         ("ONWARD_BIND", "127.0.0.1:99999", "ONWARD_BIND: expected host:port"),
         ("ONWARD_STORE", "sqlite:///x", "ONWARD_STORE: expected lmdb:///path"),
         ("ONWARD_STORE", "lmdb://host/x", "ONWARD_STORE: expected lmdb:///path"),
+        ("ONWARD_STORE", "redis:///x", "ONWARD_STORE: expected lmdb:///path"),
+        ("ONWARD_STORE", "unix://host/x", "ONWARD_STORE: expected lmdb:///path"),
+        ("ONWARD_STORE", "redis://host:many/0", "ONWARD_STORE: Port could not be cast"),
+        ("ONWARD_STORE", "redis+sentinel://host:1/0", "ONWARD_STORE: expected lmdb:///path"),
+        ("ONWARD_FSYNC", "never", "ONWARD_FSYNC: "),
         ("ONWARD_BIND", "0.0.0.0:8000", "ONWARD_ALLOW_ANYONE=1"),
         ("ONWARD_BIND", "[::]:8000", "ONWARD_ALLOW_ANYONE=1"),
         ("ONWARD_BIND", "example.org:8000", "ONWARD_ALLOW_ANYONE=1"),
@@ -37,6 +42,18 @@ def test_what_does_not_fit_is_refused_by_name(
     with pytest.raises(SettingsError) as error:
         settings.read()
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "store",
+    [
+        "lmdb:///var/lib/onward", "unix:///run/valkey.sock", "redis://host", "redis://me:secret@host:6379/1",
+        "rediss://host:6379", "redis+cluster://host:6379", "rediss+cluster://[::1]:6379",
+    ],
+)  # fmt: skip
+def test_each_kind_of_store_is_taken(monkeypatch: pytest.MonkeyPatch, store: str) -> None:
+    monkeypatch.setenv("ONWARD_STORE", store)
+    assert settings.read().store == store
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,313 @@
+"""The store for many machines: sessions in Valkey or Redis, alone or as a cluster.
+
+A session is one key, compared and set in Lua, so every operation on it is atomic. A commit that is sent again because
+its answer was lost is known by its revision, which no other commit has, and applied once. What is committed is as safe
+as the server makes it: see `appendfsync` and replication in docs/durability.md.
+
+Beside the sessions lie indexes, sorted sets that follow them and are never trusted: `ids` (a tenant's session ids),
+`due` (by model/version: keys by when they expire) and `ended` (tombstones by when they are forgotten). An entry is
+added before its session is, so no living session lacks one; what a stopped process left behind is cleared when it is
+due, and until then counts. A step touches no index, as in the LMDB store. The server forgets a session by itself a day
+after it expired, should no worker be there to sweep.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from redis import Redis
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.cluster import RedisCluster
+from redis.exceptions import LockError, OutOfMemoryError, RedisClusterException, RedisError, ResponseError
+from redis.retry import Retry
+
+from service.errors import DamagedRecordError, StoreFullError, StoreUnavailableError
+from service.sessions import record as records
+from service.sessions.known import Known
+from service.sessions.record import TOMBSTONE_S, Record
+from service.sessions.store import Change, Loaded, Page
+
+CLUSTER = "+cluster"
+ANSWER_S, CONNECT_S = 2.0, 1.0
+RETRIES, FIRST_WAIT_S, LONGEST_WAIT_S = 3, 0.05, 0.5
+SWEEP_S = 30
+SCANNED_PER_PAGE = 1000
+
+_LUA = Path(__file__).parent / "lua"
+_GROUPS, _ENDED, _SWEEP = "onward:groups", "onward:ended", "onward:sweep"
+
+T = TypeVar("T")
+
+
+class RedisStore:
+    """Satisfies `Store`. It connects when it is first used, and again whenever it has to."""
+
+    def __init__(self, uri: str) -> None:
+        """uri: redis://, rediss:// (TLS), unix://, or redis+cluster:// and rediss+cluster:// with any node of it."""
+        self._known = Known()
+        self._commit_script, self._forget_script = ((_LUA / name).read_text() for name in ("commit.lua", "forget.lua"))
+        waits = ExponentialWithJitterBackoff(base=FIRST_WAIT_S, cap=LONGEST_WAIT_S)
+        self._options: dict[str, Any] = {
+            "socket_timeout": ANSWER_S, "socket_connect_timeout": CONNECT_S, "retry": Retry(waits, RETRIES),
+        }  # fmt: skip
+        self._uri, self._is_cluster = uri.replace(CLUSTER, "", 1), CLUSTER in uri.partition("://")[0]
+        self._connected: Any = None if self._is_cluster else Redis.from_url(self._uri, **self._options)
+
+    @property
+    def _server(self) -> Any:
+        """A cluster is asked for its nodes at once, and may not be there yet."""
+        if self._connected is None:
+            self._connected = RedisCluster.from_url(self._uri, **self._options)
+        return self._connected
+
+    def load_many(self, keys: Sequence[bytes], *, fresh: bool = True) -> list[Loaded]:
+        known = [None if fresh else self._known.get(key) for key in keys]
+        unknown = [key for key, record in zip(keys, known, strict=True) if record is None]
+        if not unknown:
+            return list(known)
+        loaded = iter(self._guarded(lambda: self._get([_session(key) for key in unknown])))
+        return [_decoded(next(loaded)) if record is None else record for record in known]
+
+    def commit_many(self, changes: Sequence[Change]) -> list[bool]:
+        regrouped = [change for change in changes if not change.advances]
+        try:
+            before = self._announce(regrouped) if regrouped else {}
+            committed = self._guarded(lambda: self._commit(changes))
+        except Exception:
+            for change in changes:  # whether it was applied is not known
+                self._known.forget(change.key)
+            raise
+        for change, done in zip(changes, committed, strict=True):
+            if done:
+                self._known.keep(change.key, change.record)
+            else:
+                self._known.forget(change.key)
+        if regrouped:
+            keys = {change.key for change, done in zip(changes, committed, strict=True) if done}
+            self._settle([change for change in regrouped if change.key in keys], before)
+        return committed
+
+    def _commit(self, changes: Sequence[Change]) -> list[bool]:
+        packed = [
+            (b"" if change.expected is None else records.revision_bytes(change.expected), change.record.to_bytes(),
+             _forgotten_ms(change.record)) for change in changes
+        ]  # fmt: skip
+        if not self._is_cluster:
+            keys = [_session(change.key) for change in changes]
+            done = self._run(self._commit_script, keys, [part for parts in packed for part in parts])
+            return [bool(one) for one in done]
+        pipe = self._server.pipeline(transaction=False)
+        for change, parts in zip(changes, packed, strict=True):
+            pipe.execute_command("EVAL", self._commit_script, 1, _session(change.key), *parts)
+        return [bool(one) for (one,) in pipe.execute()]
+
+    def _announce(self, changes: Sequence[Change]) -> dict[bytes, Loaded]:
+        """Enters what is about to be born; returns what is there before."""
+
+        def announce() -> dict[bytes, Loaded]:
+            pipe = self._server.pipeline(transaction=False)
+            for change in changes:
+                if change.record.ended is None:
+                    self._enter(pipe, change.key, change.record)
+            if len(pipe):
+                pipe.execute()
+            keys = [change.key for change in changes]
+            found = self._get([_session(key) for key in keys])
+            return {key: _decoded(data) for key, data in zip(keys, found, strict=True)}
+
+        return self._guarded(announce)
+
+    def _settle(self, changes: Sequence[Change], before: dict[bytes, Loaded]) -> None:
+        """Brings the indexes after what was committed."""
+
+        def settle() -> None:
+            pipe = self._server.pipeline(transaction=False)
+            left: list[tuple[bytes, bytes]] = []
+            for change in changes:
+                old, new = before.get(change.key), change.record
+                if new.ended is None:
+                    self._enter(pipe, change.key, new)
+                    pipe.zrem(_ENDED, change.key)
+                else:
+                    pipe.zadd(_ENDED, {change.key: new.expires_at})
+                    left.append((_due(new), change.key))
+                if isinstance(old, Record) and _due(old) != _due(new):
+                    left.append((_due(old), change.key))
+            pipe.execute()
+            self._leave(left)
+
+        self._guarded(settle)
+
+    def _leave(self, left: Sequence[tuple[bytes, bytes]]) -> None:
+        """Takes keys out of these `due`, and out of `ids`; whichever lives after all is entered again.
+
+        Whoever creates a session enters it after it is there: so whether that comes before or after, it stays entered.
+        """
+        if not left:
+            return
+        pipe = self._server.pipeline(transaction=False)
+        for due, key in left:
+            pipe.zrem(due, key)
+            pipe.zrem(_ids(key), records.session_id(key))
+        pipe.execute()
+        keys = [key for _, key in left]
+        for key, data in zip(keys, self._get([_session(key) for key in keys]), strict=True):
+            record = _decoded(data)
+            if isinstance(record, Record) and record.ended is None:
+                self._enter(pipe, key, record)
+        if len(pipe):
+            pipe.execute()
+
+    def _enter(self, pipe: Any, key: bytes, record: Record) -> None:
+        pipe.sadd(_GROUPS, _group(record))
+        pipe.zadd(_due(record), {key: record.expires_at})
+        pipe.zadd(_ids(key), {records.session_id(key): 0})
+
+    def page(self, prefix: bytes, after: bytes, limit: int, *, now: float, model: str | None = None) -> Page:
+        def scan() -> Page:
+            found: list[tuple[bytes, Record]] = []
+            last, tenant = after, prefix.partition(b"/")[0] + b"/"
+            first = b"(" + after[len(tenant) :] if after >= prefix else b"[" + prefix[len(tenant) :]
+            ids = self._server.zrangebylex(_ids(prefix), first, b"+", start=0, num=SCANNED_PER_PAGE)
+            keys = [tenant + one for one in ids]
+            for key, data in zip(keys, self._get([_session(key) for key in keys]), strict=True):
+                if not key.startswith(prefix):
+                    return Page(found, None)
+                if len(found) == limit:
+                    return Page(found, last)
+                record = _decoded(data)
+                if isinstance(record, Record) and record.alive(now) and model in (None, record.ref.model):
+                    found.append((key, record))
+                last = key
+            return Page(found, last if len(ids) == SCANNED_PER_PAGE else None)
+
+        return self._guarded(scan)
+
+    def count(self) -> dict[tuple[str, int], int]:
+        def counts() -> dict[tuple[str, int], int]:
+            groups = sorted(self._server.smembers(_GROUPS))
+            pipe = self._server.pipeline(transaction=False)
+            for group in groups:
+                pipe.zcard(_due_of(group))
+            numbers = pipe.execute() if groups else []
+            names = [group.decode().rpartition("/") for group in groups]
+            return {(name, int(version)): number for (name, _, version), number in zip(names, numbers, strict=True)}
+
+        return self._guarded(counts)
+
+    def sweep(self, now: float, limit: int = 1000) -> int:
+        lock = self._server.lock(_SWEEP, timeout=SWEEP_S, blocking=False)
+        if not self._guarded(lock.acquire):
+            return 0
+        try:
+            return self._guarded(lambda: self._sweep(now, limit))
+        finally:
+            with contextlib.suppress(LockError):  # it took so long that the lock is another's by now
+                self._guarded(lock.release)
+
+    def _sweep(self, now: float, limit: int) -> int:
+        looked_at = 0
+        for group in sorted(self._server.smembers(_GROUPS)):
+            due = self._server.zrangebyscore(_due_of(group), "-inf", now, start=0, num=limit - looked_at)
+            self._expire(group, due, now)
+            looked_at += len(due)
+        ended = self._server.zrangebyscore(_ENDED, "-inf", now, start=0, num=limit - looked_at)
+        self._forget(ended, now)
+        return looked_at + len(ended)
+
+    def _expire(self, group: bytes, keys: Sequence[bytes], now: float) -> None:
+        gone, moved, expired = [], {}, []
+        for key, record in zip(keys, self.load_many(keys), strict=True):
+            if not isinstance(record, Record) or record.ended or _group(record).encode() != group:
+                gone.append(key)
+            elif record.alive(now):
+                moved[key] = record.expires_at
+            else:
+                expired.append(Change(key, record.revision, record.tombstone("expired", record.expires_at)))
+        self._leave([(_due_of(group), key) for key in gone])
+        if moved:
+            self._server.zadd(_due_of(group), moved)
+        if expired:
+            self.commit_many(expired)
+
+    def _forget(self, keys: Sequence[bytes], now: float) -> None:
+        for key, record in zip(keys, self.load_many(keys), strict=True):
+            if isinstance(record, Record) and record.ended and record.expires_at <= now:
+                self._run(self._forget_script, [_session(key)], [records.revision_bytes(record.revision)])
+            self._known.forget(key)
+            self._server.zrem(_ENDED, key)
+
+    def set_aside(self, key: bytes) -> None:
+        def move() -> None:
+            (data,) = self._get([_session(key)])
+            if isinstance(_decoded(data), DamagedRecordError):
+                self._server.rename(_session(key), b"onward:damaged:{" + key + b"}")
+                self._server.persist(b"onward:damaged:{" + key + b"}")
+                self._server.zrem(_ids(key), records.session_id(key))
+
+        self._known.forget(key)
+        self._guarded(move)
+
+    def flush(self) -> None:
+        """The server brings what it has to disk, as its own settings say."""
+
+    def close(self) -> None:
+        if self._connected is not None:
+            self._connected.close()
+
+    def _get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        if not keys:
+            return []
+        server = self._server
+        found: list[bytes | None] = server.mget_nonatomic(keys) if self._is_cluster else server.mget(keys)
+        return found
+
+    def _run(self, script: str, keys: Sequence[bytes], arguments: Iterable[bytes | int]) -> Any:
+        if self._is_cluster:
+            return self._server.eval(script, len(keys), *keys, *arguments)
+        return self._server.register_script(script)(keys=keys, args=list(arguments))
+
+    def _guarded(self, work: Callable[[], T]) -> T:
+        try:
+            return work()
+        except LockError:
+            raise
+        except OutOfMemoryError as error:
+            raise StoreFullError(str(error)) from error
+        except ResponseError as error:
+            if str(error).startswith("MISCONF"):  # it cannot write its files: the disk is full, most often
+                raise StoreFullError(str(error)) from error
+            raise StoreUnavailableError(str(error)) from error
+        except (RedisError, RedisClusterException, OSError) as error:
+            raise StoreUnavailableError(str(error)) from error
+
+
+def _session(key: bytes) -> bytes:
+    return b"onward:session:{" + key + b"}"
+
+
+def _ids(key: bytes) -> bytes:
+    return b"onward:ids:" + key.partition(b"/")[0]
+
+
+def _group(record: Record) -> str:
+    return f"{record.ref.model}/{record.ref.version}"
+
+
+def _due(record: Record) -> bytes:
+    return _due_of(_group(record).encode())
+
+
+def _due_of(group: bytes) -> bytes:
+    return b"onward:due:" + group
+
+
+def _forgotten_ms(record: Record) -> int:
+    """When the server may forget it by itself, in milliseconds since 1970."""
+    return math.ceil(1000 * (record.expires_at + (TOMBSTONE_S if record.ended is None else 0)))
+
+
+def _decoded(data: bytes | None) -> Loaded:
+    return None if data is None else records.decoded(data)

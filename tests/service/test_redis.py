@@ -1,0 +1,143 @@
+"""What is the networked store's own: broken connections, a server that is away, full, or has lost what it had."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model.repository import open_all
+from service.engine.engine import Engine, Limits
+from service.errors import StepConflictError, StoreFullError, StoreUnavailableError
+from service.sessions import record as records
+from service.sessions.opening import without_secrets
+from service.sessions.record import Record
+from service.sessions.redis import RedisStore
+from service.sessions.store import Change
+from tests.contracts.test_stores import NOW, key, session
+from tests.reference import ZOO, BareLoop, pulse
+from tests.valkey import Server
+
+T = "tenant"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """One of its own, which the test may stop."""
+    started = Server(tmp_path / "valkey")
+    yield started
+    started.kill()
+
+
+@pytest.fixture
+def store(server: Server) -> Iterator[RedisStore]:
+    opened = RedisStore(server.uri)
+    yield opened
+    opened.close()
+
+
+def test_a_commit_that_is_sent_twice_is_applied_once(store: RedisStore) -> None:
+    """As after a connection that broke before the answer came: the second is told that it is done."""
+    store.commit_many([Change(key("a"), None, session(1))])
+    step = Change(key("a"), 1, session(records.new_revision(), step=1), advances=True)
+    assert store.commit_many([step]) == [True]
+    assert store.commit_many([step]) == [True]
+    other = Change(key("a"), 1, session(records.new_revision(), step=1), advances=True)
+    assert store.commit_many([other]) == [False]
+    assert store.load_many([key("a")]) == [step.record]
+
+
+def test_a_server_that_is_away_is_said_to_be_and_comes_back(server: Server, store: RedisStore) -> None:
+    """Every operation is an error of the store's meanwhile; what was committed is there afterwards."""
+    store.commit_many([Change(key("a"), None, session(1))])
+    server.kill()
+    for operation in (
+        lambda: store.load_many([key("a")]),
+        lambda: store.commit_many([Change(key("a"), 1, session(2))]),
+        store.count,
+        lambda: store.sweep(NOW),
+        lambda: store.page(b"t/", b"t/", 10, now=NOW),
+    ):
+        with pytest.raises(StoreUnavailableError):
+            operation()
+    server.start()
+    assert store.load_many([key("a")]) == [session(1)]
+    assert store.commit_many([Change(key("a"), 1, session(2))]) == [True]
+
+
+def test_it_opens_although_the_server_is_away(server: Server) -> None:
+    """A service that starts before its store says so per request, and serves once it is there."""
+    server.kill()
+    for uri in (server.uri, server.uri.replace("redis:", "redis+cluster:")):
+        store = RedisStore(uri)
+        with pytest.raises(StoreUnavailableError):
+            store.count()
+        store.close()
+    server.start()
+
+
+def test_a_full_server_is_said_to_be(server: Server, store: RedisStore) -> None:
+    """Nothing is changed, and what was acknowledged stays."""
+    store.commit_many([Change(key("a"), None, session(1))])
+    server.client().config_set("maxmemory", 1)
+    with pytest.raises(StoreFullError):
+        store.commit_many([Change(key("a"), 1, session(2), advances=True)])
+    assert store.load_many([key("a")]) == [session(1)]
+    server.client().config_set("maxmemory", 0)
+    assert store.commit_many([Change(key("a"), 1, session(2), advances=True)]) == [True]
+
+
+def test_scripts_that_the_server_forgot_are_sent_again(server: Server, store: RedisStore) -> None:
+    """A restart or a failover loses scripts."""
+    store.commit_many([Change(key("a"), None, session(1))])
+    server.client().script_flush()
+    assert store.commit_many([Change(key("a"), 1, session(2), advances=True)]) == [True]
+
+
+def test_a_session_that_was_never_swept_is_forgotten_by_the_server(server: Server, store: RedisStore) -> None:
+    """A day after it expired; a tombstone when its time is over."""
+    store.commit_many([Change(key("a"), None, session(1, ttl_s=60)), Change(key("b"), None, session(1, ttl_s=60))])
+    store.commit_many([Change(key("b"), 1, session(1).tombstone("deleted", NOW))])
+    expires = [server.client().pexpiretime("onward:session:{t/" + name + "}") for name in "ab"]
+    assert expires == [(NOW + 60 + 86_400) * 1000, (NOW + 86_400) * 1000]
+
+
+def test_what_a_stopped_process_left_behind_is_cleared(server: Server, store: RedisStore) -> None:
+    """An entry without a session counts until it is due, is never listed, and goes then."""
+    server.client().zadd("onward:due:m/1", {key("ghost"): NOW})
+    server.client().zadd("onward:ids:t", {"ghost": 0})
+    store.commit_many([Change(key("a"), None, session(1))])
+    assert [found for found, _ in store.page(b"t/", b"t/", 10, now=NOW).sessions] == [key("a")]
+    assert store.count() == {("m", 1): 2}
+    assert store.sweep(NOW + 1) == 1
+    assert store.count() == {("m", 1): 1}
+    assert server.client().zrange("onward:ids:t", 0, -1) == [b"a"]
+
+
+def test_steps_that_the_server_has_lost_are_not_hidden(server: Server, store: RedisStore) -> None:
+    """After a failover to a replica that was behind, the client is told the step that the store has."""
+    engine = Engine(open_all(ZOO), store, Limits())
+    engine.start()
+    engine.create(T, "pulse", session_id="s")
+    inputs = pulse(4)
+    name = b"onward:session:{tenant/s}"
+    engine.step(T, "s", inputs[:1])
+    before: Any = server.client().get(name)
+    engine.step(T, "s", inputs[1:2])
+    server.client().set(name, before)
+    with pytest.raises(StepConflictError) as conflict:
+        engine.step(T, "s", inputs[2:3])
+    assert conflict.value.expected == 1
+    again = engine.step(T, "s", inputs[1:], step=1)
+    assert again.step == 4
+    assert again.outputs["mean"].tobytes() == BareLoop(ZOO / "pulse/1").run(inputs)["mean"][1:].tobytes()
+    (record,) = store.load_many([records.key(T, "s")])
+    assert isinstance(record, Record)
+    engine.close()
+
+
+def test_a_password_is_not_shown() -> None:
+    """Neither before the host nor in the query."""
+    assert without_secrets("rediss://me:secret@host:6379/0?password=secret") == "rediss://host:6379/0"
+    assert without_secrets("unix:///run/valkey.sock?password=secret") == "unix:///run/valkey.sock"
+    assert without_secrets("lmdb:///var/lib/onward") == "lmdb:///var/lib/onward"
