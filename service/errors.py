@@ -51,6 +51,16 @@ class StepConflictError(OnwardError):
         self.expected = expected
 
 
+class LateRequestError(OnwardError):
+    """A duplicate of a request that was applied, and after which others were."""
+
+    def __init__(self, session_id: str, request_id: str, step: int) -> None:
+        super().__init__(
+            f"request_id {request_id!r} was applied already, and others after it: session {session_id!r} is at step "
+            f"{step}; its answer is no longer kept, and nothing was applied"
+        )
+
+
 class RequestReusedError(OnwardError):
     def __init__(self, request_id: str) -> None:
         super().__init__(

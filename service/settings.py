@@ -80,9 +80,7 @@ class Settings(BaseSettings):
     flush_s: Annotated[float, Field(gt=0, le=3600, description="seconds between flushes of the store to disk")] = 1.0
     fsync: Annotated[
         Literal["interval", "always"],
-        Field(
-            description="LMDB: when a commit is on disk, at the next flush or before it is answered"
-        ),
+        Field(description="LMDB: when a commit is on disk, at the next flush or before it is answered"),
     ] = "interval"
     sweep_s: Annotated[float, Field(gt=0, le=3600, description="seconds between sweeps of expired sessions")] = 5.0
 

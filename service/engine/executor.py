@@ -22,6 +22,7 @@ from service.engine.work import Asked, Done, Work
 from service.errors import (
     DamagedRecordError,
     InvalidInputError,
+    LateRequestError,
     ModelGoneError,
     NotFiniteError,
     OnwardError,
@@ -30,7 +31,7 @@ from service.errors import (
     StepConflictError,
     UnknownSessionError,
 )
-from service.sessions.record import Record, Ref, new_revision
+from service.sessions.record import Record, Ref, new_revision, remembering, remembers
 from service.sessions.store import Change, Store
 
 
@@ -117,6 +118,8 @@ class Executor:
         believed = work.reached if asked.step is None and record.step < work.reached else asked.step
         if believed is not None and believed != record.step:  # or the store has lost steps that this process knows of
             raise StepConflictError(asked.session_id, believed, record.step)
+        if asked.request_id and remembers(record.recent, asked.request_id):
+            raise LateRequestError(asked.session_id, asked.request_id, record.step)
         return None
 
     def _compute(self, rows: Sequence[Work]) -> None:
@@ -171,6 +174,7 @@ class Executor:
             asked.request_id,
             work.digest,
             outputs.tobytes() if asked.request_id else b"",
+            remembering(before.recent, asked.request_id) if asked.request_id else before.recent,
         )
         return Change(work.line, before.revision, record, advances=True)
 

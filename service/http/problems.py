@@ -48,6 +48,7 @@ KINDS: dict[type[OnwardError], Kind] = {
     errors.SessionEndedError: Kind("session-ended", 410, "The session has ended"),
     errors.SessionExistsError: Kind("session-exists", 409, "The session id is taken"),
     errors.StepConflictError: Kind("step-conflict", 409, "The session is at another step"),
+    errors.LateRequestError: Kind("late-request", 409, "The request was applied before"),
     errors.RequestReusedError: Kind("request-reused", 422, "The request id was used with other inputs"),
     errors.InvalidInputError: Kind("invalid-request", 422, "The request does not fit"),
     errors.NotFiniteError: Kind("not-finite", 422, "The inputs lead beyond finite numbers"),

@@ -39,6 +39,7 @@ class LmdbStore:
     def __init__(self, folder: Path, *, map_bytes: int = FIRST_MAP_BYTES, fsync: bool = False) -> None:
         """Makes the folder if need be. fsync: a commit returns once it is on disk. Raises StoreUnavailableError."""
         try:
+            self._folder = folder
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._place = _claim(folder)
             self._sweep_lock = os.open(folder / "sweep.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -212,7 +213,14 @@ class LmdbStore:
             except lmdb.DiskError as error:
                 raise StoreFullError(str(error)) from error
             except lmdb.Error as error:
+                if self._is_full():  # a write that found room for its beginning only is an I/O error to LMDB
+                    raise StoreFullError(str(error)) from error
                 raise StoreUnavailableError(str(error)) from error
+
+    def _is_full(self) -> bool:
+        disk = os.statvfs(self._folder)
+        page: int = self._env.stat()["psize"]
+        return disk.f_bavail * disk.f_frsize < page
 
     def _grow(self) -> None:
         size = self._env.info()["map_size"]

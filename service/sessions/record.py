@@ -7,6 +7,7 @@ model that gives them meaning. No pickle: a fixed head, then sections, a checksu
 import struct
 import zlib
 from functools import lru_cache
+from hashlib import blake2b
 from random import getrandbits
 from typing import Literal, NamedTuple
 
@@ -19,9 +20,12 @@ TOMBSTONE_S = 86_400.0
 
 NO_DIGEST = bytes(16)
 
+REMEMBERED, _MARK_BYTES = 32, 8
+"""How many of a session's last requests are known when they come again, and the bytes that each is known by."""
+
 _MAGIC = b"OWR\x02"  # Onward record, format 2
 _CRC = struct.Struct("<4sI")
-_HEAD = struct.Struct("<QQddddBQddI32s16sHHHII")
+_HEAD = struct.Struct("<QQddddBQddI32s16sHHHHII")
 _START = _CRC.size + _HEAD.size
 _ENDED: tuple[Ended | None, ...] = (None, "expired", "deleted")
 _RECENT_WEIGHT = 0.1
@@ -73,6 +77,7 @@ class Record(NamedTuple):
     request_id: str = ""
     request_digest: bytes = NO_DIGEST
     answer: bytes = b""
+    recent: bytes = b""  # digests of the last request ids, the newest first
     ended: Ended | None = None
 
     def to_bytes(self) -> bytes:
@@ -95,10 +100,11 @@ class Record(NamedTuple):
             tenant,
             model,
             len(request),
+            len(self.recent),
             len(self.answer),
             len(self.state),
         )
-        body = b"".join((head, names, request, self.answer))
+        body = b"".join((head, names, request, self.recent, self.answer))
         return b"".join((_CRC.pack(_MAGIC, zlib.crc32(self.state, zlib.crc32(body))), body, self.state))
 
     def alive(self, now: float) -> bool:
@@ -112,6 +118,7 @@ class Record(NamedTuple):
             expires_at=at + TOMBSTONE_S,
             state=b"",
             answer=b"",
+            recent=b"",
             request_id="",
         )
 
@@ -119,6 +126,20 @@ class Record(NamedTuple):
     def ended_at(self) -> float:
         """When a tombstone's session ended."""
         return self.expires_at - TOMBSTONE_S
+
+
+def remembering(recent: bytes, request_id: str) -> bytes:
+    """The digests of recent requests with this one's."""
+    return (_mark(request_id) + recent)[: REMEMBERED * _MARK_BYTES]
+
+
+def remembers(recent: bytes, request_id: str) -> bool:
+    mark = _mark(request_id)
+    return any(recent[start : start + _MARK_BYTES] == mark for start in range(0, len(recent), _MARK_BYTES))
+
+
+def _mark(request_id: str) -> bytes:
+    return blake2b(request_id.encode(), digest_size=_MARK_BYTES).digest()
 
 
 @lru_cache(1024)
@@ -142,13 +163,13 @@ def from_bytes(data: bytes) -> Record:
     for length in lengths:
         sections.append(data[place : place + length])
         place += length
-    tenant, model, request, answer, state = sections
+    tenant, model, request, requests, answer, state = sections
     if place != len(data):
         raise DamagedRecordError(f"{len(data)} bytes long, its sections end at {place}")
     ref, surprise = Ref(model.decode(), version, digest), Surprise(count, mean, recent)
     return Record(
         revision, tenant.decode(), ref, step, created_at, last_step_at, ttl_s, expires_at, state, surprise,
-        request.decode(), request_digest, answer, _ENDED[ended],
+        request.decode(), request_digest, answer, requests, _ENDED[ended],
     )  # fmt: skip
 
 

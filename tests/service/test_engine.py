@@ -14,6 +14,7 @@ from service.engine.engine import Engine, Limits
 from service.errors import (
     DamagedRecordError,
     InvalidInputError,
+    LateRequestError,
     ModelGoneError,
     NotFiniteError,
     RequestReusedError,
@@ -235,6 +236,19 @@ def test_a_retry_gets_the_first_answer(engine: Engine) -> None:
     with pytest.raises(StepConflictError):
         engine.step(T, "s", [[500], [501]], request_id="r", step=0)  # late, but it named its step
     assert engine.session(T, "s").record.step == 3
+
+
+def test_a_late_duplicate_is_not_applied(engine: Engine) -> None:
+    """Held up while its retry, and others after it, were answered: it is told so, without `step` too."""
+    engine.create(T, "pulse", session_id="s")
+    for number in range(10):
+        engine.step(T, "s", [[500 + number]], request_id=f"r{number}")
+    for number in range(9):
+        with pytest.raises(LateRequestError):
+            engine.step(T, "s", [[500 + number]], request_id=f"r{number}")
+    assert engine.session(T, "s").record.step == 10
+    assert engine.step(T, "s", [[509]], request_id="r9").step == 10
+    assert engine.step(T, "s", [[510]], request_id="r10").step == 11
 
 
 def test_a_session_created_anew_is_another_one(engine: Engine, store: LmdbStore, clock: Clock) -> None:

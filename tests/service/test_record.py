@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from service.errors import DamagedRecordError
 from service.sessions import record as records
-from service.sessions.record import Record, Ref, Surprise
+from service.sessions.record import REMEMBERED, Record, Ref, Surprise, remembering, remembers
 
 TIMES = st.floats(0, 4e9)
 RECORDS = st.builds(
@@ -25,6 +25,7 @@ RECORDS = st.builds(
     request_id=st.text("r1-", max_size=128),
     request_digest=st.binary(min_size=16, max_size=16),
     answer=st.binary(max_size=300),
+    recent=st.binary(max_size=256),
     ended=st.sampled_from([None, "expired", "deleted"]),
 )
 
@@ -46,6 +47,15 @@ def test_any_flipped_bit_is_damage(record: Record, data: st.DataObject) -> None:
     for wrong in (bytes(bad), good[: data.draw(st.integers(0, len(good) - 1))], good + b"\0"):
         with pytest.raises(DamagedRecordError):
             records.from_bytes(wrong)
+
+
+def test_the_last_requests_are_remembered() -> None:
+    """As many as are said to be, the oldest forgotten first; others are not taken for them."""
+    recent = b""
+    for number in range(100):
+        recent = remembering(recent, f"r{number}")
+    assert [number for number in range(101) if remembers(recent, f"r{number}")] == list(range(100 - REMEMBERED, 100))
+    assert not remembers(b"", "r1")
 
 
 def test_surprise_statistics_are_the_mean_and_a_forgetting_mean() -> None:

@@ -1,0 +1,218 @@
+"""What goes wrong, one fault after another, and what came of it."""
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import httpx
+
+from tests.e2e.faults.load import Tally, clients
+from tests.e2e.server import Server
+from tests.reference import ROOT
+from tests.valkey import Server as Valkey
+
+CLIENTS, SESSIONS = 16, 200
+PAUSE_S = 0.7
+"""Between faults, and how long one lasts that passes by itself."""
+DISK_BYTES = 64 * 2**20
+MOST_CREATED = 2000
+
+
+@dataclass
+class Report:
+    seconds: float
+    acknowledged: int
+    lost: int
+    doubled: int
+    wrong: list[str]
+    faults: Counter[str]
+    errors: Counter[str]
+    longest_unavailability_s: float
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.seconds:.0f} s, {CLIENTS} clients, {SESSIONS} sessions",
+            f"acknowledged steps      {self.acknowledged}",
+            f"lost                    {self.lost}",
+            f"applied twice           {self.doubled}",
+            f"wrong answers           {len(self.wrong)}",
+            f"longest unavailability  {self.longest_unavailability_s:.1f} s",
+            "faults    " + ", ".join(f"{name} {count}" for name, count in sorted(self.faults.items())),
+            "errors    " + ", ".join(f"{name} {count}" for name, count in sorted(self.errors.items())),
+        ]
+        return "\n".join(lines + self.wrong[:3])
+
+
+class Site:
+    """The service with its store, a second replica now and then, and the ways to hurt them."""
+
+    def __init__(self, folder: Path, store: str, chance: Random, valkey: Valkey | None) -> None:
+        self._clock, self._valkey, self._chance, self._folder = folder / "clock", valkey, chance, folder
+        self._clock.write_text("0")
+        self._settings = {
+            "ONWARD_STORE": store, "ONWARD_SWEEP_S": "0.5", "ONWARD_FLUSH_S": "0.5",
+            "PYTHONPATH": f"{ROOT / 'tests/e2e/faults/clock'}{os.pathsep}{ROOT}", "STEPPED_CLOCK": str(self._clock),
+        }  # fmt: skip
+        self.server = Server(folder, **self._settings)
+        self.replica: Server | None = None
+        self.faults: dict[str, Callable[[], None]] = {
+            "worker killed": self._worker_killed,
+            "service killed": self._service_killed,
+            "service stopped": self._service_stopped,
+            "reload": lambda: os.kill(self.server.pid, signal.SIGHUP),
+            "worker paused": self._worker_paused,
+            "clock stepped": lambda: self._clock_set(chance.uniform(-60, 60)),
+            "replica": self._replica,
+        }
+        if valkey is None:
+            self.faults["disk full"] = self._disk_full
+        else:
+            self.faults |= {"Valkey killed": self._valkey_killed, "Valkey paused": self._valkey_paused}
+
+    def urls(self) -> list[str]:
+        return [self.server.url] + ([self.replica.url] if self.replica else [])
+
+    def _worker(self) -> int | None:
+        workers = self.server.workers()
+        return self._chance.choice(workers) if workers else None
+
+    def _worker_killed(self) -> None:
+        if (worker := self._worker()) is not None:
+            signalled(worker, signal.SIGKILL)
+
+    def _worker_paused(self) -> None:
+        if (worker := self._worker()) is not None and signalled(worker, signal.SIGSTOP):
+            time.sleep(3 * PAUSE_S)
+            signalled(worker, signal.SIGCONT)
+
+    def _service_killed(self) -> None:
+        self.server.kill()
+        self.server.start()
+
+    def _service_stopped(self) -> None:
+        assert self.server.stop() == 0, "".join(self.server.log[-20:])
+        self.server.start()
+
+    def _clock_set(self, offset: float) -> None:
+        self._clock.write_text(f"{offset:<30}")
+
+    def _replica(self) -> None:
+        if self.replica is None:
+            started = Server(self._folder, **self._settings)
+            started.start()
+            self.replica = started
+        else:
+            gone, self.replica = self.replica, None
+            gone.kill()
+
+    def _disk_full(self) -> None:
+        ballast = self._folder / "store" / "ballast"
+        with ballast.open("wb", buffering=0) as file:
+            for size in (2**20, 2**12):
+                try:
+                    while file.write(bytes(size)) == size:
+                        pass
+                except OSError:
+                    pass
+        assert self._create_until(507), "the disk was full, and no session was refused"
+        ballast.unlink()
+        assert self._create_until(201), "the disk has room again, and sessions are refused"
+
+    def _create_until(self, status: int) -> bool:
+        """What is there already goes on in its own pages; whatever needs new ones finds the disk full."""
+        with httpx.Client(base_url=self.server.url, timeout=30) as one:
+            return any(
+                one.post("/v1/models/pulse/sessions", json={}).status_code == status for _ in range(MOST_CREATED)
+            )
+
+    def _valkey_killed(self) -> None:
+        assert self._valkey is not None
+        self._valkey.kill()
+        time.sleep(PAUSE_S)
+        self._valkey.start()
+
+    def _valkey_paused(self) -> None:
+        assert self._valkey is not None
+        self._valkey.signal(signal.SIGSTOP)
+        time.sleep(2 * PAUSE_S)
+        self._valkey.signal(signal.SIGCONT)
+
+    def close(self) -> None:
+        for server in (self.server, self.replica):
+            if server is not None:
+                server.__exit__(None, None, None)
+
+
+def signalled(pid: int, number: int) -> bool:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    """A file system of a few MiB at that place, which can be filled. Needs the right to mount."""
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "none", folder], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def campaign(folder: Path, kind: str, seconds: float, seed: int) -> Report:
+    """Faults one after another for that long, and each once, under load; each comes once before one comes again."""
+    chance, tally, over = Random(seed), Tally(), threading.Event()
+    faults: Counter[str] = Counter()
+    with ExitStack() as stack:
+        valkey = None
+        if kind == "lmdb":
+            stack.enter_context(small_disk(folder / "store"))
+            store = f"lmdb://{folder}/store"
+        else:
+            valkey = Valkey(folder / "valkey")
+            stack.callback(valkey.kill)
+            store = valkey.uri
+        site = Site(folder, store, chance, valkey)
+        stack.callback(site.close)
+        site.server.start()
+        load = clients(CLIENTS, SESSIONS, site.urls, tally, over)
+        began = time.monotonic()
+        for client in load:
+            client.start()
+        try:
+            deck: list[str] = []
+            while time.monotonic() - began < seconds or len(faults) < len(site.faults):
+                deck = deck or chance.sample(sorted(site.faults), len(site.faults))
+                name = deck.pop()
+                site.faults[name]()
+                faults[name] += 1
+                time.sleep(PAUSE_S)
+        finally:
+            over.set()
+            for client in load:
+                client.join(30)
+        assert not any(client.is_alive() for client in load), (
+            f"without an answer: {tally.errors} {site.server.log[-30:]}"
+        )
+        lost = doubled = 0
+        with httpx.Client(base_url=site.server.url, timeout=30) as one:
+            for client in load:
+                for session in client.sessions:
+                    has = one.get(f"/v1/sessions/{session.name}").json()["step"]
+                    lost += max(0, session.step - has)
+                    doubled += max(0, has - session.step)
+    return Report(
+        time.monotonic() - began, tally.acknowledged, lost, doubled, tally.wrong, faults, tally.errors,
+        tally.longest_unavailability_s,
+    )  # fmt: skip

@@ -1,0 +1,21 @@
+"""Acknowledged steps are neither lost nor doubled, whatever fails. FAULTS_S makes it longer."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.faults.campaign import campaign
+
+SECONDS = float(os.environ.get("FAULTS_S", "30"))
+
+
+@pytest.mark.timeout(SECONDS + 240)
+@pytest.mark.parametrize("store", ["lmdb", "redis"])
+def test_nothing_acknowledged_is_lost_or_doubled(tmp_path: Path, store: str) -> None:
+    """Under load from 16 clients that check every answer, while one thing after another fails."""
+    report = campaign(tmp_path, store, SECONDS, seed=5)
+    print(report)  # noqa: T201  (for whoever asks pytest for it)
+    assert (report.lost, report.doubled, report.wrong) == (0, 0, []), report
+    assert report.acknowledged > 20 * SECONDS, report
+    assert report.longest_unavailability_s < 30, report
