@@ -1,5 +1,7 @@
 """The composition root: settings in, a Flask application out. Nothing is made elsewhere, nothing at import."""
 
+from typing import TYPE_CHECKING
+
 from flask import Flask
 
 from model.repository import open_all
@@ -7,6 +9,9 @@ from service.engine.engine import Engine, Limits
 from service.http import health, models, openapi, operations, problems, sessions, steps
 from service.sessions.opening import open_store
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.sessions.seal import Seal
 
 OPERATIONS = (*health.OPERATIONS, *models.OPERATIONS, *sessions.OPERATIONS, *steps.OPERATIONS)
 
@@ -24,9 +29,19 @@ def create_engine(settings: Settings) -> Engine:
         max_sequences=settings.max_sequences,
         max_waiting=settings.max_waiting,
         exact=settings.exact,
+        state_age_s=settings.state_age_s,
     )
     opened = open_all(settings.models, threads=settings.threads)
-    return Engine(opened, open_store(settings.store, fsync=settings.fsync == "always"), limits)
+    store = open_store(settings.store, fsync=settings.fsync == "always")
+    return Engine(opened, store, limits, seal=_seal(settings))
+
+
+def _seal(settings: Settings) -> "Seal | None":
+    if settings.secret is None:
+        return None
+    from service.sessions.seal import Seal  # noqa: PLC0415  (4 MB of memory that only those who set a secret need)
+
+    return Seal(settings.secret.get_secret_value().split(","))
 
 
 def create_app(settings: Settings, engine: Engine) -> Flask:

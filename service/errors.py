@@ -61,6 +61,22 @@ class LateRequestError(OnwardError):
         )
 
 
+class NoSecretError(OnwardError):
+    def __init__(self) -> None:
+        super().__init__(
+            "records and states that leave the service are signed with a secret, and it has none: set ONWARD_SECRET "
+            "to 32 characters or more, the same on every machine"
+        )
+
+
+class StateExpiredError(OnwardError):
+    """A state that its client held for too long; `issued_at` in seconds since 1970 UTC."""
+
+    def __init__(self, issued_at: float, age_s: float) -> None:
+        super().__init__(f"the state is older than the {age_s:g} s that it may be; begin anew, without a state")
+        self.issued_at = issued_at
+
+
 class RequestReusedError(OnwardError):
     def __init__(self, request_id: str) -> None:
         super().__init__(

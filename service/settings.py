@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from model import ZOO
 
 PREFIX = "ONWARD_"
+LEAST_SECRET = 32
 NETWORKED = {"redis", "rediss", "redis+cluster", "rediss+cluster"}
 
 
@@ -82,6 +83,13 @@ class Settings(BaseSettings):
         Literal["interval", "always"],
         Field(description="LMDB: when a commit is on disk, at the next flush or before it is answered"),
     ] = "interval"
+    secret: Annotated[
+        SecretStr | None,
+        Field(description="signs what leaves and comes back: 32 characters or more; by commas, the newest first"),
+    ] = None
+    state_age_s: Annotated[float, Field(gt=0, description="seconds that a state which its client holds may be old")] = (
+        86_400
+    )
     sweep_s: Annotated[float, Field(gt=0, le=3600, description="seconds between sweeps of expired sessions")] = 5.0
 
     @field_validator("bind")
@@ -106,6 +114,13 @@ class Settings(BaseSettings):
                 "rediss+cluster://... or unix:///path/of/a/socket"
             )
         return store
+
+    @field_validator("secret")
+    @classmethod
+    def _long_enough(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is not None and any(len(one) < LEAST_SECRET for one in secret.get_secret_value().split(",")):
+            raise ValueError(f"each secret has {LEAST_SECRET} characters or more; `openssl rand -hex 32` makes one")
+        return secret
 
     @model_validator(mode="after")
     def _closed_by_default(self) -> Self:

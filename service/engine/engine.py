@@ -8,8 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from secrets import token_hex
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gevent
 import numpy as np
@@ -20,24 +19,27 @@ from model.repository import Opened
 from model.runner import Outputs, StepModel
 from service.engine import dispatch
 from service.engine.call import finite, joined
+from service.engine.carried import Carried
 from service.engine.dispatch import Dispatch, outcome
-from service.engine.executor import MovedError, array_of, gone, living, ref_of, state_of, surprises
+from service.engine.executor import MovedError, array_of, gone, ref_of, state_of, surprises
 from service.engine.inputs import Inputs
-from service.engine.queue import turn
+from service.engine.lives import Lives, Session, living
+from service.engine.turn import turn
 from service.engine.work import Asked, Call, Work
 from service.errors import (
-    DamagedRecordError,
     Fault,
     InvalidInputError,
     NoForecastError,
     NotFiniteError,
-    SessionExistsError,
     UnknownModelError,
     UnknownVersionError,
 )
 from service.sessions import record as records
 from service.sessions.record import Record, Surprise
-from service.sessions.store import Change, Store
+from service.sessions.store import Store
+
+if TYPE_CHECKING:
+    from service.sessions.seal import Seal
 
 log = logging.getLogger(__name__)
 
@@ -54,15 +56,8 @@ class Limits:
     max_horizon: int = 10_000
     max_sequences: int = 1024
     max_waiting: int = 10_000
+    state_age_s: float = 86_400.0
     exact: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Session:
-    """A session as its client sees it."""
-
-    session_id: str
-    record: Record
 
 
 class Answer(NamedTuple):
@@ -90,10 +85,14 @@ class Engine:
         store: Store,
         limits: Limits,
         *,
+        seal: "Seal | None" = None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`clock` gives seconds since 1970 UTC and dates records; `monotonic` times requests."""
+        """`clock` gives seconds since 1970 UTC and dates records; `monotonic` times requests.
+
+        seal: for what leaves the service and comes back; without it, none of that does.
+        """
         self.models: Mapping[str, Mapping[int, StepModel]] = opened.models
         self.refused: Sequence[BundleError] = opened.refused
         self._store, self.limits, self._clock = store, limits, clock
@@ -105,6 +104,17 @@ class Engine:
             timeout_s=limits.timeout_s,
             max_waiting=limits.max_waiting,
             exact=limits.exact,
+        )
+        self.lives = Lives(store, clock, limits.ttl_s)
+        self.carried = Carried(
+            self.lives,
+            seal,
+            clock,
+            limits.state_age_s,
+            model=self.model,
+            served=self._served,
+            array=self._array,
+            run=self._dispatch.run_free,
         )
         self._places: OrderedDict[bytes, StepModel] = OrderedDict()
         self._greenlets: list[gevent.Greenlet[..., Any]] = []
@@ -178,13 +188,7 @@ class Engine:
         Raises SessionExistsError where the id is taken by a living session; an ended one's id is free.
         """
         model = self.model(name, version)
-        session_id = session_id or token_hex(16)
-        key = records.key(tenant, session_id)
-        before = self._load(key)
-        if isinstance(before, Record) and before.alive(self._clock()):
-            raise SessionExistsError(session_id)
-        if isinstance(before, DamagedRecordError):
-            raise before
+        claim = self.lives.claim(tenant, session_id)
         step, state = 0, model.layout.initial(1)
         outputs, surprise = model.last_prediction(state), Surprise()
         if inputs is not None:
@@ -193,46 +197,8 @@ class Engine:
             state = np.frombuffer(done.state, model.layout.dtype)
             step, outputs = len(done.outputs), done.outputs[-1:]
             surprise = surprise.after(surprises(model, done.outputs))
-        now, ttl = self._clock(), ttl_s or self.limits.ttl_s
-        record = Record(
-            revision=records.new_revision(),
-            tenant=tenant,
-            ref=ref_of(model),
-            step=step,
-            created_at=now,
-            last_step_at=now,
-            ttl_s=ttl,
-            expires_at=now + ttl,
-            state=state.tobytes(),
-            surprise=surprise,
-        )
-        if not self._store.commit_many([Change(key, before.revision if before else None, record)])[0]:
-            raise SessionExistsError(session_id)
-        return Session(session_id, record), Answer(model, step, outputs)
-
-    def session(self, tenant: str, session_id: str) -> Session:
-        """Raises UnknownSessionError, SessionEndedError, DamagedRecordError."""
-        record = self._load(records.key(tenant, session_id))
-        return Session(session_id, living(session_id, record, self._clock()))
-
-    def sessions(self, tenant: str, after: str, limit: int, model: str | None) -> tuple[list[Session], str | None]:
-        """A page of the tenant's living sessions in the order of their ids, and the id to go on after."""
-        prefix = records.key(tenant, "")
-        page = self._store.page(prefix, records.key(tenant, after), limit, now=self._clock(), model=model)
-        found = [Session(records.session_id(key), record) for key, record in page.sessions]
-        return found, None if page.after is None else records.session_id(page.after)
-
-    def delete(self, tenant: str, session_id: str) -> None:
-        """Ends a living session, or sets a damaged one aside. Raises as `session` does."""
-        key, committed = records.key(tenant, session_id), False
-        while not committed:  # until no step came in between
-            now, found = self._clock(), self._load(key)
-            if isinstance(found, DamagedRecordError):
-                self._store.set_aside(key)
-                return
-            record = living(session_id, found, now)
-            committed = self._store.commit_many([Change(key, record.revision, record.tombstone("deleted", now))])[0]
-        self._places.pop(key, None)
+        record = records.first(tenant, ref_of(model), state.tobytes(), step=step, surprise=surprise)
+        return self.lives.begin(claim, record, ttl_s), Answer(model, step, outputs)
 
     def step(
         self,
@@ -247,8 +213,9 @@ class Engine:
         """Advances the session by all of `inputs`, or not at all.
 
         `step` is the step that the client believes the session has reached; a retry with the same `request_id` gets the
-        answer that the first got. Raises as `session` does, and StepConflictError, RequestReusedError, ModelGoneError,
-        InvalidInputError, NotFiniteError, OverloadedError, DeadlineError, AbandonedError.
+        answer that the first got. Raises as `Lives.session` does, and StepConflictError, LateRequestError,
+        RequestReusedError, ModelGoneError, InvalidInputError, NotFiniteError, OverloadedError, DeadlineError,
+        AbandonedError.
         """
         asked = Asked(session_id, inputs, step, request_id)
         while True:
@@ -297,7 +264,7 @@ class Engine:
 
     def forecast(self, tenant: str, session_id: str, horizon: int) -> Answer:
         """(horizon,) predictions from the session's state on, each fed back as the next input; the session stays."""
-        session = self.session(tenant, session_id)
+        session = self.lives.session(tenant, session_id)
         model = self._served(session.record)
         self._can_roll(model, horizon)
         state = state_of(model, session.record)
@@ -312,9 +279,6 @@ class Engine:
 
     # What carries them
 
-    def _load(self, key: bytes) -> Record | DamagedRecordError | None:
-        return self._store.load_many([key])[0]
-
     def _served(self, record: Record) -> StepModel:
         """The model that the session runs on. Raises ModelGoneError."""
         model = self.models.get(record.ref.model, {}).get(record.ref.version)
@@ -326,7 +290,7 @@ class Engine:
         """The model of the session, remembered."""
         model = self._places.get(key)
         if model is None:
-            model = self._served(living(session_id, self._load(key), self._clock()))
+            model = self._served(living(session_id, self.lives.load(key), self._clock()))
             self._places[key] = model
             if len(self._places) > PLACES:
                 self._places.popitem(last=False)

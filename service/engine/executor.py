@@ -18,6 +18,7 @@ from service.engine import cost
 from service.engine.call import Caller
 from service.engine.cost import Cost
 from service.engine.inputs import Inputs, to_array
+from service.engine.lives import living
 from service.engine.work import Asked, Done, Work
 from service.errors import (
     DamagedRecordError,
@@ -27,9 +28,7 @@ from service.errors import (
     NotFiniteError,
     OnwardError,
     RequestReusedError,
-    SessionEndedError,
     StepConflictError,
-    UnknownSessionError,
 )
 from service.sessions.record import Record, Ref, new_revision, remembering, remembers
 from service.sessions.store import Change, Store
@@ -206,19 +205,6 @@ def _read(model: StepModel, works: Sequence[Work]) -> dict[Work, InvalidInputErr
         except InvalidInputError as error:
             faults[work] = error
     return faults
-
-
-def living(session_id: str, record: Record | DamagedRecordError | None, now: float) -> Record:
-    """The record of a living session. Raises UnknownSessionError, SessionEndedError or DamagedRecordError."""
-    if isinstance(record, DamagedRecordError):
-        raise record
-    if record is None or (record.ended is not None and now >= record.expires_at):
-        raise UnknownSessionError(session_id)
-    if record.ended is not None:
-        raise SessionEndedError(session_id, record.ended, record.ended_at)
-    if not record.alive(now):
-        raise SessionEndedError(session_id, "expired", record.expires_at)
-    return record
 
 
 def state_of(model: StepModel, record: Record) -> State:

@@ -7,13 +7,12 @@ in the event loop is short, and a long one is in a thread of its own.
 import logging
 from collections.abc import Callable
 from time import perf_counter
-from typing import Any
 
-import gevent
 from gevent.event import Event
 
 from service.engine.executor import Executor
 from service.engine.scheduler import Scheduler
+from service.engine.turn import turn
 from service.engine.work import Work
 from service.errors import AbandonedError, DeadlineError, OnwardError
 
@@ -78,16 +77,3 @@ class Queue:
             for work in batch:
                 (self._scheduler.put_back if work.outcome is None else self._scheduler.finish)(work)
         return bool(batch)
-
-
-def turn() -> None:
-    """Lets everything else that is ready run, what has just come over the network too.
-
-    `gevent.sleep(0)` would not: gevent runs it up to 50 times before it looks at the network again.
-    """
-    hub = gevent.get_hub()
-    timer: Any = hub.loop.timer(0)
-    try:
-        hub.wait(timer)
-    finally:
-        timer.close()

@@ -55,14 +55,41 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+TtlS = Annotated[
+    float, Field(strict=True, gt=0, le=31_536_000, allow_inf_nan=False, description="idle seconds before it expires")
+]
+
+
 class CreateSession(Body):
     session_id: SessionId | None = None
     version: Version | None = None
-    ttl_s: Annotated[
-        float | None,
-        Field(strict=True, gt=0, le=31_536_000, allow_inf_nan=False, description="idle seconds before it expires"),
-    ] = None
+    ttl_s: TtlS | None = None
     inputs: Inputs | None = None
+
+
+class ForkSession(Body):
+    session_id: SessionId | None = None
+    ttl_s: TtlS | None = None
+
+
+class Exported(Body):
+    """A session to carry away; what comes back must be as it was."""
+
+    model: str | None = None
+    version: int | None = None
+    step: int | None = None
+    state: Annotated[str, Field(max_length=2**27, description="the record, signed; base64")]
+
+
+class HeldStep(Body):
+    inputs: Inputs
+    state: Annotated[str | None, Field(max_length=2**27, description="of the answer before; none begins anew")] = None
+    version: Version | None = None
+
+
+class EndedSessions(Body):
+    ended: int
+    more: Annotated[bool, Field(description="whether more may be left: call again")]
 
 
 ExpectedStep = Annotated[
@@ -140,6 +167,10 @@ class Problem(BaseModel):
 
 class StepAnswer(Predictions):
     step: Annotated[int, Field(description="inputs consumed so far")]
+
+
+class HeldAnswer(StepAnswer):
+    state: Annotated[str, Field(description="to send with the next step; nobody else can read or alter it")]
 
 
 class ItemAnswer(Body):

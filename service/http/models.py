@@ -9,6 +9,7 @@ from service.engine.engine import Engine
 from service.errors import Fault, InvalidInputError
 from service.http import bodies
 from service.http.operations import Operation, Query, json, rolled, rows
+from service.http.steps import TENANT
 
 
 def index(engine: Engine) -> Response:
@@ -51,6 +52,12 @@ def predict(engine: Engine, model: str) -> Response:
     return json({"model": model, "version": chosen.manifest.version, "sequences": sequences})
 
 
+def step(engine: Engine, model: str) -> Response:
+    body = bodies.read(bodies.HeldStep)
+    held = engine.carried.step(TENANT, model, body.version, body.inputs, body.state)
+    return json({"step": held.step, **rows(held.model, held.outputs), "state": held.state})
+
+
 def _info(engine: Engine, model: StepModel, live: dict[tuple[str, int], int]) -> dict[str, Any]:
     manifest = model.manifest
     return {
@@ -73,5 +80,9 @@ OPERATIONS = (
     Operation(
         "POST", "/v1/models/{model}/predict", predict, "Predictions for whole sequences, without a session",
         bodies.PredictAnswer, body=bodies.Predict, problems=(400, 404, 413, 415, 422, 503),
+    ),
+    Operation(
+        "POST", "/v1/models/{model}/step", step, "A step without a session: the client holds the state, sealed",
+        bodies.HeldAnswer, body=bodies.HeldStep, problems=(400, 404, 409, 410, 413, 415, 422, 501, 503),
     ),
 )  # fmt: skip

@@ -16,6 +16,9 @@ from service.http.problems import ALL, MEDIA_TYPE
 _REF = "#/components/schemas/{model}"
 
 
+_TYPES = {int: "integer", float: "number", str: "string"}
+
+
 def install(app: Flask, operations: tuple[Operation, ...]) -> None:
     data = orjson.dumps(document(operations))
     app.add_url_rule("/openapi.json", "openapi", partial(Response, data, content_type="application/json"))
@@ -51,7 +54,7 @@ def _operation(operation: Operation, schemas: dict[type[BaseModel], dict[str, An
             "name": query.name,
             "in": "query",
             "description": query.description,
-            "schema": {"type": "integer" if query.kind is int else "string"},
+            "schema": {"type": _TYPES[query.kind]},
         }
         for query in operation.query
     ]

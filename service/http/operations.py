@@ -21,7 +21,7 @@ class Query:
     """A query parameter, for the document; the view reads it itself."""
 
     name: str
-    kind: type[int] | type[str]
+    kind: type[int] | type[str] | type[float]
     description: str
 
 

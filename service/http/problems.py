@@ -50,6 +50,8 @@ KINDS: dict[type[OnwardError], Kind] = {
     errors.StepConflictError: Kind("step-conflict", 409, "The session is at another step"),
     errors.LateRequestError: Kind("late-request", 409, "The request was applied before"),
     errors.RequestReusedError: Kind("request-reused", 422, "The request id was used with other inputs"),
+    errors.StateExpiredError: Kind("state-expired", 410, "The state is too old"),
+    errors.NoSecretError: Kind("no-secret", 501, "The service has no secret"),
     errors.InvalidInputError: Kind("invalid-request", 422, "The request does not fit"),
     errors.NotFiniteError: Kind("not-finite", 422, "The inputs lead beyond finite numbers"),
     errors.NoForecastError: Kind("no-forecast", 422, "The model cannot be rolled forward"),
@@ -122,6 +124,8 @@ def _of_domain(error: OnwardError, method: str, path: str) -> Reply:
     if isinstance(error, errors.SessionEndedError):
         told = {"reason": error.reason, "ended_at": iso(error.ended_at)}
         return reply(kind, str(error), [Fault("session_id", str(error))], **told)
+    if isinstance(error, errors.StateExpiredError):
+        return reply(kind, str(error), [Fault("state", str(error))], issued_at=iso(error.issued_at))
     if isinstance(error, (errors.DamagedRecordError, errors.StoreUnavailableError, errors.StoreFullError)):
         log.error("%s %s: %s", method, path, error)
     if isinstance(error, errors.StoreUnavailableError):

@@ -1,10 +1,13 @@
 """/v1/sessions: sessions, and what is rolled forward from them."""
 
+import re
+from base64 import b64decode, b64encode
 from typing import Any
 
 from flask import Response, request
 
-from service.engine.engine import Engine, Session
+from service.engine.engine import Engine
+from service.engine.lives import Chosen, Session
 from service.errors import Fault, InvalidInputError
 from service.http import bodies
 from service.http.operations import Operation, Query, json, rolled, said
@@ -29,17 +32,63 @@ def index(engine: Engine) -> Response:
     if not limit.isdecimal() or not 1 <= int(limit) <= LARGEST_PAGE:
         raise InvalidInputError(Fault("limit", f"expected a whole number from 1 to {LARGEST_PAGE}"))
     after = request.args.get("after", "")
-    found, last = engine.sessions(TENANT, after and checked(after, "after"), int(limit), request.args.get("model"))
+    found, last = engine.lives.sessions(
+        TENANT, after and checked(after, "after"), int(limit), request.args.get("model")
+    )
     return json({"sessions": [_info(session) for session in found], "after": last})
 
 
 def show(engine: Engine, session_id: str) -> Response:
-    return json(_info(engine.session(TENANT, checked(session_id))))
+    return json(_info(engine.lives.session(TENANT, checked(session_id))))
 
 
 def delete(engine: Engine, session_id: str) -> Response:
-    engine.delete(TENANT, checked(session_id))
+    engine.lives.delete(TENANT, checked(session_id))
     return Response(status=204)
+
+
+def delete_many(engine: Engine) -> Response:
+    chosen = {name: value for name in ("model", "prefix", "idle_s") if (value := request.args.get(name)) is not None}
+    if not chosen:
+        message = "say which sessions are to end: model, prefix, idle_s, or several; prefix= alone means all"
+        raise InvalidInputError(Fault("prefix", message))
+    prefix = chosen.get("prefix", "")
+    ended, more = engine.lives.delete_many(
+        TENANT, Chosen(chosen.get("model"), prefix and checked(prefix, "prefix"), _seconds(chosen.get("idle_s", "0")))
+    )
+    return json({"ended": ended, "more": more})
+
+
+def _seconds(said: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,6})?", said):
+        raise InvalidInputError(Fault("idle_s", "expected a number of seconds, such as 3600"))
+    return float(said)
+
+
+def fork(engine: Engine, session_id: str) -> Response:
+    body = bodies.read(bodies.ForkSession, optional=True)
+    return _born(engine.lives.fork(TENANT, checked(session_id), body.session_id, body.ttl_s))
+
+
+def export(engine: Engine, session_id: str) -> Response:
+    session, signed = engine.carried.exported(TENANT, checked(session_id))
+    ref = session.record.ref
+    told = {"model": ref.model, "version": ref.version, "step": session.record.step}
+    return json(told | {"state": b64encode(signed).decode()})
+
+
+def restore(engine: Engine, session_id: str) -> Response:
+    checked(session_id)
+    body = bodies.read(bodies.Exported)
+    try:
+        signed = b64decode(body.state, validate=True)
+    except ValueError:
+        raise InvalidInputError(Fault("state", "not base64")) from None
+    return _born(engine.carried.restored(TENANT, session_id, signed, None))
+
+
+def _born(session: Session) -> Response:
+    return json(_info(session), 201, {"Location": f"/v1/sessions/{session.session_id}"})
 
 
 def forecast(engine: Engine, session_id: str) -> Response:
@@ -85,6 +134,28 @@ OPERATIONS = (
     Operation(
         "DELETE", "/v1/sessions/{session_id}", delete, "End a session", None, status=204,
         problems=(404, 410, 422, 500, 503),
+    ),
+    Operation(
+        "DELETE", "/v1/sessions", delete_many, "End the sessions that are chosen, up to 10,000 a call",
+        bodies.EndedSessions, problems=(422, 503, 507),
+        query=(
+            Query("model", str, "only this model's"),
+            Query("prefix", str, "only those whose id begins so"),
+            Query("idle_s", float, "only those that were not stepped for so many seconds"),
+        ),
+    ),
+    Operation(
+        "POST", "/v1/sessions/{session_id}/fork", fork, "A session of its own in the same state", bodies.SessionInfo,
+        body=bodies.ForkSession, body_optional=True, status=201,
+        problems=(400, 404, 409, 410, 413, 415, 422, 500, 503, 507),
+    ),
+    Operation(
+        "GET", "/v1/sessions/{session_id}/state", export, "The session's record, signed, to carry elsewhere",
+        bodies.Exported, problems=(404, 410, 422, 500, 501, 503),
+    ),
+    Operation(
+        "PUT", "/v1/sessions/{session_id}/state", restore, "Begin a session with a record that was carried here",
+        bodies.SessionInfo, body=bodies.Exported, status=201, problems=(400, 409, 413, 415, 422, 500, 501, 503, 507),
     ),
     Operation(
         "POST", "/v1/sessions/{session_id}/forecast", forecast, "Roll predictions forward; the session is unmoved",

@@ -173,6 +173,14 @@ def from_bytes(data: bytes) -> Record:
     )  # fmt: skip
 
 
+def first(tenant: str, ref: Ref, state: bytes, *, step: int = 0, surprise: Surprise = Surprise()) -> Record:  # noqa: B008
+    """Of a session that is not begun: its times, and its revision, are set when it is."""
+    return Record(
+        revision=0, tenant=tenant, ref=ref, step=step, created_at=0, last_step_at=0, ttl_s=0, expires_at=0, state=state,
+        surprise=surprise,
+    )  # fmt: skip
+
+
 def decoded(data: bytes) -> Record | DamagedRecordError:
     """The record, or what is wrong with its bytes."""
     try:

@@ -19,17 +19,19 @@ from tests.reference import ROOT, ZOO
 README = (ROOT / "README.md").read_text()
 API = (ROOT / "docs/api.md").read_text()
 HOME = "http://127.0.0.1:8000"
+SECRET = "0123456789abcdef0123456789abcdef"
 
 
 def commands(text: str) -> list[str]:
     return [line.removeprefix("$ ") for line in text.splitlines() if line.startswith("$ ")]
 
 
-def run(command: str, url: str) -> tuple[int, Any]:
+def run(command: str, url: str, folder: Path = Path()) -> tuple[int, Any]:
     """Status and JSON of a documented curl command."""
     arguments = [part.replace(HOME, url) for part in shlex.split(command)]
     assert arguments[:2] == ["curl", "-s"]
-    output = subprocess.run([*arguments, "-w", "\n%{http_code}"], capture_output=True, text=True, check=True).stdout
+    command_line = [*arguments, "-w", "\n%{http_code}"]
+    output = subprocess.run(command_line, capture_output=True, text=True, check=True, cwd=folder).stdout
     body, _, status = output.rpartition("\n")
     return int(status), json.loads(body) if body else None
 
@@ -49,8 +51,8 @@ def test_the_readmes_first_screen_runs(tmp_path: Path) -> None:
 
 def test_every_example_of_the_api_runs(tmp_path: Path) -> None:
     """In order, each with success; and every operation has one."""
-    with Server(tmp_path) as server:
-        statuses = [run(command, server.url)[0] for command in commands(API)]
+    with Server(tmp_path, ONWARD_SECRET=SECRET) as server:
+        statuses = [run(command, server.url, tmp_path)[0] for command in commands(API)]
     assert set(statuses) <= {200, 201, 204}, statuses
     for operation in OPERATIONS:
         path = operation.path.replace("{model}", "pulse").replace("{session_id}", "ward-3")

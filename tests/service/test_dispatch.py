@@ -65,7 +65,7 @@ def test_what_waits_too_long_is_told_and_not_applied(
     with pytest.raises(DeadlineError):
         engine.step(T, "s", [[500]] * 65)  # two calls; the second is too late
     monkeypatch.undo()
-    assert engine.session(T, "s").record.step == 0
+    assert engine.lives.session(T, "s").record.step == 0
 
 
 def test_more_than_may_wait_is_refused_at_once(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_what_its_client_left_is_dropped_before_it_runs_on(tmp_path: Path, monke
     engine.create(T, "pulse", session_id="s")
     with pytest.raises(AbandonedError):
         engine.step(T, "s", [[500.0]] * 100_000, has_left=lambda: True)
-    assert engine.session(T, "s").record.step == 0
+    assert engine.lives.session(T, "s").record.step == 0
     assert engine.step(T, "s", [[500.0]]).step == 1
     assert sum(queue.waiting for queue in engine._dispatch.queues.values()) == 0
     engine.close()

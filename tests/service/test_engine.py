@@ -40,7 +40,7 @@ def test_idle_time_ends_a_session_and_steps_prolong_it(engine: Engine, store: Lm
     clock.now += 9
     engine.step(T, "s", [[500]])
     clock.now += 9
-    assert engine.session(T, "s").record.step == 1
+    assert engine.lives.session(T, "s").record.step == 1
     clock.now += 1
     due = clock.now
     for _ in range(2):  # before a sweep, and after
@@ -50,7 +50,7 @@ def test_idle_time_ends_a_session_and_steps_prolong_it(engine: Engine, store: Lm
         store.sweep(clock.now)
     clock.now = due + TOMBSTONE_S
     with pytest.raises(UnknownSessionError):
-        engine.session(T, "s")
+        engine.lives.session(T, "s")
 
 
 def test_an_expired_sessions_id_is_free_at_once(engine: Engine, clock: Clock) -> None:
@@ -81,8 +81,8 @@ def test_tenants_do_not_see_each_other(engine: Engine) -> None:
     with pytest.raises(UnknownSessionError):
         engine.step("another", "s", [[500]])
     engine.create("another", "pulse", session_id="s", inputs=[[500], [501]])
-    assert engine.session(T, "s").record.step == 0
-    assert [one.session_id for one in engine.sessions("another", "", 10, None)[0]] == ["s"]
+    assert engine.lives.session(T, "s").record.step == 0
+    assert [one.session_id for one in engine.lives.sessions("another", "", 10, None)[0]] == ["s"]
 
 
 def test_a_step_that_another_process_overtook_is_computed_anew(
@@ -128,7 +128,7 @@ def test_what_another_process_did_since_is_known(engine: Engine, store: LmdbStor
     elsewhere.start()
     told = elsewhere.step(T, "a", inputs[1:2], request_id="second")
     elsewhere.step(T, "b", inputs[1:2])
-    elsewhere.delete(T, "c")
+    elsewhere.lives.delete(T, "c")
     again = engine.step(T, "a", inputs[1:2], request_id="second")
     assert (again.step, again.outputs.tobytes()) == (2, told.outputs.tobytes())
     with pytest.raises(StepConflictError) as conflict:
@@ -182,7 +182,7 @@ def test_a_damaged_record_is_said_to_be(engine: Engine, store: LmdbStore) -> Non
     with pytest.raises(DamagedRecordError):
         engine.create(T, "pulse", session_id="bad")
     assert engine.step(T, "good", [[500]]).step == 1
-    engine.delete(T, "bad")
+    engine.lives.delete(T, "bad")
     assert engine.create(T, "pulse", session_id="bad")[0].record.step == 0
 
 
@@ -203,7 +203,7 @@ def test_a_session_whose_bundle_is_gone_says_so(tmp_path: Path) -> None:
             engine.step(T, "s", [[500]])
         with pytest.raises(ModelGoneError, match=why):
             engine.forecast(T, "s", 3)
-        assert engine.session(T, "s").record.step == 1
+        assert engine.lives.session(T, "s").record.step == 1
         engine.close()
     again = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits())
     again.start()
@@ -217,7 +217,7 @@ def test_a_seeded_session_is_where_a_stepped_one_is(engine: Engine) -> None:
     seeded, answer = engine.create(T, "pulse", session_id="seeded", inputs=inputs)
     engine.create(T, "pulse", session_id="stepped")
     last = engine.step(T, "stepped", inputs)
-    stepped = engine.session(T, "stepped")
+    stepped = engine.lives.session(T, "stepped")
     assert (seeded.record.step, seeded.record.state) == (stepped.record.step, stepped.record.state)
     assert seeded.record.surprise == stepped.record.surprise
     assert answer.outputs["mean"].tobytes() == last.outputs["mean"][-1:].tobytes()
@@ -231,11 +231,11 @@ def test_a_retry_gets_the_first_answer(engine: Engine) -> None:
     assert (again.step, again.outputs.tobytes()) == (2, first.outputs.tobytes())
     with pytest.raises(RequestReusedError):
         engine.step(T, "s", [[500], [502]], request_id="r")
-    assert engine.session(T, "s").record.step == 2
+    assert engine.lives.session(T, "s").record.step == 2
     engine.step(T, "s", [[502]], request_id="r2")
     with pytest.raises(StepConflictError):
         engine.step(T, "s", [[500], [501]], request_id="r", step=0)  # late, but it named its step
-    assert engine.session(T, "s").record.step == 3
+    assert engine.lives.session(T, "s").record.step == 3
 
 
 def test_a_late_duplicate_is_not_applied(engine: Engine) -> None:
@@ -246,7 +246,7 @@ def test_a_late_duplicate_is_not_applied(engine: Engine) -> None:
     for number in range(9):
         with pytest.raises(LateRequestError):
             engine.step(T, "s", [[500 + number]], request_id=f"r{number}")
-    assert engine.session(T, "s").record.step == 10
+    assert engine.lives.session(T, "s").record.step == 10
     assert engine.step(T, "s", [[509]], request_id="r9").step == 10
     assert engine.step(T, "s", [[510]], request_id="r10").step == 11
 
@@ -256,7 +256,7 @@ def test_a_session_created_anew_is_another_one(engine: Engine, store: LmdbStore,
     engine.create(T, "pulse", session_id="s")
     key = records.key(T, "s")
     (old,) = store.load_many([key])
-    engine.delete(T, "s")
+    engine.lives.delete(T, "s")
     clock.now += 1
     engine.create(T, "pulse", session_id="s")
     (new,) = store.load_many([key])
@@ -264,7 +264,7 @@ def test_a_session_created_anew_is_another_one(engine: Engine, store: LmdbStore,
     assert isinstance(new, Record)
     assert old.step == new.step
     assert store.commit_many([Change(key, old.revision, old._replace(revision=old.revision + 1, step=1))]) == [False]
-    assert engine.session(T, "s").record.step == 0
+    assert engine.lives.session(T, "s").record.step == 0
 
 
 def test_a_state_that_is_not_finite_is_never_kept(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,7 +285,7 @@ def test_a_state_that_is_not_finite_is_never_kept(engine: Engine, monkeypatch: p
     assert good.get().step == 1
     bad.join()
     assert isinstance(bad.exception, NotFiniteError)
-    assert engine.session(T, "bad").record.step == 0
+    assert engine.lives.session(T, "bad").record.step == 0
 
 
 def test_a_call_has_a_most_of_steps(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from service.app import OPERATIONS, create_app
 from service.engine.engine import Engine, Limits
 from service.http import bodies, openapi
 from service.sessions.lmdb import LmdbStore
+from service.sessions.seal import Seal
 from service.settings import Settings
 from tests.bundles import make_bundle
 from tests.reference import ZOO
@@ -20,7 +21,7 @@ from tests.reference import ZOO
 
 @pytest.fixture
 def app(tmp_path: Path) -> Any:
-    engine = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits())
+    engine = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits(), seal=Seal(["0123456789abcdef" * 2]))
     engine.start()
     yield create_app(Settings(), engine)
     engine.close()
@@ -47,26 +48,67 @@ def test_answers_are_as_described(app: Flask) -> None:
     """Each operation's real answer has the form that the document promises, extra keys refused."""
     client = app.test_client()
     answers = {
-        "/": client.get("/"),
-        "/healthz": client.get("/healthz"),
-        "/readyz": client.get("/readyz"),
-        "/v1/models": client.get("/v1/models"),
-        "/v1/models/{model}": client.get("/v1/models/weather"),
-        "/v1/models/{model}/predict": client.post("/v1/models/pulse/predict", json={"inputs": [[1.0]], "horizon": 2}),
-        "/v1/models/{model}/sessions": client.post("/v1/models/pulse/sessions", json={"session_id": "s"}),
-        "/v1/sessions": client.get("/v1/sessions"),
-        "/v1/sessions/{session_id}": client.get("/v1/sessions/s"),
-        "/v1/sessions/{session_id}/steps": client.post("/v1/sessions/s/steps", json={"inputs": [1.0]}),
-        "/v1/steps": client.post("/v1/steps", json={"items": [{"session_id": name, "inputs": [1.0]} for name in "st"]}),
-        "/v1/sessions/{session_id}/forecast": client.post("/v1/sessions/s/forecast", json={"horizon": 2}),
+        "GET /": client.get("/"),
+        "GET /healthz": client.get("/healthz"),
+        "GET /readyz": client.get("/readyz"),
+        "GET /v1/models": client.get("/v1/models"),
+        "GET /v1/models/{model}": client.get("/v1/models/weather"),
+        "POST /v1/models/{model}/predict": client.post(
+            "/v1/models/pulse/predict", json={"inputs": [[1.0]], "horizon": 2}
+        ),
+        "POST /v1/models/{model}/step": client.post("/v1/models/pulse/step", json={"inputs": [[1.0]]}),
+        "POST /v1/models/{model}/sessions": client.post("/v1/models/pulse/sessions", json={"session_id": "s"}),
+        "GET /v1/sessions": client.get("/v1/sessions"),
+        "GET /v1/sessions/{session_id}": client.get("/v1/sessions/s"),
+        "POST /v1/sessions/{session_id}/fork": client.post("/v1/sessions/s/fork"),
+        "GET /v1/sessions/{session_id}/state": (state := client.get("/v1/sessions/s/state")),
+        "PUT /v1/sessions/{session_id}/state": client.put("/v1/sessions/t/state", json=state.json),
+        "POST /v1/sessions/{session_id}/steps": client.post("/v1/sessions/s/steps", json={"inputs": [1.0]}),
+        "POST /v1/steps": client.post(
+            "/v1/steps", json={"items": [{"session_id": name, "inputs": [1.0]} for name in "su"]}
+        ),
+        "POST /v1/sessions/{session_id}/forecast": client.post("/v1/sessions/s/forecast", json={"horizon": 2}),
+        "DELETE /v1/sessions": client.delete("/v1/sessions?prefix=s&idle_s=0"),
     }
-    described = [operation for operation in OPERATIONS if operation.answer is not None]
-    assert {operation.path for operation in described} == set(answers)
-    for operation in described:
-        answer = answers[operation.path]
+    described = {f"{one.method} {one.path}": one for one in OPERATIONS if one.answer is not None}
+    assert set(described) == set(answers)
+    for name, operation in described.items():
+        answer = answers[name]
         assert answer.status_code == operation.status, answer.text
         assert operation.answer is not None
         operation.answer.model_validate_json(answer.data)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "said"),
+    [
+        ("DELETE", "/v1/sessions", None, 422, "say which sessions are to end"),
+        ("DELETE", "/v1/sessions?idle_s=-1", None, 422, "expected a number of seconds"),
+        ("DELETE", "/v1/sessions?idle_s=nan", None, 422, "expected a number of seconds"),
+        ("DELETE", "/v1/sessions?prefix=a/b", None, 422, "letters, digits"),
+        ("DELETE", "/v1/sessions?modle=pulse", None, 422, "no such parameter"),
+        ("POST", "/v1/sessions/s/fork", {"session_id": "s"}, 409, "is alive"),
+        ("POST", "/v1/sessions/s/fork", {"session_id": "no/id"}, 422, "session_id"),
+        ("POST", "/v1/sessions/none/fork", {}, 404, "none"),
+        ("PUT", "/v1/sessions/t/state", {"state": "***"}, 422, "not base64"),
+        ("PUT", "/v1/sessions/t/state", {"state": "AAAA"}, 422, "secret has signed"),
+        ("PUT", "/v1/sessions/t/state", {}, 422, "state"),
+        ("POST", "/v1/models/pulse/step", {"inputs": [[1]], "state": "x"}, 422, "not a state"),
+        ("POST", "/v1/models/pulse/step", {"inputs": [["a"]]}, 422, "not a number"),
+        ("POST", "/v1/models/none/step", {"inputs": [[1]]}, 404, "none"),
+    ],
+)
+def test_what_does_not_fit_is_said(
+    app: Flask, method: str, path: str, body: dict[str, Any] | None, status: int, said: str
+) -> None:
+    """And nothing is made, moved or ended."""
+    client = app.test_client()
+    client.post("/v1/models/pulse/sessions", json={"session_id": "s"})
+    before = client.get("/v1/sessions").json
+    answer = client.open(path, method=method, json=body)
+    assert (answer.status_code, answer.content_type) == (status, "application/problem+json"), answer.text
+    assert said in answer.text
+    assert client.get("/v1/sessions").json == before
 
 
 @pytest.mark.parametrize("head", ["point", "gaussian", "student_t", "quantiles"])

@@ -105,7 +105,7 @@ def test_a_list_that_does_not_fit_is_refused_whole(client: FlaskClient, engine: 
         answer = client.post("/v1/steps", json=body)
         assert answer.status_code == 422, answer.text
         assert field in [error["field"] for error in answer.json["errors"]], answer.text  # type: ignore[index]
-    assert engine.session(T, "a").record.step == 0
+    assert engine.lives.session(T, "a").record.step == 0
 
 
 def test_ten_thousand_items_keep_each_sessions_order(client: FlaskClient, engine: Engine) -> None:
@@ -210,4 +210,4 @@ def test_rollouts_share_batches_with_steps(engine: Engine, monkeypatch: pytest.M
     assert forecast.get().outputs.tobytes() == alone.tobytes()
     assert np.concatenate([one.outputs["mean"] for one in told]).tobytes() == expected["mean"].tobytes()
     assert sizes.count(2) > 10, sizes
-    assert engine.session(T, "f").record.step == 10
+    assert engine.lives.session(T, "f").record.step == 10

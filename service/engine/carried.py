@@ -1,0 +1,132 @@
+"""What clients carry: whole sessions as signed records, and states that stand for no session at all.
+
+Owns what a record or a state must be to be taken back: unaltered, its tenant's, and of a model that is still served.
+"""
+
+import struct
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.runner import Outputs, StepModel
+from model.state import State
+from service.engine.inputs import Inputs
+from service.engine.lives import Lives, Session
+from service.engine.work import Done
+from service.errors import (
+    DamagedRecordError,
+    Fault,
+    InvalidInputError,
+    ModelGoneError,
+    NoSecretError,
+    StateExpiredError,
+    UnknownVersionError,
+)
+from service.sessions import record as records
+from service.sessions.record import Record
+
+if TYPE_CHECKING:
+    from service.sessions.seal import Seal
+
+_HEAD = struct.Struct("<dQ")  # when it was issued, in seconds since 1970 UTC, and the step it is at
+
+
+class Held(NamedTuple):
+    """A step without a session: the outputs (steps,), the step reached, and the state to send with the next."""
+
+    model: StepModel
+    step: int
+    outputs: Outputs
+    state: str
+
+
+class Carried:
+    def __init__(
+        self,
+        lives: Lives,
+        seal: "Seal | None",
+        clock: Callable[[], float],
+        age_s: float,
+        *,
+        model: Callable[[str, int | None], StepModel],
+        served: Callable[[Record], StepModel],
+        array: Callable[[StepModel, Inputs], NDArray[np.float32]],
+        run: Callable[[StepModel, NDArray[np.float32], State], Done],
+    ) -> None:
+        """age_s: how old a state that its client holds may be. The rest is the engine's."""
+        self._lives, self._secrets, self._clock, self._age_s = lives, seal, clock, age_s
+        self._model, self._served, self._array, self._run = model, served, array, run
+
+    @property
+    def _seal(self) -> "Seal":
+        if self._secrets is None:
+            raise NoSecretError
+        return self._secrets
+
+    def exported(self, tenant: str, session_id: str) -> tuple[Session, bytes]:
+        """The session, and its record signed. Raises as `Lives.session` does, and NoSecretError."""
+        session = self._lives.session(tenant, session_id)
+        return session, self._seal.signed(session.record.to_bytes())
+
+    def restored(self, tenant: str, session_id: str, signed: bytes, ttl_s: float | None) -> Session:
+        """A session from what `exported` gave, wherever that was, with its last request and answer.
+
+        Raises InvalidInputError where it was altered or is another's, ModelGoneError, NoSecretError, and as
+        `Lives.claim` does.
+        """
+        try:
+            record = records.from_bytes(self._seal.verified(signed))
+        except (ValueError, DamagedRecordError):
+            raise InvalidInputError(Fault("state", "not a record that this service's secret has signed")) from None
+        if record.tenant != tenant:
+            raise InvalidInputError(Fault("state", "the record of another tenant's session"))
+        self._served(record)
+        return self._lives.begin(self._lives.claim(tenant, session_id), record, ttl_s or record.ttl_s)
+
+    def step(self, tenant: str, name: str, version: int | None, inputs: Inputs, token: str | None) -> Held:
+        """Advances the state that the token holds, None: the first one, and keeps nothing.
+
+        Raises InvalidInputError where the token is altered or another's, StateExpiredError, ModelGoneError,
+        NoSecretError, and what a prediction raises.
+        """
+        seal = self._seal
+        if token is None:
+            model, step = self._model(name, version), 0
+            state = model.layout.initial(1)
+        else:
+            model, step, memory = self._opened(tenant, name, version, token)
+            state = model.layout.stack([memory])
+        done = self._run(model, self._array(model, inputs), state)
+        assert done.state is not None
+        step += len(done.outputs)
+        content = _HEAD.pack(self._clock(), step) + done.state
+        sealed = seal.sealed(content, _bound_to(tenant, model))
+        return Held(model, step, done.outputs, f"{model.manifest.version}.{sealed}")
+
+    def _opened(self, tenant: str, name: str, version: int | None, token: str) -> tuple[StepModel, int, bytes]:
+        """The model, the step and the memory of a state that a client holds."""
+        its, _, sealed = token.partition(".")
+        if not its.isdecimal() or len(its) > 9:
+            raise InvalidInputError(Fault("state", "not a state that this service gave"))
+        self._model(name, None)  # the name must be one
+        if version not in (None, int(its)):
+            message = f"the state is of version {its}; leave the version out, or begin anew"
+            raise InvalidInputError(Fault("version", message))
+        try:
+            model = self._model(name, int(its))
+        except UnknownVersionError:
+            raise ModelGoneError(name, int(its), "which is not served any more") from None
+        try:
+            content = self._seal.opened(sealed, _bound_to(tenant, model))
+        except ValueError:
+            raise InvalidInputError(Fault("state", "not a state that this service gave for this model")) from None
+        issued_at, step = _HEAD.unpack_from(content)
+        if self._clock() > issued_at + self._age_s:
+            raise StateExpiredError(issued_at, self._age_s)
+        return model, step, content[_HEAD.size :]
+
+
+def _bound_to(tenant: str, model: StepModel) -> bytes:
+    return f"{tenant}/{model.manifest.name}/{model.manifest.version}/".encode() + model.digest
