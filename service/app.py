@@ -29,6 +29,7 @@ def create_engine(settings: Settings) -> Engine:
         max_sequences=settings.max_sequences,
         max_waiting=settings.max_waiting,
         exact=settings.exact,
+        history=settings.history,
         state_age_s=settings.state_age_s,
     )
     opened = open_all(settings.models, threads=settings.threads)

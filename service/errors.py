@@ -77,6 +77,13 @@ class StateExpiredError(OnwardError):
         self.issued_at = issued_at
 
 
+class HistoryError(OnwardError):
+    """What a session keeps of its past is not enough for what is asked."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"{why}; ONWARD_HISTORY says how many steps sessions keep from then on")
+
+
 class RequestReusedError(OnwardError):
     def __init__(self, request_id: str) -> None:
         super().__init__(
@@ -120,7 +127,8 @@ class ModelGoneError(OnwardError):
 
     def __init__(self, model: str, version: int, why: str) -> None:
         super().__init__(
-            f"the session runs on {model} {version}, {why}; serve that bundle again, or create a new session"
+            f"the session runs on {model} {version}, {why}; serve that bundle again, migrate the session to "
+            "another version, or create a new one"
         )
 
 

@@ -83,6 +83,9 @@ class Settings(BaseSettings):
         Literal["interval", "always"],
         Field(description="LMDB: when a commit is on disk, at the next flush or before it is answered"),
     ] = "interval"
+    history: Annotated[
+        int, Field(ge=0, le=10_000, description="steps that sessions can be taken back by; they keep as many inputs")
+    ] = 0
     secret: Annotated[
         SecretStr | None,
         Field(description="signs what leaves and comes back: 32 characters or more; by commas, the newest first"),

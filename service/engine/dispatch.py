@@ -3,6 +3,7 @@
 Owns the queues, how many items may wait in all, and whether their clients still do. Knows nothing of use-cases.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -34,13 +35,14 @@ class Dispatch:
         timeout_s: float,
         max_waiting: int,
         exact: bool,
+        keep: int,
     ) -> None:
         """`clock` gives seconds since 1970 UTC and dates records; `monotonic` times calls."""
-        self._monotonic, self._timeout_s, self._max_waiting = monotonic, timeout_s, max_waiting
+        self._monotonic, self._timeout_s, self._max_waiting, self._keep = monotonic, timeout_s, max_waiting, keep
         self.queues: dict[StepModel, Queue] = {}
         for model in models:
             costs = cost.measure(model)
-            executor = Executor(model, costs, store, clock, exact=exact)
+            executor = Executor(model, costs, store, clock, exact=exact, keep=keep)
             scheduler: Scheduler[Work] = Scheduler(cost.MOST_ROWS, costs.cells)
             self.queues[model] = Queue(executor, scheduler, monotonic, timeout_s)
         self._calls: dict[Call, int] = {}  # that are waited for, with their items
@@ -54,7 +56,10 @@ class Dispatch:
 
     def session_work(self, model: StepModel, asked: Asked, call: Call, key: bytes) -> Work:
         """An item that advances the session under `key` and commits."""
-        return self._work(model, asked.inputs, call, key, asked=asked)
+        work = self._work(model, asked.inputs, call, key, asked=asked)
+        if self._keep:
+            work.trail = deque(maxlen=self._keep + 2)  # one of them is that old, however short chunks are
+        return work
 
     def free_work(
         self, model: StepModel, inputs: NDArray[np.float32], call: Call, state: State, horizon: int = 0

@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 from model.manifest import BundleError
 from model.repository import Opened
 from model.runner import Outputs, StepModel
-from service.engine import dispatch
+from service.engine import dispatch, history
 from service.engine.call import finite, joined
 from service.engine.carried import Carried
 from service.engine.dispatch import Dispatch, outcome
 from service.engine.executor import MovedError, array_of, gone, ref_of, state_of, surprises
+from service.engine.history import Point
 from service.engine.inputs import Inputs
 from service.engine.lives import Lives, Session, living
+from service.engine.past import Past
 from service.engine.turn import turn
 from service.engine.work import Asked, Call, Work
 from service.errors import (
@@ -57,6 +59,7 @@ class Limits:
     max_sequences: int = 1024
     max_waiting: int = 10_000
     state_age_s: float = 86_400.0
+    history: int = 0
     exact: bool = False
 
 
@@ -104,6 +107,7 @@ class Engine:
             timeout_s=limits.timeout_s,
             max_waiting=limits.max_waiting,
             exact=limits.exact,
+            keep=limits.history,
         )
         self.lives = Lives(store, clock, limits.ttl_s)
         self.carried = Carried(
@@ -116,6 +120,7 @@ class Engine:
             array=self._array,
             run=self._dispatch.run_free,
         )
+        self.past = Past(self.lives, model=self.model, served=self._served, run=self._dispatch.run_free)
         self._places: OrderedDict[bytes, StepModel] = OrderedDict()
         self._greenlets: list[gevent.Greenlet[..., Any]] = []
 
@@ -191,13 +196,18 @@ class Engine:
         claim = self.lives.claim(tenant, session_id)
         step, state = 0, model.layout.initial(1)
         outputs, surprise = model.last_prediction(state), Surprise()
-        if inputs is not None:
-            done = self._dispatch.run_free(model, self._array(model, inputs), state)
+        seeds = None if inputs is None else self._array(model, inputs)
+        if seeds is not None:
+            done = self._dispatch.run_free(model, seeds, state)
             assert done.state is not None
             state = np.frombuffer(done.state, model.layout.dtype)
             step, outputs = len(done.outputs), done.outputs[-1:]
             surprise = surprise.after(surprises(model, done.outputs))
-        record = records.first(tenant, ref_of(model), state.tobytes(), step=step, surprise=surprise)
+        record = records.first(tenant, ref_of(model), state.tobytes(), step, surprise)
+        if self.limits.history:
+            point = Point(step, surprise, record.state)
+            kept = None if seeds is None else seeds[-self.limits.history :]
+            record = record._replace(history=history.begun(model.manifest.features, point, kept).to_bytes())
         return self.lives.begin(claim, record, ttl_s), Answer(model, step, outputs)
 
     def step(

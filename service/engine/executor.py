@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from model.runner import Outputs, StepModel
 from model.state import State, StateError
-from service.engine import cost
+from service.engine import cost, history
 from service.engine.call import Caller
 from service.engine.cost import Cost
+from service.engine.history import Point
 from service.engine.inputs import Inputs, to_array
 from service.engine.lives import living
 from service.engine.work import Asked, Done, Work
@@ -42,15 +43,24 @@ class Executor:
     """Runs batches of one model."""
 
     def __init__(
-        self, model: StepModel, costs: Cost, store: Store, clock: Callable[[], float], *, exact: bool = False
+        self,
+        model: StepModel,
+        costs: Cost,
+        store: Store,
+        clock: Callable[[], float],
+        *,
+        exact: bool = False,
+        keep: int = 0,
     ) -> None:
         """`clock` gives seconds since 1970 UTC, for what records say of time.
 
         exact: the same bits in any batch from a model whose kernels do not give them, at the cost of batching.
+        keep: how many steps a session can be taken back by.
         """
         alone = exact and not model.manifest.exact
         self.chunk = 1 if alone else costs.chunk
         self._model, self._costs, self._store, self._clock = model, costs, store, clock
+        self._keep, self._features = keep, model.manifest.features
         self._call, self._ref, self._bytes = Caller(model, alone=alone), ref_of(model), model.layout.dtype.itemsize
 
     def run(self, batch: Sequence[Work]) -> None:
@@ -159,6 +169,7 @@ class Executor:
         before = work.record
         assert before is not None
         assert work.state is not None
+        surprised = surprises(self._model, outputs)
         record = Record(
             new_revision(),
             before.tenant,
@@ -169,13 +180,26 @@ class Executor:
             before.ttl_s,
             now + before.ttl_s,
             work.state,
-            before.surprise.after(surprises(self._model, outputs)),
+            before.surprise.after(surprised),
             asked.request_id,
             work.digest,
             outputs.tobytes() if asked.request_id else b"",
             remembering(before.recent, asked.request_id) if asked.request_id else before.recent,
+            self._history(work, before, surprised) if self._keep else b"",
         )
         return Change(work.line, before.revision, record, advances=True)
+
+    def _history(self, work: Work, before: Record, surprised: list[float]) -> bytes:
+        """The session's history after the item's inputs."""
+        assert isinstance(work.inputs, np.ndarray)
+        start = Point(before.step, before.surprise, before.state)
+        known = history.from_bytes(before.history) if before.history else history.begun(self._features, start)
+        step, way = before.step + len(work.inputs), [start]
+        for consumed, state in list(work.trail or ())[:-1]:  # the last is where the session is now
+            if len(way) > 1 and before.step + consumed <= step - self._keep:
+                way.pop()  # a later one is old enough
+            way.append(Point(before.step + consumed, before.surprise.after(surprised[:consumed]), state))
+        return known.advanced(way, work.inputs, step, self._keep).to_bytes()
 
 
 def array_of(model: StepModel, inputs: Inputs, field: str = "inputs") -> NDArray[np.float32]:

@@ -84,6 +84,13 @@ class Lives:
         fresh = record._replace(request_id="", request_digest=NO_DIGEST, answer=b"", recent=b"")
         return self.begin(self.claim(tenant, new_id), fresh, ttl_s or record.ttl_s)
 
+    def replaced(self, tenant: str, session_id: str, before: Record, after: Record) -> Session | None:
+        """The session with another record in the place of this one; None where it was stepped meanwhile."""
+        now, key = self._clock(), records.key(tenant, session_id)
+        record = after._replace(revision=records.new_revision(), last_step_at=now, expires_at=now + after.ttl_s)
+        (done,) = self._store.commit_many([Change(key, before.revision, record)])
+        return Session(session_id, record) if done else None
+
     def delete(self, tenant: str, session_id: str) -> None:
         """Ends a living session, or sets a damaged one aside. Raises as `session` does."""
         key, committed = records.key(tenant, session_id), False

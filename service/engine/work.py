@@ -4,6 +4,7 @@ Owns an item's progress. A step, a forecast and a stateless prediction are the s
 the inputs, then feed predictions back `horizon` times. Knows nothing of queues, of stores or of HTTP.
 """
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -76,6 +77,7 @@ class Work:
     reached: int = 0  # the step that the session was at where this item was computed, and overtaken
     outcome: Done | BaseException | None = None
     outputs: list[Outputs] = field(default_factory=list)
+    trail: deque[tuple[int, bytes]] | None = None  # where a history is kept: how many inputs led to which state
     _consumed: int = 0
     _rolled: int = 0
 
@@ -110,6 +112,8 @@ class Work:
             self._rolled += 1
         self.outputs.append(outputs)
         self.state = state
+        if self.trail is not None:
+            self.trail.append((self._consumed, state))
 
     def restart(self) -> None:
         """Forgets all progress: another process moved the session in between."""
@@ -117,6 +121,8 @@ class Work:
             self.reached = self.record.step
         self._consumed, self._rolled, self.state, self.record = 0, 0, None, None
         self.outputs.clear()
+        if self.trail is not None:
+            self.trail.clear()
 
     def all_outputs(self) -> Outputs:
         return joined(self.outputs)

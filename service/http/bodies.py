@@ -72,6 +72,14 @@ class ForkSession(Body):
     ttl_s: TtlS | None = None
 
 
+class Rewind(Body):
+    step: Annotated[int, Field(strict=True, ge=0, lt=2**63, description="to go back to")]
+
+
+class Migrate(Body):
+    version: Version | None = None
+
+
 class Exported(Body):
     """A session to carry away; what comes back must be as it was."""
 
@@ -240,6 +248,10 @@ class SessionInfo(Body):
 
 class CreatedSession(SessionInfo):
     prediction: Annotated[dict[str, Said], Field(description="of the next input; empty where the model keeps none")]
+
+
+class MigratedSession(SessionInfo):
+    replayed: Annotated[int, Field(description="how many of the session's last inputs made its state anew")]
 
 
 class SessionList(Body):

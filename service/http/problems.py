@@ -50,6 +50,7 @@ KINDS: dict[type[OnwardError], Kind] = {
     errors.StepConflictError: Kind("step-conflict", 409, "The session is at another step"),
     errors.LateRequestError: Kind("late-request", 409, "The request was applied before"),
     errors.RequestReusedError: Kind("request-reused", 422, "The request id was used with other inputs"),
+    errors.HistoryError: Kind("no-history", 409, "The session does not keep so much of its past"),
     errors.StateExpiredError: Kind("state-expired", 410, "The state is too old"),
     errors.NoSecretError: Kind("no-secret", 501, "The service has no secret"),
     errors.InvalidInputError: Kind("invalid-request", 422, "The request does not fit"),

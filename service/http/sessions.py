@@ -87,6 +87,18 @@ def restore(engine: Engine, session_id: str) -> Response:
     return _born(engine.carried.restored(TENANT, session_id, signed, None))
 
 
+def rewind(engine: Engine, session_id: str) -> Response:
+    checked(session_id)
+    return json(_info(engine.past.rewind(TENANT, session_id, bodies.read(bodies.Rewind).step)))
+
+
+def migrate(engine: Engine, session_id: str) -> Response:
+    checked(session_id)
+    body = bodies.read(bodies.Migrate, optional=True)
+    session, replayed = engine.past.migrate(TENANT, session_id, body.version)
+    return json(_info(session) | {"replayed": replayed})
+
+
 def _born(session: Session) -> Response:
     return json(_info(session), 201, {"Location": f"/v1/sessions/{session.session_id}"})
 
@@ -147,6 +159,15 @@ OPERATIONS = (
     Operation(
         "POST", "/v1/sessions/{session_id}/fork", fork, "A session of its own in the same state", bodies.SessionInfo,
         body=bodies.ForkSession, body_optional=True, status=201,
+        problems=(400, 404, 409, 410, 413, 415, 422, 500, 503, 507),
+    ),
+    Operation(
+        "POST", "/v1/sessions/{session_id}/rewind", rewind, "Take the session back to an earlier step",
+        bodies.SessionInfo, body=bodies.Rewind, problems=(400, 404, 409, 410, 413, 415, 422, 500, 503, 507),
+    ),
+    Operation(
+        "POST", "/v1/sessions/{session_id}/migrate", migrate, "Move the session to another version of its model",
+        bodies.MigratedSession, body=bodies.Migrate, body_optional=True,
         problems=(400, 404, 409, 410, 413, 415, 422, 500, 503, 507),
     ),
     Operation(

@@ -25,7 +25,7 @@ REMEMBERED, _MARK_BYTES = 32, 8
 
 _MAGIC = b"OWR\x02"  # Onward record, format 2
 _CRC = struct.Struct("<4sI")
-_HEAD = struct.Struct("<QQddddBQddI32s16sHHHHII")
+_HEAD = struct.Struct("<QQddddBQddI32s16sHHHHIII")
 _START = _CRC.size + _HEAD.size
 _ENDED: tuple[Ended | None, ...] = (None, "expired", "deleted")
 _RECENT_WEIGHT = 0.1
@@ -78,6 +78,7 @@ class Record(NamedTuple):
     request_digest: bytes = NO_DIGEST
     answer: bytes = b""
     recent: bytes = b""  # digests of the last request ids, the newest first
+    history: bytes = b""
     ended: Ended | None = None
 
     def to_bytes(self) -> bytes:
@@ -102,9 +103,10 @@ class Record(NamedTuple):
             len(request),
             len(self.recent),
             len(self.answer),
+            len(self.history),
             len(self.state),
         )
-        body = b"".join((head, names, request, self.recent, self.answer))
+        body = b"".join((head, names, request, self.recent, self.answer, self.history))
         return b"".join((_CRC.pack(_MAGIC, zlib.crc32(self.state, zlib.crc32(body))), body, self.state))
 
     def alive(self, now: float) -> bool:
@@ -119,6 +121,7 @@ class Record(NamedTuple):
             state=b"",
             answer=b"",
             recent=b"",
+            history=b"",
             request_id="",
         )
 
@@ -163,17 +166,17 @@ def from_bytes(data: bytes) -> Record:
     for length in lengths:
         sections.append(data[place : place + length])
         place += length
-    tenant, model, request, requests, answer, state = sections
+    tenant, model, request, requests, answer, history, state = sections
     if place != len(data):
         raise DamagedRecordError(f"{len(data)} bytes long, its sections end at {place}")
     ref, surprise = Ref(model.decode(), version, digest), Surprise(count, mean, recent)
     return Record(
         revision, tenant.decode(), ref, step, created_at, last_step_at, ttl_s, expires_at, state, surprise,
-        request.decode(), request_digest, answer, requests, _ENDED[ended],
+        request.decode(), request_digest, answer, requests, history, _ENDED[ended],
     )  # fmt: skip
 
 
-def first(tenant: str, ref: Ref, state: bytes, *, step: int = 0, surprise: Surprise = Surprise()) -> Record:  # noqa: B008
+def first(tenant: str, ref: Ref, state: bytes, step: int, surprise: Surprise) -> Record:
     """Of a session that is not begun: its times, and its revision, are set when it is."""
     return Record(
         revision=0, tenant=tenant, ref=ref, step=step, created_at=0, last_step_at=0, ttl_s=0, expires_at=0, state=state,

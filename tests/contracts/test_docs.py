@@ -51,7 +51,7 @@ def test_the_readmes_first_screen_runs(tmp_path: Path) -> None:
 
 def test_every_example_of_the_api_runs(tmp_path: Path) -> None:
     """In order, each with success; and every operation has one."""
-    with Server(tmp_path, ONWARD_SECRET=SECRET) as server:
+    with Server(tmp_path, ONWARD_SECRET=SECRET, ONWARD_HISTORY="100") as server:
         statuses = [run(command, server.url, tmp_path)[0] for command in commands(API)]
     assert set(statuses) <= {200, 201, 204}, statuses
     for operation in OPERATIONS:

@@ -21,7 +21,7 @@ from tests.reference import ZOO
 
 @pytest.fixture
 def app(tmp_path: Path) -> Any:
-    engine = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits(), seal=Seal(["0123456789abcdef" * 2]))
+    engine = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits(history=5), seal=Seal(["0123456789abcdef" * 2]))
     engine.start()
     yield create_app(Settings(), engine)
     engine.close()
@@ -61,6 +61,8 @@ def test_answers_are_as_described(app: Flask) -> None:
         "GET /v1/sessions": client.get("/v1/sessions"),
         "GET /v1/sessions/{session_id}": client.get("/v1/sessions/s"),
         "POST /v1/sessions/{session_id}/fork": client.post("/v1/sessions/s/fork"),
+        "POST /v1/sessions/{session_id}/rewind": client.post("/v1/sessions/s/rewind", json={"step": 0}),
+        "POST /v1/sessions/{session_id}/migrate": client.post("/v1/sessions/s/migrate"),
         "GET /v1/sessions/{session_id}/state": (state := client.get("/v1/sessions/s/state")),
         "PUT /v1/sessions/{session_id}/state": client.put("/v1/sessions/t/state", json=state.json),
         "POST /v1/sessions/{session_id}/steps": client.post("/v1/sessions/s/steps", json={"inputs": [1.0]}),
@@ -90,6 +92,9 @@ def test_answers_are_as_described(app: Flask) -> None:
         ("POST", "/v1/sessions/s/fork", {"session_id": "s"}, 409, "is alive"),
         ("POST", "/v1/sessions/s/fork", {"session_id": "no/id"}, 422, "session_id"),
         ("POST", "/v1/sessions/none/fork", {}, 404, "none"),
+        ("POST", "/v1/sessions/s/rewind", {"step": 1}, 422, "has not been at 1"),
+        ("POST", "/v1/sessions/s/rewind", {"step": -1}, 422, "step"),
+        ("POST", "/v1/sessions/s/migrate", {"version": 7}, 404, "7"),
         ("PUT", "/v1/sessions/t/state", {"state": "***"}, 422, "not base64"),
         ("PUT", "/v1/sessions/t/state", {"state": "AAAA"}, 422, "secret has signed"),
         ("PUT", "/v1/sessions/t/state", {}, 422, "state"),

@@ -26,6 +26,7 @@ RECORDS = st.builds(
     request_digest=st.binary(min_size=16, max_size=16),
     answer=st.binary(max_size=300),
     recent=st.binary(max_size=256),
+    history=st.binary(max_size=300),
     ended=st.sampled_from([None, "expired", "deleted"]),
 )
 

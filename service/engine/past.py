@@ -1,0 +1,85 @@
+"""Sessions taken back to an earlier step, or moved to another version of their model, by what they keep of the past."""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.runner import StepModel
+from model.state import State
+from service.engine import history
+from service.engine.executor import ref_of, state_of, surprises
+from service.engine.history import Point
+from service.engine.lives import Lives, Session
+from service.engine.work import Done
+from service.errors import Fault, HistoryError, InvalidInputError
+from service.sessions.record import NO_DIGEST, Record, Surprise
+
+
+class Past:
+    def __init__(
+        self,
+        lives: Lives,
+        *,
+        model: Callable[[str, int | None], StepModel],
+        served: Callable[[Record], StepModel],
+        run: Callable[[StepModel, NDArray[np.float32], State], Done],
+    ) -> None:
+        """What a session needs of the engine for that."""
+        self._lives, self._model, self._served, self._run = lives, model, served, run
+
+    def rewind(self, tenant: str, session_id: str, step: int) -> Session:
+        """The session as it was after `step` steps. What came after is forgotten; its requests are known as late.
+
+        Raises as `Lives.session` does, ModelGoneError, HistoryError where it is too long ago, InvalidInputError.
+        """
+        while True:  # until no step came in between
+            record = self._lives.session(tenant, session_id).record
+            model = self._served(record)
+            if step > record.step:
+                raise InvalidInputError(
+                    Fault("step", f"the session is at step {record.step}, and has not been at {step}")
+                )
+            kept = history.from_bytes(record.history).back_to(step, record.step) if record.history else None
+            if kept is None:
+                raise HistoryError(f"session {session_id!r} cannot be taken back to step {step}")
+            point, inputs, past = kept
+            state, surprise = point.state, point.surprise
+            if len(inputs):
+                done = self._run(model, inputs, state_of(model, record._replace(state=state)))
+                assert done.state is not None
+                state, surprise = done.state, surprise.after(surprises(model, done.outputs))
+            before = record._replace(step=step, state=state, surprise=surprise, history=past.to_bytes())
+            if session := self._lives.replaced(tenant, session_id, record, _forgetting(before)):
+                return session
+
+    def migrate(self, tenant: str, session_id: str, version: int | None) -> tuple[Session, int]:
+        """The session on another version of its model, None: the highest; and how many of its inputs were replayed.
+
+        Its state is what the new version makes of the inputs that are kept; the step stays. Raises as `Lives.session`
+        does, UnknownModelError, UnknownVersionError, HistoryError where none are kept or they mean something else.
+        """
+        while True:
+            record = self._lives.session(tenant, session_id).record
+            model = self._model(record.ref.model, version)
+            initial, features = model.layout.initial(1), model.manifest.features
+            if not record.history and record.step:
+                raise HistoryError(f"session {session_id!r} keeps no inputs to replay")
+            start = Point(record.step, Surprise(), initial.tobytes())
+            past = history.from_bytes(record.history) if record.history else history.begun(features, start)
+            if past.features != history.meaning(features):
+                raise HistoryError(f"version {model.manifest.version} of {record.ref.model!r} has other features")
+            state, surprise = initial.tobytes(), Surprise()
+            if len(past.inputs):
+                done = self._run(model, past.inputs, initial)
+                assert done.state is not None
+                state, surprise = done.state, surprise.after(surprises(model, done.outputs))
+            past = past._replace(points=(Point(record.step, surprise, state),))
+            moved = record._replace(ref=ref_of(model), state=state, surprise=surprise, history=past.to_bytes())
+            if session := self._lives.replaced(tenant, session_id, record, _forgetting(moved)):
+                return session, len(past.inputs)
+
+
+def _forgetting(record: Record) -> Record:
+    """Without the last request's answer, which is not this state's."""
+    return record._replace(request_id="", request_digest=NO_DIGEST, answer=b"")
