@@ -1,0 +1,123 @@
+"""How many machines so many sessions need: measured costs of one core each, and arithmetic.
+
+    python -m bench.scaling --sessions 10000000 --rate 1000000
+
+Measures what a step costs a worker and Valkey, and what a session weighs, with an LSTM 2x128 on this machine; then
+multiplies. Every step is taken to read its record and to write it: at such numbers no worker remembers the session that
+it is asked for.
+"""
+
+import argparse
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from redis import Redis
+
+from bench import servers
+from bench.__main__ import CLIENTS, Bench, machine, post, sessions, steps
+from service.sessions import record as records
+from service.sessions.record import Record
+from service.sessions.redis import RedisStore
+from service.sessions.store import Change
+
+WEIGHED, BATCH, SECONDS = 20_000, 64, 3.0
+BUSY = 0.6
+"""The share of a core, or of a link, that is planned with: the rest is for peaks, and for the loss of a machine."""
+COPIES, SHARD_BYTES, LINK_BYTES_S = 2, 32e9, 1.25e9
+"""Each shard has a replica; a shard holds at most 32 GB, behind a link of 10 Gbit/s."""
+
+
+def cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / servers.TICKS
+
+
+def spent(pid: int, work: Callable[[], int]) -> float:
+    """Seconds of the process's CPU for each of the things that `work` says it did, over a few seconds."""
+    began, until, done = cpu_s(pid), time.monotonic() + SECONDS, 0
+    while time.monotonic() < until:
+        done += work()
+    return (cpu_s(pid) - began) / done
+
+
+def measured(folder: Path) -> dict[str, float]:
+    """Bytes of a session, and CPU seconds of a step for a worker, for Valkey's write and for its read."""
+    bundle = Bench(folder, 1).bundle(2, 128)
+    with servers.valkey(folder) as valkey, servers.onward(bundle.parents[1], valkey.uri) as server:
+        for name in sessions(CLIENTS):
+            post(server, "/v1/models/model/sessions", {"session_id": name})
+        calls = steps("/v1/sessions", CLIENTS)
+        server.drive(calls, 1)
+        worker = 1 / server.drive(calls, SECONDS).per_cpu_s
+        client, store = Redis.from_url(valkey.uri), RedisStore(valkey.uri)
+        (template,) = store.load_many([records.key("public", "s0")])
+        assert isinstance(template, Record)
+        keys = [records.key("public", f"w{number:08}") for number in range(WEIGHED)]
+        before = client.info("memory")["used_memory"]
+        for start in range(0, WEIGHED, 1000):
+            assert all(store.commit_many([Change(key, None, template) for key in keys[start : start + 1000]]))
+        weight = (client.info("memory")["used_memory"] - before) / WEIGHED
+        held = dict.fromkeys(keys[:BATCH], template)
+
+        def write() -> int:
+            changes = []
+            for key, record in held.items():
+                after = record._replace(revision=records.new_revision())
+                changes.append(Change(key, record.revision, after, advances=True))
+            assert all(store.commit_many(changes))
+            held.update((change.key, change.record) for change in changes)
+            return BATCH
+
+        def read() -> int:
+            return len(store.load_many(keys[:BATCH]))
+
+        return {
+            "weight": weight, "record": len(template.to_bytes()), "worker": worker,
+            "write": spent(valkey.pid, write), "read": spent(valkey.pid, read),
+        }  # fmt: skip
+
+
+def planned(cost: dict[str, float], count: float, rate: float) -> list[str]:
+    """The machines for so many sessions and so many steps a second, and what runs out first as they grow."""
+    valkey = cost["write"] + cost["read"]
+    traffic = 2 * cost["record"] * rate  # once there, once back
+    shards = {
+        "CPU": rate * valkey / BUSY,
+        "memory": count * cost["weight"] / (SHARD_BYTES * BUSY),
+        "network": traffic / (LINK_BYTES_S * BUSY),
+    }
+    most = max(shards, key=lambda of: shards[of])
+    number = math.ceil(shards[most])
+    return [
+        f"a session                {cost['weight']:,.0f} bytes in Valkey, of which its record is {cost['record']:,.0f}",
+        (
+            f"a step                   {1e6 * cost['worker']:.0f} us of a worker, and of Valkey {1e6 * cost['write']:.1f} us "
+            f"to write and {1e6 * cost['read']:.1f} us to read, in batches of {BATCH}"
+        ),
+        f"a shard, one core        {BUSY / valkey:,.0f} steps a second at {BUSY:.0%}",
+        "",
+        f"{count:,.0f} sessions, {rate:,.0f} steps a second:",
+        f"worker cores             {math.ceil(rate * cost['worker'] / BUSY):,}",
+        f"shards by CPU            {shards['CPU']:,.1f}",
+        f"shards by memory         {shards['memory']:,.1f} of {SHARD_BYTES / 1e9:.0f} GB",
+        f"shards by network        {shards['network']:,.1f} behind 10 Gbit/s; {traffic / 1e9:.1f} GB/s in all",
+        f"shards                   {number:,}, and {number * (COPIES - 1):,} replicas: {most} is what runs out first",
+        f"round trips a second     {2 * rate / BATCH:,.0f} or more: two a batch of {BATCH}, for each shard that it is on",
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.scaling")
+    parser.add_argument("--sessions", type=float, default=1e7)
+    parser.add_argument("--rate", type=float, default=1e6, help="steps a second")
+    told = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        print(machine())
+        print("\n".join(planned(measured(Path(folder)), told.sessions, told.rate)))
+
+
+if __name__ == "__main__":
+    main()
