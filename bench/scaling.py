@@ -93,10 +93,9 @@ def planned(cost: dict[str, float], count: float, rate: float) -> list[str]:
     number = math.ceil(shards[most])
     return [
         f"a session                {cost['weight']:,.0f} bytes in Valkey, of which its record is {cost['record']:,.0f}",
-        (
-            f"a step                   {1e6 * cost['worker']:.0f} us of a worker, and of Valkey {1e6 * cost['write']:.1f} us "
-            f"to write and {1e6 * cost['read']:.1f} us to read, in batches of {BATCH}"
-        ),
+        f"a step                   {1e6 * cost['worker']:.0f} us of a worker",
+        f"a write to Valkey        {1e6 * cost['write']:.1f} us of it, in batches of {BATCH}",
+        f"a read                   {1e6 * cost['read']:.1f} us, the same",
         f"a shard, one core        {BUSY / valkey:,.0f} steps a second at {BUSY:.0%}",
         "",
         f"{count:,.0f} sessions, {rate:,.0f} steps a second:",
@@ -104,8 +103,8 @@ def planned(cost: dict[str, float], count: float, rate: float) -> list[str]:
         f"shards by CPU            {shards['CPU']:,.1f}",
         f"shards by memory         {shards['memory']:,.1f} of {SHARD_BYTES / 1e9:.0f} GB",
         f"shards by network        {shards['network']:,.1f} behind 10 Gbit/s; {traffic / 1e9:.1f} GB/s in all",
-        f"shards                   {number:,}, and {number * (COPIES - 1):,} replicas: {most} is what runs out first",
-        f"round trips a second     {2 * rate / BATCH:,.0f} or more: two a batch of {BATCH}, for each shard that it is on",
+        f"shards                   {number:,}, and {number * (COPIES - 1):,} replicas: {most} runs out first",
+        f"round trips a second     {2 * rate / BATCH:,.0f} or more: two a batch of {BATCH} for each of its shards",
     ]
 
 
