@@ -129,6 +129,7 @@ class LmdbStore:
         except OSError:
             return 0
         try:
+            self._guarded(self._env.reader_check)  # a killed process's reader would keep pages from being used again
             due = self._read(lambda txn: self._due_before(txn, now, limit))
             if due:
                 self._write(lambda txn: self._expire(txn, due, now))

@@ -134,3 +134,27 @@ def test_a_flush_that_failed_is_tried_again(tmp_path: Path) -> None:
     store.flush()
     assert disk.flushes == 3
     store.close()
+
+
+READ = """
+import sys, lmdb
+txn = lmdb.open(sys.argv[1], max_dbs=4, max_readers=1024).begin()
+print("reading", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_the_reader_of_a_killed_process_is_cleared(tmp_path: Path) -> None:
+    """By the next sweep: else the pages that it reads would never be used again, and the file would grow."""
+    store = LmdbStore(tmp_path)
+    store.commit_many([Change(key("a"), None, session())])
+    with subprocess.Popen(
+        [sys.executable, "-c", READ, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"reading\n"
+        assert str(child.pid) in vars(store)["_env"].readers()
+        child.kill()
+    store.sweep(NOW)
+    assert str(child.pid) not in vars(store)["_env"].readers()
+    store.close()

@@ -14,6 +14,7 @@ from service.sessions.opening import without_secrets
 from service.sessions.record import Record
 from service.sessions.redis import RedisStore
 from service.sessions.store import Change
+from tests import tls
 from tests.contracts.test_stores import NOW, key, session
 from tests.reference import ZOO, BareLoop, pulse
 from tests.valkey import Server
@@ -134,6 +135,23 @@ def test_steps_that_the_server_has_lost_are_not_hidden(server: Server, store: Re
     (record,) = store.load_many([records.key(T, "s")])
     assert isinstance(record, Record)
     engine.close()
+
+
+def test_tls_and_a_password(server: Server, tmp_path: Path) -> None:
+    """rediss:// with a certificate of one's own: what is not trusted, or has no password, is no store."""
+    server.client().config_set("requirepass", "secret")
+    file = tls.certificate(tmp_path)
+    with tls.in_front_of(server.port, file) as port:
+        store = RedisStore(f"rediss://:secret@127.0.0.1:{port}/0?ssl_ca_certs={file}")
+        assert store.commit_many([Change(key("a"), None, session(1))]) == [True]
+        assert store.load_many([key("a")]) == [session(1)]
+        store.close()
+        for uri in (f"rediss://:secret@127.0.0.1:{port}/0", f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={file}"):
+            refused = RedisStore(uri)
+            with pytest.raises(StoreUnavailableError) as error:
+                refused.count()
+            assert "secret" not in str(error.value)
+            refused.close()
 
 
 def test_a_password_is_not_shown() -> None:
