@@ -124,8 +124,10 @@ class Executor:
                 if work.digest != record.request_digest:
                     raise RequestReusedError(asked.request_id)
                 return Done(np.frombuffer(record.answer, self._model.output_dtype), None, record)
-        believed = work.reached if asked.step is None and record.step < work.reached else asked.step
-        if believed is not None and believed != record.step:  # or the store has lost steps that this process knows of
+        believed, known = asked.step, work.overtaken
+        if believed is None and known is not None and _lost(record, known):
+            believed = known.step
+        if believed is not None and believed != record.step:
             raise StepConflictError(asked.session_id, believed, record.step)
         if asked.request_id and remembers(record.recent, asked.request_id):
             raise LateRequestError(asked.session_id, asked.request_id, record.step)
@@ -200,6 +202,11 @@ class Executor:
                 way.pop()  # a later one is old enough
             way.append(Point(before.step + consumed, before.surprise.after(surprised[:consumed]), state))
         return known.advanced(way, work.inputs, step, self._keep).to_bytes()
+
+
+def _lost(record: Record, known: Record) -> bool:
+    """Whether the store has lost steps that this process knows of: it is behind, and has not been changed since."""
+    return record.step < known.step and record.last_step_at < known.last_step_at
 
 
 def array_of(model: StepModel, inputs: Inputs, field: str = "inputs") -> NDArray[np.float32]:

@@ -74,7 +74,7 @@ class Work:
     state: bytes | None = None  # a row's memory, None until the record is loaded
     record: Record | None = None
     digest: bytes = NO_DIGEST
-    reached: int = 0  # the step that the session was at where this item was computed, and overtaken
+    overtaken: Record | None = None  # what this item was computed from, and could not be committed to
     outcome: Done | BaseException | None = None
     outputs: list[Outputs] = field(default_factory=list)
     trail: deque[tuple[int, bytes]] | None = None  # where a history is kept: how many inputs led to which state
@@ -117,8 +117,7 @@ class Work:
 
     def restart(self) -> None:
         """Forgets all progress: another process moved the session in between."""
-        if self.record is not None:
-            self.reached = self.record.step
+        self.overtaken = self.record
         self._consumed, self._rolled, self.state, self.record = 0, 0, None, None
         self.outputs.clear()
         if self.trail is not None:

@@ -145,7 +145,7 @@ OPERATIONS = (
     ),
     Operation(
         "DELETE", "/v1/sessions/{session_id}", delete, "End a session", None, status=204,
-        problems=(404, 410, 422, 500, 503),
+        problems=(404, 410, 422, 500, 503, 507),
     ),
     Operation(
         "DELETE", "/v1/sessions", delete_many, "End the sessions that are chosen, up to 10,000 a call",

@@ -115,7 +115,7 @@ class Record(NamedTuple):
     def tombstone(self, reason: Ended, at: float) -> "Record":
         """What is kept of a session that ended at `at`, so that a late client learns when and why."""
         return self._replace(
-            revision=self.revision + 1,
+            revision=new_revision(),
             ended=reason,
             expires_at=at + TOMBSTONE_S,
             state=b"",

@@ -13,14 +13,23 @@ after it expired, should no worker be there to sweep.
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from redis import Redis
-from redis.backoff import ExponentialWithJitterBackoff
+from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.cluster import RedisCluster
-from redis.exceptions import LockError, OutOfMemoryError, RedisClusterException, RedisError, ResponseError
+from redis.exceptions import (
+    ConnectionError,  # noqa: A004  (the library's own)
+    LockError,
+    OutOfMemoryError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+    TimeoutError,  # noqa: A004
+)
 from redis.retry import Retry
 
 from service.errors import DamagedRecordError, StoreFullError, StoreUnavailableError
@@ -33,7 +42,8 @@ CLUSTER = "+cluster"
 ANSWER_S, CONNECT_S = 2.0, 1.0
 RETRIES, FIRST_WAIT_S, LONGEST_WAIT_S = 3, 0.05, 0.5
 SWEEP_S = 30
-SCANNED_PER_PAGE = 1000
+SCANNED_PER_PAGE, SLICE = 1000, 100
+"""How many ids are looked at for a page, and how many records are held at once."""
 
 _LUA = Path(__file__).parent / "lua"
 _GROUPS, _ENDED, _SWEEP = "onward:groups", "onward:ended", "onward:sweep"
@@ -48,12 +58,15 @@ class RedisStore:
         """uri: redis://, rediss:// (TLS), unix://, or redis+cluster:// and rediss+cluster:// with any node of it."""
         self._known = Known()
         self._commit_script, self._forget_script = ((_LUA / name).read_text() for name in ("commit.lua", "forget.lua"))
-        waits = ExponentialWithJitterBackoff(base=FIRST_WAIT_S, cap=LONGEST_WAIT_S)
+        self._waits = ExponentialWithJitterBackoff(base=FIRST_WAIT_S, cap=LONGEST_WAIT_S)
         self._options: dict[str, Any] = {
-            "socket_timeout": ANSWER_S, "socket_connect_timeout": CONNECT_S, "retry": Retry(waits, RETRIES),
+            "socket_timeout": ANSWER_S, "socket_connect_timeout": CONNECT_S, "retry": Retry(self._waits, RETRIES),
         }  # fmt: skip
         self._uri, self._is_cluster = uri.replace(CLUSTER, "", 1), CLUSTER in uri.partition("://")[0]
         self._connected: Any = None if self._is_cluster else Redis.from_url(self._uri, **self._options)
+        self._once: Any = None  # sends a command no second time by itself
+        if not self._is_cluster:
+            self._once = Redis.from_url(self._uri, **self._options | {"retry": Retry(NoBackoff(), 0)})
 
     @property
     def _server(self) -> Any:
@@ -74,7 +87,12 @@ class RedisStore:
         regrouped = [change for change in changes if not change.advances]
         try:
             before = self._announce(regrouped) if regrouped else {}
-            committed = self._guarded(lambda: self._commit(changes))
+            try:
+                committed = self._sent(changes)
+            except StoreFullError:
+                if not all(change.record.ended for change in changes):
+                    raise
+                return self._guarded(lambda: self._drop(changes))  # what ends must not need room
         except Exception:
             for change in changes:  # whether it was applied is not known
                 self._known.forget(change.key)
@@ -89,6 +107,25 @@ class RedisStore:
             self._settle([change for change in regrouped if change.key in keys], before)
         return committed
 
+    def _sent(self, changes: Sequence[Change]) -> list[bool]:
+        """Commits, again where the connection broke.
+
+        Where the first one's answer was lost and the session has moved since, nobody knows whether it was applied: so
+        it is not said to be refused, after which the step would be computed anew.
+        """
+        for attempt in range(RETRIES + 1):
+            try:
+                committed = self._guarded(lambda: self._commit(changes))
+            except LostError:
+                if attempt == RETRIES:
+                    raise
+                time.sleep(self._waits.compute(attempt + 1))
+            else:
+                if attempt and not all(committed):
+                    raise StoreUnavailableError("the answer to a commit was lost; it may have been applied")
+                return committed
+        raise AssertionError("unreachable")
+
     def _commit(self, changes: Sequence[Change]) -> list[bool]:
         packed = [
             (b"" if change.expected is None else records.revision_bytes(change.expected), change.record.to_bytes(),
@@ -96,12 +133,25 @@ class RedisStore:
         ]  # fmt: skip
         if not self._is_cluster:
             keys = [_session(change.key) for change in changes]
-            done = self._run(self._commit_script, keys, [part for parts in packed for part in parts])
-            return [bool(one) for one in done]
+            script = self._once.register_script(self._commit_script)
+            return [bool(one) for one in script(keys=keys, args=[part for parts in packed for part in parts])]
         pipe = self._server.pipeline(transaction=False)
         for change, parts in zip(changes, packed, strict=True):
             pipe.execute_command("EVAL", self._commit_script, 1, _session(change.key), *parts)
         return [bool(one) for (one,) in pipe.execute()]
+
+    def _drop(self, changes: Sequence[Change]) -> list[bool]:
+        """Ends sessions without a tombstone, which a full server has no room for: they are unknown from then on."""
+        dropped = []
+        for change in changes:
+            assert change.expected is not None
+            dropped.append(bool(self._forget_one(change.key, change.expected)))
+            self._known.forget(change.key)
+        self._leave([(_due(change.record), change.key) for change in changes])
+        return dropped
+
+    def _forget_one(self, key: bytes, revision: int) -> Any:
+        return self._run(self._forget_script, [_session(key)], [records.revision_bytes(revision)])
 
     def _announce(self, changes: Sequence[Change]) -> dict[bytes, Loaded]:
         """Enters what is about to be born; returns what is there before."""
@@ -134,7 +184,7 @@ class RedisStore:
                     pipe.zadd(_ENDED, {change.key: new.expires_at})
                     left.append((_due(new), change.key))
                 if isinstance(old, Record) and _due(old) != _due(new):
-                    left.append((_due(old), change.key))
+                    pipe.zrem(_due(old), change.key)
             pipe.execute()
             self._leave(left)
 
@@ -171,16 +221,16 @@ class RedisStore:
             last, tenant = after, prefix.partition(b"/")[0] + b"/"
             first = b"(" + after[len(tenant) :] if after >= prefix else b"[" + prefix[len(tenant) :]
             ids = self._server.zrangebylex(_ids(prefix), first, b"+", start=0, num=SCANNED_PER_PAGE)
-            keys = [tenant + one for one in ids]
-            for key, data in zip(keys, self._get([_session(key) for key in keys]), strict=True):
-                if not key.startswith(prefix):
-                    return Page(found, None)
-                if len(found) == limit:
-                    return Page(found, last)
-                record = _decoded(data)
-                if isinstance(record, Record) and record.alive(now) and model in (None, record.ref.model):
-                    found.append((key, record))
-                last = key
+            for some in _slices([tenant + one for one in ids], min(SLICE, limit)):
+                for key, data in zip(some, self._get([_session(key) for key in some]), strict=True):
+                    if not key.startswith(prefix):
+                        return Page(found, None)
+                    if len(found) == limit:
+                        return Page(found, last)
+                    record = _decoded(data)
+                    if isinstance(record, Record) and record.alive(now) and model in (None, record.ref.model):
+                        found.append((key, record))
+                    last = key
             return Page(found, last if len(ids) == SCANNED_PER_PAGE else None)
 
         return self._guarded(scan)
@@ -208,34 +258,36 @@ class RedisStore:
                 self._guarded(lock.release)
 
     def _sweep(self, now: float, limit: int) -> int:
-        looked_at = 0
+        ended = self._server.zrangebyscore(_ENDED, "-inf", now, start=0, num=limit)
+        for some in _slices(ended):
+            self._forget(some, now)
+        looked_at = len(ended)
         for group in sorted(self._server.smembers(_GROUPS)):
             due = self._server.zrangebyscore(_due_of(group), "-inf", now, start=0, num=limit - looked_at)
-            self._expire(group, due, now)
+            for some in _slices(due):
+                self._expire(group, some, now)
             looked_at += len(due)
-        ended = self._server.zrangebyscore(_ENDED, "-inf", now, start=0, num=limit - looked_at)
-        self._forget(ended, now)
-        return looked_at + len(ended)
+        return looked_at
 
     def _expire(self, group: bytes, keys: Sequence[bytes], now: float) -> None:
-        gone, moved, expired = [], {}, []
+        gone, expired, pipe = [], [], self._server.pipeline(transaction=False)
         for key, record in zip(keys, self.load_many(keys), strict=True):
             if not isinstance(record, Record) or record.ended or _group(record).encode() != group:
                 gone.append(key)
             elif record.alive(now):
-                moved[key] = record.expires_at
+                self._enter(pipe, key, record)
             else:
                 expired.append(Change(key, record.revision, record.tombstone("expired", record.expires_at)))
         self._leave([(_due_of(group), key) for key in gone])
-        if moved:
-            self._server.zadd(_due_of(group), moved)
+        if len(pipe):
+            pipe.execute()
         if expired:
             self.commit_many(expired)
 
     def _forget(self, keys: Sequence[bytes], now: float) -> None:
         for key, record in zip(keys, self.load_many(keys), strict=True):
             if isinstance(record, Record) and record.ended and record.expires_at <= now:
-                self._run(self._forget_script, [_session(key)], [records.revision_bytes(record.revision)])
+                self._forget_one(key, record.revision)
             self._known.forget(key)
             self._server.zrem(_ENDED, key)
 
@@ -254,8 +306,9 @@ class RedisStore:
         """The server brings what it has to disk, as its own settings say."""
 
     def close(self) -> None:
-        if self._connected is not None:
-            self._connected.close()
+        for client in (self._connected, self._once):
+            if client is not None:
+                client.close()
 
     def _get(self, keys: Sequence[bytes]) -> list[bytes | None]:
         if not keys:
@@ -277,11 +330,22 @@ class RedisStore:
         except OutOfMemoryError as error:
             raise StoreFullError(str(error)) from error
         except ResponseError as error:
-            if str(error).startswith("MISCONF"):  # it cannot write its files: the disk is full, most often
-                raise StoreFullError(str(error)) from error
+            if "MISCONF" in str(error):  # in a pipeline's error, its command comes first
+                raise StoreFullError("it cannot write its files, most often as its disk is full") from error
             raise StoreUnavailableError(str(error)) from error
+        except (ConnectionError, TimeoutError) as error:
+            raise LostError(str(error)) from error
         except (RedisError, RedisClusterException, OSError) as error:
             raise StoreUnavailableError(str(error)) from error
+
+
+class LostError(StoreUnavailableError):
+    """The connection broke before the answer came."""
+
+
+def _slices(keys: Sequence[bytes], size: int = SLICE) -> Iterator[Sequence[bytes]]:
+    for start in range(0, len(keys), size):
+        yield keys[start : start + size]
 
 
 def _session(key: bytes) -> bytes:

@@ -73,6 +73,14 @@ def test_one_refused_row_never_fails_its_neighbours(store: Store) -> None:
     assert store.load_many([key("b")]) == [None]
 
 
+def test_a_session_is_ended_once(store: Store) -> None:
+    """Of two that end it from the same record, one does, and what is kept is its reason."""
+    store.commit_many([Change(key("a"), None, session(1))])
+    ended = [Change(key("a"), 1, session(1).tombstone(reason, NOW)) for reason in ("deleted", "expired")]
+    assert [store.commit_many([change]) for change in ended] == [[True], [False]]
+    assert store.load_many([key("a")]) == [ended[0].record]
+
+
 def test_two_changes_of_one_key_in_a_group(store: Store) -> None:
     """The second is compared with what the first has set."""
     assert store.commit_many([Change(key("a"), None, session(1)), Change(key("a"), 1, session(2))]) == [True, True]
@@ -112,9 +120,10 @@ def test_counts_follow_births_and_ends(store: Store) -> None:
     assert store.count() == {("m", 1): 3, ("n", 2): 1}
     store.commit_many([Change(key("a"), 1, session(2, step=1))])
     assert store.count() == {("m", 1): 3, ("n", 2): 1}
-    store.commit_many([Change(key("a"), 2, session(2).tombstone("deleted", NOW))])
+    ended = session(2).tombstone("deleted", NOW)
+    store.commit_many([Change(key("a"), 2, ended)])
     assert store.count() == {("m", 1): 2, ("n", 2): 1}
-    store.commit_many([Change(key("a"), 3, session(9))])
+    store.commit_many([Change(key("a"), ended.revision, session(9))])
     assert store.sweep(NOW + 11) == 1
     assert store.count() == {("m", 1): 3, ("n", 2): 0}
 
@@ -124,6 +133,7 @@ def test_counts_follow_an_id_from_one_model_to_another(store: Store) -> None:
     store.commit_many([Change(key("a"), None, session(1, model="m", ttl_s=10))])
     store.commit_many([Change(key("a"), 1, session(7, model="n"))])
     assert store.count() == {("m", 1): 0, ("n", 1): 1}
+    assert [found for found, _ in store.page(b"t/", b"t/", 10, now=NOW).sessions] == [key("a")]
     store.commit_many([Change(key("a"), 7, session(7, model="n").tombstone("deleted", NOW))])
     store.sweep(NOW + 100)
     assert store.count() == {("m", 1): 0, ("n", 1): 0}
@@ -158,9 +168,10 @@ def test_a_sweep_is_bounded(store: Store) -> None:
 def test_an_id_created_anew_is_not_ended_by_the_old_ones_time(store: Store) -> None:
     """The old session's and the tombstone's due times do not end the new session."""
     store.commit_many([Change(key("a"), None, session(1, ttl_s=10))])
-    store.commit_many([Change(key("a"), 1, session(1).tombstone("deleted", NOW + 5))])
+    ended = session(1).tombstone("deleted", NOW + 5)
+    store.commit_many([Change(key("a"), 1, ended)])
     anew = session(7, ttl_s=10 * TOMBSTONE_S)._replace(created_at=NOW + 6)
-    store.commit_many([Change(key("a"), 2, anew)])
+    store.commit_many([Change(key("a"), ended.revision, anew)])
     store.sweep(NOW + 2 * TOMBSTONE_S)
     assert store.load_many([key("a")]) == [anew]
     assert store.count() == {("m", 1): 1}

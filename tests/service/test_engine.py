@@ -138,6 +138,9 @@ def test_what_another_process_did_since_is_known(engine: Engine, store: LmdbStor
     elsewhere.step(T, "b", inputs[3:])
     with pytest.raises(SessionEndedError):
         engine.step(T, "c", inputs[1:2])
+    elsewhere.create(T, "pulse", session_id="c")
+    assert engine.step(T, "c", inputs[1:2]).step == 1  # another session, and no step of it is lost
+    elsewhere.lives.delete(T, "c")
     elsewhere.create(T, "weather", session_id="c")
     assert engine.step(T, "c", [[1, 2, 3, 4]]).step == 1
     expected = BareLoop(ZOO / "pulse/1").run(inputs)

@@ -1,6 +1,9 @@
 """What is the networked store's own: broken connections, a server that is away, full, or has lost what it had."""
 
-from collections.abc import Iterator
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +51,60 @@ def test_a_commit_that_is_sent_twice_is_applied_once(store: RedisStore) -> None:
     assert store.load_many([key("a")]) == [step.record]
 
 
+class Cutting:
+    """A proxy that cuts the connection once: a commit reaches the server, and its answer does not come back."""
+
+    def __init__(self, port: int, then: Callable[[], object]) -> None:
+        self._port, self._then, self._cut = port, then, False
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.uri = f"redis://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with contextlib.suppress(OSError), client, socket.create_connection(("127.0.0.1", self._port)) as server:
+            while data := client.recv(1 << 20):
+                server.sendall(data)
+                answer = server.recv(1 << 20)
+                if b"EVALSHA" in data and b"NOSCRIPT" not in answer and not self._cut:
+                    self._cut = True
+                    self._then()
+                    return
+                client.sendall(answer)
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_commit_whose_answer_was_lost(server: Server, store: RedisStore, moved: bool) -> None:
+    """It is applied once, and said to be; where the session has moved since, it is not known, which is said too."""
+    store.commit_many([Change(key("a"), None, session(1))])
+    mine = session(records.new_revision(), step=1)
+    after = session(records.new_revision(), step=2)
+
+    def then() -> None:
+        if moved:
+            assert store.commit_many([Change(key("a"), mine.revision, after, advances=True)]) == [True]
+
+    proxy = Cutting(server.port, then)
+    cut = RedisStore(proxy.uri)
+    step = [Change(key("a"), 1, mine, advances=True)]
+    if moved:
+        with pytest.raises(StoreUnavailableError, match="may have been applied"):
+            cut.commit_many(step)
+    else:
+        assert cut.commit_many(step) == [True]
+    assert store.load_many([key("a")]) == [after if moved else mine]
+    cut.close()
+    proxy.close()
+
+
 def test_a_server_that_is_away_is_said_to_be_and_comes_back(server: Server, store: RedisStore) -> None:
     """Every operation is an error of the store's meanwhile; what was committed is there afterwards."""
     store.commit_many([Change(key("a"), None, session(1))])
@@ -84,7 +141,11 @@ def test_a_full_server_is_said_to_be(server: Server, store: RedisStore) -> None:
     with pytest.raises(StoreFullError):
         store.commit_many([Change(key("a"), 1, session(2), advances=True)])
     assert store.load_many([key("a")]) == [session(1)]
+    store.commit_many([Change(key("a"), 1, session(1).tombstone("deleted", NOW))])  # what ends needs no room
+    assert store.load_many([key("a")]) == [None]
+    assert store.page(b"t/", b"t/", 10, now=NOW).sessions == []
     server.client().config_set("maxmemory", 0)
+    assert store.commit_many([Change(key("a"), None, session(1))]) == [True]
     assert store.commit_many([Change(key("a"), 1, session(2), advances=True)]) == [True]
 
 
