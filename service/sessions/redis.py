@@ -113,18 +113,17 @@ class RedisStore:
         Where the first one's answer was lost and the session has moved since, nobody knows whether it was applied: so
         it is not said to be refused, after which the step would be computed anew.
         """
-        for attempt in range(RETRIES + 1):
-            try:
-                committed = self._guarded(lambda: self._commit(changes))
-            except LostError:
-                if attempt == RETRIES:
-                    raise
-                time.sleep(self._waits.compute(attempt + 1))
-            else:
-                if attempt and not all(committed):
-                    raise StoreUnavailableError("the answer to a commit was lost; it may have been applied")
-                return committed
-        raise AssertionError("unreachable")
+        for attempt in range(RETRIES):
+            with contextlib.suppress(ConnectionError, TimeoutError):
+                return self._known_to_be(self._guarded_but_lost(lambda: self._commit(changes)), again=attempt > 0)
+            time.sleep(self._waits.compute(attempt + 1))
+        return self._known_to_be(self._guarded(lambda: self._commit(changes)), again=True)
+
+    @staticmethod
+    def _known_to_be(committed: list[bool], *, again: bool) -> list[bool]:
+        if again and not all(committed):
+            raise StoreUnavailableError("the answer to a commit was lost; it may have been applied")
+        return committed
 
     def _commit(self, changes: Sequence[Change]) -> list[bool]:
         packed = [
@@ -324,8 +323,15 @@ class RedisStore:
 
     def _guarded(self, work: Callable[[], T]) -> T:
         try:
+            return self._guarded_but_lost(work)
+        except (ConnectionError, TimeoutError) as error:
+            raise StoreUnavailableError(str(error)) from error
+
+    def _guarded_but_lost(self, work: Callable[[], T]) -> T:
+        """Lets pass what broke on the way."""
+        try:
             return work()
-        except LockError:
+        except (LockError, ConnectionError, TimeoutError):
             raise
         except OutOfMemoryError as error:
             raise StoreFullError(str(error)) from error
@@ -333,14 +339,8 @@ class RedisStore:
             if "MISCONF" in str(error):  # in a pipeline's error, its command comes first
                 raise StoreFullError("it cannot write its files, most often as its disk is full") from error
             raise StoreUnavailableError(str(error)) from error
-        except (ConnectionError, TimeoutError) as error:
-            raise LostError(str(error)) from error
         except (RedisError, RedisClusterException, OSError) as error:
             raise StoreUnavailableError(str(error)) from error
-
-
-class LostError(StoreUnavailableError):
-    """The connection broke before the answer came."""
 
 
 def _slices(keys: Sequence[bytes], size: int = SLICE) -> Iterator[Sequence[bytes]]:
