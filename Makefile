@@ -6,13 +6,20 @@ BIN := .venv/bin
 LANE := $(if $(shell command -v cc),[lane])
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: serve test check format test-compose bench bench-training clean
+.PHONY: serve test test-training test-service check format test-compose bench bench-training clean
 
 serve: .venv/core
 	$(BIN)/onward serve
 
 test: .venv/dev
 	$(BIN)/python -m pytest $(ARGS)
+
+# the same in two halves, so that they can run side by side
+test-training: .venv/dev
+	$(BIN)/python -m pytest tests/training tests/model
+
+test-service: .venv/dev
+	$(BIN)/python -m pytest --ignore tests/training --ignore tests/model
 
 check: .venv/dev
 	$(BIN)/ruff format --check .
