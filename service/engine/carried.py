@@ -70,7 +70,7 @@ class Carried:
         session = self._lives.session(tenant, session_id)
         return session, self._seal.signed(session.record.to_bytes())
 
-    def restored(self, tenant: str, session_id: str, signed: bytes, ttl_s: float | None) -> Session:
+    def restored(self, tenant: str, session_id: str, signed: bytes) -> Session:
         """A session from what `exported` gave, wherever that was, with its last request and answer.
 
         Raises InvalidInputError where it was altered or is another's, ModelGoneError, NoSecretError, and as
@@ -83,7 +83,7 @@ class Carried:
         if record.tenant != tenant:
             raise InvalidInputError(Fault("state", "the record of another tenant's session"))
         self._served(record)
-        return self._lives.begin(self._lives.claim(tenant, session_id), record, ttl_s or record.ttl_s)
+        return self._lives.begin(self._lives.claim(tenant, session_id), record, record.ttl_s)
 
     def step(self, tenant: str, name: str, version: int | None, inputs: Inputs, token: str | None) -> Held:
         """Advances the state that the token holds, None: the first one, and keeps nothing.

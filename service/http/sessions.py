@@ -84,7 +84,7 @@ def restore(engine: Engine, session_id: str) -> Response:
         signed = b64decode(body.state, validate=True)
     except ValueError:
         raise InvalidInputError(Fault("state", "not base64")) from None
-    return _born(engine.carried.restored(TENANT, session_id, signed, None))
+    return _born(engine.carried.restored(TENANT, session_id, signed))
 
 
 def rewind(engine: Engine, session_id: str) -> Response:

@@ -4,8 +4,10 @@ Owns how many of them are remembered. Whether one is still what the store has, t
 """
 
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 
-from service.sessions.record import Record
+from service.sessions.record import Record, decoded
+from service.sessions.store import Change, Loaded
 
 MOST_BYTES = 4 * 2**20
 _OBJECTS = 900
@@ -18,6 +20,23 @@ class Known:
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
         self._records: OrderedDict[bytes, tuple[Record, int]] = OrderedDict()  # with their weights
         self._most, self._bytes = most_bytes, 0
+
+    def filled(
+        self, keys: Sequence[bytes], load: Callable[[list[bytes]], Sequence[bytes | None]], *, fresh: bool
+    ) -> list[Loaded]:
+        """One entry a key, as `Store.load_many` says; `load` gives the bytes of those that are not known, or all."""
+        known = [None if fresh else self.get(key) for key in keys]
+        unknown = [key for key, record in zip(keys, known, strict=True) if record is None]
+        loaded = iter(load(unknown) if unknown else ())
+        return [decoded(next(loaded)) if record is None else record for record in known]
+
+    def committed(self, changes: Sequence[Change], done: Sequence[bool]) -> None:
+        """Keeps what was committed, forgets what was refused."""
+        for change, kept in zip(changes, done, strict=True):
+            if kept:
+                self.keep(change.key, change.record)
+            else:
+                self.forget(change.key)
 
     def get(self, key: bytes) -> Record | None:
         known = self._records.get(key)

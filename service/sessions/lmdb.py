@@ -57,12 +57,9 @@ class LmdbStore:
         self._dirty = True  # a process that was killed may have left commits that no one has flushed
 
     def load_many(self, keys: Sequence[bytes], *, fresh: bool = True) -> list[Loaded]:
-        known = [None if fresh else self._known.get(key) for key in keys]
-        unknown = [key for key, record in zip(keys, known, strict=True) if record is None]
-        if not unknown:
-            return list(known)
-        loaded = iter(self._read(lambda txn: [_decoded(txn.get(key)) for key in unknown]))
-        return [next(loaded) if record is None else record for record in known]
+        return self._known.filled(
+            keys, lambda unknown: self._read(lambda txn: [txn.get(key) for key in unknown]), fresh=fresh
+        )
 
     def commit_many(self, changes: Sequence[Change]) -> list[bool]:
         packed = [change.record.to_bytes() for change in changes]
@@ -71,11 +68,7 @@ class LmdbStore:
             return [self._commit(txn, change, data) for change, data in zip(changes, packed, strict=True)]
 
         committed = self._write(commit)
-        for change, done in zip(changes, committed, strict=True):
-            if done:
-                self._known.keep(change.key, change.record)
-            else:
-                self._known.forget(change.key)
+        self._known.committed(changes, committed)
         return committed
 
     def _commit(self, txn: Any, change: Change, data: bytes) -> bool:
@@ -105,7 +98,7 @@ class LmdbStore:
             while more and (key := cursor.key()).startswith(prefix):
                 if len(found) == limit or scanned == SCANNED_PER_PAGE:
                     return Page(found, last)
-                record = _decoded(cursor.value())
+                record = records.decoded(cursor.value())
                 if isinstance(record, Record) and record.alive(now) and model in (None, record.ref.model):
                     found.append((key, record))
                 last, scanned, more = key, scanned + 1, cursor.next()
@@ -153,7 +146,7 @@ class LmdbStore:
         txn.delete(entry, db=self._expiry)
         key = entry[_TIME.size :]
         stored = txn.get(key)
-        record = None if stored is None else _decoded(stored)
+        record = None if stored is None else records.decoded(stored)
         if not isinstance(record, Record):  # forgotten already, or damaged: left where it is, for inspection
             return
         if record.expires_at > now:
@@ -166,7 +159,7 @@ class LmdbStore:
 
     def set_aside(self, key: bytes) -> None:
         def move(txn: Any) -> None:
-            if (stored := txn.get(key)) is not None and isinstance(_decoded(stored), DamagedRecordError):
+            if (stored := txn.get(key)) is not None and isinstance(records.decoded(stored), DamagedRecordError):
                 txn.put(key, stored, db=self._damaged)
                 txn.delete(key, db=self._sessions)
 
@@ -256,7 +249,3 @@ def _claim(folder: Path) -> int:
 
 def _due(record: Record, key: bytes) -> bytes:
     return _TIME.pack(max(0, int(record.expires_at * 1000))) + key
-
-
-def _decoded(data: bytes | None) -> Loaded:
-    return None if data is None else records.decoded(data)

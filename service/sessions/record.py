@@ -184,8 +184,10 @@ def first(tenant: str, ref: Ref, state: bytes, step: int, surprise: Surprise) ->
     )  # fmt: skip
 
 
-def decoded(data: bytes) -> Record | DamagedRecordError:
-    """The record, or what is wrong with its bytes."""
+def decoded(data: bytes | None) -> Record | DamagedRecordError | None:
+    """The record, or what is wrong with its bytes; None of nothing."""
+    if data is None:
+        return None
     try:
         return from_bytes(data)
     except DamagedRecordError as error:

@@ -64,9 +64,10 @@ class RedisStore:
         }  # fmt: skip
         self._uri, self._is_cluster = uri.replace(CLUSTER, "", 1), CLUSTER in uri.partition("://")[0]
         self._connected: Any = None if self._is_cluster else Redis.from_url(self._uri, **self._options)
-        self._once: Any = None  # sends a command no second time by itself
+        self._once: Any = None  # the script on a server alone, by a client that sends nothing a second time by itself
         if not self._is_cluster:
-            self._once = Redis.from_url(self._uri, **self._options | {"retry": Retry(NoBackoff(), 0)})
+            unrepeated = Redis.from_url(self._uri, **self._options | {"retry": Retry(NoBackoff(), 0)})
+            self._once = unrepeated.register_script(self._commit_script)
 
     @property
     def _server(self) -> Any:
@@ -76,12 +77,7 @@ class RedisStore:
         return self._connected
 
     def load_many(self, keys: Sequence[bytes], *, fresh: bool = True) -> list[Loaded]:
-        known = [None if fresh else self._known.get(key) for key in keys]
-        unknown = [key for key, record in zip(keys, known, strict=True) if record is None]
-        if not unknown:
-            return list(known)
-        loaded = iter(self._guarded(lambda: self._get([_session(key) for key in unknown])))
-        return [_decoded(next(loaded)) if record is None else record for record in known]
+        return self._known.filled(keys, lambda unknown: self._guarded(lambda: self._get(unknown)), fresh=fresh)
 
     def commit_many(self, changes: Sequence[Change]) -> list[bool]:
         regrouped = [change for change in changes if not change.advances]
@@ -97,11 +93,7 @@ class RedisStore:
             for change in changes:  # whether it was applied is not known
                 self._known.forget(change.key)
             raise
-        for change, done in zip(changes, committed, strict=True):
-            if done:
-                self._known.keep(change.key, change.record)
-            else:
-                self._known.forget(change.key)
+        self._known.committed(changes, committed)
         if regrouped:
             keys = {change.key for change, done in zip(changes, committed, strict=True) if done}
             self._settle([change for change in regrouped if change.key in keys], before)
@@ -132,8 +124,7 @@ class RedisStore:
         ]  # fmt: skip
         if not self._is_cluster:
             keys = [_session(change.key) for change in changes]
-            script = self._once.register_script(self._commit_script)
-            return [bool(one) for one in script(keys=keys, args=[part for parts in packed for part in parts])]
+            return [bool(one) for one in self._once(keys=keys, args=[part for parts in packed for part in parts])]
         pipe = self._server.pipeline(transaction=False)
         for change, parts in zip(changes, packed, strict=True):
             pipe.execute_command("EVAL", self._commit_script, 1, _session(change.key), *parts)
@@ -163,8 +154,8 @@ class RedisStore:
             if len(pipe):
                 pipe.execute()
             keys = [change.key for change in changes]
-            found = self._get([_session(key) for key in keys])
-            return {key: _decoded(data) for key, data in zip(keys, found, strict=True)}
+            found = self._get(keys)
+            return {key: records.decoded(data) for key, data in zip(keys, found, strict=True)}
 
         return self._guarded(announce)
 
@@ -202,8 +193,8 @@ class RedisStore:
             pipe.zrem(_ids(key), records.session_id(key))
         pipe.execute()
         keys = [key for _, key in left]
-        for key, data in zip(keys, self._get([_session(key) for key in keys]), strict=True):
-            record = _decoded(data)
+        for key, data in zip(keys, self._get(keys), strict=True):
+            record = records.decoded(data)
             if isinstance(record, Record) and record.ended is None:
                 self._enter(pipe, key, record)
         if len(pipe):
@@ -221,12 +212,12 @@ class RedisStore:
             first = b"(" + after[len(tenant) :] if after >= prefix else b"[" + prefix[len(tenant) :]
             ids = self._server.zrangebylex(_ids(prefix), first, b"+", start=0, num=SCANNED_PER_PAGE)
             for some in _slices([tenant + one for one in ids], min(SLICE, limit)):
-                for key, data in zip(some, self._get([_session(key) for key in some]), strict=True):
+                for key, data in zip(some, self._get(some), strict=True):
                     if not key.startswith(prefix):
                         return Page(found, None)
                     if len(found) == limit:
                         return Page(found, last)
-                    record = _decoded(data)
+                    record = records.decoded(data)
                     if isinstance(record, Record) and record.alive(now) and model in (None, record.ref.model):
                         found.append((key, record))
                     last = key
@@ -270,14 +261,17 @@ class RedisStore:
 
     def _expire(self, group: bytes, keys: Sequence[bytes], now: float) -> None:
         gone, expired, pipe = [], [], self._server.pipeline(transaction=False)
+        due = _due_of(group)
         for key, record in zip(keys, self.load_many(keys), strict=True):
-            if not isinstance(record, Record) or record.ended or _group(record).encode() != group:
-                gone.append(key)
+            if not isinstance(record, Record) or record.ended:
+                gone.append((due, key))
+            elif _due(record) != due:
+                pipe.zrem(due, key)
             elif record.alive(now):
                 self._enter(pipe, key, record)
             else:
                 expired.append(Change(key, record.revision, record.tombstone("expired", record.expires_at)))
-        self._leave([(_due_of(group), key) for key in gone])
+        self._leave(gone)
         if len(pipe):
             pipe.execute()
         if expired:
@@ -292,8 +286,8 @@ class RedisStore:
 
     def set_aside(self, key: bytes) -> None:
         def move() -> None:
-            (data,) = self._get([_session(key)])
-            if isinstance(_decoded(data), DamagedRecordError):
+            (data,) = self._get([key])
+            if isinstance(records.decoded(data), DamagedRecordError):
                 self._server.rename(_session(key), b"onward:damaged:{" + key + b"}")
                 self._server.persist(b"onward:damaged:{" + key + b"}")
                 self._server.zrem(_ids(key), records.session_id(key))
@@ -305,15 +299,16 @@ class RedisStore:
         """The server brings what it has to disk, as its own settings say."""
 
     def close(self) -> None:
-        for client in (self._connected, self._once):
+        for client in (self._connected, self._once and self._once.registered_client):
             if client is not None:
                 client.close()
 
     def _get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The bytes of these sessions."""
         if not keys:
             return []
-        server = self._server
-        found: list[bytes | None] = server.mget_nonatomic(keys) if self._is_cluster else server.mget(keys)
+        names, server = [_session(key) for key in keys], self._server
+        found: list[bytes | None] = server.mget_nonatomic(names) if self._is_cluster else server.mget(names)
         return found
 
     def _run(self, script: str, keys: Sequence[bytes], arguments: Iterable[bytes | int]) -> Any:
@@ -371,7 +366,3 @@ def _due_of(group: bytes) -> bytes:
 def _forgotten_ms(record: Record) -> int:
     """When the server may forget it by itself, in milliseconds since 1970."""
     return math.ceil(1000 * (record.expires_at + (TOMBSTONE_S if record.ended is None else 0)))
-
-
-def _decoded(data: bytes | None) -> Loaded:
-    return None if data is None else records.decoded(data)

@@ -64,15 +64,15 @@ def test_a_session_is_carried_away_and_back(sealing: Engine) -> None:
     first = sealing.step(T, "a", inputs[1:2], request_id="r1")
     _, signed = sealing.carried.exported(T, "a")
     with pytest.raises(SessionExistsError):
-        sealing.carried.restored(T, "a", signed, None)
+        sealing.carried.restored(T, "a", signed)
     for wrong in (signed[:-1] + bytes([signed[-1] ^ 1]), signed[:40], b"", Seal(["x" * 32]).signed(signed[36:])):
         with pytest.raises(InvalidInputError):
-            sealing.carried.restored(T, "b", wrong, None)
+            sealing.carried.restored(T, "b", wrong)
     with pytest.raises(InvalidInputError, match="another tenant"):
-        sealing.carried.restored("other", "b", signed, None)
+        sealing.carried.restored("other", "b", signed)
     sealing.step(T, "a", inputs[3:])
     sealing.lives.delete(T, "a")
-    assert sealing.carried.restored(T, "a", signed, None).record.step == 2
+    assert sealing.carried.restored(T, "a", signed).record.step == 2
     again = sealing.step(T, "a", inputs[1:2], request_id="r1")
     assert (again.step, again.outputs.tobytes()) == (2, first.outputs.tobytes())
     with pytest.raises(LateRequestError):
@@ -81,7 +81,7 @@ def test_a_session_is_carried_away_and_back(sealing: Engine) -> None:
     assert sealing.step(T, "a", inputs[2:]).outputs["mean"].tobytes() == expected[2:].tobytes()
     sealing.model("pulse").digest = bytes(32)
     with pytest.raises(ModelGoneError):
-        sealing.carried.restored(T, "c", signed, None)
+        sealing.carried.restored(T, "c", signed)
 
 
 def test_a_state_that_its_client_holds(sealing: Engine, clock: Clock) -> None:
@@ -116,7 +116,7 @@ def test_without_a_secret_nothing_leaves(engine: Engine) -> None:
     engine.create(T, "pulse", session_id="a")
     for ask in (
         lambda: engine.carried.exported(T, "a"),
-        lambda: engine.carried.restored(T, "b", b"", None),
+        lambda: engine.carried.restored(T, "b", b""),
         lambda: engine.carried.step(T, "pulse", None, [[500]], None),
     ):
         with pytest.raises(NoSecretError, match="ONWARD_SECRET"):

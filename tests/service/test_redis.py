@@ -215,6 +215,28 @@ def test_tls_and_a_password(server: Server, tmp_path: Path) -> None:
             refused.close()
 
 
+def test_a_step_is_one_round_trip_where_its_worker_committed_the_last(server: Server, store: RedisStore) -> None:
+    """Nothing is read then; another process, which knows nothing of the session, reads it once."""
+
+    def asked(engine: Engine, steps: int) -> tuple[int, int]:
+        server.client().config_resetstat()
+        for _ in range(steps):
+            engine.step(T, "s", [[500]])
+        told: Any = server.client().info("commandstats")
+        return tuple(told.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("mget", "evalsha"))
+
+    engine = Engine(open_all(ZOO), store, Limits())
+    engine.start(sweep_s=1000)
+    engine.create(T, "pulse", session_id="s")
+    engine.step(T, "s", [[500]])  # the session's model is found, once
+    assert asked(engine, 10) == (0, 10)
+    other = Engine(open_all(ZOO), RedisStore(server.uri), Limits())
+    other.start(sweep_s=1000)
+    assert asked(other, 10) == (2, 10)  # the session's model, and its state
+    for one in (engine, other):
+        one.close()
+
+
 def test_a_password_is_not_shown() -> None:
     """Neither before the host nor in the query."""
     assert without_secrets("rediss://me:secret@host:6379/0?password=secret") == "rediss://host:6379/0"
