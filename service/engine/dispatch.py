@@ -16,7 +16,7 @@ from service.engine.executor import Executor
 from service.engine.inputs import Inputs
 from service.engine.queue import Queue
 from service.engine.scheduler import Scheduler
-from service.engine.work import Asked, Call, Done, Work
+from service.engine.work import Call, Done, Request, Work
 from service.errors import OverloadedError
 from service.sessions.store import Store
 
@@ -54,9 +54,10 @@ class Dispatch:
             raise OverloadedError(self._waiting)
         return Call(items, self._monotonic(), needs_all=needs_all, has_left=has_left)
 
-    def session_work(self, model: StepModel, asked: Asked, call: Call, key: bytes) -> Work:
-        """An item that advances the session under `key` and commits."""
-        work = self._work(model, asked.inputs, call, key, asked=asked)
+    def session_work(self, model: StepModel, requests: Sequence[Request], call: Call, key: bytes) -> Work:
+        """An item that advances the session under `key` by these and commits; of several, the inputs have been read."""
+        inputs = requests[0].inputs if len(requests) == 1 else np.concatenate([one.inputs for one in requests])
+        work = self._work(model, inputs, call, key, requests=requests)
         if self._keep:
             work.trail = deque(maxlen=self._keep + 2)  # one of them is that old, however short chunks are
         return work
@@ -102,12 +103,12 @@ class Dispatch:
         call: Call,
         line: bytes,
         *,
-        asked: Asked | None = None,
+        requests: Sequence[Request] = (),
         horizon: int = 0,
         state: bytes | None = None,
     ) -> Work:
         chunk, deadline = self.queues[model].executor.chunk, call.since + self._timeout_s
-        return Work(model, inputs, deadline, chunk, call, line, asked, horizon, state)
+        return Work(model, inputs, deadline, chunk, call, line, requests, horizon, state)
 
 
 def outcome(work: Work) -> Done:

@@ -27,7 +27,7 @@ from service.engine.inputs import Inputs
 from service.engine.lives import Lives, Session, living
 from service.engine.past import Past
 from service.engine.turn import turn
-from service.engine.work import Asked, Call, Work
+from service.engine.work import Asked, Call, Done, Request, Work
 from service.errors import (
     Fault,
     InvalidInputError,
@@ -38,6 +38,7 @@ from service.errors import (
 )
 from service.sessions import record as records
 from service.sessions.record import Record, Surprise
+from service.sessions.requests import REMEMBERED
 from service.sessions.store import Store
 
 if TYPE_CHECKING:
@@ -233,7 +234,7 @@ class Engine:
             work = self._asked(tenant, asked, call)
             self._dispatch.run(call, [work])
             if not isinstance(work.outcome, MovedError):
-                return _answer(work)
+                return _answer(work.model, work.outcome)
             self._places.pop(records.key(tenant, session_id), None)
 
     def step_many(
@@ -254,6 +255,60 @@ class Engine:
         self._dispatch.run(call, [work for work in told if isinstance(work, Work)])
         return [self._told(tenant, asked, one) for asked, one in zip(many, told, strict=True)]
 
+    def step_in_order(
+        self, tenant: str, session_id: str, many: Sequence[Asked], *, has_left: Callable[[], bool] | None = None
+    ) -> list[Answer | Exception]:
+        """As `step` would answer each of one session's, one after another; those that go together are one commit.
+
+        A refused one is passed over: what follows it and names no `step` goes on from what there is.
+        """
+        key, told = records.key(tenant, session_id), list[Answer | Exception]()
+        while len(told) < len(many):
+            try:
+                model = self._place(key, session_id)
+                requests = self._together(model, many[len(told) :])
+                call = self._dispatch.call(1, has_left=has_left)
+                work = self._dispatch.session_work(model, requests, call, key)
+                self._dispatch.run(call, [work])
+            except Exception as error:  # noqa: BLE001  (whatever it is, it is the next one's)
+                told.append(error)
+                continue
+            if isinstance(work.outcome, MovedError):
+                self._places.pop(key, None)
+            elif len(requests) > 1 and isinstance(work.outcome, NotFiniteError):
+                told += self._one_by_one(tenant, [request.asked for request in requests], has_left)
+            else:
+                told += [_answer_or_error(model, request.outcome) for request in requests]
+        return told
+
+    def _together(self, model: StepModel, many: Sequence[Asked]) -> list[Request]:
+        """The first of these, and as many more as can be one row and are kept as requests of the session.
+
+        Raises InvalidInputError where the first is at fault.
+        """
+        requests, ids, steps = list[Request](), set[str](), 0
+        for asked in many[:REMEMBERED]:
+            try:
+                inputs = self._array(model, asked.inputs)
+            except InvalidInputError:
+                if not requests:
+                    raise
+                break
+            steps += len(inputs)
+            if requests and (steps > self.limits.max_steps or asked.request_id in ids):
+                break
+            ids |= {asked.request_id} - {""}
+            requests.append(Request(asked, inputs))
+        return requests
+
+    def _one_by_one(
+        self, tenant: str, many: Sequence[Asked], has_left: Callable[[], bool] | None
+    ) -> list[Answer | Exception]:
+        told: list[Answer | Exception] = []
+        for asked in many:
+            told += self.step_many(tenant, [asked], has_left=has_left)
+        return told
+
     def _told(self, tenant: str, asked: Asked, one: Work | Exception) -> Answer | Exception:
         try:
             if isinstance(one, Exception):
@@ -261,7 +316,7 @@ class Engine:
             if isinstance(one.outcome, MovedError):
                 self._places.pop(records.key(tenant, asked.session_id), None)
                 return self.step(tenant, asked.session_id, asked.inputs, step=asked.step, request_id=asked.request_id)
-            return _answer(one)
+            return _answer(one.model, one.outcome)
         except Exception as error:  # noqa: BLE001  (as above)
             return error
 
@@ -270,7 +325,7 @@ class Engine:
         key = records.key(tenant, asked.session_id)
         model = self._place(key, asked.session_id)
         self._not_too_long(asked.inputs)
-        return self._dispatch.session_work(model, asked, call, key)
+        return self._dispatch.session_work(model, [Request(asked, asked.inputs)], call, key)
 
     def forecast(self, tenant: str, session_id: str, horizon: int) -> Answer:
         """(horizon,) predictions from the session's state on, each fed back as the next input; the session stays."""
@@ -334,7 +389,13 @@ class Engine:
             turn()
 
 
-def _answer(work: Work) -> Answer:
-    done = outcome(work)
-    assert done.record is not None
-    return Answer(work.model, done.record.step, done.outputs)
+def _answer(model: StepModel, told: Done | BaseException | None) -> Answer:
+    """Raises what went wrong."""
+    if isinstance(told, BaseException):
+        raise told
+    assert told is not None
+    return Answer(model, told.step, told.outputs)
+
+
+def _answer_or_error(model: StepModel, told: Done | BaseException | None) -> Answer | Exception:
+    return told if isinstance(told, Exception) else _answer(model, told)

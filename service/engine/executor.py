@@ -5,7 +5,6 @@ nowhere else, against the record that the commit is compared with. One bad row n
 """
 
 from collections.abc import Callable, Sequence
-from hashlib import blake2b
 from itertools import chain
 from typing import Any
 
@@ -20,7 +19,7 @@ from service.engine.cost import Cost
 from service.engine.history import Point
 from service.engine.inputs import Inputs, to_array
 from service.engine.lives import living
-from service.engine.work import Asked, Done, Work
+from service.engine.work import Done, Request, Work
 from service.errors import (
     DamagedRecordError,
     InvalidInputError,
@@ -31,7 +30,8 @@ from service.errors import (
     RequestReusedError,
     StepConflictError,
 )
-from service.sessions.record import Record, Ref, new_revision, remembering, remembers
+from service.sessions import requests as kept
+from service.sessions.record import Record, Ref, new_revision
 from service.sessions.store import Change, Store
 
 
@@ -68,45 +68,58 @@ class Executor:
 
         An item that is neither goes on in a later batch. Raises what is no single row's fault, such as a store's.
         """
-        self._admit([(work, work.asked) for work in batch if work.asked is not None and work.state is None])
+        self._admit([work for work in batch if work.requests and work.state is None])
         rows = [work for work in batch if work.outcome is None]
         if rows:
             self._compute(rows)
             self._commit(rows)
 
-    def _admit(self, new: Sequence[tuple[Work, Asked]]) -> None:
+    def _admit(self, new: Sequence[Work]) -> None:
         """Gives new items their state, and their inputs as arrays; retries and refusals are answered.
 
         What goes on from a record that the store does not have any more is found out when it commits. Whoever would be
         answered or refused without a commit is so only by what the store has now.
         """
         doubted = self._begin(new, fresh=False)
-        for work, outcome in self._begin([(work, asked) for work, asked in new if work in doubted], fresh=True).items():
-            work.settle(outcome)
+        for work in self._begin(doubted, fresh=True):
+            if work.state is None:
+                told = work.requests[-1].outcome
+                assert told is not None
+                work.settle(told)
 
-    def _begin(self, new: Sequence[tuple[Work, Asked]], *, fresh: bool) -> dict[Work, Done | BaseException]:
-        """Gives items their records and states; returns those that have no step to make, and why."""
+    def _begin(self, new: Sequence[Work], *, fresh: bool) -> list[Work]:
+        """Gives items their records, and states where there is a step to make; returns those with answered requests."""
         if not new:
-            return {}
-        now, over = self._clock(), dict[Work, Done | BaseException]()
-        records = self._store.load_many([work.line for work, _ in new], fresh=fresh)
-        for (work, asked), record in zip(new, records, strict=True):
+            return []
+        now = self._clock()
+        records = self._store.load_many([work.line for work in new], fresh=fresh)
+        for work, record in zip(new, records, strict=True):
+            work.undecided()
             try:
-                work.record = self._mine(living(asked.session_id, record, now))
+                work.record = self._mine(living(work.requests[0].asked.session_id, record, now))
             except (OnwardError, MovedError) as error:
-                over[work] = error
-        over |= _read(self._model, [work for work, _ in new if work not in over])
-        for work, asked in new:
-            if work not in over:
-                assert work.record is not None
+                for request in work.requests:
+                    request.outcome = error
+        _read(self._model, [request for work in new for request in work.requests if request.outcome is None])
+        return [work for work in new if work.record is None or not self._decided(work, work.record)]
+
+    def _decided(self, work: Work, record: Record) -> bool:
+        """Answers those of the item's requests that have no step to make; whether each has one."""
+        todo, step = [], record.step
+        lost = work.overtaken if work.overtaken is not None and _lost(record, work.overtaken) else None
+        for request in work.requests:
+            if request.outcome is None:
                 try:
-                    if (done := self._answered(work, asked, work.record)) is not None:
-                        over[work] = done
-                    else:
-                        work.state = work.record.state
+                    request.outcome = self._answered(request, record, step, lost)
                 except OnwardError as error:
-                    over[work] = error
-        return over
+                    request.outcome = error
+            if request.outcome is None:
+                todo.append(request)
+                step += len(request.inputs)
+        if todo:
+            work.state = record.state
+            work.inputs = todo[0].inputs if len(todo) == 1 else np.concatenate([one.inputs for one in todo])
+        return len(todo) == len(work.requests)
 
     def _mine(self, record: Record) -> Record:
         if record.ref != self._ref:
@@ -115,22 +128,25 @@ class Executor:
             raise DamagedRecordError("its state is not its model's")
         return record
 
-    def _answered(self, work: Work, asked: Asked, record: Record) -> Done | None:
-        """What a retry is told; None where there is a step to make. Raises what speaks against it."""
+    def _answered(self, request: Request, record: Record, step: int, lost: Record | None) -> Done | None:
+        """What a retry is told; None where there is a step to make. Raises what speaks against it.
+
+        step: where the session will be then. lost: what this process knows of the session, and the store does not.
+        """
+        asked, known = request.asked, None
         if asked.request_id:
-            assert isinstance(work.inputs, np.ndarray)
-            work.digest = blake2b(work.inputs.tobytes(), digest_size=16).digest()
-            if asked.request_id == record.request_id:
-                if work.digest != record.request_digest:
-                    raise RequestReusedError(asked.request_id)
-                return Done(np.frombuffer(record.answer, self._model.output_dtype), None, record)
-        believed, known = asked.step, work.overtaken
-        if believed is None and known is not None and _lost(record, known):
-            believed = known.step
-        if believed is not None and believed != record.step:
-            raise StepConflictError(asked.session_id, believed, record.step)
-        if asked.request_id and remembers(record.recent, asked.request_id):
-            raise LateRequestError(asked.session_id, asked.request_id, record.step)
+            assert isinstance(request.inputs, np.ndarray)
+            request.digest = kept.digest(request.inputs.tobytes())
+            known = kept.find(record.requests, asked.request_id)
+            if known is not None and known.digest != request.digest:
+                raise RequestReusedError(asked.request_id)
+            if known is not None and known.answer:
+                return Done(np.frombuffer(known.answer, self._model.output_dtype), None, known.step)
+        believed = lost.step if asked.step is None and lost is not None else asked.step
+        if believed is not None and believed != step:
+            raise StepConflictError(asked.session_id, believed, step)
+        if known is not None:
+            raise LateRequestError(asked.session_id, asked.request_id, step)
         return None
 
     def _compute(self, rows: Sequence[Work]) -> None:
@@ -152,22 +168,22 @@ class Executor:
         now = self._clock()
         for work in ended:
             told = work.all_outputs()
-            if work.asked is None:
-                work.settle(Done(told, work.state, None))
+            if not work.requests:
+                work.settle(Done(told, work.state))
             else:
                 works.append(work)
                 outputs.append(told)
-                changes.append(self._change(work, work.asked, told, now))
+                changes.append(self._change(work, told, now))
         if not works:
             return
         committed = self._store.commit_many(changes)
         for work, told, change, done in zip(works, outputs, changes, committed, strict=True):
             if done:
-                work.settle(Done(told, work.state, change.record))
+                work.settle_requests(told, change.record.step)
             else:  # another process was faster: from its record on, anew
                 work.restart()
 
-    def _change(self, work: Work, asked: Asked, outputs: Outputs, now: float) -> Change:
+    def _change(self, work: Work, outputs: Outputs, now: float) -> Change:
         before = work.record
         assert before is not None
         assert work.state is not None
@@ -183,10 +199,7 @@ class Executor:
             now + before.ttl_s,
             work.state,
             before.surprise.after(surprised),
-            asked.request_id,
-            work.digest,
-            outputs.tobytes() if asked.request_id else b"",
-            remembering(before.recent, asked.request_id) if asked.request_id else before.recent,
+            _remembering(before, work.requests, outputs),
             self._history(work, before, surprised) if self._keep else b"",
         )
         return Change(work.line, before.revision, record, advances=True)
@@ -204,6 +217,18 @@ class Executor:
         return known.advanced(way, work.inputs, step, self._keep).to_bytes()
 
 
+def _remembering(before: Record, requests: Sequence[Request], outputs: Outputs) -> bytes:
+    """The session's last requests with these, whose outputs follow one another."""
+    said, end = before.requests, 0
+    for request in requests:
+        if request.outcome is None:
+            start, end = end, end + len(request.inputs)
+            if request.asked.request_id:
+                known = kept.Known(request.digest, before.step + end, outputs[start:end].tobytes())
+                said = kept.remembering(said, request.asked.request_id, known)
+    return said
+
+
 def _lost(record: Record, known: Record) -> bool:
     """Whether the store has lost steps that this process knows of: it is behind, and has not been changed since."""
     return record.step < known.step and record.last_step_at < known.last_step_at
@@ -214,9 +239,11 @@ def array_of(model: StepModel, inputs: Inputs, field: str = "inputs") -> NDArray
     return to_array(inputs, model.manifest.features, field)
 
 
-def _read(model: StepModel, works: Sequence[Work]) -> dict[Work, InvalidInputError]:
-    """Makes arrays of the items' inputs, of all together where that goes; returns those at fault, and why."""
-    unread: list[tuple[Work, Any]] = [(work, work.inputs) for work in works if not isinstance(work.inputs, np.ndarray)]
+def _read(model: StepModel, requests: Sequence[Request]) -> None:
+    """Makes arrays of the requests' inputs, of all together where that goes; answers those at fault."""
+    unread: list[tuple[Request, Any]] = [
+        (request, request.inputs) for request in requests if not isinstance(request.inputs, np.ndarray)
+    ]
     forms = {type(inputs[0]) for _, inputs in unread}
     if len(unread) > 1 and (forms == {list} or forms <= {int, float}):
         try:
@@ -225,17 +252,15 @@ def _read(model: StepModel, works: Sequence[Work]) -> dict[Work, InvalidInputErr
             pass  # whose it is, is found below
         else:
             start = 0
-            for work, inputs in unread:
-                work.inputs = joined[start : start + len(inputs)]
+            for request, inputs in unread:
+                request.inputs = joined[start : start + len(inputs)]
                 start += len(inputs)
-            return {}
-    faults = {}
-    for work, inputs in unread:
+            return
+    for request, inputs in unread:
         try:
-            work.inputs = array_of(model, inputs)
+            request.inputs = array_of(model, inputs)
         except InvalidInputError as error:
-            faults[work] = error
-    return faults
+            request.outcome = error
 
 
 def state_of(model: StepModel, record: Record) -> State:

@@ -10,7 +10,7 @@ from secrets import token_hex
 from service.engine.turn import turn
 from service.errors import DamagedRecordError, SessionEndedError, SessionExistsError, UnknownSessionError
 from service.sessions import record as records
-from service.sessions.record import NO_DIGEST, Record
+from service.sessions.record import Record
 from service.sessions.store import Change, Store
 
 ENDED_AT_ONCE, MOST_ENDED = 500, 10_000
@@ -81,7 +81,7 @@ class Lives:
         Raises as `session` and `claim` do.
         """
         record = self.session(tenant, session_id).record
-        fresh = record._replace(request_id="", request_digest=NO_DIGEST, answer=b"", recent=b"")
+        fresh = record._replace(requests=b"")
         return self.begin(self.claim(tenant, new_id), fresh, ttl_s or record.ttl_s)
 
     def replaced(self, tenant: str, session_id: str, before: Record, after: Record) -> Session | None:

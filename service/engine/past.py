@@ -13,7 +13,8 @@ from service.engine.history import Point
 from service.engine.lives import Lives, Session
 from service.engine.work import Done
 from service.errors import Fault, HistoryError, InvalidInputError
-from service.sessions.record import NO_DIGEST, Record, Surprise
+from service.sessions import requests
+from service.sessions.record import Record, Surprise
 
 
 class Past:
@@ -50,7 +51,7 @@ class Past:
                 assert done.state is not None
                 state, surprise = done.state, surprise.after(surprises(model, done.outputs))
             before = record._replace(step=step, state=state, surprise=surprise, history=past.to_bytes())
-            if session := self._lives.replaced(tenant, session_id, record, _forgetting(before)):
+            if session := self._lives.replaced(tenant, session_id, record, _unanswered(before)):
                 return session
 
     def migrate(self, tenant: str, session_id: str, version: int | None) -> tuple[Session, int]:
@@ -76,10 +77,10 @@ class Past:
                 state, surprise = done.state, surprise.after(surprises(model, done.outputs))
             past = past._replace(points=(Point(record.step, surprise, state),))
             moved = record._replace(ref=ref_of(model), state=state, surprise=surprise, history=past.to_bytes())
-            if session := self._lives.replaced(tenant, session_id, record, _forgetting(moved)):
+            if session := self._lives.replaced(tenant, session_id, record, _unanswered(moved)):
                 return session, len(past.inputs)
 
 
-def _forgetting(record: Record) -> Record:
-    """Without the last request's answer, which is not this state's."""
-    return record._replace(request_id="", request_digest=NO_DIGEST, answer=b"")
+def _unanswered(record: Record) -> Record:
+    """Without the answers of the last requests, which are not this state's: they are known as late."""
+    return record._replace(requests=requests.unanswered(record.requests))

@@ -5,7 +5,7 @@ the inputs, then feed predictions back `horizon` times. Knows nothing of queues,
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from model.runner import Outputs, StepModel
 from service.engine.call import joined
 from service.engine.inputs import Inputs
-from service.sessions.record import NO_DIGEST, Record
+from service.sessions.record import Record
 
 
 class Call:
@@ -52,16 +52,28 @@ class Asked(NamedTuple):
 
 
 class Done(NamedTuple):
-    """A finished item: every step's outputs (steps,), the state after them (1,), and the record that was committed."""
+    """What was asked is done: every step's outputs (steps,), the state after them (1,), and the session's step then."""
 
     outputs: Outputs
     state: bytes | None
-    record: Record | None
+    step: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """A step that a client asked for, on its way. The items of one client that wait together may be one row's."""
+
+    asked: Asked
+    inputs: Inputs | NDArray[np.float32]  # (steps, features) once they were read
+    digest: bytes = b""
+    outcome: Done | BaseException | None = None
 
 
 @dataclass(slots=True, eq=False)
 class Work:
-    """One row of batches to come. `asked` is of a session, to advance and commit; without it, `state` is the start."""
+    """One row of batches to come. `requests` advance a session, in order, in one commit; without any, `state` is the
+    start.
+    """
 
     model: StepModel
     inputs: Inputs | NDArray[np.float32]  # (steps, features) once the item was admitted
@@ -69,11 +81,10 @@ class Work:
     chunk: int  # most steps in one call of the model
     call: Call
     line: bytes  # items of one line run in order, one at a time: a session's key, or nothing else's
-    asked: Asked | None = None
+    requests: Sequence[Request] = ()
     horizon: int = 0
     state: bytes | None = None  # a row's memory, None until the record is loaded
     record: Record | None = None
-    digest: bytes = NO_DIGEST
     overtaken: Record | None = None  # what this item was computed from, and could not be committed to
     outcome: Done | BaseException | None = None
     outputs: list[Outputs] = field(default_factory=list)
@@ -118,16 +129,38 @@ class Work:
     def restart(self) -> None:
         """Forgets all progress: another process moved the session in between."""
         self.overtaken = self.record
-        self._consumed, self._rolled, self.state, self.record = 0, 0, None, None
+        self._consumed, self._rolled = 0, 0
+        self.undecided()
         self.outputs.clear()
         if self.trail is not None:
             self.trail.clear()
 
+    def undecided(self) -> None:
+        """Nothing is known of the session."""
+        self.state, self.record = None, None
+        for request in self.requests:
+            request.outcome = None
+
     def all_outputs(self) -> Outputs:
         return joined(self.outputs)
 
+    def settle_requests(self, outputs: Outputs, step: int) -> None:
+        """Answers the requests that made a step, whose outputs follow one another up to this step of the session."""
+        done = Done(outputs, self.state, step)
+        if len(self.requests) > 1:
+            start, before = 0, step - len(outputs)
+            for request in self.requests:
+                if request.outcome is None:
+                    end = start + len(request.inputs)
+                    request.outcome = Done(outputs[start:end], None, before + end)
+                    start = end
+        self.settle(done)
+
     def settle(self, outcome: Done | BaseException) -> None:
-        """Answers whoever waits; the first answer stands."""
+        """Answers whoever waits, each request that has no answer of its own with this; the first answer stands."""
         if self.outcome is None:
             self.outcome = outcome
+            for request in self.requests:
+                if request.outcome is None:
+                    request.outcome = outcome
             self.call.settled(outcome)

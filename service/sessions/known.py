@@ -44,7 +44,7 @@ class Known:
 
     def keep(self, key: bytes, record: Record) -> None:
         self.forget(key)
-        weight = _OBJECTS + len(record.state) + len(record.answer) + len(record.history)
+        weight = _OBJECTS + len(record.state) + len(record.requests) + len(record.history)
         self._records[key] = record, weight
         self._bytes += weight
         while self._bytes > self._most:

@@ -7,7 +7,6 @@ model that gives them meaning. No pickle: a fixed head, then sections, a checksu
 import struct
 import zlib
 from functools import lru_cache
-from hashlib import blake2b
 from random import getrandbits
 from typing import Literal, NamedTuple
 
@@ -18,14 +17,9 @@ Ended = Literal["expired", "deleted"]
 TOMBSTONE_S = 86_400.0
 """How long it is known why a session ended."""
 
-NO_DIGEST = bytes(16)
-
-REMEMBERED, _MARK_BYTES = 32, 8
-"""How many of a session's last requests are known when they come again, and the bytes that each is known by."""
-
-_MAGIC = b"OWR\x02"  # Onward record, format 2
+_MAGIC = b"OWR\x03"  # Onward record, format 3
 _CRC = struct.Struct("<4sI")
-_HEAD = struct.Struct("<QQddddBQddI32s16sHHHHIII")
+_HEAD = struct.Struct("<QQddddBQddI32sHHIII")
 _START = _CRC.size + _HEAD.size
 _ENDED: tuple[Ended | None, ...] = (None, "expired", "deleted")
 _RECENT_WEIGHT = 0.1
@@ -74,16 +68,12 @@ class Record(NamedTuple):
     expires_at: float
     state: bytes
     surprise: Surprise = Surprise()
-    request_id: str = ""
-    request_digest: bytes = NO_DIGEST
-    answer: bytes = b""
-    recent: bytes = b""  # digests of the last request ids, the newest first
+    requests: bytes = b""  # the last ones, and their answers: see service.sessions.requests
     history: bytes = b""
     ended: Ended | None = None
 
     def to_bytes(self) -> bytes:
         names, tenant, model = _names(self.tenant, self.ref.model)
-        request = self.request_id.encode()
         head = _HEAD.pack(
             self.revision,
             self.step,
@@ -97,16 +87,13 @@ class Record(NamedTuple):
             self.surprise.recent,
             self.ref.version,
             self.ref.digest,
-            self.request_digest,
             tenant,
             model,
-            len(request),
-            len(self.recent),
-            len(self.answer),
+            len(self.requests),
             len(self.history),
             len(self.state),
         )
-        body = b"".join((head, names, request, self.recent, self.answer, self.history))
+        body = b"".join((head, names, self.requests, self.history))
         return b"".join((_CRC.pack(_MAGIC, zlib.crc32(self.state, zlib.crc32(body))), body, self.state))
 
     def alive(self, now: float) -> bool:
@@ -119,30 +106,14 @@ class Record(NamedTuple):
             ended=reason,
             expires_at=at + TOMBSTONE_S,
             state=b"",
-            answer=b"",
-            recent=b"",
+            requests=b"",
             history=b"",
-            request_id="",
         )
 
     @property
     def ended_at(self) -> float:
         """When a tombstone's session ended."""
         return self.expires_at - TOMBSTONE_S
-
-
-def remembering(recent: bytes, request_id: str) -> bytes:
-    """The digests of recent requests with this one's."""
-    return (_mark(request_id) + recent)[: REMEMBERED * _MARK_BYTES]
-
-
-def remembers(recent: bytes, request_id: str) -> bool:
-    mark = _mark(request_id)
-    return any(recent[start : start + _MARK_BYTES] == mark for start in range(0, len(recent), _MARK_BYTES))
-
-
-def _mark(request_id: str) -> bytes:
-    return blake2b(request_id.encode(), digest_size=_MARK_BYTES).digest()
 
 
 @lru_cache(1024)
@@ -160,19 +131,19 @@ def from_bytes(data: bytes) -> Record:
         raise DamagedRecordError("its checksum does not match")
     (
         revision, step, created_at, last_step_at, ttl_s, expires_at, ended, count, mean, recent, version,
-        digest, request_digest, *lengths,
+        digest, *lengths,
     ) = _HEAD.unpack_from(data, _CRC.size)  # fmt: skip
     sections, place = [], _START
     for length in lengths:
         sections.append(data[place : place + length])
         place += length
-    tenant, model, request, requests, answer, history, state = sections
+    tenant, model, requests, history, state = sections
     if place != len(data):
         raise DamagedRecordError(f"{len(data)} bytes long, its sections end at {place}")
     ref, surprise = Ref(model.decode(), version, digest), Surprise(count, mean, recent)
     return Record(
         revision, tenant.decode(), ref, step, created_at, last_step_at, ttl_s, expires_at, state, surprise,
-        request.decode(), request_digest, answer, requests, history, _ENDED[ended],
+        requests, history, _ENDED[ended],
     )  # fmt: skip
 
 
@@ -212,7 +183,7 @@ def revision_bytes(revision: int) -> bytes:
 def counted_as(data: bytes) -> str | None:
     """The `model/version` that a record's bytes count for, without reading the rest; None for a tombstone's."""
     head = _HEAD.unpack_from(data, _CRC.size)
-    ended, version, tenant, model = head[6], head[10], head[13], head[14]
+    ended, version, tenant, model = head[6], head[10], head[12], head[13]
     if ended:
         return None
     return f"{data[_START + tenant : _START + tenant + model].decode()}/{version}"

@@ -1,5 +1,6 @@
 """The use-cases in process, with a clock that the test turns: expiry, races between processes, failures."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 from model.repository import open_all
 from model.runner import Outputs, StepModel
 from model.state import State
-from service.engine.engine import Engine, Limits
+from service.engine.engine import Answer, Engine, Limits
+from service.engine.work import Asked
 from service.errors import (
     DamagedRecordError,
     InvalidInputError,
@@ -26,6 +28,7 @@ from service.errors import (
 from service.sessions import record as records
 from service.sessions.lmdb import LmdbStore
 from service.sessions.record import TOMBSTONE_S, Record
+from service.sessions.requests import REMEMBERED
 from service.sessions.store import Change
 from tests.contracts.test_stores import beside, damage
 from tests.reference import ZOO, BareLoop, pulse
@@ -236,22 +239,67 @@ def test_a_retry_gets_the_first_answer(engine: Engine) -> None:
         engine.step(T, "s", [[500], [502]], request_id="r")
     assert engine.lives.session(T, "s").record.step == 2
     engine.step(T, "s", [[502]], request_id="r2")
-    with pytest.raises(StepConflictError):
-        engine.step(T, "s", [[500], [501]], request_id="r", step=0)  # late, but it named its step
+    again = engine.step(T, "s", [[500], [501]], request_id="r", step=0)
+    assert (again.step, again.outputs.tobytes()) == (2, first.outputs.tobytes())
     assert engine.lives.session(T, "s").record.step == 3
 
 
-def test_a_late_duplicate_is_not_applied(engine: Engine) -> None:
-    """Held up while its retry, and others after it, were answered: it is told so, without `step` too."""
+def test_late_duplicates_get_their_answers(engine: Engine) -> None:
+    """Held up while others after them were answered: of the last 32, each gets its own, and nothing moves.
+
+    Where answers are long fewer are kept, and the others' requests are known as applied.
+    """
     engine.create(T, "pulse", session_id="s")
-    for number in range(10):
-        engine.step(T, "s", [[500 + number]], request_id=f"r{number}")
-    for number in range(9):
-        with pytest.raises(LateRequestError):
-            engine.step(T, "s", [[500 + number]], request_id=f"r{number}")
-    assert engine.lives.session(T, "s").record.step == 10
-    assert engine.step(T, "s", [[509]], request_id="r9").step == 10
-    assert engine.step(T, "s", [[510]], request_id="r10").step == 11
+    first = [engine.step(T, "s", [[500 + number]], request_id=f"r{number}") for number in range(REMEMBERED)]
+    again = [engine.step(T, "s", [[500 + number]], request_id=f"r{number}") for number in range(REMEMBERED)]
+    assert [(one.step, one.outputs.tobytes()) for one in again] == [(one.step, one.outputs.tobytes()) for one in first]
+    engine.step(T, "s", [[1.0]] * 1000, request_id="long")
+    engine.step(T, "s", [[2.0]], request_id="next")
+    assert engine.step(T, "s", [[2.0]], request_id="next").step == REMEMBERED + 1001
+    with pytest.raises(StepConflictError):
+        engine.step(T, "s", [[1.0]] * 1000, request_id="long", step=3)
+    with pytest.raises(LateRequestError):
+        engine.step(T, "s", [[1.0]] * 1000, request_id="long")
+    assert engine.lives.session(T, "s").record.step == REMEMBERED + 1001
+
+
+def test_requests_in_order_are_one_commit(engine: Engine, store: LmdbStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each with its own answer, as one by one; retries, refusals and inputs at fault are each its own."""
+    engine.create(T, "pulse", session_id="s")
+    many = [Asked("s", [[500 + number]], None, f"r{number}") for number in range(20)]
+    commits, commit = list[int](), store.commit_many
+
+    def counted(changes: Sequence[Change]) -> list[bool]:
+        commits.append(len(changes))
+        return commit(changes)
+
+    monkeypatch.setattr(store, "commit_many", counted)
+    answers = engine.step_in_order(T, "s", many)
+    assert commits == [1]
+    expected = BareLoop(ZOO / "pulse/1").run([[500 + number] for number in range(20)])["mean"]
+    assert [one.step for one in answers if isinstance(one, Answer)] == list(range(1, 21))
+    assert b"".join(one.outputs["mean"].tobytes() for one in answers if isinstance(one, Answer)) == expected.tobytes()
+
+    mixed = [
+        *many[18:],  # resent
+        Asked("s", [[520], [521]], 20, "r20"),
+        Asked("s", [["x"]], None, "bad"),
+        Asked("s", [[1.0]], 7, "conflict"),
+        Asked("s", [[1.0]], None, "r19"),  # another input than before
+        Asked("s", [[522]], 22, "r21"),
+        Asked("s", [[522]], 22, "r21"),  # twice in one go
+        Asked("s", [[3e38]] * 3, None, "beyond"),
+        Asked("s", [[523]], None),
+    ]
+    told = engine.step_in_order(T, "s", mixed)
+    kinds = [one.step if isinstance(one, Answer) else type(one) for one in told]
+    assert kinds[:9] == [
+        19, 20, 22, InvalidInputError, StepConflictError, RequestReusedError, 23, 23, NotFiniteError,
+    ]  # fmt: skip
+    assert kinds[9] == 24
+    assert engine.lives.session(T, "s").record.step == 24
+    assert engine.step(T, "s", [[522]], request_id="r21").step == 23
+    assert [type(one) for one in engine.step_in_order(T, "nobody", many[:2])] == [UnknownSessionError] * 2
 
 
 def test_a_session_created_anew_is_another_one(engine: Engine, store: LmdbStore, clock: Clock) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from service.errors import DamagedRecordError
 from service.sessions import record as records
-from service.sessions.record import REMEMBERED, Record, Ref, Surprise, remembering, remembers
+from service.sessions.record import Record, Ref, Surprise
 
 TIMES = st.floats(0, 4e9)
 RECORDS = st.builds(
@@ -22,10 +22,7 @@ RECORDS = st.builds(
     expires_at=TIMES,
     state=st.binary(max_size=300),
     surprise=st.builds(Surprise, st.integers(0, 2**64 - 1), st.floats(-1e9, 1e9), st.floats(-1e9, 1e9)),
-    request_id=st.text("r1-", max_size=128),
-    request_digest=st.binary(min_size=16, max_size=16),
-    answer=st.binary(max_size=300),
-    recent=st.binary(max_size=256),
+    requests=st.binary(max_size=300),
     history=st.binary(max_size=300),
     ended=st.sampled_from([None, "expired", "deleted"]),
 )
@@ -48,15 +45,6 @@ def test_any_flipped_bit_is_damage(record: Record, data: st.DataObject) -> None:
     for wrong in (bytes(bad), good[: data.draw(st.integers(0, len(good) - 1))], good + b"\0"):
         with pytest.raises(DamagedRecordError):
             records.from_bytes(wrong)
-
-
-def test_the_last_requests_are_remembered() -> None:
-    """As many as are said to be, the oldest forgotten first; others are not taken for them."""
-    recent = b""
-    for number in range(100):
-        recent = remembering(recent, f"r{number}")
-    assert [number for number in range(101) if remembers(recent, f"r{number}")] == list(range(100 - REMEMBERED, 100))
-    assert not remembers(b"", "r1")
 
 
 def test_surprise_statistics_are_the_mean_and_a_forgetting_mean() -> None:

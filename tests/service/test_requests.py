@@ -1,0 +1,40 @@
+"""The last requests of a session, and their answers, as bytes."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.sessions import requests
+from service.sessions.requests import MOST_ANSWERS, REMEMBERED, Known
+
+
+@given(st.lists(st.binary(min_size=1, max_size=3000), max_size=80))
+def test_the_last_requests_are_known_with_their_answers(answers: list[bytes]) -> None:
+    """As many as are said to be, each with its own answer; the oldest lose theirs first, the newest has it always."""
+    kept = b""
+    for number, answer in enumerate(answers):
+        kept = requests.remembering(kept, f"r{number}", Known(requests.digest(answer), number, answer))
+    for back, (number, answer) in enumerate(reversed(list(enumerate(answers)))):
+        known = requests.find(kept, f"r{number}")
+        if back >= REMEMBERED:
+            assert known is None
+            continue
+        assert known is not None
+        assert (known.digest, known.step) == (requests.digest(answer), number)
+        assert known.answer in (answer, b"")
+        if back == 0 or sum(map(len, answers[number:-1])) <= MOST_ANSWERS:
+            assert known.answer == answer
+    assert len(kept) <= 1 + REMEMBERED * 28 + 2 * 3000 + MOST_ANSWERS
+    assert requests.find(kept, "another") is None
+
+
+def test_without_answers_requests_are_known_still() -> None:
+    """With their steps, in their order."""
+    kept = b""
+    for number in range(5):
+        kept = requests.remembering(kept, f"r{number}", Known(bytes(8), number, b"said"))
+    bare = requests.unanswered(kept)
+    assert [requests.find(bare, f"r{number}") for number in range(5)] == [Known(bytes(8), n, b"") for n in range(5)]
+    assert requests.find(requests.remembering(bare, "r5", Known(bytes(8), 5, b"new")), "r5") == Known(
+        bytes(8), 5, b"new"
+    )
+    assert requests.unanswered(b"") == b""
