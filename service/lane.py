@@ -23,6 +23,7 @@ from gunicorn_h1c import ParseError, _parser_fast
 from werkzeug.http import HTTP_STATUS_CODES
 
 from service.engine.engine import Engine
+from service.handed import Handed
 from service.http import bodies, problems, steps
 from service.http.connection import hung_up
 from service.http.reply import Reply
@@ -49,40 +50,6 @@ _READ = {
 """Headers that matter, and the values that are ordinary. Any other header, or value, is unusual."""
 _NEEDED = {b"host", b"content-type", b"content-length"}
 _TAKES_OVER = {b"transfer-encoding", b"upgrade", b"http2-settings", b"expect"}
-
-
-class Handed:
-    """A connection as gunicorn gets it: first the bytes already read, then the socket's.
-
-    left: how many bytes the request has, None where that is not known and the connection is gunicorn's from here on.
-    """
-
-    def __init__(self, connection: Any, read: bytes, left: int | None) -> None:
-        self._connection, self._left = connection, left
-        self.rest = read
-        """What was read and not yet asked for."""
-        self.asked_for_more = False
-        """Whether gunicorn is done with the request, and would go on with the next."""
-
-    def recv(self, size: int) -> bytes:
-        if self._left is not None:
-            self.asked_for_more = self._left == 0
-            size = min(size, self._left)
-        data: bytes = self.rest[:size] if self.rest or not size else self._connection.recv(size)
-        self.rest = self.rest[len(data) :]
-        if self._left is not None:
-            self._left -= len(data)
-        return data
-
-    def shutdown(self, how: int) -> None:
-        self._left, self.rest = None, b""  # the connection ends: what is still read is what the client still sends
-        self._connection.shutdown(how)
-
-    def close(self) -> None:
-        """Left to the worker, which knows whether the lane goes on."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._connection, name)
 
 
 class Lane:
@@ -198,6 +165,8 @@ def _whole(request: Any) -> int | None:
     """How many bytes the request has in all, None where its head alone does not say."""
     lengths = []
     for name, value in request.headers:
+        if name.lower() == b"upgrade" and value.lower() == b"websocket":
+            continue
         if name.lower() in _TAKES_OVER or (name.lower() == b"content-length" and not _LENGTH(value)):
             return None
         if name.lower() == b"content-length":

@@ -8,6 +8,7 @@ import gc
 import importlib.util
 import logging
 import socket
+import ssl
 from typing import Any
 
 import gevent
@@ -17,6 +18,7 @@ from gunicorn.util import close, write_nonblock
 from gunicorn.workers.ggevent import GeventWorker
 
 from service.errors import Fault
+from service.handed import Handed
 from service.http import problems
 from service.http.problems import HTTP_KINDS, INTERNAL, Kind
 
@@ -35,15 +37,17 @@ _PER_REQUEST = (
 
 class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     _lane: Any = None
+    _streams: Any = None
 
     def run(self) -> None:
-        self._lane = self._open_lane()
+        from service.streams import Streams  # noqa: PLC0415  (imports ONNX Runtime, see above)
+
+        self._lane, self._streams = self._open_lane(), Streams(lambda: self.alive)
         gc.set_threshold(10_000)  # a long body's lists are not garbage, and are looked at each time
         try:
-            watch = None if self._lane is None else gevent.spawn(self._lane.watch)
+            watches = [gevent.spawn(one.watch) for one in (self._lane, self._streams) if one is not None]
             super().run()
-            if watch is not None:
-                watch.kill()
+            gevent.killall(watches)
         finally:
             self.wsgi.extensions["onward"].close()
 
@@ -68,19 +72,28 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         return None
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
-        if self._lane is None:
+        if isinstance(client, ssl.SSLSocket):  # gunicorn looks at what it is
             super().handle(listener, client, addr)
             return
         try:
             client.setblocking(True)
             read = b""
-            while (handed := self._lane.serve(client, read)) is not None:
+            while (handed := self._next(client, read)) is not None:
                 super().handle(listener, handed, addr)
-                if not handed.asked_for_more:
+                if handed.taken is not None:
+                    self._streams.serve(client, handed.rest, *handed.taken)
+                if not handed.asked_for_more or handed.taken is not None:
                     break
                 read = handed.rest
         finally:
             close(client)
+
+    def _next(self, client: Any, read: bytes) -> Handed | None:
+        """The connection at the next request that is gunicorn's; None where it is over."""
+        if self._lane is None:
+            return Handed(client, read, None)
+        handed: Handed | None = self._lane.serve(client, read)
+        return handed
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Answers a request that never became one."""

@@ -369,10 +369,13 @@ class Engine:
             raise NoForecastError(manifest.name, list(manifest.future))
 
     def _array(self, model: StepModel, inputs: Inputs, field: str = "inputs") -> NDArray[np.float32]:
-        self._not_too_long(inputs, field)
-        return array_of(model, inputs, field)
+        if not isinstance(inputs, bytes):  # whose length is not in steps
+            self._not_too_long(inputs, field)
+        array = array_of(model, inputs, field)
+        self._not_too_long(array, field)
+        return array
 
-    def _not_too_long(self, inputs: Inputs, field: str = "inputs") -> None:
+    def _not_too_long(self, inputs: Inputs | NDArray[np.float32], field: str = "inputs") -> None:
         if len(inputs) > self.limits.max_steps:
             raise InvalidInputError(Fault(field, f"at most {self.limits.max_steps} steps a call, not {len(inputs)}"))
 

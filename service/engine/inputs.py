@@ -18,7 +18,8 @@ Value = float | int | str | None
 Rows = Sequence[Sequence[Value]]
 Values = Sequence[Value]
 NamedRows = Sequence[Mapping[str, Value]]
-Inputs = Rows | Values | NamedRows | str
+Inputs = Rows | Values | NamedRows | str | bytes
+"""Bytes are 32-bit floats, little-endian, in the order of the features; categories by number, what is missing NaN."""
 
 _PLAIN = frozenset({int, float})
 
@@ -32,6 +33,8 @@ def to_array(inputs: Inputs, features: Sequence[Feature], field: str = "inputs")
         raise InvalidInputError(Fault(field, "needs at least one step"))
     if isinstance(inputs, str):
         return _text(inputs, features, field)
+    if isinstance(inputs, bytes):
+        return _floats(inputs, features, field)
     rows = _rows(inputs, features, field)
     if all(feature.kind == "number" for feature in features) and set(map(type, chain.from_iterable(rows))) <= _PLAIN:
         array = _wide(rows)
@@ -109,6 +112,24 @@ def _text(text: str, features: Sequence[Feature], field: str) -> NDArray[np.floa
     else:
         values = list(text)
     return _finite(np.array([_column(values, feature, 0, field)], np.float64).T, features, field)
+
+
+def _floats(data: bytes, features: Sequence[Feature], field: str) -> NDArray[np.float32]:
+    if len(data) % (4 * len(features)):
+        raise InvalidInputError(
+            Fault(field, f"a step is {_said(features)} of 4 bytes each; {len(data)} bytes are no whole number of steps")
+        )
+    array = np.frombuffer(data, "<f4").reshape(-1, len(features))
+    if np.isfinite(array).all() and all(feature.kind == "number" for feature in features):
+        return array
+    rows = [
+        [
+            None if np.isnan(value) else int(value) if feature.kind == "category" and value == value // 1 else value
+            for value, feature in zip(row, features, strict=True)
+        ]
+        for row in array.tolist()
+    ]
+    return to_array(rows, features, field)
 
 
 def _wide(rows: Any) -> NDArray[np.float64]:

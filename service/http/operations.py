@@ -43,13 +43,11 @@ class Operation:
 
 def install(app: Flask, engine: Engine, operations: tuple[Operation, ...]) -> None:
     for operation in operations:
-        rule = operation.path.replace("{", "<").replace("}", ">")
-        app.add_url_rule(
-            rule,
-            endpoint=f"{operation.method} {operation.path}",
-            view_func=partial(_answer, operation, engine),
-            methods=[operation.method],
-        )
+        rule, endpoint = operation.path.replace("{", "<").replace("}", ">"), f"{operation.method} {operation.path}"
+        view = partial(_answer, operation, engine)
+        app.add_url_rule(rule, endpoint, view, methods=[operation.method])
+        if operation.status == 101:  # werkzeug keeps handshakes apart from requests
+            app.add_url_rule(rule, endpoint, view, methods=[operation.method], websocket=True)
 
 
 def _answer(operation: Operation, engine: Engine, **parameters: str) -> Response:

@@ -68,6 +68,11 @@ KINDS: dict[type[OnwardError], Kind] = {
 MALFORMED = Kind("malformed-json", 400, "The body is not JSON")
 MEDIA = Kind("unsupported-media-type", 415, "The body's type is not supported")
 NOT_READY = Kind("not-ready", 503, "Not ready to serve", retry_after_s=1)
+ORIGIN = Kind("foreign-origin", 403, "A page of another site")
+UPGRADE = Kind("upgrade-required", 426, "A WebSocket is expected")
+NO_STREAM = Kind("no-stream", 501, "No stream on this connection")
+SLOW = Kind("slow-reader", 408, "The client reads too slowly")
+STOPPING = Kind("stopping", 503, "The service stops", retry_after_s=1)
 INTERNAL = Kind("internal", 500, "Something broke inside the service")
 HTTP_KINDS = {
     400: Kind("bad-request", 400, "Not a proper HTTP request"),
@@ -77,7 +82,10 @@ HTTP_KINDS = {
     414: Kind("uri-too-long", 414, "The request line is too long"),
     431: Kind("headers-too-large", 431, "The headers are too large"),
 }
-ALL = (*KINDS.values(), MALFORMED, MEDIA, NOT_READY, INTERNAL, *HTTP_KINDS.values())
+ALL = (
+    *KINDS.values(), MALFORMED, MEDIA, NOT_READY, ORIGIN, UPGRADE, NO_STREAM, SLOW, STOPPING, INTERNAL,
+    *HTTP_KINDS.values(),
+)  # fmt: skip
 
 
 class RequestError(Exception):

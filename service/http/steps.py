@@ -43,14 +43,18 @@ def reply(engine: Engine, session_id: str | None, data: bytes, has_left: HasLeft
     """To a body for that session, or, None, for many."""
     if session_id is None:
         return _many(engine, data, has_left)
-    asked = _plain(_loaded(data), _STEP_KEYS, session_id)
-    if asked is None:
-        body = bodies.Step.model_validate_json(data)
-        asked = Asked(session_id, body.inputs, body.step, body.request_id or "")
-    answer = engine.step(
-        TENANT, session_id, asked.inputs, step=asked.step, request_id=asked.request_id, has_left=has_left
-    )
+    one = asked(session_id, data)
+    answer = engine.step(TENANT, session_id, one.inputs, step=one.step, request_id=one.request_id, has_left=has_left)
     return Reply(200, encode(told(answer)))
+
+
+def asked(session_id: str, data: bytes) -> Asked:
+    """What a body asks for. Raises ValidationError."""
+    plain = _plain(loaded(data), _STEP_KEYS, session_id)
+    if plain is not None:
+        return plain
+    body = bodies.Step.model_validate_json(data)
+    return Asked(session_id, body.inputs, body.step, body.request_id or "")
 
 
 def told(answer: Answer) -> dict[str, Any]:
@@ -58,7 +62,8 @@ def told(answer: Answer) -> dict[str, Any]:
     return {"step": answer.step, **rows(answer.model, answer.outputs)}
 
 
-def _loaded(data: bytes) -> Any:
+def loaded(data: bytes) -> Any:
+    """What the JSON says; None where it is none."""
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError:
@@ -101,7 +106,7 @@ def _many(engine: Engine, data: bytes, has_left: HasLeft | None) -> Reply:
 
 def _listed(data: bytes) -> tuple[list[Asked], bool]:
     """What is asked for, and whether it was written in columns."""
-    content = _loaded(data)
+    content = loaded(data)
     columns = type(content) is dict and "session_ids" in content
     many = _plain_columns(content) if columns else _plain_items(content)
     if many is not None:

@@ -11,7 +11,8 @@ from gunicorn.config import Config
 
 from model.repository import open_all
 from service.engine.engine import Engine, Limits
-from service.lane import Handed, Lane
+from service.handed import Handed
+from service.lane import Lane
 from service.sessions.lmdb import LmdbStore
 from tests.reference import ZOO
 

@@ -138,7 +138,7 @@ BODY = st.fixed_dictionaries(
 def test_the_plain_form_is_within_the_definition(body: dict[str, Any]) -> None:
     """Whatever orjson's way takes, pydantic takes too, and reads the same; the rest is pydantic's to judge."""
     data = orjson.dumps(body, option=orjson.OPT_PASSTHROUGH_SUBCLASS, default=str) if _fits(body) else b"{}"
-    plain = steps._plain(steps._loaded(data), steps._STEP_KEYS, "s")
+    plain = steps._plain(steps.loaded(data), steps._STEP_KEYS, "s")
     if plain is None:
         return
     defined = bodies.Step.model_validate_json(data)
