@@ -7,14 +7,13 @@ a thread, which the fork does not copy, and a worker would abort at its end when
 import gc
 import importlib.util
 import logging
-import socket
 import ssl
 from typing import Any
 
 import gevent
 from gunicorn.config import Config
 from gunicorn.http import errors as parsing
-from gunicorn.util import close, write_nonblock
+from gunicorn.util import close_graceful, write_nonblock
 from gunicorn.workers.ggevent import GeventWorker
 
 from service.errors import Fault
@@ -35,6 +34,10 @@ _PER_REQUEST = (
 """Settings of gunicorn that ask it for more with each request, or for another protocol, than the lane does."""
 
 
+MOST_UNREAD = 4 * 2**20
+"""Of a request that was answered before its end, so much is still read: closing at once could take the answer back."""
+
+
 class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     _lane: Any = None
     _streams: Any = None
@@ -42,7 +45,8 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     def run(self) -> None:
         from service.streams import Streams  # noqa: PLC0415  (imports ONNX Runtime, see above)
 
-        self._lane, self._streams = self._open_lane(), Streams(lambda: self.alive)
+        self.wsgi.extensions["alive"] = alive = lambda: self.alive
+        self._lane, self._streams = self._open_lane(), Streams(alive)
         gc.set_threshold(10_000)  # a long body's lists are not garbage, and are looked at each time
         try:
             watches = [gevent.spawn(one.watch) for one in (self._lane, self._streams) if one is not None]
@@ -86,7 +90,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
                     break
                 read = handed.rest
         finally:
-            close(client)
+            close_graceful(client, max_drain=MOST_UNREAD)
 
     def _next(self, client: Any, read: bytes) -> Handed | None:
         """The connection at the next request that is gunicorn's; None where it is over."""
@@ -109,24 +113,12 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         )
         try:
             write_nonblock(client, head.encode() + body)
-            _linger(client)
         except OSError as error:
             log.debug("the client had gone: %s", error)
 
 
 def _is_set(cfg: Any, name: str) -> bool:
     return bool(cfg.settings[name].get() != Config().settings[name].get())
-
-
-def _linger(client: Any) -> None:
-    """Reads what the client is still sending, within bounds: closing at once would reset the connection, and the answer
-    could be lost on its way.
-    """
-    client.shutdown(socket.SHUT_WR)
-    client.settimeout(1.0)
-    for _ in range(64):
-        if not client.recv(65536):
-            break
 
 
 def _kind_of(error: BaseException) -> tuple[Kind, str]:

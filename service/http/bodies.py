@@ -318,7 +318,7 @@ class Index(Body):
 B = TypeVar("B", bound=Body)
 
 
-def _broken_off(why: str) -> RequestError:
+def broken_off(why: str) -> RequestError:
     detail = f"the body is not whole: {why}"
     return RequestError(HTTP_KINDS[400], detail, [Fault("body", detail)])
 
@@ -340,9 +340,9 @@ def received(*, optional: bool = False) -> bytes:
     try:
         data = request.get_data(cache=False)
     except (OSError, ParseException) as error:  # gunicorn's, of a chunked body whose framing is broken
-        raise _broken_off(str(error)) from error
+        raise broken_off(str(error)) from error
     if request.content_length not in (None, len(data)):
-        raise _broken_off(f"{len(data)} of {request.content_length} bytes came")
+        raise broken_off(f"{len(data)} of {request.content_length} bytes came")
     if request.content_length is None and len(data) == request.max_content_length:
         raise RequestEntityTooLarge  # werkzeug cuts a chunked body off at the limit, without a word
     if request.mimetype != "application/json" and (data or not optional):

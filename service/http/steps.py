@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import orjson
-from flask import Response, request
 from pydantic import TypeAdapter, ValidationError
 
 from service.engine.call import joined
@@ -20,8 +19,7 @@ from service.engine.engine import Answer, Engine
 from service.engine.work import Asked
 from service.errors import Fault, InvalidInputError
 from service.http import bodies, problems
-from service.http.connection import hung_up
-from service.http.operations import Operation, rows
+from service.http.operations import rows
 from service.http.reply import Reply, encode
 
 TENANT = "public"
@@ -76,7 +74,7 @@ def _plain(content: Any, keys: frozenset[str], session_id: str | None = None) ->
         return None
     session_id = content.get("session_id") if session_id is None else session_id
     inputs, step, request_id = content.get("inputs"), content.get("step"), content.get("request_id")
-    if inputs is None or type(session_id) is not str or _PLAIN_ID(session_id) is None or not _plain_inputs(inputs):
+    if inputs is None or type(session_id) is not str or _PLAIN_ID(session_id) is None or not plain_inputs(inputs):
         return None
     if step is not None and (type(step) is not int or not 0 <= step < 2**63):
         return None
@@ -85,7 +83,7 @@ def _plain(content: Any, keys: frozenset[str], session_id: str | None = None) ->
     return Asked(session_id, inputs, step, request_id or "")
 
 
-def _plain_inputs(inputs: Any) -> bool:
+def plain_inputs(inputs: Any) -> bool:
     """Whether these are lists of values, values, or a text: types are looked at without a line of Python for each."""
     if type(inputs) is not list or not inputs:
         return type(inputs) is str and inputs != ""
@@ -185,39 +183,9 @@ def _problem(error: Exception) -> Reply:
     return problems.of(error, "POST", "/v1/steps")
 
 
-# Flask
-
-
-def step(engine: Engine, session_id: str) -> Response:
-    checked(session_id)
-    return reply(engine, session_id, bodies.received(), _client()).response()
-
-
-def step_many(engine: Engine) -> Response:
-    return reply(engine, None, bodies.received(), _client()).response()
-
-
-def _client() -> HasLeft | None:
-    """Whether the client of this request has closed its connection; None where there is no connection, as in tests."""
-    connection = request.environ.get("gunicorn.socket")
-    return None if connection is None else lambda: hung_up(connection.fileno())
-
-
 def checked(session_id: str, field: str = "session_id") -> str:
     """The id, if one could have it: what no session can be called is the request's fault, not a missing session."""
     try:
         return _SESSION_ID.validate_python(session_id)
     except ValidationError:
         raise InvalidInputError(Fault(field, "expected 1 to 128 letters, digits and . _ ~ : -")) from None
-
-
-OPERATIONS = (
-    Operation(
-        "POST", "/v1/sessions/{session_id}/steps", step, "Advance a session by all of the inputs, or not at all",
-        bodies.StepAnswer, body=bodies.Step, problems=(400, 404, 409, 410, 413, 415, 422, 500, 503, 507),
-    ),
-    Operation(
-        "POST", "/v1/steps", step_many, "Advance many sessions, each by itself, with a status for each",
-        bodies.BulkAnswer, body=bodies.Bulk, problems=(400, 413, 415, 422, 503),
-    ),
-)  # fmt: skip

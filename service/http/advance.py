@@ -1,0 +1,41 @@
+"""The routes that advance sessions: by a body of JSON, by lines as they come, and many sessions at once."""
+
+from flask import Response, request
+
+from service.engine.engine import Engine
+from service.errors import Fault, InvalidInputError
+from service.http import bodies, lines, steps
+from service.http.connection import hung_up
+from service.http.operations import Operation, Query
+
+
+def step(engine: Engine, session_id: str) -> Response:
+    steps.checked(session_id)
+    if request.mimetype == lines.MEDIA_TYPE:
+        return lines.reply(engine, session_id)
+    if request.args:
+        raise InvalidInputError(Fault("step", "a body says it; the parameter is of NDJSON"))
+    return steps.reply(engine, session_id, bodies.received(), _client()).response()
+
+
+def step_many(engine: Engine) -> Response:
+    return steps.reply(engine, None, bodies.received(), _client()).response()
+
+
+def _client() -> steps.HasLeft | None:
+    """Whether the client of this request has closed its connection; None where there is no connection, as in tests."""
+    connection = request.environ.get("gunicorn.socket")
+    return None if connection is None else lambda: hung_up(connection.fileno())
+
+
+OPERATIONS = (
+    Operation(
+        "POST", "/v1/sessions/{session_id}/steps", step, "Advance a session by all of the inputs, or not at all",
+        bodies.StepAnswer, body=bodies.Step, problems=(400, 404, 409, 410, 413, 415, 422, 500, 503, 507),
+        query=(Query("step", int, "of NDJSON: the step that the session is believed to have reached"),),
+    ),
+    Operation(
+        "POST", "/v1/steps", step_many, "Advance many sessions, each by itself, with a status for each",
+        bodies.BulkAnswer, body=bodies.Bulk, problems=(400, 413, 415, 422, 503),
+    ),
+)  # fmt: skip

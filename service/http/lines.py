@@ -1,0 +1,169 @@
+"""Steps as NDJSON: a line in, a line out, as they come, for as long as they come.
+
+Owns the reading of lines, and where an error stops them: what came before it is applied and answered, and it is the
+last that is said, with the number of its line and the step that was reached. Memory does not grow with the number of
+lines: what has come is answered before more is read.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import numpy as np
+import orjson
+from flask import Response, current_app, request
+from gunicorn.http.body import ChunkedReader
+from gunicorn.http.errors import ParseException
+from pydantic import ValidationError
+
+from service.engine.engine import Answer, Engine
+from service.errors import Fault, InvalidInputError, NotFiniteError
+from service.http import bodies, problems, steps
+from service.http.operations import rows
+from service.http.problems import HTTP_KINDS, MALFORMED, RequestError
+from service.http.reply import encode
+
+MEDIA_TYPE = "application/x-ndjson"
+READ = 65_536
+
+_PLACE = re.compile(r"inputs\[(\d+)\]").match
+
+
+class Line(NamedTuple):
+    """A line of the request, from 1 on, and the step that it holds, or why it holds none."""
+
+    number: int
+    step: Any
+
+
+def reply(engine: Engine, session_id: str) -> Response:
+    """Raises what speaks against the session; what speaks against a line is the last line of the answer."""
+    session = engine.lives.session(steps.TENANT, session_id)
+    body, app = request.environ["wsgi.input"], current_app
+    upload = _Upload(engine, session_id, session.record.step, expected=_expected())
+    lines = _lines(body, app.config["MAX_CONTENT_LENGTH"], app.extensions.get("alive", lambda: True))
+    return Response(upload.answers(lines, body), content_type=MEDIA_TYPE, headers={"X-Accel-Buffering": "no"})
+
+
+def _expected() -> int | None:
+    step = request.args.get("step")
+    if step is None:
+        return None
+    if not re.fullmatch(r"[0-9]{1,18}", step):
+        raise InvalidInputError(Fault("step", f"expected a whole number, not {step[:40]!r}"))
+    return int(step)
+
+
+class _Upload:
+    def __init__(self, engine: Engine, session_id: str, reached: int, expected: int | None) -> None:
+        """reached: the session's step; expected: the one that the first line must find, None: any."""
+        self._engine, self._session_id = engine, session_id
+        self._reached, self._expected = reached, expected
+        self._over = False
+
+    def answers(self, arrivals: Iterator[Sequence[Line]], body: Any) -> Iterator[bytes]:
+        """What is said to lines as they arrive; ends after a problem, and what is left of the body is not read."""
+        for lines in arrivals:
+            for _, alike in groupby(lines, lambda line: _form(line.step)):
+                yield b"".join(self._said(list(alike)))
+                if self._over:
+                    body.failed = True  # gunicorn ends the connection
+                    return
+
+    def _said(self, lines: Sequence[Line]) -> Iterator[bytes]:
+        """To lines in one form. Those before one at fault are applied first, so that it is known which it is."""
+        try:
+            answer = self._step([line.step for line in lines])
+        except Exception as error:  # noqa: BLE001  (whatever it is, it ends the answer)
+            cut = _cut(error, len(lines))
+            if cut is None:
+                self._over = True
+                yield self._last(lines[0].number, error)
+            else:
+                yield from self._said(lines[:cut])
+                if not self._over:
+                    yield from self._said(lines[cut:])
+        else:
+            first, self._reached = answer.step - len(lines) + 1, answer.step
+            for step, told in enumerate(_each(rows(answer.model, answer.outputs[:, np.newaxis])), first):
+                yield encode({"step": step, **told}) + b"\n"
+
+    def _step(self, inputs: list[Any]) -> Answer:
+        if isinstance(inputs[0], Exception):
+            raise inputs[0]
+        if not steps.plain_inputs(inputs):
+            bodies.Step.model_validate({"inputs": inputs})
+        answer = self._engine.step(steps.TENANT, self._session_id, inputs, step=self._expected)
+        self._expected = None if self._expected is None else answer.step
+        return answer
+
+    def _last(self, number: int, error: Exception) -> bytes:
+        document = orjson.loads(problems.of(error, "POST", f"/v1/sessions/{self._session_id}/steps").body)
+        return encode(document | {"line": number, "step": self._reached}) + b"\n"
+
+
+def _cut(error: Exception, count: int) -> int | None:
+    """Where to cut that many lines so as to find the one at fault; None where it is the first, or no line's fault."""
+    if count == 1:
+        return None
+    if isinstance(error, ValidationError):
+        ((_, _, place, *_), *_) = (fault["loc"] for fault in error.errors(include_input=False))
+        return max(1, int(place))
+    if isinstance(error, InvalidInputError):
+        found = _PLACE(error.faults[0].field)
+        return max(1, int(found[1])) if found else count // 2
+    return count // 2 if isinstance(error, NotFiniteError) else None
+
+
+def _each(told: dict[str, Any]) -> list[dict[str, Any]]:
+    """What is told of many steps, of each by itself."""
+    columns = [_each(column) if isinstance(column, dict) else list(column) for column in told.values()]
+    return [dict(zip(told, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _form(step: Any) -> type[Any]:
+    """What lines have to have in common to be one call's inputs."""
+    return next((form for form in (list, dict, Exception) if isinstance(step, form)), object)
+
+
+def _lines(body: Any, longest: int, alive: Callable[[], bool]) -> Iterator[list[Line]]:
+    """Lines with something on them, as they come."""
+    number, rest = 0, b""
+    try:
+        for piece in _pieces(body):
+            *whole, rest = (rest + piece).split(b"\n")
+            yield [_line(at, text) for at, text in enumerate(whole, number + 1) if text and not text.isspace()]
+            number += len(whole)
+            if ends := _ends(len(rest), longest, alive):
+                yield [Line(number + 1, ends)]
+                return
+    except (OSError, ParseException) as error:  # gunicorn's, where the client went or its framing is broken
+        yield [Line(number + 1, bodies.broken_off(str(error)))]
+    else:
+        if rest and not rest.isspace():
+            yield [_line(number + 1, rest)]
+
+
+def _ends(begun: int, longest: int, alive: Callable[[], bool]) -> RequestError | None:
+    """Why no more is read, though more may come. begun: bytes of the next line."""
+    if begun > longest:
+        return RequestError(HTTP_KINDS[413], f"a line has at most {longest} bytes")
+    return None if alive() else RequestError(problems.STOPPING, "send the lines that follow in another request")
+
+
+def _line(number: int, text: bytes) -> Line:
+    try:
+        return Line(number, orjson.loads(text))
+    except orjson.JSONDecodeError as error:
+        return Line(number, RequestError(MALFORMED, str(error), [Fault("body", str(error))]))
+
+
+def _pieces(body: Any) -> Iterator[bytes]:
+    """The body as it comes: gunicorn's `read` would wait until a chunked one has brought as much as is asked for."""
+    reader = getattr(body, "reader", None)
+    if isinstance(reader, ChunkedReader):
+        yield from reader.parser
+    else:
+        while data := body.read(READ):
+            yield data
