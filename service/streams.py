@@ -153,7 +153,9 @@ class Stream:
         if now - self._heard > 2 * PING_S or (self._left_at is not None and now - self._left_at > CLOSE_S):
             with contextlib.suppress(OSError):
                 self._connection.shutdown(socket.SHUT_RDWR)  # whoever reads it sees its end
-        elif stops and self._left_at is None:
+        elif self._left_at is not None:
+            return
+        elif stops:
             self._leave(STOPS, "the service stops; connect again")
             gevent.spawn(self._send_aside)
         elif now - self._heard > PING_S and not self._pinged:

@@ -1,0 +1,172 @@
+"""Steps as NDJSON: of any length, as they come, and where they stop is known."""
+
+import json
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import numpy as np
+import pytest
+
+from model.repository import open_bundle
+from tests import bare
+from tests.e2e.server import Server
+from tests.e2e.test_stream import begin, resident
+from tests.reference import ZOO, BareLoop, assert_same_bits, pulse
+
+HEADERS = {"Content-Type": "application/x-ndjson"}
+LINES = 1_000_000
+
+
+def post(client: httpx.Client, name: str, text: str | Iterator[bytes], **query: str) -> list[dict[str, Any]]:
+    answer = client.post(f"/v1/sessions/{name}/steps", content=text, headers=HEADERS, params=query)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["Content-Type"] == "application/x-ndjson"
+    return [json.loads(line) for line in answer.text.splitlines()]
+
+
+def test_a_million_lines_in_flat_memory(tmp_path: Path) -> None:
+    """By curl from a pipe, within 20 MB of the worker's memory, and bit for bit one pass of ONNX Runtime."""
+    real = np.array(pulse(60_000), np.float32)
+    values = np.tile(real, (LINES // len(real) + 1, 1))[:LINES]
+    (tmp_path / "in.ndjson").write_text("".join(f"[{value:.0f}]\n" for (value,) in values.tolist()))
+    with Server(tmp_path, ONWARD_WORKERS="1") as server, server.client() as client:
+        begin(client, "s")
+        post(client, "s", "500\n" * 2000)
+        begin(client, "s")
+        (worker,) = server.workers()
+        before = peak = resident(worker)
+        command = ["curl", "-sN", "-X", "POST", "-T", "-", "-H", "Content-Type: application/x-ndjson"]
+        with (tmp_path / "in.ndjson").open() as sent, (tmp_path / "out.ndjson").open("w+") as said:
+            upload = subprocess.Popen([*command, f"{server.url}/v1/sessions/s/steps?step=0"], stdin=sent, stdout=said)
+            while upload.poll() is None:
+                peak = max(peak, resident(worker))
+                try:
+                    upload.wait(0.1)
+                except subprocess.TimeoutExpired:
+                    continue
+            assert upload.returncode == 0
+            said.seek(0)
+            answers = np.array([told(json.loads(line)) for line in said], np.float32)
+        assert peak - before < 20 * 2**20
+        assert client.get("/v1/sessions/s").json()["step"] == LINES
+    opened, manifest = bare.session(ZOO / "pulse/1/model.onnx"), open_bundle(ZOO / "pulse/1").manifest
+    state, parts = bare.zeros(manifest, 1), []
+    for start in range(0, LINES, 10_000):
+        part = values[start : start + 10_000, np.newaxis]
+        outputs, state = bare.call(opened, part, [len(part)], state)
+        parts.append(np.stack([outputs[name].reshape(-1) for name in ("mean", "std", "surprise")], axis=1))
+    assert answers.tobytes() == np.concatenate(parts).tobytes()
+
+
+def told(answer: dict[str, Any]) -> list[float]:
+    """Mean, deviation and surprise of a line."""
+    predictions = answer["predictions"]
+    return [predictions["mean"][0][0], predictions["std"][0][0], answer["surprise"][0]]
+
+
+def test_a_line_is_answered_before_the_next_is_sent(server: Server, client: httpx.Client) -> None:
+    """A sensor's pace: what has come is answered, without waiting for more."""
+    begin(client, "live")
+    inputs = pulse(5)
+    expected = BareLoop(ZOO / "pulse/1").run(inputs)
+    address = urlsplit(server.url)
+    with socket.create_connection((address.hostname, address.port), timeout=30) as connection:
+        head = "POST /v1/sessions/live/steps HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\n"
+        connection.sendall(head.encode() + b"Transfer-Encoding: chunked\r\n\r\n")
+        said = b""
+        for place, row in enumerate(inputs):
+            line = json.dumps(row).encode() + b"\n"
+            connection.sendall(b"%x\r\n%s\r\n" % (len(line), line))
+            while said.count(b'"surprise"') <= place:
+                said += connection.recv(65536)
+        connection.sendall(b"0\r\n\r\n")
+        while not said.endswith(b"0\r\n\r\n"):
+            said += connection.recv(65536)
+    answers = [json.loads(line) for line in said.split(b"\r\n") if line.startswith(b"{")]
+    for place, answer in enumerate(answers):
+        assert_same_bits(answer, expected, slice(place, place + 1))
+
+
+def test_an_error_says_its_line_and_the_step_reached(client: httpx.Client) -> None:
+    """What came before it is applied; from the step that it names on the rest goes on, and nothing doubles."""
+    begin(client, "bad")
+    inputs = pulse(50)
+    expected = BareLoop(ZOO / "pulse/1").run(inputs)
+    lines = [json.dumps(row) for row in inputs]
+    wrong = [*lines[:30], "", "[1, 2]", *lines[30:]]
+    answers = post(client, "bad", "\n".join(wrong), step="0")
+    last = answers.pop()
+    assert (last["status"], last["line"], last["step"]) == (422, 32, 30)
+    assert last["errors"] == [{"field": "inputs[0]", "message": "a step is 1 number (ppg); this one has 2"}]
+    assert client.get("/v1/sessions/bad").json()["step"] == 30
+    (conflict,) = post(client, "bad", "\n".join(lines), step="0")
+    assert (conflict["type"], conflict["expected_step"]) == ("urn:onward:problem:step-conflict", 30)
+    assert (conflict["line"], conflict["step"]) == (1, 30)
+    answers += post(client, "bad", "\n".join(lines[last["step"] :]) + "\n", step=str(last["step"]))
+    assert [answer["step"] for answer in answers] == list(range(1, 51))
+    for place, answer in enumerate(answers):
+        assert_same_bits(answer, expected, slice(place, place + 1))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "status"),
+    [
+        ("{", 400), ('"x"', 422), ("[NaN]", 400), ("[1e39]", 422), ("[3e38]\n[3e38]\n[3e38]", 422), ("null", 422),
+        ('{"ppg": 1, "more": 2}', 422), ("[[1]]", 422), ("true", 422), ("[]", 422), ("{}", 422), ("x" * 9_000_000, 413),
+    ],
+)  # fmt: skip
+def test_what_is_no_step_ends_the_answer(client: httpx.Client, wrong: str, status: int) -> None:
+    """In whatever form; the lines before it, in other forms, are applied."""
+    begin(client, "no")
+    answers = post(client, "no", '[500]\n501\n502.5\n{"ppg": 503}\n' + wrong + "\n[504]\n")
+    last = answers.pop()
+    assert last["status"] == status
+    assert last["line"] >= 5
+    assert last["step"] == len(answers) == client.get("/v1/sessions/no").json()["step"]
+
+
+def test_what_speaks_against_the_session_is_said_at_once(client: httpx.Client) -> None:
+    """With its own status, before a line is read."""
+    begin(client, "gone")
+    client.delete("/v1/sessions/gone")
+    for name, query, status in (("gone", "", 410), ("nobody", "", 404), ("gone", "?step=x", 410), ("a b", "", 422)):
+        answer = client.post(f"/v1/sessions/{name}/steps{query}", content="1\n", headers=HEADERS)
+        assert answer.status_code == status
+    begin(client, "here")
+    assert client.post("/v1/sessions/here/steps?step=x", content="1\n", headers=HEADERS).status_code == 422
+    assert client.post("/v1/sessions/here/steps?step=0", json={"inputs": [1]}).status_code == 422
+    assert post(client, "here", "") == []
+
+
+def test_texts_and_categories(client: httpx.Client) -> None:
+    """A line is a step: of a model that reads a text, a character."""
+    begin(client, "text", "posted", model="characters")
+    lines = post(client, "text", '"T"\n["h"]\n{"token": "e"}\n" "\n')
+    whole = client.post("/v1/sessions/posted/steps", json={"inputs": "The "}).json()
+    assert [line["predictions"]["top"][0] for line in lines] == whole["predictions"]["top"]
+
+
+def test_a_stop_ends_the_answer_with_where_to_go_on(tmp_path: Path) -> None:
+    """The last record names the line that was not read and the step reached."""
+    with Server(tmp_path) as server, server.client() as client:
+        begin(client, "stop")
+
+        def lines() -> Iterator[bytes]:
+            yield b"500\n"
+            assert server._process is not None
+            server._process.terminate()
+            while True:
+                yield b"501\n"
+
+        try:
+            answers = post(client, "stop", lines())
+        except httpx.WriteError:
+            pytest.fail("the answer was cut before it was read")
+        assert answers[-1]["type"] == "urn:onward:problem:stopping"
+        assert answers[-1]["line"] == len(answers)
+        assert answers[-1]["step"] == len(answers) - 1

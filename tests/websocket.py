@@ -1,0 +1,119 @@
+"""A WebSocket as its client sends it, byte for byte: written from RFC 6455, beside the library that serves it."""
+
+import json
+import os
+import socket
+import struct
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+KEY = b"dGhlIHNhbXBsZSBub25jZQ=="
+ACCEPT = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="  # RFC 6455, 1.3: of that key
+TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
+
+
+def handshake(path: str, *headers: bytes) -> bytes:
+    lines = [
+        b"GET " + path.encode() + b" HTTP/1.1", b"Host: localhost", b"Upgrade: websocket", b"Connection: Upgrade",
+        b"Sec-WebSocket-Key: " + KEY, b"Sec-WebSocket-Version: 13", *headers,
+    ]  # fmt: skip
+    return b"\r\n".join(lines) + b"\r\n\r\n"
+
+
+def frame(data: bytes, opcode: int = TEXT, mask: bytes = b"\x01\x02\x03\x04", *, fin: bool = True) -> bytes:
+    length = len(data)
+    size = bytes([0x80 | length]) if length < 126 else b"\xfe" + struct.pack(">H", length)
+    masked = bytes(byte ^ mask[place % 4] for place, byte in enumerate(data))
+    return bytes([fin << 7 | opcode]) + size + mask + masked
+
+
+class Frames:
+    """What a server sends, out of bytes as they come."""
+
+    def __init__(self) -> None:
+        self.rest = b""
+
+    def feed(self, data: bytes) -> list[tuple[int, bytes]]:
+        """Opcode and payload of each frame that is whole."""
+        self.rest += data
+        found = []
+        while (one := self._next()) is not None:
+            found.append(one)
+        return found
+
+    def _next(self) -> tuple[int, bytes] | None:
+        if len(self.rest) < 2:
+            return None
+        assert self.rest[0] & 0x80, "the service sends whole messages"
+        length, start = self.rest[1], 2
+        if length == 126 and len(self.rest) >= 4:
+            length, start = struct.unpack(">H", self.rest[2:4])[0], 4
+        elif length >= 126:
+            assert length == 126, "longer than any answer here"
+            return None
+        if len(self.rest) < start + length:
+            return None
+        opcode, data = self.rest[0] & 15, self.rest[start : start + length]
+        self.rest = self.rest[start + length :]
+        return opcode, data
+
+
+class WebSocket:
+    """Blocking, with no pong of its own."""
+
+    def __init__(self, url: str, session_id: str, *headers: bytes) -> None:
+        """Connects, and raises ConnectionError where the handshake is refused."""
+        address = urlsplit(url)
+        self.socket = socket.create_connection((address.hostname, address.port), timeout=60)
+        self.socket.sendall(handshake(f"/v1/sessions/{session_id}/stream", *headers))
+        self._frames, self._read = Frames(), list[tuple[int, bytes]]()
+        head = b""
+        while b"\r\n\r\n" not in head:
+            more = self.socket.recv(65536)
+            if not more:
+                raise ConnectionError(head)
+            head += more
+        self.head, _, rest = head.partition(b"\r\n\r\n")
+        if not self.head.startswith(b"HTTP/1.1 101 "):
+            self.socket.close()
+            raise ConnectionError(head)
+        assert b"Sec-WebSocket-Accept: " + ACCEPT in self.head
+        self._read += self._frames.feed(rest)
+
+    def say(self, *messages: dict[str, Any] | bytes) -> None:
+        """All in one piece: objects as texts, bytes as they are."""
+        self.socket.sendall(
+            b"".join(
+                frame(one, BINARY, os.urandom(4)) if isinstance(one, bytes) else frame(json.dumps(one).encode())
+                for one in messages
+            )
+        )
+
+    def frame(self) -> tuple[int, bytes]:
+        """The next one. Raises ConnectionError at the end."""
+        while not self._read:
+            data = self.socket.recv(65536)
+            if not data:
+                raise ConnectionError("the stream has ended")
+            self._read += self._frames.feed(data)
+        return self._read.pop(0)
+
+    def hear(self) -> Any:
+        """The next message: a text's JSON, or bytes. Raises ConnectionError where a close comes."""
+        while True:
+            opcode, data = self.frame()
+            if opcode == TEXT:
+                return json.loads(data)
+            if opcode == BINARY:
+                return data
+            if opcode == CLOSE:
+                raise ConnectionError(struct.unpack(">H", data[:2])[0])
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
