@@ -194,7 +194,7 @@ class Bench:
             few = steps("/v1/sessions", clients)
 
             def disturbed() -> float:
-                load = ours.load([[("/v1/sessions/long/steps", long)]], seconds)
+                load = servers.begun(ours.load([[("/v1/sessions/long/steps", long)]], seconds))
                 p99 = ours.drive(few, seconds).quantile(0.99)
                 servers.result(load)  # waits for the catch-up's end
                 return 1e3 * p99
@@ -245,6 +245,30 @@ class Bench:
                 lambda: remote.drive(calls, SLICE_S).per_cpu_s, lambda: local.drive(calls, SLICE_S).per_cpu_s
             ):
                 case.rounds.append((turn[0], turn[1]))
+
+    def streams(self, wanted: set[str]) -> None:
+        """I: steps over WebSockets, beside requests in the lane and behind Flask."""
+        del wanted
+        bundle = self.bundle(2, 128)
+        with (
+            self.onward(bundle) as ours,
+            tempfile.TemporaryDirectory(dir=self.folder) as store,
+            servers.onward(bundle.parents[1], f"lmdb://{store}", ONWARD_LANE="0") as flask,
+        ):
+            for server in (ours, flask):
+                for name in sessions(CLIENTS):
+                    post(server, "/v1/models/model/sessions", {"session_id": name})
+            requests = steps("/v1/sessions", CLIENTS)
+            messages = [[(path.replace("/steps", "/stream"), body) for path, body in own] for own in requests]
+            lane = self.case("I", "steps a CPU second over WebSockets, 64 clients : the step lane", 1, unit="/s")
+            behind = self.case("I-flask", "the same : Flask", 2, unit="/s")
+            for mine, other, slow in self.turns(
+                lambda: ours.drive(messages, SLICE_S).per_cpu_s,
+                lambda: ours.drive(requests, SLICE_S).per_cpu_s,
+                lambda: flask.drive(requests, SLICE_S).per_cpu_s,
+            ):
+                lane.rounds.append((mine, other))
+                behind.rounds.append((mine, slow))
 
 
 def sessions(count: int) -> list[str]:
@@ -307,6 +331,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "large": ("C",),
     "idle": ("G",),
     "networked": ("H",),
+    "streams": ("I",),
 }
 
 

@@ -1,7 +1,8 @@
 """The load: connections that each send a request, wait for its answer, check it, and send the next.
 
-Runs in a process of its own, on a core of its own, over bare sockets. Reads a `Load` as JSON from stdin, writes
-`{"latencies_s": [...], "wall_s": ...}`. Ends with status 1 where an answer is not 2xx.
+Runs in a process of its own, on a core of its own, over bare sockets. Reads what to do as a line of JSON from stdin
+and says that it is connected; begins at the next line, and writes `{"latencies_s": [...], "wall_s": ...}`. Ends with
+status 1 where an answer is not 2xx.
 """
 
 import json
@@ -48,6 +49,48 @@ class Connection:
         return self._missing == 0
 
 
+class Stream(Connection):
+    """Over a WebSocket."""
+
+    def __init__(self, address: tuple[str, int], path: str, messages: list[bytes]) -> None:
+        super().__init__(address, messages)
+        key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        head = f"GET {path} HTTP/1.1\r\nHost: bench\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n{key}"
+        self.socket.sendall(head.encode())
+        said = b""
+        while not said.endswith(b"\r\n\r\n"):
+            said += self.socket.recv(1)
+        if not said.startswith(b"HTTP/1.1 101"):
+            sys.exit(f"no stream: {said!r}")
+
+    def receive(self) -> bool:
+        self._answer.append(self.socket.recv(1 << 20))
+        data = b"".join(self._answer)
+        if len(data) < 4:
+            return False
+        length, start = (data[1], 2) if data[1] < 126 else (int.from_bytes(data[2:4]), 4)
+        if len(data) < start + length:
+            return False
+        if not data.startswith(b'{"step":', start):
+            sys.exit(f"not a success: {data!r}")
+        self._answer.clear()
+        return True
+
+
+def opened(address: tuple[str, int], calls: list[tuple[str, Any]]) -> Connection:
+    path = calls[0][0]
+    if path.endswith("/stream"):
+        return Stream(address, path, [message(body) for _, body in calls])
+    return Connection(address, [request(path, body) for path, body in calls])
+
+
+def message(body: Any) -> bytes:
+    """A text frame of less than 126 bytes, masked as a client's are."""
+    data = json.dumps(body, separators=(",", ":")).encode()
+    mask = bytes((1, 2, 3, 4))
+    return bytes((0x81, 0x80 | len(data))) + mask + bytes(byte ^ mask[at % 4] for at, byte in enumerate(data))
+
+
 def request(path: str, body: Any) -> bytes:
     data = json.dumps(body, separators=(",", ":")).encode()
     head = (
@@ -57,12 +100,17 @@ def request(path: str, body: Any) -> bytes:
 
 
 def run(address: tuple[str, int], calls: list[list[tuple[str, Any]]], seconds: float) -> dict[str, Any]:
-    """`calls`: a list a connection of the path and body of its requests, sent in turn and over again."""
-    connections = [Connection(address, [request(path, body) for path, body in own]) for own in calls]
+    """`calls`: a list a connection of the path and body of its requests, sent in turn and over again.
+
+    A path that ends in /stream is a WebSocket's, and the bodies are its messages.
+    """
+    connections = [opened(address, own) for own in calls]
     poll = select.epoll()
     by_file = {connection.socket.fileno(): connection for connection in connections}
     for file in by_file:
         poll.register(file, select.EPOLLIN)
+    print("connected", flush=True)
+    sys.stdin.readline()
     latencies: list[float] = []
     began = time.perf_counter()
     for connection in connections:
@@ -85,5 +133,5 @@ def run(address: tuple[str, int], calls: list[list[tuple[str, Any]]], seconds: f
 
 
 if __name__ == "__main__":
-    told = json.load(sys.stdin)
+    told = json.loads(sys.stdin.readline())
     print(json.dumps(run((told["host"], told["port"]), told["calls"], told["seconds"])))

@@ -73,19 +73,23 @@ class Server:
         return int(re.findall(r"RssAnon:\s+(\d+)", status)[0])
 
     def load(self, calls: Sequence[Calls], seconds: float) -> "subprocess.Popen[str]":
-        """Starts the load: a connection for each of `calls`."""
+        """The load, connected: a connection for each of `calls`. `begun` lets it begin."""
         process = subprocess.Popen(
             [sys.executable, "-m", "bench.load"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
             preexec_fn=lambda: os.sched_setaffinity(0, LOAD),  # noqa: PLW1509
         )  # fmt: skip
         assert process.stdin is not None
-        json.dump({"host": self.host, "port": self.port, "calls": calls, "seconds": seconds}, process.stdin)
-        process.stdin.close()
+        assert process.stdout is not None
+        told = {"host": self.host, "port": self.port, "calls": calls, "seconds": seconds}
+        process.stdin.write(json.dumps(told) + "\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "connected\n", "the load failed"
         return process
 
     def drive(self, calls: Sequence[Calls], seconds: float) -> "Driven":
+        load = self.load(calls, seconds)
         before = self.cpu_s()
-        driven = result(self.load(calls, seconds))
+        driven = result(begun(load))
         return Driven(driven["latencies_s"], driven["wall_s"], self.cpu_s() - before)
 
     def once(self, calls: Calls) -> None:
@@ -116,6 +120,13 @@ class Driven:
 
     def quantile(self, share: float) -> float:
         return self.latencies_s[min(int(share * len(self.latencies_s)), len(self.latencies_s) - 1)]
+
+
+def begun(load: "subprocess.Popen[str]") -> "subprocess.Popen[str]":
+    assert load.stdin is not None
+    load.stdin.write("begin\n")
+    load.stdin.close()
+    return load
 
 
 def result(load: "subprocess.Popen[str]") -> dict[str, Any]:

@@ -9,18 +9,16 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import gevent
-from websockets.frames import Frame, Opcode
-from websockets.protocol import SEND_EOF, State
-from websockets.server import ServerProtocol
 
+from service.frames import Frames, Message
 from service.http import problems
 from service.http.connection import hung_up
-from service.http.stream import Conversation, Message
+from service.http.stream import Conversation
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +40,9 @@ class Streams:
         self._alive = alive
         self._open: set[Stream] = set()
 
-    def serve(self, connection: Any, data: bytes, protocol: ServerProtocol, conversation: Conversation) -> None:
+    def serve(self, connection: Any, data: bytes, frames: Frames, conversation: Conversation) -> None:
         """Returns at the stream's end. data: what was read of it already."""
-        stream = Stream(connection, protocol, conversation)
+        stream = Stream(connection, frames, conversation)
         self._open.add(stream)
         try:
             stream.run(data)
@@ -63,85 +61,67 @@ class Streams:
 
 
 class Stream:
-    __slots__ = ("_busy", "_connection", "_conversation", "_heard", "_left_at", "_parts", "_pinged", "_protocol")
+    __slots__ = ("_busy", "_connection", "_conversation", "_frames", "_has_left", "_heard", "_left_at", "_pinged")
 
-    def __init__(self, connection: Any, protocol: ServerProtocol, conversation: Conversation) -> None:
-        self._connection, self._protocol, self._conversation = connection, protocol, conversation
+    def __init__(self, connection: Any, frames: Frames, conversation: Conversation) -> None:
+        self._connection, self._frames, self._conversation = connection, frames, conversation
+        self._has_left = partial(hung_up, connection.fileno())
         self._heard = time.monotonic()
         self._left_at: float | None = None  # when it was said that this side closes
         self._busy = self._pinged = False
-        self._parts: list[Frame] = []  # of a message whose end has not come
 
     def run(self, data: bytes) -> None:
         """Raises OSError where the client has gone or does not read."""
         self._connection.settimeout(SLOW_S)
-        watcher = gevent.get_hub().loop.io(self._connection.fileno(), 1)
+        hub = gevent.get_hub()
+        watcher = hub.loop.io(self._connection.fileno(), 1)
         try:
-            goes_on = True
-            while goes_on:
+            while not self._frames.ends:
                 if not data:
-                    gevent.get_hub().wait(watcher)
+                    hub.wait(watcher)
                     data = self._connection.recv(READ)
                     if not data:
                         return
-                goes_on, data = self._take(data), b""
+                self._busy = True
+                self._send(self._answered(data))
+                self._busy, self._pinged, self._heard, data = False, False, time.monotonic(), b""
         finally:
             watcher.close()
 
-    def _take(self, data: bytes) -> bool:
-        """Answers what was read; whether the stream goes on."""
-        self._busy = True
+    def _answered(self, data: bytes) -> bytes:
+        """What is said to what was read."""
+        messages = self._frames.take(data)
+        if not messages or self._left_at is not None:
+            return self._frames.to_send()
         try:
-            self._protocol.receive_data(data)
-            messages = self._messages(self._protocol.events_received())
-            if messages and self._left_at is None:
-                try:
-                    answers = self._conversation.answers(messages, partial(hung_up, self._connection.fileno()))
-                except Exception:
-                    log.exception("a stream failed")
-                    self._protocol.fail(FAILED, "this is our fault and is in the log")
-                else:
-                    self._say(answers)
-            return self._send()
-        finally:
-            self._busy, self._pinged, self._heard = False, False, time.monotonic()
+            answers = self._conversation.answers(messages, self._has_left)
+        except Exception:
+            log.exception("a stream failed")
+            self._frames.fail(FAILED, "this is our fault and is in the log")
+            return self._frames.to_send()
+        said = self._frames.said(answers)
+        return self._frames.to_send() + said
 
-    def _messages(self, events: Sequence[Any]) -> list[Message]:
-        whole = []
-        for frame in events:
-            if frame.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
-                self._parts.append(frame)
-                if frame.fin:
-                    data = b"".join(part.data for part in self._parts)
-                    whole.append(Message(data, self._parts[0].opcode is Opcode.TEXT))
-                    self._parts.clear()
-        return whole
-
-    def _say(self, answers: Sequence[Message]) -> None:
-        if self._protocol.state is State.OPEN:  # or else the client has closed without waiting for them
-            for answer in answers:
-                (self._protocol.send_text if answer.is_text else self._protocol.send_binary)(answer.data)
-
-    def _send(self) -> bool:
-        """Sends what there is; whether the stream goes on. Raises OSError."""
-        writes = self._protocol.data_to_send()
-        left = memoryview(b"".join(writes))
-        while left:
+    def _send(self, data: bytes) -> None:
+        """Raises OSError."""
+        while data:
             try:
-                left = left[self._connection.send(left) :]
+                data = data[self._connection.send(data) :]
             except TimeoutError:
                 if self._left_at is not None:
                     raise
-                detail = f"nothing was read for {SLOW_S:g} s; connect again, and send again what was not answered"
-                self._say([Message(problems.document(problems.SLOW, detail), is_text=True)])
-                self._leave(SLOW, "the client reads too slowly")
-                left = memoryview(bytes(left) + b"".join(self._protocol.data_to_send()))
-        return SEND_EOF not in writes
+                data += self._farewell()
+
+    def _farewell(self) -> bytes:
+        """Of a client that does not read."""
+        detail = f"nothing was read for {SLOW_S:g} s; connect again, and send again what was not answered"
+        said = self._frames.said([Message(problems.document(problems.SLOW, detail), is_text=True)])
+        self._leave(SLOW, "the client reads too slowly")
+        return said + self._frames.to_send()
 
     def _leave(self, code: int, reason: str) -> None:
         self._left_at = time.monotonic()
-        if self._protocol.state is State.OPEN:
-            self._protocol.send_close(code, reason)
+        self._frames.close(code, reason)
 
     def look(self, now: float, *, stops: bool) -> None:
         """Asks a silent client whether it is there, closes where the worker stops, and cuts what does not answer.
@@ -160,14 +140,12 @@ class Stream:
             gevent.spawn(self._send_aside)
         elif now - self._heard > PING_S and not self._pinged:
             self._pinged = True
-            self._protocol.send_ping(b"")
+            self._frames.ping()
             gevent.spawn(self._send_aside)
 
     def _send_aside(self) -> None:
-        if not self._busy:
+        if not self._busy:  # or else it is sent with the next answer
             self._busy = True
-            try:
-                with contextlib.suppress(OSError):
-                    self._send()
-            finally:
-                self._busy = False
+            with contextlib.suppress(OSError):
+                self._send(self._frames.to_send())
+            self._busy = False

@@ -22,7 +22,10 @@ def handshake(path: str, *headers: bytes) -> bytes:
 
 def frame(data: bytes, opcode: int = TEXT, mask: bytes = b"\x01\x02\x03\x04", *, fin: bool = True) -> bytes:
     length = len(data)
-    size = bytes([0x80 | length]) if length < 126 else b"\xfe" + struct.pack(">H", length)
+    if length < 126:
+        size = bytes([0x80 | length])
+    else:
+        size = b"\xfe" + struct.pack(">H", length) if length < 2**16 else b"\xff" + struct.pack(">Q", length)
     masked = bytes(byte ^ mask[place % 4] for place, byte in enumerate(data))
     return bytes([fin << 7 | opcode]) + size + mask + masked
 

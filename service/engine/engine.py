@@ -324,8 +324,12 @@ class Engine:
         """The item that does what was asked. Raises what speaks against it."""
         key = records.key(tenant, asked.session_id)
         model = self._place(key, asked.session_id)
-        self._not_too_long(asked.inputs)
-        return self._dispatch.session_work(model, [Request(asked, asked.inputs)], call, key)
+        inputs: Inputs | NDArray[np.float32] = asked.inputs
+        if isinstance(inputs, bytes):  # whose length is not in steps
+            inputs = self._array(model, inputs)
+        else:
+            self._not_too_long(inputs)
+        return self._dispatch.session_work(model, [Request(asked, inputs)], call, key)
 
     def forecast(self, tenant: str, session_id: str, horizon: int) -> Answer:
         """(horizon,) predictions from the session's state on, each fed back as the next input; the session stays."""

@@ -7,7 +7,7 @@ that was reached and the outputs of each. Problems are texts in either case.
 
 import struct
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import orjson
@@ -21,6 +21,7 @@ from websockets.typing import Origin
 from service.engine.engine import Answer, Engine
 from service.engine.work import Asked
 from service.errors import Fault
+from service.frames import Frames, Message
 from service.http import problems, steps
 from service.http.operations import Operation
 from service.http.problems import HTTP_KINDS, RequestError
@@ -28,11 +29,6 @@ from service.http.reply import encode
 from service.http.steps import TENANT, HasLeft, checked
 
 _NUMBER = struct.Struct("<Q")
-
-
-class Message(NamedTuple):
-    data: bytes
-    is_text: bool
 
 
 class Conversation:
@@ -45,11 +41,22 @@ class Conversation:
         """To each its own, in their order; what has come together advances the session in one go."""
         read = [self._read(message) for message in messages]
         asked = [one for one in read if isinstance(one, Asked)]
-        answers = iter(self._engine.step_in_order(TENANT, self._session_id, asked, has_left=has_left))
+        answers = iter(self._answers(asked, has_left))
         return [
             self._told(message, one, next(answers) if isinstance(one, Asked) else one)
             for message, one in zip(messages, read, strict=True)
         ]
+
+    def _answers(self, asked: Sequence[Asked], has_left: HasLeft | None) -> Sequence[Answer | Exception]:
+        if len(asked) != 1:
+            return self._engine.step_in_order(TENANT, self._session_id, asked, has_left=has_left)
+        ((_, inputs, step, request_id),) = asked
+        try:
+            return [
+                self._engine.step(TENANT, self._session_id, inputs, step=step, request_id=request_id, has_left=has_left)
+            ]
+        except Exception as error:  # noqa: BLE001  (whatever it is, it is this message's)
+            return [error]
 
     def _read(self, message: Message) -> Asked | Exception:
         try:
@@ -68,7 +75,8 @@ class Conversation:
             document = orjson.loads(problems.of(told, "GET", f"/v1/sessions/{self._session_id}/stream").body)
             return Message(encode(document | _name(message, asked)), is_text=True)
         if message.is_text:
-            return Message(encode(steps.told(told) | _name(message, asked)), is_text=True)
+            answer, name = steps.told(told), _name(message, asked)
+            return Message(encode(answer | name if name else answer), is_text=True)
         return Message(_NUMBER.pack(told.step) + _values(told), is_text=False)
 
 
@@ -105,7 +113,7 @@ def stream(engine: Engine, session_id: str) -> Response:
     answer = protocol.accept(Request(request.full_path, Headers(request.headers.items()), request.method, "HTTP/1.1"))
     if answer.status_code != 101:
         raise _refused(answer.status_code, str(protocol.handshake_exc))
-    connection.take_over(protocol, Conversation(engine, session_id))
+    connection.take_over(Frames(protocol), Conversation(engine, session_id))
     names = ("Upgrade", "Connection", "Sec-WebSocket-Accept")
     return Response(status=101, headers=[(name, answer.headers[name]) for name in names])
 

@@ -17,11 +17,13 @@ from websockets.server import ServerProtocol
 from model.repository import open_all
 from service import streams
 from service.engine.engine import Engine, Limits
+from service.frames import Frames
 from service.http.stream import Conversation
 from service.sessions.lmdb import LmdbStore
 from service.streams import Streams
 from tests.reference import ZOO
-from tests.websocket import CLOSE, PING, PONG, TEXT, Frames, frame
+from tests.websocket import CLOSE, PING, PONG, TEXT, frame
+from tests.websocket import Frames as Heard
 
 STEP = frame(json.dumps({"inputs": [[500.5]] * 50}).encode())
 Open = Callable[[], tuple[Any, Any]]
@@ -49,7 +51,7 @@ def opened(tmp_path: Path, alive: dict[str, bool], monkeypatch: pytest.MonkeyPat
         sockets.extend((ours, theirs))
         theirs.setsockopt(gevent.socket.SOL_SOCKET, gevent.socket.SO_SNDBUF, 8192)
         protocol = ServerProtocol(state=State.OPEN)
-        return ours, gevent.spawn(all_of_them.serve, theirs, b"", protocol, Conversation(engine, "s"))
+        return ours, gevent.spawn(all_of_them.serve, theirs, b"", Frames(protocol), Conversation(engine, "s"))
 
     with gevent.Timeout(60):
         yield open_one
@@ -75,7 +77,7 @@ def of(serving: Any) -> Streams:
 
 def heard(ours: Any) -> list[tuple[int, bytes]]:
     """All frames until the end."""
-    frames, found = Frames(), []
+    frames, found = Heard(), []
     ours.settimeout(10)
     while data := ours.recv(65536):
         found += frames.feed(data)
@@ -110,7 +112,7 @@ def test_a_silent_client_is_asked_and_cut(opened: Open) -> None:
     """One that answers pings goes on for as long as it likes; one that does not is cut."""
     ours, serving = opened()
     other, serving_other = opened()
-    frames, pings = Frames(), 0
+    frames, pings = Heard(), 0
     while pings < 5:
         for opcode, data in frames.feed(other.recv(65536)):
             assert opcode == PING
@@ -125,11 +127,11 @@ def test_a_stop_is_told_and_waits_for_no_one(opened: Open, alive: dict[str, bool
     """1001, and the end, whether the client answers it or not."""
     (polite, one), (rude, other) = opened(), opened()
     polite.sendall(frame(b'{"inputs": [[500]]}'))
-    first = Frames()
+    first = Heard()
     while not first.feed(polite.recv(65536)):
         pass
     alive["alive"] = False
-    (told,) = [data for opcode, data in Frames().feed(polite.recv(65536)) if opcode == CLOSE]
+    (told,) = [data for opcode, data in Heard().feed(polite.recv(65536)) if opcode == CLOSE]
     assert struct.unpack(">H", told[:2]) == (1001,)
     polite.sendall(frame(told, CLOSE))
     one.get()
