@@ -302,8 +302,11 @@ class Manifest(Frozen):
 
     @property
     def forecasts(self) -> bool:
-        """Whether predictions can be fed back as inputs: every feature is predicted, the last prediction is state."""
-        return self.head.targets == self.names and set(self.head.outputs) == set(self.head.last)
+        """Whether predictions can be fed back as inputs: they are of inputs, and the last one is state.
+
+        The features in `future` are told beside them.
+        """
+        return self.head.kind != "label" and set(self.head.outputs) == set(self.head.last)
 
 
 def read(file: Path) -> Manifest:

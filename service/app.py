@@ -6,14 +6,14 @@ from flask import Flask
 
 from model.repository import open_all
 from service.engine.engine import Engine, Limits
-from service.http import health, models, openapi, operations, problems, sessions, steps
+from service.http import forecasts, health, models, openapi, operations, problems, sessions, steps
 from service.sessions.opening import open_store
 from service.settings import Settings
 
 if TYPE_CHECKING:
     from service.sessions.seal import Seal
 
-OPERATIONS = (*health.OPERATIONS, *models.OPERATIONS, *sessions.OPERATIONS, *steps.OPERATIONS)
+OPERATIONS = (*health.OPERATIONS, *models.OPERATIONS, *sessions.OPERATIONS, *steps.OPERATIONS, *forecasts.OPERATIONS)
 
 
 def create_engine(settings: Settings) -> Engine:

@@ -115,11 +115,8 @@ class NotFiniteError(OnwardError):
 
 
 class NoForecastError(OnwardError):
-    def __init__(self, model: str, unpredicted: Sequence[str]) -> None:
-        reason = (
-            f"it does not predict {', '.join(unpredicted)}" if unpredicted else "it does not keep its last prediction"
-        )
-        super().__init__(f"model {model!r} cannot be rolled forward: {reason}")
+    def __init__(self, model: str, why: str) -> None:
+        super().__init__(f"model {model!r} cannot be rolled forward: {why}")
 
 
 class ModelGoneError(OnwardError):

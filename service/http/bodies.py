@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar
 
 from flask import request
 from gunicorn.http.errors import ParseException
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, RootModel, Tag
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, RootModel, Tag
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from service.errors import Fault
@@ -136,8 +136,39 @@ class Columns(Body):
     request_ids: list[RequestId | None] | None = None
 
 
-class Forecast(Body):
+def _rising(levels: list[float]) -> list[float]:
+    if sorted(set(levels)) != levels:
+        raise ValueError("levels rise, each of them once")
+    return levels
+
+
+Seed = Annotated[
+    int, Field(strict=True, ge=0, lt=2**63, description="the same one draws the same; the service's own if left out")
+]
+Levels = Annotated[
+    list[Annotated[float, Field(strict=True, gt=0, lt=1)]],
+    Field(min_length=1, max_length=99, description="of the quantiles that are told, rising"),
+    AfterValidator(_rising),
+]
+
+
+class Ahead(Body):
     horizon: Annotated[int, Field(strict=True, ge=1, le=2**31, description="how many steps ahead")]
+    inputs: Annotated[Inputs | None, Field(description="consumed first, as a step's; the session stays")] = None
+    future: Annotated[
+        Inputs | None,
+        Field(
+            description="of the features that are not predicted, in the order of the model's, what they are at each "
+            "step that is fed back: at least horizon - 1"
+        ),
+    ] = None
+    seed: Seed | None = None
+
+
+class Forecast(Ahead):
+    samples: Annotated[int | None, Field(strict=True, ge=2, description="how many paths are drawn")] = None
+    quantiles: Levels | None = None
+    paths: Annotated[bool, Field(strict=True, description="whether the paths themselves are told")] = False
 
 
 class Predict(Body):
@@ -215,7 +246,16 @@ class BulkAnswer(RootModel[ManyAnswer | ColumnsAnswer]):
 
 class ForecastAnswer(Body):
     step: int
-    forecast: Annotated[Rows, Field(description="the head's first output, each step fed back as the next input")]
+    forecast: Annotated[
+        dict[str, list[Said | list[list[str | int]]]],
+        Field(
+            description="the head's first output, each step fed back as the next input; of sample paths mean and "
+            "quantiles, or top and probability of categories, a row a step, and paths, a list a path"
+        ),
+    ]
+    seed: Annotated[int | None, Field(description="of sample paths: it draws the same again")] = None
+    samples: int | None = None
+    levels: Annotated[list[float] | None, Field(description="of the quantiles, in their order")] = None
 
 
 class SequenceAnswer(Predictions):

@@ -85,12 +85,12 @@ def said(model: StepModel, outputs: Outputs, names: Iterable[str]) -> dict[str, 
     manifest = model.manifest
     told: dict[str, Any] = {name: np.ascontiguousarray(outputs[name]) for name in names}
     if manifest.head.ranks and (places := told.get(RANKED[0])) is not None:
-        told[RANKED[0]] = _named(places.tolist(), manifest.categories)
+        told[RANKED[0]] = named(places.tolist(), manifest.categories)
     return told
 
 
-def _named(places: Any, categories: Sequence[Category]) -> Any:
+def named(places: Any, categories: Sequence[Category]) -> Any:
     """Places, however nested, by name; None for those that are no category's."""
     if isinstance(places, list):
-        return [_named(place, categories) for place in places]
+        return [named(place, categories) for place in places]
     return categories[places] if places < len(categories) else None

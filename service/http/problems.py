@@ -163,7 +163,7 @@ def _field(place: tuple[int | str, ...]) -> str:
     value the type that it is not.
     """
     name = ""
-    if "inputs" in place and place[-1] in VALUE_TYPES:
+    if {"inputs", "future"} & set(place) and place[-1] in VALUE_TYPES:
         place = place[:-1]
     for part in place:
         if isinstance(part, int):

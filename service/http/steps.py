@@ -6,13 +6,13 @@ it by the bodies' own definitions.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
 import numpy as np
 import orjson
-from flask import Response, request
+from flask import Response
 from pydantic import TypeAdapter, ValidationError
 
 from service.engine.call import joined
@@ -20,7 +20,7 @@ from service.engine.engine import Answer, Engine
 from service.engine.work import Asked
 from service.errors import Fault, InvalidInputError
 from service.http import bodies, problems
-from service.http.connection import hung_up
+from service.http.connection import HasLeft, client
 from service.http.operations import Operation, rows
 from service.http.reply import Reply, encode
 
@@ -28,8 +28,6 @@ TENANT = "public"
 """Whose sessions these are, until keys tell callers apart."""
 
 MOST_ITEMS = 10_000
-
-HasLeft = Callable[[], bool]
 
 _SESSION_ID: TypeAdapter[str] = TypeAdapter(bodies.SessionId)
 _PLAIN_ID = re.compile(bodies.SESSION_ID).fullmatch
@@ -185,17 +183,11 @@ def _problem(error: Exception) -> Reply:
 
 def step(engine: Engine, session_id: str) -> Response:
     checked(session_id)
-    return reply(engine, session_id, bodies.received(), _client()).response()
+    return reply(engine, session_id, bodies.received(), client()).response()
 
 
 def step_many(engine: Engine) -> Response:
-    return reply(engine, None, bodies.received(), _client()).response()
-
-
-def _client() -> HasLeft | None:
-    """Whether the client of this request has closed its connection; None where there is no connection, as in tests."""
-    connection = request.environ.get("gunicorn.socket")
-    return None if connection is None else lambda: hung_up(connection.fileno())
+    return reply(engine, None, bodies.received(), client()).response()
 
 
 def checked(session_id: str, field: str = "session_id") -> str:
