@@ -119,6 +119,16 @@ class NoForecastError(OnwardError):
         super().__init__(f"model {model!r} cannot be rolled forward: {why}")
 
 
+class DrawMovedError(OnwardError):
+    """The session was stepped, or is another one, since the draw began that is to go on."""
+
+    def __init__(self, session_id: str, since: int, step: int) -> None:
+        super().__init__(
+            f"session {session_id!r} was at step {since} when this draw began, and has changed since: it is at step "
+            f"{step}; begin a new draw, without Last-Event-ID"
+        )
+
+
 class ModelGoneError(OnwardError):
     """The session's bundle is not served any more, or is another one under the same version."""
 

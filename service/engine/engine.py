@@ -22,6 +22,7 @@ from service.engine.carried import Carried
 from service.engine.dispatch import Dispatch, outcome
 from service.engine.executor import MovedError, array_of, gone, ref_of, surprises
 from service.engine.forecast import Forecasts
+from service.engine.generate import Draws
 from service.engine.history import Point
 from service.engine.inputs import Inputs
 from service.engine.lives import Lives, Session, living
@@ -127,6 +128,7 @@ class Engine:
         self.forecasts = Forecasts(
             self._origins, self._dispatch, max_samples=limits.max_sequences, max_steps=limits.max_steps
         )
+        self.draws = Draws(self._origins, self._dispatch.run_free)
         self._places: OrderedDict[bytes, StepModel] = OrderedDict()
         self._greenlets: list[gevent.Greenlet[..., Any]] = []
 

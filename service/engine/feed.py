@@ -28,10 +28,15 @@ class Feed:
         self._said.append(said)
         return said
 
+    def inputs(self) -> NDArray[np.float32]:
+        """(1, features) of what was said last, among what is known at that step."""
+        known = None if self._known is None else self._known[len(self._said) - 1 : len(self._said)]
+        return self._model.next_inputs(self._said[-1], known)
+
     def __call__(self, outputs: Outputs) -> NDArray[np.float32]:
         """(1, features) the input after outputs (1,)."""
-        known = None if self._known is None else self._known[len(self._said)][np.newaxis]
-        return self._model.next_inputs(self.say(outputs), known)
+        self.say(outputs)
+        return self.inputs()
 
     def path(self) -> NDArray[np.float32]:
         """(steps, targets) what was said."""

@@ -4,7 +4,6 @@ Owns what a forecast says. Every path is a row of its own, which shares batches 
 """
 
 from collections.abc import Callable, Sequence
-from secrets import randbits
 from typing import NamedTuple
 
 import numpy as np
@@ -17,9 +16,10 @@ from model.runner import Outputs, StepModel
 from service.engine import choice
 from service.engine.call import joined
 from service.engine.dispatch import Dispatch
-from service.engine.feed import Feed, Say
+from service.engine.drawing import generator, new_seed, saying
+from service.engine.feed import Feed
 from service.engine.origin import Ahead, Origin, Origins
-from service.errors import Fault, InvalidInputError, NoForecastError, NotFiniteError
+from service.errors import Fault, InvalidInputError, NotFiniteError
 
 LEVELS, SAMPLES = (0.1, 0.5, 0.9), 200
 """Where only one of them is asked for."""
@@ -85,10 +85,11 @@ class Forecasts:
         model, head = origin.model, origin.model.manifest.head
         if head.ranks and levels is not None:
             raise InvalidInputError(Fault("quantiles", "categories have no order, so no quantiles; ask for samples"))
+        if not head.ranks and not distribution.known(head):
+            what = f"the head {head.kind} says no distribution; without it a forecast feeds back what the head says"
+            raise InvalidInputError(Fault("quantiles" if samples is None else "samples", what))
         seed = new_seed() if seed is None else seed
-        says = [
-            saying(model, generator(seed, path), "quantiles" if samples is None else "samples") for path in range(count)
-        ]
+        says = [saying(model, generator(seed, path)) for path in range(count)]
         feeds = [Feed(model, origin.known, say) for say in says]
         for feed, outputs in zip(feeds, self._outputs(origin, ahead.horizon, feeds, has_left), strict=True):
             feed.say(outputs[-1:])
@@ -119,39 +120,6 @@ class Forecasts:
             for feed in feeds
         ]
         return [joined([origin.outputs, done.outputs]) for done in self._dispatch.run_all(call, works)]
-
-
-def new_seed() -> int:
-    return randbits(63)
-
-
-def generator(seed: int, path: int = 0) -> np.random.Generator:
-    """That path's own."""
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(path,)))
-
-
-def saying(model: StepModel, rng: np.random.Generator, field: str) -> Say:
-    """Draws from what the model says. Raises InvalidInputError naming the field, or NoForecastError."""
-    head = model.manifest.head
-    if head.ranks:
-        drawable(model)
-        return lambda outputs: np.array([[choice.drawn(model, outputs, rng)]], np.float32)
-    if not distribution.known(head):
-        what = f"the head {head.kind} says no distribution; without {field} a forecast feeds back what it says"
-        raise InvalidInputError(Fault(field, what))
-
-    def say(outputs: Outputs) -> NDArray[np.float32]:
-        with np.errstate(over="ignore"):  # told once the path is whole
-            return distribution.draw(head, outputs, rng).astype(np.float32)
-
-    return say
-
-
-def drawable(model: StepModel) -> None:
-    """Raises NoForecastError where what is told may be nothing that can be drawn."""
-    manifest = model.manifest
-    if choice.told(model) == 1 and manifest.places > len(manifest.categories):
-        raise NoForecastError(manifest.name, "it tells one category, and that may stand for any other")
 
 
 def _measured(drawn: Sampled, first: Outputs, levels: Sequence[float]) -> Sampled:

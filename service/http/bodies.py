@@ -3,7 +3,7 @@
 Owns the reading of request bodies. Numbers are strict: text is no number, and NaN and Infinity are refused.
 """
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from flask import request
 from gunicorn.http.errors import ParseException
@@ -171,6 +171,36 @@ class Forecast(Ahead):
     paths: Annotated[bool, Field(strict=True, description="whether the paths themselves are told")] = False
 
 
+class Generate(Ahead):
+    temperature: Annotated[
+        float,
+        Field(
+            strict=True,
+            ge=0,
+            le=100,
+            description="scales the spread of numbers, divides log-probabilities; at 0 the centre, or the likeliest",
+        ),
+    ] = 1.0
+    top_k: Annotated[int | None, Field(strict=True, ge=1, description="draw among so many likeliest categories")] = None
+    top_p: Annotated[
+        float | None,
+        Field(strict=True, gt=0, le=1, description="draw among the fewest likeliest categories that are so probable"),
+    ] = None
+    repetition_penalty: Annotated[
+        float | None,
+        Field(strict=True, ge=1, le=100, description="multiplies the log-probability of categories that came before"),
+    ] = None
+    stop: Annotated[
+        list[Annotated[str, Field(strict=True, min_length=1)] | Annotated[int, Field(strict=True)]] | None,
+        Field(
+            min_length=1,
+            max_length=100,
+            description="end after one of these: categories, or texts where the model reads one",
+        ),
+    ] = None
+    logprobs: Annotated[int | None, Field(strict=True, ge=1, description="tell so many of the likeliest")] = None
+
+
 class Predict(Body):
     inputs: Annotated[
         list[Inputs],
@@ -256,6 +286,32 @@ class ForecastAnswer(Body):
     seed: Annotated[int | None, Field(description="of sample paths: it draws the same again")] = None
     samples: int | None = None
     levels: Annotated[list[float] | None, Field(description="of the quantiles, in their order")] = None
+
+
+class TokenEvent(Body):
+    ahead: Annotated[int, Field(description="how many steps ahead of the session, from 1")]
+    token: str | int
+    log_probability: Annotated[float, Field(description="the model's own, whatever it was drawn by")]
+    top: Annotated[list[str | int | None] | None, Field(description="the likeliest, null for any other")] = None
+    log_probabilities: list[float] | None = None
+
+
+class ValuesEvent(Body):
+    ahead: int
+    values: Annotated[list[float], Field(description="in the order of the targets")]
+
+
+class EndEvent(Body):
+    """Of the event `done`."""
+
+    reason: Literal["horizon", "stop"]
+    seed: Annotated[int, Field(description="it draws the same again")]
+    step: Annotated[int, Field(description="of the session, which did not move")]
+    text: Annotated[str | None, Field(description="all that was drawn, where the model reads a text")] = None
+
+
+class GeneratedEvent(RootModel[TokenEvent | ValuesEvent | EndEvent | Problem]):
+    """The data of each event; the event `problem` has a Problem."""
 
 
 class SequenceAnswer(Predictions):

@@ -13,6 +13,7 @@ from service.app import OPERATIONS
 from service.banner import requests
 from service.http.problems import ALL
 from service.settings import PREFIX, Settings
+from tests import events
 from tests.e2e.server import Server
 from tests.reference import ROOT, ZOO
 
@@ -27,12 +28,15 @@ def commands(text: str) -> list[str]:
 
 
 def run(command: str, url: str, folder: Path = Path()) -> tuple[int, Any]:
-    """Status and JSON of a documented curl command."""
+    """Status and JSON of a documented curl command; with -N, as streams are asked for, the data of their events."""
     arguments = [part.replace(HOME, url) for part in shlex.split(command)]
-    assert arguments[:2] == ["curl", "-s"]
+    assert arguments[0] == "curl"
+    assert arguments[1] in {"-s", "-sN"}
     command_line = [*arguments, "-w", "\n%{http_code}"]
     output = subprocess.run(command_line, capture_output=True, text=True, check=True, cwd=folder).stdout
     body, _, status = output.rpartition("\n")
+    if arguments[1] == "-sN":
+        return int(status), [event.data for event in events.read(body)]
     return int(status), json.loads(body) if body else None
 
 
@@ -52,8 +56,11 @@ def test_the_readmes_first_screen_runs(tmp_path: Path) -> None:
 def test_every_example_of_the_api_runs(tmp_path: Path) -> None:
     """In order, each with success; and every operation has one."""
     with Server(tmp_path, ONWARD_SECRET=SECRET, ONWARD_HISTORY="100") as server:
-        statuses = [run(command, server.url, tmp_path)[0] for command in commands(API)]
+        answers = [run(command, server.url, tmp_path) for command in commands(API)]
+    statuses = [status for status, _ in answers]
     assert set(statuses) <= {200, 201, 204}, statuses
+    streams = [told for command, (_, told) in zip(commands(API), answers, strict=True) if "-sN" in command]
+    assert [told[-1]["reason"] for told in streams] == ["horizon"] * len(streams)
     for operation in OPERATIONS:
         path = operation.path.replace("{model}", "pulse").replace("{session_id}", "ward-3")
         if path != "/":

@@ -239,7 +239,7 @@ def client(tmp_path: Path, opened: Opener) -> FlaskClient:
     ("session", "body", "field", "says"),
     [
         ("m", {"quantiles": [0.5]}, "quantiles", "categories have no order"),
-        ("p", {"samples": 5}, "samples", "says no distribution; without samples a forecast feeds back"),
+        ("p", {"samples": 5}, "samples", "says no distribution; without it a forecast feeds back"),
         ("p", {"quantiles": [0.5]}, "quantiles", "says no distribution"),
         ("c", {}, "future", "does not predict y, z; say what they are at 9 steps"),
         ("c", {"samples": 3}, "future", "does not predict y, z"),
