@@ -74,17 +74,18 @@ def draw(head: Head, outputs: Outputs, rng: np.random.Generator, temperature: fl
 
     The centre is what a rollout without draws feeds back. Raises ValueError where there is no distribution.
     """
-    told = _told(head, outputs)
     centre = outputs[head.outputs[0]].astype(np.float64)
     match head.kind:
         case "gaussian":
-            drawn = told["mean"] + told["std"] * rng.standard_normal(centre.shape)
+            away = outputs["std"] * rng.standard_normal(centre.shape)
         case "student_t":
-            drawn = told["mean"] + told["scale"] * rng.standard_t(told["df"], centre.shape)
-        case _:
+            away = outputs["scale"] * rng.standard_t(outputs["df"].astype(np.float64), centre.shape)
+        case "quantiles":
             weights = _weights(head.levels, np.maximum(rng.random(centre.shape), _LEAST))
-            drawn = (told["quantiles"] * weights).sum(axis=-1)
-    return np.asarray(centre + temperature * (drawn - centre), np.float64)
+            away = (outputs["quantiles"] * weights).sum(axis=-1) - centre
+        case _:
+            raise _nothing(head)
+    return np.asarray(centre + temperature * away, np.float64)
 
 
 def _told(head: Head, outputs: Outputs) -> dict[str, Array]:

@@ -50,6 +50,7 @@ class StepModel:
         self._input, self._lengths = manifest.inputs[0].name, manifest.lengths.name
         self._placed = _into(manifest.inputs[0].shape, (BATCH, TIME))
         self._predicted = [self.features.index(name) for name in manifest.head.targets if name in self.features]
+        self._in_order = list(range(len(self.features)))
         self._others = [self.features.index(name) for name in manifest.future]
         self._outputs = [(out.name, _out_of(out.shape, (BATCH, TIME))) for out in manifest.outputs]
         self._states = [
@@ -106,6 +107,8 @@ class StepModel:
 
         known: (rows, others) of the features that are not predicted, in the order of `manifest.future`.
         """
+        if self._predicted == self._in_order:
+            return said
         inputs = np.empty((len(said), len(self.features)), np.float32)
         inputs[:, self._predicted] = said
         if known is not None:

@@ -49,8 +49,11 @@ def drawn(
     places = outputs[RANKED[0]][0]
     listed = places < len(model.manifest.categories)
     places, scores = places[listed], outputs[RANKED[1]][0][listed].astype(np.float64)
-    again = np.array([int(place) in before for place in places], np.bool_)
-    reach = np.cumsum(probabilities(scores, again, taste))
+    if taste == PLAIN:
+        likely = np.exp(scores)
+    else:
+        likely = probabilities(scores, np.array([place in before for place in places.tolist()], np.bool_), taste)
+    reach = np.cumsum(likely)
     return int(places[np.searchsorted(reach[:-1], rng.random() * reach[-1], side="right")])
 
 

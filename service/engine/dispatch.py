@@ -97,10 +97,17 @@ class Dispatch:
                 raise work.outcome
         return [outcome(work) for work in works]
 
-    def run_free(self, model: StepModel, inputs: NDArray[np.float32], state: State, horizon: int = 0) -> Done:
+    def run_free(
+        self,
+        model: StepModel,
+        inputs: NDArray[np.float32],
+        state: State,
+        *,
+        has_left: Callable[[], bool] | None = None,
+    ) -> Done:
         """One item of no session. Raises what went wrong."""
-        call = self.call(1)
-        (work,) = self.run(call, [self.free_work(model, inputs, call, state, horizon)])
+        call = self.call(1, has_left=has_left)
+        (work,) = self.run(call, [self.free_work(model, inputs, call, state)])
         return outcome(work)
 
     def look_who_left(self) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from model import distribution
 from model.distribution import Array
-from model.manifest import RANKED
+from model.manifest import RANKED, Head
 from model.runner import Outputs, StepModel
 from service.engine import choice
 from service.engine.call import joined
@@ -19,6 +19,7 @@ from service.engine.dispatch import Dispatch
 from service.engine.drawing import generator, new_seed, saying
 from service.engine.feed import Feed
 from service.engine.origin import Ahead, Origin, Origins
+from service.engine.turn import by_turns
 from service.errors import Fault, InvalidInputError, NotFiniteError
 
 LEVELS, SAMPLES = (0.1, 0.5, 0.9), 200
@@ -60,7 +61,7 @@ class Forecasts:
 
     def roll(self, tenant: str, session_id: str, ahead: Ahead, *, has_left: Callable[[], bool] | None = None) -> Rolled:
         """Raises as `Origins.of` does, and what running raises."""
-        origin = self._origins.of(tenant, session_id, ahead)
+        origin = self._origins.of(tenant, session_id, ahead, has_left)
         (outputs,) = self._outputs(origin, ahead.horizon, [Feed(origin.model, origin.known)], has_left)
         return Rolled(origin.model, origin.record.step, outputs)
 
@@ -81,17 +82,13 @@ class Forecasts:
         """
         count = min(SAMPLES, self._max_samples) if samples is None else samples
         self._not_too_many(count, ahead.horizon)
-        origin = self._origins.of(tenant, session_id, ahead)
+        origin = self._origins.of(tenant, session_id, ahead, has_left)
         model, head = origin.model, origin.model.manifest.head
-        if head.ranks and levels is not None:
-            raise InvalidInputError(Fault("quantiles", "categories have no order, so no quantiles; ask for samples"))
-        if not head.ranks and not distribution.known(head):
-            what = f"the head {head.kind} says no distribution; without it a forecast feeds back what the head says"
-            raise InvalidInputError(Fault("quantiles" if samples is None else "samples", what))
+        _hold(head, "quantiles" if samples is None else "samples", quantiles=levels is not None)
         seed = new_seed() if seed is None else seed
-        says = [saying(model, generator(seed, path)) for path in range(count)]
-        feeds = [Feed(model, origin.known, say) for say in says]
-        for feed, outputs in zip(feeds, self._outputs(origin, ahead.horizon, feeds, has_left), strict=True):
+        feeds = [Feed(model, origin.known, saying(model, generator(seed, path))) for path in by_turns(range(count))]
+        ends = self._outputs(origin, ahead.horizon, feeds, has_left)
+        for feed, outputs in by_turns(zip(feeds, ends, strict=True)):
             feed.say(outputs[-1:])
         paths = np.stack([feed.path() for feed in feeds])
         if not np.isfinite(paths).all():
@@ -117,9 +114,18 @@ class Forecasts:
             self._dispatch.free_work(
                 origin.model, feed(origin.outputs), call, origin.state, horizon=horizon - 2, feed=feed
             )
-            for feed in feeds
+            for feed in by_turns(feeds)
         ]
-        return [joined([origin.outputs, done.outputs]) for done in self._dispatch.run_all(call, works)]
+        return [joined([origin.outputs, done.outputs]) for done in by_turns(self._dispatch.run_all(call, works))]
+
+
+def _hold(head: Head, field: str, *, quantiles: bool) -> None:
+    """Raises InvalidInputError where the head does not say what would be told."""
+    if head.ranks and quantiles:
+        raise InvalidInputError(Fault("quantiles", "categories have no order, so no quantiles; ask for samples"))
+    if not head.ranks and not distribution.known(head):
+        what = f"the head {head.kind} says no distribution; without it a forecast feeds back what the head says"
+        raise InvalidInputError(Fault(field, what))
 
 
 def _measured(drawn: Sampled, first: Outputs, levels: Sequence[float]) -> Sampled:

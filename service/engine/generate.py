@@ -117,12 +117,13 @@ class Draws:
         *,
         seed: int | None = None,
         since: tuple[int, int] | None = None,
+        has_left: Callable[[], bool] | None = None,
     ) -> Draw:
         """since: the step and the revision of the session when the draw that is gone on with began.
 
         Raises as `Origins.of` does, DrawMovedError, and InvalidInputError where the model does not fit the wish.
         """
-        origin = self._origins.of(tenant, session_id, ahead)
+        origin = self._origins.of(tenant, session_id, ahead, has_left)
         if since is not None and since[1] != origin.record.revision:
             raise DrawMovedError(session_id, since[0], origin.record.step)
         _hold(origin.model, wish)

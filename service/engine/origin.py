@@ -52,13 +52,13 @@ class Origins:
         *,
         served: Callable[[Record], StepModel],
         array: Callable[..., NDArray[np.float32]],
-        run: Callable[[StepModel, NDArray[np.float32], State], Done],
+        run: Callable[..., Done],
     ) -> None:
         """What is needed of the engine."""
         self._lives, self._max_horizon = lives, max_horizon
         self._served, self._array, self._run = served, array, run
 
-    def of(self, tenant: str, session_id: str, ahead: Ahead) -> Origin:
+    def of(self, tenant: str, session_id: str, ahead: Ahead, has_left: Callable[[], bool] | None = None) -> Origin:
         """The session's state, or that after `ahead.inputs`.
 
         Raises as `Lives.session` does, ModelGoneError, NoForecastError, InvalidInputError, NotFiniteError, and what
@@ -73,7 +73,7 @@ class Origins:
             outputs, read = model.last_prediction(state), np.zeros((0, len(model.features)), np.float32)
         else:
             read = self._array(model, ahead.inputs)
-            done = self._run(model, read, state)
+            done = self._run(model, read, state, has_left=has_left)
             assert done.state is not None
             outputs, state = done.outputs[-1:], np.frombuffer(done.state, model.layout.dtype)
         if not finite(outputs):

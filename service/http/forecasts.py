@@ -92,6 +92,7 @@ def generate(engine: Engine, session_id: str) -> Response:
     body = bodies.read(bodies.Generate)
     digest = blake2b(body.model_dump_json().encode(), digest_size=8).digest()
     reached = _reached(request.headers.get("Last-Event-ID", ""), digest, body.horizon)
+    has_left = client()
     draw = engine.draws.begin(
         TENANT,
         session_id,
@@ -99,9 +100,10 @@ def generate(engine: Engine, session_id: str) -> Response:
         Wish(*(getattr(body, name) for name in Wish._fields)),
         seed=reached.seed if reached else body.seed,
         since=(reached.step, reached.revision) if reached else None,
+        has_left=has_left,
     )
     place = Place(draw.seed, draw.record.step, draw.record.revision, digest, reached.told if reached else 0)
-    return events.response(_events(draw, place, request.path), client())
+    return events.response(_events(draw, place, request.path), has_left)
 
 
 def _reached(event_id: str, digest: bytes, horizon: int) -> Place | None:

@@ -41,6 +41,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     markov(folder, CHANCES, "abc", unknown=True)
     markov(folder, [[0.2] * 5] * 5, (10, 20, 30, 40, 50), name="even")
+    ring = [[0.1, 0.8, 0.1], [0.1, 0.1, 0.8], [0.8, 0.1, 0.1]]
+    markov(folder, ring, (0xE2, 0x82, 0xAC), name="bytes", text="bytes")
     ar1(folder, 1e30, 1.0)
     make_bundle(folder, name="covariate", features=FEATURES, targets=("z", "x"))
     make_bundle(folder, name="points", head="point")
@@ -177,6 +179,17 @@ def test_a_draw_ends_after_a_stop(client: FlaskClient) -> None:
     *steps, end = ask(client, "markov", horizon=100, stop=["c", 1], seed=1)  # where they are words, by place too
     assert {one.data["token"] for one in steps[:-1]} <= {"a"}
     assert steps[-1].data["token"] in "bc"
+
+
+def test_bytes_are_told_as_the_text_that_they_are(client: FlaskClient) -> None:
+    """A character of several bytes is a stop too; half a one is told as what it is not."""
+    whole = ask(client, "bytes", horizon=9, inputs="\u20ac", temperature=0.0)
+    assert [one.data["token"] for one in whole[:-1]] == [0xE2, 0x82, 0xAC] * 3
+    assert whole[-1].data["text"] == "\u20ac" * 3
+    *steps, end = ask(client, "bytes", horizon=9, temperature=0.0, stop=["\u20ac\u20ac"])
+    assert (len(steps), end.data["reason"]) == (8, "stop")  # it begins within a character
+    assert end.data["text"] == "\ufffd\ufffd\u20ac\u20ac"
+    assert len(ask(client, "bytes", horizon=9, temperature=0.0, stop=[0xAC])) == 2 + 1
 
 
 def test_events_have_their_form(client: FlaskClient) -> None:
