@@ -3,6 +3,7 @@
 import itertools
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -89,6 +90,21 @@ def test_a_cut_draw_goes_on_at_any_worker(server: Server, client: httpx.Client) 
         if any(one != other for one, other in pairs):
             break
     assert any(one != other for one, other in pairs)
+
+
+def test_a_draw_goes_on_after_a_kill(tmp_path: Path) -> None:
+    """The whole service ends midway by kill -9; started again, it tells the very rest of what was drawn."""
+    with Server(tmp_path) as server:
+        with server.client() as client:
+            client.post("/v1/models/characters/sessions", json={"session_id": "text", "inputs": "A "})
+            whole = ask(client, "text", **TOKENS)
+            with client.stream("POST", "/v1/sessions/text/generate", json=TOKENS) as answer:
+                coming = parts(answer)
+                told = read("".join(itertools.islice(coming, 5)))
+                server.kill()
+        server.start()
+        with server.client() as client:
+            assert ask(client, "text", {"Last-Event-ID": told[-1].id}, **TOKENS) == whole[5:]
 
 
 def test_a_connection_goes_on_after_a_draw(client: httpx.Client) -> None:

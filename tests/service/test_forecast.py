@@ -16,6 +16,7 @@ from model.repository import open_all, open_bundle
 from service.app import create_app
 from service.engine.engine import Engine, Limits
 from service.engine.origin import Ahead
+from service.engine.turn import by_turns
 from service.engine.work import Work
 from service.errors import InvalidInputError, NoForecastError, NotFiniteError
 from service.http import bodies
@@ -303,6 +304,16 @@ def test_answers_have_their_form(client: FlaskClient) -> None:
     assert [len(path) for path in words["forecast"]["paths"]] == [3] * 20
     point = ask("p", horizon=3, inputs=[[10.0]])
     assert len(point["forecast"]["point"]) == 3
+
+
+def test_paths_are_made_by_turns() -> None:
+    """A thousand of them are not made before anyone else runs, and none is lost."""
+    seen: list[int] = []
+    other = gevent.spawn(lambda: seen.append(-1))
+    seen.extend(by_turns(range(200)))
+    assert [place for place in seen if place >= 0] == [*range(200)]
+    assert 0 < seen.index(-1) < 100
+    other.get()
 
 
 def test_predictions_without_a_session_do_not_take_a_future(tmp_path: Path, opened: Opener) -> None:
