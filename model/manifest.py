@@ -246,6 +246,8 @@ class Manifest(Frozen):
         return self
 
     def _numbers(self, outputs: dict[str, Tensor]) -> None:
+        if sorted(set(self.head.levels)) != list(self.head.levels):
+            raise ValueError("the head's levels do not rise")
         for name in self.head.outputs:
             levels = (len(self.head.levels),) if name == "quantiles" else ()
             if outputs[name].inner != (len(self.head.targets), *levels):
@@ -300,8 +302,11 @@ class Manifest(Frozen):
 
     @property
     def forecasts(self) -> bool:
-        """Whether predictions can be fed back as inputs: every feature is predicted, the last prediction is state."""
-        return self.head.targets == self.names and set(self.head.outputs) == set(self.head.last)
+        """Whether predictions can be fed back as inputs: they are of inputs, and the last one is state.
+
+        The features in `future` are told beside them.
+        """
+        return self.head.kind != "label" and set(self.head.outputs) == set(self.head.last)
 
 
 def read(file: Path) -> Manifest:

@@ -49,6 +49,9 @@ class StepModel:
         # transposes are found once: finding them for each call would cost a small model more than running does
         self._input, self._lengths = manifest.inputs[0].name, manifest.lengths.name
         self._placed = _into(manifest.inputs[0].shape, (BATCH, TIME))
+        self._predicted = [self.features.index(name) for name in manifest.head.targets if name in self.features]
+        self._in_order = list(range(len(self.features)))
+        self._others = [self.features.index(name) for name in manifest.future]
         self._outputs = [(out.name, _out_of(out.shape, (BATCH, TIME))) for out in manifest.outputs]
         self._states = [
             (pair.input, _into(pair.shape, (BATCH,)), _out_of(pair.shape, (BATCH,))) for pair in manifest.state
@@ -98,6 +101,19 @@ class StepModel:
         """(..., targets) the inputs that a rollout takes predictions for."""
         head = self.manifest.head
         return np.asarray(predictions[head.outputs[0]][..., : len(head.targets)], np.float32)
+
+    def next_inputs(self, said: NDArray[np.float32], known: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """(rows, features): what is said of the targets (rows, targets), each in its own column.
+
+        known: (rows, others) of the features that are not predicted, in the order of `manifest.future`.
+        """
+        if self._predicted == self._in_order:
+            return said
+        inputs = np.empty((len(said), len(self.features)), np.float32)
+        inputs[:, self._predicted] = said
+        if known is not None:
+            inputs[:, self._others] = known
+        return inputs
 
 
 def _into(shape: Sequence[int | str], first: tuple[str, ...]) -> tuple[int, ...]:

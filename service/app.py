@@ -6,14 +6,17 @@ from flask import Flask
 
 from model.repository import open_all
 from service.engine.engine import Engine, Limits
-from service.http import advance, health, models, openapi, operations, problems, sessions, stream
+from service.http import advance, forecasts, health, models, openapi, operations, problems, sessions, stream
 from service.sessions.opening import open_store
 from service.settings import Settings
 
 if TYPE_CHECKING:
     from service.sessions.seal import Seal
 
-OPERATIONS = (*health.OPERATIONS, *models.OPERATIONS, *sessions.OPERATIONS, *advance.OPERATIONS, *stream.OPERATIONS)
+OPERATIONS = (
+    *health.OPERATIONS, *models.OPERATIONS, *sessions.OPERATIONS, *advance.OPERATIONS, *stream.OPERATIONS,
+    *forecasts.OPERATIONS,
+)  # fmt: skip
 
 
 def create_engine(settings: Settings) -> Engine:

@@ -41,10 +41,11 @@ def requests(bind: str, models: Mapping[str, Mapping[int, StepModel]]) -> list[s
         for row in model.manifest.parity.inputs[0][:2]
     )
     session, json = f"{_url(bind)}/v1/sessions/demo", "-H 'Content-Type: application/json' -d"
+    rolls = model.manifest.forecasts and not model.manifest.future
     return [
         f'curl -s {_url(bind)}/v1/models/{name}/sessions {json} \'{{"session_id": "demo"}}\'',
         f"curl -s {session}/steps {json} '{{\"inputs\": [[{first}], [{second}]]}}'",
-        f"curl -s {session}/forecast {json} '{{\"horizon\": 5}}'" if model.manifest.forecasts else f"curl -s {session}",
+        f"curl -s {session}/forecast {json} '{{\"horizon\": 5}}'" if rolls else f"curl -s {session}",
     ]
 
 

@@ -115,11 +115,18 @@ class NotFiniteError(OnwardError):
 
 
 class NoForecastError(OnwardError):
-    def __init__(self, model: str, unpredicted: Sequence[str]) -> None:
-        reason = (
-            f"it does not predict {', '.join(unpredicted)}" if unpredicted else "it does not keep its last prediction"
+    def __init__(self, model: str, why: str) -> None:
+        super().__init__(f"model {model!r} cannot be rolled forward: {why}")
+
+
+class DrawMovedError(OnwardError):
+    """The session was stepped, or is another one, since the draw began that is to go on."""
+
+    def __init__(self, session_id: str, since: int, step: int) -> None:
+        super().__init__(
+            f"session {session_id!r} was at step {since} when this draw began, and has changed since: it is at step "
+            f"{step}; begin a new draw, without Last-Event-ID"
         )
-        super().__init__(f"model {model!r} cannot be rolled forward: {reason}")
 
 
 class ModelGoneError(OnwardError):

@@ -76,7 +76,9 @@ class Settings(BaseSettings):
     max_body_bytes: Annotated[int, Field(ge=1024, description="largest request body")] = 8 * 2**20
     max_steps: Annotated[int, Field(ge=1, description="most steps of one call, or of one sequence")] = 100_000
     max_horizon: Annotated[int, Field(ge=1, description="most steps of a forecast")] = 10_000
-    max_sequences: Annotated[int, Field(ge=1, description="most sequences in one predict call")] = 1024
+    max_sequences: Annotated[
+        int, Field(ge=1, description="most sequences in one predict call, or sample paths in one forecast")
+    ] = 1024
     max_waiting: Annotated[int, Field(ge=1, description="most requests that may wait in a worker process")] = 10_000
     flush_s: Annotated[float, Field(gt=0, le=3600, description="seconds between flushes of the store to disk")] = 1.0
     fsync: Annotated[

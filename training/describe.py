@@ -34,6 +34,7 @@ def describe(bundle: Path, model: StepModel) -> dict[str, Any]:
         "features": [_feature(feature) for feature in manifest.features],
         "head": manifest.head.model_dump(mode="json"),
         "forecasts": manifest.forecasts,
+        "future": manifest.future,
         "exact": manifest.exact,
         "inputs": [_tensor(one.name, one.shape, one.dtype) for one in (*manifest.inputs, manifest.lengths)],
         "outputs": [_tensor(one.name, one.shape, one.dtype) for one in manifest.outputs],
@@ -61,6 +62,12 @@ def cost_us(model: StepModel, rows: int) -> float:
     return median(times) / 1000
 
 
+def _forecasts(told: dict[str, Any]) -> str:
+    if not told["forecasts"]:
+        return "no: it keeps no last prediction of its inputs"
+    return f"yes, where {', '.join(told['future'])} of the future are told" if told["future"] else "yes"
+
+
 def text(told: dict[str, Any]) -> str:
     """The same as tables for people."""
     head = told["head"]
@@ -70,7 +77,7 @@ def text(told: dict[str, Any]) -> str:
         "derived": "; ".join(f"{one['name']} = {one['formula']}" for one in told["features"] if one["formula"]),
         "head": f"{head['kind']} of {', '.join(head['targets'])}",
         "surprise": (head["score"] or "a score").replace("_", " ") if head["surprise"] else "none",
-        "forecasts": "yes" if told["forecasts"] else "no: it does not predict all that it reads",
+        "forecasts": _forecasts(told),
         "same bits in any batch": "yes" if told["exact"] else "no, to 1e-5",
         "parameters": f"{told['parameters']:,}",
         "graph": f"{told['graph_bytes']:,} bytes, sha256 {told['sha256']}",

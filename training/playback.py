@@ -35,7 +35,7 @@ def rolls(model: StepModel) -> bool:
     """Whether it can be rolled forward in a backtest: all that is not predicted is known in advance."""
     manifest = model.manifest
     unknown = [name for name in manifest.future if manifest.feature(name).role == "observed"]
-    return not unknown and set(manifest.head.outputs) == set(manifest.head.last) and not manifest.head.ranks
+    return not unknown and manifest.forecasts and not manifest.head.ranks
 
 
 def roll(model: StepModel, state: State, future: NDArray[np.float32]) -> Array:

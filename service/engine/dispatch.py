@@ -13,6 +13,7 @@ from model.runner import StepModel
 from model.state import State
 from service.engine import cost
 from service.engine.executor import Executor
+from service.engine.feed import Feed
 from service.engine.inputs import Inputs
 from service.engine.queue import Queue
 from service.engine.scheduler import Scheduler
@@ -63,12 +64,18 @@ class Dispatch:
         return work
 
     def free_work(
-        self, model: StepModel, inputs: NDArray[np.float32], call: Call, state: State, horizon: int = 0
+        self,
+        model: StepModel,
+        inputs: NDArray[np.float32],
+        call: Call,
+        state: State,
+        horizon: int = 0,
+        feed: Feed | None = None,
     ) -> Work:
         """An item of no session: inputs (steps, features) from state (1,) on, then `horizon` steps fed back."""
         self._alone += 1
         line = self._alone.to_bytes(8)  # sessions' keys have a / in them, and are longer
-        return self._work(model, inputs, call, line, horizon=horizon, state=state.tobytes())
+        return self._work(model, inputs, call, line, horizon=horizon, feed=feed or Feed(model), state=state.tobytes())
 
     def run(self, call: Call, works: Sequence[Work]) -> Sequence[Work]:
         """Returns once the call is over, which always comes: queues answer what fails, and what is late at its turn."""
@@ -83,10 +90,25 @@ class Dispatch:
             self._waiting -= self._calls.pop(call)
         return works
 
-    def run_free(self, model: StepModel, inputs: NDArray[np.float32], state: State, horizon: int = 0) -> Done:
+    def run_all(self, call: Call, works: Sequence[Work]) -> list[Done]:
+        """Of a call that needs all of its items. Raises the first that went wrong."""
+        self.run(call, works)
+        for work in works:
+            if isinstance(work.outcome, BaseException):
+                raise work.outcome
+        return [outcome(work) for work in works]
+
+    def run_free(
+        self,
+        model: StepModel,
+        inputs: NDArray[np.float32],
+        state: State,
+        *,
+        has_left: Callable[[], bool] | None = None,
+    ) -> Done:
         """One item of no session. Raises what went wrong."""
-        call = self.call(1)
-        (work,) = self.run(call, [self.free_work(model, inputs, call, state, horizon)])
+        call = self.call(1, has_left=has_left)
+        (work,) = self.run(call, [self.free_work(model, inputs, call, state)])
         return outcome(work)
 
     def look_who_left(self) -> None:
@@ -105,10 +127,11 @@ class Dispatch:
         *,
         requests: Sequence[Request] = (),
         horizon: int = 0,
+        feed: Feed | None = None,
         state: bytes | None = None,
     ) -> Work:
         chunk, deadline = self.queues[model].executor.chunk, call.since + self._timeout_s
-        return Work(model, inputs, deadline, chunk, call, line, requests, horizon, state)
+        return Work(model, inputs, deadline, chunk, call, line, requests, horizon, feed, state)
 
 
 def outcome(work: Work) -> Done:

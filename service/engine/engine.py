@@ -18,13 +18,15 @@ from model.manifest import BundleError
 from model.repository import Opened
 from model.runner import Outputs, StepModel
 from service.engine import dispatch, history
-from service.engine.call import finite, joined
 from service.engine.carried import Carried
-from service.engine.dispatch import Dispatch, outcome
-from service.engine.executor import MovedError, array_of, gone, ref_of, state_of, surprises
+from service.engine.dispatch import Dispatch
+from service.engine.executor import MovedError, array_of, gone, ref_of, surprises
+from service.engine.forecast import Forecasts
+from service.engine.generate import Draws
 from service.engine.history import Point
 from service.engine.inputs import Inputs
 from service.engine.lives import Lives, Session, living
+from service.engine.origin import Origins
 from service.engine.past import Past
 from service.engine.turn import turn
 from service.engine.work import Asked, Call, Done, Request, Work
@@ -65,7 +67,7 @@ class Limits:
 
 
 class Answer(NamedTuple):
-    """What a step, a seed or a forecast says: outputs (steps,) of the model's output dtype, and the step reached."""
+    """What a step or a seed says: outputs (steps,) of the model's output dtype, and the step reached."""
 
     model: StepModel
     step: int
@@ -122,6 +124,13 @@ class Engine:
             run=self._dispatch.run_free,
         )
         self.past = Past(self.lives, model=self.model, served=self._served, run=self._dispatch.run_free)
+        self._origins = Origins(
+            self.lives, limits.max_horizon, served=self._served, array=self._array, run=self._dispatch.run_free
+        )
+        self.forecasts = Forecasts(
+            self._origins, self._dispatch, max_samples=limits.max_sequences, max_steps=limits.max_steps
+        )
+        self.draws = Draws(self._origins, self._dispatch.run_free)
         self._places: OrderedDict[bytes, StepModel] = OrderedDict()
         self._greenlets: list[gevent.Greenlet[..., Any]] = []
 
@@ -164,14 +173,16 @@ class Engine:
         if len(sequences) > self.limits.max_sequences:
             raise InvalidInputError(Fault("inputs", f"at most {self.limits.max_sequences} sequences a call"))
         if horizon:
-            self._can_roll(model, horizon)
+            self._origins.hold(model, horizon)
+            if model.manifest.future:
+                why = (
+                    f"it does not predict {', '.join(model.manifest.future)}; forecast a session, which takes `future`"
+                )
+                raise NoForecastError(name, why)
         arrays = [self._array(model, one, f"inputs[{place}]") for place, one in enumerate(sequences)]
         call, initial = self._dispatch.call(len(arrays), needs_all=True), model.layout.initial(1)
         works = [self._dispatch.free_work(model, array, call, initial, max(0, horizon - 1)) for array in arrays]
-        self._dispatch.run(call, works)
-        if failed := [work for work in works if isinstance(work.outcome, BaseException)]:
-            outcome(failed[0])
-        answers = [outcome(work).outputs for work in works]
+        answers = [done.outputs for done in self._dispatch.run_all(call, works)]
         return [
             Predicted(outputs[: len(array)], outputs[len(array) - 1 :] if horizon else None)
             for outputs, array in zip(answers, arrays, strict=True)
@@ -331,21 +342,6 @@ class Engine:
             self._not_too_long(inputs)
         return self._dispatch.session_work(model, [Request(asked, inputs)], call, key)
 
-    def forecast(self, tenant: str, session_id: str, horizon: int) -> Answer:
-        """(horizon,) predictions from the session's state on, each fed back as the next input; the session stays."""
-        session = self.lives.session(tenant, session_id)
-        model = self._served(session.record)
-        self._can_roll(model, horizon)
-        state = state_of(model, session.record)
-        outputs = model.last_prediction(state)
-        if not finite(outputs):
-            raise NotFiniteError
-        if horizon > 1:
-            first = model.fed_back(outputs)
-            rolled = self._dispatch.run_free(model, first, state, horizon - 2).outputs
-            outputs = joined([outputs, rolled])
-        return Answer(model, session.record.step, outputs)
-
     # What carries them
 
     def _served(self, record: Record) -> StepModel:
@@ -364,13 +360,6 @@ class Engine:
             if len(self._places) > PLACES:
                 self._places.popitem(last=False)
         return model
-
-    def _can_roll(self, model: StepModel, horizon: int) -> None:
-        if horizon > self.limits.max_horizon:
-            raise InvalidInputError(Fault("horizon", f"at most {self.limits.max_horizon}"))
-        manifest = model.manifest
-        if not manifest.forecasts:
-            raise NoForecastError(manifest.name, list(manifest.future))
 
     def _array(self, model: StepModel, inputs: Inputs, field: str = "inputs") -> NDArray[np.float32]:
         if not isinstance(inputs, bytes):  # whose length is not in steps

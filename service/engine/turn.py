@@ -1,8 +1,13 @@
 """A turn of the event loop."""
 
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 import gevent
+
+AT_ONCE = 64
+
+T = TypeVar("T")
 
 
 def turn() -> None:
@@ -16,3 +21,11 @@ def turn() -> None:
         hub.wait(timer)
     finally:
         timer.close()
+
+
+def by_turns(items: Iterable[T]) -> Iterator[T]:
+    """The items, a few in each turn: so many that what is done with all of them at once would hold others up."""
+    for place, item in enumerate(items):
+        if place and place % AT_ONCE == 0:
+            turn()
+        yield item

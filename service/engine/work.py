@@ -1,7 +1,8 @@
 """A work item: inputs that a row has yet to consume, and steps that it has yet to roll forward.
 
 Owns an item's progress. A step, a forecast and a stateless prediction are the same thing with different ends: consume
-the inputs, then feed predictions back `horizon` times. Knows nothing of queues, of stores or of HTTP.
+the inputs, then feed back `horizon` times what `feed` makes of the predictions. Knows nothing of queues, of stores or
+of HTTP.
 """
 
 from collections import deque
@@ -83,6 +84,7 @@ class Work:
     line: bytes  # items of one line run in order, one at a time: a session's key, or nothing else's
     requests: Sequence[Request] = ()
     horizon: int = 0
+    feed: Callable[[Outputs], NDArray[np.float32]] | None = None  # outputs (1,) -> inputs (1, features) rolled on with
     state: bytes | None = None  # a row's memory, None until the record is loaded
     record: Record | None = None
     overtaken: Record | None = None  # what this item was computed from, and could not be committed to
@@ -113,7 +115,8 @@ class Work:
             return self.inputs
         if self._consumed < len(self.inputs):
             return self.inputs[self._consumed : self._consumed + self.chunk]
-        return self.model.fed_back(self.outputs[-1][-1:])
+        assert self.feed is not None
+        return self.feed(self.outputs[-1][-1:])
 
     def advance(self, outputs: Outputs, state: bytes) -> None:
         """Takes in the answer, outputs (steps,) and the state after them, to what `take` gave."""

@@ -5,7 +5,7 @@ from flask import Response, request
 from service.engine.engine import Engine
 from service.errors import Fault, InvalidInputError
 from service.http import bodies, lines, steps
-from service.http.connection import hung_up
+from service.http.connection import client
 from service.http.operations import Operation, Query
 
 
@@ -15,17 +15,11 @@ def step(engine: Engine, session_id: str) -> Response:
         return lines.reply(engine, session_id)
     if request.args:
         raise InvalidInputError(Fault("step", "a body says it; the parameter is of NDJSON"))
-    return steps.reply(engine, session_id, bodies.received(), _client()).response()
+    return steps.reply(engine, session_id, bodies.received(), client()).response()
 
 
 def step_many(engine: Engine) -> Response:
-    return steps.reply(engine, None, bodies.received(), _client()).response()
-
-
-def _client() -> steps.HasLeft | None:
-    """Whether the client of this request has closed its connection; None where there is no connection, as in tests."""
-    connection = request.environ.get("gunicorn.socket")
-    return None if connection is None else lambda: hung_up(connection.fileno())
+    return steps.reply(engine, None, bodies.received(), client()).response()
 
 
 OPERATIONS = (

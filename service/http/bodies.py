@@ -3,11 +3,11 @@
 Owns the reading of request bodies. Numbers are strict: text is no number, and NaN and Infinity are refused.
 """
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from flask import request
 from gunicorn.http.errors import ParseException
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, RootModel, Tag
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, RootModel, Tag
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from service.errors import Fault
@@ -136,8 +136,69 @@ class Columns(Body):
     request_ids: list[RequestId | None] | None = None
 
 
-class Forecast(Body):
+def _rising(levels: list[float]) -> list[float]:
+    if sorted(set(levels)) != levels:
+        raise ValueError("levels rise, each of them once")
+    return levels
+
+
+Seed = Annotated[
+    int, Field(strict=True, ge=0, lt=2**63, description="the same one draws the same; the service's own if left out")
+]
+Levels = Annotated[
+    list[Annotated[float, Field(strict=True, gt=0, lt=1)]],
+    Field(min_length=1, max_length=99, description="of the quantiles that are told, rising"),
+    AfterValidator(_rising),
+]
+
+
+class Ahead(Body):
     horizon: Annotated[int, Field(strict=True, ge=1, le=2**31, description="how many steps ahead")]
+    inputs: Annotated[Inputs | None, Field(description="consumed first, as a step's; the session stays")] = None
+    future: Annotated[
+        Inputs | None,
+        Field(
+            description="of the features that are not predicted, in the order of the model's, what they are at each "
+            "step that is fed back: at least horizon - 1"
+        ),
+    ] = None
+    seed: Seed | None = None
+
+
+class Forecast(Ahead):
+    samples: Annotated[int | None, Field(strict=True, ge=2, description="how many paths are drawn")] = None
+    quantiles: Levels | None = None
+    paths: Annotated[bool, Field(strict=True, description="whether the paths themselves are told")] = False
+
+
+class Generate(Ahead):
+    temperature: Annotated[
+        float,
+        Field(
+            strict=True,
+            ge=0,
+            le=100,
+            description="scales the spread of numbers, divides log-probabilities; at 0 the centre, or the likeliest",
+        ),
+    ] = 1.0
+    top_k: Annotated[int | None, Field(strict=True, ge=1, description="draw among so many likeliest categories")] = None
+    top_p: Annotated[
+        float | None,
+        Field(strict=True, gt=0, le=1, description="draw among the fewest likeliest categories that are so probable"),
+    ] = None
+    repetition_penalty: Annotated[
+        float | None,
+        Field(strict=True, ge=1, le=100, description="multiplies the log-probability of categories that came before"),
+    ] = None
+    stop: Annotated[
+        list[Annotated[str, Field(strict=True, min_length=1)] | Annotated[int, Field(strict=True)]] | None,
+        Field(
+            min_length=1,
+            max_length=100,
+            description="end after one of these: categories, or texts where the model reads one",
+        ),
+    ] = None
+    logprobs: Annotated[int | None, Field(strict=True, ge=1, description="tell so many of the likeliest")] = None
 
 
 class Predict(Body):
@@ -215,7 +276,42 @@ class BulkAnswer(RootModel[ManyAnswer | ColumnsAnswer]):
 
 class ForecastAnswer(Body):
     step: int
-    forecast: Annotated[Rows, Field(description="the head's first output, each step fed back as the next input")]
+    forecast: Annotated[
+        dict[str, list[Said | list[list[str | int]]]],
+        Field(
+            description="the head's first output, each step fed back as the next input; of sample paths mean and "
+            "quantiles, or top and probability of categories, a row a step, and paths, a list a path"
+        ),
+    ]
+    seed: Annotated[int | None, Field(description="of sample paths: it draws the same again")] = None
+    samples: int | None = None
+    levels: Annotated[list[float] | None, Field(description="of the quantiles, in their order")] = None
+
+
+class TokenEvent(Body):
+    ahead: Annotated[int, Field(description="how many steps ahead of the session, from 1")]
+    token: str | int
+    log_probability: Annotated[float, Field(description="the model's own, whatever it was drawn by")]
+    top: Annotated[list[str | int | None] | None, Field(description="the likeliest, null for any other")] = None
+    log_probabilities: list[float] | None = None
+
+
+class ValuesEvent(Body):
+    ahead: int
+    values: Annotated[list[float], Field(description="in the order of the targets")]
+
+
+class EndEvent(Body):
+    """Of the event `done`."""
+
+    reason: Literal["horizon", "stop"]
+    seed: Annotated[int, Field(description="it draws the same again")]
+    step: Annotated[int, Field(description="of the session, which did not move")]
+    text: Annotated[str | None, Field(description="all that was drawn, where the model reads a text")] = None
+
+
+class GeneratedEvent(RootModel[TokenEvent | ValuesEvent | EndEvent | Problem]):
+    """The data of each event; the event `problem` has a Problem."""
 
 
 class SequenceAnswer(Predictions):

@@ -52,7 +52,7 @@ def _operation(operation: Operation, schemas: dict[type[BaseModel], dict[str, An
     parameters += [
         {
             "name": query.name,
-            "in": "query",
+            "in": query.place,
             "description": query.description,
             "schema": {"type": _TYPES[query.kind]},
         }
@@ -60,7 +60,7 @@ def _operation(operation: Operation, schemas: dict[type[BaseModel], dict[str, An
     ]
     answers: dict[str, Any] = {str(operation.status): {"description": operation.summary}}
     if operation.answer is not None:
-        answers[str(operation.status)]["content"] = {"application/json": {"schema": schemas[operation.answer]}}
+        answers[str(operation.status)]["content"] = {operation.media: {"schema": schemas[operation.answer]}}
     for status in operation.problems:
         answers[str(status)] = {
             "description": ", ".join(kind.name for kind in ALL if kind.status == status),

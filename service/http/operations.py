@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from flask import Flask, Response, request
@@ -18,11 +18,12 @@ from service.http.reply import JSON, encode
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A query parameter, for the document; the view reads it itself."""
+    """A parameter beside the path and the body, for the document; the view reads it itself."""
 
     name: str
     kind: type[int] | type[str] | type[float]
     description: str
+    place: Literal["query", "header"] = "query"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,8 @@ class Operation:
     body: type[BaseModel] | None = None
     body_optional: bool = False
     status: int = 200
+    media: str = JSON
+    """Of the answer; of events the answer is the data of each."""
     query: tuple[Query, ...] = ()
     problems: tuple[int, ...] = ()
 
@@ -51,7 +54,7 @@ def install(app: Flask, engine: Engine, operations: tuple[Operation, ...]) -> No
 
 
 def _answer(operation: Operation, engine: Engine, **parameters: str) -> Response:
-    known = {query.name for query in operation.query}
+    known = {query.name for query in operation.query if query.place == "query"}
     if unknown := sorted(set(request.args) - known):
         message = f"no such parameter; there is {', '.join(sorted(known)) or 'none'}"
         raise InvalidInputError(*(Fault(name[:100], message) for name in unknown))
@@ -83,12 +86,12 @@ def said(model: StepModel, outputs: Outputs, names: Iterable[str]) -> dict[str, 
     manifest = model.manifest
     told: dict[str, Any] = {name: np.ascontiguousarray(outputs[name]) for name in names}
     if manifest.head.ranks and (places := told.get(RANKED[0])) is not None:
-        told[RANKED[0]] = _named(places.tolist(), manifest.categories)
+        told[RANKED[0]] = named(places.tolist(), manifest.categories)
     return told
 
 
-def _named(places: Any, categories: Sequence[Category]) -> Any:
+def named(places: Any, categories: Sequence[Category]) -> Any:
     """Places, however nested, by name; None for those that are no category's."""
     if isinstance(places, list):
-        return [_named(place, categories) for place in places]
+        return [named(place, categories) for place in places]
     return categories[places] if places < len(categories) else None

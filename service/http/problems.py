@@ -56,6 +56,7 @@ KINDS: dict[type[OnwardError], Kind] = {
     errors.InvalidInputError: Kind("invalid-request", 422, "The request does not fit"),
     errors.NotFiniteError: Kind("not-finite", 422, "The inputs lead beyond finite numbers"),
     errors.NoForecastError: Kind("no-forecast", 422, "The model cannot be rolled forward"),
+    errors.DrawMovedError: Kind("draw-moved", 409, "The session has changed since the draw began"),
     errors.ModelGoneError: Kind("model-gone", 409, "The session's model is not served"),
     errors.DamagedRecordError: Kind("damaged-record", 500, "The session's record is damaged"),
     errors.OverloadedError: Kind("overloaded", 503, "Too much is waiting", retry_after_s=1),
@@ -150,6 +151,7 @@ _FIELDS: dict[type[OnwardError], Any] = {
     errors.RequestReusedError: lambda error: [Fault("request_id", str(error))],
     errors.NotFiniteError: lambda error: [Fault("inputs", str(error))],
     errors.NoForecastError: lambda error: [Fault("horizon", str(error))],
+    errors.DrawMovedError: lambda error: [Fault("Last-Event-ID", str(error))],
 }
 
 
@@ -171,7 +173,7 @@ def _field(place: tuple[int | str, ...]) -> str:
     value the type that it is not.
     """
     name = ""
-    if "inputs" in place and place[-1] in VALUE_TYPES:
+    if {"inputs", "future"} & set(place) and place[-1] in VALUE_TYPES:
         place = place[:-1]
     for part in place:
         if isinstance(part, int):

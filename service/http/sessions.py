@@ -1,4 +1,4 @@
-"""/v1/sessions: sessions, and what is rolled forward from them."""
+"""/v1/sessions: sessions, from their beginning to their end."""
 
 import re
 from base64 import b64decode, b64encode
@@ -10,7 +10,7 @@ from service.engine.engine import Engine
 from service.engine.lives import Chosen, Session
 from service.errors import Fault, InvalidInputError
 from service.http import bodies
-from service.http.operations import Operation, Query, json, rolled, said
+from service.http.operations import Operation, Query, json, said
 from service.http.steps import TENANT, checked
 from service.http.times import iso
 
@@ -103,13 +103,6 @@ def _born(session: Session) -> Response:
     return json(_info(session), 201, {"Location": f"/v1/sessions/{session.session_id}"})
 
 
-def forecast(engine: Engine, session_id: str) -> Response:
-    checked(session_id)
-    body = bodies.read(bodies.Forecast)
-    answer = engine.forecast(TENANT, session_id, body.horizon)
-    return json({"step": answer.step, "forecast": rolled(answer.model, answer.outputs)})
-
-
 def _info(session: Session) -> dict[str, Any]:
     record = session.record
     said = record.surprise
@@ -177,9 +170,5 @@ OPERATIONS = (
     Operation(
         "PUT", "/v1/sessions/{session_id}/state", restore, "Begin a session with a record that was carried here",
         bodies.SessionInfo, body=bodies.Exported, status=201, problems=(400, 409, 413, 415, 422, 500, 501, 503, 507),
-    ),
-    Operation(
-        "POST", "/v1/sessions/{session_id}/forecast", forecast, "Roll predictions forward; the session is unmoved",
-        bodies.ForecastAnswer, body=bodies.Forecast, problems=(400, 404, 409, 410, 413, 415, 422, 500, 503),
     ),
 )  # fmt: skip

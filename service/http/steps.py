@@ -6,7 +6,7 @@ it by the bodies' own definitions.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
@@ -19,6 +19,7 @@ from service.engine.engine import Answer, Engine
 from service.engine.work import Asked
 from service.errors import Fault, InvalidInputError
 from service.http import bodies, problems
+from service.http.connection import HasLeft
 from service.http.operations import rows
 from service.http.reply import Reply, encode
 
@@ -26,8 +27,6 @@ TENANT = "public"
 """Whose sessions these are, until keys tell callers apart."""
 
 MOST_ITEMS = 10_000
-
-HasLeft = Callable[[], bool]
 
 _SESSION_ID: TypeAdapter[str] = TypeAdapter(bodies.SessionId)
 _PLAIN_ID = re.compile(bodies.SESSION_ID).fullmatch

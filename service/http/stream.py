@@ -23,10 +23,11 @@ from service.engine.work import Asked
 from service.errors import Fault
 from service.frames import Frames, Message
 from service.http import problems, steps
+from service.http.connection import HasLeft
 from service.http.operations import Operation
 from service.http.problems import HTTP_KINDS, RequestError
 from service.http.reply import encode
-from service.http.steps import TENANT, HasLeft, checked
+from service.http.steps import TENANT, checked
 
 _NUMBER = struct.Struct("<Q")
 

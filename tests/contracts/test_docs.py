@@ -13,6 +13,7 @@ from service.app import OPERATIONS
 from service.banner import requests
 from service.http.problems import ALL
 from service.settings import PREFIX, Settings
+from tests import events
 from tests.e2e.server import Server
 from tests.reference import ROOT, ZOO
 
@@ -27,7 +28,7 @@ def commands(text: str) -> list[str]:
 
 
 def run(command: str, url: str, folder: Path = Path()) -> tuple[int, Any]:
-    """Status and JSON of a documented curl command."""
+    """Status and JSON of a documented curl command; with -N the lines, or the data of the events, that are streamed."""
     said, piped, curl = command.rpartition(" | ")
     data = subprocess.run(shlex.split(said), capture_output=True, check=True).stdout if piped else None
     arguments = [part.replace(HOME, url) for part in shlex.split(curl)]
@@ -36,8 +37,10 @@ def run(command: str, url: str, folder: Path = Path()) -> tuple[int, Any]:
     command_line = [*arguments, "-w", "\n%{http_code}"]
     output = subprocess.run(command_line, input=data, capture_output=True, check=True, cwd=folder).stdout.decode()
     body, _, status = output.rpartition("\n")
-    answers = [json.loads(line) for line in body.splitlines()]
-    return int(status), answers[0] if len(answers) == 1 else answers or None
+    if arguments[1] == "-sN":
+        lines = [json.loads(line) for line in body.splitlines() if line.startswith("{")]
+        return int(status), lines or [event.data for event in events.read(body)]
+    return int(status), json.loads(body) if body else None
 
 
 def test_the_readmes_first_screen_runs(tmp_path: Path) -> None:
@@ -56,8 +59,11 @@ def test_the_readmes_first_screen_runs(tmp_path: Path) -> None:
 def test_every_example_of_the_api_runs(tmp_path: Path) -> None:
     """In order, each with success; and every operation has one."""
     with Server(tmp_path, ONWARD_SECRET=SECRET, ONWARD_HISTORY="100") as server:
-        statuses = [run(command, server.url, tmp_path)[0] for command in commands(API)]
+        answers = [run(command, server.url, tmp_path) for command in commands(API)]
+    statuses = [status for status, _ in answers]
     assert set(statuses) <= {200, 201, 204}, statuses
+    streams = [told for command, (_, told) in zip(commands(API), answers, strict=True) if "/generate" in command]
+    assert [told[-1]["reason"] for told in streams] == ["horizon"] * len(streams)
     for operation in OPERATIONS:
         path = operation.path.replace("{model}", "pulse").replace("{session_id}", "ward-3")
         if operation.status == 101:

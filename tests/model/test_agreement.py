@@ -259,8 +259,9 @@ def test_what_a_manifest_says_of_its_categories(bundle: Path, tmp_path: Path) ->
     """Of tokens those of the target, with one place more where unknown ones are allowed; of labels the classes."""
     told = manifests.read(bundle / "manifest.json")
     assert told.categories == ("word0", "word1", "word2", "word3", "word4")
-    assert (told.places, told.future, told.forecasts) == (6, ("x",), False)
+    assert (told.places, told.future, told.forecasts) == (6, ("x",), True)
     assert told.head.last_ranked == ("last_top_in", "last_log_probability_in")
     spoken = signature((Feature(name="x"),), "who", classes=(4, 2))
     told = kinds.export(kinds.network(spoken, cell="gru", units=4, head="label")).manifest
     assert (told.task, told.categories, told.places, told.future) == ("label", (4, 2), 2, ("x",))
+    assert not told.forecasts

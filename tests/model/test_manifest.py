@@ -49,6 +49,7 @@ FAULTS: dict[str, tuple[Callable[[Document], None], str]] = {
         "tensor 'surprise' needs a time and a batch axis",
     ),
     "inputs of another width": (put("inputs", 0, "shape", 2, to=2), "input 'inputs' has shape .* 3 features"),
+    "levels that fall": (put("head", "levels", to=[0.5, 0.1]), "the head's levels do not rise"),
     "output named twice": (put("outputs", 1, "name", to="mean"), "output named twice: mean"),
     "state input named twice": (put("state", 1, "input", to="h_in"), "state input named twice: h_in"),
     "state output named twice": (put("state", 1, "output", to="h_out"), "state output named twice: h_out"),
@@ -121,11 +122,12 @@ def test_axes_are_found_by_name() -> None:
     assert pair.tensor("b").axis("time") is None
 
 
-def test_only_a_model_of_all_its_inputs_forecasts(tmp_path: Path) -> None:
-    """A rollout feeds predictions back as inputs: it needs every feature predicted, in order, and the last one kept."""
+def test_a_model_that_keeps_its_last_prediction_forecasts(tmp_path: Path) -> None:
+    """A rollout feeds predictions back as inputs, in any order; the features that it must be told are named."""
     assert make_bundle(tmp_path, name="all", features=FEATURES).manifest.forecasts
-    assert not make_bundle(tmp_path, name="some", features=FEATURES, targets=("x", "y")).manifest.forecasts
+    some = make_bundle(tmp_path, name="some", features=FEATURES, targets=("z", "x")).manifest
+    assert (some.forecasts, some.future) == (True, ("y",))
     whole = make_bundle(tmp_path, name="again", features=FEATURES).manifest
     head = whole.head
-    assert not whole.model_copy(update={"head": head.model_copy(update={"targets": ("z", "y", "x")})}).forecasts
+    assert whole.future == ()
     assert not whole.model_copy(update={"head": head.model_copy(update={"last": {"mean": "last_mean_in"}})}).forecasts

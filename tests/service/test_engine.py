@@ -12,6 +12,7 @@ from model.repository import open_all
 from model.runner import Outputs, StepModel
 from model.state import State
 from service.engine.engine import Answer, Engine, Limits
+from service.engine.origin import Ahead
 from service.engine.work import Asked
 from service.errors import (
     DamagedRecordError,
@@ -208,7 +209,7 @@ def test_a_session_whose_bundle_is_gone_says_so(tmp_path: Path) -> None:
         with pytest.raises(ModelGoneError, match=why):
             engine.step(T, "s", [[500]])
         with pytest.raises(ModelGoneError, match=why):
-            engine.forecast(T, "s", 3)
+            engine.forecasts.roll(T, "s", Ahead(3))
         assert engine.lives.session(T, "s").record.step == 1
         engine.close()
     again = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits())

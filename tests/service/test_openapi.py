@@ -12,9 +12,11 @@ from model.repository import open_all
 from service.app import OPERATIONS, create_app
 from service.engine.engine import Engine, Limits
 from service.http import bodies, openapi
+from service.http.events import MEDIA_TYPE
 from service.sessions.lmdb import LmdbStore
 from service.sessions.seal import Seal
 from service.settings import Settings
+from tests import events
 from tests.bundles import make_bundle
 from tests.reference import ZOO
 
@@ -70,6 +72,7 @@ def test_answers_are_as_described(app: Flask) -> None:
             "/v1/steps", json={"items": [{"session_id": name, "inputs": [1.0]} for name in "su"]}
         ),
         "POST /v1/sessions/{session_id}/forecast": client.post("/v1/sessions/s/forecast", json={"horizon": 2}),
+        "POST /v1/sessions/{session_id}/generate": client.post("/v1/sessions/s/generate", json={"horizon": 2}),
         "DELETE /v1/sessions": client.delete("/v1/sessions?prefix=s&idle_s=0"),
     }
     described = {f"{one.method} {one.path}": one for one in OPERATIONS if one.answer is not None}
@@ -78,7 +81,10 @@ def test_answers_are_as_described(app: Flask) -> None:
         answer = answers[name]
         assert answer.status_code == operation.status, answer.text
         assert operation.answer is not None
-        operation.answer.model_validate_json(answer.data)
+        assert answer.mimetype == operation.media
+        told = [one.data for one in events.read(answer.text)] if operation.media == MEDIA_TYPE else [answer.json]
+        for one in told:
+            operation.answer.model_validate(one)
 
 
 @pytest.mark.parametrize(

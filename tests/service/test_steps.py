@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from model.repository import Opened, open_all
 from service.app import create_app
 from service.engine.engine import Engine, Limits
+from service.engine.origin import Ahead
 from service.engine.work import Asked, Work
 from service.http import bodies, steps
 from service.sessions.lmdb import LmdbStore
@@ -195,7 +196,7 @@ def test_rollouts_share_batches_with_steps(engine: Engine, monkeypatch: pytest.M
     expected = BareLoop(ZOO / "pulse/1").run(inputs)
     engine.create(T, "pulse", session_id="f", inputs=inputs[:10])
     engine.create(T, "pulse", session_id="s")
-    alone = engine.forecast(T, "f", 30).outputs
+    alone = engine.forecasts.roll(T, "f", Ahead(30)).outputs
     sizes: list[int] = []
     executor = engine._dispatch.queues[engine.model("pulse")].executor
     run = executor.run
@@ -205,7 +206,7 @@ def test_rollouts_share_batches_with_steps(engine: Engine, monkeypatch: pytest.M
         run(batch)
 
     monkeypatch.setattr(executor, "run", counted)
-    forecast = gevent.spawn(engine.forecast, T, "f", 30)
+    forecast = gevent.spawn(engine.forecasts.roll, T, "f", Ahead(30))
     told = [engine.step(T, "s", [row]) for row in inputs]
     assert forecast.get().outputs.tobytes() == alone.tobytes()
     assert np.concatenate([one.outputs["mean"] for one in told]).tobytes() == expected["mean"].tobytes()

@@ -88,7 +88,7 @@ def test_a_calendar_without_a_time_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_manifest_tells_clients(tmp_path: Path) -> None:
-    """A trained bundle has the features in order, with their formulas; it cannot be rolled forward without them."""
+    """A trained bundle has the features in order, with their formulas; to be rolled forward it must be told them."""
     table(tmp_path, list(TIMES))
     config: Config = read(configuration(tmp_path, keys='time = "when"\ncalendar = ["day", "year"]'))
     bundle, model = train(config, quiet=True)
@@ -96,4 +96,5 @@ def test_the_manifest_tells_clients(tmp_path: Path) -> None:
     told = {feature["name"]: (feature["role"], feature["formula"] is not None) for feature in manifest["features"]}
     assert list(told) == ["x", "when_day_sin", "when_day_cos", "when_year_sin", "when_year_cos"]
     assert list(told.values()) == [("observed", False), *[("known", True)] * 4]
-    assert not model.manifest.forecasts
+    assert model.manifest.forecasts
+    assert model.manifest.future == ("when_day_sin", "when_day_cos", "when_year_sin", "when_year_cos")

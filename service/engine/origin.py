@@ -1,0 +1,108 @@
+"""Where predictions are rolled forward from: a session's state, or that after inputs which it has not had.
+
+Owns whether a model can be rolled forward, and what it must be told for that. The session stays where it is.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.runner import Outputs, StepModel
+from model.state import State
+from service.engine.call import finite
+from service.engine.executor import state_of
+from service.engine.inputs import Inputs, to_array
+from service.engine.lives import Lives
+from service.engine.work import Done
+from service.errors import Fault, InvalidInputError, NoForecastError, NotFiniteError
+from service.sessions.record import Record
+
+
+class Ahead(NamedTuple):
+    """What a client wants rolled forward: so many steps, after `inputs` that the session has not had, with what is not
+    predicted as `future` says it is at each step that is fed back.
+    """
+
+    horizon: int
+    inputs: Inputs | None = None
+    future: Inputs | None = None
+
+
+class Origin(NamedTuple):
+    """`record` is the session's. outputs, state: (1,) what the model says and holds after `read` (steps, features).
+
+    known: (horizon - 1 or more, others) the features that are not predicted, None where all are.
+    """
+
+    model: StepModel
+    record: Record
+    read: NDArray[np.float32]
+    outputs: Outputs
+    state: State
+    known: NDArray[np.float32] | None
+
+
+class Origins:
+    def __init__(
+        self,
+        lives: Lives,
+        max_horizon: int,
+        *,
+        served: Callable[[Record], StepModel],
+        array: Callable[..., NDArray[np.float32]],
+        run: Callable[..., Done],
+    ) -> None:
+        """What is needed of the engine."""
+        self._lives, self._max_horizon = lives, max_horizon
+        self._served, self._array, self._run = served, array, run
+
+    def of(self, tenant: str, session_id: str, ahead: Ahead, has_left: Callable[[], bool] | None = None) -> Origin:
+        """The session's state, or that after `ahead.inputs`.
+
+        Raises as `Lives.session` does, ModelGoneError, NoForecastError, InvalidInputError, NotFiniteError, and what
+        running raises.
+        """
+        record = self._lives.session(tenant, session_id).record
+        model = self._served(record)
+        self.hold(model, ahead.horizon)
+        known = self._known(model, ahead)
+        state = state_of(model, record)
+        if ahead.inputs is None:
+            outputs, read = model.last_prediction(state), np.zeros((0, len(model.features)), np.float32)
+        else:
+            read = self._array(model, ahead.inputs)
+            done = self._run(model, read, state, has_left=has_left)
+            assert done.state is not None
+            outputs, state = done.outputs[-1:], np.frombuffer(done.state, model.layout.dtype)
+        if not finite(outputs):
+            raise NotFiniteError
+        return Origin(model, record, read, outputs, state, known)
+
+    def hold(self, model: StepModel, horizon: int) -> None:
+        """Raises NoForecastError or InvalidInputError where the model cannot be rolled so far."""
+        manifest = model.manifest
+        if horizon > self._max_horizon:
+            raise InvalidInputError(Fault("horizon", f"at most {self._max_horizon}"))
+        if not manifest.forecasts:
+            label = manifest.head.kind == "label"
+            why = "it predicts a label, not its inputs" if label else "it does not keep its last prediction"
+            raise NoForecastError(manifest.name, why)
+
+    def _known(self, model: StepModel, ahead: Ahead) -> NDArray[np.float32] | None:
+        names, future, fed_back = model.manifest.future, ahead.future, ahead.horizon - 1
+        if not names:
+            if future is not None:
+                raise InvalidInputError(Fault("future", "the model predicts all of its features"))
+            return None
+        if future is None and fed_back:
+            what = f"the model does not predict {', '.join(names)}; say what they are at {fed_back} steps"
+            raise InvalidInputError(Fault("future", what))
+        if future is None:
+            return np.zeros((0, len(names)), np.float32)
+        known = to_array(future, [model.manifest.feature(name) for name in names], "future")
+        if len(known) < fed_back:
+            what = f"{len(known)} steps of {', '.join(names)}; a horizon of {ahead.horizon} needs {fed_back}"
+            raise InvalidInputError(Fault("future", what))
+        return known

@@ -1,0 +1,162 @@
+"""/v1/sessions/{id}/forecast and /generate: what is rolled forward from a session, which stays where it is."""
+
+import struct
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Iterator
+from hashlib import blake2b
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from flask import Response, request
+
+from service.engine.engine import Engine
+from service.engine.forecast import Sampled
+from service.engine.generate import Draw, Drawn, Ended, Wish
+from service.engine.origin import Ahead
+from service.errors import Fault, InvalidInputError
+from service.http import bodies, events, problems
+from service.http.connection import client
+from service.http.events import Event
+from service.http.operations import Operation, Query, json, named, rolled
+from service.http.reply import encode
+from service.http.steps import TENANT, checked
+
+
+def forecast(engine: Engine, session_id: str) -> Response:
+    checked(session_id)
+    body = bodies.read(bodies.Forecast)
+    ahead = Ahead(body.horizon, body.inputs, body.future)
+    if body.samples is None and body.quantiles is None:
+        if body.paths or body.seed is not None:
+            field = "paths" if body.paths else "seed"
+            raise InvalidInputError(Fault(field, "belongs to sample paths; ask for samples or quantiles"))
+        answer = engine.forecasts.roll(TENANT, session_id, ahead, has_left=client())
+        return json({"step": answer.step, "forecast": rolled(answer.model, answer.outputs)})
+    drawn = engine.forecasts.sample(
+        TENANT,
+        session_id,
+        ahead,
+        samples=body.samples,
+        levels=body.quantiles,
+        seed=body.seed,
+        has_left=client(),
+    )
+    counts = {"step": drawn.step, "seed": drawn.seed, "samples": len(drawn.paths), "levels": drawn.levels}
+    told = _categories(drawn) if drawn.top is not None else {"mean": drawn.mean, "quantiles": drawn.quantiles}
+    if body.paths:
+        told["paths"] = _paths(drawn)
+    return json(counts | {"forecast": told})
+
+
+def _categories(drawn: Sampled) -> dict[str, Any]:
+    return {"top": named(drawn.top, drawn.model.manifest.categories), "probability": drawn.probability}
+
+
+def _paths(drawn: Sampled) -> Any:
+    """(samples, horizon, targets) numbers, or categories."""
+    categories = drawn.model.manifest.categories
+    return named(drawn.paths.astype(np.int64).tolist(), categories) if categories else drawn.paths
+
+
+# Drawn step by step
+
+_ID = struct.Struct("<QQQ8sI")
+
+
+class Place(NamedTuple):
+    """How far a draw has come: an event's id, with which it goes on. Opaque to clients.
+
+    seed; the session's step and revision when it began; a digest of its body; how many steps were told.
+    """
+
+    seed: int
+    step: int
+    revision: int
+    digest: bytes
+    told: int
+
+    def __str__(self) -> str:
+        return urlsafe_b64encode(_ID.pack(*self)).decode()
+
+    @classmethod
+    def of(cls, text: str) -> Self:
+        """Raises ValueError."""
+        try:
+            return cls(*_ID.unpack(urlsafe_b64decode(text.encode("ascii"))))
+        except struct.error as error:
+            raise ValueError(*error.args) from None
+
+
+def generate(engine: Engine, session_id: str) -> Response:
+    checked(session_id)
+    body = bodies.read(bodies.Generate)
+    digest = blake2b(body.model_dump_json().encode(), digest_size=8).digest()
+    reached = _reached(request.headers.get("Last-Event-ID", ""), digest, body.horizon)
+    has_left = client()
+    draw = engine.draws.begin(
+        TENANT,
+        session_id,
+        Ahead(body.horizon, body.inputs, body.future),
+        Wish(*(getattr(body, name) for name in Wish._fields)),
+        seed=reached.seed if reached else body.seed,
+        since=(reached.step, reached.revision) if reached else None,
+        has_left=has_left,
+    )
+    place = Place(draw.seed, draw.record.step, draw.record.revision, digest, reached.told if reached else 0)
+    return events.response(_events(draw, place, request.path), has_left)
+
+
+def _reached(event_id: str, digest: bytes, horizon: int) -> Place | None:
+    """Where a draw goes on after it was cut off; None where a new one begins."""
+    if not event_id:
+        return None
+    try:
+        place = Place.of(event_id)
+    except ValueError:
+        raise InvalidInputError(Fault("Last-Event-ID", "not the id of an event")) from None
+    if place.digest != digest:
+        what = "of a draw that was asked for with another body; send the same one, or begin anew without the header"
+        raise InvalidInputError(Fault("Last-Event-ID", what))
+    if place.told > horizon or place.seed >= 2**63:
+        raise InvalidInputError(Fault("Last-Event-ID", "not the id of an event"))
+    return place
+
+
+def _events(draw: Draw, place: Place, path: str) -> Iterator[Event]:
+    """Those after the place; what comes before it is drawn again, and not told."""
+    seen = place.told
+    try:
+        for one in draw.steps():
+            if isinstance(one, Ended):
+                end = {"reason": one.reason, "seed": draw.seed, "step": draw.record.step}
+                text = {} if one.text is None else {"text": one.text}
+                yield Event(str(place), encode(end | text), "done")
+            elif one.ahead > seen:
+                place = place._replace(told=one.ahead)
+                yield Event(str(place), encode(_drawn(draw, one)))
+    except Exception as error:  # noqa: BLE001  (whatever it is, the client is told)
+        yield Event(str(place), problems.of(error, "POST", path).body, "problem")
+
+
+def _drawn(draw: Draw, one: Drawn) -> dict[str, Any]:
+    categories = draw.model.manifest.categories
+    if one.log_probability is None:
+        return {"ahead": one.ahead, "values": one.values}
+    token = {"ahead": one.ahead, "token": categories[int(one.values[0])], "log_probability": one.log_probability}
+    if one.top is None:
+        return token
+    return token | {"top": named(one.top.tolist(), categories), "log_probabilities": one.log_probabilities}
+
+
+OPERATIONS = (
+    Operation(
+        "POST", "/v1/sessions/{session_id}/forecast", forecast, "Roll predictions forward; the session is unmoved",
+        bodies.ForecastAnswer, body=bodies.Forecast, problems=(400, 404, 409, 410, 413, 415, 422, 500, 503),
+    ),
+    Operation(
+        "POST", "/v1/sessions/{session_id}/generate", generate, "Draw a path, an event a step; the session is unmoved",
+        bodies.GeneratedEvent, body=bodies.Generate, media=events.MEDIA_TYPE,
+        query=(Query("Last-Event-ID", str, "of the last event that came: the draw goes on after it", "header"),),
+        problems=(400, 404, 409, 410, 413, 415, 422, 500, 503),
+    ),
+)  # fmt: skip
