@@ -246,6 +246,8 @@ class Manifest(Frozen):
         return self
 
     def _numbers(self, outputs: dict[str, Tensor]) -> None:
+        if sorted(set(self.head.levels)) != list(self.head.levels):
+            raise ValueError("the head's levels do not rise")
         for name in self.head.outputs:
             levels = (len(self.head.levels),) if name == "quantiles" else ()
             if outputs[name].inner != (len(self.head.targets), *levels):

@@ -1,13 +1,12 @@
-"""What a head's outputs say as a distribution: quantiles, coverage and CRPS, in numpy.
+"""How a head's distribution is held to what happened: quantiles at many levels, coverage and CRPS, in numpy.
 
-Owns the reading of each head's outputs, as `model.manifest.Head` names them. Knows nothing of torch or of series.
+Owns which levels are looked at, and which score is a head's. Knows nothing of torch or of series.
 """
-
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
+from model import distribution
 from model.manifest import Head
 from training import scores
 from training.scores import Array
@@ -27,17 +26,11 @@ def centre(head: Head, outputs: NDArray[np.void]) -> Array:
 
 def quantiles(head: Head, outputs: NDArray[np.void]) -> dict[float, Array]:
     """By level, each (steps, targets); empty for a head without a distribution."""
-    told = {name: outputs[name].astype(np.float64) for name in head.outputs}
-    match head.kind:
-        case "gaussian":
-            return {level: told["mean"] + told["std"] * NormalDist().inv_cdf(level) for level in LEVELS}
-        case "student_t":
-            mean, scale, df = told["mean"], told["scale"], told["df"]
-            return {level: mean + scale * scores.student_t_quantile(level, df) for level in LEVELS}
-        case "quantiles":
-            return {level: told["quantiles"][..., place] for place, level in enumerate(head.levels)}
-        case _:
-            return {}
+    if not (head.levels or distribution.known(head)):
+        return {}
+    levels = head.levels or LEVELS
+    found = distribution.quantile(head, outputs, levels)
+    return {level: found[..., place] for place, level in enumerate(levels)}
 
 
 def crps(head: Head, outputs: NDArray[np.void], actual: Array) -> Array:

@@ -7,16 +7,13 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
+
+from model.distribution import log_beta, student_t_cdf
 
 Array = NDArray[np.float64]
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
-_lgamma = np.vectorize(math.lgamma, otypes=[np.float64])
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(64)
-"""Of Gauss and Legendre, on [-1, 1]."""
-_BLOCK = 4096
-"""Numbers integrated at once: bounded memory for any length of series."""
 
 
 def points(forecast: Array, actual: Array, scale: Array | None) -> dict[str, float]:
@@ -86,41 +83,6 @@ def crps_normal(mean: Array, std: Array, actual: Array) -> Array:
 def crps_student_t(mean: Array, scale: Array, df: Array, actual: Array) -> Array:
     """The CRPS of Student's t with location and scale in closed form, for df above 1 (Jordan et al. 2019, app. A)."""
     z = (actual - mean) / scale
-    log_density = _log_half_beta(df) - 0.5 * np.log(df) - 0.5 * (df + 1) * np.log1p(z * z / df)
-    spread = 2 * np.sqrt(df) / (df - 1) * np.exp(_log_beta(0.5, df - 0.5) - 2 * _log_beta(0.5, df / 2))
+    log_density = -log_beta(0.5, df / 2) - 0.5 * np.log(df) - 0.5 * (df + 1) * np.log1p(z * z / df)
+    spread = 2 * np.sqrt(df) / (df - 1) * np.exp(log_beta(0.5, df - 0.5) - 2 * log_beta(0.5, df / 2))
     return scale * (z * (2 * student_t_cdf(z, df) - 1) + 2 * np.exp(log_density) * (df + z * z) / (df - 1) - spread)
-
-
-def student_t_cdf(x: ArrayLike, df: ArrayLike) -> Array:
-    """The distribution function of Student's t.
-
-    With x = sqrt(df) tan(u) the density becomes cos(u)^(df - 1) / B(1/2, df/2), smooth on a bounded interval, which
-    Gauss and Legendre's 64 nodes integrate from 0 to far beyond single precision.
-    """
-    x, df = np.broadcast_arrays(np.asarray(x, np.float64), np.asarray(df, np.float64))
-    end = np.minimum(np.arctan(np.abs(x) / np.sqrt(df)), 9 / np.sqrt(df))  # beyond, less than exp(-40) is left
-    total, ends, dfs = np.empty(x.size), end.reshape(-1, 1), df.reshape(-1, 1)
-    for start in range(0, x.size, _BLOCK):
-        block = slice(start, start + _BLOCK)
-        total[block] = np.cos(ends[block] * (_NODES + 1) / 2) ** (dfs[block] - 1) @ _WEIGHTS
-    return np.asarray(0.5 + np.sign(x) * np.exp(_log_half_beta(df)) * total.reshape(x.shape) * end / 2, np.float64)
-
-
-def student_t_quantile(level: float, df: Array) -> Array:
-    """Where the distribution function of Student's t is `level`: bisection in u = atan(x / sqrt(df))."""
-    each, places = np.unique(df, return_inverse=True)
-    low, high = np.full(each.shape, -math.pi / 2), np.full(each.shape, math.pi / 2)
-    for _ in range(60):
-        middle = (low + high) / 2
-        below = student_t_cdf(np.sqrt(each) * np.tan(middle), each) < level
-        low, high = np.where(below, middle, low), np.where(below, high, middle)
-    return np.asarray((np.sqrt(each) * np.tan((low + high) / 2))[places].reshape(df.shape), np.float64)
-
-
-def _log_beta(a: float, b: Array) -> Array:
-    return np.asarray(math.lgamma(a) + _lgamma(b) - _lgamma(a + b), np.float64)
-
-
-def _log_half_beta(df: Array) -> Array:
-    """-log B(1/2, df/2), the normaliser of Student's t."""
-    return -_log_beta(0.5, df / 2)

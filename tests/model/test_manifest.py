@@ -49,6 +49,7 @@ FAULTS: dict[str, tuple[Callable[[Document], None], str]] = {
         "tensor 'surprise' needs a time and a batch axis",
     ),
     "inputs of another width": (put("inputs", 0, "shape", 2, to=2), "input 'inputs' has shape .* 3 features"),
+    "levels that fall": (put("head", "levels", to=[0.5, 0.1]), "the head's levels do not rise"),
     "output named twice": (put("outputs", 1, "name", to="mean"), "output named twice: mean"),
     "state input named twice": (put("state", 1, "input", to="h_in"), "state input named twice: h_in"),
     "state output named twice": (put("state", 1, "output", to="h_out"), "state output named twice: h_out"),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from model import distribution
 from model.manifest import Manifest
 from model.runner import StepModel
 from tests.bundles import FEATURES, draw, make_bundle, make_network, readout
@@ -146,7 +147,7 @@ def test_distributions_are_scored_by_what_the_head_says(head: str, tmp_path: Pat
     if head == "gaussian":
         quantiles = {level: said["mean"] + said["std"] * NormalDist().inv_cdf(level) for level in levels}
     elif head == "student_t":
-        t = {level: float(scores.student_t_quantile(level, said["df"])[0]) for level in levels}
+        t = {level: float(distribution.student_t_quantile(level, said["df"])[0]) for level in levels}
         quantiles = {level: said["mean"] + said["scale"] * t[level] for level in levels}
     else:
         quantiles = {level: said["quantiles"][:, place] for place, level in enumerate(levels)}

@@ -92,44 +92,6 @@ def test_many_quantiles_give_the_crps() -> None:
     assert scores.crps_quantiles(quantiles, actual) == pytest.approx(exact, rel=5e-3)
 
 
-TABLE = [
-    (1, 0.75, 1.0),
-    (1, 0.975, 12.706),
-    (2, 0.95, 2.920),
-    (3, 0.9, 1.638),
-    (5, 0.995, 4.032),
-    (10, 0.975, 2.228),
-    (30, 0.95, 1.697),
-    (60, 0.9995, 3.460),
-    (120, 0.975, 1.980),
-    (1_000_000, 0.975, 1.960),
-]
-"""Degrees of freedom, level, quantile: the table of NIST/SEMATECH's e-Handbook of Statistical Methods, 1.3.6.7.2."""
-
-
-@pytest.mark.parametrize(("df", "level", "quantile"), TABLE)
-def test_quantiles_of_students_t_are_the_published_ones(df: float, level: float, quantile: float) -> None:
-    """Both tails, to the table's three digits, and the distribution function leads back."""
-    found = scores.student_t_quantile(level, array(df))
-    assert found[0] == pytest.approx(quantile, abs=6e-4)
-    assert scores.student_t_quantile(1 - level, array(df))[0] == pytest.approx(-found[0], rel=1e-7)
-    assert scores.student_t_cdf(found, df)[0] == pytest.approx(level, abs=1e-12)
-
-
-def test_the_distribution_function_of_students_t_in_closed_form() -> None:
-    """For 1 and 2 degrees of freedom there is one; far out it is 0 and 1."""
-    x = array(-30, -1, 0, 0.2, 5)
-    assert scores.student_t_cdf(x, 2) == pytest.approx(cauchy_like(x), abs=1e-13)
-    assert scores.student_t_cdf(x, 1) == pytest.approx(0.5 + np.arctan(x) / np.pi, abs=1e-13)
-    assert scores.student_t_cdf(array(-1e9, 1e9), 8) == pytest.approx([0, 1], abs=1e-13)
-
-
-def test_each_step_has_its_own_degrees_of_freedom() -> None:
-    """Quantiles keep the shape of what they are asked for."""
-    df = np.array([[1.0, 5.0], [5.0, 30.0]])
-    assert scores.student_t_quantile(0.975, df) == pytest.approx(np.array([[12.706, 2.571], [2.571, 2.042]]), abs=6e-4)
-
-
 def test_naive_forecasts_by_hand() -> None:
     """Each says only what was known at its origin: the season before, or two, and the line from the start."""
     values = np.array([[2.0], [4.0], [3.0], [8.0], [7.0], [99.0], [98.0]])

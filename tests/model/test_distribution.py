@@ -1,0 +1,157 @@
+"""Distributions that heads say: against published tables, closed forms, integrals, and many draws."""
+
+import math
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from model import distribution
+from model.distribution import Array
+from model.manifest import Head
+
+GAUSSIAN = Head(kind="gaussian", outputs=("mean", "std"), targets=("x", "y"))
+STUDENT_T = Head(kind="student_t", outputs=("mean", "scale", "df"), targets=("x", "y"))
+QUANTILES = Head(kind="quantiles", outputs=("median", "quantiles"), targets=("x",), levels=(0.1, 0.5, 0.8))
+DRAWS = 40_000
+
+
+def array(*values: float) -> Array:
+    return np.array(values, np.float64)
+
+
+def said(**outputs: Any) -> NDArray[np.void]:
+    """(rows,) outputs, each given as (rows, ...)."""
+    arrays = {name: np.asarray(value, np.float32) for name, value in outputs.items()}
+    rows = len(next(iter(arrays.values())))
+    told = np.zeros(rows, np.dtype([(name, np.float32, value.shape[1:]) for name, value in arrays.items()]))
+    for name, value in arrays.items():
+        told[name] = value
+    return told
+
+
+def two_degrees(x: Array) -> Array:
+    """The distribution function of Student's t with 2 degrees of freedom, in closed form."""
+    return np.asarray(0.5 + x / (2 * np.sqrt(2 + x * x)), np.float64)
+
+
+TABLE = [
+    (1, 0.75, 1.0),
+    (1, 0.975, 12.706),
+    (2, 0.95, 2.920),
+    (3, 0.9, 1.638),
+    (5, 0.995, 4.032),
+    (10, 0.975, 2.228),
+    (30, 0.95, 1.697),
+    (60, 0.9995, 3.460),
+    (120, 0.975, 1.980),
+    (1_000_000, 0.975, 1.960),
+]
+"""Degrees of freedom, level, quantile: the table of NIST/SEMATECH's e-Handbook of Statistical Methods, 1.3.6.7.2."""
+
+
+@pytest.mark.parametrize(("df", "level", "quantile"), TABLE)
+def test_quantiles_of_students_t_are_the_published_ones(df: float, level: float, quantile: float) -> None:
+    """Both tails, to the table's three digits, and the distribution function leads back."""
+    found = distribution.student_t_quantile(level, array(df))
+    assert found[0] == pytest.approx(quantile, abs=6e-4)
+    assert distribution.student_t_quantile(1 - level, array(df))[0] == pytest.approx(-found[0], rel=1e-7)
+    assert distribution.student_t_cdf(found, df)[0] == pytest.approx(level, abs=1e-12)
+
+
+def test_the_distribution_function_of_students_t_in_closed_form() -> None:
+    """For 1 and 2 degrees of freedom there is one; far out it is 0 and 1."""
+    x = array(-30, -1, 0, 0.2, 5)
+    assert distribution.student_t_cdf(x, 2) == pytest.approx(two_degrees(x), abs=1e-13)
+    assert distribution.student_t_cdf(x, 1) == pytest.approx(0.5 + np.arctan(x) / np.pi, abs=1e-13)
+    assert distribution.student_t_cdf(array(-1e9, 1e9), 8) == pytest.approx([0, 1], abs=1e-13)
+
+
+def test_each_step_has_its_own_degrees_of_freedom() -> None:
+    """Quantiles keep the shape of what they are asked for."""
+    df = np.array([[1.0, 5.0], [5.0, 30.0]])
+    assert distribution.student_t_quantile(0.975, df) == pytest.approx(
+        np.array([[12.706, 2.571], [2.571, 2.042]]), abs=6e-4
+    )
+
+
+SPOKEN = {
+    "gaussian": (GAUSSIAN, said(mean=[[1, -2]], std=[[2, 0.5]])),
+    "student_t": (STUDENT_T, said(mean=[[1, -2]], scale=[[2, 0.5]], df=[[3, 8]])),
+    "quantiles": (QUANTILES, said(median=[[2]], quantiles=[[[1, 2, 5]]])),
+}
+
+
+def test_quantiles_lie_at_every_target_and_level() -> None:
+    """A normal distribution's are its mean and so many deviations; Student's t its location and so many scales."""
+    levels = (0.05, 0.5, 0.975)
+    outputs = said(mean=[[1, -2], [7, 0]], std=[[2, 0.5], [1, 1]])
+    found = distribution.quantile(GAUSSIAN, outputs, levels)
+    assert found.shape == (2, 2, 3)
+    assert found[0, 1, 2] == pytest.approx(-2 + 0.5 * NormalDist().inv_cdf(0.975))
+    assert found[:, :, 1] == pytest.approx(outputs["mean"])
+    head, outputs = SPOKEN["student_t"]
+    assert distribution.quantile(head, outputs, (0.9, 0.95))[0, 0, 0] == pytest.approx(1 + 2 * 1.638, abs=2e-3)
+
+
+def test_lines_between_quantiles_and_exponential_tails_beyond() -> None:
+    """By hand: what the head says is met, halfway is halfway, and a tail falls by e over one beta."""
+    head, outputs = SPOKEN["quantiles"]
+    low, high = (2 - 1) / math.log(0.5 / 0.1), (5 - 2) / math.log((1 - 0.5) / (1 - 0.8))
+    levels = (0.1 / math.e, 0.1, 0.3, 0.5, 0.65, 0.8, 1 - 0.2 / math.e)
+    expected = [1 - low, 1, 1.5, 2, 3.5, 5, 5 + high]
+    assert distribution.quantile(head, outputs, levels)[0, 0] == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_mean_of_quantiles_is_the_integral_over_the_levels() -> None:
+    """The closed form against a sum over fine levels, finest in the tails; of the other heads it is what they say."""
+    head, outputs = SPOKEN["quantiles"]
+    u = 1 / (1 + np.exp(-np.linspace(-30, 30, 200_001)))
+    u = u[u < 1]
+    integral = float(np.trapezoid(distribution.quantile(head, outputs, list(u))[0, 0], u))
+    assert distribution.mean(head, outputs)[0, 0] == pytest.approx(integral, abs=1e-4)
+    two = QUANTILES.model_copy(update={"levels": (0.2, 0.9)})
+    outputs = said(median=[[2]], quantiles=[[[1, 5]]])
+    integral = float(np.trapezoid(distribution.quantile(two, outputs, list(u))[0, 0], u))
+    assert distribution.mean(two, outputs)[0, 0] == pytest.approx(integral, abs=1e-4)
+    for kind in ("gaussian", "student_t"):
+        assert distribution.mean(*SPOKEN[kind])[0].tolist() == [1, -2]
+
+
+@pytest.mark.parametrize("kind", SPOKEN)
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_draws_have_the_distribution(kind: str, temperature: float) -> None:
+    """Deep in both tails too the share of draws below a quantile is its level; at half the heat half as far."""
+    head, outputs = SPOKEN[kind]
+    drawn = distribution.draw(head, np.repeat(outputs, DRAWS), np.random.default_rng(1), temperature)
+    centre = outputs[head.outputs[0]].astype(np.float64)
+    for level in (0.01, 0.1, 0.3, 0.5, 0.7, 0.95, 0.99):
+        at = centre + temperature * (distribution.quantile(head, outputs, (level,))[..., 0] - centre)
+        error = 4 * math.sqrt(level * (1 - level) / DRAWS)
+        assert (drawn <= at).mean(axis=0) == pytest.approx(np.full(at.shape[1], level), abs=error)
+
+
+@pytest.mark.parametrize("kind", SPOKEN)
+def test_without_heat_a_draw_is_the_centre(kind: str) -> None:
+    """Which is what a rollout without draws feeds back; and the same generator gives the same draws."""
+    head, outputs = SPOKEN[kind]
+    centre = outputs[head.outputs[0]].astype(np.float64)
+    assert np.array_equal(distribution.draw(head, outputs, np.random.default_rng(1), 0.0), centre)
+    one, same, other = (distribution.draw(head, outputs, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert one.tobytes() == same.tobytes() != other.tobytes()
+
+
+def test_what_says_no_distribution_is_known() -> None:
+    """Points, categories, and one quantile alone: there is nothing to draw from, and nothing is made up."""
+    point = Head(kind="point", outputs=("point",), targets=("x",))
+    one = QUANTILES.model_copy(update={"levels": (0.5,)})
+    categorical = Head(kind="categorical", outputs=("top", "log_probability"), targets=("x",))
+    assert [distribution.known(head) for head in (point, one, categorical)] == [False, False, False]
+    assert all(distribution.known(head) for head, _ in SPOKEN.values())
+    outputs = said(point=[[1]])
+    with pytest.raises(ValueError, match="point says no distribution"):
+        distribution.draw(point, outputs, np.random.default_rng(1))
+    with pytest.raises(ValueError, match="point says no distribution"):
+        distribution.quantile(point, outputs, (0.5,))
