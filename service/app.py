@@ -30,6 +30,7 @@ def create_engine(settings: Settings) -> Engine:
         max_waiting=settings.max_waiting,
         exact=settings.exact,
         history=settings.history,
+        accuracy=settings.accuracy,
         state_age_s=settings.state_age_s,
     )
     opened = open_all(settings.models, threads=settings.threads)
