@@ -6,17 +6,18 @@ from flask import Flask
 
 from model.repository import open_all
 from service.engine.engine import Engine, Limits
-from service.http import health, models, openapi, operations, problems, sessions, steps
+from service.http import health, metrics, models, openapi, operations, problems, sessions, steps
 from service.sessions.opening import open_store
 from service.settings import Settings
+from service.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from service.sessions.seal import Seal
 
-OPERATIONS = (*health.OPERATIONS, *models.OPERATIONS, *sessions.OPERATIONS, *steps.OPERATIONS)
+OPERATIONS = (*health.OPERATIONS, *metrics.OPERATIONS, *models.OPERATIONS, *sessions.OPERATIONS, *steps.OPERATIONS)
 
 
-def create_engine(settings: Settings) -> Engine:
+def create_engine(settings: Settings, telemetry: Telemetry | None = None) -> Engine:
     """Opens models and store. Call it in the process that serves, after any fork.
 
     Raises BundleError where there is no repository, StoreUnavailableError.
@@ -35,7 +36,7 @@ def create_engine(settings: Settings) -> Engine:
     )
     opened = open_all(settings.models, threads=settings.threads)
     store = open_store(settings.store, fsync=settings.fsync == "always")
-    return Engine(opened, store, limits, seal=_seal(settings))
+    return Engine(opened, store, limits, seal=_seal(settings), observer=telemetry)
 
 
 def _seal(settings: Settings) -> "Seal | None":
@@ -46,10 +47,11 @@ def _seal(settings: Settings) -> "Seal | None":
     return Seal(settings.secret.get_secret_value().split(","))
 
 
-def create_app(settings: Settings, engine: Engine) -> Flask:
-    """The application over a started engine, which stays its caller's to close."""
+def create_app(settings: Settings, engine: Engine, telemetry: Telemetry | None = None) -> Flask:
+    """The application over a started engine, which stays its caller's to close; `telemetry` is what watches it."""
     app = Flask("onward", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"], app.config["LANE"] = settings.max_body_bytes, settings.lane
+    app.extensions["telemetry"] = telemetry or Telemetry()
     problems.install(app)
     operations.install(app, engine, OPERATIONS)
     openapi.install(app, OPERATIONS)

@@ -117,7 +117,7 @@ class Engine:
             accuracy=limits.accuracy,
             observer=observer,
         )
-        self.lives = Lives(store, clock, limits.ttl_s)
+        self.lives = Lives(store, clock, limits.ttl_s, observer.damaged if observer else None)
         self.carried = Carried(
             self.lives,
             seal,

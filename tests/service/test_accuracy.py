@@ -114,9 +114,9 @@ def test_sums_are_those_of_the_whole_series(
     session, _ = engine.create(T, "tiny", inputs=first)
     other, _ = engine.create(T, "tiny")
     elsewhere = Engine(
-        Opened(dict(engine.models), []),
+        Opened({"tiny": dict(engine.models["tiny"])}, []),
         beside(vars(engine)["_store"]),
-        Limits(),  # type: ignore[arg-type]
+        Limits(),
     )
     elsewhere.start()
     answers = []
@@ -223,7 +223,8 @@ def test_a_missing_input_is_not_scored(tmp_path: Path) -> None:
     for place, target in enumerate("xy"):
         there = series[~np.isnan(series[:, place]), place].astype(np.float64)
         mae = np.nanmean(np.abs(error[:, place]))
-        assert (targets[target].inputs, targets[target].mae) == (len(there), pytest.approx(mae))
+        assert targets[target].inputs == len(there)
+        assert targets[target].mae == pytest.approx(mae)
         assert targets[target].mase == pytest.approx(mae / np.abs(np.diff(there)).mean())
     engine.close()
 
@@ -301,7 +302,7 @@ def test_intervals_are_the_papers(engines: dict[str, Engine], head: str) -> None
     outputs = engine.step(T, session.session_id, series[40:].tolist()).outputs
     played_all = played(model, series)
     said = before(model, played_all)
-    spread = {
+    spread: Callable[[Outputs], NDArray[np.float32]] = {
         "point": lambda told: np.ones_like(told["point"]),
         "gaussian": lambda told: told["std"],
         "student_t": lambda told: told["scale"],
@@ -316,9 +317,9 @@ def test_intervals_are_the_papers(engines: dict[str, Engine], head: str) -> None
                 abs(np.float64(series[step, column]) - said[centre][step, place]) / spread(said)[step, place]
             )
             err = score > reach
-            missed += err
+            missed += int(err)
             alpha += GAMMA * (0.1 - err)
-            scores.append(score)
+            scores.append(float(score))
             last = sorted(scores[-HELD:])
             rank = math.ceil((len(last) + 1) * (1 - alpha) - 1e-9)
             reach = float(last[rank - 1]) if rank <= len(last) else math.inf
