@@ -45,6 +45,16 @@ def anomalies(ring: bytes, held: int, scores: Sequence[float]) -> tuple[list[flo
     return told, line[-len(EMPTY) :]
 
 
+def anomalies_of_rows(rings: Ring, held: Floats, scores: Ring) -> Floats:
+    """(rows,) the same of one score a row. rings: (rows, HELD), written to; held, scores: (rows,)."""
+    reached = np.add.reduce(rings >= scores[:, np.newaxis], axis=1)
+    there = np.minimum(held, HELD)
+    told = np.where(there < LEAST, math.nan, 1 - (1 + reached) / (there + 1))
+    rings[:, :-1] = rings[:, 1:]
+    rings[:, -1] = scores
+    return told
+
+
 class Corrected:
     """Adaptive conformal inference: intervals whose level follows how often they missed (Gibbs and Candes 2021).
 

@@ -29,6 +29,7 @@ from tests.bundles import draw, make_bundle
 from tests.contracts.test_stores import beside
 from tests.kinds import category, export, network, played, signature
 from tests.reference import ZOO, pulse
+from training.nets import Signature
 
 T = "tenant"
 HEADS = ["point", "gaussian", "student_t", "quantiles"]
@@ -155,6 +156,35 @@ def test_what_is_kept_does_not_depend_on_calls(engines: dict[str, Engine]) -> No
     kept = {engine.lives.session(T, name).record.accuracy for name in ("one", "some", "many", "all")}
     assert len(kept) == 1
     assert kept != {b""}
+
+
+@pytest.mark.parametrize("head", [*HEADS, "categorical", "label"])
+def test_rows_counted_together_have_the_bits_of_rows_counted_alone(engines: dict[str, Engine], head: str) -> None:
+    """Answers and what is kept, step by step, of many rows and of each by itself."""
+    if head in HEADS:
+        model, inputs = engines[head].model("tiny"), draw(7, 40, 3)
+    else:
+        spoken = signature([category("c", 4)], "c") if head == "categorical" else labelled()
+        model = export(network(spoken, head=head, counts=[1, 2, 3, 4], units=6))
+        inputs = np.random.default_rng(0).integers(4, size=(7, 40, 1)).astype(np.float32)
+    counted, state = Accuracy(model), model.layout.initial(7)
+    together: list[bytes | None] = [b""] * 7
+    alone: list[bytes | None] = [b""] * 7
+    for step in range(40):
+        now = inputs[:, step : step + 1]
+        outputs, after = model.run(now, np.ones(7, np.int32), state)
+        told, together = map(list, counted.score(together, now, [1] * 7, state, outputs))
+        for row in range(7):
+            of = slice(row, row + 1)
+            (one,), (alone[row],) = counted.score([alone[row]], now[of], [1], state[of], outputs[of])
+            assert one.tobytes() == told[row].tobytes()
+        assert together == alone
+        state = after
+
+
+def labelled() -> Signature:
+    """Of a head `label` over four classes."""
+    return signature([category("c", 4)], "kind", classes=("p", "q", "r", "s"))
 
 
 def test_predictions_are_what_they_were(tmp_path: Path) -> None:
