@@ -41,7 +41,7 @@ def quantile(head: Head, outputs: Outputs, levels: Sequence[float]) -> Array:
     match head.kind:
         case "gaussian":
             normal = np.array([NormalDist().inv_cdf(level) for level in levels])
-            return told["mean"][..., None] + told["std"][..., None] * normal
+            return np.asarray(told["mean"][..., None] + told["std"][..., None] * normal, np.float64)
         case "student_t":
             t = student_t_quantile(levels, told["df"])
             return told["mean"][..., None] + told["scale"][..., None] * t
