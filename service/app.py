@@ -6,20 +6,32 @@ from flask import Flask
 
 from model.repository import open_all
 from service.engine.engine import Engine, Limits
-from service.http import advance, forecasts, health, models, openapi, operations, problems, sessions, stream
+from service.http import (
+    advance,
+    forecasts,
+    health,
+    metrics,
+    models,
+    openapi,
+    operations,
+    problems,
+    sessions,
+    stream,
+)
 from service.sessions.opening import open_store
 from service.settings import Settings
+from service.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from service.sessions.seal import Seal
 
 OPERATIONS = (
-    *health.OPERATIONS, *models.OPERATIONS, *sessions.OPERATIONS, *advance.OPERATIONS, *stream.OPERATIONS,
-    *forecasts.OPERATIONS,
+    *health.OPERATIONS, *metrics.OPERATIONS, *models.OPERATIONS, *sessions.OPERATIONS, *advance.OPERATIONS,
+    *stream.OPERATIONS, *forecasts.OPERATIONS,
 )  # fmt: skip
 
 
-def create_engine(settings: Settings) -> Engine:
+def create_engine(settings: Settings, telemetry: Telemetry | None = None) -> Engine:
     """Opens models and store. Call it in the process that serves, after any fork.
 
     Raises BundleError where there is no repository, StoreUnavailableError.
@@ -33,11 +45,12 @@ def create_engine(settings: Settings) -> Engine:
         max_waiting=settings.max_waiting,
         exact=settings.exact,
         history=settings.history,
+        accuracy=settings.accuracy,
         state_age_s=settings.state_age_s,
     )
     opened = open_all(settings.models, threads=settings.threads)
     store = open_store(settings.store, fsync=settings.fsync == "always")
-    return Engine(opened, store, limits, seal=_seal(settings))
+    return Engine(opened, store, limits, seal=_seal(settings), observer=telemetry)
 
 
 def _seal(settings: Settings) -> "Seal | None":
@@ -48,10 +61,11 @@ def _seal(settings: Settings) -> "Seal | None":
     return Seal(settings.secret.get_secret_value().split(","))
 
 
-def create_app(settings: Settings, engine: Engine) -> Flask:
-    """The application over a started engine, which stays its caller's to close."""
+def create_app(settings: Settings, engine: Engine, telemetry: Telemetry | None = None) -> Flask:
+    """The application over a started engine, which stays its caller's to close; `telemetry` is what watches it."""
     app = Flask("onward", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"], app.config["LANE"] = settings.max_body_bytes, settings.lane
+    app.extensions["telemetry"] = telemetry or Telemetry()
     problems.install(app)
     operations.install(app, engine, OPERATIONS)
     openapi.install(app, OPERATIONS)

@@ -1,5 +1,8 @@
 """gunicorn's configuration, from Onward's settings; read by the master, before workers are forked."""
 
+import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,24 @@ keepalive = 10  # seconds; a stop waits for idle connections too, so not longer
 graceful_timeout = int(_settings.timeout_s) + 5  # whoever was let in is answered
 control_socket_disable = True
 errorlog = "-"
+
+
+def on_starting(server: Any) -> None:
+    """The workers' metrics lie in a folder of this service's own: what another left there would be counted as ours."""
+    del server
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="onward-metrics-", dir=worker_tmp_dir)
+
+
+def child_exit(server: Any, worker: Any) -> None:
+    from prometheus_client.multiprocess import mark_process_dead  # noqa: PLC0415  (reads the folder's name when imported)
+
+    del server
+    mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
+
+
+def on_exit(server: Any) -> None:
+    del server
+    shutil.rmtree(os.environ["PROMETHEUS_MULTIPROC_DIR"], ignore_errors=True)
 
 
 def post_worker_init(worker: Any) -> None:

@@ -88,6 +88,9 @@ class Settings(BaseSettings):
     history: Annotated[
         int, Field(ge=0, le=10_000, description="steps that sessions can be taken back by; they keep as many inputs")
     ] = 0
+    accuracy: Annotated[
+        bool, Field(description="count how each session's predictions come true, and tell it with each answer")
+    ] = True
     secret: Annotated[
         SecretStr | None,
         Field(description="signs what leaves and comes back: 32 characters or more; by commas, the newest first"),

@@ -12,6 +12,7 @@ from service.app import create_app, create_engine
 from service.engine.engine import Engine
 from service.errors import OnwardError
 from service.settings import SettingsError
+from service.telemetry import Telemetry
 
 log = logging.getLogger("gunicorn.error")
 
@@ -19,13 +20,13 @@ log = logging.getLogger("gunicorn.error")
 def create() -> Flask:
     """The application with its engine started. `close` it at the end of the process."""
     try:
-        told = settings.read()
-        engine = create_engine(told)
+        told, telemetry = settings.read(), Telemetry()
+        engine = create_engine(told, telemetry)
     except (SettingsError, BundleError, OnwardError) as error:
         log.critical("cannot start: %s", error)
         sys.exit(Arbiter.WORKER_BOOT_ERROR)  # the master gives up too, instead of starting workers for ever
     engine.start(flush_s=told.flush_s, sweep_s=told.sweep_s)
-    app = create_app(told, engine)
+    app = create_app(told, engine, telemetry)
     app.extensions["onward"] = engine
     return app
 

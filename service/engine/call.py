@@ -18,30 +18,35 @@ class Caller:
         self._model, self._alone = model, alone
         self._bytes = model.layout.dtype.itemsize
 
-    def __call__(self, taken: Sequence[Inputs], states: Sequence[bytes]) -> tuple[Outputs, State, list[bool]]:
-        """taken: of each row its inputs (steps, features); states: of each row its state's memory.
+    def __call__(self, inputs: Inputs, sizes: Sequence[int], states: State) -> tuple[Outputs, State, list[bool]]:
+        """inputs: (rows, longest, features), of which the first `sizes` of each row count. states: (rows,) before them.
 
         Returns outputs (rows, longest), where what lies beyond a row's own steps means nothing, the states after them
         (rows,), and of each row whether it has finite numbers only.
         """
-        if self._alone and len(taken) > 1:
-            parts = [self([one], [state]) for one, state in zip(taken, states, strict=True)]
+        if self._alone and len(sizes) > 1:
+            each = [slice(row, row + 1) for row in range(len(sizes))]
+            parts = [self(inputs[row], sizes[row], states[row]) for row in each]
             outputs = np.concatenate([part for part, _, _ in parts])
             return outputs, np.concatenate([part for _, part, _ in parts]), [sound for _, _, (sound,) in parts]
-        sizes = [len(steps) for steps in taken]
-        longest = max(sizes)
-        if min(sizes) == longest:
-            inputs = np.concatenate(taken).reshape(len(taken), longest, -1)
-        else:
-            inputs = np.zeros((len(taken), longest, taken[0].shape[1]), np.float32)
-            for row, steps in enumerate(taken):
-                inputs[row, : len(steps)] = steps
-        outputs, after = self._model.run(inputs, np.array(sizes, np.int32), self._model.layout.stack(states))
+        outputs, after = self._model.run(inputs, np.array(sizes, np.int32), states)
         return outputs, after, _sound(outputs, after, sizes)
 
     def memories(self, states: State) -> list[bytes]:
         data = states.tobytes()
         return [data[start : start + self._bytes] for start in range(0, len(data), self._bytes)]
+
+
+def padded(taken: Sequence[Inputs]) -> tuple[Inputs, list[int]]:
+    """Of each row its inputs (steps, features), as one array (rows, longest, features), and how many each has."""
+    sizes = [len(steps) for steps in taken]
+    longest = max(sizes)
+    if min(sizes) == longest:
+        return np.concatenate(taken).reshape(len(taken), longest, -1), sizes
+    inputs = np.zeros((len(taken), longest, taken[0].shape[1]), np.float32)
+    for row, steps in enumerate(taken):
+        inputs[row, : len(steps)] = steps
+    return inputs, sizes
 
 
 def _sound(outputs: Outputs, after: State, sizes: Sequence[int]) -> list[bool]:

@@ -13,7 +13,7 @@ import gevent
 import numpy as np
 
 from model.runner import StepModel
-from service.engine.call import Caller
+from service.engine.call import Caller, padded
 
 INLINE_S = 0.004
 """Longer calls run in a native thread: ONNX Runtime lets go of the interpreter, and the event loop goes on."""
@@ -57,11 +57,12 @@ def measure(model: StepModel) -> Cost:
 
 
 def _fastest(model: StepModel, call: Caller, rows: int, steps: int) -> float:
-    inputs, state = np.zeros((steps, len(model.features)), np.float32), model.layout.initial(1).tobytes()
+    inputs, sizes = padded([np.zeros((steps, len(model.features)), np.float32)] * rows)
+    states = model.layout.initial(rows)
     times = []
     for _ in range(_TIMES):
         wall, cpu = time.perf_counter(), time.process_time()
-        call([inputs] * rows, [state] * rows)
+        call(inputs, sizes, states)
         times += [time.perf_counter() - wall, time.process_time() - cpu]  # less is right: other work, or more threads
     return min(times)
 

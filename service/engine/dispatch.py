@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from model.runner import StepModel
 from model.state import State
 from service.engine import cost
+from service.engine.accuracy import Accuracy
 from service.engine.executor import Executor
 from service.engine.feed import Feed
 from service.engine.inputs import Inputs
+from service.engine.observer import Observer
 from service.engine.queue import Queue
 from service.engine.scheduler import Scheduler
 from service.engine.work import Call, Done, Request, Work
@@ -37,13 +39,16 @@ class Dispatch:
         max_waiting: int,
         exact: bool,
         keep: int,
+        accuracy: bool,
+        observer: Observer | None,
     ) -> None:
         """`clock` gives seconds since 1970 UTC and dates records; `monotonic` times calls."""
         self._monotonic, self._timeout_s, self._max_waiting, self._keep = monotonic, timeout_s, max_waiting, keep
         self.queues: dict[StepModel, Queue] = {}
         for model in models:
             costs = cost.measure(model)
-            executor = Executor(model, costs, store, clock, exact=exact, keep=keep)
+            counted = Accuracy(model, on=accuracy)
+            executor = Executor(model, costs, store, clock, counted, observer, exact=exact, keep=keep)
             scheduler: Scheduler[Work] = Scheduler(cost.MOST_ROWS, costs.cells)
             self.queues[model] = Queue(executor, scheduler, monotonic, timeout_s)
         self._calls: dict[Call, int] = {}  # that are waited for, with their items
@@ -63,6 +68,9 @@ class Dispatch:
             work.trail = deque(maxlen=self._keep + 2)  # one of them is that old, however short chunks are
         return work
 
+    def accuracy(self, model: StepModel) -> Accuracy:
+        return self.queues[model].executor.accuracy
+
     def free_work(
         self,
         model: StepModel,
@@ -71,11 +79,17 @@ class Dispatch:
         state: State,
         horizon: int = 0,
         feed: Feed | None = None,
+        accuracy: bytes | None = None,
     ) -> Work:
-        """An item of no session: inputs (steps, features) from state (1,) on, then `horizon` steps fed back."""
+        """An item of no session: inputs (steps, features) from state (1,) on, then `horizon` steps fed back.
+
+        accuracy: what is kept of predictions so far; None: they are not scored.
+        """
         self._alone += 1
         line = self._alone.to_bytes(8)  # sessions' keys have a / in them, and are longer
-        return self._work(model, inputs, call, line, horizon=horizon, feed=feed or Feed(model), state=state.tobytes())
+        work = self._work(model, inputs, call, line, horizon=horizon, feed=feed or Feed(model), state=state.tobytes())
+        work.accuracy = accuracy if self.accuracy(model).on else None
+        return work
 
     def run(self, call: Call, works: Sequence[Work]) -> Sequence[Work]:
         """Returns once the call is over, which always comes: queues answer what fails, and what is late at its turn."""
@@ -104,11 +118,12 @@ class Dispatch:
         inputs: NDArray[np.float32],
         state: State,
         *,
+        accuracy: bytes | None = None,
         has_left: Callable[[], bool] | None = None,
     ) -> Done:
         """One item of no session. Raises what went wrong."""
         call = self.call(1, has_left=has_left)
-        (work,) = self.run(call, [self.free_work(model, inputs, call, state)])
+        (work,) = self.run(call, [self.free_work(model, inputs, call, state, accuracy=accuracy)])
         return outcome(work)
 
     def look_who_left(self) -> None:

@@ -18,6 +18,7 @@ from model.manifest import BundleError
 from model.repository import Opened
 from model.runner import Outputs, StepModel
 from service.engine import dispatch, history
+from service.engine.accuracy import Interval, Target
 from service.engine.carried import Carried
 from service.engine.dispatch import Dispatch
 from service.engine.executor import MovedError, array_of, gone, ref_of, surprises
@@ -26,6 +27,7 @@ from service.engine.generate import Draws
 from service.engine.history import Point
 from service.engine.inputs import Inputs
 from service.engine.lives import Lives, Session, living
+from service.engine.observer import Observer
 from service.engine.origin import Origins
 from service.engine.past import Past
 from service.engine.turn import turn
@@ -33,6 +35,7 @@ from service.engine.work import Asked, Call, Done, Request, Work
 from service.errors import (
     Fault,
     InvalidInputError,
+    ModelGoneError,
     NoForecastError,
     NotFiniteError,
     UnknownModelError,
@@ -64,6 +67,7 @@ class Limits:
     state_age_s: float = 86_400.0
     history: int = 0
     exact: bool = False
+    accuracy: bool = True
 
 
 class Answer(NamedTuple):
@@ -92,6 +96,7 @@ class Engine:
         limits: Limits,
         *,
         seal: "Seal | None" = None,
+        observer: Observer | None = None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -111,8 +116,10 @@ class Engine:
             max_waiting=limits.max_waiting,
             exact=limits.exact,
             keep=limits.history,
+            accuracy=limits.accuracy,
+            observer=observer,
         )
-        self.lives = Lives(store, clock, limits.ttl_s)
+        self.lives = Lives(store, clock, limits.ttl_s, observer.damaged if observer else None)
         self.carried = Carried(
             self.lives,
             seal,
@@ -123,7 +130,13 @@ class Engine:
             array=self._array,
             run=self._dispatch.run_free,
         )
-        self.past = Past(self.lives, model=self.model, served=self._served, run=self._dispatch.run_free)
+        self.past = Past(
+            self.lives,
+            model=self.model,
+            served=self._served,
+            run=self._dispatch.run_free,
+            accuracy=self._dispatch.accuracy,
+        )
         self._origins = Origins(
             self.lives, limits.max_horizon, served=self._served, array=self._array, run=self._dispatch.run_free
         )
@@ -199,28 +212,44 @@ class Engine:
         session_id: str | None = None,
         ttl_s: float | None = None,
         inputs: Inputs | None = None,
+        interval: float | None = None,
     ) -> tuple[Session, Answer]:
         """A new session; `inputs` are consumed before it exists. The answer's outputs hold the last prediction.
 
-        Raises SessionExistsError where the id is taken by a living session; an ended one's id is free.
+        interval: the share of inputs that its intervals are to hold. Raises SessionExistsError where the id is taken by
+        a living session; an ended one's id is free.
         """
         model = self.model(name, version)
+        counted = self._dispatch.accuracy(model)
+        if interval is not None and not counted.corrects:
+            why = "the model predicts no numbers" if self.limits.accuracy else "accuracy is not counted here"
+            raise InvalidInputError(Fault("interval", f"{why}, so there are no intervals"))
+        accuracy = counted.begun(interval)
         claim = self.lives.claim(tenant, session_id)
         step, state = 0, model.layout.initial(1)
         outputs, surprise = model.last_prediction(state), Surprise()
         seeds = None if inputs is None else self._array(model, inputs)
         if seeds is not None:
-            done = self._dispatch.run_free(model, seeds, state)
+            done = self._dispatch.run_free(model, seeds, state, accuracy=accuracy)
             assert done.state is not None
+            accuracy = done.accuracy or b""
             state = np.frombuffer(done.state, model.layout.dtype)
             step, outputs = len(done.outputs), done.outputs[-1:]
             surprise = surprise.after(surprises(model, done.outputs))
-        record = records.first(tenant, ref_of(model), state.tobytes(), step, surprise)
+        record = records.first(tenant, ref_of(model), state.tobytes(), step, surprise, accuracy)
         if self.limits.history:
-            point = Point(step, surprise, record.state)
+            point = Point(step, surprise, record.state, accuracy)
             kept = None if seeds is None else seeds[-self.limits.history :]
             record = record._replace(history=history.begun(model.manifest.features, point, kept).to_bytes())
         return self.lives.begin(claim, record, ttl_s), Answer(model, step, outputs)
+
+    def accuracy(self, record: Record) -> tuple[dict[str, Target] | None, Interval | None]:
+        """How the session's predictions came true, by target, and its corrected intervals; None: not known."""
+        try:
+            counted = self._dispatch.accuracy(self._served(record))
+        except ModelGoneError:
+            return None, None
+        return counted.targets_of(record.accuracy), counted.interval_of(record.accuracy)
 
     def step(
         self,

@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 from model.runner import Outputs, StepModel
 from model.state import State, StateError
 from service.engine import cost, history
-from service.engine.call import Caller
+from service.engine.accuracy import Accuracy
+from service.engine.call import Caller, padded
 from service.engine.cost import Cost
 from service.engine.history import Point
 from service.engine.inputs import Inputs, to_array
 from service.engine.lives import living
+from service.engine.observer import Observer
 from service.engine.work import Done, Request, Work
 from service.errors import (
     DamagedRecordError,
@@ -48,6 +50,8 @@ class Executor:
         costs: Cost,
         store: Store,
         clock: Callable[[], float],
+        accuracy: Accuracy,
+        observer: Observer | None = None,
         *,
         exact: bool = False,
         keep: int = 0,
@@ -61,6 +65,8 @@ class Executor:
         self.chunk = 1 if alone else costs.chunk
         self._model, self._costs, self._store, self._clock = model, costs, store, clock
         self._keep, self._features = keep, model.manifest.features
+        self.accuracy, self._observer = accuracy, observer
+        self._gained = observer.watched(model, accuracy.sums) if observer and accuracy.on else None
         self._call, self._ref, self._bytes = Caller(model, alone=alone), ref_of(model), model.layout.dtype.itemsize
 
     def run(self, batch: Sequence[Work]) -> None:
@@ -98,6 +104,8 @@ class Executor:
             try:
                 work.record = self._mine(living(work.requests[0].asked.session_id, record, now))
             except (OnwardError, MovedError) as error:
+                if self._observer is not None and isinstance(error, DamagedRecordError):
+                    self._observer.damaged()
                 for request in work.requests:
                     request.outcome = error
         _read(self._model, [request for work in new for request in work.requests if request.outcome is None])
@@ -117,14 +125,14 @@ class Executor:
                 todo.append(request)
                 step += len(request.inputs)
         if todo:
-            work.state = record.state
+            work.state, work.accuracy = record.state, record.accuracy if self.accuracy.on else None
             work.inputs = todo[0].inputs if len(todo) == 1 else np.concatenate([one.inputs for one in todo])
         return len(todo) == len(work.requests)
 
     def _mine(self, record: Record) -> Record:
         if record.ref != self._ref:
             raise MovedError
-        if len(record.state) != self._bytes:
+        if len(record.state) != self._bytes or not self.accuracy.knows(record.accuracy):
             raise DamagedRecordError("its state is not its model's")
         return record
 
@@ -141,7 +149,7 @@ class Executor:
             if known is not None and known.digest != request.digest:
                 raise RequestReusedError(asked.request_id)
             if known is not None and known.answer:
-                return Done(np.frombuffer(known.answer, self._model.output_dtype), None, known.step)
+                return Done(self.accuracy.answer(known.answer, len(request.inputs)), None, known.step)
         believed = lost.step if asked.step is None and lost is not None else asked.step
         if believed is not None and believed != step:
             raise StepConflictError(asked.session_id, believed, step)
@@ -150,15 +158,17 @@ class Executor:
         return None
 
     def _compute(self, rows: Sequence[Work]) -> None:
-        taken = [work.take() for work in rows]
-        states = [work.state for work in rows if work.state is not None]
-        seconds = self._costs.seconds(len(rows), max(map(len, taken)))
-        outputs, after, sound = cost.run(lambda: self._call(taken, states), seconds)
+        inputs, sizes = padded([work.take() for work in rows])
+        states = self._model.layout.stack([work.state for work in rows if work.state is not None])
+        seconds = self._costs.seconds(*inputs.shape[:2])
+        outputs, after, sound = cost.run(lambda: self._call(inputs, sizes, states), seconds)
+        answers, accuracies = self.accuracy.score([work.accuracy for work in rows], inputs, sizes, states, outputs)
         alike = outputs.shape[1] == 1
         memories = self._call.memories(after)
         for row, (work, good) in enumerate(zip(rows, sound, strict=True)):
             if good:
-                work.advance(outputs[row] if alike else outputs[row, : len(taken[row])], memories[row])
+                answer = answers[row] if alike else answers[row][: sizes[row]]
+                work.advance(answer, memories[row], accuracies[row])
             else:
                 work.settle(NotFiniteError())
 
@@ -169,7 +179,7 @@ class Executor:
         for work in ended:
             told = work.all_outputs()
             if not work.requests:
-                work.settle(Done(told, work.state))
+                work.settle(Done(told, work.state, accuracy=work.accuracy))
             else:
                 works.append(work)
                 outputs.append(told)
@@ -182,6 +192,14 @@ class Executor:
                 work.settle_requests(told, change.record.step)
             else:  # another process was faster: from its record on, anew
                 work.restart()
+        self._observe(works)
+
+    def _observe(self, works: Sequence[Work]) -> None:
+        """Says what was committed of these."""
+        done = [(work.record.accuracy, work.accuracy) for work in works if work.record is not None]
+        if self._gained is not None and done:
+            before, after = zip(*done, strict=True)
+            self._gained(self.accuracy.gained(before, after))
 
     def _change(self, work: Work, outputs: Outputs, now: float) -> Change:
         before = work.record
@@ -201,19 +219,21 @@ class Executor:
             before.surprise.after(surprised),
             _remembering(before, work.requests, outputs),
             self._history(work, before, surprised) if self._keep else b"",
+            before.accuracy if work.accuracy is None else work.accuracy,
         )
         return Change(work.line, before.revision, record, advances=True)
 
     def _history(self, work: Work, before: Record, surprised: list[float]) -> bytes:
         """The session's history after the item's inputs."""
         assert isinstance(work.inputs, np.ndarray)
-        start = Point(before.step, before.surprise, before.state)
+        start = Point(before.step, before.surprise, before.state, before.accuracy)
         known = history.from_bytes(before.history) if before.history else history.begun(self._features, start)
         step, way = before.step + len(work.inputs), [start]
-        for consumed, state in list(work.trail or ())[:-1]:  # the last is where the session is now
+        for consumed, state, accuracy in list(work.trail or ())[:-1]:  # the last is where the session is now
             if len(way) > 1 and before.step + consumed <= step - self._keep:
                 way.pop()  # a later one is old enough
-            way.append(Point(before.step + consumed, before.surprise.after(surprised[:consumed]), state))
+            surprise = before.surprise.after(surprised[:consumed])
+            way.append(Point(before.step + consumed, surprise, state, accuracy or b""))
         return known.advanced(way, work.inputs, step, self._keep).to_bytes()
 
 

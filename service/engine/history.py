@@ -16,15 +16,16 @@ from numpy.typing import NDArray
 from model.manifest import Feature
 from service.sessions.record import Surprise
 
-_HEAD, _POINT = struct.Struct("<8sIIH"), struct.Struct("<QQddI")
+_HEAD, _POINT = struct.Struct("<8sIIH"), struct.Struct("<QQddII")
 
 
 class Point(NamedTuple):
-    """A step that can be gone back to: the statistics and the state after it."""
+    """A step that can be gone back to: the statistics, the state, and how predictions came true until then."""
 
     step: int
     surprise: Surprise
     state: bytes
+    accuracy: bytes = b""
 
 
 class History(NamedTuple):
@@ -59,8 +60,8 @@ class History(NamedTuple):
 
     def to_bytes(self) -> bytes:
         parts = [_HEAD.pack(self.features, *self.inputs.shape, len(self.points))]
-        for step, surprise, state in self.points:
-            parts += [_POINT.pack(step, *surprise, len(state)), state]
+        for step, surprise, state, accuracy in self.points:
+            parts += [_POINT.pack(step, *surprise, len(state), len(accuracy)), state, accuracy]
         return b"".join([*parts, self.inputs.tobytes()])
 
 
@@ -75,9 +76,13 @@ def from_bytes(data: bytes) -> History:
     features, steps, width, count = _HEAD.unpack_from(data)
     place, points = _HEAD.size, []
     for _ in range(count):
-        step, inputs, mean, recent, size = _POINT.unpack_from(data, place)
-        place += _POINT.size + size
-        points.append(Point(step, Surprise(inputs, mean, recent), data[place - size : place]))
+        step, inputs, mean, recent, *sizes = _POINT.unpack_from(data, place)
+        place += _POINT.size
+        parts = []
+        for size in sizes:
+            parts.append(data[place : place + size])
+            place += size
+        points.append(Point(step, Surprise(inputs, mean, recent), *parts))
     return History(features, tuple(points), np.frombuffer(data, np.float32, offset=place).reshape(steps, width))
 
 

@@ -35,12 +35,17 @@ class Chosen:
 
 
 class Lives:
-    def __init__(self, store: Store, clock: Callable[[], float], ttl_s: float) -> None:
-        """`clock` gives seconds since 1970 UTC. ttl_s: of sessions that name none."""
-        self._store, self._clock, self._ttl_s = store, clock, ttl_s
+    def __init__(
+        self, store: Store, clock: Callable[[], float], ttl_s: float, damaged: Callable[[], None] | None = None
+    ) -> None:
+        """`clock` gives seconds since 1970 UTC. ttl_s: of sessions that name none. damaged: is told of each."""
+        self._store, self._clock, self._ttl_s, self._damaged = store, clock, ttl_s, damaged
 
     def load(self, key: bytes) -> Record | DamagedRecordError | None:
-        return self._store.load_many([key])[0]
+        (record,) = self._store.load_many([key])
+        if self._damaged is not None and isinstance(record, DamagedRecordError):
+            self._damaged()
+        return record
 
     def session(self, tenant: str, session_id: str) -> Session:
         """Raises UnknownSessionError, SessionEndedError, DamagedRecordError."""

@@ -2,12 +2,9 @@
 
 from collections.abc import Callable
 
-import numpy as np
-from numpy.typing import NDArray
-
 from model.runner import StepModel
-from model.state import State
 from service.engine import history
+from service.engine.accuracy import Accuracy, wanted
 from service.engine.executor import ref_of, state_of, surprises
 from service.engine.history import Point
 from service.engine.lives import Lives, Session
@@ -24,10 +21,11 @@ class Past:
         *,
         model: Callable[[str, int | None], StepModel],
         served: Callable[[Record], StepModel],
-        run: Callable[[StepModel, NDArray[np.float32], State], Done],
+        run: Callable[..., Done],
+        accuracy: Callable[[StepModel], Accuracy],
     ) -> None:
-        """What a session needs of the engine for that."""
-        self._lives, self._model, self._served, self._run = lives, model, served, run
+        """What a session needs of the engine for that. `run` takes a model, inputs, a state and the accuracy."""
+        self._lives, self._model, self._served, self._run, self._accuracy = lives, model, served, run, accuracy
 
     def rewind(self, tenant: str, session_id: str, step: int) -> Session:
         """The session as it was after `step` steps. What came after is forgotten; its requests are known as late.
@@ -45,19 +43,23 @@ class Past:
             if kept is None:
                 raise HistoryError(f"session {session_id!r} cannot be taken back to step {step}")
             point, inputs, past = kept
-            state, surprise = point.state, point.surprise
+            state, surprise, accuracy = point.state, point.surprise, point.accuracy
             if len(inputs):
-                done = self._run(model, inputs, state_of(model, record._replace(state=state)))
+                done = self._run(model, inputs, state_of(model, record._replace(state=state)), accuracy=accuracy)
                 assert done.state is not None
                 state, surprise = done.state, surprise.after(surprises(model, done.outputs))
-            before = record._replace(step=step, state=state, surprise=surprise, history=past.to_bytes())
+                accuracy = accuracy if done.accuracy is None else done.accuracy
+            before = record._replace(
+                step=step, state=state, surprise=surprise, history=past.to_bytes(), accuracy=accuracy
+            )
             if session := self._lives.replaced(tenant, session_id, record, _unanswered(before)):
                 return session
 
     def migrate(self, tenant: str, session_id: str, version: int | None) -> tuple[Session, int]:
         """The session on another version of its model, None: the highest; and how many of its inputs were replayed.
 
-        Its state is what the new version makes of the inputs that are kept; the step stays. Raises as `Lives.session`
+        Its state is what the new version makes of the inputs that are kept, and so are the statistics; the step stays,
+        and the share that its intervals are to hold, where the new version has any. Raises as `Lives.session`
         does, UnknownModelError, UnknownVersionError, HistoryError where none are kept or they mean something else.
         """
         while True:
@@ -71,12 +73,16 @@ class Past:
             if past.features != history.meaning(features):
                 raise HistoryError(f"version {model.manifest.version} of {record.ref.model!r} has other features")
             state, surprise = initial.tobytes(), Surprise()
+            accuracy = self._accuracy(model).begun(wanted(record.accuracy))
             if len(past.inputs):
-                done = self._run(model, past.inputs, initial)
+                done = self._run(model, past.inputs, initial, accuracy=accuracy)
                 assert done.state is not None
                 state, surprise = done.state, surprise.after(surprises(model, done.outputs))
-            past = past._replace(points=(Point(record.step, surprise, state),))
-            moved = record._replace(ref=ref_of(model), state=state, surprise=surprise, history=past.to_bytes())
+                accuracy = done.accuracy or b""
+            past = past._replace(points=(Point(record.step, surprise, state, accuracy),))
+            moved = record._replace(
+                ref=ref_of(model), state=state, surprise=surprise, history=past.to_bytes(), accuracy=accuracy
+            )
             if session := self._lives.replaced(tenant, session_id, record, _unanswered(moved)):
                 return session, len(past.inputs)
 

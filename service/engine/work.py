@@ -53,11 +53,14 @@ class Asked(NamedTuple):
 
 
 class Done(NamedTuple):
-    """What was asked is done: every step's outputs (steps,), the state after them (1,), and the session's step then."""
+    """What was asked is done: every step's outputs (steps,), the state after them (1,), the session's step then, and
+    how predictions came true, where that is counted.
+    """
 
     outputs: Outputs
     state: bytes | None
     step: int = 0
+    accuracy: bytes | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -86,11 +89,13 @@ class Work:
     horizon: int = 0
     feed: Callable[[Outputs], NDArray[np.float32]] | None = None  # outputs (1,) -> inputs (1, features) rolled on with
     state: bytes | None = None  # a row's memory, None until the record is loaded
+    accuracy: bytes | None = None  # how its predictions came true so far, None where that is not counted
     record: Record | None = None
     overtaken: Record | None = None  # what this item was computed from, and could not be committed to
     outcome: Done | BaseException | None = None
     outputs: list[Outputs] = field(default_factory=list)
-    trail: deque[tuple[int, bytes]] | None = None  # where a history is kept: how many inputs led to which state
+    trail: deque[tuple[int, bytes, bytes | None]] | None = None
+    """Where a history is kept: how many inputs led to which state and accuracy."""
     _consumed: int = 0
     _rolled: int = 0
 
@@ -118,16 +123,16 @@ class Work:
         assert self.feed is not None
         return self.feed(self.outputs[-1][-1:])
 
-    def advance(self, outputs: Outputs, state: bytes) -> None:
-        """Takes in the answer, outputs (steps,) and the state after them, to what `take` gave."""
+    def advance(self, outputs: Outputs, state: bytes, accuracy: bytes | None = None) -> None:
+        """Takes in the answer, outputs (steps,) and the state and accuracy after them, to what `take` gave."""
         if self._consumed < len(self.inputs):
             self._consumed += len(outputs)
         else:
             self._rolled += 1
         self.outputs.append(outputs)
-        self.state = state
+        self.state, self.accuracy = state, accuracy
         if self.trail is not None:
-            self.trail.append((self._consumed, state))
+            self.trail.append((self._consumed, state, accuracy))
 
     def restart(self) -> None:
         """Forgets all progress: another process moved the session in between."""
@@ -140,7 +145,7 @@ class Work:
 
     def undecided(self) -> None:
         """Nothing is known of the session."""
-        self.state, self.record = None, None
+        self.state, self.accuracy, self.record = None, None, None
         for request in self.requests:
             request.outcome = None
 

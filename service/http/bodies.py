@@ -65,6 +65,10 @@ class CreateSession(Body):
     version: Version | None = None
     ttl_s: TtlS | None = None
     inputs: Inputs | None = None
+    interval: Annotated[
+        float | None,
+        Field(strict=True, ge=0.5, le=0.99, description="answers have intervals that hold this share of inputs"),
+    ] = None
 
 
 class ForkSession(Body):
@@ -224,6 +228,26 @@ class Predictions(Body):
     ] = None
 
 
+class Bounds(Body):
+    """Of the next input, after each step; null: none is known yet, or it would have to be without end."""
+
+    low: list[list[float | None]]
+    high: list[list[float | None]]
+
+
+class Seen(Body):
+    """What is seen of the prediction made before each input; null where the input, or some target of it, is missing."""
+
+    error: Annotated[
+        list[list[float | None]] | None, Field(description="the input minus its prediction, by target")
+    ] = None
+    anomaly: Annotated[
+        list[float | None] | None,
+        Field(description="from 0 to 1, how unusual the surprise is among the session's last 256; null below 19"),
+    ] = None
+    interval: Annotated[Bounds | None, Field(description="of a session that asked for intervals")] = None
+
+
 class Problem(BaseModel):
     """RFC 9457. Some types carry more members, such as `expected_step`, `reason` and `ended_at`."""
 
@@ -234,15 +258,16 @@ class Problem(BaseModel):
     errors: list[dict[str, str]] = []
 
 
-class StepAnswer(Predictions):
+class StepAnswer(Predictions, Seen):
     step: Annotated[int, Field(description="inputs consumed so far")]
 
 
-class HeldAnswer(StepAnswer):
+class HeldAnswer(Predictions):
+    step: Annotated[int, Field(description="inputs consumed so far")]
     state: Annotated[str, Field(description="to send with the next step; nobody else can read or alter it")]
 
 
-class ItemAnswer(Body):
+class ItemAnswer(Seen):
     session_id: str
     status: Annotated[int, Field(description="as a step of its own would have been answered")]
     step: int | None = None
@@ -255,6 +280,11 @@ class ManyAnswer(Body):
     items: Annotated[list[ItemAnswer], Field(description="in the order of the items")]
 
 
+class ColumnBounds(Body):
+    low: list[list[list[float | None]] | None]
+    high: list[list[list[float | None]] | None]
+
+
 class ColumnsAnswer(Body):
     statuses: list[int]
     steps: list[int | None]
@@ -263,6 +293,9 @@ class ColumnsAnswer(Body):
         Field(description="by output of the head, and session, the rows of its steps"),
     ]
     surprise: list[list[float] | None] = []
+    error: list[list[list[float | None]] | None] = []
+    anomaly: list[list[float | None] | None] = []
+    interval: Annotated[ColumnBounds | None, Field(description="by bound, and session")] = None
     problems: Annotated[dict[str, Problem], Field(description="by place in the request, where the status is not 200")]
 
 
@@ -340,6 +373,30 @@ class SessionInfo(Body):
     expires_at: str
     ttl_s: float
     surprise: Annotated[SurpriseInfo | None, Field(description="null before the first input")]
+
+
+class TargetAccuracy(Body):
+    """Of the inputs so far; null where the model does not say what it takes, or nothing came yet."""
+
+    inputs: Annotated[int, Field(description="those that had a prediction")]
+    mae: Annotated[float | None, Field(description="mean absolute error")]
+    mase: Annotated[float | None, Field(description="mae over that of the value before as the prediction")]
+    coverage: Annotated[float | None, Field(description="share of inputs inside the model's own central interval")]
+    level: Annotated[float | None, Field(description="share that this interval should hold")]
+    hits: Annotated[float | None, Field(description="share of inputs that were the likeliest category")]
+
+
+class IntervalInfo(Body):
+    """Of intervals that are corrected by how often they missed."""
+
+    wanted: float
+    coverage: Annotated[dict[str, float | None], Field(description="share of inputs that they held, by target")]
+    alpha: Annotated[dict[str, float], Field(description="the share that is left out at present, by target")]
+
+
+class SessionDetail(SessionInfo):
+    accuracy: Annotated[dict[str, TargetAccuracy] | None, Field(description="by target; null where none is known")]
+    interval: IntervalInfo | None
 
 
 class CreatedSession(SessionInfo):

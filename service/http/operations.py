@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from model.manifest import RANKED, Category
 from model.runner import Outputs, StepModel
+from service.engine.accuracy import ANOMALY, ERROR, HIGH, LOW
 from service.engine.engine import Engine
 from service.errors import Fault, InvalidInputError
 from service.http.reply import JSON, encode
@@ -66,11 +67,15 @@ def json(content: Any, status: int = 200, headers: dict[str, str] | None = None)
 
 
 def rows(model: StepModel, outputs: Outputs) -> dict[str, Any]:
-    """`predictions` and `surprise` of outputs (steps,)."""
+    """`predictions` and `surprise` of outputs (steps,), and of a session's what was seen of the prediction before."""
     head = model.manifest.head
     told: dict[str, Any] = {"predictions": said(model, outputs, head.outputs)}
     if head.surprise is not None:
         told["surprise"] = np.ascontiguousarray(outputs[head.surprise])
+    names = outputs.dtype.names or ()
+    told |= {name: np.ascontiguousarray(outputs[name]) for name in (ERROR, ANOMALY) if name in names}
+    if LOW in names:
+        told["interval"] = {name: np.ascontiguousarray(outputs[name]) for name in (LOW, HIGH)}
     return told
 
 

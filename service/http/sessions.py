@@ -20,7 +20,13 @@ PAGE, LARGEST_PAGE = 100, 1000
 def create(engine: Engine, model: str) -> Response:
     body = bodies.read(bodies.CreateSession, optional=True)
     session, answer = engine.create(
-        TENANT, model, version=body.version, session_id=body.session_id, ttl_s=body.ttl_s, inputs=body.inputs
+        TENANT,
+        model,
+        version=body.version,
+        session_id=body.session_id,
+        ttl_s=body.ttl_s,
+        inputs=body.inputs,
+        interval=body.interval,
     )
     last = {name: rows[0] for name, rows in said(answer.model, answer.outputs, answer.model.manifest.head.last).items()}
     headers = {"Location": f"/v1/sessions/{session.session_id}"}
@@ -39,7 +45,10 @@ def index(engine: Engine) -> Response:
 
 
 def show(engine: Engine, session_id: str) -> Response:
-    return json(_info(engine.lives.session(TENANT, checked(session_id))))
+    session = engine.lives.session(TENANT, checked(session_id))
+    targets, interval = engine.accuracy(session.record)
+    accuracy = None if targets is None else {target: one._asdict() for target, one in targets.items()}
+    return json(_info(session) | {"accuracy": accuracy, "interval": interval and interval._asdict()})
 
 
 def delete(engine: Engine, session_id: str) -> Response:
@@ -133,7 +142,8 @@ OPERATIONS = (
         ),
     ),
     Operation(
-        "GET", "/v1/sessions/{session_id}", show, "One session: model, step, times, surprise", bodies.SessionInfo,
+        "GET", "/v1/sessions/{session_id}", show, "One session: model, step, times, surprise, accuracy",
+        bodies.SessionDetail,
         problems=(404, 410, 422, 500, 503),
     ),
     Operation(

@@ -161,7 +161,11 @@ def _item(asked: Asked, answer: Answer | Exception) -> dict[str, Any]:
 def _columns(answers: Sequence[Answer | Exception]) -> dict[str, Any]:
     first = answers[0]
     if isinstance(first, Answer) and all(
-        isinstance(answer, Answer) and answer.model is first.model and len(answer.outputs) == 1 for answer in answers
+        isinstance(answer, Answer)
+        and answer.model is first.model
+        and answer.outputs.dtype is first.outputs.dtype
+        and len(answer.outputs) == 1
+        for answer in answers
     ):
         alike = [answer for answer in answers if isinstance(answer, Answer)]
         outputs = rows(first.model, joined([answer.outputs for answer in alike])[:, np.newaxis])
@@ -174,8 +178,19 @@ def _columns(answers: Sequence[Answer | Exception]) -> dict[str, Any]:
         "steps": [one and one["step"] for one in each],
         "predictions": {name: [one and one["predictions"].get(name) for one in each] for name in names},
         "surprise": [one and one.get("surprise") for one in each],
+        **_seen(each),
         "problems": {str(place): orjson.Fragment(problem.body) for place, problem in refused.items()},
     }
+
+
+def _seen(each: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
+    """What is seen of predictions, in columns, where any session's answer has it."""
+    names = [name for name in ("error", "anomaly") if any(one and name in one for one in each)]
+    told: dict[str, Any] = {name: [one and one.get(name) for one in each] for name in names}
+    bounds = [one and one.get("interval") for one in each]
+    if any(bounds):
+        told["interval"] = {name: [one and one[name] for one in bounds] for name in ("low", "high")}
+    return told
 
 
 def _problem(error: Exception) -> Reply:

@@ -11,7 +11,7 @@ from service.sessions.store import Change, Loaded
 
 MOST_BYTES = 4 * 2**20
 _OBJECTS = 900
-"""What a record takes beside its state and answer, as Python's objects: about so many bytes."""
+"""What a record takes beside its bytes, as Python's objects: about so many bytes."""
 
 
 class Known:
@@ -44,7 +44,7 @@ class Known:
 
     def keep(self, key: bytes, record: Record) -> None:
         self.forget(key)
-        weight = _OBJECTS + len(record.state) + len(record.requests) + len(record.history)
+        weight = _OBJECTS + len(record.state) + len(record.requests) + len(record.history) + len(record.accuracy)
         self._records[key] = record, weight
         self._bytes += weight
         while self._bytes > self._most:

@@ -1,7 +1,7 @@
 """The record: everything that a session is, as one value and as bytes.
 
-Owns the format on disk and on the wire to a store. State and answer are opaque bytes here: only the engine knows the
-model that gives them meaning. No pickle: a fixed head, then sections, a checksum over all of it.
+Owns the format on disk and on the wire to a store. State, answers and accuracy are opaque bytes here: only the engine
+knows the model that gives them meaning. No pickle: a fixed head, then sections, a checksum over all of it.
 """
 
 import struct
@@ -17,9 +17,9 @@ Ended = Literal["expired", "deleted"]
 TOMBSTONE_S = 86_400.0
 """How long it is known why a session ended."""
 
-_MAGIC = b"OWR\x03"  # Onward record, format 3
+_MAGIC = b"OWR\x04"  # Onward record, format 4
 _CRC = struct.Struct("<4sI")
-_HEAD = struct.Struct("<QQddddBQddI32sHHIII")
+_HEAD = struct.Struct("<QQddddBQddI32sHHIIII")
 _START = _CRC.size + _HEAD.size
 _ENDED: tuple[Ended | None, ...] = (None, "expired", "deleted")
 _RECENT_WEIGHT = 0.1
@@ -70,6 +70,7 @@ class Record(NamedTuple):
     surprise: Surprise = Surprise()
     requests: bytes = b""  # the last ones, and their answers: see service.sessions.requests
     history: bytes = b""
+    accuracy: bytes = b""  # how predictions came true: see service.engine.accuracy
     ended: Ended | None = None
 
     def to_bytes(self) -> bytes:
@@ -91,9 +92,10 @@ class Record(NamedTuple):
             model,
             len(self.requests),
             len(self.history),
+            len(self.accuracy),
             len(self.state),
         )
-        body = b"".join((head, names, self.requests, self.history))
+        body = b"".join((head, names, self.requests, self.history, self.accuracy))
         return b"".join((_CRC.pack(_MAGIC, zlib.crc32(self.state, zlib.crc32(body))), body, self.state))
 
     def alive(self, now: float) -> bool:
@@ -108,6 +110,7 @@ class Record(NamedTuple):
             state=b"",
             requests=b"",
             history=b"",
+            accuracy=b"",
         )
 
     @property
@@ -137,21 +140,21 @@ def from_bytes(data: bytes) -> Record:
     for length in lengths:
         sections.append(data[place : place + length])
         place += length
-    tenant, model, requests, history, state = sections
+    tenant, model, requests, history, accuracy, state = sections
     if place != len(data):
         raise DamagedRecordError(f"{len(data)} bytes long, its sections end at {place}")
     ref, surprise = Ref(model.decode(), version, digest), Surprise(count, mean, recent)
     return Record(
         revision, tenant.decode(), ref, step, created_at, last_step_at, ttl_s, expires_at, state, surprise,
-        requests, history, _ENDED[ended],
+        requests, history, accuracy, _ENDED[ended],
     )  # fmt: skip
 
 
-def first(tenant: str, ref: Ref, state: bytes, step: int, surprise: Surprise) -> Record:
+def first(tenant: str, ref: Ref, state: bytes, step: int, surprise: Surprise, accuracy: bytes = b"") -> Record:
     """Of a session that is not begun: its times, and its revision, are set when it is."""
     return Record(
         revision=0, tenant=tenant, ref=ref, step=step, created_at=0, last_step_at=0, ttl_s=0, expires_at=0, state=state,
-        surprise=surprise,
+        surprise=surprise, accuracy=accuracy,
     )  # fmt: skip
 
 

@@ -28,7 +28,9 @@ def commands(text: str) -> list[str]:
 
 
 def run(command: str, url: str, folder: Path = Path()) -> tuple[int, Any]:
-    """Status and JSON of a documented curl command; with -N the lines, or the data of the events, that are streamed."""
+    """Status and JSON of a documented curl command; with -N the lines, or the data of the events, that are streamed; of
+    what is no JSON, its text.
+    """
     said, piped, curl = command.rpartition(" | ")
     data = subprocess.run(shlex.split(said), capture_output=True, check=True).stdout if piped else None
     arguments = [part.replace(HOME, url) for part in shlex.split(curl)]
@@ -40,7 +42,7 @@ def run(command: str, url: str, folder: Path = Path()) -> tuple[int, Any]:
     if arguments[1] == "-sN":
         lines = [json.loads(line) for line in body.splitlines() if line.startswith("{")]
         return int(status), lines or [event.data for event in events.read(body)]
-    return int(status), json.loads(body) if body else None
+    return int(status), json.loads(body) if body[:1] in {"{", "["} else body or None
 
 
 def test_the_readmes_first_screen_runs(tmp_path: Path) -> None:

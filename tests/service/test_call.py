@@ -9,7 +9,7 @@ import pytest
 from model.repository import open_all
 from model.runner import StepModel
 from service.engine import cost
-from service.engine.call import Caller, finite, joined
+from service.engine.call import Caller, finite, joined, padded
 from service.engine.cost import MOST_CHUNK, MOST_ROWS, Cost
 from tests.bundles import draw, make_bundle
 from tests.reference import ZOO
@@ -23,10 +23,10 @@ def test_it_is_run_for_rows_of_bytes(tmp_path: Path, head: str) -> None:
     for sizes in ([7, 7, 7, 7, 7], [1, 7, 3, 2, 5], [1, 1, 1, 1, 1]):
         before = model.layout.initial(5)
         lengths = np.array(sizes, np.int32)
-        padded = inputs[:, : max(sizes)] * (np.arange(max(sizes)) < lengths[:, None])[..., None]
-        expected, after = model.run(padded.astype(np.float32), lengths, before)
+        zeroed = inputs[:, : max(sizes)] * (np.arange(max(sizes)) < lengths[:, None])[..., None]
+        expected, after = model.run(zeroed.astype(np.float32), lengths, before)
         taken = [inputs[row, :size] for row, size in enumerate(sizes)]
-        outputs, states, sound = call(taken, call.memories(before))
+        outputs, states, sound = call(*padded(taken), before)
         assert sound == [True] * 5
         assert states.tobytes() == after.tobytes()
         for row, size in enumerate(sizes):
@@ -38,14 +38,13 @@ def test_only_rows_at_fault_are_not_sound() -> None:
     """Numbers without end in one row are that row's alone."""
     model = open_all(ZOO).models["pulse"][1]
     call = Caller(model)
-    states = call.memories(model.layout.initial(3))
     taken = [np.array([[value]], np.float32) for value in (500.0, 3e38, 501.0)]
-    assert call(taken, states)[2] == [True, False, True]
+    assert call(*padded(taken), model.layout.initial(3))[2] == [True, False, True]
 
 
 def test_joined_is_concatenated() -> None:
     model = open_all(ZOO).models["pulse"][1]
-    outputs, _, _ = Caller(model)([np.ones((9, 1), np.float32)], [model.layout.initial(1).tobytes()])
+    outputs, _, _ = Caller(model)(np.ones((1, 9, 1), np.float32), [9], model.layout.initial(1))
     assert joined([outputs[0, :4], outputs[0, 4:5], outputs[0, 5:]]).tobytes() == outputs[0].tobytes()
     assert finite(outputs)
 
@@ -78,6 +77,6 @@ def test_models_run_at_once_have_their_own_calls(tmp_path: Path) -> None:
     models: list[StepModel] = [make_bundle(tmp_path, name=name, seed=seed) for seed, name in enumerate("ab")]
     calls = [Caller(model) for model in models]
     inputs = draw(2, 3)
-    alone = [calls[n]([inputs[n]], [models[n].layout.initial(1).tobytes()])[0].tobytes() for n in range(2)]
-    again = [calls[n]([inputs[n]], [models[n].layout.initial(1).tobytes()])[0].tobytes() for n in (1, 0)]
+    alone = [calls[n](inputs[n : n + 1], [3], models[n].layout.initial(1))[0].tobytes() for n in range(2)]
+    again = [calls[n](inputs[n : n + 1], [3], models[n].layout.initial(1))[0].tobytes() for n in (1, 0)]
     assert alone == again[::-1]

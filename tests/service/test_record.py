@@ -24,6 +24,7 @@ RECORDS = st.builds(
     surprise=st.builds(Surprise, st.integers(0, 2**64 - 1), st.floats(-1e9, 1e9), st.floats(-1e9, 1e9)),
     requests=st.binary(max_size=300),
     history=st.binary(max_size=300),
+    accuracy=st.binary(max_size=300),
     ended=st.sampled_from([None, "expired", "deleted"]),
 )
 

@@ -1,0 +1,15 @@
+"""GET /metrics: what the service counts, for Prometheus."""
+
+from flask import Response, current_app
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from service.engine.engine import Engine
+from service.http.operations import Operation
+
+
+def metrics(engine: Engine) -> Response:
+    del engine
+    return Response(current_app.extensions["telemetry"].text(), content_type=CONTENT_TYPE_LATEST)
+
+
+OPERATIONS = (Operation("GET", "/metrics", metrics, "How predictions come true, by model, for Prometheus", None),)
