@@ -1,6 +1,6 @@
 """An operation: one method on one path, with what goes in and out. Routes and OpenAPI are made of these."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 from flask import Flask, Response, request
 from pydantic import BaseModel
 
-from model.manifest import RANKED, Category
+from model.answers import said
 from model.runner import Outputs, StepModel
 from service.engine.engine import Engine
 from service.errors import Fault, InvalidInputError
@@ -67,7 +67,7 @@ def json(content: Any, status: int = 200, headers: dict[str, str] | None = None)
 def rows(model: StepModel, outputs: Outputs) -> dict[str, Any]:
     """`predictions` and `surprise` of outputs (steps,)."""
     head = model.manifest.head
-    told: dict[str, Any] = {"predictions": said(model, outputs, head.outputs)}
+    told: dict[str, Any] = {"predictions": said(model.manifest, outputs, head.outputs)}
     if head.surprise is not None:
         told["surprise"] = np.ascontiguousarray(outputs[head.surprise])
     return told
@@ -76,21 +76,5 @@ def rows(model: StepModel, outputs: Outputs) -> dict[str, Any]:
 def rolled(model: StepModel, outputs: Outputs) -> dict[str, Any]:
     """A forecast (horizon,): what was fed back, and nothing that holds for one step ahead only."""
     head = model.manifest.head
-    told = said(model, outputs, head.outputs[:1])
+    told = said(model.manifest, outputs, head.outputs[:1])
     return {name: [row[:1] for row in rows] for name, rows in told.items()} if head.ranks else told
-
-
-def said(model: StepModel, outputs: Outputs, names: Iterable[str]) -> dict[str, Any]:
-    """These of the outputs (...), as clients read them: places are told as the categories that they stand for."""
-    manifest = model.manifest
-    told: dict[str, Any] = {name: np.ascontiguousarray(outputs[name]) for name in names}
-    if manifest.head.ranks and (places := told.get(RANKED[0])) is not None:
-        told[RANKED[0]] = _named(places.tolist(), manifest.categories)
-    return told
-
-
-def _named(places: Any, categories: Sequence[Category]) -> Any:
-    """Places, however nested, by name; None for those that are no category's."""
-    if isinstance(places, list):
-        return [_named(place, categories) for place in places]
-    return categories[places] if places < len(categories) else None

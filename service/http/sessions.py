@@ -6,11 +6,12 @@ from typing import Any
 
 from flask import Response, request
 
+from model.answers import said
 from service.engine.engine import Engine
 from service.engine.lives import Chosen, Session
 from service.errors import Fault, InvalidInputError
 from service.http import bodies
-from service.http.operations import Operation, Query, json, rolled, said
+from service.http.operations import Operation, Query, json, rolled
 from service.http.steps import TENANT, checked
 from service.http.times import iso
 
@@ -22,7 +23,8 @@ def create(engine: Engine, model: str) -> Response:
     session, answer = engine.create(
         TENANT, model, version=body.version, session_id=body.session_id, ttl_s=body.ttl_s, inputs=body.inputs
     )
-    last = {name: rows[0] for name, rows in said(answer.model, answer.outputs, answer.model.manifest.head.last).items()}
+    manifest = answer.model.manifest
+    last = {name: rows[0] for name, rows in said(manifest, answer.outputs, manifest.head.last).items()}
     headers = {"Location": f"/v1/sessions/{session.session_id}"}
     return json(_info(session) | {"prediction": last}, 201, headers)
 

@@ -1,18 +1,18 @@
 """A client's inputs as an array, in the model's order.
 
 Owns the ways to write a step: a list of values, one value, values by feature name, or a piece of a text. A value is a
-number, a category as the model's data has it, or null where it may be missing. Knows nothing of HTTP.
+number, a category as the model's data has it, or null where it may be missing. Knows nothing of HTTP or sessions: the
+service and whoever runs a bundle in process read inputs by these rules.
 """
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.manifest import Feature
-from service.errors import Fault, InvalidInputError
 
 Value = float | int | str | None
 Rows = Sequence[Sequence[Value]]
@@ -23,13 +23,28 @@ Inputs = Rows | Values | NamedRows | str
 _PLAIN = frozenset({int, float})
 
 
+class Fault(NamedTuple):
+    """One field of a request and what is wrong with it."""
+
+    field: str
+    message: str
+
+
+class InputError(ValueError):
+    """Inputs that do not fit the model, by field."""
+
+    def __init__(self, *faults: Fault) -> None:
+        super().__init__("; ".join(f"{fault.field}: {fault.message}" for fault in faults))
+        self.faults = faults
+
+
 def to_array(inputs: Inputs, features: Sequence[Feature], field: str = "inputs") -> NDArray[np.float32]:
     """(steps, features) in the model's order, categories by place and missing values NaN.
 
-    `field` is what errors call the inputs. Raises InvalidInputError, naming the step and the feature.
+    `field` is what errors call the inputs. Raises InputError, naming the step and the feature.
     """
     if not len(inputs):
-        raise InvalidInputError(Fault(field, "needs at least one step"))
+        raise InputError(Fault(field, "needs at least one step"))
     if isinstance(inputs, str):
         return _text(inputs, features, field)
     rows = _rows(inputs, features, field)
@@ -49,11 +64,11 @@ def _rows(inputs: Any, features: Sequence[Feature], field: str) -> Sequence[Sequ
         return [_by_name(step, features, f"{field}[{place}]") for place, step in enumerate(inputs)]
     if not isinstance(first, (list, tuple)):
         if len(features) != 1:
-            raise InvalidInputError(Fault(f"{field}[0]", f"a step is {_said(features)}, not one value"))
+            raise InputError(Fault(f"{field}[0]", f"a step is {_said(features)}, not one value"))
         return [[value] for value in inputs]
     for place, row in enumerate(inputs):
         if len(row) != len(features):
-            raise InvalidInputError(Fault(f"{field}[{place}]", f"a step is {_said(features)}; this one has {len(row)}"))
+            raise InputError(Fault(f"{field}[{place}]", f"a step is {_said(features)}; this one has {len(row)}"))
     rows: Sequence[Sequence[Value]] = inputs
     return rows
 
@@ -64,7 +79,7 @@ def _column(values: Sequence[Value], feature: Feature, column: int, field: str) 
     for step, value in enumerate(values):
         number = np.nan if value is None and feature.nullable else _number(value, feature)
         if number is None:
-            raise InvalidInputError(Fault(f"{field}[{step}][{column}]", _refusal(value, feature)))
+            raise InputError(Fault(f"{field}[{step}][{column}]", _refusal(value, feature)))
         found.append(number)
     return found
 
@@ -100,12 +115,12 @@ def _refusal(value: Value, feature: Feature) -> str:
 def _text(text: str, features: Sequence[Feature], field: str) -> NDArray[np.float32]:
     (feature, *others) = features
     if feature.text is None or others:
-        raise InvalidInputError(Fault(field, f"the model reads no text; a step is {_said(features)}"))
+        raise InputError(Fault(field, f"the model reads no text; a step is {_said(features)}"))
     if feature.text == "bytes":
         try:
             values: Sequence[Value] = list(text.encode())
         except UnicodeEncodeError as error:
-            raise InvalidInputError(Fault(f"{field}[{error.start}]", "half a surrogate pair is no character")) from None
+            raise InputError(Fault(f"{field}[{error.start}]", "half a surrogate pair is no character")) from None
     else:
         values = list(text)
     return _finite(np.array([_column(values, feature, 0, field)], np.float64).T, features, field)
@@ -126,7 +141,7 @@ def _finite(wide: NDArray[np.float64], features: Sequence[Feature], field: str) 
     wrong = np.isinf(array)
     if wrong.any():
         place, column = (int(where[0]) for where in np.nonzero(wrong))
-        raise InvalidInputError(
+        raise InputError(
             Fault(
                 f"{field}[{place}][{column}]",
                 f"{wide[place, column]:g} ({features[column].name}) is no finite 32-bit number",
@@ -143,7 +158,7 @@ def _by_name(step: object, features: Sequence[Feature], field: str) -> list[Valu
         Fault(f"{field}.{name}", f"no such feature; a step is {_said(features)}") for name in step if name not in names
     ]
     if faults:
-        raise InvalidInputError(*faults)
+        raise InputError(*faults)
     return [step[name] for name in names]
 
 
