@@ -1,11 +1,37 @@
-"""The public face of Onward: the `onward` command. Sub-commands import what they need when they run."""
+"""The public face of Onward: `Client`, `AsyncClient` and `load`, and the `onward` command.
+
+All are imported when they are used: `import onward` needs no httpx, and `onward serve` imports no client.
+"""
 
 import json
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+
+if TYPE_CHECKING:
+    from client.aio import AsyncClient
+    from client.local import load
+    from client.sync import Client
+
+__all__ = ["AsyncClient", "Client", "load", "main"]
+
+_LAZY = {"AsyncClient": "client.aio", "Client": "client.sync", "load": "client.local"}
+
+
+def __getattr__(name: str) -> Any:
+    """Raises ImportError, with the way out, where the extra `client` is not installed."""
+    from importlib import import_module
+
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(import_module(_LAZY[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name not in ("httpx", "websockets"):
+            raise
+        raise ImportError(f"onward.{name} needs {error.name}: pip install 'onward[client]'", name=error.name) from error
 
 
 @click.group()
