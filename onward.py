@@ -34,10 +34,48 @@ def __getattr__(name: str) -> Any:
         raise ImportError(f"onward.{name} needs {error.name}: pip install 'onward[client]'", name=error.name) from error
 
 
-@click.group()
+TALKING = {
+    "models": "listing", "sessions": "listing", "predict": "asking", "stream": "asking", "forecast": "asking",
+    "generate": "asking", "load": "loading",
+}  # fmt: skip
+"""The modules below `client.commands` of the commands that talk to a service."""
+SECTIONS = {
+    "Serving": ("serve",),
+    "Asking a service (--url, or ONWARD_URL)": tuple(TALKING),
+    "Training": ("train", "tune", "export"),
+    "Bundles": ("verify", "evaluate", "inspect", "quantize"),
+}
+
+
+class _Commands(click.Group):
+    """Imports a command of the client when it is used, and lists all by what they are for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  (click's signature)
+        return [name for names in SECTIONS.values() for name in names]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        from importlib import import_module
+
+        if cmd_name not in TALKING:
+            return super().get_command(ctx, cmd_name)
+        command = getattr(import_module(f"client.commands.{TALKING[cmd_name]}"), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for section, names in SECTIONS.items():
+            found = [(name, self.get_command(ctx, name)) for name in names]
+            with formatter.section(section):
+                formatter.write_dl([(name, command.get_short_help_str(90)) for name, command in found if command])
+
+
+@click.group(cls=_Commands)
 @click.version_option(package_name="onward")
 def main() -> None:
-    """Serve recurrent models with their memory."""
+    """Serve recurrent models with their memory.
+
+    Exit statuses: 0 done, 1 refused or wrong, 2 usage, 3 no service is there.
+    """
 
 
 @main.command()

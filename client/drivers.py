@@ -14,13 +14,15 @@ T = TypeVar("T")
 URL = "http://127.0.0.1:8000"
 TIMEOUT_S, PATIENCE_S = 35.0, 60.0
 """Of one try, a little more than the service gives a request by itself; and of all tries together."""
+LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=100)
+"""Whoever makes calls side by side decides how many."""
 UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 
 class Driver:
     def __init__(self, url: str, api_key: str | None, timeout_s: float) -> None:
         self.url, self.headers, self.timeout_s = url.rstrip("/"), _headers(api_key), timeout_s
-        self.http = httpx.Client(base_url=self.url, headers=self.headers, timeout=timeout_s)
+        self.http = httpx.Client(base_url=self.url, headers=self.headers, timeout=timeout_s, limits=LIMITS)
 
     def run(self, flow: Flow[T]) -> T:
         """What the flow returns."""
@@ -84,7 +86,7 @@ class Driver:
 class AsyncDriver:
     def __init__(self, url: str, api_key: str | None, timeout_s: float) -> None:
         self.url, self.headers, self.timeout_s = url.rstrip("/"), _headers(api_key), timeout_s
-        self.http = httpx.AsyncClient(base_url=self.url, headers=self.headers, timeout=timeout_s)
+        self.http = httpx.AsyncClient(base_url=self.url, headers=self.headers, timeout=timeout_s, limits=LIMITS)
 
     async def run(self, flow: Flow[T]) -> T:
         """What the flow returns."""
