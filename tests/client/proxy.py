@@ -9,11 +9,13 @@ from urllib.parse import urlsplit
 
 
 class Losing:
-    """Passes requests on to `url`, one a connection; the answers of the first `count` of each path are lost."""
+    """Passes requests on to `url`, one a connection; the answers of the first `count` of each path are lost, but for
+    their first `kept` bytes.
+    """
 
-    def __init__(self, url: str, count: int = 1) -> None:
+    def __init__(self, url: str, count: int = 1, kept: int = 0) -> None:
         parts = urlsplit(url)
-        self._to, self._count = (parts.hostname or "", parts.port or 0), count
+        self._to, self._count, self._kept = (parts.hostname or "", parts.port or 0), count, kept
         self.asked: list[str] = []
         """The request lines that came."""
         self.heads: list[bytes] = []
@@ -51,8 +53,7 @@ class Losing:
         with socket.create_connection(self._to) as service:
             service.sendall(head.replace(b"\r\nConnection: keep-alive", b"\r\nConnection: close") + body)
             answer = b"".join(iter(lambda: service.recv(65_536), b""))
-        if self.asked.count(line) > self._count:
-            connection.sendall(answer)
+        connection.sendall(answer if self.asked.count(line) > self._count else answer[: self._kept])
 
 
 def _whole(connection: socket.socket) -> tuple[bytes, bytes]:
