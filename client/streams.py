@@ -42,7 +42,9 @@ class Given(NamedTuple):
 
 
 class Over(NamedTuple):
-    """There are no more inputs."""
+    """There are no more inputs, or they ended with an error."""
+
+    error: Exception | None = None
 
 
 class Heard(NamedTuple):
@@ -65,9 +67,10 @@ class Stream:
         self._path, self._patience, self._retry = path(session_id, "/stream"), patience, Retry(patience)
         self._unanswered: deque[tuple[str, str]] = deque()  # request ids and messages, the oldest first
         self._asked = self._over = self._connected = False
+        self._error: Exception | None = None
 
     def feed(self) -> Feed:
-        """Raises Problem, UnreachableError."""
+        """Raises Problem, UnreachableError, and, once all before it is answered, what the inputs ended with."""
         while not self._over or self._unanswered:
             if self._unanswered and not self._connected:
                 yield from self._connect()
@@ -76,6 +79,8 @@ class Stream:
                 yield Ask()
             else:
                 yield from self._take((yield Wait()))
+        if self._error is not None:
+            raise self._error
 
     def _connect(self) -> Feed:
         failed: Reply | Lost | None = yield Dial(self._path)
@@ -96,8 +101,8 @@ class Stream:
                 self._unanswered.append((request_id, message))
                 if self._connected:
                     yield Tell(message)
-            case Over():
-                self._over = True
+            case Over(error):
+                self._over, self._error = True, error
             case Heard(text):
                 yield from self._heard(text)
             case Broken(error):

@@ -48,9 +48,10 @@ class SyncWire:
     def __init__(self, url: str, headers: Mapping[str, str], timeout_s: float, inputs: Iterable[Step]) -> None:
         self._url, self._headers, self._timeout_s = url, headers, timeout_s
         self._inputs = iter(inputs)
-        self._events: queue.SimpleQueue[tuple[Any, Event | Exception]] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[tuple[Any, Event]] = queue.SimpleQueue()
         self._wanted, self._over = threading.Semaphore(0), False
         self._open: synchronous.ClientConnection | None = None
+        self._held = contextlib.ExitStack()
         # an input that never comes holds up nobody
         self._giver = threading.Thread(target=self._give, name="onward stream inputs", daemon=True)
 
@@ -92,10 +93,11 @@ class SyncWire:
     def _dial(self, path: str) -> Reply | Lost | None:
         self._hang_up()
         try:
-            self._open = synchronous.connect(
+            dialled = synchronous.connect(
                 _address(self._url, path), additional_headers=self._headers, open_timeout=self._timeout_s,
                 max_size=NO_LIMIT, logger=LOG,
             )  # fmt: skip
+            self._open = self._held.enter_context(dialled)
         except REFUSED as error:
             return _failure(error)
         threading.Thread(target=self._hear, args=(self._open,), name="onward stream answers", daemon=True).start()
@@ -107,9 +109,8 @@ class SyncWire:
                 self._open.send(text)
 
     def _hang_up(self) -> None:
-        if self._open is not None:
-            self._open.close()
-            self._open = None
+        self._held.close()
+        self._open = None
 
     def _hear(self, connection: synchronous.ClientConnection) -> None:
         try:
@@ -129,14 +130,12 @@ class SyncWire:
                 self._events.put((None, Over()))
                 return
             except Exception as error:  # noqa: BLE001  (whoever iterates is told)
-                self._events.put((None, error))
+                self._events.put((None, Over(error)))
                 return
 
     def _next(self) -> Event:
         while True:
             connection, event = self._events.get()
-            if isinstance(event, Exception):
-                raise event
             if connection is None or connection is self._open:
                 return event
 
@@ -149,7 +148,7 @@ class AsyncWire:
     ) -> None:
         self._url, self._headers, self._timeout_s = url, headers, timeout_s
         self._inputs = inputs if isinstance(inputs, AsyncIterable) else _each(inputs)
-        self._events: asyncio.Queue[tuple[Any, Event | Exception]] = asyncio.Queue()
+        self._events: asyncio.Queue[tuple[Any, Event]] = asyncio.Queue()
         self._wanted = asyncio.Semaphore(0)
         self._open: asynchronous.ClientConnection | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -229,14 +228,12 @@ class AsyncWire:
                 self._events.put_nowait((None, Over()))
                 return
             except Exception as error:  # noqa: BLE001  (whoever iterates is told)
-                self._events.put_nowait((None, error))
+                self._events.put_nowait((None, Over(error)))
                 return
 
     async def _next(self) -> Event:
         while True:
             connection, event = await self._events.get()
-            if isinstance(event, Exception):
-                raise event
             if connection is None or connection is self._open:
                 return event
 

@@ -66,9 +66,12 @@ class Service:
             return CUT
         if self._asked:  # inputs come first: as many as may be are under way
             self._asked -= 1
-            for one in self._inputs:
-                return Given(one)
-            return Over()
+            try:
+                return Given(next(self._inputs))
+            except StopIteration:
+                return Over()
+            except KeyError as error:
+                return Over(error)
         return Heard(self._waiting.pop(0).encode())
 
 
@@ -130,6 +133,19 @@ def test_a_stream_that_cannot_connect_gives_up() -> None:
             Given([1.0]),
             Reply(404, {}, b'{"type":"urn:onward:problem:unknown-session","status":404,"detail":"no session"}'),
         )
+
+
+def test_inputs_that_fail_fail_after_what_came_before() -> None:
+    """The answers to earlier inputs are told first."""
+
+    def inputs() -> Iterator[list[float]]:
+        yield from ([1.0], [2.0])
+        raise KeyError
+
+    made = Service(inputs()).drive(Stream("s", PATIENCE).feed())
+    assert [next(made).step, next(made).step] == [1, 2]
+    with pytest.raises(KeyError):
+        next(made)
 
 
 def test_an_idle_stream_does_not_mind_a_cut() -> None:
