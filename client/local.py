@@ -80,7 +80,7 @@ class LocalSession:
     def prediction(self) -> Prediction | None:
         """Of the next input, where the model keeps it."""
         manifest = self._model.manifest
-        told = said(manifest, self._model.last_prediction(self._state)[0], manifest.head.last)
+        told = said(self._model, self._model.last_prediction(self._state)[0], manifest.head.last)
         return Prediction(values.outputs(told), None, self.step_count) if told else None
 
     def info(self) -> SessionInfo:
@@ -105,7 +105,7 @@ class LocalSession:
         manifest = self._model.manifest
         if not manifest.forecasts:
             raise NoForecast.here(f"model {self.model!r} cannot be rolled forward")
-        told = said(manifest, np.concatenate(list(self._ahead(horizon))), manifest.head.outputs[:1])
+        told = said(self._model, np.concatenate(list(self._ahead(horizon))), manifest.head.outputs[:1])
         likeliest = {name: [row[:1] for row in rows] for name, rows in told.items()} if manifest.head.ranks else told
         return Forecast(values.outputs(likeliest), self.step_count)
 
@@ -138,7 +138,7 @@ class LocalSession:
         self._stepped = datetime.now(UTC)
         head = self._model.manifest.head
         surprise = None if head.surprise is None else np.asarray(outputs[head.surprise], np.float32)
-        told = values.outputs(said(self._model.manifest, outputs, head.outputs))
+        told = values.outputs(said(self._model, outputs, head.outputs))
         return Predictions(told, surprise, self.step_count)
 
     def _run(self, inputs: NDArray[np.float32], state: State) -> tuple[Outputs, State]:

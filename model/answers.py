@@ -8,20 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from model.manifest import RANKED, Category, Manifest
-from model.runner import Outputs
+from model.manifest import RANKED, Category
+from model.runner import Outputs, StepModel
 
 
-def said(manifest: Manifest, outputs: Outputs, names: Iterable[str]) -> dict[str, Any]:
+def said(model: StepModel, outputs: Outputs, names: Iterable[str]) -> dict[str, Any]:
     """These of the outputs (...): arrays, or, for places of categories, nested lists of what they stand for."""
+    manifest = model.manifest
     told: dict[str, Any] = {name: np.ascontiguousarray(outputs[name]) for name in names}
     if manifest.head.ranks and (places := told.get(RANKED[0])) is not None:
-        told[RANKED[0]] = _named(places.tolist(), manifest.categories)
+        told[RANKED[0]] = named(places.tolist(), manifest.categories)
     return told
 
 
-def _named(places: Any, categories: Sequence[Category]) -> Any:
+def named(places: Any, categories: Sequence[Category]) -> Any:
     """Places, however nested, by name; None for those that are no category's."""
     if isinstance(places, list):
-        return [_named(place, categories) for place in places]
+        return [named(place, categories) for place in places]
     return categories[places] if places < len(categories) else None

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from model.inputs import Inputs
 from model.runner import Outputs, StepModel
 from model.state import State
+from service.engine.inputs import Inputs
 from service.engine.lives import Lives, Session
 from service.engine.work import Done
 from service.errors import (

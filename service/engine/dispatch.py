@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from model.inputs import Inputs
 from model.runner import StepModel
 from model.state import State
 from service.engine import cost
 from service.engine.executor import Executor
+from service.engine.inputs import Inputs
 from service.engine.queue import Queue
 from service.engine.scheduler import Scheduler
 from service.engine.work import Asked, Call, Done, Work

@@ -14,7 +14,6 @@ import gevent
 import numpy as np
 from numpy.typing import NDArray
 
-from model.inputs import Inputs
 from model.manifest import BundleError
 from model.repository import Opened
 from model.runner import Outputs, StepModel
@@ -24,6 +23,7 @@ from service.engine.carried import Carried
 from service.engine.dispatch import Dispatch, outcome
 from service.engine.executor import MovedError, array_of, gone, ref_of, state_of, surprises
 from service.engine.history import Point
+from service.engine.inputs import Inputs
 from service.engine.lives import Lives, Session, living
 from service.engine.past import Past
 from service.engine.turn import turn

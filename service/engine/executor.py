@@ -12,18 +12,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.inputs import InputError, Inputs, to_array
 from model.runner import Outputs, StepModel
 from model.state import State, StateError
 from service.engine import cost, history
 from service.engine.call import Caller
 from service.engine.cost import Cost
 from service.engine.history import Point
+from service.engine.inputs import Inputs, to_array
 from service.engine.lives import living
 from service.engine.work import Asked, Done, Work
 from service.errors import (
     DamagedRecordError,
-    Fault,
     InvalidInputError,
     LateRequestError,
     ModelGoneError,
@@ -212,10 +211,7 @@ def _lost(record: Record, known: Record) -> bool:
 
 def array_of(model: StepModel, inputs: Inputs, field: str = "inputs") -> NDArray[np.float32]:
     """(steps, features). Raises InvalidInputError."""
-    try:
-        return to_array(inputs, model.manifest.features, field)
-    except InputError as error:
-        raise InvalidInputError(*(Fault(*fault) for fault in error.faults)) from error
+    return to_array(inputs, model.manifest.features, field)
 
 
 def _read(model: StepModel, works: Sequence[Work]) -> dict[Work, InvalidInputError]:

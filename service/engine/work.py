@@ -13,9 +13,9 @@ import numpy as np
 from gevent.event import Event
 from numpy.typing import NDArray
 
-from model.inputs import Inputs
 from model.runner import Outputs, StepModel
 from service.engine.call import joined
+from service.engine.inputs import Inputs
 from service.sessions.record import NO_DIGEST, Record
 
 

@@ -67,7 +67,7 @@ def json(content: Any, status: int = 200, headers: dict[str, str] | None = None)
 def rows(model: StepModel, outputs: Outputs) -> dict[str, Any]:
     """`predictions` and `surprise` of outputs (steps,)."""
     head = model.manifest.head
-    told: dict[str, Any] = {"predictions": said(model.manifest, outputs, head.outputs)}
+    told: dict[str, Any] = {"predictions": said(model, outputs, head.outputs)}
     if head.surprise is not None:
         told["surprise"] = np.ascontiguousarray(outputs[head.surprise])
     return told
@@ -76,5 +76,5 @@ def rows(model: StepModel, outputs: Outputs) -> dict[str, Any]:
 def rolled(model: StepModel, outputs: Outputs) -> dict[str, Any]:
     """A forecast (horizon,): what was fed back, and nothing that holds for one step ahead only."""
     head = model.manifest.head
-    told = said(model.manifest, outputs, head.outputs[:1])
+    told = said(model, outputs, head.outputs[:1])
     return {name: [row[:1] for row in rows] for name, rows in told.items()} if head.ranks else told

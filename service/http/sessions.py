@@ -23,8 +23,7 @@ def create(engine: Engine, model: str) -> Response:
     session, answer = engine.create(
         TENANT, model, version=body.version, session_id=body.session_id, ttl_s=body.ttl_s, inputs=body.inputs
     )
-    manifest = answer.model.manifest
-    last = {name: rows[0] for name, rows in said(manifest, answer.outputs, manifest.head.last).items()}
+    last = {name: rows[0] for name, rows in said(answer.model, answer.outputs, answer.model.manifest.head.last).items()}
     headers = {"Location": f"/v1/sessions/{session.session_id}"}
     return json(_info(session) | {"prediction": last}, 201, headers)
 
