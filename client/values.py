@@ -116,7 +116,8 @@ class Forecast(Outputs):
     """Rolled forward from `step`: arrays (horizon, targets), and what sampling adds to them.
 
     With samples `seed` repeats them, `samples` is how many there were and `levels` what lies on the last axis of
-    `quantiles` (horizon, targets, levels); `paths` is (samples, horizon, targets).
+    `quantiles` (horizon, targets, levels); `paths` is (samples, horizon, targets). Of categories, `top` and
+    `probability` are the likeliest at each step; where there are fewer at one than at another, (horizon,) of arrays.
     """
 
     step: int
@@ -195,11 +196,18 @@ class SessionInfo:
 
 
 def outputs(told: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-    """By name. What the head `top` says are categories, all else numbers."""
-    return {
-        name: np.array(values, object) if name == "top" else np.asarray(values, np.float32)
-        for name, values in told.items()
-    }
+    """By name. `top` is categories, and what is drawn beside it; all else is numbers."""
+    categories = {"top", "paths"} if "top" in told else set()
+    return {name: _rows(values, object if name in categories else np.float32) for name, values in told.items()}
+
+
+def _rows(values: Any, dtype: type) -> NDArray[Any]:
+    """An array; where rows differ in length, (rows,) of arrays."""
+    if isinstance(values, list) and len({len(row) for row in values if isinstance(row, list)}) > 1:
+        ragged = np.empty(len(values), object)
+        ragged[:] = [np.array(row, dtype) for row in values]
+        return ragged
+    return np.asarray(values, dtype)
 
 
 def predictions(told: Mapping[str, Any]) -> Predictions:

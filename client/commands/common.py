@@ -83,15 +83,12 @@ def fail(message: str, status: int = REFUSED) -> NoReturn:
 
 def echo_json(content: Any) -> None:
     """One line. numpy's numbers are as short as their 32 bits allow."""
-    click.echo(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY))
+    click.echo(orjson.dumps(content, np.ndarray.tolist, orjson.OPT_SERIALIZE_NUMPY))
 
 
 def plain(told: Outputs) -> dict[str, Any]:
     """As HTTP has it."""
-    arrays = {
-        name: values.tolist() if values.dtype == object else np.ascontiguousarray(values)
-        for name, values in told.items()
-    }
+    arrays = {name: np.ascontiguousarray(values) for name, values in told.items()}
     if isinstance(told, Forecast):
         more = {"seed": told.seed, "samples": told.samples, "levels": list(told.levels) or None}
         return {"step": told.step, "forecast": arrays} | {name: one for name, one in more.items() if one is not None}
@@ -133,7 +130,8 @@ def columns(told: Outputs, targets: Sequence[str]) -> tuple[list[str], list[tupl
             continue
         if "top" in told:
             names.append({"top": "likeliest", "log_probability": "probability"}.get(output, output))
-            found.append(np.exp(values[:, 0]) if output == "log_probability" else values[:, 0])
+            first = np.array([row[0] for row in values])
+            found.append(np.exp(first) if output == "log_probability" else first)
             continue
         levels = told.levels if isinstance(told, Forecast) and output == "quantiles" else ()
         for place, target in enumerate(targets):
