@@ -19,6 +19,7 @@ RUN python -m venv --without-pip /opt/onward \
  && python -m pip --python /opt/onward/bin/python install --quiet --constraint constraints.txt --requirement requirements.txt \
  && find /opt/onward -depth -type d -name tests -exec rm -r {} +
 COPY README.md onward.py ./
+COPY client client
 COPY model model
 COPY service service
 COPY training training

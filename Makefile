@@ -54,5 +54,5 @@ clean:
 	@touch $@
 
 .venv/dev: pyproject.toml constraints.txt | .venv/python
-	PYTHONWARNINGS=ignore $(PIP) install --quiet --constraint constraints.txt --editable '.[train,tune,lane,redis,dev]'
+	PYTHONWARNINGS=ignore $(PIP) install --quiet --constraint constraints.txt --editable '.[train,tune,lane,redis,client,dev]'
 	@touch $@ .venv/core

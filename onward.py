@@ -1,17 +1,81 @@
-"""The public face of Onward: the `onward` command. Sub-commands import what they need when they run."""
+"""The public face of Onward: `Client`, `AsyncClient` and `load`, and the `onward` command.
+
+All are imported when they are used: `import onward` needs no httpx, and `onward serve` imports no client.
+"""
 
 import json
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+if TYPE_CHECKING:
+    from client.aio import AsyncClient
+    from client.local import load
+    from client.sync import Client
 
-@click.group()
+__all__ = ["AsyncClient", "Client", "load", "main"]
+
+_LAZY = {"AsyncClient": "client.aio", "Client": "client.sync", "load": "client.local"}
+
+
+def __getattr__(name: str) -> Any:
+    """Raises ImportError, with the way out, where the extra `client` is not installed."""
+    from importlib import import_module
+
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(import_module(_LAZY[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name not in ("httpx", "websockets"):
+            raise
+        raise ImportError(f"onward.{name} needs {error.name}: pip install 'onward[client]'", name=error.name) from error
+
+
+TALKING = {
+    "models": "listing", "sessions": "listing", "predict": "asking", "stream": "asking", "forecast": "asking",
+    "generate": "asking", "load": "loading",
+}  # fmt: skip
+"""The modules below `client.commands` of the commands that talk to a service."""
+SECTIONS = {
+    "Serving": ("serve",),
+    "Asking a service (--url, or ONWARD_URL)": tuple(TALKING),
+    "Training": ("train", "tune", "export"),
+    "Bundles": ("verify", "evaluate", "inspect", "quantize"),
+}
+
+
+class _Commands(click.Group):
+    """Imports a command of the client when it is used, and lists all by what they are for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  (click's signature)
+        return [name for names in SECTIONS.values() for name in names]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        from importlib import import_module
+
+        if cmd_name not in TALKING:
+            return super().get_command(ctx, cmd_name)
+        command = getattr(import_module(f"client.commands.{TALKING[cmd_name]}"), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for section, names in SECTIONS.items():
+            found = [(name, self.get_command(ctx, name)) for name in names]
+            with formatter.section(section):
+                formatter.write_dl([(name, command.get_short_help_str(90)) for name, command in found if command])
+
+
+@click.group(cls=_Commands)
 @click.version_option(package_name="onward")
 def main() -> None:
-    """Serve recurrent models with their memory."""
+    """Serve recurrent models with their memory.
+
+    Exit statuses: 0 done, 1 refused or wrong, 2 usage, 3 no service is there.
+    """
 
 
 @main.command()

@@ -146,28 +146,32 @@ class DamagedRecordError(OnwardError):
         )
 
 
-class OverloadedError(OnwardError):
+class UnavailableError(OnwardError):
+    """What was asked is in order, and can be done at another time."""
+
+
+class OverloadedError(UnavailableError):
     def __init__(self, waiting: int) -> None:
         super().__init__(f"{waiting} requests are waiting already; nothing was done, try again in a moment")
 
 
-class DeadlineError(OnwardError):
+class DeadlineError(UnavailableError):
     def __init__(self, timeout_s: float) -> None:
         super().__init__(
             f"not done within {timeout_s:g} s; nothing was committed; retry with the same request_id, or send less"
         )
 
 
-class AbandonedError(OnwardError):
+class AbandonedError(UnavailableError):
     def __init__(self) -> None:
         super().__init__("the client closed its side of the connection while it waited; nothing was committed")
 
 
-class StoreUnavailableError(OnwardError):
+class StoreUnavailableError(UnavailableError):
     def __init__(self, why: str) -> None:
         super().__init__(f"the session store does not answer: {why}")
 
 
-class StoreFullError(OnwardError):
+class StoreFullError(UnavailableError):
     def __init__(self, why: str) -> None:
         super().__init__(f"the session store is full: {why}; nothing was changed, delete sessions or give it more room")

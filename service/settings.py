@@ -15,6 +15,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from model import ZOO
 
 PREFIX = "ONWARD_"
+OF_CLIENTS = frozenset({"ONWARD_URL", "ONWARD_API_KEY"})
+"""Read by the commands that talk to a service, which may run beside one in the same environment."""
 LEAST_SECRET = 32
 NETWORKED = {"redis", "rediss", "redis+cluster", "rediss+cluster"}
 
@@ -143,7 +145,8 @@ class Settings(BaseSettings):
 def read(environ: Mapping[str, str] = os.environ) -> Settings:
     """The settings in the environment. Raises SettingsError, also for an ONWARD_ variable that is none of them."""
     known = {PREFIX + name.upper() for name in Settings.model_fields}
-    if unknown := sorted(name for name in environ if name.upper().startswith(PREFIX) and name.upper() not in known):
+    others = {name for name in environ if name.upper().startswith(PREFIX)} - OF_CLIENTS
+    if unknown := sorted(name for name in others if name.upper() not in known):
         raise SettingsError(f"{', '.join(unknown)}: no such setting; there are {', '.join(sorted(known))}")
     try:
         return Settings()

@@ -29,7 +29,7 @@ SLOW_S = 10.0
 """A client that reads nothing for so long is told, and cut after as long again."""
 CLOSE_S = 5.0
 """How long a client may take to answer a close."""
-STOPS, FAILED, SLOW = 1001, 1011, 4008
+STOPS, FAILED, AGAIN, SLOW = 1001, 1011, 1013, 4008
 
 
 class Streams:
@@ -94,13 +94,15 @@ class Stream:
         if not messages or self._left_at is not None:
             return self._frames.to_send()
         try:
-            answers = self._conversation.answers(messages, self._has_left)
+            answers, goes_on = self._conversation.answers(messages, self._has_left)
         except Exception:
             log.exception("a stream failed")
             self._frames.fail(FAILED, "this is our fault and is in the log")
             return self._frames.to_send()
-        said = self._frames.said(answers)
-        return self._frames.to_send() + said
+        said = self._frames.to_send() + self._frames.said(answers)
+        if not goes_on:
+            self._leave(AGAIN, "connect again, and send again what was not done")
+        return said + self._frames.to_send()
 
     def _send(self, data: bytes) -> None:
         """Raises OSError."""

@@ -38,6 +38,8 @@ from service.errors import (
     ModelGoneError,
     NoForecastError,
     NotFiniteError,
+    OnwardError,
+    UnavailableError,
     UnknownModelError,
     UnknownVersionError,
 )
@@ -300,10 +302,11 @@ class Engine:
     ) -> list[Answer | Exception]:
         """As `step` would answer each of one session's, one after another; those that go together are one commit.
 
-        A refused one is passed over: what follows it and names no `step` goes on from what there is.
+        A refused one is passed over: what follows it and names no `step` goes on from what there is. One that could
+        not be done now is not: with it ends what is told, so that nothing overtakes it.
         """
         key, told = records.key(tenant, session_id), list[Answer | Exception]()
-        while len(told) < len(many):
+        while len(told) < len(many) and not (told and holds_up(told[-1])):
             try:
                 model = self._place(key, session_id)
                 requests = self._together(model, many[len(told) :])
@@ -316,10 +319,12 @@ class Engine:
             if isinstance(work.outcome, MovedError):
                 self._places.pop(key, None)
             elif len(requests) > 1 and isinstance(work.outcome, NotFiniteError):
-                told += self._one_by_one(tenant, [request.asked for request in requests], has_left)
+                for request in requests:
+                    told += self.step_many(tenant, [request.asked], has_left=has_left)
             else:
                 told += [_answer_or_error(model, request.outcome) for request in requests]
-        return told
+        held_up = next((place for place, one in enumerate(told) if holds_up(one)), len(told))
+        return told[: held_up + 1]
 
     def _together(self, model: StepModel, many: Sequence[Asked]) -> list[Request]:
         """The first of these, and as many more as can be one row and are kept as requests of the session.
@@ -340,14 +345,6 @@ class Engine:
             ids |= {asked.request_id} - {""}
             requests.append(Request(asked, inputs))
         return requests
-
-    def _one_by_one(
-        self, tenant: str, many: Sequence[Asked], has_left: Callable[[], bool] | None
-    ) -> list[Answer | Exception]:
-        told: list[Answer | Exception] = []
-        for asked in many:
-            told += self.step_many(tenant, [asked], has_left=has_left)
-        return told
 
     def _told(self, tenant: str, asked: Asked, one: Work | Exception) -> Answer | Exception:
         try:
@@ -424,3 +421,8 @@ def _answer(model: StepModel, told: Done | BaseException | None) -> Answer:
 
 def _answer_or_error(model: StepModel, told: Done | BaseException | None) -> Answer | Exception:
     return told if isinstance(told, Exception) else _answer(model, told)
+
+
+def holds_up(told: Answer | Exception) -> bool:
+    """Whether it is no answer, and is no refusal of what was asked either."""
+    return isinstance(told, Exception) and (isinstance(told, UnavailableError) or not isinstance(told, OnwardError))

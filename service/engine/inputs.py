@@ -1,174 +1,21 @@
-"""A client's inputs as an array, in the model's order.
+"""A client's inputs as an array: by the rules of `model.inputs`, and with the service's error where they do not fit."""
 
-Owns the ways to write a step: a list of values, one value, values by feature name, or a piece of a text. A value is a
-number, a category as the model's data has it, or null where it may be missing. Knows nothing of HTTP.
-"""
-
-from collections.abc import Mapping, Sequence
-from itertools import chain
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from model import inputs as rules
+from model.inputs import InputError, Inputs
 from model.manifest import Feature
 from service.errors import Fault, InvalidInputError
 
-Value = float | int | str | None
-Rows = Sequence[Sequence[Value]]
-Values = Sequence[Value]
-NamedRows = Sequence[Mapping[str, Value]]
-Inputs = Rows | Values | NamedRows | str | bytes
-"""Bytes are 32-bit floats, little-endian, in the order of the features; categories by number, what is missing NaN."""
-
-_PLAIN = frozenset({int, float})
+__all__ = ["Inputs", "to_array"]
 
 
 def to_array(inputs: Inputs, features: Sequence[Feature], field: str = "inputs") -> NDArray[np.float32]:
-    """(steps, features) in the model's order, categories by place and missing values NaN.
-
-    `field` is what errors call the inputs. Raises InvalidInputError, naming the step and the feature.
-    """
-    if not len(inputs):
-        raise InvalidInputError(Fault(field, "needs at least one step"))
-    if isinstance(inputs, str):
-        return _text(inputs, features, field)
-    if isinstance(inputs, bytes):
-        return _floats(inputs, features, field)
-    rows = _rows(inputs, features, field)
-    if all(feature.kind == "number" for feature in features) and set(map(type, chain.from_iterable(rows))) <= _PLAIN:
-        array = _wide(rows)
-    else:
-        columns = [
-            _column([row[place] for row in rows], feature, place, field) for place, feature in enumerate(features)
-        ]
-        array = _wide(columns).T
-    return _finite(array, features, field)
-
-
-def _rows(inputs: Any, features: Sequence[Feature], field: str) -> Sequence[Sequence[Value]]:
-    first = inputs[0]
-    if isinstance(first, Mapping):
-        return [_by_name(step, features, f"{field}[{place}]") for place, step in enumerate(inputs)]
-    if not isinstance(first, (list, tuple)):
-        if len(features) != 1:
-            raise InvalidInputError(Fault(f"{field}[0]", f"a step is {_said(features)}, not one value"))
-        return [[value] for value in inputs]
-    for place, row in enumerate(inputs):
-        if len(row) != len(features):
-            raise InvalidInputError(Fault(f"{field}[{place}]", f"a step is {_said(features)}; this one has {len(row)}"))
-    rows: Sequence[Sequence[Value]] = inputs
-    return rows
-
-
-def _column(values: Sequence[Value], feature: Feature, column: int, field: str) -> list[float]:
-    """(steps,) of one feature."""
-    found = []
-    for step, value in enumerate(values):
-        number = np.nan if value is None and feature.nullable else _number(value, feature)
-        if number is None:
-            raise InvalidInputError(Fault(f"{field}[{step}][{column}]", _refusal(value, feature)))
-        found.append(number)
-    return found
-
-
-def _number(value: Value, feature: Feature) -> float | None:
-    """A number, or a category's place; None where the value is neither.
-
-    Where the categories are words a whole number is a place; where they are numbers it is one of them.
-    """
-    if feature.kind == "number":
-        return value if type(value) in _PLAIN else None  # type: ignore[return-value]
-    if type(value) is not str and type(value) is not int:
-        return None
-    if type(value) is int and isinstance(feature.categories[0], str):
-        return value if 0 <= value < feature.places else None
-    place = feature.place_of.get(value)
-    if place is None and feature.unknown and isinstance(value, str) == isinstance(feature.categories[0], str):
-        return len(feature.categories)
-    return place
-
-
-def _refusal(value: Value, feature: Feature) -> str:
-    name, said = feature.name, "null" if value is None else repr(value)[:100]
-    if value is None:
-        return f"null ({name}): this value may not be missing"
-    if feature.kind == "number":
-        return f"{said} ({name}) is not a number"
-    some = ", ".join(repr(category) for category in feature.categories[:5])
-    more = ", ..." if len(feature.categories) > 5 else ""
-    return f"{said} ({name}) is none of the {len(feature.categories):,} categories: {some}{more}"
-
-
-def _text(text: str, features: Sequence[Feature], field: str) -> NDArray[np.float32]:
-    (feature, *others) = features
-    if feature.text is None or others:
-        raise InvalidInputError(Fault(field, f"the model reads no text; a step is {_said(features)}"))
-    if feature.text == "bytes":
-        try:
-            values: Sequence[Value] = list(text.encode())
-        except UnicodeEncodeError as error:
-            raise InvalidInputError(Fault(f"{field}[{error.start}]", "half a surrogate pair is no character")) from None
-    else:
-        values = list(text)
-    return _finite(np.array([_column(values, feature, 0, field)], np.float64).T, features, field)
-
-
-def _floats(data: bytes, features: Sequence[Feature], field: str) -> NDArray[np.float32]:
-    if len(data) % (4 * len(features)):
-        raise InvalidInputError(
-            Fault(field, f"a step is {_said(features)} of 4 bytes each; {len(data)} bytes are no whole number of steps")
-        )
-    array = np.frombuffer(data, "<f4").reshape(-1, len(features))
-    if np.isfinite(array).all() and all(feature.kind == "number" for feature in features):
-        return array
-    rows = [
-        [
-            None if np.isnan(value) else int(value) if feature.kind == "category" and value == value // 1 else value
-            for value, feature in zip(row, features, strict=True)
-        ]
-        for row in array.tolist()
-    ]
-    return to_array(rows, features, field)
-
-
-def _wide(rows: Any) -> NDArray[np.float64]:
-    """In double precision; whole numbers beyond it are infinite."""
+    """(steps, features), see `model.inputs.to_array`. Raises InvalidInputError, naming the step and the feature."""
     try:
-        return np.array(rows, np.float64)
-    except OverflowError:
-        most = int(np.finfo(np.float64).max)
-        return np.array([[np.inf if abs(value) > most else value for value in row] for row in rows], np.float64)
-
-
-def _finite(wide: NDArray[np.float64], features: Sequence[Feature], field: str) -> NDArray[np.float32]:
-    with np.errstate(over="ignore"):
-        array = wide.astype(np.float32)
-    wrong = np.isinf(array)
-    if wrong.any():
-        place, column = (int(where[0]) for where in np.nonzero(wrong))
-        raise InvalidInputError(
-            Fault(
-                f"{field}[{place}][{column}]",
-                f"{wide[place, column]:g} ({features[column].name}) is no finite 32-bit number",
-            )
-        )
-    return array
-
-
-def _by_name(step: object, features: Sequence[Feature], field: str) -> list[Value]:
-    assert isinstance(step, Mapping)
-    names = [feature.name for feature in features]
-    faults = [Fault(f"{field}.{name}", "missing") for name in names if name not in step]
-    faults += [
-        Fault(f"{field}.{name}", f"no such feature; a step is {_said(features)}") for name in step if name not in names
-    ]
-    if faults:
-        raise InvalidInputError(*faults)
-    return [step[name] for name in names]
-
-
-def _said(features: Sequence[Feature]) -> str:
-    what = "number" if all(feature.kind == "number" for feature in features) else "value"
-    names = ", ".join(feature.name for feature in features)
-    return f"{len(features)} {what}{'s' if len(features) > 1 else ''} ({names})"
+        return rules.to_array(inputs, features, field)
+    except InputError as error:
+        raise InvalidInputError(*(Fault(*fault) for fault in error.faults)) from error

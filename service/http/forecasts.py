@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from flask import Response, request
 
+from model.answers import named
 from service.engine.engine import Engine
 from service.engine.forecast import Sampled
 from service.engine.generate import Draw, Drawn, Ended, Wish
@@ -17,7 +18,7 @@ from service.errors import Fault, InvalidInputError
 from service.http import bodies, events, problems
 from service.http.connection import client
 from service.http.events import Event
-from service.http.operations import Operation, Query, json, named, rolled
+from service.http.operations import Operation, Query, json, rolled
 from service.http.reply import encode
 from service.http.steps import TENANT, checked
 

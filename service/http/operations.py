@@ -1,6 +1,6 @@
 """An operation: one method on one path, with what goes in and out. Routes and OpenAPI are made of these."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -9,7 +9,7 @@ import numpy as np
 from flask import Flask, Response, request
 from pydantic import BaseModel
 
-from model.manifest import RANKED, Category
+from model.answers import said
 from model.runner import Outputs, StepModel
 from service.engine.accuracy import ANOMALY, ERROR, HIGH, LOW
 from service.engine.engine import Engine
@@ -84,19 +84,3 @@ def rolled(model: StepModel, outputs: Outputs) -> dict[str, Any]:
     head = model.manifest.head
     told = said(model, outputs, head.outputs[:1])
     return {name: [row[:1] for row in rows] for name, rows in told.items()} if head.ranks else told
-
-
-def said(model: StepModel, outputs: Outputs, names: Iterable[str]) -> dict[str, Any]:
-    """These of the outputs (...), as clients read them: places are told as the categories that they stand for."""
-    manifest = model.manifest
-    told: dict[str, Any] = {name: np.ascontiguousarray(outputs[name]) for name in names}
-    if manifest.head.ranks and (places := told.get(RANKED[0])) is not None:
-        told[RANKED[0]] = named(places.tolist(), manifest.categories)
-    return told
-
-
-def named(places: Any, categories: Sequence[Category]) -> Any:
-    """Places, however nested, by name; None for those that are no category's."""
-    if isinstance(places, list):
-        return [named(place, categories) for place in places]
-    return categories[places] if places < len(categories) else None

@@ -6,11 +6,12 @@ from typing import Any
 
 from flask import Response, request
 
+from model.answers import said
 from service.engine.engine import Engine
 from service.engine.lives import Chosen, Session
 from service.errors import Fault, InvalidInputError
 from service.http import bodies
-from service.http.operations import Operation, Query, json, said
+from service.http.operations import Operation, Query, json
 from service.http.steps import TENANT, checked
 from service.http.times import iso
 

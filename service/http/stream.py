@@ -18,7 +18,7 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 from websockets.typing import Origin
 
-from service.engine.engine import Answer, Engine
+from service.engine.engine import Answer, Engine, holds_up
 from service.engine.work import Asked
 from service.errors import Fault
 from service.frames import Frames, Message
@@ -38,15 +38,21 @@ class Conversation:
     def __init__(self, engine: Engine, session_id: str) -> None:
         self._engine, self._session_id = engine, session_id
 
-    def answers(self, messages: Sequence[Message], has_left: HasLeft | None = None) -> list[Message]:
-        """To each its own, in their order; what has come together advances the session in one go."""
+    def answers(self, messages: Sequence[Message], has_left: HasLeft | None = None) -> tuple[list[Message], bool]:
+        """To each its own, in their order; what has come together advances the session in one go.
+
+        And whether the stream goes on: not where one could not be done now. It is the last that is told, why, so that
+        those after it do not overtake it.
+        """
         read = [self._read(message) for message in messages]
         asked = [one for one in read if isinstance(one, Asked)]
-        answers = iter(self._answers(asked, has_left))
-        return [
-            self._told(message, one, next(answers) if isinstance(one, Asked) else one)
-            for message, one in zip(messages, read, strict=True)
-        ]
+        answers, said = iter(self._answers(asked, has_left)), []
+        for message, one in zip(messages, read, strict=True):
+            told = next(answers) if isinstance(one, Asked) else one
+            said.append(self._told(message, one, told))
+            if isinstance(one, Asked) and holds_up(told):
+                return said, False
+        return said, True
 
     def _answers(self, asked: Sequence[Asked], has_left: HasLeft | None) -> Sequence[Answer | Exception]:
         if len(asked) != 1:

@@ -1,14 +1,17 @@
 """The documents are right: what they show runs, what exists is in them, and their figures are the bundles'."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import onward
 from service.app import OPERATIONS
 from service.banner import requests
 from service.http.problems import ALL
@@ -72,6 +75,60 @@ def test_every_example_of_the_api_runs(tmp_path: Path) -> None:
             assert path in API
         elif path != "/":
             assert any(re.search(rf"{HOME}{re.escape(path)}(?![\w/])", command) for command in commands(API)), path
+
+
+CALLS = {
+    "GET /v1/models": "client.models(", "GET /v1/models/{model}": "client.model(",
+    "POST /v1/models/{model}/predict": "client.predict(", "POST /v1/models/{model}/step": "client.held(",
+    "POST /v1/models/{model}/sessions": "client.session(", "GET /v1/sessions": "client.sessions(",
+    "DELETE /v1/sessions": "client.delete_sessions(", "POST /v1/steps": "client.step_many(",
+    "GET /v1/sessions/{session_id}": ".info(", "DELETE /v1/sessions/{session_id}": ".delete(",
+    "POST /v1/sessions/{session_id}/steps": ".step(", "POST /v1/sessions/{session_id}/forecast": ".forecast(",
+    "POST /v1/sessions/{session_id}/fork": ".fork(", "POST /v1/sessions/{session_id}/rewind": ".rewind(",
+    "POST /v1/sessions/{session_id}/migrate": ".migrate(", "GET /v1/sessions/{session_id}/state": ".export(",
+    "PUT /v1/sessions/{session_id}/state": "client.restore(", "GET /healthz": "client.alive(",
+    "GET /readyz": "client.ready(",
+}  # fmt: skip
+"""The client's call of each operation."""
+
+
+def python(text: str, url: str) -> list[str]:
+    """The blocks of Python, with the service's address."""
+    return [block.replace(HOME, url) for block in re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)]
+
+
+@pytest.mark.parametrize("document", ["api.md", "client.md"])
+def test_every_example_in_python_runs(tmp_path: Path, document: str) -> None:
+    """In order, as one program, in a process of its own, which says of nothing that it was left open."""
+    with Server(tmp_path, ONWARD_SECRET=SECRET, ONWARD_HISTORY="100") as server:
+        program = "\n".join(python((ROOT / "docs" / document).read_text(), server.url))
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_operation_has_an_example_in_python() -> None:
+    """Beside its example with curl."""
+    blocks = "".join(python(API, HOME))
+    operations = {f"{operation.method} {operation.path}" for operation in OPERATIONS}
+    assert set(CALLS) <= operations
+    assert [name for name, call in CALLS.items() if call not in blocks] == []
+
+
+def test_every_example_of_the_command_line_runs(tmp_path: Path) -> None:
+    """With success; and every command that asks a service is on the page."""
+    text = (ROOT / "docs/cli.md").read_text()
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with Server(tmp_path) as server:
+        for command in commands(text):
+            name, *arguments = shlex.split(command)
+            assert name == "onward"
+            done = subprocess.run(
+                [sys.executable, "-m", "onward", *arguments], env=environment | {"ONWARD_URL": server.url}, cwd=ROOT,
+                capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            assert done.returncode == 0, f"{command}: {done.stderr}"
+    for name in onward.TALKING:
+        assert re.search(rf"onward {name}\b|\*\*`{name}\b", text), name
 
 
 def test_the_banner_shows_requests_that_run(tmp_path: Path) -> None:

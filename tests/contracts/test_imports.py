@@ -24,6 +24,25 @@ def test_serving_loads_nothing_of_training(statement: str) -> None:
     assert not loaded(statement) & {"torch", "onnx", "polars", "training"}
 
 
+@pytest.mark.parametrize("statement", ["import onward", "import service.app", "import service.serve"])
+def test_serving_loads_nothing_of_the_client(statement: str) -> None:
+    """`import onward` is cheap, and the service runs where httpx is not installed."""
+    assert not loaded(statement) & {"client", "httpx"}
+
+
+def test_a_client_needs_no_models_and_a_bundle_no_httpx() -> None:
+    """Each of them loads what it needs."""
+    assert "onnxruntime" not in loaded("import onward; onward.Client")
+    assert not loaded("import onward; onward.load") & {"httpx", "websockets", "service"}
+
+
+def test_a_missing_extra_is_named() -> None:
+    """With the command that installs it."""
+    code = "import sys; sys.modules['httpx'] = None; import onward; onward.load; onward.Client"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert "ImportError: onward.Client needs httpx: pip install 'onward[client]'" in done.stderr
+
+
 @pytest.mark.parametrize("statement", ["import service.worker", "import service.settings"])
 def test_gunicorns_master_does_not_load_onnx_runtime(statement: str) -> None:
     """It starts a thread, which a fork does not copy: workers would abort at their end."""
@@ -31,7 +50,7 @@ def test_gunicorns_master_does_not_load_onnx_runtime(statement: str) -> None:
 
 
 def test_the_arrows_hold() -> None:
-    """Service -> model <- training; app -> http -> engine -> sessions, and the rest of pyproject's contracts."""
+    """Client, service, training -> model; app -> http -> engine -> sessions, and the rest of pyproject's contracts."""
     command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stdout

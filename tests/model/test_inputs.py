@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from model.inputs import InputError, Inputs, to_array
 from model.manifest import Feature
-from service.engine.inputs import Inputs, to_array
-from service.errors import InvalidInputError
 
 FLOAT32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
 ROWS = st.lists(st.tuples(FLOAT32, FLOAT32), min_size=1, max_size=20)
@@ -39,13 +38,13 @@ def test_rows_and_names_are_two_ways_to_say_the_same(rows: list[tuple[float, flo
 
 def test_numbers_are_steps_of_a_single_feature() -> None:
     assert array([1, 2.5], (A,)).tolist() == [[1.0], [2.5]]
-    with pytest.raises(InvalidInputError, match=r"inputs\[0\]: a step is 2 numbers \(a, b\), not one value"):
+    with pytest.raises(InputError, match=r"inputs\[0\]: a step is 2 numbers \(a, b\), not one value"):
         array([1, 2.5], (A, B))
 
 
 def test_every_fault_of_a_named_step_is_told() -> None:
     """Missing and unknown features alike."""
-    with pytest.raises(InvalidInputError) as error:
+    with pytest.raises(InputError) as error:
         array([{"a": 1, "b": 2}, {"a": 1, "c": 3}], (A, B), "inputs[4]")
     assert [fault.field for fault in error.value.faults] == ["inputs[4][1].b", "inputs[4][1].c"]
 
@@ -90,5 +89,5 @@ def test_a_text_is_its_characters_or_bytes() -> None:
     ],
 )
 def test_what_is_no_value_is_refused_with_its_place(inputs: Inputs, features: tuple[Feature, ...], says: str) -> None:
-    with pytest.raises(InvalidInputError, match=says):
+    with pytest.raises(InputError, match=says):
         array(inputs, features)

@@ -1,0 +1,202 @@
+"""What a client asks of the service, each call as a flow: the request, when it may go again, what its answer means.
+
+Every step carries a request id, so it may be sent until it is answered. A session that is made under an id may be, too:
+where the answer was lost, the next try finds the id taken, and what was made is looked at.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import quote
+from uuid import uuid4
+
+from client import values
+from client.errors import Problem, SessionEnded, SessionExists
+from client.flow import AGAIN, Emit, Exchanged, Feed, Flow, Patience, Reply, Request, Retry, content, exchange
+from client.values import Forecast, Held, Predicted, Predictions, SessionInfo, Steps, given
+
+Json = dict[str, Any]
+DATE_S = 2.0
+"""How exact the date is that an answer carries: a second, and one for clocks of machines side by side."""
+BUSY = Reply(503, {}, b"")
+
+
+def path(session_id: str, what: str = "") -> str:
+    return f"/v1/sessions/{quote(session_id, safe='')}{what}"
+
+
+def of_model(name: str, what: str = "") -> str:
+    return f"/v1/models/{quote(name, safe='')}{what}"
+
+
+def new_id() -> str:
+    return uuid4().hex
+
+
+class Calls:
+    """All calls, with the same patience."""
+
+    def __init__(self, patience: Patience) -> None:
+        self.patience = patience
+
+    def ask(self, request: Request, *, safe: bool = True) -> Flow[Any]:
+        """What the answer says. Raises Problem, UnreachableError."""
+        return content((yield from exchange(request, self.patience, safe=safe)).reply)
+
+    # The service
+
+    def get(self, where: str) -> Flow[Json]:
+        told: Json = yield from self.ask(Request("GET", where))
+        return told
+
+    def ready(self) -> Flow[bool]:
+        """Whether it serves, asked once."""
+        answer = yield Request("GET", "/readyz")
+        return isinstance(answer, Reply) and answer.status == 200
+
+    def models(self) -> Flow[list[Json]]:
+        models: list[Json] = (yield from self.get("/v1/models"))["models"]
+        return models
+
+    def model(self, name: str, version: int | None) -> Flow[Json]:
+        told: Json = yield from self.ask(Request("GET", of_model(name), query=given(version=version)))
+        return told
+
+    def predict(
+        self, model: str, sequences: Sequence[Steps], horizon: int, version: int | None
+    ) -> Flow[list[Predicted]]:
+        body = {"inputs": [values.steps(one) for one in sequences], "horizon": horizon} | given(version=version)
+        return values.sequences((yield from self.ask(Request("POST", of_model(model, "/predict"), body))))
+
+    def held(self, model: str, inputs: Steps, state: str | None, version: int | None) -> Flow[Held]:
+        body = {"inputs": values.steps(inputs)} | given(state=state, version=version)
+        told = yield from self.ask(Request("POST", of_model(model, "/step"), body))
+        return Held(values.predictions(told), told["state"])
+
+    # Lives of sessions
+
+    def sessions(self, model: str | None, page: int) -> Feed:
+        after: str | None = ""
+        while after is not None:
+            query = {"limit": page} | given(model=model) | ({"after": after} if after else {})
+            told = yield from self.ask(Request("GET", "/v1/sessions", query=query))
+            for one in told["sessions"]:
+                yield Emit(values.session(one))
+            after = told["after"]
+
+    def create(
+        self, model: str, session_id: str | None, version: int | None, ttl_s: float | None, inputs: Steps | None
+    ) -> Flow[SessionInfo]:
+        seeds = None if inputs is None else values.steps(inputs)
+        body = given(session_id=session_id or new_id(), version=version, ttl_s=ttl_s, inputs=seeds)
+        request = Request("POST", of_model(model, "/sessions"), body)
+        return (yield from self._born(request, body["session_id"], chosen=session_id is not None))
+
+    def fork(self, source: str, session_id: str | None, ttl_s: float | None) -> Flow[SessionInfo]:
+        body = given(session_id=session_id or new_id(), ttl_s=ttl_s)
+        request = Request("POST", path(source, "/fork"), body)
+        return (yield from self._born(request, body["session_id"], chosen=session_id is not None))
+
+    def restore(self, session_id: str, exported: Mapping[str, Any]) -> Flow[SessionInfo]:
+        request = Request("PUT", path(session_id, "/state"), dict(exported))
+        return (yield from self._born(request, session_id, chosen=True))
+
+    def _born(self, request: Request, session_id: str, *, chosen: bool) -> Flow[SessionInfo]:
+        """A session that may be there already because the answer to an earlier try was lost.
+
+        chosen: someone chose the id, and the session that has it may be another, older than the tries.
+        """
+        done: Exchanged = yield from exchange(request, self.patience, safe=True)
+        try:
+            return values.session(content(done.reply))
+        except SessionExists:
+            if not done.doubtful:
+                raise
+            found = yield from self.info(session_id)
+            if chosen and not _made_since(found, done):
+                raise
+            return found
+
+    def info(self, session_id: str) -> Flow[SessionInfo]:
+        return values.session((yield from self.get(path(session_id))))
+
+    def delete(self, session_id: str) -> Flow[None]:
+        done = yield from exchange(Request("DELETE", path(session_id)), self.patience, safe=True)
+        try:
+            content(done.reply)
+        except SessionEnded as ended:
+            if not done.doubtful or ended.reason != "deleted":
+                raise
+
+    def delete_sessions(self, model: str | None, prefix: str | None, idle_s: float | None) -> Flow[int]:
+        query = given(model=model, prefix=prefix, idle_s=idle_s)
+        ended, more = 0, True
+        while more:
+            told = yield from self.ask(Request("DELETE", "/v1/sessions", query=query))
+            ended, more = ended + told["ended"], told["more"]
+        return ended
+
+    # Of one session
+
+    def steps(self, session_id: str, inputs: Any, at: int | None, request_id: str | None) -> Flow[Predictions]:
+        """inputs: as JSON has them."""
+        body = {"inputs": inputs, "request_id": request_id or new_id()} | given(step=at)
+        return values.predictions((yield from self.ask(Request("POST", path(session_id, "/steps"), body))))
+
+    def forecast(self, session_id: str, body: Json) -> Flow[Forecast]:
+        return values.forecast((yield from self.ask(Request("POST", path(session_id, "/forecast"), body))))
+
+    def rewind(self, session_id: str, step: int) -> Flow[SessionInfo]:
+        """Not sent again where it may have been done: it would also take back what others did since."""
+        told = yield from self.ask(Request("POST", path(session_id, "/rewind"), {"step": step}), safe=False)
+        return values.session(told)
+
+    def migrate(self, session_id: str, version: int | None) -> Flow[SessionInfo]:
+        body = given(version=version)
+        return values.session((yield from self.ask(Request("POST", path(session_id, "/migrate"), body), safe=False)))
+
+    # Of many
+
+    def step_many(self, items: Sequence[tuple[str, Steps]]) -> Flow[list[Predictions | Problem]]:
+        """Each item has a request id. One that was refused for now is sent again, with its like; but not where its
+        session has several items, whose order would be lost.
+        """
+        names = [session_id for session_id, _ in items]
+        bodies = [{"session_id": name, "inputs": values.steps(one), "request_id": new_id()} for name, one in items]
+        answers: dict[int, Predictions | Problem] = {}
+        retry, left = Retry(self.patience), list(range(len(items)))
+        while True:
+            request = Request("POST", "/v1/steps", {"items": [bodies[place] for place in left]})
+            told = (yield from self.ask(request))["items"]
+            for place, one in zip(left, told, strict=True):
+                answers[place] = values.predictions(one) if one["status"] == 200 else Problem.of(one["problem"])
+            left = [place for place in left if _for_now(answers[place]) and names.count(names[place]) == 1]
+            pause = retry.next(BUSY) if left else None
+            if pause is None:
+                return [answers[place] for place in range(len(items))]
+            yield pause
+
+
+def _for_now(answer: Predictions | Problem) -> bool:
+    return isinstance(answer, Problem) and answer.status in AGAIN
+
+
+def _made_since(found: SessionInfo, done: Exchanged) -> bool:
+    """Whether the session was made by these tries, by the service's own clock."""
+    now = parsedate_to_datetime(done.reply.headers["date"])
+    return found.created_at >= now - timedelta(seconds=done.since_s + DATE_S)
+
+
+def forecast_body(
+    horizon: int, samples: int | None, quantiles: Sequence[float] | None, seed: int | None,
+    future: Steps | None, inputs: Steps | None, *, paths: bool,
+) -> Json:  # fmt: skip
+    return {"horizon": horizon} | given(
+        samples=samples,
+        quantiles=None if quantiles is None else [float(level) for level in quantiles],
+        seed=seed,
+        future=None if future is None else values.steps(future),
+        inputs=None if inputs is None else values.steps(inputs),
+        paths=paths or None,
+    )

@@ -1,0 +1,172 @@
+"""Flows run by httpx: a driver for threads and one for an event loop. They do as they are told, and decide nothing."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, TypeVar
+
+import httpx
+
+from client.flow import Command, Emit, Feed, Flow, Lost, Reply, Request, Sleep
+from client.generating import Open, Read
+
+T = TypeVar("T")
+URL = "http://127.0.0.1:8000"
+TIMEOUT_S, PATIENCE_S = 35.0, 60.0
+"""Of one try, a little more than the service gives a request by itself; and of all tries together."""
+LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=100)
+"""Whoever makes calls side by side decides how many."""
+UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+
+
+class Driver:
+    def __init__(self, url: str, api_key: str | None, timeout_s: float) -> None:
+        self.url, self.headers, self.timeout_s = url.rstrip("/"), _headers(api_key), timeout_s
+        self.http = httpx.Client(base_url=self.url, headers=self.headers, timeout=timeout_s, limits=LIMITS)
+
+    def run(self, flow: Flow[T]) -> T:
+        """What the flow returns."""
+        answer: Reply | Lost | None = None
+        while True:
+            try:
+                command = flow.send(answer)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            answer = self._do(command)
+
+    def feed(self, feed: Feed) -> Iterator[Any]:
+        """What the feed emits."""
+        opened: httpx.Response | None = None
+        pieces: Iterator[bytes] = iter(())
+        answer: Any = None
+        try:
+            while True:
+                try:
+                    command = feed.send(answer)
+                except StopIteration:
+                    return
+                answer, began = None, time.monotonic()
+                try:
+                    match command:
+                        case Emit(item):
+                            yield item
+                        case Open(request):
+                            opened = self._opened(request, opened)
+                            answer = _reply(opened, began, b"" if opened.is_success else opened.read())
+                            pieces = opened.iter_bytes()
+                        case Read():
+                            answer = next(pieces, b"")
+                        case _:
+                            answer = self._do(command)
+                except httpx.TransportError as error:
+                    answer = _lost(error, began)
+        finally:
+            feed.close()
+            if opened is not None:
+                opened.close()
+
+    def _opened(self, request: Request, before: httpx.Response | None) -> httpx.Response:
+        if before is not None:
+            before.close()
+        return self.http.send(_built(self.http, request), stream=True)
+
+    def _do(self, command: Command) -> Reply | Lost | None:
+        if isinstance(command, Sleep):
+            time.sleep(command.seconds)
+            return None
+        began = time.monotonic()
+        try:
+            answer = self.http.send(_built(self.http, command))
+        except httpx.TransportError as error:
+            return _lost(error, began)
+        return _reply(answer, began, answer.content)
+
+
+class AsyncDriver:
+    def __init__(self, url: str, api_key: str | None, timeout_s: float) -> None:
+        self.url, self.headers, self.timeout_s = url.rstrip("/"), _headers(api_key), timeout_s
+        self.http = httpx.AsyncClient(base_url=self.url, headers=self.headers, timeout=timeout_s, limits=LIMITS)
+
+    async def run(self, flow: Flow[T]) -> T:
+        """What the flow returns."""
+        answer: Reply | Lost | None = None
+        while True:
+            try:
+                command = flow.send(answer)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            answer = await self._do(command)
+
+    async def feed(self, feed: Feed) -> AsyncIterator[Any]:
+        """What the feed emits."""
+        opened: httpx.Response | None = None
+        pieces: AsyncIterator[bytes] | None = None
+        answer: Any = None
+        try:
+            while True:
+                try:
+                    command = feed.send(answer)
+                except StopIteration:
+                    return
+                answer, began = None, time.monotonic()
+                try:
+                    match command:
+                        case Emit(item):
+                            yield item
+                        case Open(request):
+                            opened = await self._opened(request, opened)
+                            answer = _reply(opened, began, b"" if opened.is_success else await opened.aread())
+                            pieces = opened.aiter_bytes()
+                        case Read():
+                            assert pieces is not None
+                            answer = await anext(pieces, b"")
+                        case _:
+                            answer = await self._do(command)
+                except httpx.TransportError as error:
+                    answer = _lost(error, began)
+        finally:
+            feed.close()
+            if opened is not None:
+                await opened.aclose()
+
+    async def _opened(self, request: Request, before: httpx.Response | None) -> httpx.Response:
+        if before is not None:
+            await before.aclose()
+        return await self.http.send(_built(self.http, request), stream=True)
+
+    async def _do(self, command: Command) -> Reply | Lost | None:
+        if isinstance(command, Sleep):
+            await asyncio.sleep(command.seconds)
+            return None
+        began = time.monotonic()
+        try:
+            answer = await self.http.send(_built(self.http, command))
+        except httpx.TransportError as error:
+            return _lost(error, began)
+        return _reply(answer, began, answer.content)
+
+
+def _headers(api_key: str | None) -> dict[str, str]:
+    return {"Authorization": f"Bearer {api_key}"} if api_key else {}
+
+
+def _built(http: httpx.Client | httpx.AsyncClient, request: Request) -> httpx.Request:
+    media = {"Content-Type": "application/json"} if request.content is not None else {}
+    return http.build_request(
+        request.method,
+        request.path,
+        content=request.body,
+        params=request.query or None,
+        headers={**media, **request.headers},
+    )
+
+
+def _reply(answer: httpx.Response, began: float, body: bytes) -> Reply:
+    """`began`: by the monotonic clock."""
+    return Reply(answer.status_code, answer.headers, body, time.monotonic() - began)
+
+
+def _lost(error: httpx.TransportError, began: float) -> Lost:
+    return Lost(error, not isinstance(error, UNSENT), time.monotonic() - began)

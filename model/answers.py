@@ -1,0 +1,28 @@
+"""What a model's outputs say, as clients read them: numbers as they are, places as the categories they stand for.
+
+Knows nothing of JSON: the service and whoever runs a bundle in process tell answers alike.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from model.manifest import RANKED, Category
+from model.runner import Outputs, StepModel
+
+
+def said(model: StepModel, outputs: Outputs, names: Iterable[str]) -> dict[str, Any]:
+    """These of the outputs (...): arrays, or, for places of categories, nested lists of what they stand for."""
+    manifest = model.manifest
+    told: dict[str, Any] = {name: np.ascontiguousarray(outputs[name]) for name in names}
+    if manifest.head.ranks and (places := told.get(RANKED[0])) is not None:
+        told[RANKED[0]] = named(places.tolist(), manifest.categories)
+    return told
+
+
+def named(places: Any, categories: Sequence[Category]) -> Any:
+    """Places, however nested, by name; None for those that are no category's."""
+    if isinstance(places, list):
+        return [named(place, categories) for place in places]
+    return categories[places] if places < len(categories) else None

@@ -1,0 +1,212 @@
+"""The commands that talk to a service, against a real one."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.shell_completion import BashComplete
+from click.testing import CliRunner, Result
+
+import onward
+from client.commands import common
+from client.load import Life, replay
+from client.values import Prediction
+from service import settings
+from tests.e2e.server import Server
+from tests.reference import ROOT, ZOO, BareLoop, pulse, weather
+
+PULSE = str(ZOO / "pulse/1")
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[onward.Client]:
+    with onward.Client(server.url) as connected:
+        yield connected
+
+
+def run(server: Server, *arguments: str, **options: Any) -> Result:
+    """The command, which must succeed."""
+    done = CliRunner().invoke(onward.main, [*arguments], env={"ONWARD_URL": server.url}, **options)
+    assert done.exit_code == 0, done.output
+    return done
+
+
+def told(server: Server, *arguments: str, **options: Any) -> Any:
+    """What the command says to programs."""
+    return json.loads(run(server, *arguments, "--json", **options).stdout)
+
+
+def test_every_command_is_listed_where_it_belongs() -> None:
+    """With a line of help each, and no command twice."""
+    listed = [name for names in onward.SECTIONS.values() for name in names]
+    assert sorted(listed) == sorted({*onward.main.commands, *onward.TALKING})
+    help_text = CliRunner().invoke(onward.main, ["--help"]).stdout
+    for section in onward.SECTIONS:
+        assert f"\n{section}:\n" in help_text
+    for name in listed:
+        assert CliRunner().invoke(onward.main, [name, "--help"]).exit_code == 0
+
+
+def test_models_and_sessions_are_listed(server: Server, client: onward.Client) -> None:
+    assert [one["name"] for one in told(server, "models")] == ["characters", "pulse", "weather"]
+    assert "A heart's pulse wave" in run(server, "models").stdout
+    for name in ("cli-a", "cli-b", "other"):
+        client.session("pulse", name, inputs=[515.0])
+    assert [one["session_id"] for one in told(server, "sessions", "--prefix", "cli-")] == ["cli-a", "cli-b"]
+    lines = run(server, "sessions", "--model", "pulse", "--prefix", "cli-").stdout.splitlines()
+    assert lines[0].split()[:4] == ["session", "model", "version", "step"]
+    assert [line.split()[:4] for line in lines[1:]] == [["cli-a", "pulse", "1", "1"], ["cli-b", "pulse", "1", "1"]]
+    declined = CliRunner().invoke(
+        onward.main, ["sessions", "--delete", "--prefix", "cli-"], env={"ONWARD_URL": server.url}, input="n\n"
+    )
+    assert declined.exit_code == 1
+    assert told(server, "sessions", "--delete", "--yes", "--prefix", "cli-") == {"ended": 2}
+    assert [one.session_id for one in client.sessions("pulse")] == ["other"]
+    client.delete_sessions(prefix="")
+
+
+@pytest.mark.parametrize("form", ["csv", "ndjson", "named", "-"])
+def test_predict_reads_each_kind_of_file(server: Server, tmp_path: Path, form: str) -> None:
+    """CSV with columns that the model does not take, lines of JSON, and stdin; the bits of a bare loop's."""
+    rows, names = weather(4), ("precipitation", "temp_max", "temp_min", "wind")
+    expected = BareLoop(ZOO / "weather/1").run(rows)
+    lines = [json.dumps(row) for row in rows]
+    if form == "csv":
+        lines = [",".join(("day", *names)), *(",".join(("x", *map(str, row))) for row in rows)]
+    elif form == "named":
+        lines = [json.dumps(dict(zip(names, row, strict=True))) for row in rows]
+    file = tmp_path / ("steps.csv" if form == "csv" else "steps.ndjson")
+    file.write_text("\n".join(lines) + "\n")
+    arguments = ("predict", "-" if form == "-" else str(file), "--model", "weather", "--horizon", "2")
+    answer = told(server, *arguments, input=file.read_text() if form == "-" else None)
+    assert np.array(answer["predictions"]["point"], np.float32).tobytes() == expected["point"].tobytes()
+    assert len(answer["forecast"]["point"]) == 2
+    done = run(server, *arguments[:-2], input=file.read_text() if form == "-" else None)
+    assert len(done.stdout.splitlines()) == 5
+    assert ("not read, since the model does not take them: day" in done.stderr) == (form == "csv")
+
+
+def test_a_text_is_predicted_by_its_characters(server: Server, tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text('The "assert" state')
+    assert told(server, "predict", str(file), "--model", "characters")["predictions"]["top"][-1][0] == "m"
+    last = run(server, "predict", str(file), "--model", "characters").stdout.splitlines()[-1].split()
+    assert last[:2] == ["18", "m"]
+
+
+def test_a_forecast_of_a_session(server: Server, client: onward.Client) -> None:
+    with client.session("pulse", inputs=pulse(3)) as session:
+        answer = told(server, "forecast", "--session", session.id, "--horizon", "4")
+        ahead = session.forecast(4)
+        assert answer["step"] == 3
+        assert np.array(answer["forecast"]["mean"], np.float32).tobytes() == ahead["mean"].tobytes()
+        lines = run(server, "forecast", "--session", session.id, "--horizon", "4").stdout.splitlines()
+        assert lines[0].split() == ["ahead", "mean"]
+        assert lines[1].split() == ["1", f"{ahead['mean'][0, 0]:.5g}"]
+
+
+def test_load_counts_and_checks(server: Server, client: onward.Client) -> None:
+    """Steps, forecasts and creations, each answer replayed in process; every session is ended."""
+    arguments = (
+        "load",
+        "--model",
+        "pulse",
+        "--sessions",
+        "3",
+        "--seconds",
+        "1",
+        "--mix",
+        "steps=6,forecasts=2,creates=1",
+    )
+    answer = told(server, *arguments, "--bundle", PULSE)
+    assert (answer["wrong"], answer["errors"]) == ([], {})
+    counts = {row["kind"]: row["count"] for row in answer["requests"]}
+    assert counts["steps"] == answer["checked"] > 0
+    assert set(counts) == {"steps", "forecasts", "creates"}
+    assert all(row["p50"] <= row["p90"] <= row["p99"] <= row["max"] for row in answer["requests"])
+    paced = run(server, *arguments[:5], "--seconds", "1", "--rate", "20").stdout
+    assert "0 wrong" in paced
+    assert not list(client.sessions())
+
+
+def test_load_calls_a_wrong_answer_wrong(server: Server, tmp_path: Path) -> None:
+    """Where somebody else steps its sessions, a session is not where its steps end: status 1, and it is named."""
+    with Server(tmp_path) as lone:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "onward", "load", "--url", lone.url, "--model", "pulse", "--seconds", "3"],
+            env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        with onward.Client(lone.url) as client:
+            while not (found := list(client.sessions())):
+                pass
+            client.attach(found[0].session_id).step(500.0)
+        out, error = process.communicate(timeout=60)
+    assert process.returncode == 1, out + error
+    assert found[0].session_id in error
+    assert " 0 wrong" not in out
+
+
+def test_a_replay_finds_a_flipped_bit() -> None:
+    """In a step's prediction, in its surprise, and in a forecast."""
+    local = onward.load(PULSE)
+    session = local.session()
+    life = Life("s", sent=pulse(5))
+    life.told = [session.step(row) for row in life.sent]
+    life.forecasts = [session.forecast(3)]
+    assert replay(local, life) is None
+    right = life.told[2]
+    for wrong in (
+        Prediction({**right, "mean": np.nextafter(right["mean"], np.float32(np.inf))}, right.surprise, right.step),
+        Prediction(right.arrays, (right.surprise or 0) * 1.001, right.step),
+    ):
+        life.told[2] = wrong
+        assert "step 3" in (replay(local, life) or "")
+    life.told[2] = right
+    life.forecasts[0]["mean"][1] += 1
+    assert "forecast at step 5" in (replay(local, life) or "")
+
+
+def test_how_commands_end(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1 refused, with the message on stderr; 2 usage; 3 no service."""
+    monkeypatch.setattr(common, "PATIENCE_S", 0.2)
+    (tmp_path / "bad.csv").write_text("ppg\n1\nmany\n")
+    (tmp_path / "bad.ndjson").write_text("[1]\n[\n")
+    (tmp_path / "steps.dat").write_text("1\n")
+    for status, said, arguments in (
+        (1, "'nobody' does not exist", ["forecast", "--session", "nobody", "--horizon", "3"]),
+        (1, "[unknown-model]", ["predict", str(tmp_path / "bad.csv"), "--model", "nothing"]),
+        (1, "line 3: 'many' (ppg) is not a number", ["predict", str(tmp_path / "bad.csv"), "--model", "pulse"]),
+        (1, "line 2 is not JSON", ["predict", str(tmp_path / "bad.ndjson"), "--model", "pulse"]),
+        (1, "the header has no precipitation", ["predict", str(tmp_path / "bad.csv"), "--model", "weather"]),
+        (1, "say with --format", ["predict", str(tmp_path / "steps.dat"), "--model", "pulse"]),
+        (2, "--prefix '' means all", ["sessions", "--delete"]),
+        (2, "expected weights", ["load", "--model", "pulse", "--mix", "many"]),
+        (2, "this is pulse, not weather", ["load", "--model", "weather", "--bundle", PULSE]),
+        (2, "No such option", ["models", "--nothing"]),
+        (3, "did not answer", ["models", "--url", "http://127.0.0.1:1"]),
+    ):
+        done = CliRunner().invoke(onward.main, arguments, env={"ONWARD_URL": server.url})
+        assert (done.exit_code, done.stdout) == (status, ""), arguments
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_the_command_as_people_run_it(server: Server) -> None:
+    """A process of its own, with the address in its environment, which a service may have beside it."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "ONWARD_URL": server.url, "ONWARD_API_KEY": "a-secret-key"}
+    command = [sys.executable, "-m", "onward", "models"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "pulse" in done.stdout
+    settings.read({"ONWARD_URL": server.url, "ONWARD_API_KEY": "a-secret-key"})
+
+
+def test_shells_complete_commands_that_are_not_loaded_yet() -> None:
+    shell = BashComplete(onward.main, {}, "onward", "_ONWARD_COMPLETE")
+    assert [item.value for item in shell.get_completions([], "fore")] == ["forecast"]
+    assert "--horizon" in [item.value for item in shell.get_completions(["forecast"], "--h")]

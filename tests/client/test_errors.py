@@ -1,0 +1,45 @@
+"""The classes of problems are the service's problem types."""
+
+import pickle
+
+from client.errors import PREFIX, Problem, SessionEnded, StepConflict, answered
+from service.http.problems import ALL
+
+
+def test_every_type_is_a_class() -> None:
+    """With its name, its status and its title, and no class is of a type that the service does not have."""
+    told = {PREFIX + one.name: (one.code, (one.__doc__ or "").split(".")[0]) for one in Problem.known.values()}
+    assert told == {kind.type: (kind.status, kind.title) for kind in ALL}
+
+
+def test_members_are_attributes() -> None:
+    """Those of all problems, and those of one type."""
+    body = (
+        b'{"type":"urn:onward:problem:step-conflict","title":"T","status":409,"detail":"d","expected_step":7,'
+        b'"errors":[{"field":"step","message":"m"}]}'
+    )
+    problem = answered(409, body)
+    assert isinstance(problem, StepConflict)
+    assert (problem.status, problem.title, problem.detail, problem.expected_step) == (409, "T", "d", 7)
+    assert problem.errors == [{"field": "step", "message": "m"}]
+    assert str(problem) == "d"
+    assert pickle.loads(pickle.dumps(problem)).expected_step == 7
+    ended = answered(
+        410,
+        b'{"type":"urn:onward:problem:session-ended","status":410,"reason":"expired","ended_at":"2026-01-02T03:04:05.678Z"}',
+    )
+    assert isinstance(ended, SessionEnded)
+    assert (ended.reason, ended.ended_at.year, ended.ended_at.utcoffset()) == (
+        "expired",
+        2026,
+        ended.ended_at.resolution * 0,
+    )
+
+
+def test_what_is_not_known_is_still_a_problem() -> None:
+    """A newer service's type, and a proxy's page."""
+    newer = answered(418, b'{"type":"urn:onward:problem:new","title":"New","status":418,"detail":"tea"}')
+    assert (type(newer), newer.type, str(newer)) == (Problem, "urn:onward:problem:new", "tea")
+    page = answered(502, b"<html>Bad Gateway</html>")
+    assert (type(page), page.type, page.status, page.title) == (Problem, "about:blank", 502, "Bad Gateway")
+    assert "<html>" in str(page)

@@ -1,0 +1,171 @@
+"""Retries without a clock and without a network: a flow is given answers, and what it asks for is looked at."""
+
+import json
+from collections.abc import Generator, Iterable
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any
+
+import pytest
+
+from client.calls import Calls
+from client.errors import Overloaded, Problem, SessionExists, StoreUnavailable, UnreachableError
+from client.flow import Lost, Patience, Reply, Request, Sleep
+
+CALLS = Calls(Patience(total_s=10.0))
+SENT, UNSENT = Lost(ConnectionResetError(), sent=True), Lost(ConnectionRefusedError(), sent=False)
+STEP = Reply(200, {}, b'{"step": 1, "predictions": {"mean": [[1.0]]}}')
+
+
+def problem(name: str, status: int, **headers: str) -> Reply:
+    return Reply(status, headers, json.dumps({"type": f"urn:onward:problem:{name}", "status": status}).encode())
+
+
+BUSY, DOUBT = problem("overloaded", 503), problem("store-unavailable", 503)
+
+
+def session(created: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> Reply:
+    told = {"session_id": "s", "model": "m", "version": 1, "step": 0, "ttl_s": 60.0, "surprise": None}
+    return Reply(
+        200,
+        {},
+        json.dumps(told | dict.fromkeys(("created_at", "last_step_at", "expires_at"), created.isoformat())).encode(),
+    )
+
+
+def run(flow: Generator[Any, Any, Any], answers: Iterable[Any]) -> tuple[Any, list[Request], list[float]]:
+    """What the flow returns, or raises, and the requests and pauses on its way."""
+    coming, requests, pauses = iter(answers), [], []
+    answer: Any = None
+    try:
+        while True:
+            command = flow.send(answer)
+            if isinstance(command, Sleep):
+                pauses.append(command.seconds)
+                answer = None
+            else:
+                requests.append(command)
+                answer = next(coming)
+    except StopIteration as end:
+        assert not list(coming), "not all answers were asked for"
+        return end.value, requests, pauses
+    except (Problem, UnreachableError) as error:
+        return error, requests, pauses
+
+
+def test_a_step_is_sent_until_it_is_answered() -> None:
+    """The same request each time, with one id, whatever it was that failed; pauses grow, each half by chance."""
+    failures = [SENT, UNSENT, BUSY, DOUBT, Reply(502, {}, b""), Reply(504, {}, b"")]
+    told, requests, pauses = run(CALLS.steps("s", [[1.0]], None, None), [*failures, STEP])
+    assert told.step == 1
+    assert len(requests) == 7
+    assert all(one == requests[0] for one in requests)
+    assert len(requests[0].content["request_id"]) == 32
+    for place, pause in enumerate(pauses):
+        assert 0.025 * 2**place <= pause <= 0.05 * 2**place
+
+
+def test_each_step_has_an_id_of_its_own() -> None:
+    ids = {run(CALLS.steps("s", [[1.0]], None, None), [STEP])[1][0].content["request_id"] for _ in range(3)}
+    assert len(ids) == 3
+
+
+def test_the_service_says_how_long_to_wait() -> None:
+    """At least Retry-After; and where that is longer than patience lasts, the answer stands at once."""
+    _, _, (pause,) = run(
+        CALLS.steps("s", [[1.0]], None, None), [problem("overloaded", 503, **{"retry-after": "3"}), STEP]
+    )
+    assert pause >= 3
+    error, requests, pauses = run(
+        CALLS.steps("s", [[1.0]], None, None), [problem("overloaded", 503, **{"retry-after": "30"})]
+    )
+    assert isinstance(error, Overloaded)
+    assert (len(requests), pauses) == (1, [])
+
+
+def test_patience_ends() -> None:
+    """The time of the tries counts as well as the pauses: where each takes 3 s, none is begun after the fourth."""
+    error, requests, _ = run(CALLS.steps("s", [[1.0]], None, None), [Lost(TimeoutError(), sent=True, took_s=3.0)] * 9)
+    assert isinstance(error, UnreachableError)
+    assert isinstance(error.__cause__, TimeoutError)
+    assert len(requests) == 4
+    error, _, pauses = run(CALLS.steps("s", [[1.0]], None, None), [DOUBT] * 99)
+    assert isinstance(error, StoreUnavailable)
+    assert max(pauses) <= 5
+    assert sum(pauses) <= 10
+
+
+@pytest.mark.parametrize(
+    "name", ["session-ended 410", "step-conflict 409", "late-request 409", "invalid-request 422", "internal 500"]
+)
+def test_a_refusal_stands(name: str) -> None:
+    kind, _, status = name.partition(" ")
+    error, requests, _ = run(CALLS.steps("s", [[1.0]], None, None), [problem(kind, int(status))])
+    assert error.name == kind
+    assert len(requests) == 1
+
+
+@pytest.mark.parametrize(("failure", "again"), [(SENT, False), (UNSENT, True), (BUSY, True), (DOUBT, False)])
+def test_what_is_not_safe_to_repeat_is_repeated_only_where_nothing_was_done(failure: Any, again: bool) -> None:
+    """Taking a session back would also take back what others did since."""
+    told, requests, _ = run(CALLS.rewind("s", 0), [failure, session()])
+    assert len(requests) == (2 if again else 1)
+    assert isinstance(told, Exception) == (not again)
+
+
+EXISTS = problem("session-exists", 409)
+
+
+def exists(at: datetime) -> Reply:
+    return Reply(409, {"date": format_datetime(at, usegmt=True)}, EXISTS.body)
+
+
+def test_a_session_whose_answer_was_lost_is_found() -> None:
+    """Under an id that the client made up there is no doubt whose it is."""
+    told, requests, _ = run(CALLS.create("m", None, None, None, None), [SENT, EXISTS, session()])
+    assert told.session_id == "s"
+    made = requests[0].content["session_id"]
+    assert [(one.method, one.path) for one in requests[1:]] == [
+        ("POST", "/v1/models/m/sessions"),
+        ("GET", f"/v1/sessions/{made}"),
+    ]
+
+
+def test_an_id_that_was_taken_is_taken() -> None:
+    """At the first try; where nothing had been sent before; and where the session is older than the tries."""
+    now = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    for answers in (
+        [EXISTS],
+        [UNSENT, EXISTS],
+        [BUSY, EXISTS],
+        [SENT, exists(now), session(now - timedelta(seconds=9))],
+    ):
+        assert isinstance(run(CALLS.create("m", "s", None, None, None), answers)[0], SessionExists)
+    told, _, _ = run(CALLS.create("m", "s", None, None, None), [SENT, exists(now), session(now)])
+    assert told.session_id == "s"
+
+
+def test_what_is_deleted_by_a_lost_try_is_deleted() -> None:
+    gone = Reply(
+        410,
+        {},
+        b'{"type":"urn:onward:problem:session-ended","status":410,"reason":"deleted","ended_at":"2026-01-01T00:00:00Z"}',
+    )
+    assert run(CALLS.delete("s"), [SENT, gone])[0] is None
+    assert isinstance(run(CALLS.delete("s"), [gone])[0], Problem)
+
+
+def many(*items: dict[str, Any]) -> Reply:
+    return Reply(200, {}, json.dumps({"items": items}).encode())
+
+
+def test_of_many_those_refused_for_now_are_sent_again() -> None:
+    """With their own ids; not those of a session with several items, whose order counts; other refusals stand."""
+    done = {"status": 200, "step": 1, "predictions": {"mean": [[1.0]]}}
+    busy, wrong = (
+        {"status": one.status, "problem": json.loads(one.body)} for one in (BUSY, problem("unknown-session", 404))
+    )
+    flow = CALLS.step_many([("a", [1]), ("b", [1]), ("c", [1]), ("b", [2])])
+    told, (first, second), _ = run(flow, [many(busy, busy, wrong, done), many(done)])
+    assert [type(one).__name__ for one in told] == ["Predictions", "Overloaded", "UnknownSession", "Predictions"]
+    assert second.content["items"] == first.content["items"][:1]

@@ -1,0 +1,195 @@
+"""What was cut is taken up, without a network: streams and generations are given events, and watched."""
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pytest
+
+from client.errors import Problem, SessionEnded, UnreachableError
+from client.flow import Emit, Feed, Lost, Patience, Reply, Sleep
+from client.generating import Events, Open, Read, generate
+from client.streams import MOST_UNANSWERED, Ask, Broken, Dial, Given, Heard, Over, Stream, Tell, Wait
+from client.values import Done
+
+PATIENCE = Patience(total_s=10.0)
+CUT = Broken(ConnectionResetError())
+
+
+class Service:
+    """One session at the other end of a stream: steps count up, and the answers of the last 32 requests are kept."""
+
+    def __init__(self, inputs: Iterable[Any], breaks: Iterable[int] = ()) -> None:
+        self.step, self.answers, self.received = 0, dict[str, str](), list[str]()
+        self.dialled, self.most, self._waiting = 0, 0, list[str]()
+        self._inputs, self._breaks, self._asked, self._waits = iter(inputs), set(breaks), 0, 0
+
+    def drive(self, feed: Feed) -> Iterator[Any]:
+        """What the feed emits. The connection breaks at the waits whose numbers are in `breaks`."""
+        answer: Any = None
+        while True:
+            try:
+                command = feed.send(answer)
+            except StopIteration:
+                return
+            answer = None
+            match command:
+                case Emit(item):
+                    yield item
+                case Dial(path):
+                    assert path == "/v1/sessions/s/stream"
+                    self.dialled += 1
+                    self._waiting.clear()
+                case Tell(text):
+                    self._receive(json.loads(text))
+                    self.most = max(self.most, len(self._waiting))
+                case Ask():
+                    self._asked += 1
+                case Wait():
+                    answer = self._event()
+                case Sleep():
+                    pass
+
+    def _receive(self, message: dict[str, Any]) -> None:
+        request_id = message["request_id"]
+        self.received.append(request_id)
+        if request_id not in self.answers:
+            self.step += 1
+            told = {"step": self.step, "predictions": {"mean": message["inputs"]}, "request_id": request_id}
+            self.answers[request_id] = json.dumps(told)
+            self.answers = dict(list(self.answers.items())[-32:])
+        self._waiting.append(self.answers[request_id])
+
+    def _event(self) -> Any:
+        self._waits += 1
+        if self._waits in self._breaks:
+            return CUT
+        if self._asked:  # inputs come first: as many as may be are under way
+            self._asked -= 1
+            try:
+                return Given(next(self._inputs))
+            except StopIteration:
+                return Over()
+            except KeyError as error:
+                return Over(error)
+        return Heard(self._waiting.pop(0).encode())
+
+
+def test_a_stream_keeps_32_under_way_and_its_order() -> None:
+    service = Service([[float(one)] for one in range(100)])
+    told = list(service.drive(Stream("s", PATIENCE).feed()))
+    assert [one["mean"].tolist() for one in told] == [[float(one)] for one in range(100)]
+    assert [one.step for one in told] == list(range(1, 101))
+    assert (service.most, MOST_UNANSWERED, service.dialled) == (32, 32, 1)
+
+
+def test_a_broken_stream_sends_again_what_was_not_answered() -> None:
+    """With the same ids: each step is made once, whenever the connection breaks."""
+    for place in range(1, 50):
+        service = Service([[float(one)] for one in range(40)], breaks=(place, place + 1, place + 33))
+        told = list(service.drive(Stream("s", PATIENCE).feed()))
+        assert [one.step for one in told] == list(range(1, 41))
+        assert service.step == 40
+        assert service.dialled >= 2
+
+
+def drive(feed: Feed, *events: Any) -> tuple[list[Any], list[Any]]:
+    """The commands of a feed that is sent these in turn where it waits, until there are no more; and what it emits."""
+    coming, commands, emitted, answer = iter(events), list[Any](), list[Any](), None
+    while True:
+        try:
+            command = feed.send(answer)
+            commands.append(command)
+            answer = next(coming) if isinstance(command, (Wait, Dial, Open, Read)) else None
+        except StopIteration:
+            return commands, emitted
+        if isinstance(command, Emit):
+            emitted.append(command.item)
+
+
+def heard(**told: Any) -> Heard:
+    return Heard(json.dumps(told).encode())
+
+
+def test_a_refusal_ends_a_stream_and_a_busy_service_does_not() -> None:
+    """410 is raised; 503 is waited out, on another connection, with the same message."""
+    ended = {"type": "urn:onward:problem:session-ended", "status": 410, "reason": "expired"}
+    with pytest.raises(SessionEnded):
+        drive(Stream("s", PATIENCE).feed(), Given([1.0]), None, heard(**ended, request_id="x"))
+    busy = {"type": "urn:onward:problem:overloaded", "status": 503}
+    commands, _ = drive(Stream("s", PATIENCE).feed(), Given([1.0]), None, Over(), heard(**busy), None)
+    first, second = [command.text for command in commands if isinstance(command, Tell)]
+    assert first == second
+    assert any(isinstance(command, Sleep) for command in commands)
+
+
+def test_a_stream_that_cannot_connect_gives_up() -> None:
+    refused = Lost(ConnectionRefusedError(), sent=False)
+    with pytest.raises(UnreachableError):
+        drive(Stream("s", PATIENCE).feed(), Given([1.0]), *[refused] * 99)
+    with pytest.raises(Problem, match="no session"):
+        drive(
+            Stream("s", PATIENCE).feed(),
+            Given([1.0]),
+            Reply(404, {}, b'{"type":"urn:onward:problem:unknown-session","status":404,"detail":"no session"}'),
+        )
+
+
+def test_inputs_that_fail_fail_after_what_came_before() -> None:
+    """The answers to earlier inputs are told first."""
+
+    def inputs() -> Iterator[list[float]]:
+        yield from ([1.0], [2.0])
+        raise KeyError
+
+    made = Service(inputs()).drive(Stream("s", PATIENCE).feed())
+    assert [next(made).step, next(made).step] == [1, 2]
+    with pytest.raises(KeyError):
+        next(made)
+
+
+def test_an_idle_stream_does_not_mind_a_cut() -> None:
+    """It connects again when there is something to send."""
+    commands, _ = drive(Stream("s", PATIENCE).feed(), Given([1.0]), None, CUT, None)
+    assert sum(isinstance(command, Dial) for command in commands) == 2
+    commands, _ = drive(Stream("s", PATIENCE).feed(), CUT)
+    assert not [command for command in commands if isinstance(command, (Dial, Sleep))]
+
+
+SSE = (
+    b': heart-beat\n\nid: 7.1\ndata: {"ahead": 1, "token": "a", "log_probability": -0.5}\n\n'
+    b'id: 7.2\r\ndata: {"ahead": 2, "token": "\xe2\x82\xac", "log_probability": -1.5}\r\n\r\n'
+    b'event: done\ndata: {"reason": "horizon", "seed": 7, "step": 3, "text": "a\xe2\x82\xac"}\n\n'
+)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+def test_events_are_read_however_they_are_cut(size: int) -> None:
+    """Even inside a character."""
+    events = Events()
+    found = [one for at in range(0, len(SSE), size) for one in events.feed(SSE[at : at + size])]
+    assert [(one.kind, one.last_id) for one in found] == [("message", "7.1"), ("message", "7.2"), ("done", "7.2")]
+    assert json.loads(found[1].data)["token"] == "\u20ac"
+
+
+def test_a_cut_generation_is_resumed() -> None:
+    """The same body, with the id of the last event that was whole; the cut one is not told twice."""
+    head, cut = Reply(200, {}, b""), SSE.index(b"id: 7.2") + 20
+    rest = SSE[SSE.index(b"id: 7.2") :]
+    feed = generate("/v1/sessions/s/generate", {"horizon": 2}, PATIENCE)
+    commands, emitted = drive(feed, head, SSE[:cut], Lost(ConnectionResetError(), sent=True), head, rest)
+    first, second = [command.request for command in commands if isinstance(command, Open)]
+    assert "last-event-id" not in first.headers
+    assert (second.headers["last-event-id"], second.content) == ("7.1", first.content)
+    assert [getattr(one, "token", None) for one in emitted] == ["a", "\u20ac", None]
+    assert emitted[-1] == Done("horizon", 7, 3, "a\u20ac")
+
+
+def test_a_problem_in_the_middle_is_raised() -> None:
+    problem = (
+        b'event: problem\ndata: {"type": "urn:onward:problem:session-ended", "status": 410, "reason": "deleted"}\n\n'
+    )
+    with pytest.raises(SessionEnded):
+        drive(generate("/g", {"horizon": 2}, PATIENCE), Reply(200, {}, b""), problem)
+    with pytest.raises(UnreachableError):
+        drive(generate("/g", {"horizon": 2}, PATIENCE), *[Reply(200, {}, b""), b""] * 99)

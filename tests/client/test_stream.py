@@ -1,0 +1,108 @@
+"""Steps over a WebSocket, against a real service."""
+
+import json
+import queue
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import onward
+from client.errors import InvalidRequest, SessionEnded
+from client.sync import Client
+from client.values import Prediction
+from tests.client.twins import Twin
+from tests.e2e.server import Server
+from tests.reference import ZOO, BareLoop, Steps, pulse
+
+
+def assert_same(told: list[Prediction], expected: Steps, count: int) -> None:
+    assert [one.step for one in told] == list(range(1, count + 1))
+    for name in ("mean", "std"):
+        assert np.stack([one[name] for one in told]).tobytes() == expected[name][:count].tobytes()
+    assert [one.surprise for one in told] == expected["surprise"][:count].tolist()
+
+
+def test_every_input_is_answered_in_order(client: Client) -> None:
+    """Many more than may be under way, to the bits of a bare loop; the handle knows where the session is."""
+    rows = pulse(200)
+    with client.session("pulse") as session:
+        told = list(session.stream(rows))
+        assert_same(told, BareLoop(ZOO / "pulse/1").run(rows), 200)
+        assert session.step_count == session.info().step == 200
+        assert session.prediction is told[-1]
+
+
+def test_an_input_may_wait_for_the_answer_before_it(server: Server) -> None:
+    """Whoever streams need not know the next input when it asks for the last one's prediction."""
+    heard: queue.SimpleQueue[float] = queue.SimpleQueue()
+
+    def inputs() -> Iterator[float]:
+        value = 515.0
+        for _ in range(20):
+            yield value
+            value = heard.get()
+
+    with onward.Client(server.url) as client, client.session("pulse") as session:
+        sent = [515.0]
+        for told in session.stream(inputs()):
+            sent.append(float(told["mean"][0]))
+            heard.put(sent[-1])
+        assert session.step_count == 20
+    expected = BareLoop(ZOO / "pulse/1").run([[value] for value in sent[:20]])
+    assert expected["mean"][-1, 0] == sent[-1]
+
+
+def test_what_is_refused_is_raised(client: Client) -> None:
+    """A value that is none, and a session that has ended; the inputs before it are made."""
+    with client.session("pulse") as session:
+        made = session.stream([1.0, 2.0, "three", 4.0])
+        assert [next(made).step, next(made).step] == [1, 2]
+        with pytest.raises(InvalidRequest):
+            next(made)
+    with pytest.raises(SessionEnded):
+        list(session.stream([1.0]))
+
+
+def test_whoever_leaves_a_stream_leaves_no_thread(server: Server) -> None:
+    """Leaving early ends the connection; what was answered is made."""
+    before = threading.active_count()
+    with onward.Client(server.url) as client, client.session("pulse") as session:
+        made: Any = session.stream(pulse(100))
+        assert next(made).step == 1
+        made.close()
+        assert session.info().step >= 1
+    for thread in threading.enumerate():
+        if thread.name.startswith("onward stream"):
+            thread.join(10)
+    assert threading.active_count() <= before
+
+
+def test_nothing_is_lost_or_doubled_over_kills(tmp_path: Path, twin: Twin) -> None:
+    """Kill -9 of the whole service, twice, in the middle of a stream."""
+    rows = pulse(300)
+    with Server(tmp_path) as server, twin(server.url) as client, client.session("pulse") as session:
+        told = []
+        for one in session.stream(rows):
+            told.append(one)
+            if len(told) in (50, 170):
+                server.kill()
+                server.start()
+        assert_same(told, BareLoop(ZOO / "pulse/1").run(rows), 300)
+        assert session.info().step == 300
+
+
+def test_a_line_in_is_a_line_out(server: Server) -> None:
+    """`onward stream` from stdin, on a session that lives on under its name."""
+    lines = "".join(f"{row}\n" for row in pulse(3))
+    arguments = ["stream", "-", "--model", "pulse", "--session", "lines", "--json"]
+    for steps in ([1, 2, 3], [4, 5, 6]):
+        done = CliRunner().invoke(onward.main, arguments, input=lines, env={"ONWARD_URL": server.url})
+        assert done.exit_code == 0, done.output
+        assert [json.loads(line)["step"] for line in done.stdout.splitlines()] == steps
+    table = CliRunner().invoke(onward.main, arguments[:-1], input=lines, env={"ONWARD_URL": server.url})
+    assert [line.split("\t")[0] for line in table.stdout.splitlines()] == ["7", "8", "9"]
