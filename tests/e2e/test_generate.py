@@ -16,6 +16,7 @@ from tests.events import Told, read
 from tests.problems import assert_problem
 from tests.reference import ZOO, BareLoop, pulse
 
+URL = "/v1/sessions/text/generate"
 TOKENS: dict[str, Any] = {"horizon": 30, "inputs": "The ", "temperature": 0.8, "top_p": 0.9, "seed": 7}
 
 
@@ -70,41 +71,25 @@ def test_numbers_are_drawn_around_what_a_bare_loop_says(client: httpx.Client) ->
     assert client.get("/v1/sessions/pulse").json()["step"] == 0
 
 
-def test_a_cut_draw_goes_on_at_any_worker(server: Server, client: httpx.Client) -> None:
-    """Cut after any event, the connection with it, the rest is told by whichever worker takes the next one."""
-    whole = ask(client, "text", **TOKENS)
-    pairs: set[tuple[int, int]] = set()
-    for cut in itertools.islice(itertools.cycle(range(0, TOKENS["horizon"], 7)), 100):
-        with server.client() as first, first.stream("POST", "/v1/sessions/text/generate", json=TOKENS) as answer:
-            coming = parts(answer)
-            told = read("".join(itertools.islice(coming, cut + 1)))
-            before = holder(server, answer)
-        assert told == whole[: cut + 1]
-        again = {"Last-Event-ID": told[-1].id}
-        with (
-            server.client() as second,
-            second.stream("POST", "/v1/sessions/text/generate", json=TOKENS, headers=again) as answer,
-        ):
-            pairs.add((before, holder(server, answer)))
-            assert read("".join(parts(answer))) == whole[cut + 1 :]
-        if any(one != other for one, other in pairs):
-            break
-    assert any(one != other for one, other in pairs)
-
-
-def test_a_draw_goes_on_after_a_kill(tmp_path: Path) -> None:
-    """The whole service ends midway by kill -9; started again, it tells the very rest of what was drawn."""
+def test_a_draw_goes_on_in_another_process(tmp_path: Path) -> None:
+    """Cut after any event, by a kill -9 of its worker or of the whole service: the others tell the very rest."""
     with Server(tmp_path) as server:
         with server.client() as client:
             client.post("/v1/models/characters/sessions", json={"session_id": "text", "inputs": "A "})
             whole = ask(client, "text", **TOKENS)
-            with client.stream("POST", "/v1/sessions/text/generate", json=TOKENS) as answer:
+        for cut in (1, 17, 30):
+            with server.client() as client, client.stream("POST", URL, json=TOKENS) as answer:
                 coming = parts(answer)
-                told = read("".join(itertools.islice(coming, 5)))
-                server.kill()
-        server.start()
-        with server.client() as client:
-            assert ask(client, "text", {"Last-Event-ID": told[-1].id}, **TOKENS) == whole[5:]
+                told = read("".join(itertools.islice(coming, cut)))
+                if cut == 17:
+                    server.kill()
+                else:
+                    server.kill_worker(holder(server, answer))
+            assert told == whole[:cut]
+            if cut == 17:
+                server.start()
+            with server.client() as client:
+                assert ask(client, "text", {"Last-Event-ID": told[-1].id}, **TOKENS) == whole[cut:]
 
 
 def test_a_connection_goes_on_after_a_draw(client: httpx.Client) -> None:
@@ -123,7 +108,7 @@ def test_a_connection_goes_on_after_a_draw(client: httpx.Client) -> None:
 def test_a_draw_ends_with_its_client(server: Server) -> None:
     """The worker lets go of a connection that was cut, so it has stopped drawing for it, and serves others."""
     with server.client() as client:
-        with client.stream("POST", "/v1/sessions/text/generate", json={"horizon": 10_000}) as answer:
+        with client.stream("POST", URL, json={"horizon": 10_000}) as answer:
             coming = parts(answer)
             next(coming)
             worker = holder(server, answer)
