@@ -19,7 +19,7 @@ from model.manifest import Feature
 from model.repository import Opened, open_all
 from model.runner import Outputs, StepModel
 from service.engine.accuracy import ANOMALY, ERROR, HIGH, LOW, Accuracy
-from service.engine.conformal import GAMMA, HELD, LEAST
+from service.engine.conformal import EMPTY, GAMMA, HELD, LEAST, anomalies, anomalies_of_rows
 from service.engine.engine import Engine, Limits
 from service.engine.origin import Ahead
 from service.errors import InvalidInputError
@@ -279,6 +279,22 @@ def noise(model: StepModel, steps: int, rng: np.random.Generator, spread: Callab
         _, state = model.run_row(value.astype(np.float32), state)
         told.append([float(np.float32(value[0, 0]))])
     return told
+
+
+def test_ties_count_against_an_anomaly() -> None:
+    """What is as large as what came is not unusual; one by one, many at once and of many rows."""
+    scores = np.random.default_rng(0).integers(6, size=400).astype(np.float32)
+    expected = np.array(anomaly(scores))
+    told, ring = anomalies(EMPTY, 0, scores.tolist())
+    np.testing.assert_array_equal(told, expected)
+    rings, single, found = np.frombuffer(EMPTY * 2, np.float32).reshape(2, -1).copy(), EMPTY, list[float]()
+    for held, score in enumerate(scores):
+        both = anomalies_of_rows(rings, np.full(2, float(held)), np.full(2, score))
+        (one,), single = anomalies(single, held, [float(score)])
+        np.testing.assert_array_equal(both, [one, one])
+        found.append(one)
+    np.testing.assert_array_equal(found, expected)
+    assert ring == single == rings[1].tobytes()
 
 
 def test_anomalies_are_calibrated(tmp_path: Path) -> None:

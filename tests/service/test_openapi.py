@@ -135,6 +135,21 @@ def test_every_head_is_served_as_described(tmp_path: Path, head: str) -> None:
     step = bodies.StepAnswer.model_validate_json(client.post("/v1/sessions/s/steps", json={"inputs": inputs}).data)
     assert step.step == 4
     assert all(len(rows) == 2 for rows in step.predictions.values())
+    assert step.error is not None
+    assert step.interval is None
+    client.post("/v1/models/m/sessions", json={"session_id": "t", "interval": 0.5})
+    for names in (["s", "t"], ["t", "s"], ["t"]):
+        body = {"session_ids": names, "inputs": [inputs[:1]] * len(names)}
+        columns = bodies.ColumnsAnswer.model_validate_json(client.post("/v1/steps", json=body).data)
+        assert columns.statuses == [200] * len(names)
+        assert columns.interval is not None
+        assert [bounds is None for bounds in columns.interval.low] == [name == "s" for name in names]
+        assert all(len(rows[0]) == 2 for rows in columns.error if rows)
+    session = bodies.SessionDetail.model_validate_json(client.get("/v1/sessions/t").data)
+    assert session.accuracy is not None
+    assert (session.accuracy["y"].inputs, session.interval and session.interval.wanted) == (3, 0.5)
+    refused = client.post("/v1/models/m/sessions", json={"interval": 0.4})
+    assert (refused.status_code, refused.json["errors"][0]["field"]) == (422, "interval")  # type: ignore[index]
     forecast = client.post("/v1/sessions/s/forecast", json={"horizon": 3})
     (centre,) = bodies.ForecastAnswer.model_validate_json(forecast.data).forecast.values()
     assert len(centre) == 3
