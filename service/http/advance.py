@@ -6,12 +6,12 @@ from service.engine.engine import Engine
 from service.errors import Fault, InvalidInputError
 from service.http import bodies, lines, steps
 from service.http.connection import client
-from service.http.operations import Operation, Query
+from service.http.operations import NDJSON, Operation, Query
 
 
 def step(engine: Engine, session_id: str) -> Response:
     steps.checked(session_id)
-    if request.mimetype == lines.MEDIA_TYPE:
+    if request.mimetype == NDJSON:
         return lines.reply(engine, session_id)
     if request.args:
         raise InvalidInputError(Fault("step", "a body says it; the parameter is of NDJSON"))
@@ -25,7 +25,8 @@ def step_many(engine: Engine) -> Response:
 OPERATIONS = (
     Operation(
         "POST", "/v1/sessions/{session_id}/steps", step, "Advance a session by all of the inputs, or not at all",
-        bodies.StepAnswer, body=bodies.Step, problems=(400, 404, 409, 410, 413, 415, 422, 500, 503, 507),
+        bodies.StepAnswer, body=bodies.Step, line=bodies.Line,
+        problems=(400, 404, 409, 410, 413, 415, 422, 500, 503, 507),
         query=(Query("step", int, "of NDJSON: the step that the session is believed to have reached"),),
     ),
     Operation(

@@ -118,6 +118,10 @@ class Step(Body):
     request_id: RequestId | None = None
 
 
+class Line(RootModel[list[Value] | dict[str, Value] | Value]):
+    """A step, as `inputs` has it: a list in the order of the features, an object by their names, or a single value."""
+
+
 class Item(Step):
     session_id: SessionId
 

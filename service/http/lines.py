@@ -20,11 +20,10 @@ from pydantic import ValidationError
 from service.engine.engine import Answer, Engine
 from service.errors import Fault, InvalidInputError, NotFiniteError
 from service.http import bodies, problems, steps
-from service.http.operations import rows
+from service.http.operations import NDJSON, rows
 from service.http.problems import HTTP_KINDS, MALFORMED, RequestError
 from service.http.reply import encode
 
-MEDIA_TYPE = "application/x-ndjson"
 READ = 65_536
 
 _PLACE = re.compile(r"inputs\[(\d+)\]").match
@@ -43,7 +42,7 @@ def reply(engine: Engine, session_id: str) -> Response:
     body, app = request.environ["wsgi.input"], current_app
     upload = _Upload(engine, session_id, session.record.step, expected=_expected())
     lines = _lines(body, app.config["MAX_CONTENT_LENGTH"], app.extensions.get("alive", lambda: True))
-    return Response(upload.answers(lines, body), content_type=MEDIA_TYPE, headers={"X-Accel-Buffering": "no"})
+    return Response(upload.answers(lines, body), content_type=NDJSON, headers={"X-Accel-Buffering": "no"})
 
 
 def _expected() -> int | None:

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from service.http.bodies import Problem
-from service.http.operations import Operation
+from service.http.operations import NDJSON, Operation
 from service.http.problems import ALL, MEDIA_TYPE
 
 _REF = "#/components/schemas/{model}"
@@ -25,7 +25,8 @@ def install(app: Flask, operations: tuple[Operation, ...]) -> None:
 
 
 def document(operations: tuple[Operation, ...]) -> dict[str, Any]:
-    forms = {form for operation in operations for form in (operation.body, operation.answer) if form} | {Problem}
+    used = (form for operation in operations for form in (operation.body, operation.answer, operation.line))
+    forms = {form for form in used if form} | {Problem}
     refs, definitions = models_json_schema(
         [(form, "validation") for form in sorted(forms, key=lambda form: form.__name__)], ref_template=_REF
     )
@@ -72,5 +73,8 @@ def _operation(operation: Operation, schemas: dict[type[BaseModel], dict[str, An
     )
     if operation.body is not None:
         content = {"application/json": {"schema": schemas[operation.body]}}
+        if operation.line is not None:
+            content[NDJSON] = {"schema": schemas[operation.line]}
+            answers[str(operation.status)]["content"][NDJSON] = {"schema": schemas[operation.answer or Problem]}
         told["requestBody"] = {"required": not operation.body_optional, "content": content}
     return told

@@ -16,6 +16,8 @@ from service.engine.engine import Engine
 from service.errors import Fault, InvalidInputError
 from service.http.reply import JSON, encode
 
+NDJSON = "application/x-ndjson"
+
 
 @dataclass(frozen=True, slots=True)
 class Query:
@@ -41,6 +43,8 @@ class Operation:
     status: int = 200
     media: str = JSON
     """Of the answer; of events the answer is the data of each."""
+    line: type[BaseModel] | None = None
+    """What a line is where the body may be NDJSON: each is answered by a line, with an answer of its own."""
     query: tuple[Query, ...] = ()
     problems: tuple[int, ...] = ()
 

@@ -159,3 +159,17 @@ def test_every_head_is_served_as_described(tmp_path: Path, head: str) -> None:
     assert detail.head["kind"] == head
     assert detail.head["levels"] == ([0.1, 0.5, 0.9] if head == "quantiles" else [])
     engine.close()
+
+
+def test_lines_are_described(app: Flask) -> None:
+    """NDJSON beside JSON, and each line of an answer has the form that is promised."""
+    client = app.test_client()
+    client.post("/v1/models/pulse/sessions", json={"session_id": "lines"})
+    answer = client.post("/v1/sessions/lines/steps", data="1\n[2]\n", content_type="application/x-ndjson")
+    operation = json.loads(client.get("/openapi.json").data)["paths"]["/v1/sessions/{session_id}/steps"]["post"]
+    for content in (operation["requestBody"]["content"], operation["responses"]["200"]["content"]):
+        assert set(content) == {"application/json", answer.mimetype}
+    lines = answer.text.splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        bodies.StepAnswer.model_validate_json(line)

@@ -35,13 +35,19 @@ def alive() -> dict[str, bool]:
 
 
 @pytest.fixture
-def opened(tmp_path: Path, alive: dict[str, bool], monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
-    """Opens streams of a session: the client's socket, and the greenlet that serves the other end."""
-    for name, seconds in (("PING_S", 0.4), ("SLOW_S", 0.4), ("CLOSE_S", 0.4)):
-        monkeypatch.setattr(streams, name, seconds)
+def engine(tmp_path: Path) -> Iterator[Engine]:
     engine = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits())
     engine.start()
     engine.create("public", "pulse", session_id="s")
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def opened(engine: Engine, alive: dict[str, bool], monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
+    """Opens streams of a session: the client's socket, and the greenlet that serves the other end."""
+    for name, seconds in (("PING_S", 0.4), ("SLOW_S", 0.4), ("CLOSE_S", 0.4)):
+        monkeypatch.setattr(streams, name, seconds)
     all_of_them = Streams(lambda: alive["alive"])
     watch = gevent.spawn(all_of_them.watch)
     sockets = list[Any]()
@@ -58,7 +64,6 @@ def opened(tmp_path: Path, alive: dict[str, bool], monkeypatch: pytest.MonkeyPat
     watch.kill()
     for one in sockets:
         one.close()
-    engine.close()
 
 
 def fill(ours: Any) -> None:
@@ -137,3 +142,25 @@ def test_a_stop_is_told_and_waits_for_no_one(opened: Open, alive: dict[str, bool
     one.get()
     other.get()
     assert [opcode for opcode, _ in heard(rude)] == [CLOSE]
+
+
+def test_what_cannot_be_done_now_ends_the_stream(tmp_path: Path) -> None:
+    """So that nothing overtakes it: it is told why, what came after it is not looked at, and all may be sent again."""
+    late = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits(timeout_s=1e-9))
+    late.start()
+    late.create("public", "pulse", session_id="s")
+    ours, theirs = gevent.socket.socketpair()
+    with ours, theirs, contextlib.closing(late):
+        conversation = Conversation(late, "s")
+        serving = gevent.spawn(
+            Streams(lambda: True).serve, theirs, b"", Frames(ServerProtocol(state=State.OPEN)), conversation
+        )
+        wrong, good = frame(b'{"inputs": [["x"]]}'), frame(b'{"inputs": [[500]], "request_id": "r"}')
+        ours.sendall(wrong + good + good + wrong)
+        frames = Heard().feed(ours.recv(65536))
+        assert [opcode for opcode, _ in frames] == [TEXT, TEXT, CLOSE]
+        assert [json.loads(data)["status"] for _, data in frames[:2]] == [422, 503]
+        assert struct.unpack(">H", frames[2][1][:2]) == (1013,)
+        ours.sendall(good + frame(frames[2][1], CLOSE))
+        serving.get()
+        assert late.lives.session("public", "s").record.step == 0
