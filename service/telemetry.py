@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from model.runner import StepModel
-from service.engine.accuracy import Sum
+from service.engine.ledger import Sum
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 

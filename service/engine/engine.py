@@ -18,7 +18,6 @@ from model.manifest import BundleError
 from model.repository import Opened
 from model.runner import Outputs, StepModel
 from service.engine import dispatch, history
-from service.engine.accuracy import Interval, Target
 from service.engine.carried import Carried
 from service.engine.dispatch import Dispatch
 from service.engine.executor import MovedError, array_of, gone, ref_of, surprises
@@ -26,6 +25,7 @@ from service.engine.forecast import Forecasts
 from service.engine.generate import Draws
 from service.engine.history import Point
 from service.engine.inputs import Inputs
+from service.engine.ledger import Interval, Target
 from service.engine.lives import Lives, Session, living
 from service.engine.observer import Observer
 from service.engine.origin import Origins

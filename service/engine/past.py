@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 from model.runner import StepModel
 from service.engine import history
-from service.engine.accuracy import Accuracy, wanted
+from service.engine.accuracy import Accuracy
 from service.engine.executor import ref_of, state_of, surprises
 from service.engine.history import Point
+from service.engine.ledger import wanted
 from service.engine.lives import Lives, Session
 from service.engine.work import Done
 from service.errors import Fault, HistoryError, InvalidInputError

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from model.manifest import Feature
 from model.repository import Opened, open_all
 from model.runner import Outputs, StepModel
-from service.engine.accuracy import ANOMALY, ERROR, HIGH, LOW, Accuracy
+from service.engine.accuracy import Accuracy
 from service.engine.conformal import EMPTY, GAMMA, HELD, LEAST, anomalies, anomalies_of_rows
 from service.engine.engine import Engine, Limits
+from service.engine.ledger import ANOMALY, ERROR, HIGH, LOW
 from service.engine.origin import Ahead
 from service.errors import InvalidInputError
 from service.http.operations import rows
