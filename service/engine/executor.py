@@ -4,6 +4,7 @@ Owns what happens to each row, and exactly-once: whether a request is a retry, o
 nowhere else, against the record that the commit is compared with. One bad row never fails its neighbours.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
@@ -35,6 +36,8 @@ from service.errors import (
 from service.sessions import requests as kept
 from service.sessions.record import Record, Ref, new_revision
 from service.sessions.store import Change, Store
+
+log = logging.getLogger(__name__)
 
 
 class MovedError(Exception):
@@ -75,9 +78,9 @@ class Executor:
         An item that is neither goes on in a later batch. Raises what is no single row's fault, such as a store's.
         """
         self._admit([work for work in batch if work.requests and work.state is None])
-        rows = [work for work in batch if work.outcome is None]
+        rows, taken = _taken([work for work in batch if work.outcome is None])
         if rows:
-            self._compute(rows)
+            self._compute(rows, taken)
             self._commit(rows)
 
     def _admit(self, new: Sequence[Work]) -> None:
@@ -157,8 +160,8 @@ class Executor:
             raise LateRequestError(asked.session_id, asked.request_id, step)
         return None
 
-    def _compute(self, rows: Sequence[Work]) -> None:
-        inputs, sizes = padded([work.take() for work in rows])
+    def _compute(self, rows: Sequence[Work], taken: Sequence[NDArray[np.float32]]) -> None:
+        inputs, sizes = padded(taken)
         states = self._model.layout.stack([work.state for work in rows if work.state is not None])
         seconds = self._costs.seconds(*inputs.shape[:2])
         outputs, after, sound = cost.run(lambda: self._call(inputs, sizes, states), seconds)
@@ -235,6 +238,20 @@ class Executor:
             surprise = before.surprise.after(surprised[:consumed])
             way.append(Point(before.step + consumed, surprise, state, accuracy or b""))
         return known.advanced(way, work.inputs, step, self._keep).to_bytes()
+
+
+def _taken(rows: Sequence[Work]) -> tuple[list[Work], list[NDArray[np.float32]]]:
+    """The rows and their next inputs; one that cannot say its own, such as a draw of nonsense, is answered with why."""
+    sound, taken = [], []
+    for work in rows:
+        try:
+            taken.append(work.take())
+        except Exception as error:
+            log.exception("a row has no next input")
+            work.settle(error)
+        else:
+            sound.append(work)
+    return sound, taken
 
 
 def _remembering(before: Record, requests: Sequence[Request], outputs: Outputs) -> bytes:

@@ -3,12 +3,16 @@
 from pathlib import Path
 
 import gevent
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from model.repository import open_all
-from model.runner import StepModel
+from model.runner import Outputs, StepModel
+from service.engine.dispatch import outcome
 from service.engine.engine import Engine, Limits
 from service.engine.executor import Executor
+from service.engine.feed import Feed
 from service.engine.work import Work
 from service.errors import (
     AbandonedError,
@@ -47,6 +51,24 @@ def test_what_fails_answers_each_that_waits(
         engine.step(T, "s", [[500]])
     assert raised.value is error
     monkeypatch.undo()
+    assert engine.step(T, "s", [[500]]).step == 1
+
+
+def test_a_row_that_cannot_go_on_fails_alone(engine: Engine) -> None:
+    """A feed that raises, as a draw from a nonsensical distribution does: the rows beside it are answered."""
+    engine.create(T, "pulse", session_id="s")
+    model, dispatch = engine.model("pulse"), engine._dispatch
+
+    def say(outputs: Outputs) -> NDArray[np.float32]:
+        raise ValueError("nothing can be drawn")
+
+    call, state = dispatch.call(3), model.layout.initial(1)
+    step = np.full((1, 1), 500, np.float32)
+    bad = dispatch.free_work(model, step, call, state, horizon=3, feed=Feed(model, say=say))
+    good = [dispatch.free_work(model, step, call, state, horizon=3) for _ in range(2)]
+    dispatch.run(call, [good[0], bad, good[1]])
+    assert isinstance(bad.outcome, ValueError)
+    assert [len(outcome(work).outputs) for work in good] == [4, 4]
     assert engine.step(T, "s", [[500]]).step == 1
 
 
