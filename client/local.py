@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from client import values
 from client.calls import new_id
 from client.errors import InvalidRequest, NoForecast, NotFinite, StepConflict
-from client.values import Forecast, Predicted, Prediction, Predictions, SessionInfo, Step, Steps
+from client.infos import SessionInfo
+from client.values import Forecast, Predicted, Prediction, Predictions, Step, Steps
 from model.answers import said
 from model.inputs import InputError, to_array
 from model.repository import open_bundle
