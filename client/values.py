@@ -264,7 +264,7 @@ def generated(told: Mapping[str, Any]) -> Generated:
         told.get("log_probability"),
         None if values is None else np.asarray(values, np.float32),
         tuple(told.get("top", ())),
-        tuple(told.get("log_probabilities", ())),
+        tuple(np.asarray(told.get("log_probabilities", ()), np.float32).tolist()),
     )
 
 
