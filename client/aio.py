@@ -9,8 +9,9 @@ from client.drivers import PATIENCE_S, TIMEOUT_S, URL, AsyncDriver
 from client.errors import Problem
 from client.flow import Flow, Patience
 from client.generating import Choices
+from client.infos import SessionInfo
 from client.sessions import Handle, many
-from client.values import Done, Forecast, Generated, Held, Predicted, Prediction, Predictions, SessionInfo, Step, Steps
+from client.values import Done, Forecast, Generated, Held, Predicted, Prediction, Predictions, Step, Steps
 from client.wires import AsyncWire
 
 
@@ -79,11 +80,18 @@ class AsyncClient:
         ttl_s: float | None = None,
         inputs: Steps | None = None,
         *,
+        interval: float | None = None,
         keep: bool = False,
     ) -> "Opening":
-        """A new session; `inputs` seed its state. A `with` block deletes it at its end unless `keep`."""
+        """A new session; `inputs` seed its state. A `with` block deletes it at its end unless `keep`.
+
+        interval: the share of inputs, 0.5 to 0.99, that the intervals of its answers are to hold; None: they have none.
+        """
         return Opening(
-            self._driver, self._calls, self._calls.create(model, session_id, version, ttl_s, inputs), keep=keep
+            self._driver,
+            self._calls,
+            self._calls.create(model, session_id, version, ttl_s, inputs, interval),
+            keep=keep,
         )
 
     def attach(self, session_id: str, *, keep: bool = True) -> "Opening":
@@ -125,7 +133,7 @@ class AsyncSession(Handle):
         await self._driver.run(self._leave(failed=error is not None))
 
     async def info(self) -> SessionInfo:
-        """Model, version, step, times, surprise."""
+        """Model, version, step, times, surprise, accuracy, interval."""
         return await self._driver.run(self._info())
 
     async def step(self, step: Step, *, at: int | None = None, request_id: str | None = None) -> Prediction:

@@ -11,10 +11,11 @@ from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
 
-from client import values
+from client import infos, values
 from client.errors import Problem, SessionEnded, SessionExists
 from client.flow import AGAIN, Emit, Exchanged, Feed, Flow, Patience, Reply, Request, Retry, content, exchange
-from client.values import Forecast, Held, Predicted, Predictions, SessionInfo, Steps, given
+from client.infos import SessionInfo
+from client.values import Forecast, Held, Predicted, Predictions, Steps, given
 
 Json = dict[str, Any]
 DATE_S = 2.0
@@ -82,14 +83,15 @@ class Calls:
             query = {"limit": page} | given(model=model) | ({"after": after} if after else {})
             told = yield from self.ask(Request("GET", "/v1/sessions", query=query))
             for one in told["sessions"]:
-                yield Emit(values.session(one))
+                yield Emit(infos.session(one))
             after = told["after"]
 
     def create(
-        self, model: str, session_id: str | None, version: int | None, ttl_s: float | None, inputs: Steps | None
-    ) -> Flow[SessionInfo]:
+        self, model: str, session_id: str | None, version: int | None, ttl_s: float | None, inputs: Steps | None,
+        interval: float | None = None,
+    ) -> Flow[SessionInfo]:  # fmt: skip
         seeds = None if inputs is None else values.steps(inputs)
-        body = given(session_id=session_id or new_id(), version=version, ttl_s=ttl_s, inputs=seeds)
+        body = given(session_id=session_id or new_id(), version=version, ttl_s=ttl_s, inputs=seeds, interval=interval)
         request = Request("POST", of_model(model, "/sessions"), body)
         return (yield from self._born(request, body["session_id"], chosen=session_id is not None))
 
@@ -109,7 +111,7 @@ class Calls:
         """
         done: Exchanged = yield from exchange(request, self.patience, safe=True)
         try:
-            return values.session(content(done.reply))
+            return infos.session(content(done.reply))
         except SessionExists:
             if not done.doubtful:
                 raise
@@ -119,7 +121,7 @@ class Calls:
             return found
 
     def info(self, session_id: str) -> Flow[SessionInfo]:
-        return values.session((yield from self.get(path(session_id))))
+        return infos.session((yield from self.get(path(session_id))))
 
     def delete(self, session_id: str) -> Flow[None]:
         done = yield from exchange(Request("DELETE", path(session_id)), self.patience, safe=True)
@@ -150,11 +152,11 @@ class Calls:
     def rewind(self, session_id: str, step: int) -> Flow[SessionInfo]:
         """Not sent again where it may have been done: it would also take back what others did since."""
         told = yield from self.ask(Request("POST", path(session_id, "/rewind"), {"step": step}), safe=False)
-        return values.session(told)
+        return infos.session(told)
 
     def migrate(self, session_id: str, version: int | None) -> Flow[SessionInfo]:
         body = given(version=version)
-        return values.session((yield from self.ask(Request("POST", path(session_id, "/migrate"), body), safe=False)))
+        return infos.session((yield from self.ask(Request("POST", path(session_id, "/migrate"), body), safe=False)))
 
     # Of many
 

@@ -3,13 +3,14 @@
 Answers are the service's own, to the bit where the model is exact, and so are the errors of what does not fit.
 """
 
+import pathlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from datetime import UTC, datetime
 from os import PathLike
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,17 +18,31 @@ from numpy.typing import NDArray
 from client import values
 from client.calls import new_id
 from client.errors import InvalidRequest, NoForecast, NotFinite, StepConflict
-from client.values import Forecast, Predicted, Prediction, Predictions, SessionInfo, Step, Steps
-from model.answers import said
-from model.inputs import InputError, to_array
+from client.generating import Choices
+from client.infos import SessionInfo
+from client.values import Done, Forecast, Generated, Predicted, Prediction, Predictions, Step, Steps
+from model import rolling
+from model.answers import rolled, said
+from model.drawing import new_seed
+from model.draws import Ended, Path, Start, Wish, told
+from model.feed import Feed
+from model.inputs import Fault, InputError, to_array
+from model.paths import SAMPLES, feed, hold, sampled
 from model.repository import open_bundle
 from model.runner import Outputs, StepModel
 from model.state import State
 
+NOT_FINITE = "these inputs drive the model beyond finite numbers; the session is unmoved"
+LIMITS = {
+    "horizon": (1, 2**31), "samples": (2, 2**31), "seed": (0, 2**63 - 1), "temperature": (0, 100), "top_k": (1, 2**31),
+    "top_p": (2.0**-1074, 1), "repetition_penalty": (1, 100), "logprobs": (1, 2**31),
+}  # fmt: skip
+"""The least and the most of what a draw may be told; a service may have narrower ones."""
+
 
 def load(path: str | PathLike[str], *, threads: int = 1) -> "Local":
     """The bundle in the folder `path`, verified. Raises `model.manifest.BundleError`."""
-    return Local(open_bundle(Path(path), threads=threads))
+    return Local(open_bundle(pathlib.Path(path), threads=threads))
 
 
 class Local:
@@ -96,18 +111,52 @@ class LocalSession:
     def stream(self, inputs: Iterable[Step]) -> Iterator[Prediction]:
         return map(self.step, inputs)
 
-    def forecast(self, horizon: int, *, inputs: Steps | None = None) -> Forecast:
-        """Rolls predictions forward; the session stays. inputs: consumed first."""
-        if inputs is not None:
-            ahead = self.fork()
-            ahead.steps(inputs)
-            return ahead.forecast(horizon)
-        manifest = self._model.manifest
-        if not manifest.forecasts:
-            raise NoForecast.here(f"model {self.model!r} cannot be rolled forward")
-        told = said(self._model, np.concatenate(list(self._ahead(horizon))), manifest.head.outputs[:1])
-        likeliest = {name: [row[:1] for row in rows] for name, rows in told.items()} if manifest.head.ranks else told
-        return Forecast(values.outputs(likeliest), self.step_count)
+    def forecast(
+        self,
+        horizon: int,
+        samples: int | None = None,
+        quantiles: Sequence[float] | None = None,
+        seed: int | None = None,
+        future: Steps | None = None,
+        inputs: Steps | None = None,
+        *,
+        paths: bool = False,
+    ) -> Forecast:
+        """Rolls predictions forward, as `Session.forecast` does; the session stays. All paths take a step at once."""
+        _hold_to_limits(horizon=horizon, samples=samples, seed=seed)
+        levels = None if quantiles is None else [float(level) for level in quantiles]
+        _hold_levels(levels)
+        model, draws = self._model, samples is not None or levels is not None
+        if not draws and (paths or seed is not None):
+            fault = Fault("paths" if paths else "seed", "belongs to sample paths; ask for samples or quantiles")
+            raise InvalidRequest.here(f"{fault.field}: {fault.message}", [fault])
+        with _refusing():
+            start = self._start(horizon, inputs, future)
+            if not draws:
+                outputs = self._rolled(start, horizon, [Feed(model, start.known)])
+                return Forecast(values.outputs(rolled(model, np.concatenate(outputs))), self.step_count)
+            hold(model.manifest.head, samples=samples, levels=levels)
+            seed, count = new_seed() if seed is None else seed, SAMPLES if samples is None else samples
+            feeds = [feed(model, start.known, seed, path) for path in range(count)]
+            last = self._rolled(start, horizon, feeds)[-1]
+            for row, one in enumerate(feeds):
+                one.say(last[row : row + 1])
+            drawn = sampled(model, self.step_count, seed, feeds, start.outputs, levels)
+        return Forecast(values.outputs(drawn.told(paths=paths)), self.step_count, seed, count, drawn.levels)
+
+    def generate(self, horizon: int, **choices: Unpack[Choices]) -> Iterator[Generated | Done]:
+        """Draws up to `horizon` steps, each as it is drawn, and Done; the session stays. choices: see `Choices`."""
+        wish: dict[str, Any] = values.given(**choices)
+        inputs, future, seed = (wish.pop(name, None) for name in ("inputs", "future", "seed"))
+        _hold_to_limits(horizon=horizon, seed=seed, **{name: wish[name] for name in wish if name in LIMITS})
+        seed = new_seed() if seed is None else seed
+        with _refusing():
+            path = Path(self._model, self._start(horizon, inputs, future), horizon, Wish(**wish), seed)
+            for one in path.steps(self._run):
+                if isinstance(one, Ended):
+                    yield Done(one.reason, seed, self.step_count, one.text)
+                else:
+                    yield values.generated(told(self._model, one))
 
     def fork(self, session_id: str | None = None) -> "LocalSession":
         """A session of its own in the same state."""
@@ -115,24 +164,39 @@ class LocalSession:
         other.id = session_id or new_id()
         return other
 
-    def _ahead(self, horizon: int) -> Iterator[Outputs]:
-        """(1,) predictions, each fed back as the next input."""
-        outputs, state = self._model.last_prediction(self._state), self._state
+    def _start(self, horizon: int, inputs: Steps | None, future: Steps | None) -> Start:
+        """Here, or after `inputs`, and what is known of the features that are not predicted."""
+        manifest = self._model.manifest
+        rolling.hold(manifest)
+        known = rolling.known(manifest, horizon, None if future is None else values.steps(future))
+        if inputs is None:
+            read, state = np.zeros((0, len(manifest.features)), np.float32), self._state
+            outputs = self._model.last_prediction(state)
+        else:
+            read = to_array(values.steps(inputs), manifest.features)
+            outputs, state = self._run(read, self._state)
         _hold_finite(outputs)
-        yield outputs
+        return Start(outputs[-1:], state, read, known)
+
+    def _rolled(self, start: Start, horizon: int, feeds: Sequence[Feed]) -> list[Outputs]:
+        """Of each step, outputs (feeds,), with what each feed makes of its row as the next input."""
+        ones = np.ones(len(feeds), np.int32)
+        said, state = [np.repeat(start.outputs, len(feeds))], np.repeat(start.state, len(feeds))
         for _ in range(horizon - 1):
-            outputs, state = self._run(self._model.fed_back(outputs), state)
-            yield outputs
+            inputs = np.stack([one(said[-1][row : row + 1]) for row, one in enumerate(feeds)])
+            outputs, state = self._model.run(inputs, ones, state)
+            _hold_finite(outputs)
+            _hold_finite(state)
+            said.append(outputs[:, 0])
+        return said
 
     def _advanced(self, inputs: Any, at: int | None) -> Predictions:
         """inputs: as JSON has them."""
         if at is not None and at != self.step_count:
             detail = f"session {self.id!r} is at step {self.step_count}, not {at}"
             raise StepConflict.here(detail, [("step", detail)], expected_step=self.step_count)
-        try:
+        with _refusing():
             array = to_array(inputs, self._model.manifest.features)
-        except InputError as error:
-            raise InvalidRequest.here(str(error), error.faults) from error
         outputs, self._state = self._run(array, self._state)
         self.step_count += len(array)
         self._stepped = datetime.now(UTC)
@@ -150,4 +214,33 @@ class LocalSession:
 
 def _hold_finite(rows: Outputs | State) -> None:
     if not all(np.isfinite(rows[name]).all() for name in rows.dtype.names or ()):
-        raise NotFinite.here("these inputs drive the model beyond finite numbers; the session is unmoved")
+        raise NotFinite.here(NOT_FINITE)
+
+
+def _hold_to_limits(**told: float | None) -> None:
+    for name, value in told.items():
+        least, most = LIMITS[name]
+        if value is not None and not least <= value <= most:
+            what = f"expected a number from {least:g} to {most:g}"
+            raise InvalidRequest.here(f"{name}: {what}", [(name, what)])
+
+
+def _hold_levels(levels: Sequence[float] | None) -> None:
+    if levels is None:
+        return
+    if sorted(set(levels)) != [*levels] or not levels or not 0 < levels[0] <= levels[-1] < 1:
+        what = "levels rise, each of them once, between 0 and 1"
+        raise InvalidRequest.here(f"quantiles: {what}", [("quantiles", what)])
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """The problems that a service would answer, in the place of what the rules of `model` raise inside."""
+    try:
+        yield
+    except InputError as error:
+        raise InvalidRequest.here(str(error), error.faults) from error
+    except rolling.NoRollingError as error:
+        raise NoForecast.here(str(error), [("horizon", str(error))]) from error
+    except rolling.NonFiniteError as error:
+        raise NotFinite.here(NOT_FINITE) from error

@@ -11,8 +11,9 @@ from client.calls import Calls, forecast_body, path
 from client.errors import Problem, SessionEnded, UnknownSession, UnreachableError
 from client.flow import Feed, Flow, Patience
 from client.generating import Choices, generate, generate_body
+from client.infos import SessionInfo
 from client.streams import Stream
-from client.values import Forecast, Prediction, Predictions, SessionInfo, Step, Steps
+from client.values import Forecast, Prediction, Predictions, Step, Steps
 
 ONCE = Patience(total_s=0.0)
 

@@ -9,8 +9,9 @@ from client.drivers import PATIENCE_S, TIMEOUT_S, URL, Driver
 from client.errors import Problem
 from client.flow import Patience
 from client.generating import Choices
+from client.infos import SessionInfo
 from client.sessions import Handle, many
-from client.values import Done, Forecast, Generated, Held, Predicted, Prediction, Predictions, SessionInfo, Step, Steps
+from client.values import Done, Forecast, Generated, Held, Predicted, Prediction, Predictions, Step, Steps
 from client.wires import SyncWire
 
 
@@ -84,13 +85,17 @@ class Client:
         ttl_s: float | None = None,
         inputs: Steps | None = None,
         *,
+        interval: float | None = None,
         keep: bool = False,
     ) -> "Session":
-        """A new session; `inputs` seed its state. A `with` block deletes it at its end unless `keep`."""
+        """A new session; `inputs` seed its state. A `with` block deletes it at its end unless `keep`.
+
+        interval: the share of inputs, 0.5 to 0.99, that the intervals of its answers are to hold; None: they have none.
+        """
         return Session(
             self._driver,
             self._calls,
-            self._driver.run(self._calls.create(model, session_id, version, ttl_s, inputs)),
+            self._driver.run(self._calls.create(model, session_id, version, ttl_s, inputs, interval)),
             keep=keep,
         )
 
@@ -133,7 +138,7 @@ class Session(Handle):
         self._driver.run(self._leave(failed=error is not None))
 
     def info(self) -> SessionInfo:
-        """Model, version, step, times, surprise."""
+        """Model, version, step, times, surprise, accuracy, interval."""
         return self._driver.run(self._info())
 
     def step(self, step: Step, *, at: int | None = None, request_id: str | None = None) -> Prediction:

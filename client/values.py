@@ -5,8 +5,7 @@ answer is the same bits as the model's; categories come out as they are, None fo
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -78,23 +77,47 @@ class Outputs(Mapping[str, NDArray[Any]]):
 
 
 @dataclass(frozen=True, eq=False)
+class Interval:
+    """Of the next input: `low` and `high` (..., targets). An end is infinite where no bound is known yet, so that any
+    number lies inside.
+    """
+
+    low: NDArray[np.float32]
+    high: NDArray[np.float32]
+
+    def __getitem__(self, place: int) -> "Interval":
+        return Interval(self.low[place], self.high[place])
+
+
+@dataclass(frozen=True, eq=False)
 class Prediction(Outputs):
     """Of the next input, after one step: arrays (targets, ...).
 
     surprise: the score of the input under the prediction made before it, where the model has one. step: how many inputs
-    were consumed.
+    were consumed. What only a session's steps tell, None elsewhere: error (targets,), the input minus the prediction
+    made before it, NaN where the input is missing, of numbers; anomaly, from 0 to 1, how unusual the surprise is among
+    the session's last 256, None too while there are few; interval, where the session was begun with one.
     """
 
     surprise: float | None = None
     step: int = 0
+    error: NDArray[np.float32] | None = None
+    anomaly: float | None = None
+    interval: Interval | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions(Outputs):
-    """After each of several steps: arrays (steps, targets, ...), surprise (steps,), and the step that was reached."""
+    """After each of several steps: arrays (steps, targets, ...), surprise (steps,), and the step that was reached.
+
+    error: (steps, targets), and anomaly: (steps,), NaN where a Prediction has None; both None where nothing tells them.
+    """
 
     surprise: NDArray[np.float32] | None = None
     step: int = 0
+    error: NDArray[np.float32] | None = None
+    anomaly: NDArray[np.float32] | None = None
+    interval: Interval | None = None
 
     @property
     def each(self) -> list[Prediction]:
@@ -107,8 +130,15 @@ class Predictions(Outputs):
         return self._at(-1, self.step)
 
     def _at(self, place: int, step: int) -> Prediction:
-        surprise = None if self.surprise is None else float(self.surprise[place])
-        return Prediction({name: rows[place] for name, rows in self.arrays.items()}, surprise, step)
+        anomaly = None if self.anomaly is None else float(self.anomaly[place])
+        return Prediction(
+            {name: rows[place] for name, rows in self.arrays.items()},
+            None if self.surprise is None else float(self.surprise[place]),
+            step,
+            None if self.error is None else self.error[place],
+            None if anomaly is None or np.isnan(anomaly) else anomaly,
+            None if self.interval is None else self.interval[place],
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,34 +197,6 @@ class Done:
     text: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Surprise:
-    """Of a session's inputs so far; `recent` is a mean that forgets: the last input weighs 0.1."""
-
-    count: int
-    mean: float
-    recent: float
-
-
-@dataclass(frozen=True, slots=True)
-class SessionInfo:
-    """A session; `expires_at` and `ttl_s` (seconds) are None where it never does."""
-
-    session_id: str
-    model: str
-    version: int
-    step: int
-    created_at: datetime
-    last_step_at: datetime
-    expires_at: datetime | None = None
-    ttl_s: float | None = None
-    surprise: Surprise | None = None
-    replayed: int | None = None
-    """After a migration: how many inputs made the state anew."""
-    prediction: Prediction | None = field(default=None, compare=False)
-    """Of the next input, where a new session tells it."""
-
-
 def outputs(told: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
     """By name. `top` is categories, and what is drawn beside it; all else is numbers."""
     categories = {"top", "paths"} if "top" in told else set()
@@ -212,12 +214,25 @@ def _rows(values: Any, dtype: type) -> NDArray[Any]:
 
 def predictions(told: Mapping[str, Any]) -> Predictions:
     """Of a step's answer."""
-    surprise = told.get("surprise")
+    interval = told.get("interval")
     return Predictions(
         outputs(told["predictions"]),
-        None if surprise is None else np.asarray(surprise, np.float32),
+        _numbers(told.get("surprise")),
         told.get("step", 0),
+        _numbers(told.get("error")),
+        _numbers(told.get("anomaly")),
+        None if interval is None else Interval(_bounds(interval["low"], -np.inf), _bounds(interval["high"], np.inf)),
     )
+
+
+def _numbers(rows: Any) -> NDArray[np.float32] | None:
+    """What is missing among them is NaN."""
+    return None if rows is None else np.asarray(rows, np.float32)
+
+
+def _bounds(rows: Any, without: float) -> NDArray[np.float32]:
+    found = np.asarray(rows, np.float32)
+    return np.where(np.isnan(found), np.float32(without), found)
 
 
 def forecast(told: Mapping[str, Any], step: int | None = None) -> Forecast:
@@ -228,24 +243,6 @@ def forecast(told: Mapping[str, Any], step: int | None = None) -> Forecast:
         told.get("seed"),
         told.get("samples"),
         tuple(told.get("levels", ())),
-    )
-
-
-def session(told: Mapping[str, Any]) -> SessionInfo:
-    surprise = told["surprise"]
-    last = told.get("prediction")
-    return SessionInfo(
-        told["session_id"],
-        told["model"],
-        told["version"],
-        told["step"],
-        datetime.fromisoformat(told["created_at"]),
-        datetime.fromisoformat(told["last_step_at"]),
-        datetime.fromisoformat(told["expires_at"]),
-        told["ttl_s"],
-        None if surprise is None else Surprise(surprise["count"], surprise["mean"], surprise["recent"]),
-        told.get("replayed"),
-        Prediction(outputs(last), None, told["step"]) if last else None,
     )
 
 
@@ -267,7 +264,7 @@ def generated(told: Mapping[str, Any]) -> Generated:
         told.get("log_probability"),
         None if values is None else np.asarray(values, np.float32),
         tuple(told.get("top", ())),
-        tuple(told.get("log_probabilities", ())),
+        tuple(np.asarray(told.get("log_probabilities", ()), np.float32).tolist()),
     )
 
 

@@ -26,3 +26,10 @@ def named(places: Any, categories: Sequence[Category]) -> Any:
     if isinstance(places, list):
         return [named(place, categories) for place in places]
     return categories[places] if places < len(categories) else None
+
+
+def rolled(model: StepModel, outputs: Outputs) -> dict[str, Any]:
+    """A forecast (horizon,): what was fed back, and nothing that holds for one step ahead only."""
+    head = model.manifest.head
+    told = said(model, outputs, head.outputs[:1])
+    return {name: [row[:1] for row in rows] for name, rows in told.items()} if head.ranks else told

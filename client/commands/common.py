@@ -93,10 +93,16 @@ def plain(told: Outputs) -> dict[str, Any]:
         more = {"seed": told.seed, "samples": told.samples, "levels": list(told.levels) or None}
         return {"step": told.step, "forecast": arrays} | {name: one for name, one in more.items() if one is not None}
     assert isinstance(told, (Prediction, Predictions))
-    if told.surprise is None:
-        return {"step": told.step, "predictions": arrays}
-    surprise = np.float32(told.surprise) if isinstance(told, Prediction) else told.surprise
-    return {"step": told.step, "predictions": arrays, "surprise": surprise}
+    seen: dict[str, Any] = {"surprise": told.surprise, "error": told.error, "anomaly": told.anomaly}
+    found = {name: _single(one) for name, one in seen.items() if one is not None}
+    if told.interval is not None:
+        found["interval"] = {"low": told.interval.low, "high": told.interval.high}
+    return {"step": told.step, "predictions": arrays} | found
+
+
+def _single(value: Any) -> Any:
+    """A number as short as its 32 bits allow."""
+    return np.float32(value) if isinstance(value, float) else value
 
 
 # For people

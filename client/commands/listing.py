@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from client.commands.common import echo_json, echo_table, talking
-from client.values import SessionInfo
+from client.infos import SessionInfo
 
 if TYPE_CHECKING:
     from client.sync import Client

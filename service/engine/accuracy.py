@@ -45,7 +45,21 @@ class Accuracy:
         before: State,
         outputs: Outputs,
     ) -> tuple[Sequence[Outputs] | Outputs, Sequence[bytes | None]]:
-        """As a ledger's; None: a row that is not to be scored, which has its outputs alone for an answer."""
+        """As a ledger's; None: a row that is not to be scored, which has its outputs alone for an answer.
+
+        Rows whose outputs are not finite are scored too, without a warning: they come to nothing.
+        """
+        with np.errstate(all="ignore"):
+            return self._score(kept, inputs, sizes, before, outputs)
+
+    def _score(
+        self,
+        kept: Sequence[bytes | None],
+        inputs: NDArray[np.float32],
+        sizes: Sequence[int],
+        before: State,
+        outputs: Outputs,
+    ) -> tuple[Sequence[Outputs] | Outputs, Sequence[bytes | None]]:
         ledgers = [None if one is None else self._by_size[len(one)] for one in kept]
         answers, after = list[Outputs](outputs), list[bytes | None](kept)
         for ledger in set(ledgers) - {None}:

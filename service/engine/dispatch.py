@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from model.feed import Feed
 from model.runner import StepModel
 from model.state import State
 from service.engine import cost
 from service.engine.accuracy import Accuracy
 from service.engine.executor import Executor
-from service.engine.feed import Feed
 from service.engine.inputs import Inputs
 from service.engine.observer import Observer
 from service.engine.queue import Queue

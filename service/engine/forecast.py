@@ -1,29 +1,23 @@
 """Forecasts: predictions rolled forward from a session's state, by their centre or as many drawn paths.
 
-Owns what a forecast says. Every path is a row of its own, which shares batches with live steps. The session stays.
+Every path is a row of its own, which shares batches with live steps. The session stays. What is drawn, and what the
+paths come to, is `model.paths`.
 """
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from model import distribution
-from model.distribution import Array
-from model.manifest import RANKED, Head
+from model import paths
+from model.drawing import new_seed
+from model.feed import Feed
+from model.paths import SAMPLES, Sampled
 from model.runner import Outputs, StepModel
-from service.engine import choice
 from service.engine.call import joined
 from service.engine.dispatch import Dispatch
-from service.engine.drawing import generator, new_seed, saying
-from service.engine.feed import Feed
 from service.engine.origin import Ahead, Origin, Origins
+from service.engine.refusing import refusing
 from service.engine.turn import by_turns
-from service.errors import Fault, InvalidInputError, NotFiniteError
-
-LEVELS, SAMPLES = (0.1, 0.5, 0.9), 200
-"""Where only one of them is asked for."""
+from service.errors import Fault, InvalidInputError
 
 
 class Rolled(NamedTuple):
@@ -32,25 +26,6 @@ class Rolled(NamedTuple):
     model: StepModel
     step: int
     outputs: Outputs
-
-
-class Sampled(NamedTuple):
-    """Paths (samples, horizon, targets) that were drawn, of categories as places, and what they come to.
-
-    mean: (horizon, targets) and quantiles: (horizon, targets, levels), of numbers. top, probability: (horizon, at most
-    as many as the model tells), of categories the likeliest places, falling. The first step is what the model says, the
-    others are counted.
-    """
-
-    model: StepModel
-    step: int
-    seed: int
-    paths: NDArray[np.float32]
-    levels: tuple[float, ...] = ()
-    mean: Array | None = None
-    quantiles: Array | None = None
-    top: list[list[int]] | None = None
-    probability: list[list[float]] | None = None
 
 
 class Forecasts:
@@ -83,18 +58,15 @@ class Forecasts:
         count = min(SAMPLES, self._max_samples) if samples is None else samples
         self._not_too_many(count, ahead.horizon)
         origin = self._origins.of(tenant, session_id, ahead, has_left)
-        model, head = origin.model, origin.model.manifest.head
-        _hold(head, "quantiles" if samples is None else "samples", quantiles=levels is not None)
-        seed = new_seed() if seed is None else seed
-        feeds = [Feed(model, origin.known, saying(model, generator(seed, path))) for path in by_turns(range(count))]
+        model, seed = origin.model, new_seed() if seed is None else seed
+        with refusing():
+            paths.hold(model.manifest.head, samples=samples, levels=levels)
+            feeds = [paths.feed(model, origin.known, seed, path) for path in by_turns(range(count))]
         ends = self._outputs(origin, ahead.horizon, feeds, has_left)
         for feed, outputs in by_turns(zip(feeds, ends, strict=True)):
             feed.say(outputs[-1:])
-        paths = np.stack([feed.path() for feed in feeds])
-        if not np.isfinite(paths).all():
-            raise NotFiniteError
-        drawn = Sampled(model, origin.record.step, seed, paths)
-        return _counted(drawn, origin.outputs) if head.ranks else _measured(drawn, origin.outputs, levels or LEVELS)
+        with refusing():
+            return paths.sampled(model, origin.record.step, seed, feeds, origin.outputs, levels)
 
     def _not_too_many(self, samples: int, horizon: int) -> None:
         if samples > self._max_samples:
@@ -117,30 +89,3 @@ class Forecasts:
             for feed in by_turns(feeds)
         ]
         return [joined([origin.outputs, done.outputs]) for done in by_turns(self._dispatch.run_all(call, works))]
-
-
-def _hold(head: Head, field: str, *, quantiles: bool) -> None:
-    """Raises InvalidInputError where the head does not say what would be told."""
-    if head.ranks and quantiles:
-        raise InvalidInputError(Fault("quantiles", "categories have no order, so no quantiles; ask for samples"))
-    if not head.ranks and not distribution.known(head):
-        what = f"the head {head.kind} says no distribution; without it a forecast feeds back what the head says"
-        raise InvalidInputError(Fault(field, what))
-
-
-def _measured(drawn: Sampled, first: Outputs, levels: Sequence[float]) -> Sampled:
-    head, paths = drawn.model.manifest.head, drawn.paths.astype(np.float64)
-    mean = paths.mean(axis=0)
-    quantiles = np.ascontiguousarray(np.moveaxis(np.quantile(paths, levels, axis=0), 0, -1))
-    mean[0], quantiles[0] = distribution.mean(head, first)[0], distribution.quantile(head, first, levels)[0]
-    return drawn._replace(levels=tuple(levels), mean=mean, quantiles=quantiles)
-
-
-def _counted(drawn: Sampled, first: Outputs) -> Sampled:
-    top, probability = [first[RANKED[0]][0].tolist()], [np.exp(first[RANKED[1]][0].astype(np.float64)).tolist()]
-    for step in range(1, drawn.paths.shape[1]):
-        places, counts = np.unique(drawn.paths[:, step, 0].astype(np.int64), return_counts=True)
-        falling = np.argsort(-counts, kind="stable")[: choice.told(drawn.model)]
-        top.append(places[falling].tolist())
-        probability.append((counts[falling] / len(drawn.paths)).tolist())
-    return drawn._replace(top=top, probability=probability)

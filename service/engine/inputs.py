@@ -6,16 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model import inputs as rules
-from model.inputs import InputError, Inputs
+from model.inputs import Inputs
 from model.manifest import Feature
-from service.errors import Fault, InvalidInputError
+from service.engine.refusing import refusing
 
 __all__ = ["Inputs", "to_array"]
 
 
 def to_array(inputs: Inputs, features: Sequence[Feature], field: str = "inputs") -> NDArray[np.float32]:
     """(steps, features), see `model.inputs.to_array`. Raises InvalidInputError, naming the step and the feature."""
-    try:
+    with refusing():
         return rules.to_array(inputs, features, field)
-    except InputError as error:
-        raise InvalidInputError(*(Fault(*fault) for fault in error.faults)) from error

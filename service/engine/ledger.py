@@ -156,27 +156,26 @@ class Ledger:
         of = [gains[:, start : start + wide] for start in range(_FIRST, gains.shape[1], wide or 1)]
         told = np.empty(outputs.shape, self.answer)
         _memory(told)[:, : outputs.itemsize] = _memory(outputs)
-        with np.errstate(all="ignore"):
-            if self.targets:
-                said = {name: before[held] for name, held in self._head.last.items()}
-                actual = inputs[:, self._columns].astype(np.float64)
-                of[0][...] = 1
-                if self.numbers:
-                    told[ERROR][:, 0] = error = actual - self._central.centre(said)
-                    last = numbers[:, gains.shape[1] :]
-                    of[1][...], of[2][...] = np.abs(error), np.fmax(np.abs(actual - last), 0.0)  # 0 for the first
-                    if self._central.level is not None:
-                        below, above = self._central.reach(said)
-                        of[3][...] = (error >= -below) & (error <= above)
-                    last[...] = actual
-                else:
-                    of[1][...] = actual == said[RANKED[0]][:, :1]
-            if self._head.surprise is not None:
-                surprise = outputs[self._head.surprise][:, 0]
-                rings = np.ndarray((rows, HELD), np.float32, memory, self._numbers.size, (self.size, 4))
-                found = anomalies_of_rows(rings, numbers[:, 1], surprise)
-                told[ANOMALY][:, 0] = found
-                gains[:, 1], gains[:, 2], gains[:, 3] = 1, surprise, found >= ALARM
+        if self.targets:
+            said = {name: before[held] for name, held in self._head.last.items()}
+            actual = inputs[:, self._columns].astype(np.float64)
+            of[0][...] = 1
+            if self.numbers:
+                told[ERROR][:, 0] = error = actual - self._central.centre(said)
+                last = numbers[:, gains.shape[1] :]
+                of[1][...], of[2][...] = np.abs(error), np.fmax(np.abs(actual - last), 0.0)  # 0 for the first
+                if self._central.level is not None:
+                    below, above = self._central.reach(said)
+                    of[3][...] = (error >= -below) & (error <= above)
+                last[...] = actual
+            else:
+                of[1][...] = actual == said[RANKED[0]][:, :1]
+        if self._head.surprise is not None:
+            surprise = outputs[self._head.surprise][:, 0]
+            rings = np.ndarray((rows, HELD), np.float32, memory, self._numbers.size, (self.size, 4))
+            found = anomalies_of_rows(rings, numbers[:, 1], surprise)
+            told[ANOMALY][:, 0] = found
+            gains[:, 1], gains[:, 2], gains[:, 3] = 1, surprise, found >= ALARM
         numbers[:, : gains.shape[1]] += gains
         data = bytes(memory)
         return told, [data[start : start + self.size] for start in range(0, len(data), self.size)]
@@ -279,8 +278,7 @@ class Ledger:
         more = np.frombuffer(bytearray().join([one[self._start :] for one in kept]), self._more)
         wanted = np.array([WANTED.unpack_from(one) for one in kept])
         corrected = Corrected(wanted, more["level"], more["entered"], more["covered"], more["scores"])
-        with np.errstate(over="ignore"):  # as far as an infinite one
-            width = corrected.widths(np.abs(errors) / self._central.scale(said)) * self._central.scale(outputs)
+        width = corrected.widths(np.abs(errors) / self._central.scale(said)) * self._central.scale(outputs)
         centre = self._central.centre(outputs)
         for scored, lows, highs in zip(told, (centre - width).tolist(), (centre + width).tolist(), strict=True):
             for one, low, high in zip(scored, lows, highs, strict=False):

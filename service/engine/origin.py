@@ -1,6 +1,6 @@
 """Where predictions are rolled forward from: a session's state, or that after inputs which it has not had.
 
-Owns whether a model can be rolled forward, and what it must be told for that. The session stays where it is.
+Whether a model can be rolled forward, and what it must be told for that, is `model.rolling`. The session stays.
 """
 
 from collections.abc import Callable
@@ -9,14 +9,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from model import rolling
 from model.runner import Outputs, StepModel
 from model.state import State
 from service.engine.call import finite
 from service.engine.executor import state_of
-from service.engine.inputs import Inputs, to_array
+from service.engine.inputs import Inputs
 from service.engine.lives import Lives
+from service.engine.refusing import refusing
 from service.engine.work import Done
-from service.errors import Fault, InvalidInputError, NoForecastError, NotFiniteError
+from service.errors import Fault, InvalidInputError, NotFiniteError
 from service.sessions.record import Record
 
 
@@ -67,7 +69,8 @@ class Origins:
         record = self._lives.session(tenant, session_id).record
         model = self._served(record)
         self.hold(model, ahead.horizon)
-        known = self._known(model, ahead)
+        with refusing():
+            known = rolling.known(model.manifest, ahead.horizon, ahead.future)
         state = state_of(model, record)
         if ahead.inputs is None:
             outputs, read = model.last_prediction(state), np.zeros((0, len(model.features)), np.float32)
@@ -82,27 +85,7 @@ class Origins:
 
     def hold(self, model: StepModel, horizon: int) -> None:
         """Raises NoForecastError or InvalidInputError where the model cannot be rolled so far."""
-        manifest = model.manifest
         if horizon > self._max_horizon:
             raise InvalidInputError(Fault("horizon", f"at most {self._max_horizon}"))
-        if not manifest.forecasts:
-            label = manifest.head.kind == "label"
-            why = "it predicts a label, not its inputs" if label else "it does not keep its last prediction"
-            raise NoForecastError(manifest.name, why)
-
-    def _known(self, model: StepModel, ahead: Ahead) -> NDArray[np.float32] | None:
-        names, future, fed_back = model.manifest.future, ahead.future, ahead.horizon - 1
-        if not names:
-            if future is not None:
-                raise InvalidInputError(Fault("future", "the model predicts all of its features"))
-            return None
-        if future is None and fed_back:
-            what = f"the model does not predict {', '.join(names)}; say what they are at {fed_back} steps"
-            raise InvalidInputError(Fault("future", what))
-        if future is None:
-            return np.zeros((0, len(names)), np.float32)
-        known = to_array(future, [model.manifest.feature(name) for name in names], "future")
-        if len(known) < fed_back:
-            what = f"{len(known)} steps of {', '.join(names)}; a horizon of {ahead.horizon} needs {fed_back}"
-            raise InvalidInputError(Fault("future", what))
-        return known
+        with refusing():
+            rolling.hold(model.manifest)

@@ -4,21 +4,20 @@ import struct
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterator
 from hashlib import blake2b
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
-import numpy as np
 from flask import Response, request
 
-from model.answers import named
+from model.answers import rolled
+from model.draws import Ended, Wish, told
 from service.engine.engine import Engine
-from service.engine.forecast import Sampled
-from service.engine.generate import Draw, Drawn, Ended, Wish
+from service.engine.generate import Draw
 from service.engine.origin import Ahead
 from service.errors import Fault, InvalidInputError
 from service.http import bodies, events, problems
 from service.http.connection import client
 from service.http.events import Event
-from service.http.operations import Operation, Query, json, rolled
+from service.http.operations import Operation, Query, json
 from service.http.reply import encode
 from service.http.steps import TENANT, checked
 
@@ -43,20 +42,7 @@ def forecast(engine: Engine, session_id: str) -> Response:
         has_left=client(),
     )
     counts = {"step": drawn.step, "seed": drawn.seed, "samples": len(drawn.paths), "levels": drawn.levels}
-    told = _categories(drawn) if drawn.top is not None else {"mean": drawn.mean, "quantiles": drawn.quantiles}
-    if body.paths:
-        told["paths"] = _paths(drawn)
-    return json(counts | {"forecast": told})
-
-
-def _categories(drawn: Sampled) -> dict[str, Any]:
-    return {"top": named(drawn.top, drawn.model.manifest.categories), "probability": drawn.probability}
-
-
-def _paths(drawn: Sampled) -> Any:
-    """(samples, horizon, targets) numbers, or categories."""
-    categories = drawn.model.manifest.categories
-    return named(drawn.paths.astype(np.int64).tolist(), categories) if categories else drawn.paths
+    return json(counts | {"forecast": drawn.told(paths=body.paths)})
 
 
 # Drawn step by step
@@ -134,19 +120,9 @@ def _events(draw: Draw, place: Place, path: str) -> Iterator[Event]:
                 yield Event(str(place), encode(end | text), "done")
             elif one.ahead > seen:
                 place = place._replace(told=one.ahead)
-                yield Event(str(place), encode(_drawn(draw, one)))
+                yield Event(str(place), encode(told(draw.model, one)))
     except Exception as error:  # noqa: BLE001  (whatever it is, the client is told)
         yield Event(str(place), problems.of(error, "POST", path).body, "problem")
-
-
-def _drawn(draw: Draw, one: Drawn) -> dict[str, Any]:
-    categories = draw.model.manifest.categories
-    if one.log_probability is None:
-        return {"ahead": one.ahead, "values": one.values}
-    token = {"ahead": one.ahead, "token": categories[int(one.values[0])], "log_probability": one.log_probability}
-    if one.top is None:
-        return token
-    return token | {"top": named(one.top.tolist(), categories), "log_probabilities": one.log_probabilities}
 
 
 OPERATIONS = (

@@ -4,11 +4,12 @@ from typing import Any
 
 from flask import Response, request
 
+from model.answers import rolled
 from model.runner import StepModel
 from service.engine.engine import Engine
 from service.errors import Fault, InvalidInputError
 from service.http import bodies
-from service.http.operations import Operation, Query, json, rolled, rows
+from service.http.operations import Operation, Query, json, rows
 from service.http.steps import TENANT
 
 

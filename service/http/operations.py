@@ -81,10 +81,3 @@ def rows(model: StepModel, outputs: Outputs) -> dict[str, Any]:
     if LOW in names:
         told["interval"] = {name: np.ascontiguousarray(outputs[name]) for name in (LOW, HIGH)}
     return told
-
-
-def rolled(model: StepModel, outputs: Outputs) -> dict[str, Any]:
-    """A forecast (horizon,): what was fed back, and nothing that holds for one step ahead only."""
-    head = model.manifest.head
-    told = said(model, outputs, head.outputs[:1])
-    return {name: [row[:1] for row in rows] for name, rows in told.items()} if head.ranks else told

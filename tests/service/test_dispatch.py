@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from model.feed import Feed
 from model.repository import open_all
 from model.runner import Outputs, StepModel
 from service.engine.dispatch import outcome
 from service.engine.engine import Engine, Limits
 from service.engine.executor import Executor
-from service.engine.feed import Feed
 from service.engine.work import Work
 from service.errors import (
     AbandonedError,

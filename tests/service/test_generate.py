@@ -14,10 +14,10 @@ import pytest
 from flask.testing import FlaskClient
 from gevent.event import Event as Signal
 
+from model.draws import Drawn, Ended, Wish
 from model.repository import open_all
 from service.app import create_app
 from service.engine.engine import Engine, Limits
-from service.engine.generate import Drawn, Ended, Wish
 from service.engine.origin import Ahead
 from service.engine.work import Work
 from service.http import bodies, events

@@ -9,12 +9,11 @@ from secrets import randbits
 import numpy as np
 from numpy.typing import NDArray
 
-from model import distribution
+from model import choice, distribution
+from model.choice import PLAIN, Taste
+from model.feed import Say
+from model.rolling import NoRollingError
 from model.runner import Outputs, StepModel
-from service.engine import choice
-from service.engine.choice import PLAIN, Taste
-from service.engine.feed import Say
-from service.errors import NoForecastError
 
 
 def new_seed() -> int:
@@ -32,13 +31,13 @@ def saying(
     """Draws from what the model says; points say no distribution, and are said as they are.
 
     before: the places that came before, as they are at each draw. A number that is not finite is the caller's to find.
-    Raises NoForecastError where what is told may be nothing that can be drawn.
+    Raises NoRollingError where what is told may be nothing that can be drawn.
     """
     manifest = model.manifest
     head = manifest.head
     if head.ranks:
         if choice.told(model) == 1 and manifest.places > len(manifest.categories):
-            raise NoForecastError(manifest.name, "it tells one category, and that may stand for any other")
+            raise NoRollingError(manifest.name, "it tells one category, and that may stand for any other")
         return lambda outputs: np.array([[choice.drawn(model, outputs, rng, taste, before)]], np.float32)
     if not distribution.known(head):
         return model.fed_back

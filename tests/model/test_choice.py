@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from service.engine.choice import Taste, probabilities
+from model.choice import Taste, probabilities
 
 SCORES = np.log([0.4, 0.3, 0.2, 0.1])
 NONE = np.zeros(4, np.bool_)
