@@ -57,7 +57,10 @@ class Streams:
             gevent.sleep(min(PING_S, SLOW_S, CLOSE_S, 4.0) / 4)
             now, stops = time.monotonic(), not self._alive()
             for stream in list(self._open):
-                stream.look(now, stops=stops)
+                try:
+                    stream.look(now, stops=stops)
+                except Exception:  # the others are looked after still
+                    log.exception("a stream could not be looked after")
 
 
 class Stream:
