@@ -52,7 +52,7 @@ Version = Annotated[int, Field(strict=True, ge=1, description="a version of the 
 
 
 class Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)  # most of them are never read
 
 
 TtlS = Annotated[

@@ -5,6 +5,7 @@ last that is said, with the number of its line and the step that was reached. Me
 lines: what has come is answered before more is read.
 """
 
+import contextlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 from flask import Response, current_app, request
-from gunicorn.http.body import ChunkedReader
+from gunicorn.http.body import ChunkedReader, LengthReader
 from gunicorn.http.errors import ParseException
 from pydantic import ValidationError
 
@@ -41,8 +42,11 @@ def reply(engine: Engine, session_id: str) -> Response:
     session = engine.lives.session(steps.TENANT, session_id)
     body, app = request.environ["wsgi.input"], current_app
     upload = _Upload(engine, session_id, session.record.step, expected=_expected())
-    lines = _lines(body, app.config["MAX_CONTENT_LENGTH"], app.extensions.get("alive", lambda: True))
-    return Response(upload.answers(lines, body), content_type=NDJSON, headers={"X-Accel-Buffering": "no"})
+    most = app.config["MAX_CONTENT_LENGTH"]
+    lines = _lines(body, most, app.extensions.get("alive", lambda: True))
+    if isinstance(reader := getattr(body, "reader", None), ChunkedReader):
+        reader.req.force_close()  # an error may leave it half read, and that is said before it is known
+    return Response(upload.answers(lines, body, most), content_type=NDJSON, headers={"X-Accel-Buffering": "no"})
 
 
 def _expected() -> int | None:
@@ -61,13 +65,13 @@ class _Upload:
         self._reached, self._expected = reached, expected
         self._over = False
 
-    def answers(self, arrivals: Iterator[Sequence[Line]], body: Any) -> Iterator[bytes]:
-        """What is said to lines as they arrive; ends after a problem, and what is left of the body is not read."""
+    def answers(self, arrivals: Iterator[Sequence[Line]], body: Any, most: int) -> Iterator[bytes]:
+        """What is said to lines as they arrive; ends after a problem. most: bytes of the rest that are still read."""
         for lines in arrivals:
             for _, alike in groupby(lines, lambda line: _form(line.step)):
                 yield b"".join(self._said(list(alike)))
                 if self._over:
-                    body.failed = True  # gunicorn ends the connection
+                    _leave(body, most)
                     return
 
     def _said(self, lines: Sequence[Line]) -> Iterator[bytes]:
@@ -156,6 +160,16 @@ def _line(number: int, text: bytes) -> Line:
         return Line(number, orjson.loads(text))
     except orjson.JSONDecodeError as error:
         return Line(number, RequestError(MALFORMED, str(error), [Fault("body", str(error))]))
+
+
+def _leave(body: Any, most: int) -> None:
+    """Reads a rest that the client may have sent whole already, so that the connection serves its next request."""
+    reader = getattr(body, "reader", None)
+    if isinstance(reader, LengthReader) and reader.length <= most:
+        with contextlib.suppress(OSError, ParseException):  # the client has gone
+            body.read()
+    else:
+        body.failed = True  # gunicorn ends the connection
 
 
 def _pieces(body: Any) -> Iterator[bytes]:

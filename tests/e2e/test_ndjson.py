@@ -130,6 +130,24 @@ def test_what_is_no_step_ends_the_answer(client: httpx.Client, wrong: str, statu
     assert last["step"] == len(answers) == client.get("/v1/sessions/no").json()["step"]
 
 
+def test_the_connection_goes_on_after_an_error(server: Server, client: httpx.Client) -> None:
+    """The next request, sent with the lines, is answered; where that cannot be, the answer says that it is the last."""
+    begin(client, "next")
+    address = urlsplit(server.url)
+    head = b"POST /v1/sessions/next/steps HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\n"
+    body = b"500\nx\n" + b"501\n" * 50_000
+    following = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    with socket.create_connection((address.hostname, address.port), timeout=30) as connection:
+        connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body + following)
+        said = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert [line.split()[1] for line in said.split(b"\r\n") if line.startswith(b"HTTP/1.1")] == [b"200", b"200"]
+    with socket.create_connection((address.hostname, address.port), timeout=30) as connection:
+        connection.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n2\r\nx\n\r\n")
+        said = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert b"Connection: close\r\n" in said
+    assert b'"status":400' in said
+
+
 def test_what_speaks_against_the_session_is_said_at_once(client: httpx.Client) -> None:
     """With its own status, before a line is read."""
     begin(client, "gone")
