@@ -298,7 +298,7 @@ class StoreFull(Problem):
 
 
 class DamagedRecord(Problem):
-    """The session's record is damaged."""
+    """The session's record cannot be read."""
 
     name, code = "damaged-record", 500
 

@@ -142,7 +142,7 @@ class ModelGoneError(OnwardError):
 class DamagedRecordError(OnwardError):
     def __init__(self, why: str) -> None:
         super().__init__(
-            f"the session's record is damaged: {why}; nothing was changed, and DELETE sets it aside and frees the id"
+            f"the session's record cannot be read: {why}; nothing was changed; DELETE sets it aside and frees the id"
         )
 
 

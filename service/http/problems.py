@@ -58,7 +58,7 @@ KINDS: dict[type[OnwardError], Kind] = {
     errors.NoForecastError: Kind("no-forecast", 422, "The model cannot be rolled forward"),
     errors.DrawMovedError: Kind("draw-moved", 409, "The session has changed since the draw began"),
     errors.ModelGoneError: Kind("model-gone", 409, "The session's model is not served"),
-    errors.DamagedRecordError: Kind("damaged-record", 500, "The session's record is damaged"),
+    errors.DamagedRecordError: Kind("damaged-record", 500, "The session's record cannot be read"),
     errors.OverloadedError: Kind("overloaded", 503, "Too much is waiting", retry_after_s=1),
     errors.DeadlineError: Kind("deadline", 503, "Not done in time", retry_after_s=1),
     errors.AbandonedError: Kind("abandoned", 503, "The client did not wait", retry_after_s=1),

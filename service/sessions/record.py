@@ -17,7 +17,8 @@ Ended = Literal["expired", "deleted"]
 TOMBSTONE_S = 86_400.0
 """How long it is known why a session ended."""
 
-_MAGIC = b"OWR\x04"  # Onward record, format 4
+_FORMAT = 4
+_MAGIC = b"OWR" + bytes([_FORMAT])  # Onward record
 _CRC = struct.Struct("<4sI")
 _HEAD = struct.Struct("<QQddddBQddI32sHHIIII")
 _START = _CRC.size + _HEAD.size
@@ -126,10 +127,18 @@ def _names(tenant: str, model: str) -> tuple[bytes, int, int]:
     return one + other, len(one), len(other)
 
 
+def _foreign(data: bytes) -> str:
+    """Why these are not a record's bytes."""
+    name, version = data[: len(_MAGIC) - 1], data[len(_MAGIC) - 1 : len(_MAGIC)]
+    if name == _MAGIC[:-1] and version not in (b"", _MAGIC[-1:]):
+        return f"it is of format {version[0]}, and this version of Onward reads format {_FORMAT}"
+    return "it is no record of Onward's, or cut short"
+
+
 def from_bytes(data: bytes) -> Record:
     """The record that `to_bytes` wrote. Raises DamagedRecordError."""
-    if len(data) < _START or data[: len(_MAGIC)] != _MAGIC:
-        raise DamagedRecordError(f"not a record of format {_MAGIC[-1]}")
+    if len(data) < _START or not data.startswith(_MAGIC):
+        raise DamagedRecordError(_foreign(data))
     if zlib.crc32(memoryview(data)[_CRC.size :]) != _CRC.unpack_from(data)[1]:
         raise DamagedRecordError("its checksum does not match")
     (

@@ -58,3 +58,14 @@ def test_surprise_statistics_are_the_mean_and_a_forgetting_mean() -> None:
     assert whole.mean == pytest.approx(np.mean(values))
     weights = np.array([0.9**49] + [0.1 * 0.9 ** (49 - i) for i in range(1, 50)])
     assert whole.recent == pytest.approx(weights @ values)
+
+
+def test_a_record_of_another_version_of_onward_is_not_called_damaged() -> None:
+    """It says which format it is of, and which is read here; what is no record at all says that."""
+    data = Record(1, "public", Ref("m", 1, bytes(32)), 0, 0.0, 0.0, 1.0, 1.0, b"").to_bytes()
+    for other in (3, 5):
+        with pytest.raises(DamagedRecordError, match=f"of format {other}, and this version of Onward reads format 4"):
+            records.from_bytes(data[:3] + bytes([other]) + data[4:])
+    for nothing in (b"", b"OWR", data[:20], b"\x00" * 300):
+        with pytest.raises(DamagedRecordError, match="it is no record of Onward's, or cut short"):
+            records.from_bytes(nothing)
