@@ -19,13 +19,13 @@ def text(settings: Settings, app: Flask, listening: str | tuple[str, int]) -> st
         host = bind.rpartition(":")[0]
         bind = f"{'127.0.0.1' if host in {'0.0.0.0', '[::]'} else host}:{listening[1]}"  # noqa: S104  (an address to try)
     lines = ["", f"Onward serves {settings.models} at {_url(bind)}, sessions in {without_secrets(settings.store)}", ""]
-    for name, versions in sorted(engine.models.items()):
+    for name, versions in sorted(engine.models.by_name.items()):
         lines.append(
             f"  {name} {', '.join(map(str, sorted(versions)))}: {versions[max(versions)].manifest.description}"
         )
-    lines += [f"  REFUSED {error}" for error in engine.refused]
-    if engine.models:
-        lines += ["", "Try:", *(f"  {line}" for line in requests(bind, engine.models))]
+    lines += [f"  REFUSED {error}" for error in engine.models.refused]
+    if engine.models.by_name:
+        lines += ["", "Try:", *(f"  {line}" for line in requests(bind, engine.models.by_name))]
     return "\n".join([*lines, ""])
 
 

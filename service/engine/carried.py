@@ -7,14 +7,11 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from model.runner import Outputs, StepModel
-from model.state import State
-from service.engine.inputs import Inputs
+from service.engine.dispatch import Dispatch
+from service.engine.inputs import Inputs, Intake
 from service.engine.lives import Lives, Session
-from service.engine.work import Done
+from service.engine.models import Models
 from service.errors import (
     DamagedRecordError,
     Fault,
@@ -25,7 +22,6 @@ from service.errors import (
     UnknownVersionError,
 )
 from service.sessions import record as records
-from service.sessions.record import Record
 
 if TYPE_CHECKING:
     from service.sessions.seal import Seal
@@ -46,18 +42,17 @@ class Carried:
     def __init__(
         self,
         lives: Lives,
+        models: Models,
+        intake: Intake,
+        dispatch: Dispatch,
         seal: "Seal | None",
+        *,
         clock: Callable[[], float],
         age_s: float,
-        *,
-        model: Callable[[str, int | None], StepModel],
-        served: Callable[[Record], StepModel],
-        array: Callable[[StepModel, Inputs], NDArray[np.float32]],
-        run: Callable[[StepModel, NDArray[np.float32], State], Done],
     ) -> None:
-        """age_s: how old a state that its client holds may be. The rest is the engine's."""
-        self._lives, self._secrets, self._clock, self._age_s = lives, seal, clock, age_s
-        self._model, self._served, self._array, self._run = model, served, array, run
+        """`clock` gives seconds since 1970 UTC. age_s: how old a state that its client holds may be."""
+        self._lives, self._models, self._intake, self._dispatch = lives, models, intake, dispatch
+        self._secrets, self._clock, self._age_s = seal, clock, age_s
 
     @property
     def _seal(self) -> "Seal":
@@ -82,7 +77,7 @@ class Carried:
             raise InvalidInputError(Fault("state", "not a record that this service's secret has signed")) from None
         if record.tenant != tenant:
             raise InvalidInputError(Fault("state", "the record of another tenant's session"))
-        self._served(record)
+        self._models.of(record)
         return self._lives.begin(self._lives.claim(tenant, session_id), record, record.ttl_s)
 
     def step(self, tenant: str, name: str, version: int | None, inputs: Inputs, token: str | None) -> Held:
@@ -93,12 +88,12 @@ class Carried:
         """
         seal = self._seal
         if token is None:
-            model, step = self._model(name, version), 0
+            model, step = self._models.named(name, version), 0
             state = model.layout.initial(1)
         else:
             model, step, memory = self._opened(tenant, name, version, token)
             state = model.layout.stack([memory])
-        done = self._run(model, self._array(model, inputs), state)
+        done = self._dispatch.run_free(model, self._intake.array(model, inputs), state)
         assert done.state is not None
         step += len(done.outputs)
         content = _HEAD.pack(self._clock(), step) + done.state
@@ -110,12 +105,12 @@ class Carried:
         its, _, sealed = token.partition(".")
         if not its.isdecimal() or len(its) > 9:
             raise InvalidInputError(Fault("state", "not a state that this service gave"))
-        self._model(name, None)  # the name must be one
+        self._models.named(name, None)  # the name must be one
         if version not in (None, int(its)):
             message = f"the state is of version {its}; leave the version out, or begin anew"
             raise InvalidInputError(Fault("version", message))
         try:
-            model = self._model(name, int(its))
+            model = self._models.named(name, int(its))
         except UnknownVersionError:
             raise ModelGoneError(name, int(its), "which is not served any more") from None
         try:

@@ -15,7 +15,6 @@ from model.state import State
 from service.engine import cost
 from service.engine.accuracy import Accuracy
 from service.engine.executor import Executor
-from service.engine.inputs import Inputs
 from service.engine.observer import Observer
 from service.engine.queue import Queue
 from service.engine.scheduler import Scheduler
@@ -61,9 +60,9 @@ class Dispatch:
         return Call(items, self._monotonic(), needs_all=needs_all, has_left=has_left)
 
     def session_work(self, model: StepModel, requests: Sequence[Request], call: Call, key: bytes) -> Work:
-        """An item that advances the session under `key` by these and commits; of several, the inputs have been read."""
-        inputs = requests[0].inputs if len(requests) == 1 else np.concatenate([one.inputs for one in requests])
-        work = self._work(model, inputs, call, key, requests=requests)
+        """An item that advances the session under `key` by these and commits."""
+        work = self._work(model, sum(request.length for request in requests), call, key)
+        work.requests = requests
         if self._keep:
             work.trail = deque(maxlen=self._keep + 2)  # one of them is that old, however short chunks are
         return work
@@ -87,7 +86,8 @@ class Dispatch:
         """
         self._alone += 1
         line = self._alone.to_bytes(8)  # sessions' keys have a / in them, and are longer
-        work = self._work(model, inputs, call, line, horizon=horizon, feed=feed or Feed(model), state=state.tobytes())
+        work = self._work(model, len(inputs), call, line)
+        work.inputs, work.horizon, work.feed, work.state = inputs, horizon, feed or Feed(model), state.tobytes()
         work.accuracy = accuracy if self.accuracy(model).on else None
         return work
 
@@ -108,7 +108,7 @@ class Dispatch:
         """Of a call that needs all of its items. Raises the first that went wrong."""
         self.run(call, works)
         for work in works:
-            if isinstance(work.outcome, BaseException):
+            if isinstance(work.outcome, Exception):
                 raise work.outcome
         return [outcome(work) for work in works]
 
@@ -133,25 +133,13 @@ class Dispatch:
             if call.has_left is not None and call.since < before and call.has_left():
                 call.gone = True
 
-    def _work(
-        self,
-        model: StepModel,
-        inputs: Inputs | NDArray[np.float32],
-        call: Call,
-        line: bytes,
-        *,
-        requests: Sequence[Request] = (),
-        horizon: int = 0,
-        feed: Feed | None = None,
-        state: bytes | None = None,
-    ) -> Work:
-        chunk, deadline = self.queues[model].executor.chunk, call.since + self._timeout_s
-        return Work(model, inputs, deadline, chunk, call, line, requests, horizon, feed, state)
+    def _work(self, model: StepModel, length: int, call: Call, line: bytes) -> Work:
+        return Work(model, length, call.since + self._timeout_s, self.queues[model].executor.chunk, call, line)
 
 
 def outcome(work: Work) -> Done:
     """Raises what went wrong."""
-    if isinstance(work.outcome, BaseException):
+    if isinstance(work.outcome, Exception):
         raise work.outcome
     assert work.outcome is not None
     return work.outcome

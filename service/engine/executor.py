@@ -13,28 +13,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.runner import Outputs, StepModel
-from model.state import State, StateError
 from service.engine import cost, history
 from service.engine.accuracy import Accuracy
 from service.engine.call import Caller, padded
 from service.engine.cost import Cost
 from service.engine.history import Point
-from service.engine.inputs import Inputs, to_array
+from service.engine.inputs import array_of
 from service.engine.lives import living
+from service.engine.models import ref_of
 from service.engine.observer import Observer
 from service.engine.work import Done, Request, Work
 from service.errors import (
     DamagedRecordError,
     InvalidInputError,
     LateRequestError,
-    ModelGoneError,
     NotFiniteError,
     OnwardError,
     RequestReusedError,
     StepConflictError,
 )
 from service.sessions import requests as kept
-from service.sessions.record import Record, Ref, new_revision
+from service.sessions.record import Record, new_revision
 from service.sessions.store import Change, Store
 
 log = logging.getLogger(__name__)
@@ -126,10 +125,12 @@ class Executor:
                     request.outcome = error
             if request.outcome is None:
                 todo.append(request)
-                step += len(request.inputs)
+                step += request.length
         if todo:
             work.state, work.accuracy = record.state, record.accuracy if self.accuracy.on else None
-            work.inputs = todo[0].inputs if len(todo) == 1 else np.concatenate([one.inputs for one in todo])
+            arrays = [request.inputs for request in todo if request.inputs is not None]
+            work.inputs = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+            work.length = len(work.inputs)
         return len(todo) == len(work.requests)
 
     def _mine(self, record: Record) -> Record:
@@ -146,13 +147,13 @@ class Executor:
         """
         asked, known = request.asked, None
         if asked.request_id:
-            assert isinstance(request.inputs, np.ndarray)
+            assert request.inputs is not None
             request.digest = kept.digest(request.inputs.tobytes())
             known = kept.find(record.requests, asked.request_id)
             if known is not None and known.digest != request.digest:
                 raise RequestReusedError(asked.request_id)
             if known is not None and known.answer:
-                return Done(self.accuracy.answer(known.answer, len(request.inputs)), None, known.step)
+                return Done(self.accuracy.answer(known.answer, request.length), None, known.step)
         believed = lost.step if asked.step is None and lost is not None else asked.step
         if believed is not None and believed != step:
             raise StepConflictError(asked.session_id, believed, step)
@@ -228,7 +229,7 @@ class Executor:
 
     def _history(self, work: Work, before: Record, surprised: list[float]) -> bytes:
         """The session's history after the item's inputs."""
-        assert isinstance(work.inputs, np.ndarray)
+        assert work.inputs is not None
         start = Point(before.step, before.surprise, before.state, before.accuracy)
         known = history.from_bytes(before.history) if before.history else history.begun(self._features, start)
         step, way = before.step + len(work.inputs), [start]
@@ -259,7 +260,7 @@ def _remembering(before: Record, requests: Sequence[Request], outputs: Outputs) 
     said, end = before.requests, 0
     for request in requests:
         if request.outcome is None:
-            start, end = end, end + len(request.inputs)
+            start, end = end, end + request.length
             if request.asked.request_id:
                 known = kept.Known(request.digest, before.step + end, outputs[start:end].tobytes())
                 said = kept.remembering(said, request.asked.request_id, known)
@@ -271,17 +272,10 @@ def _lost(record: Record, known: Record) -> bool:
     return record.step < known.step and record.last_step_at < known.last_step_at
 
 
-def array_of(model: StepModel, inputs: Inputs, field: str = "inputs") -> NDArray[np.float32]:
-    """(steps, features). Raises InvalidInputError."""
-    return to_array(inputs, model.manifest.features, field)
-
-
 def _read(model: StepModel, requests: Sequence[Request]) -> None:
     """Makes arrays of the requests' inputs, of all together where that goes; answers those at fault."""
-    unread: list[tuple[Request, Any]] = [
-        (request, request.inputs) for request in requests if not isinstance(request.inputs, np.ndarray)
-    ]
-    forms = {type(inputs[0]) for _, inputs in unread}
+    unread: list[tuple[Request, Any]] = [(one, one.asked.inputs) for one in requests if one.inputs is None]
+    forms = {type(inputs[0]) if inputs else None for _, inputs in unread}
     if len(unread) > 1 and (forms == {list} or forms <= {int, float}):
         try:
             joined = array_of(model, list(chain.from_iterable(inputs for _, inputs in unread)))
@@ -289,36 +283,15 @@ def _read(model: StepModel, requests: Sequence[Request]) -> None:
             pass  # whose it is, is found below
         else:
             start = 0
-            for request, inputs in unread:
-                request.inputs = joined[start : start + len(inputs)]
-                start += len(inputs)
+            for request, _ in unread:
+                request.inputs = joined[start : start + request.length]
+                start += request.length
             return
     for request, inputs in unread:
         try:
             request.inputs = array_of(model, inputs)
         except InvalidInputError as error:
             request.outcome = error
-
-
-def state_of(model: StepModel, record: Record) -> State:
-    """(1,) the state that the record holds. Raises DamagedRecordError."""
-    try:
-        return model.layout.stack([record.state])
-    except StateError as error:
-        raise DamagedRecordError(str(error)) from error
-
-
-def ref_of(model: StepModel) -> Ref:
-    return Ref(model.manifest.name, model.manifest.version, model.digest)
-
-
-def gone(ref: Ref, served: StepModel | None) -> ModelGoneError:
-    why = (
-        "which is not served any more"
-        if served is None
-        else "whose bundle was replaced by another under the same version"
-    )
-    return ModelGoneError(ref.model, ref.version, why)
 
 
 def surprises(model: StepModel, outputs: Outputs) -> list[float]:

@@ -11,22 +11,20 @@ from numpy.typing import NDArray
 
 from model.drawing import new_seed
 from model.draws import Drawn, Ended, Path, Start, Wish
-from model.runner import Outputs, StepModel
+from model.runner import Outputs
 from model.state import State
+from service.engine.dispatch import Dispatch
 from service.engine.origin import Ahead, Origin, Origins
 from service.engine.refusing import refusing
-from service.engine.work import Done
 from service.errors import DrawMovedError
-
-Run = Callable[[StepModel, NDArray[np.float32], State], Done]
 
 
 class Draw:
     """A path to come from a session, held to all that can be known before its first step."""
 
-    def __init__(self, origin: Origin, horizon: int, wish: Wish, seed: int, run: Run) -> None:
+    def __init__(self, origin: Origin, horizon: int, wish: Wish, seed: int, dispatch: Dispatch) -> None:
         """Raises InvalidInputError where the model does not fit the wish, NoForecastError where it cannot be drawn."""
-        self.model, self.record, self.seed, self._run = origin.model, origin.record, seed, run
+        self.model, self.record, self.seed, self._dispatch = origin.model, origin.record, seed, dispatch
         with refusing():
             start = Start(origin.outputs, origin.state, origin.read, origin.known)
             self._path = Path(origin.model, start, horizon, wish, seed)
@@ -37,14 +35,14 @@ class Draw:
             yield from self._path.steps(self._step)
 
     def _step(self, inputs: NDArray[np.float32], state: State) -> tuple[Outputs, State]:
-        done = self._run(self.model, inputs, state)
+        done = self._dispatch.run_free(self.model, inputs, state)
         assert done.state is not None
         return done.outputs, np.frombuffer(done.state, self.model.layout.dtype)
 
 
 class Draws:
-    def __init__(self, origins: Origins, run: Run) -> None:
-        self._origins, self._run = origins, run
+    def __init__(self, origins: Origins, dispatch: Dispatch) -> None:
+        self._origins, self._dispatch = origins, dispatch
 
     def begin(
         self,
@@ -64,4 +62,4 @@ class Draws:
         origin = self._origins.of(tenant, session_id, ahead, has_left)
         if since is not None and since[1] != origin.record.revision:
             raise DrawMovedError(session_id, since[0], origin.record.step)
-        return Draw(origin, ahead.horizon, wish, new_seed() if seed is None else seed, self._run)
+        return Draw(origin, ahead.horizon, wish, new_seed() if seed is None else seed, self._dispatch)

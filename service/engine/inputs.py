@@ -1,19 +1,44 @@
-"""A client's inputs as an array: by the rules of `model.inputs`, and with the service's error where they do not fit."""
+"""A client's inputs as arrays: by the rules of `model.inputs`, at most so many steps a call, and with the service's
+errors where they do not fit.
+"""
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model import inputs as rules
-from model.inputs import Inputs
-from model.manifest import Feature
+from model.inputs import Inputs, to_array
+from model.runner import StepModel
 from service.engine.refusing import refusing
+from service.errors import Fault, InvalidInputError
 
-__all__ = ["Inputs", "to_array"]
+__all__ = ["Inputs", "Intake", "array_of"]
 
 
-def to_array(inputs: Inputs, features: Sequence[Feature], field: str = "inputs") -> NDArray[np.float32]:
+@dataclass(frozen=True, slots=True)
+class Intake:
+    max_steps: int
+
+    def array(self, model: StepModel, inputs: Inputs, field: str = "inputs") -> NDArray[np.float32]:
+        """(steps, features). Raises InvalidInputError."""
+        _, array = self.measured(model, inputs, field)
+        return array_of(model, inputs, field) if array is None else array
+
+    def measured(
+        self, model: StepModel, inputs: Inputs, field: str = "inputs"
+    ) -> tuple[int, NDArray[np.float32] | None]:
+        """How many steps these are, and them (steps, features) where they had to be read for that.
+
+        Raises InvalidInputError.
+        """
+        array = array_of(model, inputs, field) if isinstance(inputs, bytes) else None
+        length = len(inputs) if array is None else len(array)
+        if length > self.max_steps:
+            raise InvalidInputError(Fault(field, f"at most {self.max_steps} steps a call, not {length}"))
+        return length, array
+
+
+def array_of(model: StepModel, inputs: Inputs, field: str = "inputs") -> NDArray[np.float32]:
     """(steps, features), see `model.inputs.to_array`. Raises InvalidInputError, naming the step and the feature."""
     with refusing():
-        return rules.to_array(inputs, features, field)
+        return to_array(inputs, model.manifest.features, field)

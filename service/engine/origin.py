@@ -13,11 +13,11 @@ from model import rolling
 from model.runner import Outputs, StepModel
 from model.state import State
 from service.engine.call import finite
-from service.engine.executor import state_of
-from service.engine.inputs import Inputs
+from service.engine.dispatch import Dispatch
+from service.engine.inputs import Inputs, Intake
 from service.engine.lives import Lives
+from service.engine.models import Models, state_of
 from service.engine.refusing import refusing
-from service.engine.work import Done
 from service.errors import Fault, InvalidInputError, NotFiniteError
 from service.sessions.record import Record
 
@@ -47,18 +47,9 @@ class Origin(NamedTuple):
 
 
 class Origins:
-    def __init__(
-        self,
-        lives: Lives,
-        max_horizon: int,
-        *,
-        served: Callable[[Record], StepModel],
-        array: Callable[..., NDArray[np.float32]],
-        run: Callable[..., Done],
-    ) -> None:
-        """What is needed of the engine."""
-        self._lives, self._max_horizon = lives, max_horizon
-        self._served, self._array, self._run = served, array, run
+    def __init__(self, lives: Lives, models: Models, intake: Intake, dispatch: Dispatch, *, max_horizon: int) -> None:
+        self._lives, self._models, self._intake, self._dispatch = lives, models, intake, dispatch
+        self._max_horizon = max_horizon
 
     def of(self, tenant: str, session_id: str, ahead: Ahead, has_left: Callable[[], bool] | None = None) -> Origin:
         """The session's state, or that after `ahead.inputs`.
@@ -67,7 +58,7 @@ class Origins:
         running raises.
         """
         record = self._lives.session(tenant, session_id).record
-        model = self._served(record)
+        model = self._models.of(record)
         self.hold(model, ahead.horizon)
         with refusing():
             known = rolling.known(model.manifest, ahead.horizon, ahead.future)
@@ -75,8 +66,8 @@ class Origins:
         if ahead.inputs is None:
             outputs, read = model.last_prediction(state), np.zeros((0, len(model.features)), np.float32)
         else:
-            read = self._array(model, ahead.inputs)
-            done = self._run(model, read, state, has_left=has_left)
+            read = self._intake.array(model, ahead.inputs)
+            done = self._dispatch.run_free(model, read, state, has_left=has_left)
             assert done.state is not None
             outputs, state = done.outputs[-1:], np.frombuffer(done.state, model.layout.dtype)
         if not finite(outputs):

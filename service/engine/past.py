@@ -1,32 +1,20 @@
 """Sessions taken back to an earlier step, or moved to another version of their model, by what they keep of the past."""
 
-from collections.abc import Callable
-
-from model.runner import StepModel
 from service.engine import history
-from service.engine.accuracy import Accuracy
-from service.engine.executor import ref_of, state_of, surprises
+from service.engine.dispatch import Dispatch
+from service.engine.executor import surprises
 from service.engine.history import Point
 from service.engine.ledger import wanted
 from service.engine.lives import Lives, Session
-from service.engine.work import Done
+from service.engine.models import Models, ref_of, state_of
 from service.errors import Fault, HistoryError, InvalidInputError
 from service.sessions import requests
 from service.sessions.record import Record, Surprise
 
 
 class Past:
-    def __init__(
-        self,
-        lives: Lives,
-        *,
-        model: Callable[[str, int | None], StepModel],
-        served: Callable[[Record], StepModel],
-        run: Callable[..., Done],
-        accuracy: Callable[[StepModel], Accuracy],
-    ) -> None:
-        """What a session needs of the engine for that. `run` takes a model, inputs, a state and the accuracy."""
-        self._lives, self._model, self._served, self._run, self._accuracy = lives, model, served, run, accuracy
+    def __init__(self, lives: Lives, models: Models, dispatch: Dispatch) -> None:
+        self._lives, self._models, self._dispatch = lives, models, dispatch
 
     def rewind(self, tenant: str, session_id: str, step: int) -> Session:
         """The session as it was after `step` steps. What came after is forgotten; its requests are known as late.
@@ -35,7 +23,7 @@ class Past:
         """
         while True:  # until no step came in between
             record = self._lives.session(tenant, session_id).record
-            model = self._served(record)
+            model = self._models.of(record)
             if step > record.step:
                 raise InvalidInputError(
                     Fault("step", f"the session is at step {record.step}, and has not been at {step}")
@@ -46,7 +34,9 @@ class Past:
             point, inputs, past = kept
             state, surprise, accuracy = point.state, point.surprise, point.accuracy
             if len(inputs):
-                done = self._run(model, inputs, state_of(model, record._replace(state=state)), accuracy=accuracy)
+                done = self._dispatch.run_free(
+                    model, inputs, state_of(model, record._replace(state=state)), accuracy=accuracy
+                )
                 assert done.state is not None
                 state, surprise = done.state, surprise.after(surprises(model, done.outputs))
                 accuracy = accuracy if done.accuracy is None else done.accuracy
@@ -65,7 +55,7 @@ class Past:
         """
         while True:
             record = self._lives.session(tenant, session_id).record
-            model = self._model(record.ref.model, version)
+            model = self._models.named(record.ref.model, version)
             initial, features = model.layout.initial(1), model.manifest.features
             if not record.history and record.step:
                 raise HistoryError(f"session {session_id!r} keeps no inputs to replay")
@@ -74,9 +64,9 @@ class Past:
             if past.features != history.meaning(features):
                 raise HistoryError(f"version {model.manifest.version} of {record.ref.model!r} has other features")
             state, surprise = initial.tobytes(), Surprise()
-            accuracy = self._accuracy(model).begun(wanted(record.accuracy))
+            accuracy = self._dispatch.accuracy(model).begun(wanted(record.accuracy))
             if len(past.inputs):
-                done = self._run(model, past.inputs, initial, accuracy=accuracy)
+                done = self._dispatch.run_free(model, past.inputs, initial, accuracy=accuracy)
                 assert done.state is not None
                 state, surprise = done.state, surprise.after(surprises(model, done.outputs))
                 accuracy = done.accuracy or b""

@@ -34,9 +34,9 @@ class Call:
         self.gone = False
         """Nobody waits any more: what has not run need not."""
 
-    def settled(self, outcome: "Done | BaseException") -> None:
+    def settled(self, outcome: "Done | Exception") -> None:
         self._left -= 1
-        if self._left == 0 or (self._needs_all and isinstance(outcome, BaseException)):
+        if self._left == 0 or (self._needs_all and isinstance(outcome, Exception)):
             self._over.set()
 
     def wait(self) -> None:
@@ -68,9 +68,10 @@ class Request:
     """A step that a client asked for, on its way. The items of one client that wait together may be one row's."""
 
     asked: Asked
-    inputs: Inputs | NDArray[np.float32]  # (steps, features) once they were read
+    length: int  # steps
+    inputs: NDArray[np.float32] | None = None  # (length, features) once they were read
     digest: bytes = b""
-    outcome: Done | BaseException | None = None
+    outcome: Done | Exception | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -80,19 +81,20 @@ class Work:
     """
 
     model: StepModel
-    inputs: Inputs | NDArray[np.float32]  # (steps, features) once the item was admitted
+    length: int  # steps of inputs; until it is admitted, those of all requests
     deadline: float  # on the engine's monotonic clock
     chunk: int  # most steps in one call of the model
     call: Call
     line: bytes  # items of one line run in order, one at a time: a session's key, or nothing else's
     requests: Sequence[Request] = ()
+    inputs: NDArray[np.float32] | None = None  # (length, features), a session's once it is admitted
     horizon: int = 0
     feed: Callable[[Outputs], NDArray[np.float32]] | None = None  # outputs (1,) -> inputs (1, features) rolled on with
     state: bytes | None = None  # a row's memory, None until the record is loaded
     accuracy: bytes | None = None  # how its predictions came true so far, None where that is not counted
     record: Record | None = None
     overtaken: Record | None = None  # what this item was computed from, and could not be committed to
-    outcome: Done | BaseException | None = None
+    outcome: Done | Exception | None = None
     outputs: list[Outputs] = field(default_factory=list)
     trail: deque[tuple[int, bytes, bytes | None]] | None = None
     """Where a history is kept: how many inputs led to which state and accuracy."""
@@ -106,26 +108,26 @@ class Work:
     @property
     def size(self) -> int:
         """How many steps the next call may take."""
-        left = len(self.inputs) - self._consumed
+        left = self.length - self._consumed
         return left if 0 < left <= self.chunk else min(left, self.chunk) or 1
 
     @property
     def finished(self) -> bool:
-        return self._consumed == len(self.inputs) and self._rolled == self.horizon
+        return self._consumed == self.length and self._rolled == self.horizon
 
     def take(self) -> NDArray[np.float32]:
         """(size, features) the inputs of the next call."""
-        assert isinstance(self.inputs, np.ndarray)
-        if not self._consumed and len(self.inputs) <= self.chunk:
+        assert self.inputs is not None
+        if not self._consumed and 0 < self.length <= self.chunk:
             return self.inputs
-        if self._consumed < len(self.inputs):
+        if self._consumed < self.length:
             return self.inputs[self._consumed : self._consumed + self.chunk]
         assert self.feed is not None
         return self.feed(self.outputs[-1][-1:])
 
     def advance(self, outputs: Outputs, state: bytes, accuracy: bytes | None = None) -> None:
         """Takes in the answer, outputs (steps,) and the state and accuracy after them, to what `take` gave."""
-        if self._consumed < len(self.inputs):
+        if self._consumed < self.length:
             self._consumed += len(outputs)
         else:
             self._rolled += 1
@@ -159,12 +161,12 @@ class Work:
             start, before = 0, step - len(outputs)
             for request in self.requests:
                 if request.outcome is None:
-                    end = start + len(request.inputs)
+                    end = start + request.length
                     request.outcome = Done(outputs[start:end], None, before + end)
                     start = end
         self.settle(done)
 
-    def settle(self, outcome: Done | BaseException) -> None:
+    def settle(self, outcome: Done | Exception) -> None:
         """Answers whoever waits, each request that has no answer of its own with this; the first answer stands."""
         if self.outcome is None:
             self.outcome = outcome

@@ -19,10 +19,12 @@ def healthz(engine: Engine) -> Response:
 def readyz(engine: Engine) -> Response:
     """Says whether sessions can be served: a model is open, and the store answers."""
     engine.live_sessions()
-    if not engine.models:
-        refused = "; ".join(error.reason for error in engine.refused) or "the repository is empty"
+    if not engine.models.by_name:
+        refused = "; ".join(error.reason for error in engine.models.refused) or "the repository is empty"
         raise RequestError(NOT_READY, f"no model is served: {refused}")
-    return json({"status": "ready", "models": {name: sorted(versions) for name, versions in engine.models.items()}})
+    return json(
+        {"status": "ready", "models": {name: sorted(versions) for name, versions in engine.models.by_name.items()}}
+    )
 
 
 def index(engine: Engine) -> Response:

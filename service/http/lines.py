@@ -18,7 +18,8 @@ from gunicorn.http.body import ChunkedReader, LengthReader
 from gunicorn.http.errors import ParseException
 from pydantic import ValidationError
 
-from service.engine.engine import Answer, Engine
+from service.engine.engine import Engine
+from service.engine.steps import Answer
 from service.errors import Fault, InvalidInputError, NotFiniteError
 from service.http import bodies, problems, steps
 from service.http.operations import NDJSON, rows
@@ -97,7 +98,7 @@ class _Upload:
             raise inputs[0]
         if not steps.plain_inputs(inputs):
             bodies.Step.model_validate({"inputs": inputs})
-        answer = self._engine.step(steps.TENANT, self._session_id, inputs, step=self._expected)
+        answer = self._engine.steps.one(steps.TENANT, self._session_id, inputs, step=self._expected)
         self._expected = None if self._expected is None else answer.step
         return answer
 

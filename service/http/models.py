@@ -15,8 +15,8 @@ from service.http.steps import TENANT
 
 def index(engine: Engine) -> Response:
     live = engine.live_sessions()
-    models = [_info(engine, versions[max(versions)], live) for _, versions in sorted(engine.models.items())]
-    refused = [{"file": "/".join(error.file.parts[-3:]), "reason": error.reason} for error in engine.refused]
+    models = [_info(engine, versions[max(versions)], live) for _, versions in sorted(engine.models.by_name.items())]
+    refused = [{"file": "/".join(error.file.parts[-3:]), "reason": error.reason} for error in engine.models.refused]
     return json({"models": models, "refused": refused})
 
 
@@ -24,7 +24,7 @@ def show(engine: Engine, model: str) -> Response:
     version = request.args.get("version")
     if version is not None and not version.isdecimal():
         raise InvalidInputError(Fault("version", f"expected a whole number, not {version[:40]!r}"))
-    chosen = engine.model(model, None if version is None else int(version))
+    chosen = engine.models.named(model, None if version is None else int(version))
     manifest = chosen.manifest
     return json(
         _info(engine, chosen, engine.live_sessions())
@@ -43,7 +43,7 @@ def show(engine: Engine, model: str) -> Response:
 
 def predict(engine: Engine, model: str) -> Response:
     body = bodies.read(bodies.Predict)
-    chosen = engine.model(model, body.version)
+    chosen = engine.models.named(model, body.version)
     sequences = []
     for one in engine.predict(model, body.version, body.inputs, body.horizon):
         told = rows(chosen, one.outputs)
@@ -63,7 +63,7 @@ def _info(engine: Engine, model: StepModel, live: dict[tuple[str, int], int]) ->
     manifest = model.manifest
     return {
         "name": manifest.name,
-        "versions": sorted(engine.models[manifest.name]),
+        "versions": sorted(engine.models.by_name[manifest.name]),
         "task": manifest.task,
         "description": manifest.description,
         "features": manifest.names,

@@ -15,7 +15,8 @@ import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from service.engine.call import joined
-from service.engine.engine import Answer, Engine
+from service.engine.engine import Engine
+from service.engine.steps import Answer
 from service.engine.work import Asked
 from service.errors import Fault, InvalidInputError
 from service.http import bodies, problems
@@ -41,7 +42,9 @@ def reply(engine: Engine, session_id: str | None, data: bytes, has_left: HasLeft
     if session_id is None:
         return _many(engine, data, has_left)
     one = asked(session_id, data)
-    answer = engine.step(TENANT, session_id, one.inputs, step=one.step, request_id=one.request_id, has_left=has_left)
+    answer = engine.steps.one(
+        TENANT, session_id, one.inputs, step=one.step, request_id=one.request_id, has_left=has_left
+    )
     return Reply(200, encode(told(answer)))
 
 
@@ -97,7 +100,7 @@ def plain_inputs(inputs: Any) -> bool:
 
 def _many(engine: Engine, data: bytes, has_left: HasLeft | None) -> Reply:
     many, columns = _listed(data)
-    answers = engine.step_many(TENANT, many, has_left=has_left)
+    answers = engine.steps.many(TENANT, many, has_left=has_left)
     return Reply(200, encode(_columns(answers) if columns else _items(many, answers)))
 
 

@@ -18,7 +18,8 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 from websockets.typing import Origin
 
-from service.engine.engine import Answer, Engine, holds_up
+from service.engine.engine import Engine
+from service.engine.steps import Answer, holds_up
 from service.engine.work import Asked
 from service.errors import Fault
 from service.frames import Frames, Message
@@ -46,24 +47,13 @@ class Conversation:
         """
         read = [self._read(message) for message in messages]
         asked = [one for one in read if isinstance(one, Asked)]
-        answers, said = iter(self._answers(asked, has_left)), []
+        answers, said = iter(self._engine.steps.in_order(TENANT, asked, has_left=has_left)), []
         for message, one in zip(messages, read, strict=True):
             told = next(answers) if isinstance(one, Asked) else one
             said.append(self._told(message, one, told))
             if isinstance(one, Asked) and holds_up(told):
                 return said, False
         return said, True
-
-    def _answers(self, asked: Sequence[Asked], has_left: HasLeft | None) -> Sequence[Answer | Exception]:
-        if len(asked) != 1:
-            return self._engine.step_in_order(TENANT, self._session_id, asked, has_left=has_left)
-        ((_, inputs, step, request_id),) = asked
-        try:
-            return [
-                self._engine.step(TENANT, self._session_id, inputs, step=step, request_id=request_id, has_left=has_left)
-            ]
-        except Exception as error:  # noqa: BLE001  (whatever it is, it is this message's)
-            return [error]
 
     def _read(self, message: Message) -> Asked | Exception:
         try:

@@ -109,7 +109,7 @@ def test_sums_are_those_of_the_whole_series(
 ) -> None:
     """Whatever the calls, chunks, neighbours and processes; errors and anomalies in the answers are so to the bit."""
     engine = engines[head]
-    model, series = engine.model("tiny"), draw(1, STEPS, 3, seed=seed)[0]
+    model, series = engine.models.named("tiny"), draw(1, STEPS, 3, seed=seed)[0]
     wanted = expected(model, series)
     places = [0, *sorted(set(cuts)), STEPS]
     parts = [series[start:end].tolist() for start, end in pairwise(places)]
@@ -117,15 +117,17 @@ def test_sums_are_those_of_the_whole_series(
     session, _ = engine.create(T, "tiny", inputs=first)
     other, _ = engine.create(T, "tiny")
     elsewhere = Engine(
-        Opened({"tiny": dict(engine.models["tiny"])}, []),
+        Opened({"tiny": dict(engine.models.by_name["tiny"])}, []),
         beside(vars(engine)["_store"]),
         Limits(),
     )
     elsewhere.start()
     answers = []
     for turn, part in enumerate(parts):
-        neighbour = gevent.spawn((engine, elsewhere)[turn % 2].step, T, other.session_id, series[: turn + 1].tolist())
-        answers.append((engine, elsewhere)[turn % 2].step(T, session.session_id, part).outputs)
+        neighbour = gevent.spawn(
+            (engine, elsewhere)[turn % 2].steps.one, T, other.session_id, series[: turn + 1].tolist()
+        )
+        answers.append((engine, elsewhere)[turn % 2].steps.one(T, session.session_id, part).outputs)
         neighbour.get()
     gevent.killall(vars(elsewhere)["_greenlets"])  # its store is the other's too
     targets, interval = engine.accuracy(engine.lives.session(T, session.session_id).record)
@@ -154,7 +156,7 @@ def test_what_is_kept_does_not_depend_on_calls(engines: dict[str, Engine]) -> No
     for name, size in (("one", 1), ("some", 7), ("many", 100), ("all", STEPS)):
         engine.create(T, "tiny", session_id=name)
         for start in range(0, STEPS, size):
-            engine.step(T, name, series[start : start + size])
+            engine.steps.one(T, name, series[start : start + size])
     kept = {engine.lives.session(T, name).record.accuracy for name in ("one", "some", "many", "all")}
     assert len(kept) == 1
     assert kept != {b""}
@@ -164,7 +166,7 @@ def test_what_is_kept_does_not_depend_on_calls(engines: dict[str, Engine]) -> No
 def test_rows_counted_together_have_the_bits_of_rows_counted_alone(engines: dict[str, Engine], head: str) -> None:
     """Answers and what is kept, step by step, of many rows and of each by itself."""
     if head in HEADS:
-        model, inputs = engines[head].model("tiny"), draw(7, 40, 3)
+        model, inputs = engines[head].models.named("tiny"), draw(7, 40, 3)
     else:
         spoken = signature([category("c", 4)], "c") if head == "categorical" else labelled()
         model = export(network(spoken, head=head, counts=[1, 2, 3, 4], units=6))
@@ -197,7 +199,7 @@ def test_predictions_are_what_they_were(tmp_path: Path) -> None:
     told = []
     for engine in (on, off):
         engine.create(T, "tiny", session_id="s", inputs=series[:20])
-        told.append(engine.step(T, "s", series[20:]).outputs)
+        told.append(engine.steps.one(T, "s", series[20:]).outputs)
     assert all(told[0][name].tobytes() == told[1][name].tobytes() for name in model.output_dtype.names or ())
     assert told[1].dtype == model.output_dtype
     record = off.lives.session(T, "s").record
@@ -216,7 +218,9 @@ def test_hits_of_categories_and_labels_have_none(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     inputs: list[Any] = [None if one == 4 else int(one) for one in rng.integers(5, size=200)]
     engine.create(T, "tiny", session_id="s")
-    outputs = np.concatenate([engine.step(T, "s", inputs[:1]).outputs, engine.step(T, "s", inputs[1:]).outputs])
+    outputs = np.concatenate(
+        [engine.steps.one(T, "s", inputs[:1]).outputs, engine.steps.one(T, "s", inputs[1:]).outputs]
+    )
     said = np.concatenate([model.last_prediction(model.layout.initial(1))["top"], outputs["top"][:-1]])[:, 0]
     there = [step for step, one in enumerate(inputs) if one is not None]
     targets, _ = engine.accuracy(engine.lives.session(T, "s").record)
@@ -242,7 +246,7 @@ def test_a_missing_input_is_not_scored(tmp_path: Path) -> None:
     written = [[None if np.isnan(value) else float(value) for value in row] for row in series]
     engine.create(T, "tiny", session_id="s")
     outputs = np.concatenate(
-        [engine.step(T, "s", written[start:end]).outputs for start, end in ((0, 3), (3, 4), (4, 200))]
+        [engine.steps.one(T, "s", written[start:end]).outputs for start, end in ((0, 3), (3, 4), (4, 200))]
     )
     error = series.astype(np.float64) - before(model, outputs)["mean"]
     assert outputs[ERROR].tobytes() == error.astype(np.float32).tobytes()
@@ -265,8 +269,8 @@ def test_a_retry_gets_the_same_bytes(engines: dict[str, Engine]) -> None:
     """Errors, anomalies and intervals are of the answer, and a retry's answer is the first's, whatever came since."""
     engine, series = engines["student_t"], draw(1, 60, 3)[0].tolist()
     engine.create(T, "tiny", session_id="retry", interval=0.8)
-    first = [engine.step(T, "retry", series[at : at + 6], request_id=f"r{at}") for at in range(0, 60, 6)]
-    again = [engine.step(T, "retry", series[at : at + 6], request_id=f"r{at}") for at in range(0, 60, 6)]
+    first = [engine.steps.one(T, "retry", series[at : at + 6], request_id=f"r{at}") for at in range(0, 60, 6)]
+    again = [engine.steps.one(T, "retry", series[at : at + 6], request_id=f"r{at}") for at in range(0, 60, 6)]
     assert [one.outputs.tobytes() for one in again] == [one.outputs.tobytes() for one in first]
     assert {LOW, HIGH, ERROR, ANOMALY} <= set(again[0].outputs.dtype.names or ())
 
@@ -304,13 +308,13 @@ def test_anomalies_are_calibrated(tmp_path: Path) -> None:
     engine = serving(tmp_path / "store", model)
     series = noise(model, 6000, np.random.default_rng(0), lambda _: 1.0)
     engine.create(T, "tiny", session_id="s")
-    told = engine.step(T, "s", series).outputs[ANOMALY]
+    told = engine.steps.one(T, "s", series).outputs[ANOMALY]
     assert np.isnan(told[:LEAST]).all()
     assert not np.isnan(told[LEAST:]).any()
     error = 4 * math.sqrt(0.05 * 0.95 / 6000)  # neighbours share most of a ring, and so some more
     assert 0.05 - error < float((told[LEAST:] >= np.float32(0.95)).mean()) < 0.05 + error
     assert float((told[LEAST:] >= np.float32(0.99)).mean()) < 0.01 + error / 2
-    assert engine.step(T, "s", [[series[-1][0] + 100]]).outputs[ANOMALY][0] > 0.99
+    assert engine.steps.one(T, "s", [[series[-1][0] + 100]]).outputs[ANOMALY][0] > 0.99
     engine.close()
 
 
@@ -321,7 +325,7 @@ def test_corrected_intervals_hold_their_share_when_noise_triples(tmp_path: Path)
     series = noise(model, 5000, np.random.default_rng(0), lambda step: 3.0 if step >= 2000 else 1.0)
     engine.create(T, "tiny", session_id="s", interval=0.8)
     outputs = np.concatenate(
-        [engine.step(T, "s", series[start : start + 500]).outputs for start in range(0, 5000, 500)]
+        [engine.steps.one(T, "s", series[start : start + 500]).outputs for start in range(0, 5000, 500)]
     )
     actual = np.array(series[1:])[:, 0]
     own = before(model, outputs)[1:]
@@ -345,9 +349,9 @@ def test_corrected_intervals_hold_their_share_when_noise_triples(tmp_path: Path)
 def test_intervals_are_the_papers(engines: dict[str, Engine], head: str) -> None:
     """Gibbs and Candes 2021, equation 2, with the quantile of the last 256 scores, in a loop over lists."""
     engine, series = engines[head], draw(1, STEPS, 3, seed=9)[0]
-    model = engine.model("tiny")
+    model = engine.models.named("tiny")
     session, _ = engine.create(T, "tiny", interval=0.9, inputs=series[:40].tolist())
-    outputs = engine.step(T, session.session_id, series[40:].tolist()).outputs
+    outputs = engine.steps.one(T, session.session_id, series[40:].tolist()).outputs
     played_all = played(model, series)
     said = before(model, played_all)
     spread: Callable[[Outputs], NDArray[np.float32]] = {
@@ -391,12 +395,12 @@ def test_forks_keep_and_going_back_restores(tmp_path: Path) -> None:
         session, _ = engine.create(T, "tiny", interval=interval)
         name = session.session_id
         for step in range(80):
-            engine.step(T, name, series[step : step + 1])
+            engine.steps.one(T, name, series[step : step + 1])
             kept.append(engine.lives.session(T, name).record.accuracy)
         assert engine.lives.fork(T, name, None, None).record.accuracy == kept[-1]
         for back in (75, 63):
             assert engine.past.rewind(T, name, back).record.accuracy == kept[-80 + back - 1]
-        engine.step(T, name, series[63:])
+        engine.steps.one(T, name, series[63:])
         assert engine.lives.session(T, name).record.accuracy == kept[-1]
         assert engine.past.migrate(T, name, None)[0].record.accuracy != kept[-1]
         _, moved = engine.accuracy(engine.lives.session(T, name).record)
@@ -408,10 +412,10 @@ def test_what_stands_for_no_session_says_nothing(tmp_path: Path) -> None:
     """Stateless predictions and forecasts have the model's outputs alone, also beside sessions' rows."""
     engine = serving(tmp_path, open_all(ZOO).models["pulse"][1])
     engine.create(T, "pulse", session_id="s")
-    stepping = gevent.spawn(engine.step, T, "s", pulse(3))
+    stepping = gevent.spawn(engine.steps.one, T, "s", pulse(3))
     (predicted,) = engine.predict("pulse", None, [pulse(3)], 2)
     assert ERROR in (stepping.get().outputs.dtype.names or ())
-    plain = engine.model("pulse").output_dtype
+    plain = engine.models.named("pulse").output_dtype
     assert predicted.outputs.dtype == plain
     assert engine.forecasts.roll(T, "s", Ahead(3)).outputs.dtype == plain
     engine.close()

@@ -48,16 +48,16 @@ def test_what_fails_answers_each_that_waits(
 
     monkeypatch.setattr(owner, method, fail)
     with pytest.raises(type(error)) as raised:
-        engine.step(T, "s", [[500]])
+        engine.steps.one(T, "s", [[500]])
     assert raised.value is error
     monkeypatch.undo()
-    assert engine.step(T, "s", [[500]]).step == 1
+    assert engine.steps.one(T, "s", [[500]]).step == 1
 
 
 def test_a_row_that_cannot_go_on_fails_alone(engine: Engine) -> None:
     """A feed that raises, as a draw from a nonsensical distribution does: the rows beside it are answered."""
     engine.create(T, "pulse", session_id="s")
-    model, dispatch = engine.model("pulse"), engine._dispatch
+    model, dispatch = engine.models.named("pulse"), engine._dispatch
 
     def say(outputs: Outputs) -> NDArray[np.float32]:
         raise ValueError("nothing can be drawn")
@@ -69,7 +69,7 @@ def test_a_row_that_cannot_go_on_fails_alone(engine: Engine) -> None:
     dispatch.run(call, [good[0], bad, good[1]])
     assert isinstance(bad.outcome, ValueError)
     assert [len(outcome(work).outputs) for work in good] == [4, 4]
-    assert engine.step(T, "s", [[500]]).step == 1
+    assert engine.steps.one(T, "s", [[500]]).step == 1
 
 
 def test_what_waits_too_long_is_told_and_not_applied(
@@ -85,7 +85,7 @@ def test_what_waits_too_long_is_told_and_not_applied(
 
     monkeypatch.setattr(Executor, "run", slow)
     with pytest.raises(DeadlineError):
-        engine.step(T, "s", [[500]] * 65)  # two calls; the second is too late
+        engine.steps.one(T, "s", [[500]] * 65)  # two calls; the second is too late
     monkeypatch.undo()
     assert engine.lives.session(T, "s").record.step == 0
 
@@ -106,9 +106,9 @@ def test_what_its_client_left_is_dropped_before_it_runs_on(tmp_path: Path, monke
     engine.start()
     engine.create(T, "pulse", session_id="s")
     with pytest.raises(AbandonedError):
-        engine.step(T, "s", [[500.0]] * 100_000, has_left=lambda: True)
+        engine.steps.one(T, "s", [[500.0]] * 100_000, has_left=lambda: True)
     assert engine.lives.session(T, "s").record.step == 0
-    assert engine.step(T, "s", [[500.0]]).step == 1
+    assert engine.steps.one(T, "s", [[500.0]]).step == 1
     assert sum(queue.waiting for queue in engine._dispatch.queues.values()) == 0
     engine.close()
 
@@ -118,10 +118,10 @@ def test_models_have_fair_shares(engine: Engine) -> None:
     engine.create(T, "pulse", session_id="long")
     engine.create(T, "pulse", session_id="beside")
     engine.create(T, "weather", session_id="other")
-    long = gevent.spawn(engine.step, T, "long", [[500.0]] * 50_000)
+    long = gevent.spawn(engine.steps.one, T, "long", [[500.0]] * 50_000)
     for step in range(1, 31):
-        assert engine.step(T, "other", [[1, 2, 3, 4]]).step == step
-        assert engine.step(T, "beside", [[500.0]]).step == step
+        assert engine.steps.one(T, "other", [[1, 2, 3, 4]]).step == step
+        assert engine.steps.one(T, "beside", [[500.0]]).step == step
     assert not long.ready()
     assert long.get().step == 50_000
 

@@ -11,8 +11,9 @@ import pytest
 from model.repository import open_all
 from model.runner import Outputs, StepModel
 from model.state import State
-from service.engine.engine import Answer, Engine, Limits
+from service.engine.engine import Engine, Limits
 from service.engine.origin import Ahead
+from service.engine.steps import Answer
 from service.engine.work import Asked
 from service.errors import (
     DamagedRecordError,
@@ -24,6 +25,7 @@ from service.errors import (
     SessionEndedError,
     SessionExistsError,
     StepConflictError,
+    StoreUnavailableError,
     UnknownSessionError,
 )
 from service.sessions import record as records
@@ -42,14 +44,14 @@ def test_idle_time_ends_a_session_and_steps_prolong_it(engine: Engine, store: Lm
     """A session lives ttl_s after its last step; then 410 for a day, then it never existed."""
     engine.create(T, "pulse", session_id="s", ttl_s=10)
     clock.now += 9
-    engine.step(T, "s", [[500]])
+    engine.steps.one(T, "s", [[500]])
     clock.now += 9
     assert engine.lives.session(T, "s").record.step == 1
     clock.now += 1
     due = clock.now
     for _ in range(2):  # before a sweep, and after
         with pytest.raises(SessionEndedError) as ended:
-            engine.step(T, "s", [[500]])
+            engine.steps.one(T, "s", [[500]])
         assert (ended.value.reason, ended.value.ended_at) == ("expired", due)
         store.sweep(clock.now)
     clock.now = due + TOMBSTONE_S
@@ -65,25 +67,25 @@ def test_an_expired_sessions_id_is_free_at_once(engine: Engine, clock: Clock) ->
     clock.now += 10
     session, _ = engine.create(T, "weather", session_id="s")
     assert (session.record.step, session.record.ref.model) == (0, "weather")
-    engine.step(T, "s", [[1, 2, 3, 4]])
+    engine.steps.one(T, "s", [[1, 2, 3, 4]])
 
 
 def test_a_session_created_anew_on_another_model_is_found_there(engine: Engine, store: LmdbStore) -> None:
     """A step queued for the old model notices that the id now lives on another, and goes there."""
     engine.create(T, "pulse", session_id="s")
-    engine.step(T, "s", [[500]])
+    engine.steps.one(T, "s", [[500]])
     old = store.load_many([records.key(T, "s")])[0]
     assert isinstance(old, Record)
     other, _ = engine.create(T, "weather", session_id="other")
     store.commit_many([Change(records.key(T, "s"), old.revision, other.record)])  # as another process would
-    assert engine.step(T, "s", [[1, 2, 3, 4]]).model.manifest.name == "weather"
+    assert engine.steps.one(T, "s", [[1, 2, 3, 4]]).model.manifest.name == "weather"
 
 
 def test_tenants_do_not_see_each_other(engine: Engine) -> None:
     """The same id in two tenants is two sessions."""
     engine.create(T, "pulse", session_id="s")
     with pytest.raises(UnknownSessionError):
-        engine.step("another", "s", [[500]])
+        engine.steps.one("another", "s", [[500]])
     engine.create("another", "pulse", session_id="s", inputs=[[500], [501]])
     assert engine.lives.session(T, "s").record.step == 0
     assert [one.session_id for one in engine.lives.sessions("another", "", 10, None)[0]] == ["s"]
@@ -95,8 +97,8 @@ def test_a_step_that_another_process_overtook_is_computed_anew(
     """Between this process's load and its commit another commits: both inputs count, each once, in some order."""
     inputs = pulse(3)
     engine.create(T, "pulse", session_id="s")
-    engine.step(T, "s", inputs[:1])
-    model = engine.model("pulse")
+    engine.steps.one(T, "s", inputs[:1])
+    model = engine.models.named("pulse")
     run = StepModel.run
     overtaken: list[bool] = []
 
@@ -115,7 +117,7 @@ def test_a_step_that_another_process_overtook_is_computed_anew(
         return run(self, *args)
 
     monkeypatch.setattr(StepModel, "run", overtake)
-    answer = engine.step(T, "s", inputs[2:])
+    answer = engine.steps.one(T, "s", inputs[2:])
     assert overtaken
     assert answer.step == 3
     expected = BareLoop(ZOO / "pulse/1").run(inputs)
@@ -127,30 +129,30 @@ def test_what_another_process_did_since_is_known(engine: Engine, store: LmdbStor
     inputs = pulse(4)
     for name in "abc":
         engine.create(T, "pulse", session_id=name)
-        engine.step(T, name, inputs[:1], request_id="first")
+        engine.steps.one(T, name, inputs[:1], request_id="first")
     elsewhere = Engine(open_all(ZOO), beside(store), Limits(), clock=vars(engine)["_clock"])
     elsewhere.start()
-    told = elsewhere.step(T, "a", inputs[1:2], request_id="second")
-    elsewhere.step(T, "b", inputs[1:2])
+    told = elsewhere.steps.one(T, "a", inputs[1:2], request_id="second")
+    elsewhere.steps.one(T, "b", inputs[1:2])
     elsewhere.lives.delete(T, "c")
-    again = engine.step(T, "a", inputs[1:2], request_id="second")
+    again = engine.steps.one(T, "a", inputs[1:2], request_id="second")
     assert (again.step, again.outputs.tobytes()) == (2, told.outputs.tobytes())
     with pytest.raises(StepConflictError) as conflict:
-        engine.step(T, "b", inputs[2:3], step=1)
+        engine.steps.one(T, "b", inputs[2:3], step=1)
     assert conflict.value.expected == 2
-    assert engine.step(T, "b", inputs[2:3], step=2).step == 3
-    elsewhere.step(T, "b", inputs[3:])
+    assert engine.steps.one(T, "b", inputs[2:3], step=2).step == 3
+    elsewhere.steps.one(T, "b", inputs[3:])
     with pytest.raises(SessionEndedError):
-        engine.step(T, "c", inputs[1:2])
+        engine.steps.one(T, "c", inputs[1:2])
     elsewhere.create(T, "pulse", session_id="c")
-    assert engine.step(T, "c", inputs[1:2]).step == 1  # another session, and no step of it is lost
+    assert engine.steps.one(T, "c", inputs[1:2]).step == 1  # another session, and no step of it is lost
     elsewhere.lives.delete(T, "c")
     elsewhere.create(T, "weather", session_id="c")
-    assert engine.step(T, "c", [[1, 2, 3, 4]]).step == 1
+    assert engine.steps.one(T, "c", [[1, 2, 3, 4]]).step == 1
     expected = BareLoop(ZOO / "pulse/1").run(inputs)
-    after = elsewhere.step(T, "b", inputs[:1])
+    after = elsewhere.steps.one(T, "b", inputs[:1])
     assert after.outputs.tobytes() != told.outputs.tobytes()
-    assert engine.step(T, "a", inputs[2:]).outputs["mean"].tobytes() == expected["mean"][2:].tobytes()
+    assert engine.steps.one(T, "a", inputs[2:]).outputs["mean"].tobytes() == expected["mean"][2:].tobytes()
     gevent.killall(vars(elsewhere)["_greenlets"])  # its store is the other's too
 
 
@@ -174,7 +176,7 @@ def test_an_overtaken_step_that_named_its_step_conflicts(
 
     monkeypatch.setattr(LmdbStore, "commit_many", lose)
     with pytest.raises(StepConflictError) as conflict:
-        engine.step(T, "s", [[500]], step=0)
+        engine.steps.one(T, "s", [[500]], step=0)
     assert conflict.value.expected == 1
     assert store.load_many([records.key(T, "s")])[0].step == 1  # type: ignore[union-attr]
 
@@ -185,10 +187,10 @@ def test_a_damaged_record_is_said_to_be(engine: Engine, store: LmdbStore) -> Non
         engine.create(T, "pulse", session_id=name)
     damage(store, records.key(T, "bad"))
     with pytest.raises(DamagedRecordError):
-        engine.step(T, "bad", [[500]])
+        engine.steps.one(T, "bad", [[500]])
     with pytest.raises(DamagedRecordError):
         engine.create(T, "pulse", session_id="bad")
-    assert engine.step(T, "good", [[500]]).step == 1
+    assert engine.steps.one(T, "good", [[500]]).step == 1
     engine.lives.delete(T, "bad")
     assert engine.create(T, "pulse", session_id="bad")[0].record.step == 0
 
@@ -207,14 +209,14 @@ def test_a_session_whose_bundle_is_gone_says_so(tmp_path: Path) -> None:
         engine = Engine(opened, LmdbStore(tmp_path), Limits())
         engine.start()
         with pytest.raises(ModelGoneError, match=why):
-            engine.step(T, "s", [[500]])
+            engine.steps.one(T, "s", [[500]])
         with pytest.raises(ModelGoneError, match=why):
             engine.forecasts.roll(T, "s", Ahead(3))
         assert engine.lives.session(T, "s").record.step == 1
         engine.close()
     again = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits())
     again.start()
-    assert again.step(T, "s", [[500]]).step == 2
+    assert again.steps.one(T, "s", [[500]]).step == 2
     again.close()
 
 
@@ -223,7 +225,7 @@ def test_a_seeded_session_is_where_a_stepped_one_is(engine: Engine) -> None:
     inputs = pulse(150)
     seeded, answer = engine.create(T, "pulse", session_id="seeded", inputs=inputs)
     engine.create(T, "pulse", session_id="stepped")
-    last = engine.step(T, "stepped", inputs)
+    last = engine.steps.one(T, "stepped", inputs)
     stepped = engine.lives.session(T, "stepped")
     assert (seeded.record.step, seeded.record.state) == (stepped.record.step, stepped.record.state)
     assert seeded.record.surprise == stepped.record.surprise
@@ -233,14 +235,14 @@ def test_a_seeded_session_is_where_a_stepped_one_is(engine: Engine) -> None:
 def test_a_retry_gets_the_first_answer(engine: Engine) -> None:
     """The same id with the same inputs moves nothing and says the same, also after other ways to write the inputs."""
     engine.create(T, "pulse", session_id="s")
-    first = engine.step(T, "s", [[500], [501]], request_id="r")
-    again = engine.step(T, "s", [{"ppg": 500}, {"ppg": 501}], request_id="r", step=0)
+    first = engine.steps.one(T, "s", [[500], [501]], request_id="r")
+    again = engine.steps.one(T, "s", [{"ppg": 500}, {"ppg": 501}], request_id="r", step=0)
     assert (again.step, again.outputs.tobytes()) == (2, first.outputs.tobytes())
     with pytest.raises(RequestReusedError):
-        engine.step(T, "s", [[500], [502]], request_id="r")
+        engine.steps.one(T, "s", [[500], [502]], request_id="r")
     assert engine.lives.session(T, "s").record.step == 2
-    engine.step(T, "s", [[502]], request_id="r2")
-    again = engine.step(T, "s", [[500], [501]], request_id="r", step=0)
+    engine.steps.one(T, "s", [[502]], request_id="r2")
+    again = engine.steps.one(T, "s", [[500], [501]], request_id="r", step=0)
     assert (again.step, again.outputs.tobytes()) == (2, first.outputs.tobytes())
     assert engine.lives.session(T, "s").record.step == 3
 
@@ -251,16 +253,16 @@ def test_late_duplicates_get_their_answers(engine: Engine) -> None:
     Where answers are long fewer are kept, and the others' requests are known as applied.
     """
     engine.create(T, "pulse", session_id="s")
-    first = [engine.step(T, "s", [[500 + number]], request_id=f"r{number}") for number in range(REMEMBERED)]
-    again = [engine.step(T, "s", [[500 + number]], request_id=f"r{number}") for number in range(REMEMBERED)]
+    first = [engine.steps.one(T, "s", [[500 + number]], request_id=f"r{number}") for number in range(REMEMBERED)]
+    again = [engine.steps.one(T, "s", [[500 + number]], request_id=f"r{number}") for number in range(REMEMBERED)]
     assert [(one.step, one.outputs.tobytes()) for one in again] == [(one.step, one.outputs.tobytes()) for one in first]
-    engine.step(T, "s", [[1.0]] * 1000, request_id="long")
-    engine.step(T, "s", [[2.0]], request_id="next")
-    assert engine.step(T, "s", [[2.0]], request_id="next").step == REMEMBERED + 1001
+    engine.steps.one(T, "s", [[1.0]] * 1000, request_id="long")
+    engine.steps.one(T, "s", [[2.0]], request_id="next")
+    assert engine.steps.one(T, "s", [[2.0]], request_id="next").step == REMEMBERED + 1001
     with pytest.raises(StepConflictError):
-        engine.step(T, "s", [[1.0]] * 1000, request_id="long", step=3)
+        engine.steps.one(T, "s", [[1.0]] * 1000, request_id="long", step=3)
     with pytest.raises(LateRequestError):
-        engine.step(T, "s", [[1.0]] * 1000, request_id="long")
+        engine.steps.one(T, "s", [[1.0]] * 1000, request_id="long")
     assert engine.lives.session(T, "s").record.step == REMEMBERED + 1001
 
 
@@ -275,7 +277,7 @@ def test_requests_in_order_are_one_commit(engine: Engine, store: LmdbStore, monk
         return commit(changes)
 
     monkeypatch.setattr(store, "commit_many", counted)
-    answers = engine.step_in_order(T, "s", many)
+    answers = engine.steps.in_order(T, many)
     assert commits == [1]
     expected = BareLoop(ZOO / "pulse/1").run([[500 + number] for number in range(20)])["mean"]
     assert [one.step for one in answers if isinstance(one, Answer)] == list(range(1, 21))
@@ -292,15 +294,37 @@ def test_requests_in_order_are_one_commit(engine: Engine, store: LmdbStore, monk
         Asked("s", [[3e38]] * 3, None, "beyond"),
         Asked("s", [[523]], None),
     ]
-    told = engine.step_in_order(T, "s", mixed)
+    told = engine.steps.in_order(T, mixed)
     kinds = [one.step if isinstance(one, Answer) else type(one) for one in told]
     assert kinds[:9] == [
         19, 20, 22, InvalidInputError, StepConflictError, RequestReusedError, 23, 23, NotFiniteError,
     ]  # fmt: skip
     assert kinds[9] == 24
     assert engine.lives.session(T, "s").record.step == 24
-    assert engine.step(T, "s", [[522]], request_id="r21").step == 23
-    assert [type(one) for one in engine.step_in_order(T, "nobody", many[:2])] == [UnknownSessionError] * 2
+    assert engine.steps.one(T, "s", [[522]], request_id="r21").step == 23
+    strangers = [asked._replace(session_id="nobody") for asked in many[:2]]
+    assert [type(one) for one in engine.steps.in_order(T, strangers)] == [UnknownSessionError] * 2
+
+
+def test_nothing_overtakes_what_was_held_up(engine: Engine, store: LmdbStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of requests in order, one that could not be done now is the last that is told: also where those that were to be
+    one commit are done one by one, because there is one among them that the model cannot do.
+    """
+    engine.create(T, "pulse", session_id="s")
+    many = [Asked("s", [[value]], None, f"r{place}") for place, value in enumerate((500.0, 501.0, 3e38, 502.0, 503.0))]
+    commit, times = store.commit_many, iter(range(100))
+
+    def failing(changes: Sequence[Change]) -> list[bool]:
+        if next(times) == 1:  # the second's, by itself
+            raise StoreUnavailableError("away")
+        return commit(changes)
+
+    monkeypatch.setattr(store, "commit_many", failing)
+    told = engine.steps.in_order(T, many)
+    assert [one.step if isinstance(one, Answer) else type(one) for one in told] == [1, StoreUnavailableError]
+    assert engine.lives.session(T, "s").record.step == 1
+    again = engine.steps.in_order(T, many)
+    assert [one.step if isinstance(one, Answer) else type(one) for one in again] == [1, 2, NotFiniteError, 3, 4]
 
 
 def test_a_session_created_anew_is_another_one(engine: Engine, store: LmdbStore, clock: Clock) -> None:
@@ -333,7 +357,7 @@ def test_a_state_that_is_not_finite_is_never_kept(engine: Engine, monkeypatch: p
         return outputs, after
 
     monkeypatch.setattr(StepModel, "run", spoil)
-    good, bad = (gevent.spawn(engine.step, T, name, [[value]]) for name, value in (("good", 500), ("bad", 666)))
+    good, bad = (gevent.spawn(engine.steps.one, T, name, [[value]]) for name, value in (("good", 500), ("bad", 666)))
     assert good.get().step == 1
     bad.join()
     assert isinstance(bad.exception, NotFiniteError)
@@ -346,7 +370,7 @@ def test_a_call_has_a_most_of_steps(tmp_path: Path) -> None:
     engine.start()
     engine.create(T, "pulse", session_id="s", inputs=[[500]] * 3)
     with pytest.raises(InvalidInputError, match="inputs: at most 3 steps a call, not 4"):
-        engine.step(T, "s", [[500]] * 4)
+        engine.steps.one(T, "s", [[500]] * 4)
     with pytest.raises(InvalidInputError, match=r"inputs\[1\]: at most 3 steps"):
         engine.predict("pulse", None, [[[500]], [[500]] * 4], 0)
     engine.close()

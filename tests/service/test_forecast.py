@@ -89,7 +89,7 @@ def test_the_same_seed_draws_the_same_bits_in_any_batch(engine: Engine, monkeypa
     engine.create(T, "pulse", session_id="s")
     alone = engine.forecasts.sample(T, "f", Ahead(20), samples=6, seed=11)
     sizes: list[int] = []
-    executor = engine._dispatch.queues[engine.model("pulse")].executor
+    executor = engine._dispatch.queues[engine.models.named("pulse")].executor
     run = executor.run
 
     def counted(batch: Sequence[Work]) -> None:
@@ -102,7 +102,7 @@ def test_the_same_seed_draws_the_same_bits_in_any_batch(engine: Engine, monkeypa
         for samples, seed in ((6, 11), (40, 11), (6, 12))
     ]
     for row in inputs:
-        engine.step(T, "s", [row])
+        engine.steps.one(T, "s", [row])
     same, more, other = (one.get() for one in drawing)
     assert same.paths.tobytes() == alone.paths.tobytes()
     assert np.array_equal(same.quantiles, alone.quantiles)  # type: ignore[arg-type]
@@ -127,7 +127,7 @@ def test_what_if_is_a_step_that_never_was(engine: Engine, store: LmdbStore) -> N
     assert isinstance(after, Record)
     assert after.to_bytes() == before.to_bytes()
     assert (rolled.step, drawn.step) == (10, 10)
-    engine.step(T, "s", inputs[10:])
+    engine.steps.one(T, "s", inputs[10:])
     assert engine.forecasts.roll(T, "s", Ahead(7)).outputs["mean"].tobytes() == rolled.outputs["mean"].tobytes()
     later = engine.forecasts.sample(T, "s", Ahead(7), samples=5, seed=3)
     assert later.paths.tobytes() == drawn.paths.tobytes()
@@ -217,7 +217,7 @@ def test_paths_beyond_finite_numbers_are_refused(tmp_path: Path, opened: Opener)
         engine.create(T, "ar1", session_id=name, inputs=[1.0])
     for horizon in (1, 3):
         drawing = gevent.spawn(engine.forecasts.sample, T, "a", Ahead(horizon), samples=100, seed=1)
-        assert engine.step(T, "b", [[2.0]]).outputs["mean"][0, 0] == pytest.approx(2 * PHI)
+        assert engine.steps.one(T, "b", [[2.0]]).outputs["mean"][0, 0] == pytest.approx(2 * PHI)
         with pytest.raises(NotFiniteError):
             drawing.get()
 

@@ -63,7 +63,7 @@ def engine(models: Path, tmp_path: Path) -> Iterator[Engine]:
 def client(engine: Engine) -> FlaskClient:
     """A session `s` of each model, by the model's name."""
     made = create_app(Settings(), engine).test_client()
-    for model in engine.models:
+    for model in engine.models.by_name:
         assert made.post(f"/v1/models/{model}/sessions", json={"session_id": model}).status_code == 201
     return made
 
@@ -133,7 +133,7 @@ def test_without_heat_a_draw_is_what_a_forecast_feeds_back(engine: Engine) -> No
         rolled = engine.forecasts.roll(T, session, Ahead(9, inputs)).outputs[name]
         steps = drawn(engine, session, Ahead(9, inputs), Wish(temperature))
         assert np.stack([step.values for step in steps]).tobytes() == rolled.tobytes()
-    loop, names = BareLoop(ZOO / "characters/1"), engine.model("characters").manifest.categories
+    loop, names = BareLoop(ZOO / "characters/1"), engine.models.named("characters").manifest.categories
     said = loop.run([[names.index(character)] for character in PROMPT])
     greedy = [int(said["top"][-1, 0])]
     for _ in range(29):
@@ -308,7 +308,7 @@ def test_a_draw_shares_batches_and_moves_nothing(engine: Engine, monkeypatch: py
     alone = drawn(engine, "p", Ahead(20))
     sizes = counted(engine, monkeypatch)
     drawing = gevent.spawn(drawn, engine, "p", Ahead(20))
-    said = [engine.step(T, "live", [row]).outputs["mean"] for row in pulse(30)]
+    said = [engine.steps.one(T, "live", [row]).outputs["mean"] for row in pulse(30)]
     assert [step.values.tobytes() for step in drawing.get()] == [step.values.tobytes() for step in alone]
     assert np.concatenate(said).tobytes() == BareLoop(ZOO / "pulse/1").run(pulse(30))["mean"].tobytes()
     assert sizes.count((1, 1)) > 10
@@ -318,7 +318,7 @@ def test_a_draw_shares_batches_and_moves_nothing(engine: Engine, monkeypatch: py
 def counted(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Of each batch of the pulse model, how many rows were live steps, and how many were not."""
     sizes: list[tuple[int, int]] = []
-    executor = engine._dispatch.queues[engine.model("pulse")].executor
+    executor = engine._dispatch.queues[engine.models.named("pulse")].executor
     run = executor.run
 
     def counting(batch: Sequence[Work]) -> None:
@@ -363,7 +363,7 @@ def test_a_draw_stops_when_nobody_asks_any_more(
     ran = sum(rows for _, rows in sizes)
     assert ran <= before + events.MOST_AHEAD + 2
     for _ in range(20):
-        engine.step(T, "live", [[500]])
+        engine.steps.one(T, "live", [[500]])
     assert sum(rows for _, rows in sizes) == ran
     assert sum(queue.waiting for queue in engine._dispatch.queues.values()) == 0
 
@@ -376,7 +376,7 @@ def test_a_draw_waits_for_a_slow_reader(engine: Engine, monkeypatch: pytest.Monk
     stream: Any = events.stream(endless(engine, "p"), None)
     next(stream)
     for _ in range(100):
-        engine.step(T, "live", [[500]])
+        engine.steps.one(T, "live", [[500]])
     assert events.MOST_AHEAD <= sum(rows for _, rows in sizes) <= events.MOST_AHEAD + 2
     stream.close()
 

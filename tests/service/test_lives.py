@@ -39,15 +39,15 @@ def test_a_fork_goes_its_own_way(engine: Engine) -> None:
     inputs = pulse(6)
     expected = BareLoop(ZOO / "pulse/1").run(inputs)["mean"]
     engine.create(T, "pulse", session_id="a", ttl_s=50)
-    engine.step(T, "a", inputs[:3], request_id="r")
+    engine.steps.one(T, "a", inputs[:3], request_id="r")
     forked = engine.lives.fork(T, "a", "b", None)
     assert (forked.record.step, forked.record.ttl_s) == (3, 50)
     assert forked.record.surprise == engine.lives.session(T, "a").record.surprise
-    assert engine.step(T, "b", [[600.0]], request_id="r").step == 4
+    assert engine.steps.one(T, "b", [[600.0]], request_id="r").step == 4
     again = engine.lives.fork(T, "b", None, 70)
     assert (again.record.step, again.record.ttl_s) == (4, 70)
-    assert engine.step(T, "a", inputs[3:]).outputs["mean"].tobytes() == expected[3:].tobytes()
-    one, other = (engine.step(T, name, inputs[3:]).outputs.tobytes() for name in ("b", again.session_id))
+    assert engine.steps.one(T, "a", inputs[3:]).outputs["mean"].tobytes() == expected[3:].tobytes()
+    one, other = (engine.steps.one(T, name, inputs[3:]).outputs.tobytes() for name in ("b", again.session_id))
     assert one == other
     with pytest.raises(SessionExistsError):
         engine.lives.fork(T, "a", "b", None)
@@ -59,7 +59,7 @@ def test_a_session_is_carried_away_and_back(sealing: Engine) -> None:
     """With its last requests: retries get their answers. Not where it lives, nor altered."""
     inputs = pulse(4)
     sealing.create(T, "pulse", session_id="a")
-    first = [sealing.step(T, "a", inputs[at : at + 1], request_id=f"r{at}") for at in range(2)]
+    first = [sealing.steps.one(T, "a", inputs[at : at + 1], request_id=f"r{at}") for at in range(2)]
     _, signed = sealing.carried.exported(T, "a")
     with pytest.raises(SessionExistsError):
         sealing.carried.restored(T, "a", signed)
@@ -68,16 +68,16 @@ def test_a_session_is_carried_away_and_back(sealing: Engine) -> None:
             sealing.carried.restored(T, "b", wrong)
     with pytest.raises(InvalidInputError, match="another tenant"):
         sealing.carried.restored("other", "b", signed)
-    sealing.step(T, "a", inputs[3:])
+    sealing.steps.one(T, "a", inputs[3:])
     sealing.lives.delete(T, "a")
     assert sealing.carried.restored(T, "a", signed).record.step == 2
-    again = [sealing.step(T, "a", inputs[at : at + 1], request_id=f"r{at}") for at in range(2)]
+    again = [sealing.steps.one(T, "a", inputs[at : at + 1], request_id=f"r{at}") for at in range(2)]
     assert [(one.step, one.outputs.tobytes()) for one in again] == [
         (n, one.outputs.tobytes()) for n, one in enumerate(first, 1)
     ]
     expected = BareLoop(ZOO / "pulse/1").run(inputs)["mean"]
-    assert sealing.step(T, "a", inputs[2:]).outputs["mean"].tobytes() == expected[2:].tobytes()
-    sealing.model("pulse").digest = bytes(32)
+    assert sealing.steps.one(T, "a", inputs[2:]).outputs["mean"].tobytes() == expected[2:].tobytes()
+    sealing.models.named("pulse").digest = bytes(32)
     with pytest.raises(ModelGoneError):
         sealing.carried.restored(T, "c", signed)
 
@@ -129,12 +129,12 @@ def test_many_are_ended_by_model_age_and_prefix(engine: Engine, clock: Clock) ->
         engine.create(T, "weather", session_id=name)
     engine.create("other", "pulse", session_id="a0")
     clock.now += 100
-    engine.step(T, "a007", [[500]])
+    engine.steps.one(T, "a007", [[500]])
     assert engine.lives.delete_many(T, Chosen("weather", "a")) == (0, False)
     assert engine.lives.delete_many(T, Chosen(prefix="a", idle_s=100)) == (699, False)
     assert [one.session_id for one in engine.lives.sessions(T, "", 10, None)[0]] == ["a007", "b1", "b2"]
     with pytest.raises(SessionEndedError) as ended:
-        engine.step(T, "a008", [[500]])
+        engine.steps.one(T, "a008", [[500]])
     assert ended.value.reason == "deleted"
     assert engine.lives.delete_many(T, Chosen("weather")) == (2, False)
     assert engine.lives.delete_many(T, Chosen()) == (1, False)

@@ -41,7 +41,7 @@ def test_any_of_the_last_steps_can_be_gone_back_to(
     session, _ = engine.create(T, "pulse", inputs=INPUTS[:seed] or None)
     name, step = session.session_id, seed
     for length in calls:
-        engine.step(T, name, INPUTS[step % 200 : step % 200 + length])
+        engine.steps.one(T, name, INPUTS[step % 200 : step % 200 + length])
         step += length
     consumed = list(INPUTS[:seed])
     at = seed
@@ -53,7 +53,7 @@ def test_any_of_the_last_steps_can_be_gone_back_to(
     rewound = engine.past.rewind(T, name, back).record
     assert rewound.step == back
     assert rewound.surprise.inputs == back
-    again = engine.step(T, name, INPUTS[300:310])
+    again = engine.steps.one(T, name, INPUTS[300:310])
     assert (again.step, again.outputs["mean"].tobytes()) == (back + 10, expected["mean"][back:].tobytes())
     stepped, _ = engine.create(T, "pulse", inputs=[*consumed[:back], *INPUTS[300:310]])
     assert engine.lives.session(T, name).record.surprise == pytest.approx(stepped.record.surprise)
@@ -66,7 +66,7 @@ def test_what_cannot_be_gone_back_to_is_said(engine: Engine) -> None:
     """Too long ago, ahead, or never kept; and a request that was undone is not taken for a new one."""
     engine.create(T, "pulse", session_id="a")
     for step in range(100):
-        engine.step(T, "a", INPUTS[step : step + 1], request_id=f"r{step}")
+        engine.steps.one(T, "a", INPUTS[step : step + 1], request_id=f"r{step}")
     for step in (0, 30):
         with pytest.raises(HistoryError, match="ONWARD_HISTORY"):
             engine.past.rewind(T, "a", step)
@@ -75,7 +75,7 @@ def test_what_cannot_be_gone_back_to_is_said(engine: Engine) -> None:
     assert engine.past.rewind(T, "a", 100).record.step == 100
     assert engine.past.rewind(T, "a", 90).record.step == 90
     with pytest.raises(LateRequestError):
-        engine.step(T, "a", INPUTS[99:100], request_id="r99")
+        engine.steps.one(T, "a", INPUTS[99:100], request_id="r99")
     assert engine.past.rewind(T, "a", 85).record.step == 85
 
 
@@ -109,32 +109,32 @@ def test_a_session_moves_to_another_version(tmp_path: Path) -> None:
     for name, steps in (("young", 15), ("old", 70)):
         engine.create(T, "m", version=1, session_id=name)
         for step in range(steps):
-            engine.step(T, name, rows[step : step + 1])
+            engine.steps.one(T, name, rows[step : step + 1])
     with pytest.raises(UnknownVersionError):
         engine.past.migrate(T, "young", 3)
     session, replayed = engine.past.migrate(T, "young", None)
     assert (session.record.ref.version, session.record.step, replayed) == (2, 15, 15)
     expected = BareLoop(tmp_path / "models/m/2").run(rows[:16])
-    assert engine.step(T, "young", rows[15:16]).outputs["mean"].tobytes() == expected["mean"][15:].tobytes()
+    assert engine.steps.one(T, "young", rows[15:16]).outputs["mean"].tobytes() == expected["mean"][15:].tobytes()
     assert engine.live_sessions() == {("m", 1): 1, ("m", 2): 1}
     engine.close()
     del both.models["m"][1]
     engine = Engine(both, LmdbStore(tmp_path / "store"), Limits(history=KEEP))
     engine.start()
     with pytest.raises(ModelGoneError):
-        engine.step(T, "old", rows[:1])
+        engine.steps.one(T, "old", rows[:1])
     session, replayed = engine.past.migrate(T, "old", 2)
     assert session.record.step == 70
     assert KEEP <= replayed <= 2 * KEEP + 1
     expected = BareLoop(tmp_path / "models/m/2").run([*rows[70 - replayed :], rows[0]])
-    assert engine.step(T, "old", rows[:1]).outputs["mean"].tobytes() == expected["mean"][-1:].tobytes()
+    assert engine.steps.one(T, "old", rows[:1]).outputs["mean"].tobytes() == expected["mean"][-1:].tobytes()
     engine.close()
 
 
 def test_other_features_cannot_be_replayed(engine: Engine) -> None:
     """A version that reads something else is refused, and the session stays where it is."""
     engine.create(T, "pulse", session_id="b", inputs=INPUTS[:3])
-    features = engine.model("pulse").manifest.features
+    features = engine.models.named("pulse").manifest.features
     renamed = [one.model_copy(update={"name": "other"}) for one in features]
     assert history.meaning(features) != history.meaning(renamed)
     (record,) = engine._store.load_many([b"tenant/b"])

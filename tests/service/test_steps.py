@@ -181,7 +181,7 @@ def test_exact_makes_plain_rnn_answers_the_same_bits_anywhere(tmp_path: Path) ->
     for row in range(16):
         engine.create(T, "tiny", session_id=f"s{row}")
     lengths = [1 + row % 9 for row in range(16)]
-    told = engine.step_many(T, [Asked(f"s{row}", inputs[row, :length].tolist()) for row, length in enumerate(lengths)])
+    told = engine.steps.many(T, [Asked(f"s{row}", inputs[row, :length].tolist()) for row, length in enumerate(lengths)])
     for row, (length, answer) in enumerate(zip(lengths, told, strict=True)):
         assert not isinstance(answer, Exception)
         loop = BareLoop(tmp_path / "models/tiny/1").run(inputs[row, :length].tolist())
@@ -198,7 +198,7 @@ def test_rollouts_share_batches_with_steps(engine: Engine, monkeypatch: pytest.M
     engine.create(T, "pulse", session_id="s")
     alone = engine.forecasts.roll(T, "f", Ahead(30)).outputs
     sizes: list[int] = []
-    executor = engine._dispatch.queues[engine.model("pulse")].executor
+    executor = engine._dispatch.queues[engine.models.named("pulse")].executor
     run = executor.run
 
     def counted(batch: Sequence[Work]) -> None:
@@ -207,7 +207,7 @@ def test_rollouts_share_batches_with_steps(engine: Engine, monkeypatch: pytest.M
 
     monkeypatch.setattr(executor, "run", counted)
     forecast = gevent.spawn(engine.forecasts.roll, T, "f", Ahead(30))
-    told = [engine.step(T, "s", [row]) for row in inputs]
+    told = [engine.steps.one(T, "s", [row]) for row in inputs]
     assert forecast.get().outputs.tobytes() == alone.tobytes()
     assert np.concatenate([one.outputs["mean"] for one in told]).tobytes() == expected["mean"].tobytes()
     assert sizes.count(2) > 10, sizes
