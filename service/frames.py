@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from websockets.frames import Opcode
-from websockets.protocol import SEND_EOF, State
+from websockets.protocol import OPEN, SEND_EOF
 from websockets.server import ServerProtocol
 
 try:
@@ -19,6 +19,7 @@ except ImportError:  # no compiled one for this platform
     from websockets.utils import apply_mask
 
 _TEXT, _BINARY, _MASKED = 0x81, 0x82, 0x80  # RFC 6455, 5.2
+_ORDINARY = frozenset({_TEXT, _BINARY})
 _LENGTHS = {126: struct.Struct(">H"), 127: struct.Struct(">Q")}
 _MASK = 4
 
@@ -41,7 +42,7 @@ class Frames:
 
     @property
     def is_open(self) -> bool:
-        return self._protocol.state is State.OPEN
+        return self._protocol.state is OPEN
 
     def take(self, data: bytes) -> list[Message]:
         """The messages that are whole now; what the protocol itself has to say is in `to_send`."""
@@ -55,7 +56,7 @@ class Frames:
             if end > len(data):
                 self._rest = data[start:]
                 break
-            if data[start] in (_TEXT, _BINARY) and not refused and not self._parts and self.is_open:
+            if data[start] in _ORDINARY and not refused and not self._parts and self.is_open:
                 message = apply_mask(data[body:end], data[body - _MASK : body])
                 messages.append(Message(message, data[start] == _TEXT))
             else:
@@ -82,6 +83,8 @@ class Frames:
 
     def to_send(self) -> bytes:
         writes = self._protocol.data_to_send()
+        if not writes:
+            return b""
         self.ends = self.ends or SEND_EOF in writes
         return b"".join(writes)
 

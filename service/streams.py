@@ -103,8 +103,9 @@ class Stream:
             self._frames.fail(FAILED, "this is our fault and is in the log")
             return self._frames.to_send()
         said = self._frames.to_send() + self._frames.said(answers)
-        if not goes_on:
-            self._leave(AGAIN, "connect again, and send again what was not done")
+        if goes_on:
+            return said
+        self._leave(AGAIN, "connect again, and send again what was not done")
         return said + self._frames.to_send()
 
     def _send(self, data: bytes) -> None:

@@ -47,13 +47,15 @@ class Conversation:
         """
         read = [self._read(message) for message in messages]
         asked = [one for one in read if isinstance(one, Asked)]
-        answers, said = iter(self._engine.steps.in_order(TENANT, asked, has_left=has_left)), []
+        answers = self._engine.steps.in_order(TENANT, asked, has_left=has_left)
+        held_up = answers[-1] if answers and holds_up(answers[-1]) else None
+        said, left = [], iter(answers)
         for message, one in zip(messages, read, strict=True):
-            told = next(answers) if isinstance(one, Asked) else one
+            told = next(left) if isinstance(one, Asked) else one
             said.append(self._told(message, one, told))
-            if isinstance(one, Asked) and holds_up(told):
-                return said, False
-        return said, True
+            if told is held_up:
+                break
+        return said, held_up is None
 
     def _read(self, message: Message) -> Asked | Exception:
         try:
@@ -72,8 +74,7 @@ class Conversation:
             document = orjson.loads(problems.of(told, "GET", f"/v1/sessions/{self._session_id}/stream").body)
             return Message(encode(document | _name(message, asked)), is_text=True)
         if message.is_text:
-            answer, name = steps.told(told), _name(message, asked)
-            return Message(encode(answer | name if name else answer), is_text=True)
+            return Message(encode(steps.told(told) | _name(message, asked)), is_text=True)
         return Message(_NUMBER.pack(told.step) + _values(told), is_text=False)
 
 
