@@ -4,7 +4,7 @@ Owns what becomes one row of a batch, and who is told what. Whether a request is
 executor's.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from service.engine.inputs import Inputs, Intake
 from service.engine.lives import Lives
 from service.engine.models import Models
 from service.engine.work import Asked, Call, Request, Work
-from service.errors import InvalidInputError, NotFiniteError, OnwardError, UnavailableError
+from service.errors import Fault, InvalidInputError, NotFiniteError, OnwardError, UnavailableError
 from service.sessions import record as records
 from service.sessions.requests import REMEMBERED
 
@@ -64,8 +64,11 @@ class Steps:
     ) -> list[Answer | Exception]:
         """As `one` would answer each, in the same order; a session's own run one after another, as they are listed.
 
-        Raises OverloadedError where there is no room for all.
+        Raises OverloadedError where there is no room for all, and InvalidInputError where more of a session's have a
+        request id than are remembered: sent again, the first of them would be applied again.
         """
+        if len(many) > REMEMBERED:
+            _hold_retries(many)
         call = self._dispatch.call(len(many), has_left=has_left)
         begun: list[Work | Exception] = []
         for asked in many:
@@ -154,6 +157,14 @@ def _answer(model: StepModel, request: Request) -> Answer | Exception:
         return told
     assert told is not None
     return Answer(model, told.step, told.outputs)
+
+
+def _hold_retries(many: Sequence[Asked]) -> None:
+    named = Counter(asked.session_id for asked in many if asked.request_id)
+    for session_id, count in named.most_common(1):
+        if count > REMEMBERED:
+            why = f"{count} of session {session_id!r} have one, and its last {REMEMBERED} are known; send them in parts"
+            raise InvalidInputError(Fault("request_id", why))
 
 
 def holds_up(told: Answer | Exception) -> bool:

@@ -306,6 +306,33 @@ def test_requests_in_order_are_one_commit(engine: Engine, store: LmdbStore, monk
     assert [type(one) for one in engine.steps.in_order(T, strangers)] == [UnknownSessionError] * 2
 
 
+def test_what_was_under_way_is_answered_again(engine: Engine) -> None:
+    """Of every model, also where a step's answer is long: 32 requests, each with its own answer."""
+    for name in engine.models.by_name:
+        engine.create(T, name, session_id=name)
+        features = engine.models.named(name).manifest.features
+        one = [0.0 if feature.kind == "number" else feature.categories[0] for feature in features]
+        many = [Asked(name, [one], None, f"r{number}") for number in range(REMEMBERED)]
+        first, again = engine.steps.in_order(T, many), engine.steps.in_order(T, many)
+        for place, (told, once_more) in enumerate(zip(first, again, strict=True), 1):
+            assert isinstance(told, Answer)
+            assert isinstance(once_more, Answer)
+            assert (told.step, told.outputs.tobytes()) == (place, once_more.outputs.tobytes())
+        assert engine.lives.session(T, name).record.step == REMEMBERED
+
+
+def test_a_call_names_no_more_requests_than_are_remembered(engine: Engine) -> None:
+    """Of one session: sent again, the first would be applied again. Without ids, and of many sessions, it may."""
+    engine.create(T, "pulse", session_id="s")
+    engine.create(T, "pulse", session_id="other")
+    many = [Asked("s", [[500 + number]], None, f"r{number}") for number in range(REMEMBERED + 1)]
+    with pytest.raises(InvalidInputError, match="33 of session 's' have one, and its last 32 are known"):
+        engine.steps.many(T, [Asked("other", [[1.0]]), *many])
+    assert {engine.lives.session(T, name).record.step for name in ("s", "other")} == {0}
+    engine.steps.many(T, [*many[1:], Asked("other", [[1.0]], None, "r"), *[Asked("s", [[1.0]])] * 5])
+    assert engine.lives.session(T, "s").record.step == REMEMBERED + 5
+
+
 def test_nothing_overtakes_what_was_held_up(engine: Engine, store: LmdbStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of requests in order, one that could not be done now is the last that is told: also where those that were to be
     one commit are done one by one, because there is one among them that the model cannot do.
