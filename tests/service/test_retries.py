@@ -144,3 +144,26 @@ def test_nothing_overtakes_what_was_held_up(engine: Engine, store: LmdbStore, mo
     assert engine.lives.session(T, "s").record.step == 1
     again = engine.steps.in_order(T, many)
     assert [one.step if isinstance(one, Answer) else type(one) for one in again] == [1, 2, NotFiniteError, 3, 4]
+
+
+def test_nothing_overtakes_in_a_call_for_many(
+    engine: Engine, store: LmdbStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What follows one of its session that could not be done now is not done either; those of a session are one row."""
+    for name in ("s", "other"):
+        engine.create(T, "pulse", session_id=name)
+    many = [Asked("s", [[500]], None, "r0"), Asked("other", [[1.0], [2.0]], None, "r"), Asked("s", [[501]], None, "r1")]
+    commits, commit = list[int](), store.commit_many
+
+    def failing_once(changes: Sequence[Change]) -> list[bool]:
+        commits.append(len(changes))
+        if len(commits) == 1:
+            raise StoreUnavailableError("away")
+        return commit(changes)
+
+    monkeypatch.setattr(store, "commit_many", failing_once)
+    assert [type(told) for told in engine.steps.many(T, many)] == [StoreUnavailableError] * 3
+    assert {engine.lives.session(T, name).record.step for name in ("s", "other")} == {0}
+    told = engine.steps.many(T, many)
+    assert [one.step for one in told if isinstance(one, Answer)] == [1, 2, 2]
+    assert commits == [2, 2]
