@@ -6,7 +6,6 @@ executor's.
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
 from itertools import chain, repeat
 from typing import NamedTuple
 
@@ -99,19 +98,20 @@ class Steps:
     def _run(self, tenant: str, lines: Collection["_Line"], call: Call) -> None:
         """Until all is told, or held up. What cannot be one row goes in another, by the first one's deadline."""
         while True:
-            begun = []
+            works = []
             for line in lines:
                 try:
-                    begun.append((line, self._work(tenant, line.next(), call)))
+                    line.work = self._work(tenant, line.next(), call)
+                    works.append(line.work)
                 except Exception as error:  # noqa: BLE001  (whatever it is, it is the next one's alone)
                     line.tell(error)
                     call.settled(error)
-            self._dispatch.run(call, [work for _, work in begun])
-            for line, work in begun:
+            self._dispatch.run(call, works)
+            for work in works:
                 if isinstance(work.outcome, MovedError):
                     self._places.pop(work.line, None)
-                else:
-                    line.take_in(work)
+            for line in lines:
+                line.take_in()
             lines = [line for line in lines if not line.over]
             if not lines:
                 return
@@ -128,7 +128,9 @@ class Steps:
         Raises what speaks against the first.
         """
         key, model = self._place(tenant, many[0].session_id)
-        requests, ids, total = list[Request](), set[str](), 0
+        requests: list[Request] = []
+        ids: set[str] = set()
+        total = 0
         for asked in many:
             try:
                 length, array = self._intake.measured(model, asked.inputs)
@@ -156,14 +158,18 @@ class Steps:
         return key, model
 
 
-@dataclass(slots=True, eq=False)
 class _Line:
     """What is asked of one session, and what was told of it so far."""
 
-    asked: Sequence[Asked]
-    told: list[Answer | Exception] = field(default_factory=list)
-    over: bool = False
-    _alone: int = 0  # those before this place go one by one
+    __slots__ = ("_alone", "asked", "over", "told", "work")
+
+    def __init__(self, asked: Sequence[Asked]) -> None:
+        self.asked = asked
+        self.told: list[Answer | Exception] = []
+        self.over = False
+        self.work: Work | None = None
+        """That was run, and is not told of yet."""
+        self._alone = 0  # those before this place go one by one
 
     def next(self) -> Sequence[Asked]:
         """What may go in one row."""
@@ -174,8 +180,12 @@ class _Line:
         self.told.append(told)
         self.over = len(self.told) == len(self.asked) or holds_up(told)
 
-    def take_in(self, work: Work) -> None:
-        if isinstance(work.outcome, NotFiniteError) and len(work.requests) > 1:
+    def take_in(self) -> None:
+        """Tells what the work came to, where it is not to be done anew."""
+        work, self.work = self.work, None
+        if work is None or isinstance(work.outcome, MovedError):
+            return
+        if len(work.requests) > 1 and isinstance(work.outcome, NotFiniteError):
             self._alone = len(self.told) + len(work.requests)  # whose it is, is found one by one
             return
         for request in work.requests:
