@@ -43,7 +43,7 @@ def test_a_missing_extra_is_named() -> None:
     assert "ImportError: onward.Client needs httpx: pip install 'onward[client]'" in done.stderr
 
 
-@pytest.mark.parametrize("statement", ["import service.worker", "import service.settings"])
+@pytest.mark.parametrize("statement", ["import service.worker", "import service.banner"])
 def test_gunicorns_master_does_not_load_onnx_runtime(statement: str) -> None:
     """It starts a thread, which a fork does not copy: workers would abort at their end."""
     assert "onnxruntime" not in loaded(statement)
