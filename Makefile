@@ -6,7 +6,7 @@ BIN := .venv/bin
 LANE := $(if $(shell command -v cc),[lane])
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: serve test test-training test-e2e test-service check format test-compose bench bench-training clean
+.PHONY: serve test test-training test-e2e test-client test-service check format test-compose bench bench-training clean
 
 serve: .venv/core
 	$(BIN)/onward serve
@@ -14,12 +14,15 @@ serve: .venv/core
 test: .venv/dev
 	$(BIN)/python -m pytest $(ARGS)
 
-# the same in three parts, so that they can run side by side
+# the same in four parts, so that they can run side by side
 test-training: .venv/dev
 	$(BIN)/python -m pytest tests/training tests/model
 
 test-e2e: .venv/dev
-	$(BIN)/python -m pytest tests/e2e tests/client
+	$(BIN)/python -m pytest tests/e2e
+
+test-client: .venv/dev
+	$(BIN)/python -m pytest tests/client
 
 test-service: .venv/dev
 	$(BIN)/python -m pytest --ignore tests/training --ignore tests/model --ignore tests/e2e --ignore tests/client
