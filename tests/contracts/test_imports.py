@@ -49,6 +49,34 @@ def test_gunicorns_master_does_not_load_onnx_runtime(statement: str) -> None:
     assert "onnxruntime" not in loaded(statement)
 
 
+HELD = """
+import sys
+import gunicorn.app.wsgiapp, service.banner, service.lane, service.worker
+before = dict(sys.modules)
+from gevent import monkey
+monkey.patch_all()
+replaced = {id(it): f"{of}.{name}" for of, names in monkey.saved.items() for name, it in names.items() if callable(it)}
+for module, loaded in before.items():
+    if module.partition(".")[0] not in {*sys.stdlib_module_names, "gevent"}:
+        for name, it in list(vars(loaded).items()):
+            if id(it) in replaced:
+                print(module, replaced[id(it)])
+"""
+HARMLESS = {
+    "click.globals threading.local", "numpy._core.arrayprint threading.get_ident",  # never of another greenlet
+    "jinja2.utils threading.Lock", "prometheus_client.metrics threading.Lock", "werkzeug.routing.map threading.Lock",
+    "prometheus_client.registry threading.Lock", "prometheus_client.values threading.Lock",  # held without waiting
+    "service.http.connection select.poll",  # meant
+}  # fmt: skip
+
+
+def test_gunicorns_master_holds_nothing_that_gevent_replaces() -> None:
+    """Workers are patched after it has imported what they need; who waits by an older name would stop all greenlets."""
+    done = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert set(done.stdout.splitlines()) <= HARMLESS
+
+
 def test_the_arrows_hold() -> None:
     """Client, service, training -> model; app -> http -> engine -> sessions, and the rest of pyproject's contracts."""
     command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
