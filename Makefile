@@ -15,9 +15,9 @@ serve: .venv/core
 test: .venv/dev
 	$(BIN)/python -m pytest $(ARGS)
 
-# the same in four parts, so that they can run side by side, and one that is held to a clock, so that it cannot
+# the same in four parts, so that they can run side by side, and one that is held to a clock, and cannot
 test-training: .venv/dev
-	$(BIN)/python -m pytest tests/training tests/model
+	$(BIN)/python -m pytest tests/training
 
 test-e2e: .venv/dev
 	$(BIN)/python -m pytest tests/e2e --ignore $(ALONE)
@@ -26,7 +26,7 @@ test-client: .venv/dev
 	$(BIN)/python -m pytest tests/client
 
 test-service: .venv/dev
-	$(BIN)/python -m pytest --ignore tests/training --ignore tests/model --ignore tests/e2e --ignore tests/client
+	$(BIN)/python -m pytest --ignore tests/training --ignore tests/e2e --ignore tests/client
 
 test-alone: .venv/dev
 	$(BIN)/python -m pytest $(ALONE)
