@@ -6,7 +6,7 @@ from hypothesis import settings
 
 from tests.valkey import Server
 
-settings.register_profile("onward", deadline=None)  # what a machine has beside it to do is no property of the code
+settings.register_profile("onward", settings(), deadline=None)  # what a machine has beside it to do is no property of the code
 settings.load_profile("onward")
 
 
