@@ -113,7 +113,11 @@ class AsyncClient:
         return await self._driver.run(self._calls.delete_sessions(model, prefix, idle_s))
 
     async def step_many(self, items: Sequence[tuple[Handle | str, Steps]]) -> list[Predictions | Problem]:
-        """Steps of many sessions in one call, each by itself; in the place of one that failed is its Problem."""
+        """Steps of many sessions, each by itself; in the place of one that failed is its Problem.
+
+        In as many calls as one session has items, so that its own are done in their order. Where a call fails as a
+        whole, by a Problem or UnreachableError, items of earlier calls are done.
+        """
         return await self._driver.run(many(self._calls, items))
 
 

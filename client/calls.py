@@ -4,6 +4,7 @@ Every step carries a request id, so it may be sent until it is answered. A sessi
 where the answer was lost, the next try finds the id taken, and what was made is looked at.
 """
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
@@ -20,7 +21,6 @@ from client.values import Forecast, Held, Predicted, Predictions, Steps, given
 Json = dict[str, Any]
 DATE_S = 2.0
 """How exact the date is that an answer carries: a second, and one for clocks of machines side by side."""
-BUSY = Reply(503, {}, b"")
 
 
 def path(session_id: str, what: str = "") -> str:
@@ -43,7 +43,7 @@ class Calls:
 
     def ask(self, request: Request, *, safe: bool = True) -> Flow[Any]:
         """What the answer says. Raises Problem, UnreachableError."""
-        return content((yield from exchange(request, self.patience, safe=safe)).reply)
+        return content((yield from exchange(request, Retry(self.patience), safe=safe)).reply)
 
     # The service
 
@@ -109,7 +109,7 @@ class Calls:
 
         chosen: someone chose the id, and the session that has it may be another, older than the tries.
         """
-        done: Exchanged = yield from exchange(request, self.patience, safe=True)
+        done: Exchanged = yield from exchange(request, Retry(self.patience), safe=True)
         try:
             return infos.session(content(done.reply))
         except SessionExists:
@@ -124,7 +124,7 @@ class Calls:
         return infos.session((yield from self.get(path(session_id))))
 
     def delete(self, session_id: str) -> Flow[None]:
-        done = yield from exchange(Request("DELETE", path(session_id)), self.patience, safe=True)
+        done = yield from exchange(Request("DELETE", path(session_id)), Retry(self.patience), safe=True)
         try:
             content(done.reply)
         except SessionEnded as ended:
@@ -161,23 +161,37 @@ class Calls:
     # Of many
 
     def step_many(self, items: Sequence[tuple[str, Steps]]) -> Flow[list[Predictions | Problem]]:
-        """Each item has a request id. One that was refused for now is sent again, with its like; but not where its
-        session has several items, whose order would be lost.
+        """In rounds: of each session its next item, which is answered before the one after it is sent.
+
+        So nothing of a session is overtaken by what comes after it: what is refused for now is in the next round again,
+        until patience ends, and then all that its session still has is refused with it. And a round may be sent again
+        unanswered: of each session it has the newest request.
         """
-        names = [session_id for session_id, _ in items]
         bodies = [{"session_id": name, "inputs": values.steps(one), "request_id": new_id()} for name, one in items]
+        lines: dict[str, deque[int]] = {}  # places of what is not answered, by session, in its order
+        for place, (name, _) in enumerate(items):
+            lines.setdefault(name, deque()).append(place)
         answers: dict[int, Predictions | Problem] = {}
-        retry, left = Retry(self.patience), list(range(len(items)))
-        while True:
-            request = Request("POST", "/v1/steps", {"items": [bodies[place] for place in left]})
-            told = (yield from self.ask(request))["items"]
-            for place, one in zip(left, told, strict=True):
-                answers[place] = values.predictions(one) if one["status"] == 200 else Problem.of(one["problem"])
-            left = [place for place in left if _for_now(answers[place]) and names.count(names[place]) == 1]
-            pause = retry.next(BUSY) if left else None
-            if pause is None:
-                return [answers[place] for place in range(len(items))]
-            yield pause
+        retry = Retry(self.patience)
+        while lines:
+            request = Request("POST", "/v1/steps", {"items": [bodies[line[0]] for line in lines.values()]})
+            reply = (yield from exchange(request, retry, safe=True)).reply
+            told = {name: _item(one) for name, one in zip(lines, content(reply)["items"], strict=True)}
+            pause = retry.next(reply) if any(map(_for_now, told.values())) else None
+            for name, answer in told.items():
+                if not _for_now(answer):
+                    answers[lines[name].popleft()] = answer
+                elif pause is None:
+                    answers |= dict.fromkeys(lines[name], answer)
+                    lines[name].clear()
+            lines = {name: line for name, line in lines.items() if line}
+            if pause is not None:
+                yield pause
+        return [answers[place] for place in range(len(items))]
+
+
+def _item(told: Json) -> Predictions | Problem:
+    return values.predictions(told) if told["status"] == 200 else Problem.of(told["problem"])
 
 
 def _for_now(answer: Predictions | Problem) -> bool:

@@ -113,13 +113,13 @@ class Exchanged(NamedTuple):
     since_s: float
 
 
-def exchange(request: Request, patience: Patience, *, safe: bool) -> Flow[Exchanged]:
+def exchange(request: Request, retry: Retry, *, safe: bool) -> Flow[Exchanged]:
     """Sends the request until there is an answer that another try would not change.
 
-    safe: it may be sent again although it may have been applied; otherwise it is only where nothing can have been done.
-    Raises UnreachableError, or the Problem where tries are used up on one.
+    retry: of the call that this is part of. safe: it may be sent again although it may have been applied; otherwise it
+    is only where nothing can have been done. Raises UnreachableError, or the Problem where tries are used up on one.
     """
-    retry, doubtful = Retry(patience), False
+    doubtful = False
     while True:
         answer: Reply | Lost = yield request
         if isinstance(answer, Reply) and answer.status not in AGAIN:

@@ -146,6 +146,19 @@ def test_many_sessions_step_in_one_call(client: Client) -> None:
         assert (first.step, other.step, last.step, one.step_count) == (2, 1, 3, 3)
 
 
+def test_many_steps_of_one_session_survive_lost_answers(server: Server, twin: Twin) -> None:
+    """More of them than the service remembers requests of a session: none is done twice, and they keep their order."""
+    rows = pulse(70)
+    expected = BareLoop(ZOO / "pulse/1").run(rows)
+    with Losing(server.url) as between, twin(between.url) as client, client.session("pulse") as session:
+        told = client.step_many([(session, [row]) for row in rows])
+        assert session.info().step == session.step_count == 70
+    assert between.asked.count("POST /v1/steps HTTP/1.1") == 71
+    for row, one in enumerate(told):
+        assert isinstance(one, Predictions)
+        assert one["mean"][0].tobytes() == expected["mean"][row].tobytes()
+
+
 def test_what_is_served_is_told(client: Client) -> None:
     assert client.ready()
     assert client.alive()["status"]

@@ -159,13 +159,46 @@ def many(*items: dict[str, Any]) -> Reply:
     return Reply(200, {}, json.dumps({"items": items}).encode())
 
 
-def test_of_many_those_refused_for_now_are_sent_again() -> None:
-    """With their own ids; not those of a session with several items, whose order counts; other refusals stand."""
-    done = {"status": 200, "step": 1, "predictions": {"mean": [[1.0]]}}
-    busy, wrong = (
-        {"status": one.status, "problem": json.loads(one.body)} for one in (BUSY, problem("unknown-session", 404))
-    )
-    flow = CALLS.step_many([("a", [1]), ("b", [1]), ("c", [1]), ("b", [2])])
-    told, (first, second), _ = run(flow, [many(busy, busy, wrong, done), many(done)])
-    assert [type(one).__name__ for one in told] == ["Predictions", "Overloaded", "UnknownSession", "Predictions"]
-    assert second.content["items"] == first.content["items"][:1]
+DONE = {"status": 200, "step": 1, "predictions": {"mean": [[1.0]]}}
+
+
+def refused(name: str, status: int) -> dict[str, Any]:
+    return {"status": status, "problem": json.loads(problem(name, status).body)}
+
+
+def sent(requests: Iterable[Request]) -> list[list[tuple[str, Any]]]:
+    """Of each request, its items: whose, and what."""
+    return [[(one["session_id"], one["inputs"][0]) for one in request.content["items"]] for request in requests]
+
+
+def test_of_many_a_sessions_own_go_one_after_another() -> None:
+    """Each waits for the one before it, also where that was refused for now; other refusals stand."""
+    busy, wrong = refused("overloaded", 503), refused("invalid-request", 422)
+    flow = CALLS.step_many([("a", [1]), ("b", [2]), ("b", [3]), ("c", [4]), ("a", [5]), ("a", [6])])
+    answers = [many(DONE, busy, wrong), many(wrong, DONE), many(DONE, DONE)]
+    told, requests, pauses = run(flow, answers)
+    assert sent(requests) == [[("a", 1), ("b", 2), ("c", 4)], [("a", 5), ("b", 2)], [("a", 6), ("b", 3)]]
+    kinds = ["Predictions", "Predictions", "Predictions", "InvalidRequest", "InvalidRequest", "Predictions"]
+    assert [type(one).__name__ for one in told] == kinds
+    assert len(pauses) == 1
+    assert requests[1].content["items"][1] == requests[0].content["items"][1]
+
+
+def test_of_many_none_overtakes_what_could_not_be_done() -> None:
+    """Where patience ends, what its session still has is refused with it, unsent; other sessions go on."""
+    busy = refused("overloaded", 503)
+    flow = CALLS.step_many([("a", [1]), ("a", [2]), ("b", [3]), ("b", [4])])
+    slow = Reply(200, {}, many(busy, DONE).body, took_s=11.0)
+    told, requests, pauses = run(flow, [slow, many(DONE)])
+    assert [type(one).__name__ for one in told] == ["Overloaded", "Overloaded", "Predictions", "Predictions"]
+    assert sent(requests) == [[("a", 1), ("b", 3)], [("b", 4)]]
+    assert not pauses
+
+
+def test_of_many_patience_is_for_all_rounds() -> None:
+    """The time of lost answers and that of answers which refuse count together."""
+    busy = Reply(200, {}, many(refused("overloaded", 503)).body, took_s=3.0)
+    lost = Lost(TimeoutError(), sent=True, took_s=3.0)
+    told, requests, _ = run(CALLS.step_many([("a", [1])]), [busy, lost, busy, busy])
+    assert [type(one).__name__ for one in told] == ["Overloaded"]
+    assert len(requests) == 4
