@@ -173,7 +173,11 @@ class AsyncSession(Handle):
         return self._driver.feed(self._generate(horizon, choices))
 
     async def stream(self, inputs: Iterable[Step] | AsyncIterable[Step]) -> AsyncIterator[Prediction]:
-        """Steps over one WebSocket, a prediction each; a task takes inputs, up to 32 ahead of their answers."""
+        """Steps over one WebSocket, a prediction each; a task takes inputs, up to 32 ahead of their answers.
+
+        What is refused, or cannot be sent, ends it: the inputs before it are applied, and none behind it. So does, by
+        StepConflict, another's step of the session meanwhile.
+        """
         driver = self._driver
         async with AsyncWire(driver.url, driver.headers, driver.timeout_s, inputs) as wire:
             async for prediction in wire.run(self._stream()):

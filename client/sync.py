@@ -178,7 +178,11 @@ class Session(Handle):
         return self._driver.feed(self._generate(horizon, choices))
 
     def stream(self, inputs: Iterable[Step]) -> Iterator[Prediction]:
-        """Steps over one WebSocket, a prediction each; a thread takes inputs, up to 32 ahead of their answers."""
+        """Steps over one WebSocket, a prediction each; a thread takes inputs, up to 32 ahead of their answers.
+
+        What is refused, or cannot be sent, ends it: the inputs before it are applied, and none behind it. So does, by
+        StepConflict, another's step of the session meanwhile.
+        """
         driver = self._driver
         with SyncWire(driver.url, driver.headers, driver.timeout_s, inputs) as wire:
             for prediction in wire.run(self._stream()):

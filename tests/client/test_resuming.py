@@ -54,6 +54,7 @@ class Service:
         request_id = message["request_id"]
         self.received.append(request_id)
         if request_id not in self.answers:
+            assert message.get("step", self.step) == self.step
             self.step += 1
             told = {"step": self.step, "predictions": {"mean": message["inputs"]}, "request_id": request_id}
             self.answers[request_id] = json.dumps(told)
@@ -81,6 +82,30 @@ def test_a_stream_keeps_32_under_way_and_its_order() -> None:
     assert [one["mean"].tolist() for one in told] == [[float(one)] for one in range(100)]
     assert [one.step for one in told] == list(range(1, 101))
     assert (service.most, MOST_UNANSWERED, service.dialled) == (32, 32, 1)
+
+
+def test_each_message_but_the_first_is_for_a_step() -> None:
+    """It goes on from where the first answer says that the session is; the first waits for it alone."""
+    service = Service([[float(one)] for one in range(4)])
+    service.step = 7
+    commands = list[Any]()
+    feed = Stream("s", PATIENCE).feed()
+
+    def watched() -> Feed:
+        answer = None
+        while True:
+            try:
+                command = feed.send(answer)
+            except StopIteration:
+                return
+            commands.append(command)
+            answer = yield command
+
+    assert [one.step for one in service.drive(watched())] == [8, 9, 10, 11]
+    told = [json.loads(command.text).get("step") for command in commands if isinstance(command, Tell)]
+    assert told == [None, 8, 9, 10]
+    kinds = [type(command) for command in commands if isinstance(command, (Tell, Emit))]
+    assert kinds[:3] == [Tell, Emit, Tell]
 
 
 def test_a_broken_stream_sends_again_what_was_not_answered() -> None:
@@ -136,16 +161,22 @@ def test_a_stream_that_cannot_connect_gives_up() -> None:
 
 
 def test_inputs_that_fail_fail_after_what_came_before() -> None:
-    """The answers to earlier inputs are told first."""
+    """The answers to earlier inputs are told first, whatever it is: also an input that cannot be sent."""
 
     def inputs() -> Iterator[list[float]]:
-        yield from ([1.0], [2.0])
+        yield from ([1.0], [2.0], [3.0])
         raise KeyError
 
-    made = Service(inputs()).drive(Stream("s", PATIENCE).feed())
-    assert [next(made).step, next(made).step] == [1, 2]
-    with pytest.raises(KeyError):
-        next(made)
+    ways: tuple[tuple[Iterable[Any], type[Exception]], ...] = (
+        (inputs(), KeyError),
+        ([[1.0], [2.0], [3.0], [float("inf")], [5.0]], ValueError),
+        ([[1.0], [2.0], [3.0], [object()], [5.0]], TypeError),
+    )
+    for given, error in ways:
+        made = Service(given).drive(Stream("s", PATIENCE).feed())
+        assert [next(made).step, next(made).step, next(made).step] == [1, 2, 3]
+        with pytest.raises(error):
+            next(made)
 
 
 def test_an_idle_stream_does_not_mind_a_cut() -> None:

@@ -58,12 +58,14 @@ def test_an_input_may_wait_for_the_answer_before_it(server: Server) -> None:
 
 
 def test_what_is_refused_is_raised(client: Client) -> None:
-    """A value that is none, and a session that has ended; the inputs before it are made."""
+    """A value that is none, and a session that has ended; the inputs before it are made, and none behind it."""
     with client.session("pulse") as session:
-        made = session.stream([1.0, 2.0, "three", 4.0])
-        assert [next(made).step, next(made).step] == [1, 2]
-        with pytest.raises(InvalidRequest):
-            next(made)
+        for count in (2, 4):
+            made = session.stream([511, 512, "bad", 514, 515, 516])
+            assert [next(made).step, next(made).step] == [count - 1, count]
+            with pytest.raises(InvalidRequest):
+                next(made)
+            assert session.step_count == session.info().step == count
     with pytest.raises(SessionEnded):
         list(session.stream([1.0]))
 
@@ -94,6 +96,18 @@ def test_nothing_is_lost_or_doubled_over_kills(tmp_path: Path, twin: Twin) -> No
                 server.start()
         assert_same(told, BareLoop(ZOO / "pulse/1").run(rows), 300)
         assert session.info().step == 300
+
+
+def test_a_bad_line_ends_the_command_where_it_is(server: Server) -> None:
+    """What comes behind it is not applied."""
+    lines, env = "511\n512\n[513, 1]\n514\n515\n", {"ONWARD_URL": server.url}
+    arguments = ["stream", "-", "--model", "pulse", "--session", "bad-line", "--json"]
+    done = CliRunner().invoke(onward.main, arguments, input=lines, env=env)
+    assert done.exit_code == 1
+    assert "[invalid-request]" in done.stderr
+    assert [json.loads(line)["step"] for line in done.stdout.splitlines()] == [1, 2]
+    with onward.Client(server.url) as client:
+        assert client.attach("bad-line").step_count == 2
 
 
 def test_a_line_in_is_a_line_out(server: Server) -> None:
