@@ -19,8 +19,9 @@ class Client:
     """A service at `url`.
 
     api_key: sent as `Authorization: Bearer`. timeout: seconds that one try may take. patience: seconds that a call may
-    take with all its tries. Its methods raise a Problem (`client.errors`) where the service refuses, UnreachableError
-    where it does not answer, and ValueError for an infinity among the inputs.
+    take with all its tries. Raises ValueError for a URL or a key that cannot be one. Its methods raise a Problem
+    (`client.errors`) where the service refuses, UnreachableError where it does not answer, and ValueError for an
+    infinity among the inputs.
     """
 
     def __init__(

@@ -189,12 +189,22 @@ def test_how_commands_end(server: Server, tmp_path: Path, monkeypatch: pytest.Mo
         (2, "expected weights", ["load", "--model", "pulse", "--mix", "many"]),
         (2, "this is pulse, not weather", ["load", "--model", "weather", "--bundle", PULSE]),
         (2, "No such option", ["models", "--nothing"]),
+        (2, "'127.0.0.1:8000' is no address of a service", ["models", "--url", "127.0.0.1:8000"]),
         (3, "did not answer", ["models", "--url", "http://127.0.0.1:1"]),
     ):
         done = CliRunner().invoke(onward.main, arguments, env={"ONWARD_URL": server.url})
         assert (done.exit_code, done.stdout) == (status, ""), arguments
         assert said in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_a_key_that_cannot_be_sent_is_not_told(server: Server) -> None:
+    done = CliRunner().invoke(
+        onward.main, ["models"], env={"ONWARD_URL": server.url, "ONWARD_API_KEY": "a-secret\nkey"}
+    )
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "the API key" in done.stderr
+    assert "a-secret" not in done.stderr
 
 
 def test_the_command_as_people_run_it(server: Server) -> None:
