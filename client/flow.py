@@ -12,9 +12,10 @@ from typing import Any, NamedTuple, TypeVar
 
 import orjson
 
-from client.errors import UNDONE, Problem, UnreachableError, answered
+from client.errors import UNDONE, Problem, UnreachableError, answered, document
 
 T = TypeVar("T")
+NO_CONTENT = 204
 AGAIN = frozenset({429, 502, 503, 504})
 """Statuses that may be another at the next try; 502 and 504 are a proxy's, which does not know what was done."""
 
@@ -132,10 +133,13 @@ def exchange(request: Request, retry: Retry, *, safe: bool) -> Flow[Exchanged]:
 
 
 def content(reply: Reply) -> Any:
-    """What the answer's body says. Raises the Problem that it is."""
-    if not 200 <= reply.status < 300:
+    """What the answer's body says, a JSON object, or nothing with a 204. Raises the Problem that it is."""
+    if reply.status == NO_CONTENT:
+        return None
+    told = document(reply.body)
+    if told is None or not 200 <= reply.status < 300:
         raise answered(reply.status, reply.body)
-    return orjson.loads(reply.body) if reply.body else None
+    return told
 
 
 def failure(failed: Reply | Lost) -> Problem | UnreachableError:

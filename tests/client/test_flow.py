@@ -159,6 +159,14 @@ def many(*items: dict[str, Any]) -> Reply:
     return Reply(200, {}, json.dumps({"items": items}).encode())
 
 
+@pytest.mark.parametrize("body", [b"<html>Welcome</html>", b"[1]", b""])
+def test_an_answer_that_is_not_onwards_is_shown(body: bytes) -> None:
+    """Also where its status says that all is well."""
+    error, requests, _ = run(CALLS.models(), [Reply(200, {}, body)])
+    assert (type(error), error.status, len(requests)) == (Problem, 200, 1)
+    assert body.decode() in str(error)
+
+
 DONE = {"status": 200, "step": 1, "predictions": {"mean": [[1.0]]}}
 
 
