@@ -98,6 +98,23 @@ def test_nothing_is_lost_or_doubled_over_kills(tmp_path: Path, twin: Twin) -> No
         assert session.info().step == 300
 
 
+def test_a_name_that_has_ended_is_begun_anew(server: Server) -> None:
+    """And one that lives is gone on with, but not where it is of another model: that one stays where it is."""
+    env = {"ONWARD_URL": server.url}
+    arguments = ["stream", "-", "--session", "again", "--json"]
+    with onward.Client(server.url) as client:
+        client.session("pulse", "again", inputs=[1.0, 2.0]).delete()
+        ended = CliRunner().invoke(onward.main, arguments, input="515\n", env=env)
+        assert (ended.exit_code, ended.stdout) == (1, "")
+        assert "[session-ended]" in ended.stderr
+        done = CliRunner().invoke(onward.main, [*arguments, "--model", "pulse"], input="515\n", env=env)
+        assert json.loads(done.stdout)["step"] == 1, done.output
+        other = CliRunner().invoke(onward.main, [*arguments, "--model", "characters"], input='"a"\n', env=env)
+        assert (other.exit_code, other.stdout) == (1, "")
+        assert "'again' is of the model 'pulse', not of 'characters'" in other.stderr
+        assert client.attach("again").step_count == 1
+
+
 def test_a_bad_line_ends_the_command_where_it_is(server: Server) -> None:
     """What comes behind it is not applied."""
     lines, env = "511\n512\n[513, 1]\n514\n515\n", {"ONWARD_URL": server.url}
