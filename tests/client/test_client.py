@@ -286,3 +286,23 @@ def test_an_asynchronous_session_is_awaited_or_opened(server: Server) -> None:
             return await asyncio.gather(*(one(client, count) for count in range(1, 9)))
 
     assert asyncio.run(all_of_them()) == list(range(1, 9))
+
+
+def test_an_opening_is_one_session_however_often_it_is_awaited(server: Server) -> None:
+    """One after the other, side by side, and in a block; a refusal is told each time."""
+
+    async def several() -> None:
+        async with onward.AsyncClient(server.url) as client:
+            opening = client.session("pulse")
+            one, other = await asyncio.gather(opening, opening)
+            assert one is other is await opening
+            async with opening as same:
+                assert same is one
+            with pytest.raises(SessionEnded):
+                await one.info()
+            refused = client.attach("nobody")
+            for _ in range(2):
+                with pytest.raises(UnknownSession):
+                    await refused
+
+    asyncio.run(several())

@@ -1,9 +1,10 @@
 """Steps over a WebSocket, against a real service."""
 
+import asyncio
 import json
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,24 @@ def test_an_input_may_wait_for_the_answer_before_it(server: Server) -> None:
         assert session.step_count == 20
     expected = BareLoop(ZOO / "pulse/1").run([[value] for value in sent[:20]])
     assert expected["mean"][-1, 0] == sent[-1]
+
+
+def test_an_event_loop_waits_for_no_iterator(server: Server) -> None:
+    """One that could hold it up is refused; what is at hand, and what can be awaited, is taken."""
+
+    async def awaited() -> AsyncIterator[float]:
+        for one in (1.0, 2.0):
+            yield one
+
+    async def streams() -> None:
+        async with onward.AsyncClient(server.url) as client, client.session("pulse") as session:
+            for inputs in ([1.0, 2.0], (1.0, 2.0), np.array([1.0, 2.0]), np.array([[1.0], [2.0]]), awaited()):
+                before = session.step_count
+                assert [one.step async for one in session.stream(inputs)] == [before + 1, before + 2]
+            with pytest.raises(TypeError, match="generator: give a list"):
+                await anext(session.stream(one for one in (1.0, 2.0)))  # type: ignore[arg-type]
+
+    asyncio.run(streams())
 
 
 def test_what_is_refused_is_raised(client: Client) -> None:
