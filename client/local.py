@@ -62,8 +62,14 @@ class Local:
         return session
 
     def predict(self, sequences: Sequence[Steps], horizon: int = 0) -> list[Predicted]:
-        """Of sequences that stand alone, each from the initial state, and rolled `horizon` steps forward."""
+        """Of sequences that stand alone, each from the initial state, and rolled `horizon` steps forward.
+
+        Raises as `LocalSession.steps` and `forecast` do, and NoForecast where `future` would have to be told.
+        """
         found = []
+        if horizon:
+            with _refusing():
+                rolling.hold_alone(self.model.manifest)
         for sequence in sequences:
             session = self.session()
             told = session.steps(sequence)

@@ -1,6 +1,7 @@
 """Draws in process: the same paths for the same seed as a service's, bit for bit, and the same refusals."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,19 @@ def test_what_cannot_be_drawn_is_refused_as_the_service_does(
     assert type(here) is type(there)
     assert (here.detail, here.status) == (there.detail, there.status)
     assert here.errors == there.errors
+
+
+def test_what_would_need_a_future_is_not_predicted(folder: Path, client: onward.Client) -> None:
+    """At whatever horizon, here as there."""
+    here = onward.load(folder / "covariate/1")
+    for horizon in (1, 2):
+        told: list[Problem] = []
+        for predict in (here.predict, partial(client.predict, "covariate")):
+            with pytest.raises(NoForecast, match="takes `future`") as refused:
+                predict([GIVEN["covariate"]], horizon)
+            told.append(refused.value)
+        assert (told[0].detail, told[0].errors) == (told[1].detail, told[1].errors)
+    assert here.predict([GIVEN["covariate"]])[0].forecast is None
 
 
 @pytest.mark.parametrize("twins", ["characters"], indirect=True)
