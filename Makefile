@@ -4,9 +4,10 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 # gunicorn-h1c comes as C: without a compiler the service runs without the step lane, and says so
 LANE := $(if $(shell command -v cc),[lane])
+ALONE := tests/e2e/test_responsive.py
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: serve test test-training test-e2e test-service check format test-compose bench bench-training clean
+.PHONY: serve test test-training test-e2e test-client test-service test-alone check format test-compose bench bench-training clean
 
 serve: .venv/core
 	$(BIN)/onward serve
@@ -14,15 +15,21 @@ serve: .venv/core
 test: .venv/dev
 	$(BIN)/python -m pytest $(ARGS)
 
-# the same in three parts, so that they can run side by side
+# the same in four parts, so that they can run side by side, and one that is held to a clock, and cannot
 test-training: .venv/dev
-	$(BIN)/python -m pytest tests/training tests/model
+	$(BIN)/python -m pytest tests/training
 
 test-e2e: .venv/dev
-	$(BIN)/python -m pytest tests/e2e tests/client
+	$(BIN)/python -m pytest tests/e2e --ignore $(ALONE)
+
+test-client: .venv/dev
+	$(BIN)/python -m pytest tests/client
 
 test-service: .venv/dev
-	$(BIN)/python -m pytest --ignore tests/training --ignore tests/model --ignore tests/e2e --ignore tests/client
+	$(BIN)/python -m pytest --ignore tests/training --ignore tests/e2e --ignore tests/client
+
+test-alone: .venv/dev
+	$(BIN)/python -m pytest $(ALONE)
 
 check: .venv/dev
 	$(BIN)/ruff format --check .

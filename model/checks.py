@@ -24,6 +24,9 @@ TOLERANCE = 1e-5
 """Relative to each output's largest magnitude, for models that do not claim equal bits (`exact`)."""
 
 Answer = tuple[Outputs, State]
+"""A row's outputs (time,), and its state after the last (1,)."""
+Stepped = tuple[Outputs, State]
+"""A row's outputs, and its states after each of them: (time,) both."""
 
 
 class CheckError(Exception):
@@ -38,7 +41,7 @@ def check(model: StepModel, sequences: NDArray[np.float32] | None = None, *, ste
     data = sequences if sequences is not None else plausible(model, rows=7, steps=steps, seed=seed)
     singles = [_stepped(model, row) for row in data]
     for i, single in enumerate(singles):
-        _finite(f"row {i} alone", single)
+        _finite(f"row {i} alone", _until(single))
     for check_one in (_batch_of_rows, _chunks, _ragged, _bytes):
         check_one(model, data, singles)
 
@@ -104,13 +107,20 @@ def _finite(what: str, answer: Answer) -> None:
                 raise CheckError(f"{what}: {part} {name!r} is not finite")
 
 
-def _stepped(model: StepModel, row: NDArray[np.float32]) -> Answer:
+def _stepped(model: StepModel, row: NDArray[np.float32]) -> Stepped:
     """The reference: one row, one step a call."""
-    state, outputs = model.layout.initial(1), []
+    outputs, states = [], [model.layout.initial(1)]
     for step in range(len(row)):
-        output, state = model.run_row(row[step : step + 1], state)
+        output, state = model.run_row(row[step : step + 1], states[-1])
         outputs.append(output)
-    return np.concatenate(outputs), state
+        states.append(state)
+    return np.concatenate(outputs), np.concatenate(states[1:])
+
+
+def _until(single: Stepped, length: int | None = None) -> Answer:
+    """What the row said and was after so many steps, all where it is left out."""
+    outputs, states = single[0][:length], single[1][:length]
+    return outputs, states[-1:]
 
 
 def _rows(model: StepModel, data: NDArray[np.float32], lengths: list[int]) -> list[Answer]:
@@ -118,37 +128,36 @@ def _rows(model: StepModel, data: NDArray[np.float32], lengths: list[int]) -> li
     return [(outputs[i, :length], state[i : i + 1]) for i, length in enumerate(lengths)]
 
 
-def _batch_of_rows(model: StepModel, data: NDArray[np.float32], singles: list[Answer]) -> None:
+def _batch_of_rows(model: StepModel, data: NDArray[np.float32], singles: list[Stepped]) -> None:
     state, outputs = model.layout.initial(len(data)), []
     for step in range(data.shape[1]):
         output, state = model.run(data[:, step : step + 1], np.ones(len(data), np.int32), state)
         outputs.append(output)
     together = np.concatenate(outputs, axis=1)
     for i, single in enumerate(singles):
-        same(model, f"a batch of {len(data)} rows against row {i} alone", (together[i], state[i : i + 1]), single)
+        got = together[i], state[i : i + 1]
+        same(model, f"a batch of {len(data)} rows against row {i} alone", got, _until(single))
 
 
-def _chunks(model: StepModel, data: NDArray[np.float32], singles: list[Answer]) -> None:
+def _chunks(model: StepModel, data: NDArray[np.float32], singles: list[Stepped]) -> None:
     for size in (data.shape[1], 64, 7, 2):
         state, outputs = model.layout.initial(1), []
         for start in range(0, data.shape[1], size):
             output, state = model.run_row(data[0, start : start + size], state)
             outputs.append(output)
-        same(model, f"chunks of {size} against single steps", (np.concatenate(outputs), state), singles[0])
+        same(model, f"chunks of {size} against single steps", (np.concatenate(outputs), state), _until(singles[0]))
 
 
-def _ragged(model: StepModel, data: NDArray[np.float32], singles: list[Answer]) -> None:
-    time = data.shape[1]
-    lengths = [max(1, (time * (i + 1)) // len(data)) for i in range(len(data))]
+def _ragged(model: StepModel, data: NDArray[np.float32], singles: list[Stepped]) -> None:
+    lengths = [max(1, (data.shape[1] * (i + 1)) // len(data)) for i in range(len(data))]
     junk = data.copy()
     for i, length in enumerate(lengths):
         junk[i, length:] = 1e6  # what lies beyond a row's length must not matter
     for i, (length, got) in enumerate(zip(lengths, _rows(model, junk, lengths), strict=True)):
-        expected = _stepped(model, data[i, :length]) if length < time else singles[i]
-        same(model, f"a ragged batch against row {i} of {length} steps alone", got, expected)
+        same(model, f"a ragged batch against row {i} of {length} steps alone", got, _until(singles[i], length))
 
 
-def _bytes(model: StepModel, data: NDArray[np.float32], singles: list[Answer]) -> None:
+def _bytes(model: StepModel, data: NDArray[np.float32], singles: list[Stepped]) -> None:
     half = data.shape[1] // 2
     first, before = model.run_row(data[0, :half], model.layout.initial(1))
     kept = model.layout.stack([before[0].tobytes()])
@@ -156,4 +165,4 @@ def _bytes(model: StepModel, data: NDArray[np.float32], singles: list[Answer]) -
         if kept[name].tobytes() != before[name].tobytes():  # a step later the loss might be forgotten
             raise CheckError(f"a state that went through bytes: state {name!r} differs")
     second, state = model.run_row(data[0, half:], kept)
-    same(model, "a state that went through bytes", (np.concatenate([first, second]), state), singles[0])
+    same(model, "a state that went through bytes", (np.concatenate([first, second]), state), _until(singles[0]))

@@ -1,18 +1,22 @@
 """StepModel: one bundle's graph, run on batches of rows.
 
-Owns the ONNX Runtime session and the placing of axes. Knows nothing of sessions, stores or HTTP.
+Owns the ONNX Runtime session and the placing of axes. Knows nothing of sessions, stores or HTTP. ONNX Runtime itself
+is imported with the first model: it starts a thread, and a service imports this before it forks its workers.
 """
 
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from model.manifest import BATCH, TIME, BundleError, Manifest, Tensor
 from model.state import Layout, State
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 Outputs = NDArray[np.void]
 """Rows of a model's output dtype: one field an output of the graph."""
@@ -26,6 +30,8 @@ class StepModel:
 
         Raises BundleError where the file is no graph, or its tensors are not those that the manifest declares.
         """
+        import onnxruntime as ort  # noqa: PLC0415  (see above)
+
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -136,14 +142,14 @@ _DTYPES = {
 }
 
 
-def _hold_to_manifest(file: Path, session: ort.InferenceSession, manifest: Manifest) -> None:
+def _hold_to_manifest(file: Path, session: "ort.InferenceSession", manifest: Manifest) -> None:
     into = [*manifest.inputs, manifest.lengths, *(pair.tensor(pair.input) for pair in manifest.state)]
     out = [*manifest.outputs, *(pair.tensor(pair.output) for pair in manifest.state)]
     for side, declared, found in (("input", into, session.get_inputs()), ("output", out, session.get_outputs())):
         _same_tensors(file, side, declared, {node.name: node for node in found})
 
 
-def _same_tensors(file: Path, side: str, declared: Sequence[Tensor], found: dict[str, ort.NodeArg]) -> None:
+def _same_tensors(file: Path, side: str, declared: Sequence[Tensor], found: "dict[str, ort.NodeArg]") -> None:
     if missing := [tensor.name for tensor in declared if tensor.name not in found]:
         raise BundleError(file, f"the graph has no {side} {', '.join(missing)} that the manifest declares")
     if extra := sorted(set(found) - {tensor.name for tensor in declared}):

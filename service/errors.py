@@ -140,7 +140,10 @@ class ModelGoneError(OnwardError):
 
 
 class DamagedRecordError(OnwardError):
+    """`why`: what is wrong with the record's bytes."""
+
     def __init__(self, why: str) -> None:
+        self.why = why
         super().__init__(
             f"the session's record cannot be read: {why}; nothing was changed; DELETE sets it aside and frees the id"
         )

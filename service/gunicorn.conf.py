@@ -27,10 +27,11 @@ def on_starting(server: Any) -> None:
     """The workers' metrics lie in a folder of this service's own: what another left there would be counted as ours."""
     del server
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="onward-metrics-", dir=worker_tmp_dir)
+    from service import banner  # noqa: F401, PLC0415  (all that workers need: once, not in each; it reads that name)
 
 
 def child_exit(server: Any, worker: Any) -> None:
-    from prometheus_client.multiprocess import mark_process_dead  # noqa: PLC0415  (reads the folder's name when imported)
+    from prometheus_client.multiprocess import mark_process_dead  # noqa: PLC0415  (as above)
 
     del server
     mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
@@ -43,6 +44,6 @@ def on_exit(server: Any) -> None:
 
 def post_worker_init(worker: Any) -> None:
     if worker.age == 1:
-        from service import banner  # noqa: PLC0415  (imports ONNX Runtime, see service/worker.py)
+        from service import banner  # noqa: PLC0415  (as above)
 
         print(banner.text(_settings, worker.wsgi, worker.sockets[0].getsockname()), flush=True)  # noqa: T201  (it is what `onward serve` tells people)

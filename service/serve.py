@@ -1,6 +1,6 @@
 """`onward serve`: checks what can be checked, then becomes gunicorn."""
 
-import os
+import runpy
 import sys
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from service.settings import SettingsError
 
 
 def serve() -> None:
-    """Replaces this process by gunicorn's master. Exits 1 with a message where it could not serve."""
+    """Becomes gunicorn's master, until it ends. Exits 1 with a message where it could not serve."""
     try:
         told = settings.read()
         found = list(bundles(told.models))
@@ -20,4 +20,5 @@ def serve() -> None:
     if not found:
         sys.exit(f"onward: {told.models}: no bundle <name>/<version>/ is in it; `onward train` makes one")
     configuration = Path(__file__).with_name("gunicorn.conf.py")
-    os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "--config", str(configuration)])  # noqa: S606
+    sys.argv[1:] = ["--config", str(configuration)]
+    runpy.run_module("gunicorn", run_name="__main__", alter_sys=True)  # `python -m gunicorn`, without a second start

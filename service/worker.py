@@ -1,7 +1,7 @@
 """gunicorn's gevent worker with the engine's lifetime, and problems where gunicorn would answer with HTML.
 
-gunicorn's master imports this module before it forks. So it must not import ONNX Runtime, even indirectly: that starts
-a thread, which the fork does not copy, and a worker would abort at its end when it joins it.
+gunicorn's master imports this module before it forks. So nothing here may import ONNX Runtime before a model is opened:
+that starts a thread, which the fork does not copy, and a worker would abort at its end when it joins it.
 """
 
 import gc
@@ -11,6 +11,7 @@ import ssl
 from typing import Any
 
 import gevent
+from gevent import events
 from gunicorn.config import Config
 from gunicorn.http import errors as parsing
 from gunicorn.util import close_graceful, write_nonblock
@@ -20,6 +21,7 @@ from service.errors import Fault
 from service.handed import Handed
 from service.http import problems
 from service.http.problems import HTTP_KINDS, INTERNAL, Kind
+from service.streams import Streams
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +44,18 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     _lane: Any = None
     _streams: Any = None
 
-    def run(self) -> None:
-        from service.streams import Streams  # noqa: PLC0415  (imports ONNX Runtime, see above)
+    def patch(self) -> None:
+        """As gunicorn does, but no package is asked for plugins to that: gevent would read what each that is installed
+        says of itself, 25 times, a good part of a worker's start.
+        """
+        told: Any = events
+        asking, told.notify_and_call_entry_points = told.notify_and_call_entry_points, told.notify
+        try:
+            super().patch()
+        finally:
+            told.notify_and_call_entry_points = asking
 
+    def run(self) -> None:
         self.wsgi.extensions["alive"] = alive = lambda: self.alive
         self._lane, self._streams = self._open_lane(), Streams(alive)
         gc.set_threshold(10_000)  # a long body's lists are not garbage, and are looked at each time
@@ -67,7 +78,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         elif not self.cfg.keepalive:
             why = "gunicorn is told to keep no connection"
         else:
-            from service.lane import Lane  # noqa: PLC0415  (imports ONNX Runtime, see above)
+            from service.lane import Lane  # noqa: PLC0415  (gunicorn-h1c may be missing)
 
             most_body = app.config["MAX_CONTENT_LENGTH"]
             return Lane(app.extensions["onward"], self.cfg, most_body=most_body, alive=lambda: self.alive)

@@ -2,8 +2,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
 
 from tests.valkey import Server
+
+settings.register_profile("onward", deadline=None)  # what a machine has beside it to do is no property of the code
+settings.load_profile("onward")
 
 
 @pytest.fixture(autouse=True, scope="session")

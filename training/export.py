@@ -80,7 +80,7 @@ def _carried(network: Network, raw: torch.Tensor) -> dict[str, torch.Tensor]:
     reading = network.reading
     last = reading.first_values.expand(raw.shape[1], -1)
     begun, changed = torch.zeros_like(last), raw.clone()
-    for now, step in zip(changed, raw[..., reading.changes], strict=True):
+    for now, step in zip(changed, raw[..., reading.changes], strict=True) if reading.changes else ():
         now[:, reading.changes] = torch.where(begun > 0, step - last, step - step)
         begun = begun + (~step.isnan()).float()
         last = torch.where(step.isnan(), last, step)

@@ -37,6 +37,11 @@ class Accuracy:
         """(steps,) an answer that was kept as bytes: how long it is says what it has beside outputs."""
         return np.frombuffer(data, self._answers[len(data) // steps])
 
+    @property
+    def widest(self) -> int:
+        """Bytes of the longest answer to a step."""
+        return max(self._answers)
+
     def score(
         self,
         kept: Sequence[bytes | None],

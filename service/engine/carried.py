@@ -73,8 +73,10 @@ class Carried:
         """
         try:
             record = records.from_bytes(self._seal.verified(signed))
-        except (ValueError, DamagedRecordError):
+        except ValueError:
             raise InvalidInputError(Fault("state", "not a record that this service's secret has signed")) from None
+        except DamagedRecordError as error:
+            raise InvalidInputError(Fault("state", f"a record that cannot be read: {error.why}")) from None
         if record.tenant != tenant:
             raise InvalidInputError(Fault("state", "the record of another tenant's session"))
         self._models.of(record)

@@ -53,11 +53,19 @@ class Dispatch:
         self._calls: dict[Call, int] = {}  # that are waited for, with their items
         self._waiting = self._alone = 0
 
-    def call(self, items: int, *, needs_all: bool = False, has_left: Callable[[], bool] | None = None) -> Call:
-        """Raises OverloadedError where there is no room for so many more items."""
+    def call(
+        self,
+        items: int,
+        *,
+        needs_all: bool = False,
+        has_left: Callable[[], bool] | None = None,
+        since: float | None = None,
+    ) -> Call:
+        """since: when the client began to wait, None: now. Raises OverloadedError where so many items find no room."""
         if self._waiting + items > self._max_waiting:
             raise OverloadedError(self._waiting)
-        return Call(items, self._monotonic(), needs_all=needs_all, has_left=has_left)
+        since = self._monotonic() if since is None else since
+        return Call(items, since, needs_all=needs_all, has_left=has_left)
 
     def session_work(self, model: StepModel, requests: Sequence[Request], call: Call, key: bytes) -> Work:
         """An item that advances the session under `key` by these and commits."""

@@ -69,6 +69,7 @@ class Executor:
         self._keep, self._features = keep, model.manifest.features
         self.accuracy, self._observer = accuracy, observer
         self._gained = observer.watched(model, accuracy.sums) if observer and accuracy.on else None
+        self._most_answers = kept.most_answers(accuracy.widest)
         self._call, self._ref, self._bytes = Caller(model, alone=alone), ref_of(model), model.layout.dtype.itemsize
 
     def run(self, batch: Sequence[Work]) -> None:
@@ -221,7 +222,7 @@ class Executor:
             now + before.ttl_s,
             work.state,
             before.surprise.after(surprised),
-            _remembering(before, work.requests, outputs),
+            _remembering(before, work.requests, outputs, self._most_answers),
             self._history(work, before, surprised) if self._keep else b"",
             before.accuracy if work.accuracy is None else work.accuracy,
         )
@@ -255,7 +256,7 @@ def _taken(rows: Sequence[Work]) -> tuple[list[Work], list[NDArray[np.float32]]]
     return sound, taken
 
 
-def _remembering(before: Record, requests: Sequence[Request], outputs: Outputs) -> bytes:
+def _remembering(before: Record, requests: Sequence[Request], outputs: Outputs, most: int) -> bytes:
     """The session's last requests with these, whose outputs follow one another."""
     said, end = before.requests, 0
     for request in requests:
@@ -263,7 +264,7 @@ def _remembering(before: Record, requests: Sequence[Request], outputs: Outputs) 
             start, end = end, end + request.length
             if request.asked.request_id:
                 known = kept.Known(request.digest, before.step + end, outputs[start:end].tobytes())
-                said = kept.remembering(said, request.asked.request_id, known)
+                said = kept.remembering(said, request.asked.request_id, known, most)
     return said
 
 

@@ -4,8 +4,9 @@ Owns what becomes one row of a batch, and who is told what. Whether a request is
 executor's.
 """
 
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Collection, Sequence
+from itertools import chain, repeat
 from typing import NamedTuple
 
 from model.runner import Outputs, StepModel
@@ -15,7 +16,7 @@ from service.engine.inputs import Inputs, Intake
 from service.engine.lives import Lives
 from service.engine.models import Models
 from service.engine.work import Asked, Call, Request, Work
-from service.errors import InvalidInputError, NotFiniteError, OnwardError, UnavailableError
+from service.errors import Fault, InvalidInputError, NotFiniteError, OnwardError, OverloadedError, UnavailableError
 from service.sessions import record as records
 from service.sessions.requests import REMEMBERED
 
@@ -53,29 +54,10 @@ class Steps:
         RequestReusedError, ModelGoneError, InvalidInputError, NotFiniteError, OverloadedError, DeadlineError,
         AbandonedError.
         """
-        asked = Asked(session_id, inputs, step, request_id)
-        (told,) = self.in_order(tenant, (asked,), has_left=has_left)
+        (told,) = self.in_order(tenant, (Asked(session_id, inputs, step, request_id),), has_left=has_left)
         if isinstance(told, Exception):
             raise told
         return told
-
-    def many(
-        self, tenant: str, many: Sequence[Asked], *, has_left: Callable[[], bool] | None = None
-    ) -> list[Answer | Exception]:
-        """As `one` would answer each, in the same order; a session's own run one after another, as they are listed.
-
-        Raises OverloadedError where there is no room for all.
-        """
-        call = self._dispatch.call(len(many), has_left=has_left)
-        begun: list[Work | Exception] = []
-        for asked in many:
-            try:
-                begun.append(self._work(tenant, (asked,), call))
-            except Exception as error:  # noqa: BLE001  (whatever it is, it is this item's alone)
-                begun.append(error)
-                call.settled(error)
-        self._dispatch.run(call, [work for work in begun if isinstance(work, Work)])
-        return [self._told(tenant, one, has_left) for one in begun]
 
     def in_order(
         self, tenant: str, many: Sequence[Asked], *, has_left: Callable[[], bool] | None = None
@@ -85,34 +67,60 @@ class Steps:
         A refused one is passed over: what follows it and names no `step` goes on from what there is. One that could
         not be done now is not: with it ends what is told, so that nothing overtakes it.
         """
-        told, alone = list[Answer | Exception](), 0
-        while len(told) < len(many) and not (told and holds_up(told[-1])):
-            most = 1 if len(told) < alone else REMEMBERED
-            try:
-                call = self._dispatch.call(1, has_left=has_left)
-                work = self._work(tenant, many[len(told) : len(told) + most], call)
-                self._dispatch.run(call, [work])
-            except Exception as error:  # noqa: BLE001  (whatever it is, it is the next one's)
-                told.append(error)
-                continue
-            if isinstance(work.outcome, MovedError):
-                self._places.pop(work.line, None)
-            elif len(work.requests) > 1 and isinstance(work.outcome, NotFiniteError):
-                alone = len(told) + len(work.requests)  # whose it is, is found one by one
-            else:
-                for request in work.requests:
-                    told.append(_answer(work.model, request))
-                    if holds_up(told[-1]):
-                        break
-        return told
+        line = _Line(many)
+        if not many:
+            return line.told
+        try:
+            self._run(tenant, [line], self._dispatch.call(1, has_left=has_left))
+        except OverloadedError as error:
+            line.tell(error)
+        return line.told
 
-    def _told(self, tenant: str, begun: Work | Exception, has_left: Callable[[], bool] | None) -> Answer | Exception:
-        if isinstance(begun, Exception):
-            return begun
-        if isinstance(begun.outcome, MovedError):
-            self._places.pop(begun.line, None)
-            return self.in_order(tenant, (begun.requests[0].asked,), has_left=has_left)[0]
-        return _answer(begun.model, begun.requests[0])
+    def many(
+        self, tenant: str, many: Sequence[Asked], *, has_left: Callable[[], bool] | None = None
+    ) -> list[Answer | Exception]:
+        """Of any sessions, those of each in order, and as `in_order` tells; what follows one of its session that could
+        not be done now is told the same.
+
+        Raises OverloadedError where there is no room for all, and InvalidInputError where more of a session's have a
+        request id than are remembered: sent again, the first of them would be applied again.
+        """
+        if len(many) > REMEMBERED:
+            _hold_retries(many)
+        own: dict[str, list[Asked]] = {}
+        for asked in many:
+            own.setdefault(asked.session_id, []).append(asked)
+        lines = {session_id: _Line(its) for session_id, its in own.items()}
+        self._run(tenant, lines.values(), self._dispatch.call(len(lines), has_left=has_left))
+        told = {session_id: chain(line.told, repeat(line.told[-1])) for session_id, line in lines.items()}
+        return [next(told[asked.session_id]) for asked in many]
+
+    def _run(self, tenant: str, lines: Collection["_Line"], call: Call) -> None:
+        """Until all is told, or held up. What cannot be one row goes in another, by the first one's deadline."""
+        while True:
+            works = []
+            for line in lines:
+                try:
+                    line.work = self._work(tenant, line.next(), call)
+                    works.append(line.work)
+                except Exception as error:  # noqa: BLE001  (whatever it is, it is the next one's alone)
+                    line.tell(error)
+                    call.settled(error)
+            self._dispatch.run(call, works)
+            for work in works:
+                if isinstance(work.outcome, MovedError):
+                    self._places.pop(work.line, None)
+            for line in lines:
+                line.take_in()
+            lines = [line for line in lines if not line.over]
+            if not lines:
+                return
+            try:
+                call = self._dispatch.call(len(lines), has_left=call.has_left, since=call.since)
+            except OverloadedError as error:
+                for line in lines:
+                    line.tell(error)
+                return
 
     def _work(self, tenant: str, many: Sequence[Asked], call: Call) -> Work:
         """The item that does the first of these, and as many more as can be one row and kept in one record.
@@ -120,7 +128,9 @@ class Steps:
         Raises what speaks against the first.
         """
         key, model = self._place(tenant, many[0].session_id)
-        requests, ids, total = list[Request](), set[str](), 0
+        requests: list[Request] = []
+        ids: set[str] = set()
+        total = 0
         for asked in many:
             try:
                 length, array = self._intake.measured(model, asked.inputs)
@@ -148,14 +158,52 @@ class Steps:
         return key, model
 
 
-def _answer(model: StepModel, request: Request) -> Answer | Exception:
-    told = request.outcome
-    if isinstance(told, Exception):
-        return told
-    assert told is not None
-    return Answer(model, told.step, told.outputs)
+class _Line:
+    """What is asked of one session, and what was told of it so far."""
+
+    __slots__ = ("_alone", "asked", "over", "told", "work")
+
+    def __init__(self, asked: Sequence[Asked]) -> None:
+        self.asked = asked
+        self.told: list[Answer | Exception] = []
+        self.over = False
+        self.work: Work | None = None
+        """That was run, and is not told of yet."""
+        self._alone = 0  # those before this place go one by one
+
+    def next(self) -> Sequence[Asked]:
+        """What may go in one row."""
+        start = len(self.told)
+        return self.asked[start : start + (1 if start < self._alone else REMEMBERED)]
+
+    def tell(self, told: Answer | Exception) -> None:
+        self.told.append(told)
+        self.over = len(self.told) == len(self.asked) or holds_up(told)
+
+    def take_in(self) -> None:
+        """Tells what the work came to, where it is not to be done anew."""
+        work, self.work = self.work, None
+        if work is None or isinstance(work.outcome, MovedError):
+            return
+        if len(work.requests) > 1 and isinstance(work.outcome, NotFiniteError):
+            self._alone = len(self.told) + len(work.requests)  # whose it is, is found one by one
+            return
+        for request in work.requests:
+            told = request.outcome
+            assert told is not None
+            self.tell(told if isinstance(told, Exception) else Answer(work.model, told.step, told.outputs))
+            if self.over:
+                return
 
 
 def holds_up(told: Answer | Exception) -> bool:
     """Whether it is no answer, and is no refusal of what was asked either."""
     return isinstance(told, Exception) and (isinstance(told, UnavailableError) or not isinstance(told, OnwardError))
+
+
+def _hold_retries(many: Sequence[Asked]) -> None:
+    named = Counter(asked.session_id for asked in many if asked.request_id)
+    for session_id, count in named.most_common(1):
+        if count > REMEMBERED:
+            why = f"{count} of session {session_id!r} have one, and its last {REMEMBERED} are known; send them in parts"
+            raise InvalidInputError(Fault("request_id", why))

@@ -4,7 +4,7 @@ from flask import Response, request
 
 from service.engine.engine import Engine
 from service.errors import Fault, InvalidInputError
-from service.http import bodies, lines, steps
+from service.http import answers, bodies, lines, received, steps
 from service.http.connection import client
 from service.http.operations import NDJSON, Operation, Query
 
@@ -15,22 +15,22 @@ def step(engine: Engine, session_id: str) -> Response:
         return lines.reply(engine, session_id)
     if request.args:
         raise InvalidInputError(Fault("step", "a body says it; the parameter is of NDJSON"))
-    return steps.reply(engine, session_id, bodies.received(), client()).response()
+    return steps.reply(engine, session_id, received.body(), client()).response()
 
 
 def step_many(engine: Engine) -> Response:
-    return steps.reply(engine, None, bodies.received(), client()).response()
+    return steps.reply(engine, None, received.body(), client()).response()
 
 
 OPERATIONS = (
     Operation(
         "POST", "/v1/sessions/{session_id}/steps", step, "Advance a session by all of the inputs, or not at all",
-        bodies.StepAnswer, body=bodies.Step, line=bodies.Line,
+        answers.StepAnswer, body=bodies.Step, line=bodies.Line,
         problems=(400, 404, 409, 410, 413, 415, 422, 500, 503, 507),
         query=(Query("step", int, "of NDJSON: the step that the session is believed to have reached"),),
     ),
     Operation(
         "POST", "/v1/steps", step_many, "Advance many sessions, each by itself, with a status for each",
-        bodies.BulkAnswer, body=bodies.Bulk, problems=(400, 413, 415, 422, 503),
+        answers.BulkAnswer, body=bodies.Bulk, problems=(400, 413, 415, 422, 503),
     ),
 )  # fmt: skip

@@ -14,7 +14,7 @@ from service.engine.engine import Engine
 from service.engine.generate import Draw
 from service.engine.origin import Ahead
 from service.errors import Fault, InvalidInputError
-from service.http import bodies, events, problems
+from service.http import answers, bodies, events, problems, received
 from service.http.connection import client
 from service.http.events import Event
 from service.http.operations import Operation, Query, json
@@ -24,7 +24,7 @@ from service.http.steps import TENANT, checked
 
 def forecast(engine: Engine, session_id: str) -> Response:
     checked(session_id)
-    body = bodies.read(bodies.Forecast)
+    body = received.read(bodies.Forecast)
     ahead = Ahead(body.horizon, body.inputs, body.future)
     if body.samples is None and body.quantiles is None:
         if body.paths or body.seed is not None:
@@ -76,7 +76,7 @@ class Place(NamedTuple):
 
 def generate(engine: Engine, session_id: str) -> Response:
     checked(session_id)
-    body = bodies.read(bodies.Generate)
+    body = received.read(bodies.Generate)
     digest = blake2b(body.model_dump_json().encode(), digest_size=8).digest()
     reached = _reached(request.headers.get("Last-Event-ID", ""), digest, body.horizon)
     has_left = client()
@@ -128,11 +128,11 @@ def _events(draw: Draw, place: Place, path: str) -> Iterator[Event]:
 OPERATIONS = (
     Operation(
         "POST", "/v1/sessions/{session_id}/forecast", forecast, "Roll predictions forward; the session is unmoved",
-        bodies.ForecastAnswer, body=bodies.Forecast, problems=(400, 404, 409, 410, 413, 415, 422, 500, 503),
+        answers.ForecastAnswer, body=bodies.Forecast, problems=(400, 404, 409, 410, 413, 415, 422, 500, 503),
     ),
     Operation(
         "POST", "/v1/sessions/{session_id}/generate", generate, "Draw a path, an event a step; the session is unmoved",
-        bodies.GeneratedEvent, body=bodies.Generate, media=events.MEDIA_TYPE,
+        answers.GeneratedEvent, body=bodies.Generate, media=events.MEDIA_TYPE,
         query=(Query("Last-Event-ID", str, "of the last event that came: the draw goes on after it", "header"),),
         problems=(400, 404, 409, 410, 413, 415, 422, 500, 503),
     ),

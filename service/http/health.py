@@ -5,7 +5,7 @@ from importlib.metadata import version
 from flask import Response
 
 from service.engine.engine import Engine
-from service.http import bodies
+from service.http import answers
 from service.http.operations import Operation, json
 from service.http.problems import NOT_READY, RequestError
 
@@ -34,14 +34,14 @@ def index(engine: Engine) -> Response:
 
 
 OPERATIONS = (
-    Operation("GET", "/", index, "What is here", bodies.Index),
-    Operation("GET", "/healthz", healthz, "Whether the process is alive", bodies.Status),
+    Operation("GET", "/", index, "What is here", answers.Index),
+    Operation("GET", "/healthz", healthz, "Whether the process is alive", answers.Status),
     Operation(
         "GET",
         "/readyz",
         readyz,
         "Whether it can serve: a model is open and the store answers",
-        bodies.Ready,
+        answers.Ready,
         problems=(503,),
     ),
 )

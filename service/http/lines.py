@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from service.engine.engine import Engine
 from service.engine.steps import Answer
 from service.errors import Fault, InvalidInputError, NotFiniteError
-from service.http import bodies, problems, steps
+from service.http import bodies, problems, received, steps
 from service.http.operations import NDJSON, rows
 from service.http.problems import HTTP_KINDS, MALFORMED, RequestError
 from service.http.reply import encode
@@ -143,7 +143,7 @@ def _lines(body: Any, longest: int, alive: Callable[[], bool]) -> Iterator[list[
                 yield [Line(number + 1, ends)]
                 return
     except (OSError, ParseException) as error:  # gunicorn's, where the client went or its framing is broken
-        yield [Line(number + 1, bodies.broken_off(str(error)))]
+        yield [Line(number + 1, received.broken_off(str(error)))]
     else:
         if rest and not rest.isspace():
             yield [_line(number + 1, rest)]

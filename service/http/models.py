@@ -8,7 +8,7 @@ from model.answers import rolled
 from model.runner import StepModel
 from service.engine.engine import Engine
 from service.errors import Fault, InvalidInputError
-from service.http import bodies
+from service.http import answers, bodies, received
 from service.http.operations import Operation, Query, json, rows
 from service.http.steps import TENANT
 
@@ -42,7 +42,7 @@ def show(engine: Engine, model: str) -> Response:
 
 
 def predict(engine: Engine, model: str) -> Response:
-    body = bodies.read(bodies.Predict)
+    body = received.read(bodies.Predict)
     chosen = engine.models.named(model, body.version)
     sequences = []
     for one in engine.predict(model, body.version, body.inputs, body.horizon):
@@ -54,7 +54,7 @@ def predict(engine: Engine, model: str) -> Response:
 
 
 def step(engine: Engine, model: str) -> Response:
-    body = bodies.read(bodies.HeldStep)
+    body = received.read(bodies.HeldStep)
     held = engine.carried.step(TENANT, model, body.version, body.inputs, body.state)
     return json({"step": held.step, **rows(held.model, held.outputs), "state": held.state})
 
@@ -73,17 +73,17 @@ def _info(engine: Engine, model: StepModel, live: dict[tuple[str, int], int]) ->
 
 
 OPERATIONS = (
-    Operation("GET", "/v1/models", index, "The models that are served, and the bundles refused", bodies.ModelList),
+    Operation("GET", "/v1/models", index, "The models that are served, and the bundles refused", answers.ModelList),
     Operation(
-        "GET", "/v1/models/{model}", show, "One model: features, head, accuracy, provenance", bodies.ModelDetail,
+        "GET", "/v1/models/{model}", show, "One model: features, head, accuracy, provenance", answers.ModelDetail,
         query=(Query("version", int, "the highest if left out"),), problems=(404, 422),
     ),
     Operation(
         "POST", "/v1/models/{model}/predict", predict, "Predictions for whole sequences, without a session",
-        bodies.PredictAnswer, body=bodies.Predict, problems=(400, 404, 413, 415, 422, 503),
+        answers.PredictAnswer, body=bodies.Predict, problems=(400, 404, 413, 415, 422, 503),
     ),
     Operation(
         "POST", "/v1/models/{model}/step", step, "A step without a session: the client holds the state, sealed",
-        bodies.HeldAnswer, body=bodies.HeldStep, problems=(400, 404, 409, 410, 413, 415, 422, 501, 503),
+        answers.HeldAnswer, body=bodies.HeldStep, problems=(400, 404, 409, 410, 413, 415, 422, 501, 503),
     ),
 )  # fmt: skip

@@ -9,7 +9,7 @@ from flask import Flask, Response
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from service.http.bodies import Problem
+from service.http.answers import Problem
 from service.http.operations import NDJSON, Operation
 from service.http.problems import ALL, MEDIA_TYPE
 

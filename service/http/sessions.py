@@ -10,7 +10,7 @@ from model.answers import said
 from service.engine.engine import Engine
 from service.engine.lives import Chosen, Session
 from service.errors import Fault, InvalidInputError
-from service.http import bodies
+from service.http import answers, bodies, received
 from service.http.operations import Operation, Query, json
 from service.http.steps import TENANT, checked
 from service.http.times import iso
@@ -19,7 +19,7 @@ PAGE, LARGEST_PAGE = 100, 1000
 
 
 def create(engine: Engine, model: str) -> Response:
-    body = bodies.read(bodies.CreateSession, optional=True)
+    body = received.read(bodies.CreateSession, optional=True)
     session, answer = engine.create(
         TENANT,
         model,
@@ -76,7 +76,7 @@ def _seconds(said: str) -> float:
 
 
 def fork(engine: Engine, session_id: str) -> Response:
-    body = bodies.read(bodies.ForkSession, optional=True)
+    body = received.read(bodies.ForkSession, optional=True)
     return _born(engine.lives.fork(TENANT, checked(session_id), body.session_id, body.ttl_s))
 
 
@@ -89,7 +89,7 @@ def export(engine: Engine, session_id: str) -> Response:
 
 def restore(engine: Engine, session_id: str) -> Response:
     checked(session_id)
-    body = bodies.read(bodies.Exported)
+    body = received.read(bodies.Exported)
     try:
         signed = b64decode(body.state, validate=True)
     except ValueError:
@@ -99,12 +99,12 @@ def restore(engine: Engine, session_id: str) -> Response:
 
 def rewind(engine: Engine, session_id: str) -> Response:
     checked(session_id)
-    return json(_info(engine.past.rewind(TENANT, session_id, bodies.read(bodies.Rewind).step)))
+    return json(_info(engine.past.rewind(TENANT, session_id, received.read(bodies.Rewind).step)))
 
 
 def migrate(engine: Engine, session_id: str) -> Response:
     checked(session_id)
-    body = bodies.read(bodies.Migrate, optional=True)
+    body = received.read(bodies.Migrate, optional=True)
     session, replayed = engine.past.migrate(TENANT, session_id, body.version)
     return json(_info(session) | {"replayed": replayed})
 
@@ -131,11 +131,11 @@ def _info(session: Session) -> dict[str, Any]:
 
 OPERATIONS = (
     Operation(
-        "POST", "/v1/models/{model}/sessions", create, "Begin a session; inputs seed its state", bodies.CreatedSession,
+        "POST", "/v1/models/{model}/sessions", create, "Begin a session; inputs seed its state", answers.CreatedSession,
         body=bodies.CreateSession, body_optional=True, status=201, problems=(400, 404, 409, 413, 415, 422, 503, 507),
     ),
     Operation(
-        "GET", "/v1/sessions", index, "The living sessions, by page", bodies.SessionList, problems=(422, 503),
+        "GET", "/v1/sessions", index, "The living sessions, by page", answers.SessionList, problems=(422, 503),
         query=(
             Query("model", str, "only this model's"),
             Query("after", str, "the id after which the page begins"),
@@ -144,7 +144,7 @@ OPERATIONS = (
     ),
     Operation(
         "GET", "/v1/sessions/{session_id}", show, "One session: model, step, times, surprise, accuracy",
-        bodies.SessionDetail,
+        answers.SessionDetail,
         problems=(404, 410, 422, 500, 503),
     ),
     Operation(
@@ -153,7 +153,7 @@ OPERATIONS = (
     ),
     Operation(
         "DELETE", "/v1/sessions", delete_many, "End the sessions that are chosen, up to 10,000 a call",
-        bodies.EndedSessions, problems=(422, 503, 507),
+        answers.EndedSessions, problems=(422, 503, 507),
         query=(
             Query("model", str, "only this model's"),
             Query("prefix", str, "only those whose id begins so"),
@@ -161,17 +161,17 @@ OPERATIONS = (
         ),
     ),
     Operation(
-        "POST", "/v1/sessions/{session_id}/fork", fork, "A session of its own in the same state", bodies.SessionInfo,
+        "POST", "/v1/sessions/{session_id}/fork", fork, "A session of its own in the same state", answers.SessionInfo,
         body=bodies.ForkSession, body_optional=True, status=201,
         problems=(400, 404, 409, 410, 413, 415, 422, 500, 503, 507),
     ),
     Operation(
         "POST", "/v1/sessions/{session_id}/rewind", rewind, "Take the session back to an earlier step",
-        bodies.SessionInfo, body=bodies.Rewind, problems=(400, 404, 409, 410, 413, 415, 422, 500, 503, 507),
+        answers.SessionInfo, body=bodies.Rewind, problems=(400, 404, 409, 410, 413, 415, 422, 500, 503, 507),
     ),
     Operation(
         "POST", "/v1/sessions/{session_id}/migrate", migrate, "Move the session to another version of its model",
-        bodies.MigratedSession, body=bodies.Migrate, body_optional=True,
+        answers.MigratedSession, body=bodies.Migrate, body_optional=True,
         problems=(400, 404, 409, 410, 413, 415, 422, 500, 503, 507),
     ),
     Operation(
@@ -180,6 +180,6 @@ OPERATIONS = (
     ),
     Operation(
         "PUT", "/v1/sessions/{session_id}/state", restore, "Begin a session with a record that was carried here",
-        bodies.SessionInfo, body=bodies.Exported, status=201, problems=(400, 409, 413, 415, 422, 500, 501, 503, 507),
+        answers.SessionInfo, body=bodies.Exported, status=201, problems=(400, 409, 413, 415, 422, 500, 501, 503, 507),
     ),
 )  # fmt: skip

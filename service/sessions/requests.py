@@ -11,7 +11,11 @@ from typing import NamedTuple
 REMEMBERED = 32
 """How many of a session's last requests are known when they come again."""
 MOST_ANSWERS = 4096
-"""Bytes of answers that are kept beside the newest's; without its answer a request is known all the same."""
+"""Bytes of answers that are kept beside the newest's; without its answer a request is known all the same.
+
+More for a model of which REMEMBERED answers of a step each are longer, so that they are kept: up to WIDEST a step.
+"""
+WIDEST = 2048
 
 _MARK_BYTES, _DIGEST_BYTES = 8, 8
 _HEAD = struct.Struct("<8sQI")  # of the inputs, the step that was reached, the answer's length: 0 where it is not kept
@@ -29,14 +33,19 @@ def digest(inputs: bytes) -> bytes:
     return blake2b(inputs, digest_size=_DIGEST_BYTES).digest()
 
 
-def remembering(kept: bytes, request_id: str, known: Known) -> bytes:
-    """With one more request; the oldest is forgotten where there are REMEMBERED."""
+def most_answers(step_bytes: int) -> int:
+    """How many bytes of answers are kept where a step's answer has so many."""
+    return max(MOST_ANSWERS, REMEMBERED * min(step_bytes, WIDEST))
+
+
+def remembering(kept: bytes, request_id: str, known: Known, most: int = MOST_ANSWERS) -> bytes:
+    """With one more request; the oldest is forgotten where there are REMEMBERED. most: bytes of answers before it."""
     marks, heads, answers = _sections(kept)
     if len(marks) == REMEMBERED * _MARK_BYTES:
         *_, oldest = _HEAD.unpack_from(heads, len(heads) - _HEAD.size)
         marks, heads, answers = marks[:-_MARK_BYTES], heads[: -_HEAD.size], answers[: len(answers) - oldest]
-    if len(answers) > MOST_ANSWERS:
-        heads, answers = _lightened(heads, answers)
+    if len(answers) > most:
+        heads, answers = _lightened(heads, answers, most)
     head = _HEAD.pack(known.digest, known.step, len(known.answer))
     count = bytes((len(marks) // _MARK_BYTES + 1,))
     return b"".join((count, _mark(request_id), marks, head, heads, known.answer, answers))
@@ -72,7 +81,7 @@ def _sections(kept: bytes) -> tuple[bytes, bytes, bytes]:
     return kept[1:heads], kept[heads:answers], kept[answers:]
 
 
-def _lightened(heads: bytes, answers: bytes, most: int = MOST_ANSWERS) -> tuple[bytes, bytes]:
+def _lightened(heads: bytes, answers: bytes, most: int) -> tuple[bytes, bytes]:
     """Without the oldest answers, down to so many bytes."""
     lighter, place = bytearray(heads), len(heads)
     while len(answers) > most:

@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import logging
+import ssl
 import traceback
 
 import httpx
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 import onward
-from client import aio, sync
+from client import aio, drivers, sync
 from client.errors import (
     InvalidRequest,
     NotFound,
@@ -40,6 +41,16 @@ def test_the_twins_have_the_same_calls() -> None:
             assert [str(mine[key].replace(annotation=mine[key].empty)) for key in mine] == [
                 str(theirs[key].replace(annotation=theirs[key].empty)) for key in theirs
             ], name
+
+
+def test_certificates_are_read_for_https_alone() -> None:
+    """Over https whoever the machine trusts is trusted; over http, which has no certificates, none are read."""
+    assert drivers._trusted("https://onward.example") is True
+    for url in ("http://127.0.0.1:8000", "HTTP://onward.example"):
+        trusted = drivers._trusted(url)
+        assert isinstance(trusted, ssl.SSLContext)
+        assert trusted.verify_mode is ssl.CERT_REQUIRED
+        assert trusted.get_ca_certs() == []
 
 
 def test_state_is_carried(client: Client) -> None:

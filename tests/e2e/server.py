@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -17,6 +18,8 @@ import httpx
 from tests.reference import ROOT
 
 START_S = 60
+NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""Trusts no one; httpx would read everyone's certificates for each client, which takes longer than most tests do."""
 COMMAND = [sys.executable, "-m", "onward", "serve"]
 
 
@@ -119,7 +122,7 @@ class Server:
         return status
 
     def client(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=30)
+        return httpx.Client(base_url=self.url, timeout=30, verify=NO_TLS)
 
     def __enter__(self) -> Self:
         self.start()

@@ -10,7 +10,6 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -189,53 +188,51 @@ Protocol = Callable[[Cut, httpx.Client, str], Answers]
 
 
 @pytest.mark.parametrize("protocol", [by_steps, in_bulk, by_stream, by_lines])
-def test_a_cut_at_any_byte_loses_and_doubles_nothing(tmp_path: Path, protocol: Protocol) -> None:
+def test_a_cut_at_any_byte_loses_and_doubles_nothing(server: Server, client: httpx.Client, protocol: Protocol) -> None:
     """At each, the session has made each step once, and each answer that was had is the right one."""
-    with Server(tmp_path) as server, server.client() as client:
-        budget, over = 0, False
-        while not over:
-            name = f"s{budget}"
-            assert client.post("/v1/models/pulse/sessions", json={"session_id": name}).status_code == 201
-            cut = Cut(server.url, budget)
-            answers = protocol(cut, client, name)
-            over = cut.whole
-            cut.close()
-            assert client.get(f"/v1/sessions/{name}").json()["step"] == len(INPUTS), budget
-            assert protocol is by_lines or set(answers) == {0, 1}
-            for place, answer in answers.items():
-                assert answer["step"] == place + 1, (budget, answer)
-                assert_same_bits(answer, EXPECTED, slice(place, place + 1))
-            budget += FURTHER
-        assert budget > 400
+    budget, over = 0, False
+    while not over:
+        name = f"{protocol.__name__}-{budget}"
+        assert client.post("/v1/models/pulse/sessions", json={"session_id": name}).status_code == 201
+        cut = Cut(server.url, budget)
+        answers = protocol(cut, client, name)
+        over = cut.whole
+        cut.close()
+        assert client.get(f"/v1/sessions/{name}").json()["step"] == len(INPUTS), budget
+        assert protocol is by_lines or set(answers) == {0, 1}
+        for place, answer in answers.items():
+            assert answer["step"] == place + 1, (budget, answer)
+            assert_same_bits(answer, EXPECTED, slice(place, place + 1))
+        budget += FURTHER
+    assert budget > 400
 
 
-def test_a_draw_cut_at_any_byte_goes_on(tmp_path: Path) -> None:
+def test_a_draw_cut_at_any_byte_goes_on(server: Server, client: httpx.Client) -> None:
     """With the id of the last event that came whole: every event comes, once, those of one uncut draw."""
     path, body = "/v1/sessions/s/generate", {"horizon": 3, "seed": 7}
-    with Server(tmp_path) as server, server.client() as client:
-        assert client.post("/v1/models/pulse/sessions", json={"session_id": "s"}).status_code == 201
-        expected = [(one.name, one.data) for one in events.read(client.post(path, json=body).text)]
-        assert [kind for kind, _ in expected] == ["message"] * 3 + ["done"]
-        budget, over = 0, False
-        while not over:
-            cut = Cut(server.url, budget)
-            with contextlib.suppress(OSError):
-                cut.client.sendall(posted(body, path))
-            said = b""
-            for data in received(cut.client):
-                said += data
-                if said.endswith(b"0\r\n\r\n"):
-                    break
-            over = cut.whole
-            cut.close()
-            whole = unchunked(said.partition(b"\r\n\r\n")[2]).rpartition(b"\n\n")[0]
-            came = events.read(whole.decode() + "\n\n")
-            if len(came) < len(expected):
-                headers = {"Last-Event-ID": came[-1].id} if came else {}
-                came += events.read(client.post(path, json=body, headers=headers).text)
-            assert [(one.name, one.data) for one in came] == expected, budget
-            budget += FURTHER
-        assert budget > 400
+    assert client.post("/v1/models/pulse/sessions", json={"session_id": "s"}).status_code == 201
+    expected = [(one.name, one.data) for one in events.read(client.post(path, json=body).text)]
+    assert [kind for kind, _ in expected] == ["message"] * 3 + ["done"]
+    budget, over = 0, False
+    while not over:
+        cut = Cut(server.url, budget)
+        with contextlib.suppress(OSError):
+            cut.client.sendall(posted(body, path))
+        said = b""
+        for data in received(cut.client):
+            said += data
+            if said.endswith(b"0\r\n\r\n"):
+                break
+        over = cut.whole
+        cut.close()
+        whole = unchunked(said.partition(b"\r\n\r\n")[2]).rpartition(b"\n\n")[0]
+        came = events.read(whole.decode() + "\n\n")
+        if len(came) < len(expected):
+            headers = {"Last-Event-ID": came[-1].id} if came else {}
+            came += events.read(client.post(path, json=body, headers=headers).text)
+        assert [(one.name, one.data) for one in came] == expected, budget
+        budget += FURTHER
+    assert budget > 400
 
 
 def unchunked(body: bytes) -> bytes:

@@ -7,8 +7,9 @@ from threading import Thread
 
 import httpx
 
-from tests.bundles import draw, make_bundle
+from tests.bundles import draw, make_network
 from tests.e2e.server import Server
+from training.export import PARITY_STEPS, export
 
 BOUND_S = 0.010
 """What is asked of the service. A batch of this model takes several times as long here, on any machine that runs the
@@ -17,7 +18,8 @@ tests, so in the event loop most answers would be later; the median leaves room 
 
 def test_healthz_is_prompt_while_a_large_model_computes(tmp_path: Path) -> None:
     """One worker, one LSTM of 2 x 512 that is kept busy with batches: /healthz is answered in between them, at once."""
-    make_bundle(tmp_path / "models", name="large", layers=2, units=512)
+    bundle = tmp_path / "models" / "large" / "1"
+    export(make_network(layers=2, units=512), bundle=bundle, sample=draw(7, PARITY_STEPS))
     inputs = draw(64, 400).round(2).tolist()
     with Server(tmp_path, ONWARD_WORKERS="1", ONWARD_MODELS=str(tmp_path / "models")) as server:
         answers: list[httpx.Response] = []

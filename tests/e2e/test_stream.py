@@ -1,6 +1,7 @@
 """Steps over a WebSocket: the same answers as posted ones, in order, over kills and stops, by the thousand."""
 
 import json
+import resource
 import struct
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from tests.e2e.server import Server
 from tests.reference import INPUTS, ZOO, BareLoop, assert_same_bits, pulse
 from tests.websocket import CLOSE, PING, PONG, TEXT, WebSocket, frame
 
-STREAMS, ROUNDS = 1000, 3
+STREAMS, ROUNDS, IDLE = 1000, 3, 3000
 
 
 def begin(client: httpx.Client, *names: str, model: str = "pulse") -> None:
@@ -188,8 +189,15 @@ def resident(pid: int) -> int:
 
 
 def test_a_thousand_streams_step_in_turn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Over two workers, each its own session, none held up; what an idle one costs is printed, and bounded."""
+    """Over two workers, each its own session, none held up by the others or by three thousand that are idle.
+
+    What an idle one costs is printed, and bounded.
+    """
     inputs = pulse(STREAMS * ROUNDS)
+    files = 2 * (STREAMS + IDLE)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
     with Server(tmp_path) as server, server.client() as client:
         items = []
         for number in range(STREAMS):
@@ -197,8 +205,9 @@ def test_a_thousand_streams_step_in_turn(tmp_path: Path, capsys: pytest.CaptureF
             items.append({"session_id": f"s{number}", "inputs": [[500]]})
         client.post("/v1/steps", json={"items": items})  # records are remembered already
         before = sum(map(resident, server.workers()))
+        idle = [WebSocket(server.url, f"s{number % STREAMS}") for number in range(IDLE)]
         streams = [WebSocket(server.url, f"s{number}") for number in range(STREAMS)]
-        cost = (sum(map(resident, server.workers())) - before) / STREAMS
+        cost = (sum(map(resident, server.workers())) - before) / (STREAMS + IDLE)
         assert all(server.holder(one.socket) in server.workers() for one in streams[:3])
         for turn in range(ROUNDS):
             for number, stream in enumerate(streams):
@@ -212,7 +221,10 @@ def test_a_thousand_streams_step_in_turn(tmp_path: Path, capsys: pytest.CaptureF
             after = BareLoop(ZOO / "pulse/1").run([*mine, [501.0]])
             assert_same_bits(streams[number].hear(), after, slice(len(mine), None))
             assert len(expected["mean"]) == ROUNDS + 1
-        for stream in streams:
+        for number, stream in enumerate(idle):
+            stream.say({"inputs": [[502]], "step": 0})
+            assert stream.hear()["expected_step"] >= ROUNDS + 1, f"stream {number} is not served any more"
+        for stream in streams + idle:
             stream.close()
     with capsys.disabled():
         print(f"\nan idle stream: {cost / 1024:.1f} KiB of its worker's memory")  # noqa: T201

@@ -1,6 +1,5 @@
 """The use-cases in process, with a clock that the test turns: expiry, races between processes, failures."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +12,19 @@ from model.runner import Outputs, StepModel
 from model.state import State
 from service.engine.engine import Engine, Limits
 from service.engine.origin import Ahead
-from service.engine.steps import Answer
-from service.engine.work import Asked
 from service.errors import (
     DamagedRecordError,
     InvalidInputError,
-    LateRequestError,
     ModelGoneError,
     NotFiniteError,
-    RequestReusedError,
     SessionEndedError,
     SessionExistsError,
     StepConflictError,
-    StoreUnavailableError,
     UnknownSessionError,
 )
 from service.sessions import record as records
 from service.sessions.lmdb import LmdbStore
 from service.sessions.record import TOMBSTONE_S, Record
-from service.sessions.requests import REMEMBERED
 from service.sessions.store import Change
 from tests.contracts.test_stores import beside, damage
 from tests.reference import ZOO, BareLoop, pulse
@@ -230,101 +223,6 @@ def test_a_seeded_session_is_where_a_stepped_one_is(engine: Engine) -> None:
     assert (seeded.record.step, seeded.record.state) == (stepped.record.step, stepped.record.state)
     assert seeded.record.surprise == stepped.record.surprise
     assert answer.outputs["mean"].tobytes() == last.outputs["mean"][-1:].tobytes()
-
-
-def test_a_retry_gets_the_first_answer(engine: Engine) -> None:
-    """The same id with the same inputs moves nothing and says the same, also after other ways to write the inputs."""
-    engine.create(T, "pulse", session_id="s")
-    first = engine.steps.one(T, "s", [[500], [501]], request_id="r")
-    again = engine.steps.one(T, "s", [{"ppg": 500}, {"ppg": 501}], request_id="r", step=0)
-    assert (again.step, again.outputs.tobytes()) == (2, first.outputs.tobytes())
-    with pytest.raises(RequestReusedError):
-        engine.steps.one(T, "s", [[500], [502]], request_id="r")
-    assert engine.lives.session(T, "s").record.step == 2
-    engine.steps.one(T, "s", [[502]], request_id="r2")
-    again = engine.steps.one(T, "s", [[500], [501]], request_id="r", step=0)
-    assert (again.step, again.outputs.tobytes()) == (2, first.outputs.tobytes())
-    assert engine.lives.session(T, "s").record.step == 3
-
-
-def test_late_duplicates_get_their_answers(engine: Engine) -> None:
-    """Held up while others after them were answered: of the last 32, each gets its own, and nothing moves.
-
-    Where answers are long fewer are kept, and the others' requests are known as applied.
-    """
-    engine.create(T, "pulse", session_id="s")
-    first = [engine.steps.one(T, "s", [[500 + number]], request_id=f"r{number}") for number in range(REMEMBERED)]
-    again = [engine.steps.one(T, "s", [[500 + number]], request_id=f"r{number}") for number in range(REMEMBERED)]
-    assert [(one.step, one.outputs.tobytes()) for one in again] == [(one.step, one.outputs.tobytes()) for one in first]
-    engine.steps.one(T, "s", [[1.0]] * 1000, request_id="long")
-    engine.steps.one(T, "s", [[2.0]], request_id="next")
-    assert engine.steps.one(T, "s", [[2.0]], request_id="next").step == REMEMBERED + 1001
-    with pytest.raises(StepConflictError):
-        engine.steps.one(T, "s", [[1.0]] * 1000, request_id="long", step=3)
-    with pytest.raises(LateRequestError):
-        engine.steps.one(T, "s", [[1.0]] * 1000, request_id="long")
-    assert engine.lives.session(T, "s").record.step == REMEMBERED + 1001
-
-
-def test_requests_in_order_are_one_commit(engine: Engine, store: LmdbStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each with its own answer, as one by one; retries, refusals and inputs at fault are each its own."""
-    engine.create(T, "pulse", session_id="s")
-    many = [Asked("s", [[500 + number]], None, f"r{number}") for number in range(20)]
-    commits, commit = list[int](), store.commit_many
-
-    def counted(changes: Sequence[Change]) -> list[bool]:
-        commits.append(len(changes))
-        return commit(changes)
-
-    monkeypatch.setattr(store, "commit_many", counted)
-    answers = engine.steps.in_order(T, many)
-    assert commits == [1]
-    expected = BareLoop(ZOO / "pulse/1").run([[500 + number] for number in range(20)])["mean"]
-    assert [one.step for one in answers if isinstance(one, Answer)] == list(range(1, 21))
-    assert b"".join(one.outputs["mean"].tobytes() for one in answers if isinstance(one, Answer)) == expected.tobytes()
-
-    mixed = [
-        *many[18:],  # resent
-        Asked("s", [[520], [521]], 20, "r20"),
-        Asked("s", [["x"]], None, "bad"),
-        Asked("s", [[1.0]], 7, "conflict"),
-        Asked("s", [[1.0]], None, "r19"),  # another input than before
-        Asked("s", [[522]], 22, "r21"),
-        Asked("s", [[522]], 22, "r21"),  # twice in one go
-        Asked("s", [[3e38]] * 3, None, "beyond"),
-        Asked("s", [[523]], None),
-    ]
-    told = engine.steps.in_order(T, mixed)
-    kinds = [one.step if isinstance(one, Answer) else type(one) for one in told]
-    assert kinds[:9] == [
-        19, 20, 22, InvalidInputError, StepConflictError, RequestReusedError, 23, 23, NotFiniteError,
-    ]  # fmt: skip
-    assert kinds[9] == 24
-    assert engine.lives.session(T, "s").record.step == 24
-    assert engine.steps.one(T, "s", [[522]], request_id="r21").step == 23
-    strangers = [asked._replace(session_id="nobody") for asked in many[:2]]
-    assert [type(one) for one in engine.steps.in_order(T, strangers)] == [UnknownSessionError] * 2
-
-
-def test_nothing_overtakes_what_was_held_up(engine: Engine, store: LmdbStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of requests in order, one that could not be done now is the last that is told: also where those that were to be
-    one commit are done one by one, because there is one among them that the model cannot do.
-    """
-    engine.create(T, "pulse", session_id="s")
-    many = [Asked("s", [[value]], None, f"r{place}") for place, value in enumerate((500.0, 501.0, 3e38, 502.0, 503.0))]
-    commit, times = store.commit_many, iter(range(100))
-
-    def failing(changes: Sequence[Change]) -> list[bool]:
-        if next(times) == 1:  # the second's, by itself
-            raise StoreUnavailableError("away")
-        return commit(changes)
-
-    monkeypatch.setattr(store, "commit_many", failing)
-    told = engine.steps.in_order(T, many)
-    assert [one.step if isinstance(one, Answer) else type(one) for one in told] == [1, StoreUnavailableError]
-    assert engine.lives.session(T, "s").record.step == 1
-    again = engine.steps.in_order(T, many)
-    assert [one.step if isinstance(one, Answer) else type(one) for one in again] == [1, 2, NotFiniteError, 3, 4]
 
 
 def test_a_session_created_anew_is_another_one(engine: Engine, store: LmdbStore, clock: Clock) -> None:

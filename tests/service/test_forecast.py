@@ -19,7 +19,7 @@ from service.engine.origin import Ahead
 from service.engine.turn import by_turns
 from service.engine.work import Work
 from service.errors import InvalidInputError, NoForecastError, NotFiniteError
-from service.http import bodies
+from service.http import answers
 from service.sessions import record as records
 from service.sessions.lmdb import LmdbStore
 from service.sessions.record import Record
@@ -281,7 +281,7 @@ def test_answers_have_their_form(client: FlaskClient) -> None:
     def ask(session: str, **body: Any) -> dict[str, Any]:
         answer = client.post(f"/v1/sessions/{session}/forecast", json=body)
         assert answer.status_code == 200, answer.text
-        bodies.ForecastAnswer.model_validate_json(answer.data)
+        answers.ForecastAnswer.model_validate_json(answer.data)
         assert answer.json is not None
         return dict(answer.json)
 

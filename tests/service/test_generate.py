@@ -20,7 +20,7 @@ from service.app import create_app
 from service.engine.engine import Engine, Limits
 from service.engine.origin import Ahead
 from service.engine.work import Work
-from service.http import bodies, events
+from service.http import answers, events
 from service.http.connection import hung_up
 from service.http.events import Event
 from service.sessions.lmdb import LmdbStore
@@ -87,7 +87,7 @@ def ask(client: FlaskClient, session: str, headers: dict[str, str] | None = None
     assert (answer.headers["Cache-Control"], answer.headers["X-Accel-Buffering"]) == ("no-store", "no")
     told = read(answer.text)
     for one in told:
-        bodies.GeneratedEvent.model_validate(one.data)
+        answers.GeneratedEvent.model_validate(one.data)
     return told
 
 

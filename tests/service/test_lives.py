@@ -82,6 +82,17 @@ def test_a_session_is_carried_away_and_back(sealing: Engine) -> None:
         sealing.carried.restored(T, "c", signed)
 
 
+def test_a_record_of_another_version_of_onward_is_not_called_forged(sealing: Engine) -> None:
+    """It was signed with this secret, and cannot be read here: which of the two is said."""
+    sealing.create(T, "pulse", session_id="a")
+    seal = Seal([SECRET])
+    data = seal.verified(sealing.carried.exported(T, "a")[1])
+    with pytest.raises(InvalidInputError, match="cannot be read: it is of format 3, and this version of Onward reads"):
+        sealing.carried.restored(T, "b", seal.signed(data[:3] + b"\x03" + data[4:]))
+    with pytest.raises(InvalidInputError, match="not a record that this service's secret has signed"):
+        sealing.carried.restored(T, "b", data)
+
+
 def test_a_state_that_its_client_holds(sealing: Engine, clock: Clock) -> None:
     """Steps as a session's, with nothing kept; not with another model, tenant or version, and not for ever."""
     inputs = pulse(5)

@@ -11,7 +11,7 @@ from openapi_spec_validator import validate
 from model.repository import open_all
 from service.app import OPERATIONS, create_app
 from service.engine.engine import Engine, Limits
-from service.http import bodies, openapi
+from service.http import answers, openapi
 from service.http.events import MEDIA_TYPE
 from service.sessions.lmdb import LmdbStore
 from service.sessions.seal import Seal
@@ -131,8 +131,8 @@ def test_every_head_is_served_as_described(tmp_path: Path, head: str) -> None:
     client = create_app(Settings(), engine).test_client()
     inputs = [[10.0, 20.0], [11.0, 19.0]]
     created = client.post("/v1/models/m/sessions", json={"session_id": "s", "inputs": inputs})
-    bodies.CreatedSession.model_validate_json(created.data)
-    step = bodies.StepAnswer.model_validate_json(client.post("/v1/sessions/s/steps", json={"inputs": inputs}).data)
+    answers.CreatedSession.model_validate_json(created.data)
+    step = answers.StepAnswer.model_validate_json(client.post("/v1/sessions/s/steps", json={"inputs": inputs}).data)
     assert step.step == 4
     assert all(len(rows) == 2 for rows in step.predictions.values())
     assert step.error is not None
@@ -140,22 +140,22 @@ def test_every_head_is_served_as_described(tmp_path: Path, head: str) -> None:
     client.post("/v1/models/m/sessions", json={"session_id": "t", "interval": 0.5})
     for names in (["s", "t"], ["t", "s"], ["t"]):
         body = {"session_ids": names, "inputs": [inputs[:1]] * len(names)}
-        columns = bodies.ColumnsAnswer.model_validate_json(client.post("/v1/steps", json=body).data)
+        columns = answers.ColumnsAnswer.model_validate_json(client.post("/v1/steps", json=body).data)
         assert columns.statuses == [200] * len(names)
         assert columns.interval is not None
         assert [bounds is None for bounds in columns.interval.low] == [name == "s" for name in names]
         assert all(len(rows[0]) == 2 for rows in columns.error if rows)
-    session = bodies.SessionDetail.model_validate_json(client.get("/v1/sessions/t").data)
+    session = answers.SessionDetail.model_validate_json(client.get("/v1/sessions/t").data)
     assert session.accuracy is not None
     assert (session.accuracy["y"].inputs, session.interval and session.interval.wanted) == (3, 0.5)
     refused = client.post("/v1/models/m/sessions", json={"interval": 0.4})
     assert (refused.status_code, refused.json["errors"][0]["field"]) == (422, "interval")  # type: ignore[index]
     forecast = client.post("/v1/sessions/s/forecast", json={"horizon": 3})
-    (centre,) = bodies.ForecastAnswer.model_validate_json(forecast.data).forecast.values()
+    (centre,) = answers.ForecastAnswer.model_validate_json(forecast.data).forecast.values()
     assert len(centre) == 3
     predicted = client.post("/v1/models/m/predict", json={"inputs": [inputs], "horizon": 1})
-    bodies.PredictAnswer.model_validate_json(predicted.data)
-    detail = bodies.ModelDetail.model_validate_json(client.get("/v1/models/m").data)
+    answers.PredictAnswer.model_validate_json(predicted.data)
+    detail = answers.ModelDetail.model_validate_json(client.get("/v1/models/m").data)
     assert detail.head["kind"] == head
     assert detail.head["levels"] == ([0.1, 0.5, 0.9] if head == "quantiles" else [])
     engine.close()
@@ -172,4 +172,4 @@ def test_lines_are_described(app: Flask) -> None:
     lines = answer.text.splitlines()
     assert len(lines) == 2
     for line in lines:
-        bodies.StepAnswer.model_validate_json(line)
+        answers.StepAnswer.model_validate_json(line)

@@ -4,15 +4,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.sessions import requests
-from service.sessions.requests import MOST_ANSWERS, REMEMBERED, Known
+from service.sessions.requests import REMEMBERED, WIDEST, Known
 
 
-@given(st.lists(st.binary(min_size=1, max_size=3000), max_size=80))
-def test_the_last_requests_are_known_with_their_answers(answers: list[bytes]) -> None:
+@given(st.lists(st.binary(min_size=1, max_size=3000), max_size=80), st.sampled_from([100, 248, 2048, 10**6]))
+def test_the_last_requests_are_known_with_their_answers(answers: list[bytes], step_bytes: int) -> None:
     """As many as are said to be, each with its own answer; the oldest lose theirs first, the newest has it always."""
-    kept = b""
+    kept, most = b"", requests.most_answers(step_bytes)
     for number, answer in enumerate(answers):
-        kept = requests.remembering(kept, f"r{number}", Known(requests.digest(answer), number, answer))
+        kept = requests.remembering(kept, f"r{number}", Known(requests.digest(answer), number, answer), most)
     for back, (number, answer) in enumerate(reversed(list(enumerate(answers)))):
         known = requests.find(kept, f"r{number}")
         if back >= REMEMBERED:
@@ -21,10 +21,23 @@ def test_the_last_requests_are_known_with_their_answers(answers: list[bytes]) ->
         assert known is not None
         assert (known.digest, known.step) == (requests.digest(answer), number)
         assert known.answer in (answer, b"")
-        if back == 0 or sum(map(len, answers[number:-1])) <= MOST_ANSWERS:
+        if back == 0 or sum(map(len, answers[number:-1])) <= most:
             assert known.answer == answer
-    assert len(kept) <= 1 + REMEMBERED * 28 + 2 * 3000 + MOST_ANSWERS
+    assert len(kept) <= 1 + REMEMBERED * 28 + 2 * 3000 + most
     assert requests.find(kept, "another") is None
+
+
+def test_answers_of_a_step_each_are_all_kept() -> None:
+    """However long a step's answer is, up to a bound: whoever has 32 under way and loses them gets each one's own."""
+    for size in (4, 128, 129, 248, WIDEST):
+        kept = b""
+        for number in range(100):
+            answer = bytes([number]) * size
+            kept = requests.remembering(
+                kept, f"r{number}", Known(bytes(8), number, answer), requests.most_answers(size)
+            )
+        for number in range(100 - REMEMBERED, 100):
+            assert requests.find(kept, f"r{number}") == Known(bytes(8), number, bytes([number]) * size)
 
 
 def test_without_answers_requests_are_known_still() -> None:

@@ -1,0 +1,46 @@
+"""The body of the request that is being answered: whole, said to be JSON, and as one of `service.http.bodies`."""
+
+from typing import TypeVar
+
+from flask import request
+from gunicorn.http.errors import ParseException
+from werkzeug.exceptions import RequestEntityTooLarge
+
+from service.errors import Fault
+from service.http.bodies import Body
+from service.http.problems import HTTP_KINDS, MEDIA, RequestError
+
+B = TypeVar("B", bound=Body)
+
+
+def broken_off(why: str) -> RequestError:
+    detail = f"the body is not whole: {why}"
+    return RequestError(HTTP_KINDS[400], detail, [Fault("body", detail)])
+
+
+def read(form: type[B], *, optional: bool = False) -> B:
+    """The request's body as `form`; an empty one as its defaults where it is optional.
+
+    Raises RequestError, ValidationError, or werkzeug's 413.
+    """
+    data = body(optional=optional)
+    return form() if optional and not data else form.model_validate_json(data)
+
+
+def body(*, optional: bool = False) -> bytes:
+    """The request's body, whole and said to be JSON. Raises RequestError, or werkzeug's 413."""
+    if request.content_encoding not in (None, "identity"):
+        detail = f"Content-Encoding {request.content_encoding!r} is not supported; send the JSON as it is"
+        raise RequestError(MEDIA, detail, [Fault("Content-Encoding", detail)])
+    try:
+        data = request.get_data(cache=False)
+    except (OSError, ParseException) as error:  # gunicorn's, of a chunked body whose framing is broken
+        raise broken_off(str(error)) from error
+    if request.content_length not in (None, len(data)):
+        raise broken_off(f"{len(data)} of {request.content_length} bytes came")
+    if request.content_length is None and len(data) == request.max_content_length:
+        raise RequestEntityTooLarge  # werkzeug cuts a chunked body off at the limit, without a word
+    if request.mimetype != "application/json" and (data or not optional):
+        detail = f"expected Content-Type: application/json, not {request.mimetype or 'none'}"
+        raise RequestError(MEDIA, detail, [Fault("Content-Type", detail)])
+    return data
