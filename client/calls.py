@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
+from itertools import islice
 from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
@@ -19,6 +20,8 @@ from client.infos import SessionInfo
 from client.values import Forecast, Held, Predicted, Predictions, Steps, given
 
 Json = dict[str, Any]
+REMEMBERED = 32
+"""How many of a session's last requests the service knows when they come again."""
 DATE_S = 2.0
 """How exact the date is that an answer carries: a second, and one for clocks of machines side by side."""
 
@@ -161,32 +164,37 @@ class Calls:
     # Of many
 
     def step_many(self, items: Sequence[tuple[str, Steps]]) -> Flow[list[Predictions | Problem]]:
-        """In rounds: of each session its next item, which is answered before the one after it is sent.
+        """In rounds, of each session its next items: no more than the service remembers, since a round whose answer was
+        lost is sent again, and all answered before those after them are sent.
 
-        So nothing of a session is overtaken by what comes after it: what is refused for now is in the next round again,
-        until patience ends, and then all that its session still has is refused with it. And a round may be sent again
-        unanswered: of each session it has the newest request.
+        What is refused for now, with all of its session behind it, is in the next round again, and so is not overtaken;
+        where patience ends, what is left of its session is refused with it.
         """
         bodies = [{"session_id": name, "inputs": values.steps(one), "request_id": new_id()} for name, one in items]
-        lines: dict[str, deque[int]] = {}  # places of what is not answered, by session, in its order
+        own: dict[str, deque[int]] = {}
         for place, (name, _) in enumerate(items):
-            lines.setdefault(name, deque()).append(place)
+            own.setdefault(name, deque()).append(place)
+        lines = list(own.values())  # of each session the places of what is not answered, in their order
         answers: dict[int, Predictions | Problem] = {}
         retry = Retry(self.patience)
         while lines:
-            request = Request("POST", "/v1/steps", {"items": [bodies[line[0]] for line in lines.values()]})
+            places = [place for line in lines for place in islice(line, REMEMBERED)]
+            request = Request("POST", "/v1/steps", {"items": [bodies[place] for place in places]})
             reply = (yield from exchange(request, retry, safe=True)).reply
-            told = {name: _item(one) for name, one in zip(lines, content(reply)["items"], strict=True)}
-            pause = retry.next(reply) if any(map(_for_now, told.values())) else None
-            for name, answer in told.items():
-                if not _for_now(answer):
-                    answers[lines[name].popleft()] = answer
-                elif pause is None:
-                    answers |= dict.fromkeys(lines[name], answer)
-                    lines[name].clear()
-            lines = {name: line for name, line in lines.items() if line}
+            told = dict(zip(places, map(_item, content(reply)["items"]), strict=True))
+            for line in lines:
+                while line and line[0] in told and not _for_now(told[line[0]]):
+                    place = line.popleft()
+                    answers[place] = told[place]
+            held_up = [line for line in lines if line and line[0] in told]
+            pause = retry.next(reply) if held_up else None
             if pause is not None:
                 yield pause
+            else:
+                for line in held_up:
+                    answers |= dict.fromkeys(line, told[line[0]])
+                    line.clear()
+            lines = [line for line in lines if line]
         return [answers[place] for place in range(len(items))]
 
 

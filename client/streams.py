@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import orjson
 
 from client import values
-from client.calls import new_id, path
+from client.calls import REMEMBERED, new_id, path
 from client.errors import Problem
 from client.flow import AGAIN, Emit, Feed, Lost, Patience, Reply, Retry, failure
 from client.values import Step
 
-MOST_UNANSWERED = 32
+MOST_UNANSWERED = REMEMBERED
 
 
 class Dial(NamedTuple):

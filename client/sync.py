@@ -121,8 +121,8 @@ class Client:
     def step_many(self, items: Sequence[tuple[Handle | str, Steps]]) -> list[Predictions | Problem]:
         """Steps of many sessions, each by itself; in the place of one that failed is its Problem.
 
-        In as many calls as one session has items, so that its own are done in their order. Where a call fails as a
-        whole, by a Problem or UnreachableError, items of earlier calls are done.
+        In one call, or several where there are more than 32 of one session, whose items are done in their order. Where
+        a call fails as a whole, by a Problem or UnreachableError, items of earlier calls are done.
         """
         return self._driver.run(many(self._calls, items))
 

@@ -179,28 +179,43 @@ def sent(requests: Iterable[Request]) -> list[list[tuple[str, Any]]]:
     return [[(one["session_id"], one["inputs"][0]) for one in request.content["items"]] for request in requests]
 
 
-def test_of_many_a_sessions_own_go_one_after_another() -> None:
-    """Each waits for the one before it, also where that was refused for now; other refusals stand."""
+def test_of_many_what_is_held_up_is_overtaken_by_nothing() -> None:
+    """It goes again, with its id and with all of its session behind it; other refusals stand."""
     busy, wrong = refused("overloaded", 503), refused("invalid-request", 422)
-    flow = CALLS.step_many([("a", [1]), ("b", [2]), ("b", [3]), ("c", [4]), ("a", [5]), ("a", [6])])
-    answers = [many(DONE, busy, wrong), many(wrong, DONE), many(DONE, DONE)]
-    told, requests, pauses = run(flow, answers)
-    assert sent(requests) == [[("a", 1), ("b", 2), ("c", 4)], [("a", 5), ("b", 2)], [("a", 6), ("b", 3)]]
-    kinds = ["Predictions", "Predictions", "Predictions", "InvalidRequest", "InvalidRequest", "Predictions"]
+    flow = CALLS.step_many([("a", [1]), ("b", [2]), ("a", [3]), ("c", [4]), ("a", [5]), ("a", [6])])
+    told, requests, pauses = run(flow, [many(DONE, wrong, busy, busy, busy, wrong), many(DONE, wrong, DONE)])
+    assert sent(requests) == [
+        [("a", 1), ("a", 3), ("a", 5), ("a", 6), ("b", 2), ("c", 4)],
+        [("a", 5), ("a", 6), ("b", 2)],
+    ]
+    kinds = ["Predictions", "Predictions", "InvalidRequest", "InvalidRequest", "Predictions", "InvalidRequest"]
     assert [type(one).__name__ for one in told] == kinds
     assert len(pauses) == 1
-    assert requests[1].content["items"][1] == requests[0].content["items"][1]
+    assert requests[1].content["items"][0] == requests[0].content["items"][2]
 
 
-def test_of_many_none_overtakes_what_could_not_be_done() -> None:
-    """Where patience ends, what its session still has is refused with it, unsent; other sessions go on."""
+def test_of_many_no_more_of_a_session_than_are_remembered() -> None:
+    """Those after them wait until these are answered; where patience ends before, they are not sent."""
+    items = [("a", [number]) for number in range(40)]
+    first, rest = many(*[DONE] * 31, refused("overloaded", 503)), many(*[DONE] * 9)
+    told, requests, _ = run(CALLS.step_many(items), [SENT, first, rest])
+    assert [len(one) for one in sent(requests)] == [32, 32, 9]
+    assert sent(requests)[2] == [("a", number) for number in range(31, 40)]
+    assert {type(one).__name__ for one in told} == {"Predictions"}
+    slow = Reply(200, {}, first.body, took_s=11.0)
+    told, requests, pauses = run(CALLS.step_many(items), [slow])
+    assert [type(one).__name__ for one in told] == ["Predictions"] * 31 + ["Overloaded"] * 9
+    assert (len(requests), pauses) == (1, [])
+
+
+def test_of_many_sessions_go_on_where_one_cannot() -> None:
+    """Patience that has ended on one is no reason to leave the others' items unsent."""
     busy = refused("overloaded", 503)
-    flow = CALLS.step_many([("a", [1]), ("a", [2]), ("b", [3]), ("b", [4])])
-    slow = Reply(200, {}, many(busy, DONE).body, took_s=11.0)
-    told, requests, pauses = run(flow, [slow, many(DONE)])
-    assert [type(one).__name__ for one in told] == ["Overloaded", "Overloaded", "Predictions", "Predictions"]
-    assert sent(requests) == [[("a", 1), ("b", 3)], [("b", 4)]]
-    assert not pauses
+    flow = CALLS.step_many([("a", [0])] + [("b", [number]) for number in range(33)])
+    slow = Reply(200, {}, many(busy, *[DONE] * 32).body, took_s=11.0)
+    told, requests, _ = run(flow, [slow, many(DONE)])
+    assert [type(one).__name__ for one in told] == ["Overloaded"] + ["Predictions"] * 33
+    assert sent(requests)[1] == [("b", 32)]
 
 
 def test_of_many_patience_is_for_all_rounds() -> None:
