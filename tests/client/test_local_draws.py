@@ -184,5 +184,7 @@ def test_numbers_out_of_range_are_refused(asked: dict[str, Any]) -> None:
     session = onward.load(ZOO / "pulse/1").session(inputs=pulse(4))
     with pytest.raises(InvalidRequest):
         session.forecast(4, **asked)
-    with pytest.raises(InvalidRequest, match="horizon"):
+    with pytest.raises(InvalidRequest, match=r"horizon: expected a number from 1 up to 2,147,483,648"):
         session.forecast(0)
+    with pytest.raises(InvalidRequest, match=r"top_p: expected a number above 0 up to 1"):
+        list(session.generate(4, top_p=0.0))
