@@ -1,6 +1,7 @@
 """The client for an event loop, twin of `sync`, call by call."""
 
-from collections.abc import AsyncIterable, AsyncIterator, Generator, Iterable, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Generator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -113,7 +114,11 @@ class AsyncClient:
         return await self._driver.run(self._calls.delete_sessions(model, prefix, idle_s))
 
     async def step_many(self, items: Sequence[tuple[Handle | str, Steps]]) -> list[Predictions | Problem]:
-        """Steps of many sessions in one call, each by itself; in the place of one that failed is its Problem."""
+        """Steps of many sessions, each by itself; in the place of one that failed is its Problem.
+
+        In one call, or several where there are more than 32 of one session, whose items are done in their order. Where
+        a call fails as a whole, by a Problem or UnreachableError, items of earlier calls are done.
+        """
         return await self._driver.run(many(self._calls, items))
 
 
@@ -168,8 +173,12 @@ class AsyncSession(Handle):
         """Draws up to `horizon` steps, each as it is drawn, and Done; the session stays. choices: see `Choices`."""
         return self._driver.feed(self._generate(horizon, choices))
 
-    async def stream(self, inputs: Iterable[Step] | AsyncIterable[Step]) -> AsyncIterator[Prediction]:
-        """Steps over one WebSocket, a prediction each; a task takes inputs, up to 32 ahead of their answers."""
+    async def stream(self, inputs: Steps | AsyncIterable[Step]) -> AsyncIterator[Prediction]:
+        """Steps over one WebSocket, a prediction each; a task takes inputs, up to 32 ahead of their answers.
+
+        What is refused, or cannot be sent, ends it: the inputs before it are applied, and none behind it. So does, by
+        StepConflict, another's step of the session meanwhile. Raises TypeError for an iterator that cannot be awaited.
+        """
         driver = self._driver
         async with AsyncWire(driver.url, driver.headers, driver.timeout_s, inputs) as wire:
             async for prediction in wire.run(self._stream()):
@@ -196,24 +205,24 @@ class AsyncSession(Handle):
 
 
 class Opening:
-    """A session to come: `await` it, or open it in an `async with` block."""
+    """A session to come: `await` it, or open it in an `async with` block. However often, it is the same one."""
 
     def __init__(self, driver: AsyncDriver, calls: Calls, flow: Flow[SessionInfo], *, keep: bool) -> None:
         self._driver, self._calls, self._flow, self._keep = driver, calls, flow, keep
-        self._session: AsyncSession | None = None
+        self._opened: asyncio.Task[AsyncSession] | None = None
 
     async def _open(self) -> AsyncSession:
         return AsyncSession(self._driver, self._calls, await self._driver.run(self._flow), keep=self._keep)
 
     def __await__(self) -> Generator[Any, None, AsyncSession]:
-        return self._open().__await__()
+        if self._opened is None:
+            self._opened = asyncio.get_running_loop().create_task(self._open())
+        return self._opened.__await__()
 
     async def __aenter__(self) -> AsyncSession:
-        self._session = await self._open()
-        return self._session
+        return await self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._session is not None
-        await self._session.__aexit__(kind, error, trace)
+        await (await self).__aexit__(kind, error, trace)

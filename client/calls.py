@@ -4,9 +4,11 @@ Every step carries a request id, so it may be sent until it is answered. A sessi
 where the answer was lost, the next try finds the id taken, and what was made is looked at.
 """
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
+from itertools import islice
 from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
@@ -18,9 +20,10 @@ from client.infos import SessionInfo
 from client.values import Forecast, Held, Predicted, Predictions, Steps, given
 
 Json = dict[str, Any]
+REMEMBERED = 32
+"""How many of a session's last requests the service knows when they come again."""
 DATE_S = 2.0
 """How exact the date is that an answer carries: a second, and one for clocks of machines side by side."""
-BUSY = Reply(503, {}, b"")
 
 
 def path(session_id: str, what: str = "") -> str:
@@ -43,7 +46,7 @@ class Calls:
 
     def ask(self, request: Request, *, safe: bool = True) -> Flow[Any]:
         """What the answer says. Raises Problem, UnreachableError."""
-        return content((yield from exchange(request, self.patience, safe=safe)).reply)
+        return content((yield from exchange(request, Retry(self.patience), safe=safe)).reply)
 
     # The service
 
@@ -109,7 +112,7 @@ class Calls:
 
         chosen: someone chose the id, and the session that has it may be another, older than the tries.
         """
-        done: Exchanged = yield from exchange(request, self.patience, safe=True)
+        done: Exchanged = yield from exchange(request, Retry(self.patience), safe=True)
         try:
             return infos.session(content(done.reply))
         except SessionExists:
@@ -124,7 +127,7 @@ class Calls:
         return infos.session((yield from self.get(path(session_id))))
 
     def delete(self, session_id: str) -> Flow[None]:
-        done = yield from exchange(Request("DELETE", path(session_id)), self.patience, safe=True)
+        done = yield from exchange(Request("DELETE", path(session_id)), Retry(self.patience), safe=True)
         try:
             content(done.reply)
         except SessionEnded as ended:
@@ -161,23 +164,42 @@ class Calls:
     # Of many
 
     def step_many(self, items: Sequence[tuple[str, Steps]]) -> Flow[list[Predictions | Problem]]:
-        """Each item has a request id. One that was refused for now is sent again, with its like; but not where its
-        session has several items, whose order would be lost.
+        """In rounds, of each session its next items: no more than the service remembers, since a round whose answer was
+        lost is sent again, and all answered before those after them are sent.
+
+        What is refused for now, with all of its session behind it, is in the next round again, and so is not overtaken;
+        where patience ends, what is left of its session is refused with it.
         """
-        names = [session_id for session_id, _ in items]
         bodies = [{"session_id": name, "inputs": values.steps(one), "request_id": new_id()} for name, one in items]
+        own: dict[str, deque[int]] = {}
+        for place, (name, _) in enumerate(items):
+            own.setdefault(name, deque()).append(place)
+        lines = list(own.values())  # of each session the places of what is not answered, in their order
         answers: dict[int, Predictions | Problem] = {}
-        retry, left = Retry(self.patience), list(range(len(items)))
-        while True:
-            request = Request("POST", "/v1/steps", {"items": [bodies[place] for place in left]})
-            told = (yield from self.ask(request))["items"]
-            for place, one in zip(left, told, strict=True):
-                answers[place] = values.predictions(one) if one["status"] == 200 else Problem.of(one["problem"])
-            left = [place for place in left if _for_now(answers[place]) and names.count(names[place]) == 1]
-            pause = retry.next(BUSY) if left else None
-            if pause is None:
-                return [answers[place] for place in range(len(items))]
-            yield pause
+        retry = Retry(self.patience)
+        while lines:
+            places = [place for line in lines for place in islice(line, REMEMBERED)]
+            request = Request("POST", "/v1/steps", {"items": [bodies[place] for place in places]})
+            reply = (yield from exchange(request, retry, safe=True)).reply
+            told = dict(zip(places, map(_item, content(reply)["items"]), strict=True))
+            for line in lines:
+                while line and line[0] in told and not _for_now(told[line[0]]):
+                    place = line.popleft()
+                    answers[place] = told[place]
+            held_up = [line for line in lines if line and line[0] in told]
+            pause = retry.next(reply) if held_up else None
+            if pause is not None:
+                yield pause
+            else:
+                for line in held_up:
+                    answers |= dict.fromkeys(line, told[line[0]])
+                    line.clear()
+            lines = [line for line in lines if line]
+        return [answers[place] for place in range(len(items))]
+
+
+def _item(told: Json) -> Predictions | Problem:
+    return values.predictions(told) if told["status"] == 200 else Problem.of(told["problem"])
 
 
 def _for_now(answer: Predictions | Problem) -> bool:

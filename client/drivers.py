@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from client import address
 from client.flow import Command, Emit, Feed, Flow, Lost, Reply, Request, Sleep
 from client.generating import Open, Read
 
@@ -18,12 +19,14 @@ TIMEOUT_S, PATIENCE_S = 35.0, 60.0
 """Of one try, a little more than the service gives a request by itself; and of all tries together."""
 LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=100)
 """Whoever makes calls side by side decides how many."""
+LOST = (httpx.TimeoutException, httpx.NetworkError, httpx.ProxyError, httpx.RemoteProtocolError)
+"""What may be another at the next try. What this client may not send is not."""
 UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 
 class Driver:
     def __init__(self, url: str, api_key: str | None, timeout_s: float) -> None:
-        self.url, self.headers, self.timeout_s = url.rstrip("/"), _headers(api_key), timeout_s
+        self.url, self.headers, self.timeout_s = address.service(url), _headers(api_key), timeout_s
         self.http = httpx.Client(
             base_url=self.url, headers=self.headers, timeout=timeout_s, limits=LIMITS, verify=_trusted(self.url)
         )
@@ -63,7 +66,7 @@ class Driver:
                             answer = next(pieces, b"")
                         case _:
                             answer = self._do(command)
-                except httpx.TransportError as error:
+                except LOST as error:
                     answer = _lost(error, began)
         finally:
             feed.close()
@@ -82,14 +85,14 @@ class Driver:
         began = time.monotonic()
         try:
             answer = self.http.send(_built(self.http, command))
-        except httpx.TransportError as error:
+        except LOST as error:
             return _lost(error, began)
         return _reply(answer, began, answer.content)
 
 
 class AsyncDriver:
     def __init__(self, url: str, api_key: str | None, timeout_s: float) -> None:
-        self.url, self.headers, self.timeout_s = url.rstrip("/"), _headers(api_key), timeout_s
+        self.url, self.headers, self.timeout_s = address.service(url), _headers(api_key), timeout_s
         self.http = httpx.AsyncClient(
             base_url=self.url, headers=self.headers, timeout=timeout_s, limits=LIMITS, verify=_trusted(self.url)
         )
@@ -130,7 +133,7 @@ class AsyncDriver:
                             answer = await anext(pieces, b"")
                         case _:
                             answer = await self._do(command)
-                except httpx.TransportError as error:
+                except LOST as error:
                     answer = _lost(error, began)
         finally:
             feed.close()
@@ -149,7 +152,7 @@ class AsyncDriver:
         began = time.monotonic()
         try:
             answer = await self.http.send(_built(self.http, command))
-        except httpx.TransportError as error:
+        except LOST as error:
             return _lost(error, began)
         return _reply(answer, began, answer.content)
 
@@ -160,7 +163,8 @@ def _trusted(url: str) -> ssl.SSLContext | bool:
 
 
 def _headers(api_key: str | None) -> dict[str, str]:
-    return {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    key = address.key(api_key)
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def _built(http: httpx.Client | httpx.AsyncClient, request: Request) -> httpx.Request:
@@ -179,5 +183,5 @@ def _reply(answer: httpx.Response, began: float, body: bytes) -> Reply:
     return Reply(answer.status_code, answer.headers, body, time.monotonic() - began)
 
 
-def _lost(error: httpx.TransportError, began: float) -> Lost:
+def _lost(error: Exception, began: float) -> Lost:
     return Lost(error, not isinstance(error, UNSENT), time.monotonic() - began)

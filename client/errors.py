@@ -57,18 +57,26 @@ class Problem(Exception):
 
 def answered(status: int, body: bytes) -> Problem:
     """The answer as an exception, also where something between client and service has answered in its own words."""
+    told = {"status": status} | (document(body) or {})
+    if _is_problem(told):
+        return Problem.of(told)
+    phrase = HTTPStatus(status).phrase if status in set(HTTPStatus) else "no answer of Onward"
+    detail = f"{status} {phrase}, in words that are not Onward's: {body[:200].decode('utf-8', 'replace')}"
+    return Problem({"title": phrase, "status": status, "detail": detail})
+
+
+def document(body: bytes) -> dict[str, Any] | None:
+    """The JSON object that this is; None where it is none."""
     try:
-        document = orjson.loads(body)
+        told = orjson.loads(body)
     except orjson.JSONDecodeError:
-        document = None
-    if not isinstance(document, dict) or "type" not in document:
-        phrase = HTTPStatus(status).phrase if status in set(HTTPStatus) else "no answer of Onward"
-        document = {
-            "title": phrase,
-            "status": status,
-            "detail": f"{status} {phrase}: {body[:200].decode('utf-8', 'replace')}",
-        }
-    return Problem.of(document)
+        return None
+    return told if isinstance(told, dict) else None
+
+
+def _is_problem(told: Mapping[str, Any]) -> bool:
+    errors = told.get("errors", [])
+    return type(told["status"]) is int and isinstance(told.get("type"), str) and isinstance(errors, list)
 
 
 class BadRequest(Problem):

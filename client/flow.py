@@ -12,9 +12,10 @@ from typing import Any, NamedTuple, TypeVar
 
 import orjson
 
-from client.errors import UNDONE, Problem, UnreachableError, answered
+from client.errors import UNDONE, Problem, UnreachableError, answered, document
 
 T = TypeVar("T")
+NO_CONTENT = 204
 AGAIN = frozenset({429, 502, 503, 504})
 """Statuses that may be another at the next try; 502 and 504 are a proxy's, which does not know what was done."""
 
@@ -113,13 +114,13 @@ class Exchanged(NamedTuple):
     since_s: float
 
 
-def exchange(request: Request, patience: Patience, *, safe: bool) -> Flow[Exchanged]:
+def exchange(request: Request, retry: Retry, *, safe: bool) -> Flow[Exchanged]:
     """Sends the request until there is an answer that another try would not change.
 
-    safe: it may be sent again although it may have been applied; otherwise it is only where nothing can have been done.
-    Raises UnreachableError, or the Problem where tries are used up on one.
+    retry: of the call that this is part of. safe: it may be sent again although it may have been applied; otherwise it
+    is only where nothing can have been done. Raises UnreachableError, or the Problem where tries are used up on one.
     """
-    retry, doubtful = Retry(patience), False
+    doubtful = False
     while True:
         answer: Reply | Lost = yield request
         if isinstance(answer, Reply) and answer.status not in AGAIN:
@@ -132,10 +133,13 @@ def exchange(request: Request, patience: Patience, *, safe: bool) -> Flow[Exchan
 
 
 def content(reply: Reply) -> Any:
-    """What the answer's body says. Raises the Problem that it is."""
-    if not 200 <= reply.status < 300:
+    """What the answer's body says, a JSON object, or nothing with a 204. Raises the Problem that it is."""
+    if reply.status == NO_CONTENT:
+        return None
+    told = document(reply.body)
+    if told is None or not 200 <= reply.status < 300:
         raise answered(reply.status, reply.body)
-    return orjson.loads(reply.body) if reply.body else None
+    return told
 
 
 def failure(failed: Reply | Lost) -> Problem | UnreachableError:

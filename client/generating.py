@@ -1,6 +1,6 @@
 """What a session generates, read from Server-Sent Events, as a flow: a cut connection is taken up where it ended."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypedDict
 
@@ -8,8 +8,10 @@ import orjson
 
 from client import values
 from client.errors import Problem
-from client.flow import AGAIN, Emit, Feed, Lost, Patience, Reply, Request, Retry, content
+from client.flow import AGAIN, Emit, Feed, Lost, Patience, Reply, Request, Retry, failure
 from client.values import Done, Steps
+
+MEDIA_TYPE = "text/event-stream"
 
 
 class Choices(TypedDict, total=False):
@@ -79,23 +81,36 @@ def generate(where: str, body: Mapping[str, Any], patience: Patience) -> Feed:
     """Emits Generated and, at the end, Done. Raises Problem, UnreachableError."""
     last_id, retry = "", Retry(patience)
     while True:
-        headers = {"accept": "text/event-stream"} | ({"last-event-id": last_id} if last_id else {})
-        answer: Reply | Lost = yield Open(Request("POST", where, body, headers=headers))
+        headers = {"accept": MEDIA_TYPE} | ({"last-event-id": last_id} if last_id else {})
+        answer: Reply | Lost | None = yield Open(Request("POST", where, body, headers=headers))
+        if isinstance(answer, Reply) and answer.headers.get("content-type", "").startswith(MEDIA_TYPE):
+            answer, reached = yield from _told(last_id)
+            if answer is None:
+                return
+            if reached != last_id:
+                last_id, retry = reached, Retry(patience)
+        assert answer is not None
         if isinstance(answer, Reply) and answer.status not in AGAIN:
-            content(Reply(answer.status, answer.headers, b"" if answer.status == 200 else answer.body))
-            events = Events(last_id)
-            while isinstance(piece := (yield Read()), bytes) and piece:
-                for event in events.feed(piece):
-                    told = orjson.loads(event.data)
-                    if event.kind == "problem":
-                        raise Problem.of(told)
-                    if event.kind == "done":
-                        yield Emit(Done(told["reason"], told.get("seed"), told["step"], told.get("text")))
-                        return
-                    last_id, retry = event.last_id, Retry(patience)
-                    yield Emit(values.generated(told))
-            answer = piece if isinstance(piece, Lost) else Lost(ConnectionError("the answer broke off"), sent=True)
+            raise failure(answer)
         yield retry.pause(answer)
+
+
+def _told(last_id: str) -> Generator[Any, Any, tuple[Reply | Lost | None, str]]:
+    """Emits what one answer tells after that event. Returns what ended it, None at the end of the draw, and the id of
+    the last event that came.
+    """
+    events = Events(last_id)
+    while isinstance(piece := (yield Read()), bytes) and piece:
+        for event in events.feed(piece):
+            told = orjson.loads(event.data)
+            if event.kind == "problem":
+                return Reply(Problem.of(told).status, {}, event.data.encode()), last_id
+            if event.kind == "done":
+                yield Emit(Done(told["reason"], told.get("seed"), told["step"], told.get("text")))
+                return None, event.last_id
+            last_id = event.last_id
+            yield Emit(values.generated(told))
+    return piece if isinstance(piece, Lost) else Lost(ConnectionError("the answer broke off"), sent=True), last_id
 
 
 def generate_body(horizon: int, choices: Choices) -> dict[str, Any]:

@@ -6,10 +6,11 @@ latency counts from when it was due, so that a service which falls behind cannot
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from math import ceil
 from random import Random
 from typing import Any
 
@@ -28,12 +29,12 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """sessions: how many at once. rate: requests a second of all together, 0: as many as are answered.
-
-    mix: how often each of KINDS, beside the others. inputs: steps to send, over and over.
+    """sessions: how many at once, all of one version. rate: requests a second of all together, 0: as many as are
+    answered. mix: how often each of KINDS, beside the others. inputs: steps to send, over and over.
     """
 
     model: str
+    version: int
     inputs: Sequence[Any]
     sessions: int
     rate: float
@@ -56,9 +57,10 @@ class Life:
 
 @dataclass(slots=True)
 class Found:
-    """What a run has seen; latencies in seconds, by kind."""
+    """What a run has seen; latencies in seconds, by kind. unsent: requests at a rate that were due and not sent."""
 
     seconds: float = 0.0
+    unsent: int = 0
     latencies: dict[str, list[float]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
     errors: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
@@ -81,7 +83,7 @@ class Load:
     def __init__(self, client: AsyncClient, plan: Plan, tick: Callable[[float], None] = lambda _: None) -> None:
         self._client, self._plan, self._tick = client, plan, tick
         self._chance, self._numbers = Random(plan.seed), count()  # noqa: S311  (load, not secrets)
-        self.found = Found()
+        self.found = Found(unsent=ceil(plan.rate * plan.seconds))
 
     async def run(self) -> Found:
         self._began = time.monotonic()
@@ -100,11 +102,12 @@ class Load:
 
     async def _due(self) -> float | None:
         """When the next request is due, once it is; None when time is up."""
-        now = time.monotonic()
-        due = self._began + next(self._numbers) / self._plan.rate if self._plan.rate else now
-        if max(due, now) >= self._began + self._plan.seconds:
+        now, number, plan = time.monotonic(), next(self._numbers), self._plan
+        due = self._began + number / plan.rate if plan.rate else now
+        if now >= self._began + plan.seconds or (plan.rate and number >= plan.rate * plan.seconds):
             return None
         await asyncio.sleep(max(0.0, due - now))
+        self.found.unsent -= bool(plan.rate)
         return due
 
     async def _client_of_one(self) -> None:
@@ -116,7 +119,7 @@ class Load:
             kind = "creates" if session is None else self._chance.choices(kinds, weights)[0]
             try:
                 if session is None or kind == "creates":
-                    session = await self._client.session(self._plan.model)
+                    session = await self._client.session(self._plan.model, version=self._plan.version)
                     life = Life(session.id)
                     self.found.lives.append(life)
                 elif kind == "steps":
@@ -155,15 +158,18 @@ class Load:
 
 def replay(local: Local, life: Life) -> str | None:
     """What is wrong with the answers of one session, by the same steps in process; None where nothing is."""
-    session, forecasts = local.session(), {one.step: one for one in life.forecasts}
+    session, forecasts = local.session(), defaultdict[int, list[Forecast]](list)
+    for one in life.forecasts:
+        forecasts[one.step].append(one)
     exact = local.model.manifest.exact
     for step in range(len(life.told) + 1):
         if step:
             right, told = session.step(life.sent[step - 1]), life.told[step - 1]
             if not same(told, right, exact=exact) or not _close(told.surprise, right.surprise, exact=exact):
                 return f"session {life.session_id}: step {step} was answered {dict(told)}, and is {dict(right)}"
-        if step in forecasts and not same(forecasts[step], session.forecast(_horizon(forecasts[step])), exact=exact):
-            return f"session {life.session_id}: the forecast at step {step} is another"
+        for one in forecasts[step]:
+            if not same(one, session.forecast(_horizon(one)), exact=exact):
+                return f"session {life.session_id}: a forecast at step {step} is another"
     return None
 
 

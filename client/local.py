@@ -26,8 +26,8 @@ from model.answers import rolled, said
 from model.drawing import new_seed
 from model.draws import Ended, Path, Start, Wish, told
 from model.feed import Feed
-from model.inputs import Fault, InputError, to_array
-from model.paths import SAMPLES, feed, hold, sampled
+from model.inputs import InputError, to_array
+from model.paths import SAMPLES, feed, hold, sampled, wanted
 from model.repository import open_bundle
 from model.runner import Outputs, StepModel
 from model.state import State
@@ -35,9 +35,11 @@ from model.state import State
 NOT_FINITE = "these inputs drive the model beyond finite numbers; the session is unmoved"
 LIMITS = {
     "horizon": (1, 2**31), "samples": (2, 2**31), "seed": (0, 2**63 - 1), "temperature": (0, 100), "top_k": (1, 2**31),
-    "top_p": (2.0**-1074, 1), "repetition_penalty": (1, 100), "logprobs": (1, 2**31),
+    "top_p": (0, 1), "repetition_penalty": (1, 100), "logprobs": (1, 2**31),
 }  # fmt: skip
 """The least and the most of what a draw may be told; a service may have narrower ones."""
+ABOVE = {"top_p"}
+"""Above the least."""
 
 
 def load(path: str | PathLike[str], *, threads: int = 1) -> "Local":
@@ -62,8 +64,14 @@ class Local:
         return session
 
     def predict(self, sequences: Sequence[Steps], horizon: int = 0) -> list[Predicted]:
-        """Of sequences that stand alone, each from the initial state, and rolled `horizon` steps forward."""
+        """Of sequences that stand alone, each from the initial state, and rolled `horizon` steps forward.
+
+        Raises as `LocalSession.steps` and `forecast` do, and NoForecast where `future` would have to be told.
+        """
         found = []
+        if horizon:
+            with _refusing():
+                rolling.hold_alone(self.model.manifest)
         for sequence in sequences:
             session = self.session()
             told = session.steps(sequence)
@@ -125,12 +133,9 @@ class LocalSession:
         """Rolls predictions forward, as `Session.forecast` does; the session stays. All paths take a step at once."""
         _hold_to_limits(horizon=horizon, samples=samples, seed=seed)
         levels = None if quantiles is None else [float(level) for level in quantiles]
-        _hold_levels(levels)
-        model, draws = self._model, samples is not None or levels is not None
-        if not draws and (paths or seed is not None):
-            fault = Fault("paths" if paths else "seed", "belongs to sample paths; ask for samples or quantiles")
-            raise InvalidRequest.here(f"{fault.field}: {fault.message}", [fault])
+        model = self._model
         with _refusing():
+            draws = wanted(samples=samples, levels=levels, seed=seed, paths=paths)
             start = self._start(horizon, inputs, future)
             if not draws:
                 outputs = self._rolled(start, horizon, [Feed(model, start.known)])
@@ -220,17 +225,9 @@ def _hold_finite(rows: Outputs | State) -> None:
 def _hold_to_limits(**told: float | None) -> None:
     for name, value in told.items():
         least, most = LIMITS[name]
-        if value is not None and not least <= value <= most:
-            what = f"expected a number from {least:g} to {most:g}"
+        if value is not None and (not least <= value <= most or (name in ABOVE and value == least)):
+            what = f"expected a number {'above' if name in ABOVE else 'from'} {least:,} up to {most:,}"
             raise InvalidRequest.here(f"{name}: {what}", [(name, what)])
-
-
-def _hold_levels(levels: Sequence[float] | None) -> None:
-    if levels is None:
-        return
-    if sorted(set(levels)) != [*levels] or not levels or not 0 < levels[0] <= levels[-1] < 1:
-        what = "levels rise, each of them once, between 0 and 1"
-        raise InvalidRequest.here(f"quantiles: {what}", [("quantiles", what)])
 
 
 @contextmanager

@@ -2,6 +2,9 @@
 
 Each message carries a request id. The service keeps the answers of a session's last 32 requests, so after a lost
 connection all that was not answered is sent again on the next one, and what was applied is answered from the record.
+
+Each message but the first carries the step it is for, so that those behind a refused one are refused, too. Where the
+session is, is known from the first answer: until then no other message is sent.
 """
 
 from collections import deque
@@ -10,11 +13,12 @@ from typing import Any, NamedTuple
 import orjson
 
 from client import values
-from client.calls import new_id, path
+from client.calls import REMEMBERED, new_id, path
 from client.errors import Problem
 from client.flow import AGAIN, Emit, Feed, Lost, Patience, Reply, Retry, failure
+from client.values import Step
 
-MOST_UNANSWERED = 32
+MOST_UNANSWERED = REMEMBERED
 
 
 class Dial(NamedTuple):
@@ -67,20 +71,27 @@ class Stream:
         self._path, self._patience, self._retry = path(session_id, "/stream"), patience, Retry(patience)
         self._unanswered: deque[tuple[str, str]] = deque()  # request ids and messages, the oldest first
         self._asked = self._over = self._connected = False
+        self._step: int | None = None  # where the session is once all is answered
         self._error: Exception | None = None
 
     def feed(self) -> Feed:
-        """Raises Problem, UnreachableError, and, once all before it is answered, what the inputs ended with."""
+        """Raises Problem, UnreachableError, and, once all before it is answered, what the inputs ended with: also with
+        one that cannot be sent, by TypeError or ValueError.
+        """
         while not self._over or self._unanswered:
             if self._unanswered and not self._connected:
                 yield from self._connect()
-            elif not self._asked and not self._over and len(self._unanswered) < MOST_UNANSWERED:
+            elif not self._asked and not self._over and len(self._unanswered) < self._most:
                 self._asked = True
                 yield Ask()
             else:
                 yield from self._take((yield Wait()))
         if self._error is not None:
             raise self._error
+
+    @property
+    def _most(self) -> int:
+        return 1 if self._step is None else MOST_UNANSWERED
 
     def _connect(self) -> Feed:
         failed: Reply | Lost | None = yield Dial(self._path)
@@ -96,11 +107,14 @@ class Stream:
     def _take(self, event: Given | Over | Heard | Broken) -> Feed:
         match event:
             case Given(step):
-                self._asked, request_id = False, new_id()
-                message = orjson.dumps({"inputs": values.step(step), "request_id": request_id}).decode()
-                self._unanswered.append((request_id, message))
-                if self._connected:
-                    yield Tell(message)
+                self._asked = False
+                try:
+                    message = self._message(step)
+                except (TypeError, ValueError) as error:
+                    self._over, self._error = True, error
+                else:
+                    if self._connected:
+                        yield Tell(message)
             case Over(error):
                 self._over, self._error = True, error
             case Heard(text):
@@ -110,6 +124,16 @@ class Stream:
                 if self._unanswered:
                     yield self._retry.pause(Lost(error, sent=True))
 
+    def _message(self, step: Step) -> str:
+        """From now on among what is unanswered. Raises TypeError and ValueError where there is no JSON for the step."""
+        request_id = new_id()
+        body = {"inputs": values.step(step), "request_id": request_id} | values.given(step=self._step)
+        message = orjson.dumps(body).decode()
+        self._unanswered.append((request_id, message))
+        if self._step is not None:
+            self._step += 1
+        return message
+
     def _heard(self, text: bytes) -> Feed:
         told = orjson.loads(text)
         if "status" not in told:
@@ -117,6 +141,7 @@ class Stream:
                 raise ValueError(f"request {told.get('request_id')!r} was answered out of turn")
             self._unanswered.popleft()
             self._retry = Retry(self._patience)
+            self._step = told["step"] if self._step is None else self._step
             yield Emit(values.predictions(told).last)
             return
         problem = Problem.of(told)

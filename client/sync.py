@@ -19,8 +19,9 @@ class Client:
     """A service at `url`.
 
     api_key: sent as `Authorization: Bearer`. timeout: seconds that one try may take. patience: seconds that a call may
-    take with all its tries. Its methods raise a Problem (`client.errors`) where the service refuses, UnreachableError
-    where it does not answer, and ValueError for an infinity among the inputs.
+    take with all its tries. Raises ValueError for a URL or a key that cannot be one. Its methods raise a Problem
+    (`client.errors`) where the service refuses, UnreachableError where it does not answer, and ValueError for an
+    infinity among the inputs.
     """
 
     def __init__(
@@ -118,7 +119,11 @@ class Client:
         return self._driver.run(self._calls.delete_sessions(model, prefix, idle_s))
 
     def step_many(self, items: Sequence[tuple[Handle | str, Steps]]) -> list[Predictions | Problem]:
-        """Steps of many sessions in one call, each by itself; in the place of one that failed is its Problem."""
+        """Steps of many sessions, each by itself; in the place of one that failed is its Problem.
+
+        In one call, or several where there are more than 32 of one session, whose items are done in their order. Where
+        a call fails as a whole, by a Problem or UnreachableError, items of earlier calls are done.
+        """
         return self._driver.run(many(self._calls, items))
 
 
@@ -174,7 +179,11 @@ class Session(Handle):
         return self._driver.feed(self._generate(horizon, choices))
 
     def stream(self, inputs: Iterable[Step]) -> Iterator[Prediction]:
-        """Steps over one WebSocket, a prediction each; a thread takes inputs, up to 32 ahead of their answers."""
+        """Steps over one WebSocket, a prediction each; a thread takes inputs, up to 32 ahead of their answers.
+
+        What is refused, or cannot be sent, ends it: the inputs before it are applied, and none behind it. So does, by
+        StepConflict, another's step of the session meanwhile.
+        """
         driver = self._driver
         with SyncWire(driver.url, driver.headers, driver.timeout_s, inputs) as wire:
             for prediction in wire.run(self._stream()):

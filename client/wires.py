@@ -9,17 +9,18 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 from websockets.asyncio import client as asynchronous
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.sync import client as synchronous
 
 from client.flow import Emit, Feed, Lost, Reply, Sleep
 from client.streams import Ask, Broken, Dial, Given, Heard, Over, Tell, Wait
-from client.values import Step
+from client.values import Step, Steps
 
 LOG = logging.getLogger(__name__)
 LOG.setLevel(logging.INFO)  # websockets' own debugging output would have the key
@@ -144,8 +145,9 @@ class AsyncWire:
     """The same with tasks."""
 
     def __init__(
-        self, url: str, headers: Mapping[str, str], timeout_s: float, inputs: Iterable[Step] | AsyncIterable[Step]
+        self, url: str, headers: Mapping[str, str], timeout_s: float, inputs: Steps | AsyncIterable[Step]
     ) -> None:
+        """Raises TypeError for inputs that may have to be waited for, and cannot be awaited."""
         self._url, self._headers, self._timeout_s = url, headers, timeout_s
         self._inputs = inputs if isinstance(inputs, AsyncIterable) else _each(inputs)
         self._events: asyncio.Queue[tuple[Any, Event]] = asyncio.Queue()
@@ -238,6 +240,15 @@ class AsyncWire:
                 return event
 
 
-async def _each(inputs: Iterable[Step]) -> AsyncIterator[Step]:
-    for one in inputs:
-        yield one
+def _each(inputs: Steps) -> AsyncIterator[Step]:
+    if not isinstance(inputs, (Sequence, np.ndarray)):
+        kind = type(inputs).__name__
+        raise TypeError(
+            f"{kind}: give a list, an array or an asynchronous iterator: the event loop cannot wait for others"
+        )
+
+    async def each() -> AsyncIterator[Step]:
+        for one in inputs:
+            yield one
+
+    return each()

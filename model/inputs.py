@@ -22,6 +22,7 @@ Inputs = Rows | Values | NamedRows | str | bytes
 """Bytes are 32-bit floats, little-endian, in the order of the features; categories by number, what is missing NaN."""
 
 _PLAIN = frozenset({int, float})
+_NAMED, _LISTED, _ONE = "values by name", "a list of values", "one value"
 
 
 class Fault(NamedTuple):
@@ -62,10 +63,13 @@ def to_array(inputs: Inputs, features: Sequence[Feature], field: str = "inputs")
 
 
 def _rows(inputs: Any, features: Sequence[Feature], field: str) -> Sequence[Sequence[Value]]:
-    first = inputs[0]
-    if isinstance(first, Mapping):
+    form = _form(type(inputs[0]))
+    if any(_form(kind) != form for kind in set(map(type, inputs))):
+        place, other = next(found for found in enumerate(map(_form, map(type, inputs))) if found[1] != form)
+        raise InputError(Fault(f"{field}[{place}]", f"is {other}, where the first step is {form}"))
+    if form == _NAMED:
         return [_by_name(step, features, f"{field}[{place}]") for place, step in enumerate(inputs)]
-    if not isinstance(first, (list, tuple)):
+    if form == _ONE:
         if len(features) != 1:
             raise InputError(Fault(f"{field}[0]", f"a step is {_said(features)}, not one value"))
         return [[value] for value in inputs]
@@ -74,6 +78,12 @@ def _rows(inputs: Any, features: Sequence[Feature], field: str) -> Sequence[Sequ
             raise InputError(Fault(f"{field}[{place}]", f"a step is {_said(features)}; this one has {len(row)}"))
     rows: Sequence[Sequence[Value]] = inputs
     return rows
+
+
+def _form(kind: type) -> str:
+    if issubclass(kind, Mapping):
+        return _NAMED
+    return _LISTED if issubclass(kind, (list, tuple)) else _ONE
 
 
 def _column(values: Sequence[Value], feature: Feature, column: int, field: str) -> list[float]:
@@ -171,8 +181,7 @@ def _finite(wide: NDArray[np.float64], features: Sequence[Feature], field: str) 
     return array
 
 
-def _by_name(step: object, features: Sequence[Feature], field: str) -> list[Value]:
-    assert isinstance(step, Mapping)
+def _by_name(step: Mapping[str, Value], features: Sequence[Feature], field: str) -> list[Value]:
     names = [feature.name for feature in features]
     faults = [Fault(f"{field}.{name}", "missing") for name in names if name not in step]
     faults += [

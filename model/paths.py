@@ -52,6 +52,18 @@ class Sampled(NamedTuple):
         return told
 
 
+def wanted(*, samples: int | None, levels: Sequence[float] | None, seed: int | None, paths: bool) -> bool:
+    """Whether a forecast draws paths. Raises InputError where levels are none, and where no paths are drawn and what
+    belongs to them is asked for.
+    """
+    if levels is not None and not (levels and sorted(set(levels)) == [*levels] and 0 < levels[0] <= levels[-1] < 1):
+        raise InputError(Fault("quantiles", "levels rise, each of them once, between 0 and 1"))
+    drawn = samples is not None or levels is not None
+    if not drawn and (paths or seed is not None):
+        raise InputError(Fault("paths" if paths else "seed", "belongs to sample paths; ask for samples or quantiles"))
+    return drawn
+
+
 def hold(head: Head, *, samples: int | None, levels: Sequence[float] | None) -> None:
     """Raises InputError where the head does not say what would be told."""
     if head.ranks and levels is not None:

@@ -31,6 +31,14 @@ def hold(manifest: Manifest) -> None:
         raise NoRollingError(manifest.name, why)
 
 
+def hold_alone(manifest: Manifest) -> None:
+    """Raises NoRollingError where a sequence that stands alone, for which no `future` is told, cannot be rolled."""
+    hold(manifest)
+    if manifest.future:
+        why = f"it does not predict {', '.join(manifest.future)}; forecast a session, which takes `future`"
+        raise NoRollingError(manifest.name, why)
+
+
 def known(manifest: Manifest, horizon: int, future: Inputs | None) -> NDArray[np.float32] | None:
     """(horizon - 1 or more, others) the features that are not predicted, as `future` says they are at each step that is
     fed back; None where all are predicted. Raises InputError.

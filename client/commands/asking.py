@@ -9,7 +9,7 @@ import click
 
 from client.commands.common import columns, echo_json, echo_line, echo_table, plain, talking
 from client.commands.reading import file_argument, format_option, steps
-from client.errors import UnknownSession
+from client.errors import SessionEnded, UnknownSession
 from client.values import Done, Prediction, Predictions
 
 if TYPE_CHECKING:
@@ -115,6 +115,8 @@ def generate(
     stop: tuple[str, ...], **drawing: Any,
 ) -> None:  # fmt: skip
     """Draw what comes next, and show it as it comes."""
+    if model is not None and session_id is not None:
+        raise click.UsageError("say where to begin: --session, or --model, and not both")
     with _session(client, model, session_id) as session:
         drawing |= {"inputs": prompt, "stop": list(stop) or None}
         for told in session.generate(horizon, **drawing):
@@ -140,17 +142,20 @@ def _row(told: Prediction) -> Predictions:
 
 
 def _session(client: "Client", model: str | None, session_id: str | None) -> "Session":
-    """One that is there, or a new one, which lives on only where it was given a name."""
+    """One that is there, and is of that model where both are said; or a new one, which lives on where it has a name."""
     if session_id is None:
         if model is None:
             raise click.UsageError("say where to begin: --session, or --model")
         return client.session(model)
-    if model is None:
-        return client.attach(session_id)
     try:
-        return client.attach(session_id)
-    except UnknownSession:
+        session = client.attach(session_id)
+    except (UnknownSession, SessionEnded):
+        if model is None:
+            raise
         return client.session(model, session_id, keep=True)
+    if model not in (None, session.model):
+        raise ValueError(f"session {session_id!r} is of the model {session.model!r}, not of {model!r}")
+    return session
 
 
 @contextlib.contextmanager

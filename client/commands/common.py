@@ -15,6 +15,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from client import address
 from client.errors import Problem, UnreachableError
 from client.values import Forecast, Outputs, Prediction, Predictions
 from model.manifest import BundleError
@@ -27,9 +28,19 @@ REFUSED, UNREACHABLE = 1, 3
 PATIENCE_S = 10.0
 """Somebody may be waiting at a terminal."""
 json_option = click.option("--json", "as_json", is_flag=True, help="for programs: JSON, a document or a line each")
+
+
+def _url(_context: click.Context, _option: click.Parameter, url: str) -> str:
+    try:
+        return address.service(url)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
 url_option = click.option(
-    "--url", envvar="ONWARD_URL", default=URL, show_default=True, show_envvar=True, help="where the service is"
-)
+    "--url", envvar="ONWARD_URL", default=URL, show_default=True, show_envvar=True, callback=_url,
+    help="where the service is",
+)  # fmt: skip
 
 
 def talking(command: Callable[..., None]) -> Callable[..., None]:

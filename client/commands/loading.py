@@ -79,15 +79,19 @@ def load(
     """
     with failing():
         with connected(url) as client:
-            features = client.model(model)["inputs"]
+            detail = client.model(model)
         from client.load import Load, Plan, replay
         from client.local import load as load_bundle
 
+        features, version = detail["inputs"], detail["version"]
         inputs = list(steps(file, None, features)) if file else made_up(features, Random(seed))  # noqa: S311  (load, not secrets)
-        plan = Plan(model, inputs, sessions, rate, seconds, mix, horizon, seed)
+        plan = Plan(model, version, inputs, sessions, rate, seconds, mix, horizon, seed)
         local = load_bundle(bundle) if bundle else None
-        if local is not None and local.model.manifest.name != model:
-            raise click.BadParameter(f"this is {local.model.manifest.name}, not {model}", param_hint="--bundle")
+        if local is not None:
+            of = local.model.manifest
+            if (of.name, of.version) != (model, version):
+                what = f"this is {of.name} {of.version}, not {model} {version}, which sessions are of"
+                raise click.BadParameter(what, param_hint="--bundle")
 
         async def run() -> Any:
             from client.aio import AsyncClient
@@ -109,6 +113,7 @@ def load(
             {
                 "seconds": found.seconds,
                 "requests": found.table(),
+                "unsent": found.unsent,
                 "errors": found.errors,
                 "checked": found.checked,
                 "wrong": found.wrong,
@@ -127,6 +132,8 @@ def show(found: Any) -> None:
         ["", "count", "a second", "p50 ms", "p90 ms", "p99 ms", "max ms"],
         [[row[name] for name in names] for row in rows],
     )
+    if found.unsent:
+        click.echo(f"{found.unsent} more requests were due and not sent")
     if found.errors:
         click.echo("errors: " + ", ".join(f"{count} {name}" for name, count in found.errors.most_common()))
     click.echo(f"{found.checked} steps of {len(found.lives)} sessions checked, {len(found.wrong)} wrong")

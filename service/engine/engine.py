@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import gevent
 import numpy as np
 
+from model import rolling
 from model.repository import Opened
 from model.runner import Outputs
 from service.engine import dispatch, history
@@ -28,9 +29,10 @@ from service.engine.models import Models, ref_of
 from service.engine.observer import Observer
 from service.engine.origin import Origins
 from service.engine.past import Past
+from service.engine.refusing import refusing
 from service.engine.steps import Answer, Steps
 from service.engine.turn import turn
-from service.errors import Fault, InvalidInputError, ModelGoneError, NoForecastError
+from service.errors import Fault, InvalidInputError, ModelGoneError
 from service.sessions import record as records
 from service.sessions.record import Record, Surprise
 from service.sessions.store import Store
@@ -138,11 +140,8 @@ class Engine:
             raise InvalidInputError(Fault("inputs", f"at most {self.limits.max_sequences} sequences a call"))
         if horizon:
             self._origins.hold(model, horizon)
-            if model.manifest.future:
-                why = (
-                    f"it does not predict {', '.join(model.manifest.future)}; forecast a session, which takes `future`"
-                )
-                raise NoForecastError(name, why)
+            with refusing():
+                rolling.hold_alone(model.manifest)
         arrays = [self._intake.array(model, one, f"inputs[{place}]") for place, one in enumerate(sequences)]
         call, initial = self._dispatch.call(len(arrays), needs_all=True), model.layout.initial(1)
         works = [self._dispatch.free_work(model, array, call, initial, max(0, horizon - 1)) for array in arrays]

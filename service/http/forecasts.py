@@ -8,11 +8,13 @@ from typing import NamedTuple, Self
 
 from flask import Response, request
 
+from model import paths
 from model.answers import rolled
 from model.draws import Ended, Wish, told
 from service.engine.engine import Engine
 from service.engine.generate import Draw
 from service.engine.origin import Ahead
+from service.engine.refusing import refusing
 from service.errors import Fault, InvalidInputError
 from service.http import answers, bodies, events, problems, received
 from service.http.connection import client
@@ -26,10 +28,9 @@ def forecast(engine: Engine, session_id: str) -> Response:
     checked(session_id)
     body = received.read(bodies.Forecast)
     ahead = Ahead(body.horizon, body.inputs, body.future)
-    if body.samples is None and body.quantiles is None:
-        if body.paths or body.seed is not None:
-            field = "paths" if body.paths else "seed"
-            raise InvalidInputError(Fault(field, "belongs to sample paths; ask for samples or quantiles"))
+    with refusing():
+        wanted = paths.wanted(samples=body.samples, levels=body.quantiles, seed=body.seed, paths=body.paths)
+    if not wanted:
         answer = engine.forecasts.roll(TENANT, session_id, ahead, has_left=client())
         return json({"step": answer.step, "forecast": rolled(answer.model, answer.outputs)})
     drawn = engine.forecasts.sample(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -130,9 +131,19 @@ def test_load_counts_and_checks(server: Server, client: onward.Client) -> None:
     assert counts["steps"] == answer["checked"] > 0
     assert set(counts) == {"steps", "forecasts", "creates"}
     assert all(row["p50"] <= row["p90"] <= row["p99"] <= row["max"] for row in answer["requests"])
+    assert answer["unsent"] == 0
     paced = run(server, *arguments[:5], "--seconds", "1", "--rate", "20").stdout
     assert "0 wrong" in paced
     assert not list(client.sessions())
+
+
+def test_load_says_what_it_did_not_send(server: Server) -> None:
+    """Where one session cannot keep up with the rate: each request that was due is counted, as sent or as not."""
+    arguments = ("load", "--model", "pulse", "--sessions", "1", "--seconds", "0.5", "--rate", "100001")
+    answer = told(server, *arguments)
+    assert answer["unsent"] > 0
+    assert answer["unsent"] + sum(row["count"] for row in answer["requests"]) == 50_001
+    assert " more requests were due and not sent\n" in run(server, *arguments).stdout
 
 
 def test_load_calls_a_wrong_answer_wrong(server: Server, tmp_path: Path) -> None:
@@ -168,8 +179,13 @@ def test_a_replay_finds_a_flipped_bit() -> None:
         life.told[2] = wrong
         assert "step 3" in (replay(local, life) or "")
     life.told[2] = right
-    life.forecasts[0]["mean"][1] += 1
-    assert "forecast at step 5" in (replay(local, life) or "")
+    life.forecasts.append(session.forecast(3))
+    assert replay(local, life) is None
+    for one in life.forecasts:
+        mean = one["mean"].copy()
+        one["mean"][1] += 1
+        assert "forecast at step 5" in (replay(local, life) or "")
+        one["mean"][:] = mean
 
 
 def test_how_commands_end(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,6 +194,9 @@ def test_how_commands_end(server: Server, tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "bad.csv").write_text("ppg\n1\nmany\n")
     (tmp_path / "bad.ndjson").write_text("[1]\n[\n")
     (tmp_path / "steps.dat").write_text("1\n")
+    newer = shutil.copytree(PULSE, tmp_path / "pulse/2")
+    manifest = newer / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"version": 2}))
     for status, said, arguments in (
         (1, "'nobody' does not exist", ["forecast", "--session", "nobody", "--horizon", "3"]),
         (1, "[unknown-model]", ["predict", str(tmp_path / "bad.csv"), "--model", "nothing"]),
@@ -187,14 +206,25 @@ def test_how_commands_end(server: Server, tmp_path: Path, monkeypatch: pytest.Mo
         (1, "say with --format", ["predict", str(tmp_path / "steps.dat"), "--model", "pulse"]),
         (2, "--prefix '' means all", ["sessions", "--delete"]),
         (2, "expected weights", ["load", "--model", "pulse", "--mix", "many"]),
-        (2, "this is pulse, not weather", ["load", "--model", "weather", "--bundle", PULSE]),
+        (2, "this is pulse 1, not weather 1", ["load", "--model", "weather", "--bundle", PULSE]),
+        (2, "this is pulse 2, not pulse 1", ["load", "--model", "pulse", "--bundle", str(newer)]),
         (2, "No such option", ["models", "--nothing"]),
+        (2, "'127.0.0.1:8000' is no address of a service", ["models", "--url", "127.0.0.1:8000"]),
         (3, "did not answer", ["models", "--url", "http://127.0.0.1:1"]),
     ):
         done = CliRunner().invoke(onward.main, arguments, env={"ONWARD_URL": server.url})
         assert (done.exit_code, done.stdout) == (status, ""), arguments
         assert said in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_a_key_that_cannot_be_sent_is_not_told(server: Server) -> None:
+    done = CliRunner().invoke(
+        onward.main, ["models"], env={"ONWARD_URL": server.url, "ONWARD_API_KEY": "a-secret\nkey"}
+    )
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "the API key" in done.stderr
+    assert "a-secret" not in done.stderr
 
 
 def test_the_command_as_people_run_it(server: Server) -> None:

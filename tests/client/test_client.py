@@ -4,7 +4,9 @@ import asyncio
 import inspect
 import logging
 import ssl
+import traceback
 
+import httpx
 import numpy as np
 import pytest
 
@@ -157,6 +159,19 @@ def test_many_sessions_step_in_one_call(client: Client) -> None:
         assert (first.step, other.step, last.step, one.step_count) == (2, 1, 3, 3)
 
 
+def test_many_steps_of_one_session_survive_lost_answers(server: Server, twin: Twin) -> None:
+    """More of them than the service remembers requests of a session: none is done twice, and they keep their order."""
+    rows = pulse(70)
+    expected = BareLoop(ZOO / "pulse/1").run(rows)
+    with Losing(server.url) as between, twin(between.url) as client, client.session("pulse") as session:
+        told = client.step_many([(session, [row]) for row in rows])
+        assert session.info().step == session.step_count == 70
+    assert between.asked.count("POST /v1/steps HTTP/1.1") == 4
+    for row, one in enumerate(told):
+        assert isinstance(one, Predictions)
+        assert one["mean"][0].tobytes() == expected["mean"][row].tobytes()
+
+
 def test_what_is_served_is_told(client: Client) -> None:
     assert client.ready()
     assert client.alive()["status"]
@@ -232,6 +247,40 @@ def test_the_key_is_sent_and_told_to_nobody(server: Server, twin: Twin, caplog: 
     assert "a-secret-key" not in caplog.text
 
 
+@pytest.mark.parametrize("key", ["a-secret\nkey", "a-secret-k\u00e9y", "a-secret\x00key"])
+def test_a_key_that_cannot_be_sent_is_refused_and_not_told(twin: Twin, key: str) -> None:
+    with pytest.raises(ValueError, match="API key") as refused:
+        twin("http://127.0.0.1:1", api_key=key)
+    assert "a-secret" not in "".join(traceback.format_exception(refused.value))
+
+
+def test_white_space_around_a_key_is_none_of_it(server: Server, twin: Twin) -> None:
+    """As where it is read from a file."""
+    with Losing(server.url, 0) as between, twin(between.url, api_key=" a-secret-key\r\n") as client:
+        assert client.ready()
+        assert b"\r\nAuthorization: Bearer a-secret-key\r\n" in between.heads[0]
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8000", "localhost", "ftp://host", "http://", "http://host:port", ""])
+def test_what_is_no_address_is_refused_at_once(twin: Twin, url: str) -> None:
+    with pytest.raises(ValueError, match=r"address|port|Port"):
+        twin(url)
+
+
+def test_an_address_may_be_written_in_any_way(server: Server, twin: Twin) -> None:
+    """A stream finds the service, too."""
+    with twin(server.url.replace("http", "HTTP") + "/") as client, client.session("pulse") as session:
+        assert [one.step for one in session.stream([515.0])] == [1]
+
+
+def test_what_may_not_be_sent_is_not_tried_again(server: Server, twin: Twin) -> None:
+    """It would not be another at the next try."""
+    with twin(server.url) as client:
+        client._driver.http.headers["x"] = "a\nb"
+        with pytest.raises(httpx.LocalProtocolError):
+            client.models()
+
+
 def test_an_asynchronous_session_is_awaited_or_opened(server: Server) -> None:
     """Many at once, each its own."""
 
@@ -248,3 +297,23 @@ def test_an_asynchronous_session_is_awaited_or_opened(server: Server) -> None:
             return await asyncio.gather(*(one(client, count) for count in range(1, 9)))
 
     assert asyncio.run(all_of_them()) == list(range(1, 9))
+
+
+def test_an_opening_is_one_session_however_often_it_is_awaited(server: Server) -> None:
+    """One after the other, side by side, and in a block; a refusal is told each time."""
+
+    async def several() -> None:
+        async with onward.AsyncClient(server.url) as client:
+            opening = client.session("pulse")
+            one, other = await asyncio.gather(opening, opening)
+            assert one is other is await opening
+            async with opening as same:
+                assert same is one
+            with pytest.raises(SessionEnded):
+                await one.info()
+            refused = client.attach("nobody")
+            for _ in range(2):
+                with pytest.raises(UnknownSession):
+                    await refused
+
+    asyncio.run(several())

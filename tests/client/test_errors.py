@@ -2,6 +2,8 @@
 
 import pickle
 
+import pytest
+
 from client.errors import PREFIX, Problem, SessionEnded, StepConflict, answered
 from service.http.problems import ALL
 
@@ -43,3 +45,17 @@ def test_what_is_not_known_is_still_a_problem() -> None:
     page = answered(502, b"<html>Bad Gateway</html>")
     assert (type(page), page.type, page.status, page.title) == (Problem, "about:blank", 502, "Bad Gateway")
     assert "<html>" in str(page)
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"type":"x","status":"down"}', b'{"type":"x","status":true}', b'{"type":7}', b'{"type":"x","errors":7}']
+)
+def test_another_services_error_is_told_as_it_is(body: bytes) -> None:
+    """Where it looks like a problem and is none."""
+    other = answered(404, body)
+    assert (type(other), other.type, other.status, other.errors) == (Problem, "about:blank", 404, [])
+    assert body.decode() in str(other)
+
+
+def test_a_problem_need_not_repeat_its_status() -> None:
+    assert answered(418, b'{"type":"urn:onward:problem:new"}').status == 418

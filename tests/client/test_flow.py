@@ -159,13 +159,69 @@ def many(*items: dict[str, Any]) -> Reply:
     return Reply(200, {}, json.dumps({"items": items}).encode())
 
 
-def test_of_many_those_refused_for_now_are_sent_again() -> None:
-    """With their own ids; not those of a session with several items, whose order counts; other refusals stand."""
-    done = {"status": 200, "step": 1, "predictions": {"mean": [[1.0]]}}
-    busy, wrong = (
-        {"status": one.status, "problem": json.loads(one.body)} for one in (BUSY, problem("unknown-session", 404))
-    )
-    flow = CALLS.step_many([("a", [1]), ("b", [1]), ("c", [1]), ("b", [2])])
-    told, (first, second), _ = run(flow, [many(busy, busy, wrong, done), many(done)])
-    assert [type(one).__name__ for one in told] == ["Predictions", "Overloaded", "UnknownSession", "Predictions"]
-    assert second.content["items"] == first.content["items"][:1]
+@pytest.mark.parametrize("body", [b"<html>Welcome</html>", b"[1]", b""])
+def test_an_answer_that_is_not_onwards_is_shown(body: bytes) -> None:
+    """Also where its status says that all is well."""
+    error, requests, _ = run(CALLS.models(), [Reply(200, {}, body)])
+    assert (type(error), error.status, len(requests)) == (Problem, 200, 1)
+    assert body.decode() in str(error)
+
+
+DONE = {"status": 200, "step": 1, "predictions": {"mean": [[1.0]]}}
+
+
+def refused(name: str, status: int) -> dict[str, Any]:
+    return {"status": status, "problem": json.loads(problem(name, status).body)}
+
+
+def sent(requests: Iterable[Request]) -> list[list[tuple[str, Any]]]:
+    """Of each request, its items: whose, and what."""
+    return [[(one["session_id"], one["inputs"][0]) for one in request.content["items"]] for request in requests]
+
+
+def test_of_many_what_is_held_up_is_overtaken_by_nothing() -> None:
+    """It goes again, with its id and with all of its session behind it; other refusals stand."""
+    busy, wrong = refused("overloaded", 503), refused("invalid-request", 422)
+    flow = CALLS.step_many([("a", [1]), ("b", [2]), ("a", [3]), ("c", [4]), ("a", [5]), ("a", [6])])
+    told, requests, pauses = run(flow, [many(DONE, wrong, busy, busy, busy, wrong), many(DONE, wrong, DONE)])
+    assert sent(requests) == [
+        [("a", 1), ("a", 3), ("a", 5), ("a", 6), ("b", 2), ("c", 4)],
+        [("a", 5), ("a", 6), ("b", 2)],
+    ]
+    kinds = ["Predictions", "Predictions", "InvalidRequest", "InvalidRequest", "Predictions", "InvalidRequest"]
+    assert [type(one).__name__ for one in told] == kinds
+    assert len(pauses) == 1
+    assert requests[1].content["items"][0] == requests[0].content["items"][2]
+
+
+def test_of_many_no_more_of_a_session_than_are_remembered() -> None:
+    """Those after them wait until these are answered; where patience ends before, they are not sent."""
+    items = [("a", [number]) for number in range(40)]
+    first, rest = many(*[DONE] * 31, refused("overloaded", 503)), many(*[DONE] * 9)
+    told, requests, _ = run(CALLS.step_many(items), [SENT, first, rest])
+    assert [len(one) for one in sent(requests)] == [32, 32, 9]
+    assert sent(requests)[2] == [("a", number) for number in range(31, 40)]
+    assert {type(one).__name__ for one in told} == {"Predictions"}
+    slow = Reply(200, {}, first.body, took_s=11.0)
+    told, requests, pauses = run(CALLS.step_many(items), [slow])
+    assert [type(one).__name__ for one in told] == ["Predictions"] * 31 + ["Overloaded"] * 9
+    assert (len(requests), pauses) == (1, [])
+
+
+def test_of_many_sessions_go_on_where_one_cannot() -> None:
+    """Patience that has ended on one is no reason to leave the others' items unsent."""
+    busy = refused("overloaded", 503)
+    flow = CALLS.step_many([("a", [0])] + [("b", [number]) for number in range(33)])
+    slow = Reply(200, {}, many(busy, *[DONE] * 32).body, took_s=11.0)
+    told, requests, _ = run(flow, [slow, many(DONE)])
+    assert [type(one).__name__ for one in told] == ["Overloaded"] + ["Predictions"] * 33
+    assert sent(requests)[1] == [("b", 32)]
+
+
+def test_of_many_patience_is_for_all_rounds() -> None:
+    """The time of lost answers and that of answers which refuse count together."""
+    busy = Reply(200, {}, many(refused("overloaded", 503)).body, took_s=3.0)
+    lost = Lost(TimeoutError(), sent=True, took_s=3.0)
+    told, requests, _ = run(CALLS.step_many([("a", [1])]), [busy, lost, busy, busy])
+    assert [type(one).__name__ for one in told] == ["Overloaded"]
+    assert len(requests) == 4

@@ -76,3 +76,13 @@ def test_the_command_shows_tokens_as_they_come(server: Server) -> None:
     *tokens, end = [json.loads(line) for line in done.stdout.splitlines()]
     assert "".join(one["token"] for one in tokens) == end["text"] == shown.stdout.removesuffix("\n")
     assert np.isfinite([one["log_probability"] for one in tokens]).all()
+
+
+def test_the_command_begins_at_one_of_the_two(server: Server, client: Client) -> None:
+    """At a session, which stays, or anew: no session is made under a name."""
+    arguments = ["generate", "--model", "pulse", "--session", "both", "--horizon", "3"]
+    refused = CliRunner().invoke(onward.main, arguments, env={"ONWARD_URL": server.url})
+    assert refused.exit_code == 2
+    assert "not both" in refused.stderr
+    assert CliRunner().invoke(onward.main, ["generate"], env={"ONWARD_URL": server.url}).exit_code == 2
+    assert not list(client.sessions())

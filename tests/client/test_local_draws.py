@@ -1,6 +1,7 @@
 """Draws in process: the same paths for the same seed as a service's, bit for bit, and the same refusals."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,19 @@ def test_what_cannot_be_drawn_is_refused_as_the_service_does(
     assert here.errors == there.errors
 
 
+def test_what_would_need_a_future_is_not_predicted(folder: Path, client: onward.Client) -> None:
+    """At whatever horizon, here as there."""
+    here = onward.load(folder / "covariate/1")
+    for horizon in (1, 2):
+        told: list[Problem] = []
+        for predict in (here.predict, partial(client.predict, "covariate")):
+            with pytest.raises(NoForecast, match="takes `future`") as refused:
+                predict([GIVEN["covariate"]], horizon)
+            told.append(refused.value)
+        assert (told[0].detail, told[0].errors) == (told[1].detail, told[1].errors)
+    assert here.predict([GIVEN["covariate"]])[0].forecast is None
+
+
 @pytest.mark.parametrize("twins", ["characters"], indirect=True)
 @pytest.mark.parametrize(
     "asked",
@@ -170,5 +184,7 @@ def test_numbers_out_of_range_are_refused(asked: dict[str, Any]) -> None:
     session = onward.load(ZOO / "pulse/1").session(inputs=pulse(4))
     with pytest.raises(InvalidRequest):
         session.forecast(4, **asked)
-    with pytest.raises(InvalidRequest, match="horizon"):
+    with pytest.raises(InvalidRequest, match=r"horizon: expected a number from 1 up to 2,147,483,648"):
         session.forecast(0)
+    with pytest.raises(InvalidRequest, match=r"top_p: expected a number above 0 up to 1"):
+        list(session.generate(4, top_p=0.0))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from client.errors import Problem, SessionEnded, UnreachableError
+from client.errors import Overloaded, Problem, SessionEnded, UnreachableError
 from client.flow import Emit, Feed, Lost, Patience, Reply, Sleep
 from client.generating import Events, Open, Read, generate
 from client.streams import MOST_UNANSWERED, Ask, Broken, Dial, Given, Heard, Over, Stream, Tell, Wait
@@ -54,6 +54,7 @@ class Service:
         request_id = message["request_id"]
         self.received.append(request_id)
         if request_id not in self.answers:
+            assert message.get("step", self.step) == self.step
             self.step += 1
             told = {"step": self.step, "predictions": {"mean": message["inputs"]}, "request_id": request_id}
             self.answers[request_id] = json.dumps(told)
@@ -81,6 +82,30 @@ def test_a_stream_keeps_32_under_way_and_its_order() -> None:
     assert [one["mean"].tolist() for one in told] == [[float(one)] for one in range(100)]
     assert [one.step for one in told] == list(range(1, 101))
     assert (service.most, MOST_UNANSWERED, service.dialled) == (32, 32, 1)
+
+
+def test_each_message_but_the_first_is_for_a_step() -> None:
+    """It goes on from where the first answer says that the session is; the first waits for it alone."""
+    service = Service([[float(one)] for one in range(4)])
+    service.step = 7
+    commands = list[Any]()
+    feed = Stream("s", PATIENCE).feed()
+
+    def watched() -> Feed:
+        answer = None
+        while True:
+            try:
+                command = feed.send(answer)
+            except StopIteration:
+                return
+            commands.append(command)
+            answer = yield command
+
+    assert [one.step for one in service.drive(watched())] == [8, 9, 10, 11]
+    told = [json.loads(command.text).get("step") for command in commands if isinstance(command, Tell)]
+    assert told == [None, 8, 9, 10]
+    kinds = [type(command) for command in commands if isinstance(command, (Tell, Emit))]
+    assert kinds[:3] == [Tell, Emit, Tell]
 
 
 def test_a_broken_stream_sends_again_what_was_not_answered() -> None:
@@ -136,16 +161,22 @@ def test_a_stream_that_cannot_connect_gives_up() -> None:
 
 
 def test_inputs_that_fail_fail_after_what_came_before() -> None:
-    """The answers to earlier inputs are told first."""
+    """The answers to earlier inputs are told first, whatever it is: also an input that cannot be sent."""
 
     def inputs() -> Iterator[list[float]]:
-        yield from ([1.0], [2.0])
+        yield from ([1.0], [2.0], [3.0])
         raise KeyError
 
-    made = Service(inputs()).drive(Stream("s", PATIENCE).feed())
-    assert [next(made).step, next(made).step] == [1, 2]
-    with pytest.raises(KeyError):
-        next(made)
+    ways: tuple[tuple[Iterable[Any], type[Exception]], ...] = (
+        (inputs(), KeyError),
+        ([[1.0], [2.0], [3.0], [float("inf")], [5.0]], ValueError),
+        ([[1.0], [2.0], [3.0], [object()], [5.0]], TypeError),
+    )
+    for given, error in ways:
+        made = Service(given).drive(Stream("s", PATIENCE).feed())
+        assert [next(made).step, next(made).step, next(made).step] == [1, 2, 3]
+        with pytest.raises(error):
+            next(made)
 
 
 def test_an_idle_stream_does_not_mind_a_cut() -> None:
@@ -156,6 +187,7 @@ def test_an_idle_stream_does_not_mind_a_cut() -> None:
     assert not [command for command in commands if isinstance(command, (Dial, Sleep))]
 
 
+HEAD = Reply(200, {"content-type": "text/event-stream"}, b"")
 SSE = (
     b': heart-beat\n\nid: 7.1\ndata: {"ahead": 1, "token": "a", "log_probability": -0.5}\n\n'
     b'id: 7.2\r\ndata: {"ahead": 2, "token": "\xe2\x82\xac", "log_probability": -1.5}\r\n\r\n'
@@ -174,7 +206,7 @@ def test_events_are_read_however_they_are_cut(size: int) -> None:
 
 def test_a_cut_generation_is_resumed() -> None:
     """The same body, with the id of the last event that was whole; the cut one is not told twice."""
-    head, cut = Reply(200, {}, b""), SSE.index(b"id: 7.2") + 20
+    head, cut = HEAD, SSE.index(b"id: 7.2") + 20
     rest = SSE[SSE.index(b"id: 7.2") :]
     feed = generate("/v1/sessions/s/generate", {"horizon": 2}, PATIENCE)
     commands, emitted = drive(feed, head, SSE[:cut], Lost(ConnectionResetError(), sent=True), head, rest)
@@ -185,11 +217,33 @@ def test_a_cut_generation_is_resumed() -> None:
     assert emitted[-1] == Done("horizon", 7, 3, "a\u20ac")
 
 
+def test_a_generation_that_could_not_go_on_for_now_is_resumed() -> None:
+    """As where the service says so at once: after a pause, from the last event on, for as long as patience lasts."""
+    busy = b'id: 7.1\nevent: problem\ndata: {"type": "urn:onward:problem:overloaded", "status": 503}\n\n'
+    first, second = SSE[: SSE.index(b"id: 7.2")], SSE[SSE.index(b"id: 7.2") :]
+    commands, emitted = drive(generate("/g", {"horizon": 2}, PATIENCE), HEAD, first + busy, HEAD, second)
+    assert [command.request.headers.get("last-event-id") for command in commands if isinstance(command, Open)] == [
+        None,
+        "7.1",
+    ]
+    assert [getattr(one, "token", None) for one in emitted] == ["a", "\u20ac", None]
+    assert sum(isinstance(command, Sleep) for command in commands) == 1
+    with pytest.raises(Overloaded):
+        drive(generate("/g", {"horizon": 2}, PATIENCE), HEAD, first + busy, *[HEAD, busy] * 99)
+
+
+def test_an_answer_that_generates_nothing_is_raised() -> None:
+    """It is not Onward's, and would be the same at the next try."""
+    page = Reply(200, {"content-type": "text/html"}, b"")
+    with pytest.raises(Problem, match="200 OK"):
+        drive(generate("/g", {"horizon": 2}, PATIENCE), page)
+
+
 def test_a_problem_in_the_middle_is_raised() -> None:
     problem = (
         b'event: problem\ndata: {"type": "urn:onward:problem:session-ended", "status": 410, "reason": "deleted"}\n\n'
     )
     with pytest.raises(SessionEnded):
-        drive(generate("/g", {"horizon": 2}, PATIENCE), Reply(200, {}, b""), problem)
+        drive(generate("/g", {"horizon": 2}, PATIENCE), HEAD, problem)
     with pytest.raises(UnreachableError):
-        drive(generate("/g", {"horizon": 2}, PATIENCE), *[Reply(200, {}, b""), b""] * 99)
+        drive(generate("/g", {"horizon": 2}, PATIENCE), *[HEAD, b""] * 99)

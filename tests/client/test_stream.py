@@ -1,9 +1,10 @@
 """Steps over a WebSocket, against a real service."""
 
+import asyncio
 import json
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +58,33 @@ def test_an_input_may_wait_for_the_answer_before_it(server: Server) -> None:
     assert expected["mean"][-1, 0] == sent[-1]
 
 
+def test_an_event_loop_waits_for_no_iterator(server: Server) -> None:
+    """One that could hold it up is refused; what is at hand, and what can be awaited, is taken."""
+
+    async def awaited() -> AsyncIterator[float]:
+        for one in (1.0, 2.0):
+            yield one
+
+    async def streams() -> None:
+        async with onward.AsyncClient(server.url) as client, client.session("pulse") as session:
+            for inputs in ([1.0, 2.0], (1.0, 2.0), np.array([1.0, 2.0]), np.array([[1.0], [2.0]]), awaited()):
+                before = session.step_count
+                assert [one.step async for one in session.stream(inputs)] == [before + 1, before + 2]
+            with pytest.raises(TypeError, match="generator: give a list"):
+                await anext(session.stream(one for one in (1.0, 2.0)))  # type: ignore[arg-type]
+
+    asyncio.run(streams())
+
+
 def test_what_is_refused_is_raised(client: Client) -> None:
-    """A value that is none, and a session that has ended; the inputs before it are made."""
+    """A value that is none, and a session that has ended; the inputs before it are made, and none behind it."""
     with client.session("pulse") as session:
-        made = session.stream([1.0, 2.0, "three", 4.0])
-        assert [next(made).step, next(made).step] == [1, 2]
-        with pytest.raises(InvalidRequest):
-            next(made)
+        for count in (2, 4):
+            made = session.stream([511, 512, "bad", 514, 515, 516])
+            assert [next(made).step, next(made).step] == [count - 1, count]
+            with pytest.raises(InvalidRequest):
+                next(made)
+            assert session.step_count == session.info().step == count
     with pytest.raises(SessionEnded):
         list(session.stream([1.0]))
 
@@ -94,6 +115,35 @@ def test_nothing_is_lost_or_doubled_over_kills(tmp_path: Path, twin: Twin) -> No
                 server.start()
         assert_same(told, BareLoop(ZOO / "pulse/1").run(rows), 300)
         assert session.info().step == 300
+
+
+def test_a_name_that_has_ended_is_begun_anew(server: Server) -> None:
+    """And one that lives is gone on with, but not where it is of another model: that one stays where it is."""
+    env = {"ONWARD_URL": server.url}
+    arguments = ["stream", "-", "--session", "again", "--json"]
+    with onward.Client(server.url) as client:
+        client.session("pulse", "again", inputs=[1.0, 2.0]).delete()
+        ended = CliRunner().invoke(onward.main, arguments, input="515\n", env=env)
+        assert (ended.exit_code, ended.stdout) == (1, "")
+        assert "[session-ended]" in ended.stderr
+        done = CliRunner().invoke(onward.main, [*arguments, "--model", "pulse"], input="515\n", env=env)
+        assert json.loads(done.stdout)["step"] == 1, done.output
+        other = CliRunner().invoke(onward.main, [*arguments, "--model", "characters"], input='"a"\n', env=env)
+        assert (other.exit_code, other.stdout) == (1, "")
+        assert "'again' is of the model 'pulse', not of 'characters'" in other.stderr
+        assert client.attach("again").step_count == 1
+
+
+def test_a_bad_line_ends_the_command_where_it_is(server: Server) -> None:
+    """What comes behind it is not applied."""
+    lines, env = "511\n512\n[513, 1]\n514\n515\n", {"ONWARD_URL": server.url}
+    arguments = ["stream", "-", "--model", "pulse", "--session", "bad-line", "--json"]
+    done = CliRunner().invoke(onward.main, arguments, input=lines, env=env)
+    assert done.exit_code == 1
+    assert "[invalid-request]" in done.stderr
+    assert [json.loads(line)["step"] for line in done.stdout.splitlines()] == [1, 2]
+    with onward.Client(server.url) as client:
+        assert client.attach("bad-line").step_count == 2
 
 
 def test_a_line_in_is_a_line_out(server: Server) -> None:

@@ -91,3 +91,21 @@ def test_a_text_is_its_characters_or_bytes() -> None:
 def test_what_is_no_value_is_refused_with_its_place(inputs: Inputs, features: tuple[Feature, ...], says: str) -> None:
     with pytest.raises(InputError, match=says):
         array(inputs, features)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "says"),
+    [
+        ([[1], [2], 3], "inputs[2]: is one value, where the first step is a list of values"),
+        ([[1], {"a": 2}], "inputs[1]: is values by name, where the first step is a list of values"),
+        ([{"a": 1}, [2]], "inputs[1]: is a list of values, where the first step is values by name"),
+        ([1, 2.5, [3]], "inputs[2]: is a list of values, where the first step is one value"),
+        ([1, {"a": 2}], "inputs[1]: is values by name, where the first step is one value"),
+        ([["1"], "2"], "inputs[1]: is one value, where the first step is a list of values"),
+    ],
+)
+def test_steps_are_all_written_in_one_way(inputs: Any, says: str) -> None:
+    """The first that is not is named."""
+    with pytest.raises(InputError) as error:
+        array(inputs, (A,))
+    assert str(error.value) == says
