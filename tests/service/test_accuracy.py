@@ -21,6 +21,8 @@ from service.engine.accuracy import Accuracy
 from service.engine.engine import Engine, Limits
 from service.engine.ledger import ANOMALY, ERROR, HIGH, LOW
 from service.engine.origin import Ahead
+from service.engine.steps import Answer
+from service.engine.work import Asked
 from service.errors import InvalidInputError
 from service.http.operations import rows
 from service.http.reply import encode
@@ -180,6 +182,32 @@ def test_predictions_are_what_they_were(tmp_path: Path) -> None:
         off.create(T, "tiny", interval=0.9)
     on.close()
     off.close()
+
+
+def test_answers_of_when_it_was_counted_are_told_where_it_is_off(tmp_path: Path) -> None:
+    """A retry gets the first's bytes, errors and intervals with them, and what runs beside it its own answer."""
+    model, series = make_bundle(tmp_path / "models"), draw(1, 40)[0].tolist()
+    engine, many = serving(tmp_path / "store", model), list[Asked]()
+    for name, interval in (("plain", None), ("corrected", 0.8), ("neighbour", None)):
+        engine.create(T, "tiny", session_id=name, inputs=series[:30], interval=interval)
+        many.append(Asked(name, series[30:], None, "r"))
+    first = told(engine.steps.many(T, many))
+    kept = [engine.lives.session(T, one.session_id).record.accuracy for one in many]
+    engine.close()
+    engine = serving(tmp_path / "store", model, accuracy=False)
+    again = [*many[:2], many[2]._replace(request_id="another")]
+    second = told(engine.steps.many(T, again))
+    assert [one.outputs.tobytes() for one in second[:2]] == [one.outputs.tobytes() for one in first[:2]]
+    assert (second[2].step, second[2].outputs.dtype) == (50, model.output_dtype)
+    told(engine.steps.many(T, [one._replace(request_id="more") for one in many]))
+    assert [engine.lives.session(T, one.session_id).record.accuracy for one in many] == kept
+    engine.close()
+
+
+def told(answers: list[Answer | Exception]) -> list[Answer]:
+    """Where none of them went wrong."""
+    assert not [one for one in answers if isinstance(one, Exception)]
+    return [one for one in answers if isinstance(one, Answer)]
 
 
 def test_hits_of_categories_and_labels_have_none(tmp_path: Path) -> None:
