@@ -20,7 +20,7 @@ class Accuracy:
     """
 
     def __init__(self, model: StepModel, *, on: bool = True) -> None:
-        plain, corrected = Ledger(model), Ledger(model, corrected=True)
+        plain, corrected = Ledger(model), Ledger(model, intervals=True)
         self.on = on and (bool(plain.targets) or model.manifest.head.surprise is not None)
         self.corrects = self.on and plain.numbers
         self.sums = plain.sums

@@ -124,14 +124,15 @@ def test_sums_are_those_of_the_whole_series(
         assert outputs[ANOMALY].tobytes() == np.array(wanted["anomaly"], np.float32)[-len(outputs) :].tobytes()
 
 
-def test_what_is_kept_does_not_depend_on_calls(engines: dict[str, Engine]) -> None:
+@pytest.mark.parametrize("interval", [None, 0.9])
+def test_what_is_kept_does_not_depend_on_calls(engines: dict[str, Engine], interval: float | None) -> None:
     """The same bits however the inputs were cut, and beside whatever rows."""
     engine, series = engines["gaussian"], draw(1, STEPS, 3)[0].tolist()
     for name, size in (("one", 1), ("some", 7), ("many", 100), ("all", STEPS)):
-        engine.create(T, "tiny", session_id=name)
+        engine.create(T, "tiny", session_id=f"{name}-{interval}", interval=interval)
         for start in range(0, STEPS, size):
-            engine.steps.one(T, name, series[start : start + size])
-    kept = {engine.lives.session(T, name).record.accuracy for name in ("one", "some", "many", "all")}
+            engine.steps.one(T, f"{name}-{interval}", series[start : start + size])
+    kept = {engine.lives.session(T, f"{name}-{interval}").record.accuracy for name in ("one", "some", "many", "all")}
     assert len(kept) == 1
     assert kept != {b""}
 

@@ -2,21 +2,25 @@
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from model.runner import Outputs, StepModel
-from service.engine.conformal import EMPTY, GAMMA, HELD, LEAST, anomalies, anomalies_of_rows
+from service.engine.conformal import EMPTY, GAMMA, HELD, LEAST, Course, anomalies, anomalies_of_rows, corrected
 from service.engine.ledger import ANOMALY, HIGH, LOW
 from tests.bundles import draw, make_bundle
 from tests.kinds import played
 from tests.scored import STEPS, anomaly, before, serving
 
 T = "tenant"
+UNFILLED = np.full(HELD, np.inf, np.float32).tobytes()
 HEADS = ["point", "gaussian", "student_t", "quantiles"]
 
 
@@ -85,7 +89,7 @@ def test_corrected_intervals_hold_their_share_when_noise_triples(tmp_path: Path)
     _, interval = engine.accuracy(engine.lives.session(T, "s").record)
     assert interval is not None
     assert interval.wanted == 0.8
-    assert interval.coverage["x"] == pytest.approx((held.sum() + 1) / 5000)
+    assert interval.coverage["x"] == pytest.approx(held[3:].sum() / 4996)  # 4 inputs had none with an end
     assert 0 < interval.alpha["x"] < 1
     engine.close()
 
@@ -115,7 +119,8 @@ def test_intervals_are_the_papers(tmp_path: Path, head: str) -> None:
             )
             err = score > reach
             missed += int(err)
-            alpha += GAMMA * (0.1 - err)
+            if step >= 9:  # before, no interval has an end
+                alpha += GAMMA * (0.1 - err)
             scores.append(float(score))
             last = sorted(scores[-HELD:])
             rank = math.ceil((len(last) + 1) * (1 - alpha) - 1e-9)
@@ -127,5 +132,35 @@ def test_intervals_are_the_papers(tmp_path: Path, head: str) -> None:
         assert interval is not None
         target = ("z", "x")[place]
         assert interval.alpha[target] == pytest.approx(alpha)
-        assert interval.coverage[target] == pytest.approx(1 - missed / STEPS)
+        assert interval.coverage[target] == pytest.approx(1 - missed / (STEPS - 9))
     engine.close()
+
+
+@pytest.mark.parametrize(("wanted", "needed"), [(0.5, 1), (0.8, 4), (0.9, 9), (0.95, 19), (0.99, 99)])
+def test_the_first_interval_with_an_end(wanted: float, needed: int) -> None:
+    """As many scores as docs/api.md says are before it, and those have moved no level and covered nothing."""
+    scores = np.random.default_rng(0).random(needed + 1).astype(np.float32).tolist()
+    widths, course, _ = corrected(wanted, Course(wanted, 0.0, 0.0), UNFILLED, scores[:needed])
+    assert (widths[:-1], widths[-1]) == ([math.inf] * (needed - 1), max(scores[:needed]))
+    assert course == (wanted, needed, 0)
+    _, moved, _ = corrected(wanted, Course(wanted, 0.0, 0.0), UNFILLED, scores)
+    assert moved.level != wanted
+    assert moved.entered == needed + 1
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 299), max_size=6), st.integers(0, 9), st.sampled_from([0.5, 0.8, 0.99]))
+def test_corrected_intervals_do_not_depend_on_calls(cuts: list[int], seed: int, wanted: float) -> None:
+    """The same bits one score at a time, a few, and all; with ties, infinite scores, and missing ones."""
+    rng = np.random.default_rng(seed)
+    drawn = rng.choice([*rng.random(9), math.inf, math.nan], 300) * np.linspace(1, 3, 300)
+    scores = drawn.astype(np.float32).tolist()
+    told, course, ring = corrected(wanted, Course(wanted, 0.0, 0.0), UNFILLED, scores)
+    for places in ([0, *sorted(set(cuts)), 300], range(301)):
+        pieces, now, held = list[float](), Course(wanted, 0.0, 0.0), UNFILLED
+        for start, end in pairwise(places):
+            widths, now, held = corrected(wanted, now, held, scores[start:end])
+            pieces += widths
+        assert (pieces, now, held) == (told, course, ring)
+    there = [score for score in scores if not math.isnan(score)]
+    assert ring == np.array(there, np.float32)[-HELD:].tobytes()
