@@ -314,7 +314,7 @@ class Ledger:
         try:
             return self._told.pack(*told)
         except OverflowError:  # numbers as large as single precision has
-            return self._told.pack(*(number if abs(number) <= _MOST else math.inf for number in told))
+            return self._told.pack(*(math.copysign(math.inf, one) if abs(one) > _MOST else one for one in told))
 
     def targets_of(self, kept: bytes) -> dict[str, Target]:
         """By target, of a session that keeps these bytes."""

@@ -8,7 +8,6 @@ from typing import Any
 
 import gevent
 import numpy as np
-import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,21 +16,17 @@ from numpy.typing import NDArray
 from model.manifest import Feature
 from model.repository import Opened, open_all
 from model.runner import StepModel
-from service.engine.accuracy import Accuracy
 from service.engine.engine import Engine, Limits
 from service.engine.ledger import ANOMALY, ERROR, HIGH, LOW
 from service.engine.origin import Ahead
 from service.engine.steps import Answer
 from service.engine.work import Asked
 from service.errors import InvalidInputError
-from service.http.operations import rows
-from service.http.reply import encode
 from tests.bundles import draw, make_bundle
 from tests.contracts.test_stores import beside
 from tests.kinds import category, export, network, played, signature
 from tests.reference import ZOO, pulse
 from tests.scored import STEPS, anomaly, before, serving
-from training.nets import Signature
 
 T = "tenant"
 HEADS = ["point", "gaussian", "student_t", "quantiles"]
@@ -135,35 +130,6 @@ def test_what_is_kept_does_not_depend_on_calls(engines: dict[str, Engine], inter
     kept = {engine.lives.session(T, f"{name}-{interval}").record.accuracy for name in ("one", "some", "many", "all")}
     assert len(kept) == 1
     assert kept != {b""}
-
-
-@pytest.mark.parametrize("head", [*HEADS, "categorical", "label"])
-def test_rows_counted_together_have_the_bits_of_rows_counted_alone(engines: dict[str, Engine], head: str) -> None:
-    """Answers and what is kept, step by step, of many rows and of each by itself."""
-    if head in HEADS:
-        model, inputs = engines[head].models.named("tiny"), draw(7, 40, 3)
-    else:
-        spoken = signature([category("c", 4)], "c") if head == "categorical" else labelled()
-        model = export(network(spoken, head=head, counts=[1, 2, 3, 4], units=6))
-        inputs = np.random.default_rng(0).integers(4, size=(7, 40, 1)).astype(np.float32)
-    counted, state = Accuracy(model), model.layout.initial(7)
-    together: list[bytes | None] = [b""] * 7
-    alone: list[bytes | None] = [b""] * 7
-    for step in range(40):
-        now = inputs[:, step : step + 1]
-        outputs, after = model.run(now, np.ones(7, np.int32), state)
-        told, together = map(list, counted.score(together, now, [1] * 7, state, outputs))
-        for row in range(7):
-            of = slice(row, row + 1)
-            (one,), (alone[row],) = counted.score([alone[row]], now[of], [1], state[of], outputs[of])
-            assert one.tobytes() == told[row].tobytes()
-        assert together == alone
-        state = after
-
-
-def labelled() -> Signature:
-    """Of a head `label` over four classes."""
-    return signature([category("c", 4)], "kind", classes=("p", "q", "r", "s"))
 
 
 def test_predictions_are_what_they_were(tmp_path: Path) -> None:
@@ -310,20 +276,3 @@ def test_what_stands_for_no_session_says_nothing(tmp_path: Path) -> None:
     assert predicted.outputs.dtype == plain
     assert engine.forecasts.roll(T, "s", Ahead(3)).outputs.dtype == plain
     engine.close()
-
-
-def test_large_numbers_do_no_harm() -> None:
-    """Errors beyond single precision are told as unknown, and the sums go on in double."""
-    model = open_all(ZOO).models["weather"][1]
-    counted = Accuracy(model)
-    most = float(np.finfo(np.float32).max)
-    for kept in (b"", counted.begun(0.9)):
-        outputs, state = np.zeros((1, 2), model.output_dtype), model.layout.initial(1)
-        outputs["point"] = -most
-        inputs = np.array([[[most, 1, 2, 3], [most, 1, 2, 3]]], np.float32)
-        (answer,), (after,) = counted.score([kept], inputs, [2], state, outputs)
-        assert after is not None
-        assert orjson.loads(encode(rows(model, answer)))["error"][1][0] is None
-        targets = counted.targets_of(after)
-        assert targets is not None
-        assert targets["precipitation"].mae == pytest.approx(1.5 * most)
