@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from model.manifest import Head
 from model.runner import Outputs, StepModel
+from service.engine.central import Central
 from service.engine.conformal import EMPTY, GAMMA, HELD, LEAST, Course, anomalies, anomalies_of_rows, corrected
-from service.engine.ledger import ANOMALY, HIGH, LOW
+from service.engine.ledger import ALARM, ANOMALY, HIGH, LOW
 from tests.bundles import draw, make_bundle
 from tests.kinds import played
 from tests.scored import STEPS, anomaly, before, serving
@@ -65,6 +67,26 @@ def test_anomalies_are_calibrated(tmp_path: Path) -> None:
     assert float((told[LEAST:] >= np.float32(0.99)).mean()) < 0.01 + error / 2
     assert engine.steps.one(T, "s", [[series[-1][0] + 100]]).outputs[ANOMALY][0] > 0.99
     engine.close()
+
+
+def test_false_alarms_are_as_many_as_docs_say() -> None:
+    """docs/metrics.md: none of a session's first 99 inputs, 0.0034 of the first 200, and 2 / 257 in long ones."""
+    sessions, rng = 2000, np.random.default_rng(0)
+    rings, counts = np.full((sessions, HELD), -np.inf, np.float32), []
+    for held in range(600):
+        told = anomalies_of_rows(rings, np.full(sessions, float(held)), rng.random(sessions, np.float32))
+        counts.append((told >= ALARM).mean())
+    assert sum(counts[:99]) == 0 < counts[99]
+    assert np.mean(counts[:200]) == pytest.approx(0.0034, abs=0.0004)
+    assert np.mean(counts[HELD:]) == pytest.approx(2 / 257, abs=0.0005)
+
+
+@pytest.mark.parametrize(
+    ("levels", "held"), [((0.1, 0.5, 0.9), 0.8), ((0.05, 0.1, 0.9), 0.8), ((0.05, 0.5, 0.95), 0.9)]
+)
+def test_the_level_of_quantiles_is_between_those_that_count(levels: tuple[float, ...], held: float) -> None:
+    """docs/metrics.md: 0.1 and 0.9 where the head has them, otherwise its outermost."""
+    assert Central(Head(kind="quantiles", outputs=("median", "quantiles"), targets=("x",), levels=levels)).level == held
 
 
 def test_corrected_intervals_hold_their_share_when_noise_triples(tmp_path: Path) -> None:
