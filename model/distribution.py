@@ -8,6 +8,7 @@ distribution-free time series forecasting").
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -25,6 +26,12 @@ _LEAST = 2.0**-54
 _lgamma = np.vectorize(math.lgamma, otypes=[np.float64])
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(64)
 """Of Gauss and Legendre, on [-1, 1]."""
+_HALVES = (_NODES + 1) / 2
+"""The same on [0, 1]."""
+_NEAREST = float(np.finfo(np.float64).tiny)
+"""Stands for an angle of 0, which is infinitely far out."""
+_MOST_STEPS, _SETTLED = 60, 1e-9
+"""Of Newton: a step so small has left nothing, as the next is about its square."""
 _BLOCK = 4096
 """Numbers integrated at once: bounded memory for any length of series."""
 
@@ -117,32 +124,79 @@ def _weights(at: Sequence[float], levels: ArrayLike) -> Array:
 
 
 def student_t_cdf(x: ArrayLike, df: ArrayLike) -> Array:
-    """The distribution function of Student's t.
-
-    With x = sqrt(df) tan(u) the density becomes cos(u)^(df - 1) / B(1/2, df/2), smooth on a bounded interval, which
-    Gauss and Legendre's 64 nodes integrate from 0 to far beyond single precision.
-    """
+    """The distribution function of Student's t, to the last few digits of the nearer tail."""
     x, df = np.broadcast_arrays(np.asarray(x, np.float64), np.asarray(df, np.float64))
-    end = np.minimum(np.arctan(np.abs(x) / np.sqrt(df)), 9 / np.sqrt(df))  # beyond, less than exp(-40) is left
-    total, ends, dfs = np.empty(x.size), end.reshape(-1, 1), df.reshape(-1, 1)
-    for start in range(0, x.size, _BLOCK):
-        block = slice(start, start + _BLOCK)
-        total[block] = np.cos(ends[block] * (_NODES + 1) / 2) ** (dfs[block] - 1) @ _WEIGHTS
-    return np.asarray(0.5 + np.sign(x) * np.exp(-log_beta(0.5, df / 2)) * total.reshape(x.shape) * end / 2, np.float64)
+    whole, _ = _log_tail(np.asarray(math.pi / 2), df)
+    tail = np.exp(_log_tail(np.maximum(np.arctan2(np.sqrt(df), np.abs(x)), _NEAREST), df)[0] - whole) / 2
+    return np.asarray(np.where(x < 0, tail, 1 - tail), np.float64)
 
 
 def student_t_quantile(levels: ArrayLike, df: Array) -> Array:
-    """(*df, *levels) where the distribution function of Student's t is a level: bisection in u = atan(x / sqrt(df))."""
+    """(*df, *levels) where the distribution function of Student's t is a level, each above 0 and below 1."""
     at = np.asarray(levels, np.float64)
     each, places = np.unique(df, return_inverse=True)
-    wide = each.reshape(-1, *[1] * at.ndim)
-    low, high = (np.full((len(each), *at.shape), end) for end in (-math.pi / 2, math.pi / 2))
-    for _ in range(60):
-        middle = (low + high) / 2
-        below = student_t_cdf(np.sqrt(wide) * np.tan(middle), wide) < at
-        low, high = np.where(below, middle, low), np.where(below, high, middle)
-    found = np.sqrt(wide) * np.tan((low + high) / 2)
-    return np.asarray(found[places.reshape(-1)].reshape(*df.shape, *at.shape), np.float64)
+    found = (_kept if each.size * at.size <= _BLOCK else _found)(each.tobytes(), at.tobytes())
+    return found[places.reshape(-1)].reshape((*df.shape, *at.shape))
+
+
+def _found(dfs: bytes, levels: bytes) -> Array:
+    """(dfs, levels). The nearer tail is found, and mirrored: 1 - level is exact above a half."""
+    df, at = np.frombuffer(dfs)[:, np.newaxis], np.frombuffer(levels)
+    nearer, places = np.unique(np.minimum(at, 1 - at), return_inverse=True)
+    tail = np.sqrt(df) / np.tan(_end_of_tail(*np.broadcast_arrays(nearer, df)))
+    return np.asarray((np.sign(at - 0.5) * tail[:, places.reshape(-1)]), np.float64)
+
+
+_kept = lru_cache(maxsize=64)(_found)
+"""Degrees of freedom are mostly constants of a model, and asked for again with every forecast."""
+
+
+def _end_of_tail(share: Array, df: Array) -> Array:
+    """The w at which the integral of `_log_tail` has this share, at most a half, of twice what it has at pi / 2.
+
+    Newton's steps for its logarithm over that of w, of which it is nearly a straight line far out; as it bends one way
+    only, they come from one side. Each number's steps end with itself, so that it is the same beside any others.
+    """
+    top = math.log(math.pi / 2)
+    whole, slope = _log_tail(np.asarray(math.pi / 2), df)
+    wanted = whole + np.log(2 * share)
+    at = np.minimum(np.maximum((wanted + np.log(df)) / df, top + np.log(2 * share) * slope), top)
+    left = np.ones(at.shape, np.bool_)
+    for _ in range(_MOST_STEPS):
+        reached, slope = _log_tail(np.exp(at[left]), df[left])
+        step = (wanted[left] - reached) * slope
+        at[left] = np.minimum(at[left] + step, top)
+        left[left] = np.abs(step) > _SETTLED
+        if not left.any():
+            break
+    return np.exp(at)
+
+
+def _log_tail(w: Array, df: Array) -> tuple[Array, Array]:
+    """The logarithm of the integral of sin(s)^(df - 1) over s from 0 to w, and what log(w) grows by as it grows by 1.
+
+    With x = sqrt(df) / tan(w) it is the tail of Student's t beyond x, times B(1/2, df/2). With s = w exp(-r) it is
+    w sin(w)^(df - 1) times the integral over r from 0 of exp((df - 1) log(sin(s) / sin(w)) - r), smooth and falling,
+    which Gauss and Legendre's 64 nodes take until exp(-40) is left of it: with no digit lost, however far out.
+    """
+    w, df = np.broadcast_arrays(w, df)
+    sine, over, narrow = np.sin(w), np.maximum(df - 1, 0), 9 / np.sqrt(df) / w
+    with np.errstate(divide="ignore", invalid="ignore"):
+        end = np.minimum.reduce([  # each is enough: what falls least is its first slope, its last, and a normal curve
+            40 / np.minimum(df, 1 + (df - 1) * w / np.tan(w)),
+            (40 + over * np.log(w / sine)) / np.minimum(df, 1 + over),
+            np.where(narrow < 1, -np.log1p(-narrow), np.inf),
+        ])  # fmt: skip
+    total = np.empty(w.size)
+    ends, ws, sines, powers = (one.reshape(-1, 1) for one in (end, w, sine, df - 1))
+    for start in range(0, w.size, _BLOCK):
+        block = slice(start, start + _BLOCK)
+        r = ends[block] * _HALVES
+        total[block] = (
+            np.exp(powers[block] * np.log(np.sin(ws[block] * np.exp(-r)) / sines[block]) - r) * _WEIGHTS
+        ).sum(axis=1)
+    integral = total.reshape(w.shape) * end / 2
+    return (df - 1) * np.log(sine) + np.log(w) + np.log(integral), integral
 
 
 def log_beta(a: float, b: Array) -> Array:

@@ -143,7 +143,10 @@ def _stops(model: StepModel, stop: Sequence[Category]) -> list[list[int]]:
     for number, one in enumerate(stop):
         field = f"stop[{number}]"
         whole = isinstance(one, str) and target.text is not None
-        places = to_array(one if whole else [one], (target,), field)[:, 0]  # type: ignore[arg-type]
+        try:
+            places = to_array(one if whole else [one], (target,))[:, 0]  # type: ignore[arg-type]
+        except InputError as error:  # a stop is one value to whoever asks, not the steps that are made of it
+            raise InputError(*(Fault(field, fault.message) for fault in error.faults)) from None
         if (places >= len(target.categories)).any():
             raise InputError(Fault(field, f"{one!r:.100} has what is never drawn"))
         stops.append([int(place) for place in places])

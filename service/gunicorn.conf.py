@@ -1,12 +1,9 @@
 """gunicorn's configuration, from Onward's settings; read by the master, before workers are forked."""
 
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from service import settings
+from service import settings, tallies
 
 _settings = settings.read()
 
@@ -26,20 +23,13 @@ errorlog = "-"
 def on_starting(server: Any) -> None:
     """The workers' metrics lie in a folder of this service's own: what another left there would be counted as ours."""
     del server
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="onward-metrics-", dir=worker_tmp_dir)
-    from service import banner  # noqa: F401, PLC0415  (all that workers need: once, not in each; it reads that name)
-
-
-def child_exit(server: Any, worker: Any) -> None:
-    from prometheus_client.multiprocess import mark_process_dead  # noqa: PLC0415  (as above)
-
-    del server
-    mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
+    tallies.begin(worker_tmp_dir)
+    from service import banner  # noqa: F401, PLC0415  (all that workers need: once, not in each; it reads that folder's name)
 
 
 def on_exit(server: Any) -> None:
     del server
-    shutil.rmtree(os.environ["PROMETHEUS_MULTIPROC_DIR"], ignore_errors=True)
+    tallies.end()
 
 
 def post_worker_init(worker: Any) -> None:

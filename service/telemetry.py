@@ -1,20 +1,19 @@
 """Metrics in Prometheus' text form: how the predictions of each model come true, over all worker processes.
 
 Owns the names of metrics. Where gunicorn has set a folder (PROMETHEUS_MULTIPROC_DIR), each worker counts in files of
-its own there, and any worker answers with the sum of all, those that have ended too. Import it in the process that
-serves.
+its own there, on from what one that has ended left in them, and any worker answers with the sum of all. Import it in
+the process that serves.
 """
 
 import os
 from collections.abc import Callable, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from model.runner import StepModel
+from service import tallies
 from service.engine.ledger import Sum
-
-FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 _MEANINGS = {
     "inputs": ("scored_inputs", "inputs of sessions that have a surprise"),
@@ -33,9 +32,17 @@ class Telemetry:
     """Satisfies the engine's Observer. One a process."""
 
     def __init__(self) -> None:
+        if self._shared:
+            place = tallies.place()
+            values.ValueClass = values.MultiProcessValue(lambda: place)  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         self._of = {name: self._metric(name, *told) for name, told in _MEANINGS.items()}
         self._damaged = Counter("onward_damaged_records", "damaged records that were met", registry=self._registry)
+
+    @property
+    def _shared(self) -> bool:
+        """Whether other processes count too."""
+        return tallies.VARIABLE in os.environ
 
     def _metric(self, name: str, named: str, meaning: str) -> Counter | Gauge:
         labels = _OF_MODEL if name in {"inputs", "surprise", "alarms"} else _OF_TARGET
@@ -60,7 +67,7 @@ class Telemetry:
     def text(self) -> bytes:
         """What has been counted so far, by all workers."""
         registry = self._registry
-        if FOLDER in os.environ:
+        if self._shared:
             registry = CollectorRegistry()
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         return generate_latest(registry)

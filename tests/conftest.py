@@ -6,7 +6,8 @@ from hypothesis import settings
 
 from tests.valkey import Server
 
-settings.register_profile("onward", settings(), deadline=None)  # what a machine has beside it to do is no property of the code
+# how long an example takes is the machine's
+settings.register_profile("onward", settings(), deadline=None)
 settings.load_profile("onward")
 
 

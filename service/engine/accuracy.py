@@ -14,21 +14,24 @@ from service.engine.ledger import WANTED, Interval, Ledger, Target
 
 
 class Accuracy:
-    """One model's ledgers, and which of them a row's bytes are of: nothing yet, or as long as a ledger's."""
+    """One model's ledgers, and which of them a row's bytes are of: nothing yet, or as long as a ledger's.
+
+    on: whether predictions are scored; where not, answers of when they were are told still.
+    """
 
     def __init__(self, model: StepModel, *, on: bool = True) -> None:
-        plain, corrected = Ledger(model), Ledger(model, corrected=True)
+        plain, corrected = Ledger(model), Ledger(model, intervals=True)
         self.on = on and (bool(plain.targets) or model.manifest.head.surprise is not None)
         self.corrects = self.on and plain.numbers
         self.sums = plain.sums
-        self._plain, self._outputs = plain, model.output_dtype
-        ledgers = [plain, corrected] if self.corrects else [plain]
+        self._plain, self._corrected = plain, corrected
+        ledgers = [plain, corrected] if plain.numbers else [plain]  # also where off: what was kept before is read on
         self._by_size = {0: plain} | {ledger.size: ledger for ledger in ledgers}
         self._answers = {one.itemsize: one for one in (model.output_dtype, *(ledger.answer for ledger in ledgers))}
 
     def begun(self, wanted: float | None) -> bytes:
         """Of a session that has seen nothing; of one that wants no intervals that is nothing."""
-        return self._by_size[max(self._by_size)].first(wanted) if wanted and self.corrects else b""
+        return self._corrected.first(wanted) if wanted and self.corrects else b""
 
     def knows(self, kept: bytes) -> bool:
         return not self.on or len(kept) in self._by_size

@@ -4,8 +4,10 @@ Owns two formulas over rings, each the last HELD scores of a session, the newest
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from struct import Struct
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,46 +57,56 @@ def anomalies_of_rows(rings: Ring, held: Floats, scores: Ring) -> Floats:
     return told
 
 
-class Corrected:
-    """Adaptive conformal inference: intervals whose level follows how often they missed (Gibbs and Candes 2021).
-
-    All are (rows, targets), and but for `wanted`, 1 - alpha, written to: `level` is 1 - alpha_t, `entered` how many
-    scores there were, `covered` how many of them lay in the interval that was told before, and `rings` (rows, targets,
-    HELD) the last of them, +inf where nothing is.
+class Course(NamedTuple):
+    """One target's corrected intervals so far: `level` is 1 - alpha_t, `entered` how many scores there were, and
+    `covered` how many of those that count lay in the interval that was told before.
     """
 
-    def __init__(self, wanted: Floats, level: Floats, entered: Floats, covered: Floats, rings: Ring) -> None:
-        self._wanted, self._level, self._entered, self._covered = wanted, level, entered, covered
-        self._rings = rings
+    level: float
+    entered: float
+    covered: float
 
-    def widths(self, scores: Floats) -> Floats:
-        """(rows, steps, targets) how far the next interval reaches from the centre, in scales, after each of `scores`.
 
-        scores: (rows, steps, targets) errors in scales, not negative; NaN: nothing is scored. An interval is infinite
-        where as many scores are not there yet, or 1 - alpha_t asks for more than there can be.
-        """
-        widths = np.empty(scores.shape)
-        for step in range(scores.shape[1]):
-            self._take(scores[:, step].astype(np.float32))
-            widths[:, step] = self._width()
-        return widths
+def least(wanted: float) -> int:
+    """How many scores there are before an interval with an end: as many as 1 / (1 - wanted), less one.
 
-    def _take(self, scores: Ring) -> None:
-        """alpha_{t+1} = alpha_t + gamma (alpha - err_t): their equation 2."""
-        there = ~np.isnan(scores)
-        below = np.add.reduce(self._rings < scores[..., np.newaxis], axis=2)
-        missed = below >= self._rank()  # the score is above the one of that rank
-        self._level += np.where(there, GAMMA * (missed - (1 - self._wanted)), 0.0)
-        self._covered += there & ~missed
-        self._entered += there
-        self._rings[there] = np.concatenate((self._rings[there][:, 1:], scores[there][:, np.newaxis]), axis=1)
+    They neither move the level nor count as covered: that no score lies beyond no end says nothing.
+    """
+    return math.ceil((wanted - _ROUNDING) / (1 - wanted))
 
-    def _rank(self) -> Floats:
-        """Of the score that bounds the interval: ceil((n + 1)(1 - alpha_t)) of n (Lei et al. 2018, section 2)."""
-        return np.ceil((np.minimum(self._entered, HELD) + 1) * self._level - _ROUNDING)
 
-    def _width(self) -> Floats:
-        rank = self._rank().astype(np.intp)
-        rising = np.sort(self._rings, axis=2)
-        found = np.take_along_axis(rising, np.clip(rank - 1, 0, HELD - 1)[..., np.newaxis], axis=2)[..., 0]
-        return np.where(rank > HELD, np.inf, np.where(rank < 1, 0.0, found))
+def corrected(wanted: float, course: Course, ring: bytes, scores: Sequence[float]) -> tuple[list[float], Course, bytes]:
+    """How far the next interval reaches from the centre after each of `scores`, in scales; and what is kept then.
+
+    Adaptive conformal inference: intervals whose level follows how often they missed (Gibbs and Candes 2021).
+    scores: errors in scales, float32, not negative; NaN: nothing is scored. ring: the last of them, +inf where nothing
+    is. An interval is infinite where as many scores are not there yet, or 1 - alpha_t asks for more than there can be.
+    """
+    level, entered, covered = course
+    widths, first, alpha = [], least(wanted), 1 - wanted
+    rising: Any = np.sort(np.frombuffer(ring, np.float32))
+    if len(scores) > 1:  # for one, a list would cost more to make than it spares
+        rising = rising.tolist()
+    for score in scores:
+        if not math.isnan(score):
+            place, oldest = bisect_left(rising, score), bisect_left(rising, _FLOAT.unpack_from(ring)[0])
+            if entered >= first:
+                missed = place >= _rank(level, entered)  # it is above the one of that rank
+                level += GAMMA * (missed - alpha)  # alpha_{t+1} = alpha_t + gamma (alpha - err_t): their equation 2
+                covered += not missed
+            entered += 1
+            if oldest < place:
+                place -= 1
+                rising[oldest:place] = rising[oldest + 1 : place + 1]
+            else:
+                rising[place + 1 : oldest + 1] = rising[place:oldest]
+            rising[place] = score
+            ring = ring[_FLOAT.size :] + _FLOAT.pack(score)
+        rank = _rank(level, entered)
+        widths.append(math.inf if rank > HELD else float(rising[rank - 1]) if rank > 0 else 0.0)
+    return widths, Course(level, entered, covered), ring
+
+
+def _rank(level: float, entered: float) -> int:
+    """Of the score that bounds the interval: ceil((n + 1)(1 - alpha_t)) of n (Lei et al. 2018, section 2)."""
+    return math.ceil((min(entered, HELD) + 1) * level - _ROUNDING)

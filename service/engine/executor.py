@@ -6,8 +6,6 @@ nowhere else, against the record that the commit is compared with. One bad row n
 
 import logging
 from collections.abc import Callable, Sequence
-from itertools import chain
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +16,13 @@ from service.engine.accuracy import Accuracy
 from service.engine.call import Caller, padded
 from service.engine.cost import Cost
 from service.engine.history import Point
-from service.engine.inputs import array_of
 from service.engine.lives import living
 from service.engine.models import ref_of
 from service.engine.observer import Observer
+from service.engine.reading import read
 from service.engine.work import Done, Request, Work
 from service.errors import (
     DamagedRecordError,
-    InvalidInputError,
     LateRequestError,
     NotFiniteError,
     OnwardError,
@@ -106,27 +103,29 @@ class Executor:
             work.undecided()
             try:
                 work.record = self._mine(living(work.requests[0].asked.session_id, record, now))
-            except (OnwardError, MovedError) as error:
+            except Exception as error:  # noqa: BLE001  (whatever it is, it is this item's alone)
                 if self._observer is not None and isinstance(error, DamagedRecordError):
                     self._observer.damaged()
+                _look_at(error)
                 for request in work.requests:
                     request.outcome = error
-        _read(self._model, [request for work in new for request in work.requests if request.outcome is None])
+        read(self._model, [request for work in new for request in work.requests if request.outcome is None])
         return [work for work in new if work.record is None or not self._decided(work, work.record)]
 
     def _decided(self, work: Work, record: Record) -> bool:
         """Answers those of the item's requests that have no step to make; whether each has one."""
-        todo, step = [], record.step
+        todo, step, broken = [], record.step, None
         lost = work.overtaken if work.overtaken is not None and _lost(record, work.overtaken) else None
         for request in work.requests:
-            if request.outcome is None:
-                try:
-                    request.outcome = self._answered(request, record, step, lost)
-                except OnwardError as error:
-                    request.outcome = error
+            try:
+                request.outcome = broken or request.outcome or self._answered(request, record, step, lost)
+            except Exception as error:  # noqa: BLE001  (whatever it is, it is this request's alone)
+                request.outcome = error
             if request.outcome is None:
                 todo.append(request)
                 step += request.length
+            elif isinstance(request.outcome, Exception) and broken is None and _look_at(request.outcome):
+                broken = request.outcome  # nothing of the item overtakes it
         if todo:
             work.state, work.accuracy = record.state, record.accuracy if self.accuracy.on else None
             arrays = [request.inputs for request in todo if request.inputs is not None]
@@ -268,31 +267,17 @@ def _remembering(before: Record, requests: Sequence[Request], outputs: Outputs, 
     return said
 
 
+def _look_at(error: Exception) -> bool:
+    """Whether it is no refusal, but something broke, which is logged."""
+    broken = not isinstance(error, (OnwardError, MovedError))
+    if broken:
+        log.error("a step could not be decided", exc_info=error)
+    return broken
+
+
 def _lost(record: Record, known: Record) -> bool:
     """Whether the store has lost steps that this process knows of: it is behind, and has not been changed since."""
     return record.step < known.step and record.last_step_at < known.last_step_at
-
-
-def _read(model: StepModel, requests: Sequence[Request]) -> None:
-    """Makes arrays of the requests' inputs, of all together where that goes; answers those at fault."""
-    unread: list[tuple[Request, Any]] = [(one, one.asked.inputs) for one in requests if one.inputs is None]
-    forms = {type(inputs[0]) if inputs else None for _, inputs in unread}
-    if len(unread) > 1 and (forms == {list} or forms <= {int, float}):
-        try:
-            joined = array_of(model, list(chain.from_iterable(inputs for _, inputs in unread)))
-        except InvalidInputError:
-            pass  # whose it is, is found below
-        else:
-            start = 0
-            for request, _ in unread:
-                request.inputs = joined[start : start + request.length]
-                start += request.length
-            return
-    for request, inputs in unread:
-        try:
-            request.inputs = array_of(model, inputs)
-        except InvalidInputError as error:
-            request.outcome = error
 
 
 def surprises(model: StepModel, outputs: Outputs) -> list[float]:

@@ -20,7 +20,7 @@ from model.manifest import RANKED
 from model.runner import Outputs, StepModel
 from model.state import State
 from service.engine.central import Central, Named
-from service.engine.conformal import EMPTY, HELD, Corrected, anomalies, anomalies_of_rows
+from service.engine.conformal import EMPTY, HELD, Course, anomalies, anomalies_of_rows, corrected, least
 
 ALARM = 0.99
 """An anomaly of so much counts as one."""
@@ -82,18 +82,18 @@ class Interval(NamedTuple):
 
 
 class Ledger:
-    """What sessions of one model keep; with `corrected`, those that asked for intervals.
+    """What sessions of one model keep; with `intervals`, those that asked for intervals.
 
-    The bytes: the share wanted, 0 for none; the sums; the last true values; a ring of surprises; what Corrected has.
+    The bytes: the share wanted, 0 for none; the sums; the last true values; a ring of surprises; what intervals need.
     """
 
-    def __init__(self, model: StepModel, *, corrected: bool = False) -> None:
+    def __init__(self, model: StepModel, *, intervals: bool = False) -> None:
         head = model.manifest.head
         predicts = set(head.outputs) <= set(head.last) and head.kind != "label"
         self.targets = head.targets if predicts else ()
         self.numbers = predicts and not head.ranks
-        self._head, self._corrected, self._central = head, corrected, Central(head)
-        self._alone = corrected or any(model.manifest.feature(name).nullable for name in self.targets)
+        self._head, self._corrects, self._central = head, intervals, Central(head)
+        self._alone = intervals or any(model.manifest.feature(name).nullable for name in self.targets)
         self._columns = [model.features.index(target) for target in self.targets]
         names = _OF_NUMBERS if self.numbers else _OF_RANKS
         self.sums = (*map(Sum, _OF_ALL), *(Sum(name, target) for name in names for target in self.targets))
@@ -102,13 +102,14 @@ class Ledger:
         self._ring = len(EMPTY) if head.surprise else 0
         self._more = np.dtype(
             [*((name, np.float64, (wide,)) for name in ("level", "entered", "covered")),
-             ("scores", np.float32, (wide, HELD))] if corrected else []
+             ("scores", np.float32, (wide, HELD))] if intervals else []
         )  # fmt: skip
+        self._course = Struct(f"<{3 * wide}d")  # levels, entered, covered
         self._start = self._numbers.size + self._ring  # of the last part
         self.size = self._start + self._more.itemsize
         told: list[Any] = [(ERROR, np.float32, (wide,))] if self.numbers else []
         told += [(ANOMALY, np.float32)] if head.surprise else []
-        told += [(LOW, np.float32, (wide,)), (HIGH, np.float32, (wide,))] if corrected else []
+        told += [(LOW, np.float32, (wide,)), (HIGH, np.float32, (wide,))] if intervals else []
         self.answer = np.dtype([*model.output_dtype.descr, *told])
         self._told = Struct(f"<{(self.answer.itemsize - model.output_dtype.itemsize) // 4}f")
 
@@ -117,7 +118,7 @@ class Ledger:
         sums = [0.0] * len(self.sums)
         values = [math.nan] * (len(self.targets) if self.numbers else 0)
         more = np.zeros(1, self._more)
-        if self._corrected:
+        if self._corrects:
             more["level"], more["scores"] = wanted, np.inf
         return self._numbers.pack(wanted, *sums, *values) + EMPTY[: self._ring] + more.tobytes()
 
@@ -142,7 +143,7 @@ class Ledger:
             one, scored = self._row(kept[row], values[row][:size], said[row], surprises[row][:size])
             after.append(one)
             told.append(scored)
-        if self._corrected:
+        if self._corrects:
             after = self._correct(after, told, before, outputs)
         return self._answers(outputs, told), after
 
@@ -275,15 +276,28 @@ class Ledger:
         errors = np.full((*outputs.shape, len(self.targets)), np.nan)
         for row, scored in enumerate(told):
             errors[row, : len(scored)] = [one[: len(self.targets)] for one in scored]
-        more = np.frombuffer(bytearray().join([one[self._start :] for one in kept]), self._more)
-        wanted = np.array([WANTED.unpack_from(one) for one in kept])
-        corrected = Corrected(wanted, more["level"], more["entered"], more["covered"], more["scores"])
-        width = corrected.widths(np.abs(errors) / self._central.scale(said)) * self._central.scale(outputs)
-        centre = self._central.centre(outputs)
-        for scored, lows, highs in zip(told, (centre - width).tolist(), (centre + width).tolist(), strict=True):
-            for one, low, high in zip(scored, lows, highs, strict=False):
-                one += [*low, *high]
-        return [one[: self._start] + row.tobytes() for one, row in zip(kept, more, strict=True)]
+        scores = (np.abs(errors) / self._central.scale(said)).astype(np.float32)
+        centre, scale = self._central.centre(outputs).tolist(), self._central.scale(outputs).tolist()
+        return [
+            self._with_intervals(kept[row], scored, scores[row, : len(scored)].T.tolist(), centre[row], scale[row])
+            for row, scored in enumerate(told)
+        ]
+
+    def _with_intervals(self, kept: bytes, told: Rows, scores: Rows, centre: Rows, scale: Rows) -> bytes:
+        """The same of one row. scores: (targets, steps) errors in scales, float32."""
+        numbers, rings, widths = list(self._course.unpack_from(kept, self._start)), [], []
+        start = self._start + self._course.size
+        for target, its in enumerate(scores):
+            of, end = slice(target, None, len(scores)), start + len(EMPTY)
+            width, numbers[of], ring = corrected(wanted(kept), Course(*numbers[of]), kept[start:end], its)
+            widths.append(width)
+            rings.append(ring)
+            start = end
+        for one, middle, unit, wide in zip(told, centre, scale, zip(*widths, strict=True), strict=False):
+            reach = [width * by for width, by in zip(wide, unit, strict=True)]
+            one += [there - away for there, away in zip(middle, reach, strict=True)]
+            one += [there + away for there, away in zip(middle, reach, strict=True)]
+        return b"".join((kept[: self._start], self._course.pack(*numbers), *rings))
 
     def _answers(self, outputs: Outputs, told: Sequence[Rows]) -> Outputs:
         data, size, steps, parts, place = outputs.tobytes(), outputs.itemsize, outputs.shape[1], [], 0
@@ -300,7 +314,7 @@ class Ledger:
         try:
             return self._told.pack(*told)
         except OverflowError:  # numbers as large as single precision has
-            return self._told.pack(*(number if abs(number) <= _MOST else math.inf for number in told))
+            return self._told.pack(*(math.copysign(math.inf, one) if abs(one) > _MOST else one for one in told))
 
     def targets_of(self, kept: bytes) -> dict[str, Target]:
         """By target, of a session that keeps these bytes."""
@@ -319,10 +333,11 @@ class Ledger:
         return Target(int(count), mae, mase, None if level is None else _ratio(inside, count), level)
 
     def interval_of(self, kept: bytes) -> Interval | None:
-        if not self._corrected:
+        if not self._corrects:
             return None
         (row,) = np.frombuffer(kept, self._more, offset=self._start)
-        covered = map(_ratio, row["covered"].tolist(), row["entered"].tolist())
+        counted = row["entered"] - least(wanted(kept))
+        covered = map(_ratio, row["covered"].tolist(), counted.tolist())
         coverage = dict(zip(self.targets, covered, strict=True))
         return Interval(wanted(kept), coverage, dict(zip(self.targets, (1 - row["level"]).tolist(), strict=True)))
 

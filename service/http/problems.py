@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 MOST_FAULTS = 20
-VALUE_TYPES = ("float", "int", "str")
-"""What pydantic calls the types that a value of a step may have."""
+VALUE_TYPES = ("float", "int", "str", "constrained-str")
+"""What pydantic calls the types that a value of a step, or a stop, may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +173,7 @@ def _field(place: tuple[int | str, ...]) -> str:
     value the type that it is not.
     """
     name = ""
-    if {"inputs", "future"} & set(place) and place[-1] in VALUE_TYPES:
+    if {"inputs", "future", "stop"} & set(place) and place[-1] in VALUE_TYPES:
         place = place[:-1]
     for part in place:
         if isinstance(part, int):

@@ -34,10 +34,13 @@ def through_both(server: Server, path: str, bodies: list[dict[str, object]]) -> 
     held: dict[int, HTTPConnection] = {}
     with ExitStack() as opened:
         while len(held) < 2:
-            connection = opened.enter_context(closing(HTTPConnection(address.hostname or "", address.port, timeout=30)))
+            connection = HTTPConnection(address.hostname or "", address.port, timeout=30)
             connection.request("GET", "/healthz")
             connection.getresponse().read()
-            held[server.holder(connection.sock)] = connection
+            if (worker := server.holder(connection.sock)) in held:
+                connection.close()
+            else:
+                held[worker] = opened.enter_context(closing(connection))
         for turn, body in enumerate(bodies):
             connection = list(held.values())[turn % 2]
             connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
@@ -67,9 +70,37 @@ def test_sums_are_those_of_both_workers(tmp_path: Path) -> None:
             assert told[f"onward_{metric}{of}"] == pytest.approx(whole)
         surprise = after["surprise"]["mean"] * STEPS - before["surprise"]["mean"] * 50
         assert told['onward_surprise_sum{model="pulse",version="1"}'] == pytest.approx(surprise)
-        server.kill_worker(server.workers()[0])
-        with server.client() as again:
-            assert metrics(again) == told
+        files = sorted(folder(server).glob("*.db"))
+        for turn in range(3):
+            server.kill_worker(server.workers()[0])
+            with server.client() as again:
+                assert metrics(again) == told
+            through_both(server, "/v1/sessions/a/steps", [{"inputs": [one]} for one in inputs[2 * turn : 2 * turn + 2]])
+            with server.client() as again:  # the new one counts on in the files of the killed one
+                told = metrics(again)
+            assert told[f"onward_predicted_inputs_total{of}"] == count + 2 * turn + 2
+        assert sorted(folder(server).glob("*.db")) == files
+
+
+def folder(server: Server) -> Path:
+    """Where its workers count."""
+    (found,) = Path("/dev/shm").glob(f"onward-metrics-{server.pid}-*")
+    return found
+
+
+def test_a_killed_service_leaves_nothing_for_long(tmp_path: Path) -> None:
+    """The next to start removes what it left, and nothing of another that is alive; a stopped one leaves nothing."""
+    with Server(tmp_path / "a") as killed, Server(tmp_path / "b") as alive:
+        left, stays = folder(killed), folder(alive)
+        killed.kill()
+        assert left.exists()
+        killed.start()
+        assert not left.exists()
+        assert {path.name for path in folder(killed).iterdir()} == {path.name for path in stays.iterdir()}
+        with alive.client() as client:
+            assert client.get("/metrics").status_code == 200
+        assert alive.stop() == 0
+        assert not stays.exists()
 
 
 def test_a_model_on_data_that_drifted_shows_it(tmp_path: Path) -> None:

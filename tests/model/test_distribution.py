@@ -69,6 +69,79 @@ def test_the_distribution_function_of_students_t_in_closed_form() -> None:
     assert distribution.student_t_cdf(array(-1e9, 1e9), 8) == pytest.approx([0, 1], abs=1e-13)
 
 
+LEVELS = (
+    1e-15,
+    1e-12,
+    1e-9,
+    1e-6,
+    1e-3,
+    0.01,
+    0.1,
+    0.3,
+    0.49,
+    0.5,
+    0.51,
+    0.7,
+    0.9,
+    0.99,
+    1 - 1e-6,
+    1 - 1e-12,
+    1 - 1e-15,
+)
+
+
+def closed_form(df: int, level: float) -> float:
+    """The quantile of Student's t for 1, 2 and 4 degrees of freedom (Shaw 2006, sections 2.2 to 2.4)."""
+    nearer = min(level, 1 - level)
+    spread = 4 * nearer * (1 - nearer)
+    match df:
+        case 1:
+            far = math.tan(math.pi * (0.5 - nearer)) if nearer > 0.1 else 1 / math.tan(math.pi * nearer)
+        case 2:
+            far = (1 - 2 * nearer) * math.sqrt(2 / spread)
+        case _:
+            far = 2 * math.sqrt(math.cos(math.acos(math.sqrt(spread)) / 3) / math.sqrt(spread) - 1)
+    return math.copysign(far, level - 0.5)
+
+
+@pytest.mark.parametrize("df", [1, 2, 4])
+@pytest.mark.parametrize("level", LEVELS)
+def test_quantiles_of_students_t_in_closed_form(df: int, level: float) -> None:
+    """As far out as levels go, and the distribution function leads back with as many digits."""
+    found = distribution.student_t_quantile(level, array(df))
+    assert found[0] == pytest.approx(closed_form(df, level), rel=1e-12, abs=1e-12)
+    assert distribution.student_t_cdf(found, df)[0] == pytest.approx(level, rel=1e-12)
+
+
+@pytest.mark.parametrize("df", [0.3, 0.9, 1.5, 2.5, 7, 20, 33, 34, 50, 79, 80, 81, 100, 300, 1e3, 1e4, 1e6])
+def test_the_integral_under_students_t_is_the_beta_function(df: float) -> None:
+    """Where its nodes lie leaves out no part of it, for few degrees of freedom and for many; and levels lead back."""
+    whole, _ = distribution._log_tail(np.asarray(math.pi / 2), np.asarray(df))
+    assert float(whole) + math.log(2) == pytest.approx(float(distribution.log_beta(0.5, array(df / 2))[0]), abs=1e-8)
+    found = distribution.student_t_quantile(LEVELS, array(df))[0]
+    assert distribution.student_t_cdf(found, df) == pytest.approx(np.array(LEVELS), rel=1e-11)
+    assert (np.diff(found) > 0).all()
+
+
+def test_far_out_students_t_falls_as_a_power() -> None:
+    """With 2.5 degrees of freedom the level 1e-12 is at 5.5e4: to five digits that of its leading term."""
+    leading = (1e-12 * 2.5 * math.exp(float(distribution.log_beta(0.5, array(1.25))[0]))) ** (1 / 2.5)
+    found = distribution.student_t_quantile((1e-12, 1 - 1e-12), array(2.5))[0]
+    assert found[0] == pytest.approx(-math.sqrt(2.5) / leading, rel=1e-5)
+    assert found[1] == pytest.approx(-found[0], rel=1e-4)  # 1 - 1e-12 is not quite that
+
+
+def test_a_quantile_does_not_depend_on_those_beside_it() -> None:
+    """To the bit: alone, beside others, of many degrees of freedom at once, and asked for again."""
+    df = 1.5 + 40 * np.random.default_rng(0).random(300)
+    many = distribution.student_t_quantile((0.01, 0.3, 0.9), df)
+    for place in (0, 7, 299):
+        alone = [distribution.student_t_quantile(level, df[place : place + 1])[0] for level in (0.01, 0.3, 0.9)]
+        assert alone == many[place].tolist()
+    again = distribution.student_t_quantile((0.01, 0.3, 0.9), df)
+    assert again.tobytes() == many.tobytes()
+
+
 def test_each_step_has_its_own_degrees_of_freedom() -> None:
     """Quantiles keep the shape of what they are asked for."""
     df = np.array([[1.0, 5.0], [5.0, 30.0]])

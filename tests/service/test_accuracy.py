@@ -1,7 +1,6 @@
-"""What a session says of its own predictions, against plain sums over its whole series."""
+"""How predictions come true: what sessions keep and tell of it, against plain sums over their whole series."""
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from statistics import NormalDist
@@ -9,7 +8,6 @@ from typing import Any
 
 import gevent
 import numpy as np
-import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,50 +15,21 @@ from numpy.typing import NDArray
 
 from model.manifest import Feature
 from model.repository import Opened, open_all
-from model.runner import Outputs, StepModel
-from service.engine.accuracy import Accuracy
-from service.engine.conformal import EMPTY, GAMMA, HELD, LEAST, anomalies, anomalies_of_rows
+from model.runner import StepModel
 from service.engine.engine import Engine, Limits
 from service.engine.ledger import ANOMALY, ERROR, HIGH, LOW
 from service.engine.origin import Ahead
+from service.engine.steps import Answer
+from service.engine.work import Asked
 from service.errors import InvalidInputError
-from service.http.operations import rows
-from service.http.reply import encode
-from service.sessions.lmdb import LmdbStore
 from tests.bundles import draw, make_bundle
 from tests.contracts.test_stores import beside
 from tests.kinds import category, export, network, played, signature
 from tests.reference import ZOO, pulse
-from training.nets import Signature
+from tests.scored import STEPS, anomaly, before, serving
 
 T = "tenant"
 HEADS = ["point", "gaussian", "student_t", "quantiles"]
-STEPS = 330
-
-
-def serving(folder: Path, *models: StepModel, **limits: Any) -> Engine:
-    opened = Opened({model.manifest.name: {model.manifest.version: model} for model in models}, [])
-    engine = Engine(opened, LmdbStore(folder), Limits(**limits))
-    engine.start()
-    return engine
-
-
-def before(model: StepModel, outputs: Outputs) -> Outputs:
-    """(steps,) what was said before each input, of outputs after each."""
-    said = model.last_prediction(model.layout.initial(len(outputs)))
-    for name in model.manifest.head.outputs:
-        said[name][1:] = outputs[name][:-1]
-    return said
-
-
-def anomaly(surprise: NDArray[np.float32]) -> list[float]:
-    """One by one, from a list of what came before."""
-    told = []
-    for step, one in enumerate(surprise):
-        last = surprise[max(0, step - HELD) : step]
-        p = (1 + sum(float(other) >= float(one) for other in last)) / (len(last) + 1)
-        told.append(1 - p if len(last) >= LEAST else math.nan)
-    return told
 
 
 @pytest.fixture(scope="module")
@@ -150,45 +119,17 @@ def test_sums_are_those_of_the_whole_series(
         assert outputs[ANOMALY].tobytes() == np.array(wanted["anomaly"], np.float32)[-len(outputs) :].tobytes()
 
 
-def test_what_is_kept_does_not_depend_on_calls(engines: dict[str, Engine]) -> None:
+@pytest.mark.parametrize("interval", [None, 0.9])
+def test_what_is_kept_does_not_depend_on_calls(engines: dict[str, Engine], interval: float | None) -> None:
     """The same bits however the inputs were cut, and beside whatever rows."""
     engine, series = engines["gaussian"], draw(1, STEPS, 3)[0].tolist()
     for name, size in (("one", 1), ("some", 7), ("many", 100), ("all", STEPS)):
-        engine.create(T, "tiny", session_id=name)
+        engine.create(T, "tiny", session_id=f"{name}-{interval}", interval=interval)
         for start in range(0, STEPS, size):
-            engine.steps.one(T, name, series[start : start + size])
-    kept = {engine.lives.session(T, name).record.accuracy for name in ("one", "some", "many", "all")}
+            engine.steps.one(T, f"{name}-{interval}", series[start : start + size])
+    kept = {engine.lives.session(T, f"{name}-{interval}").record.accuracy for name in ("one", "some", "many", "all")}
     assert len(kept) == 1
     assert kept != {b""}
-
-
-@pytest.mark.parametrize("head", [*HEADS, "categorical", "label"])
-def test_rows_counted_together_have_the_bits_of_rows_counted_alone(engines: dict[str, Engine], head: str) -> None:
-    """Answers and what is kept, step by step, of many rows and of each by itself."""
-    if head in HEADS:
-        model, inputs = engines[head].models.named("tiny"), draw(7, 40, 3)
-    else:
-        spoken = signature([category("c", 4)], "c") if head == "categorical" else labelled()
-        model = export(network(spoken, head=head, counts=[1, 2, 3, 4], units=6))
-        inputs = np.random.default_rng(0).integers(4, size=(7, 40, 1)).astype(np.float32)
-    counted, state = Accuracy(model), model.layout.initial(7)
-    together: list[bytes | None] = [b""] * 7
-    alone: list[bytes | None] = [b""] * 7
-    for step in range(40):
-        now = inputs[:, step : step + 1]
-        outputs, after = model.run(now, np.ones(7, np.int32), state)
-        told, together = map(list, counted.score(together, now, [1] * 7, state, outputs))
-        for row in range(7):
-            of = slice(row, row + 1)
-            (one,), (alone[row],) = counted.score([alone[row]], now[of], [1], state[of], outputs[of])
-            assert one.tobytes() == told[row].tobytes()
-        assert together == alone
-        state = after
-
-
-def labelled() -> Signature:
-    """Of a head `label` over four classes."""
-    return signature([category("c", 4)], "kind", classes=("p", "q", "r", "s"))
 
 
 def test_predictions_are_what_they_were(tmp_path: Path) -> None:
@@ -208,6 +149,32 @@ def test_predictions_are_what_they_were(tmp_path: Path) -> None:
         off.create(T, "tiny", interval=0.9)
     on.close()
     off.close()
+
+
+def test_answers_of_when_it_was_counted_are_told_where_it_is_off(tmp_path: Path) -> None:
+    """A retry gets the first's bytes, errors and intervals with them, and what runs beside it its own answer."""
+    model, series = make_bundle(tmp_path / "models"), draw(1, 40)[0].tolist()
+    engine, many = serving(tmp_path / "store", model), list[Asked]()
+    for name, interval in (("plain", None), ("corrected", 0.8), ("neighbour", None)):
+        engine.create(T, "tiny", session_id=name, inputs=series[:30], interval=interval)
+        many.append(Asked(name, series[30:], None, "r"))
+    first = told(engine.steps.many(T, many))
+    kept = [engine.lives.session(T, one.session_id).record.accuracy for one in many]
+    engine.close()
+    engine = serving(tmp_path / "store", model, accuracy=False)
+    again = [*many[:2], many[2]._replace(request_id="another")]
+    second = told(engine.steps.many(T, again))
+    assert [one.outputs.tobytes() for one in second[:2]] == [one.outputs.tobytes() for one in first[:2]]
+    assert (second[2].step, second[2].outputs.dtype) == (50, model.output_dtype)
+    told(engine.steps.many(T, [one._replace(request_id="more") for one in many]))
+    assert [engine.lives.session(T, one.session_id).record.accuracy for one in many] == kept
+    engine.close()
+
+
+def told(answers: list[Answer | Exception]) -> list[Answer]:
+    """Where none of them went wrong."""
+    assert not [one for one in answers if isinstance(one, Exception)]
+    return [one for one in answers if isinstance(one, Answer)]
 
 
 def test_hits_of_categories_and_labels_have_none(tmp_path: Path) -> None:
@@ -275,116 +242,6 @@ def test_a_retry_gets_the_same_bytes(engines: dict[str, Engine]) -> None:
     assert {LOW, HIGH, ERROR, ANOMALY} <= set(again[0].outputs.dtype.names or ())
 
 
-def noise(model: StepModel, steps: int, rng: np.random.Generator, spread: Callable[[int], float]) -> list[list[float]]:
-    """A series that the model predicts as well as it believes, but for `spread` of each step: 1 is as it believes."""
-    state, told = model.layout.initial(1), []
-    for step in range(steps):
-        said = model.last_prediction(state)
-        value = said["mean"] + said["std"] * rng.normal() * spread(step)
-        _, state = model.run_row(value.astype(np.float32), state)
-        told.append([float(np.float32(value[0, 0]))])
-    return told
-
-
-def test_ties_count_against_an_anomaly() -> None:
-    """What is as large as what came is not unusual; one by one, many at once and of many rows."""
-    scores = np.random.default_rng(0).integers(6, size=400).astype(np.float32)
-    expected = np.array(anomaly(scores))
-    told, ring = anomalies(EMPTY, 0, scores.tolist())
-    np.testing.assert_array_equal(told, expected)
-    rings, single, found = np.frombuffer(EMPTY * 2, np.float32).reshape(2, -1).copy(), EMPTY, list[float]()
-    for held, score in enumerate(scores):
-        both = anomalies_of_rows(rings, np.full(2, float(held)), np.full(2, score))
-        (one,), single = anomalies(single, held, [float(score)])
-        np.testing.assert_array_equal(both, [one, one])
-        found.append(one)
-    np.testing.assert_array_equal(found, expected)
-    assert ring == single == rings[1].tobytes()
-
-
-def test_anomalies_are_calibrated(tmp_path: Path) -> None:
-    """Where every input is as unusual as any other, 5% have 0.95 or more and 1% at most 0.99; an outlier has it."""
-    model = make_bundle(tmp_path / "models")
-    engine = serving(tmp_path / "store", model)
-    series = noise(model, 6000, np.random.default_rng(0), lambda _: 1.0)
-    engine.create(T, "tiny", session_id="s")
-    told = engine.steps.one(T, "s", series).outputs[ANOMALY]
-    assert np.isnan(told[:LEAST]).all()
-    assert not np.isnan(told[LEAST:]).any()
-    error = 4 * math.sqrt(0.05 * 0.95 / 6000)  # neighbours share most of a ring, and so some more
-    assert 0.05 - error < float((told[LEAST:] >= np.float32(0.95)).mean()) < 0.05 + error
-    assert float((told[LEAST:] >= np.float32(0.99)).mean()) < 0.01 + error / 2
-    assert engine.steps.one(T, "s", [[series[-1][0] + 100]]).outputs[ANOMALY][0] > 0.99
-    engine.close()
-
-
-def test_corrected_intervals_hold_their_share_when_noise_triples(tmp_path: Path) -> None:
-    """The model's own interval loses what it should hold, the corrected one does not, in any 1000 inputs after it."""
-    model = make_bundle(tmp_path / "models")
-    engine = serving(tmp_path / "store", model)
-    series = noise(model, 5000, np.random.default_rng(0), lambda step: 3.0 if step >= 2000 else 1.0)
-    engine.create(T, "tiny", session_id="s", interval=0.8)
-    outputs = np.concatenate(
-        [engine.steps.one(T, "s", series[start : start + 500]).outputs for start in range(0, 5000, 500)]
-    )
-    actual = np.array(series[1:])[:, 0]
-    own = before(model, outputs)[1:]
-    inside = np.abs(actual - own["mean"][:, 0]) <= NormalDist().inv_cdf(0.9) * own["std"][:, 0]
-    held = (outputs[LOW][:-1, 0] <= actual) & (actual <= outputs[HIGH][:-1, 0])
-    assert inside[1000:2000].mean() == pytest.approx(0.8, abs=0.03)
-    assert np.isinf(outputs[HIGH][0, 0])
-    for start in range(2000, 4000, 500):
-        assert inside[start : start + 1000].mean() < 0.45
-    for start in range(200, 4000, 200):
-        assert held[start : start + 1000].mean() == pytest.approx(0.8, abs=0.02)
-    _, interval = engine.accuracy(engine.lives.session(T, "s").record)
-    assert interval is not None
-    assert interval.wanted == 0.8
-    assert interval.coverage["x"] == pytest.approx((held.sum() + 1) / 5000)
-    assert 0 < interval.alpha["x"] < 1
-    engine.close()
-
-
-@pytest.mark.parametrize("head", HEADS)
-def test_intervals_are_the_papers(engines: dict[str, Engine], head: str) -> None:
-    """Gibbs and Candes 2021, equation 2, with the quantile of the last 256 scores, in a loop over lists."""
-    engine, series = engines[head], draw(1, STEPS, 3, seed=9)[0]
-    model = engine.models.named("tiny")
-    session, _ = engine.create(T, "tiny", interval=0.9, inputs=series[:40].tolist())
-    outputs = engine.steps.one(T, session.session_id, series[40:].tolist()).outputs
-    played_all = played(model, series)
-    said = before(model, played_all)
-    spread: Callable[[Outputs], NDArray[np.float32]] = {
-        "point": lambda told: np.ones_like(told["point"]),
-        "gaussian": lambda told: told["std"],
-        "student_t": lambda told: told["scale"],
-        "quantiles": lambda told: (told["quantiles"][..., 2] - told["quantiles"][..., 0]) / 2,
-    }[head]
-    centre = model.manifest.head.outputs[0]
-    for place, column in enumerate((2, 0)):
-        alpha, scores, missed = 0.1, list[float](), 0
-        reach = math.inf
-        for step in range(STEPS):
-            score = np.float32(
-                abs(np.float64(series[step, column]) - said[centre][step, place]) / spread(said)[step, place]
-            )
-            err = score > reach
-            missed += int(err)
-            alpha += GAMMA * (0.1 - err)
-            scores.append(float(score))
-            last = sorted(scores[-HELD:])
-            rank = math.ceil((len(last) + 1) * (1 - alpha) - 1e-9)
-            reach = float(last[rank - 1]) if rank <= len(last) else math.inf
-            if step >= 40:
-                high = played_all[centre][step, place] + reach * spread(played_all)[step, place]
-                assert outputs[HIGH][step - 40, place] == pytest.approx(high, rel=1e-5)
-        _, interval = engine.accuracy(engine.lives.session(T, session.session_id).record)
-        assert interval is not None
-        target = ("z", "x")[place]
-        assert interval.alpha[target] == pytest.approx(alpha)
-        assert interval.coverage[target] == pytest.approx(1 - missed / STEPS)
-
-
 def test_forks_keep_and_going_back_restores(tmp_path: Path) -> None:
     """A fork goes on from the same sums. What is gone back to is as if what came after had never been, to the bit."""
     model = make_bundle(tmp_path / "models")
@@ -419,20 +276,3 @@ def test_what_stands_for_no_session_says_nothing(tmp_path: Path) -> None:
     assert predicted.outputs.dtype == plain
     assert engine.forecasts.roll(T, "s", Ahead(3)).outputs.dtype == plain
     engine.close()
-
-
-def test_large_numbers_do_no_harm() -> None:
-    """Errors beyond single precision are told as unknown, and the sums go on in double."""
-    model = open_all(ZOO).models["weather"][1]
-    counted = Accuracy(model)
-    most = float(np.finfo(np.float32).max)
-    for kept in (b"", counted.begun(0.9)):
-        outputs, state = np.zeros((1, 2), model.output_dtype), model.layout.initial(1)
-        outputs["point"] = -most
-        inputs = np.array([[[most, 1, 2, 3], [most, 1, 2, 3]]], np.float32)
-        (answer,), (after,) = counted.score([kept], inputs, [2], state, outputs)
-        assert after is not None
-        assert orjson.loads(encode(rows(model, answer)))["error"][1][0] is None
-        targets = counted.targets_of(after)
-        assert targets is not None
-        assert targets["precipitation"].mae == pytest.approx(1.5 * most)

@@ -1,9 +1,11 @@
 """Requests of one session: sent again, many under way at once, and held up."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
+from service.engine import executor, reading
 from service.engine.engine import Engine
 from service.engine.steps import Answer
 from service.engine.work import Asked
@@ -16,6 +18,7 @@ from service.errors import (
     StoreUnavailableError,
     UnknownSessionError,
 )
+from service.sessions import requests
 from service.sessions.lmdb import LmdbStore
 from service.sessions.requests import REMEMBERED
 from service.sessions.store import Change
@@ -167,3 +170,32 @@ def test_nothing_overtakes_in_a_call_for_many(
     told = engine.steps.many(T, many)
     assert [one.step for one in told if isinstance(one, Answer)] == [1, 2, 2]
     assert commits == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("of", "broken", "over"), [(requests, "find", "'bad'"), (executor, "living", "'s'"), (reading, "array_of", "13.0")]
+)
+def test_what_breaks_over_one_request_is_its_own(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, of: Any, broken: str, over: str
+) -> None:
+    """Whatever it is: neighbours are answered, what follows it does not overtake it, what was before it is done."""
+    for name in "sab":
+        engine.create(T, "pulse", session_id=name)
+    right = getattr(of, broken)
+
+    def wrong(*told: Any) -> Any:
+        if over in repr(told):
+            raise KeyError("broken")
+        return right(*told)
+
+    monkeypatch.setattr(of, broken, wrong)
+    row = [Asked("s", [[500.0]], None, "r0"), Asked("s", [[13.0]], None, "bad"), Asked("s", [[502.0]], None, "r2")]
+    beside = engine.steps.many(T, [Asked("a", [[500.0]]), row[1], Asked("b", [[500.0]])])
+    told = engine.steps.in_order(T, row)
+    kinds = [[one.step if isinstance(one, Answer) else type(one) for one in each] for each in (beside, told)]
+    expected = [KeyError] if broken == "living" else [1, KeyError]
+    assert kinds == [[1, KeyError, 1], expected]
+    assert "KeyError" in caplog.text
+    monkeypatch.undo()
+    assert engine.lives.session(T, "s").record.step == len(expected) - 1
+    assert [one.step for one in engine.steps.in_order(T, row) if isinstance(one, Answer)] == [1, 2, 3]
