@@ -24,7 +24,7 @@ def on_starting(server: Any) -> None:
     """The workers' metrics lie in a folder of this service's own: what another left there would be counted as ours."""
     del server
     tallies.begin(worker_tmp_dir)
-    from service import banner  # noqa: F401, PLC0415  (all that workers need: once, not in each; it reads that folder's name)
+    from service import banner  # noqa: F401, PLC0415  (all that workers need: once, not in each)
 
 
 def on_exit(server: Any) -> None:

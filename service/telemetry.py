@@ -1,8 +1,7 @@
 """Metrics in Prometheus' text form: how the predictions of each model come true, over all worker processes.
 
 Owns the names of metrics. Where gunicorn has set a folder (PROMETHEUS_MULTIPROC_DIR), each worker counts in files of
-its own there, on from what one that has ended left in them, and any worker answers with the sum of all. Import it in
-the process that serves.
+its own there, on from what one that has ended left in them, and any worker answers with the sum of all.
 """
 
 import os
