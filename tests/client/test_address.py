@@ -1,0 +1,67 @@
+"""Where a service is, and who asks it: what both clients make of an address and a key."""
+
+import logging
+import ssl
+import traceback
+
+import httpx
+import pytest
+
+from client import drivers
+from tests.client.proxy import Losing
+from tests.client.twins import Twin
+from tests.e2e.server import Server
+
+
+def test_certificates_are_read_for_https_alone() -> None:
+    """Over https whoever the machine trusts is trusted; over http, which has no certificates, none are read."""
+    assert drivers._trusted("https://onward.example") is True
+    for url in ("http://127.0.0.1:8000", "HTTP://onward.example"):
+        trusted = drivers._trusted(url)
+        assert isinstance(trusted, ssl.SSLContext)
+        assert trusted.verify_mode is ssl.CERT_REQUIRED
+        assert trusted.get_ca_certs() == []
+
+
+def test_the_key_is_sent_and_told_to_nobody(server: Server, twin: Twin, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    with Losing(server.url, 0) as between, twin(between.url, api_key="a-secret-key") as client:
+        with client.session("pulse") as session:
+            assert "a-secret-key" not in repr(client) + repr(session)
+        assert between.heads
+        assert all(b"\r\nAuthorization: Bearer a-secret-key\r\n" in head for head in between.heads)
+    assert "a-secret-key" not in caplog.text
+
+
+@pytest.mark.parametrize("key", ["a-secret\nkey", "a-secret-k\u00e9y", "a-secret\x00key"])
+def test_a_key_that_cannot_be_sent_is_refused_and_not_told(twin: Twin, key: str) -> None:
+    with pytest.raises(ValueError, match="API key") as refused:
+        twin("http://127.0.0.1:1", api_key=key)
+    assert "a-secret" not in "".join(traceback.format_exception(refused.value))
+
+
+def test_white_space_around_a_key_is_none_of_it(server: Server, twin: Twin) -> None:
+    """As where it is read from a file."""
+    with Losing(server.url, 0) as between, twin(between.url, api_key=" a-secret-key\r\n") as client:
+        assert client.ready()
+        assert b"\r\nAuthorization: Bearer a-secret-key\r\n" in between.heads[0]
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8000", "localhost", "ftp://host", "http://", "http://host:port", ""])
+def test_what_is_no_address_is_refused_at_once(twin: Twin, url: str) -> None:
+    with pytest.raises(ValueError, match=r"address|port|Port"):
+        twin(url)
+
+
+def test_an_address_may_be_written_in_any_way(server: Server, twin: Twin) -> None:
+    """A stream finds the service, too."""
+    with twin(server.url.replace("http", "HTTP") + "/") as client, client.session("pulse") as session:
+        assert [one.step for one in session.stream([515.0])] == [1]
+
+
+def test_what_may_not_be_sent_is_not_tried_again(server: Server, twin: Twin) -> None:
+    """It would not be another at the next try."""
+    with twin(server.url) as client:
+        client._driver.http.headers["x"] = "a\nb"
+        with pytest.raises(httpx.LocalProtocolError):
+            client.models()
