@@ -12,7 +12,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from model.runner import StepModel
 from service import tallies
-from service.engine.ledger import Sum
+from service.engine.figures import Sum
 
 _MEANINGS = {
     "inputs": ("scored_inputs", "inputs of sessions that have a surprise"),

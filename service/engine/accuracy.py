@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from model.runner import Outputs, StepModel
 from model.state import State
-from service.engine.ledger import WANTED, Interval, Ledger, Target
+from service.engine.figures import Figures
+from service.engine.ledger import Interval, Ledger, Target
 
 
 class Accuracy:
@@ -20,14 +21,15 @@ class Accuracy:
     """
 
     def __init__(self, model: StepModel, *, on: bool = True) -> None:
-        plain, corrected = Ledger(model), Ledger(model, intervals=True)
+        plain, corrected = Figures(model), Figures(model, intervals=True)
         self.on = on and (bool(plain.targets) or model.manifest.head.surprise is not None)
         self.corrects = self.on and plain.numbers
         self.sums = plain.sums
         self._plain, self._corrected = plain, corrected
-        ledgers = [plain, corrected] if plain.numbers else [plain]  # also where off: what was kept before is read on
-        self._by_size = {0: plain} | {ledger.size: ledger for ledger in ledgers}
-        self._answers = {one.itemsize: one for one in (model.output_dtype, *(ledger.answer for ledger in ledgers))}
+        known = [plain, corrected] if plain.numbers else [plain]  # also where off: what was kept before is read on
+        self._by_size = {figures.size: Ledger(figures) for figures in known}
+        self._by_size[0] = self._by_size[plain.size]
+        self._answers = {one.itemsize: one for one in (model.output_dtype, *(figures.answer for figures in known))}
 
     def begun(self, wanted: float | None) -> bytes:
         """Of a session that has seen nothing; of one that wants no intervals that is nothing."""
@@ -73,7 +75,7 @@ class Accuracy:
         for ledger in set(ledgers) - {None}:
             assert ledger is not None
             rows = [row for row, its in enumerate(ledgers) if its is ledger]
-            begun = [kept[row] or ledger.first() for row in rows]
+            begun = [kept[row] or self._plain.first() for row in rows]
             if len(rows) == len(kept):
                 told, then = ledger.score(begun, inputs, sizes, before, outputs)
                 return told, then
@@ -84,13 +86,9 @@ class Accuracy:
 
     def gained(self, before: Sequence[bytes], after: Sequence[bytes]) -> list[float]:
         """What each of `sums` has grown by from one to the other, over rows."""
-        grown = self._summed(after) - self._summed([one or self._plain.first() for one in before])
+        grown = self._plain.summed(after) - self._plain.summed([one or self._plain.first() for one in before])
         total: list[float] = grown.sum(axis=0).tolist()
         return total
-
-    def _summed(self, kept: Sequence[bytes]) -> NDArray[np.float64]:
-        end = WANTED.size * (1 + len(self.sums))
-        return np.frombuffer(b"".join([one[WANTED.size : end] for one in kept]), np.float64).reshape(len(kept), -1)
 
     def targets_of(self, kept: bytes) -> dict[str, Target] | None:
         """By target, of a session that keeps these bytes; None where nothing is kept."""

@@ -22,6 +22,8 @@ GAMMA = 0.005
 """How fast intervals follow: the step size of Gibbs and Candes 2021, section 2.2."""
 EMPTY = np.full(HELD, -np.inf, np.float32).tobytes()
 """A ring of surprises before the first."""
+UNFILLED = np.full(HELD, np.inf, np.float32).tobytes()
+"""One of the scores of intervals."""
 _ROUNDING = 1e-9
 _FLOAT = Struct("<f")
 

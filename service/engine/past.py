@@ -3,8 +3,8 @@
 from service.engine import history
 from service.engine.dispatch import Dispatch
 from service.engine.executor import surprises
+from service.engine.figures import wanted
 from service.engine.history import Point
-from service.engine.ledger import wanted
 from service.engine.lives import Lives, Session
 from service.engine.models import Models, ref_of, state_of
 from service.errors import Fault, HistoryError, InvalidInputError

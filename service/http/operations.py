@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from model.answers import said
 from model.runner import Outputs, StepModel
 from service.engine.engine import Engine
-from service.engine.ledger import ANOMALY, ERROR, HIGH, LOW
+from service.engine.figures import ANOMALY, ERROR, HIGH, LOW
 from service.errors import Fault, InvalidInputError
 from service.http.reply import JSON, encode
 

@@ -17,7 +17,7 @@ from model.manifest import Feature
 from model.repository import Opened, open_all
 from model.runner import StepModel
 from service.engine.engine import Engine, Limits
-from service.engine.ledger import ANOMALY, ERROR, HIGH, LOW
+from service.engine.figures import ANOMALY, ERROR, HIGH, LOW
 from service.engine.origin import Ahead
 from service.engine.steps import Answer
 from service.engine.work import Asked

@@ -15,14 +15,23 @@ from numpy.typing import NDArray
 from model.manifest import Head
 from model.runner import Outputs, StepModel
 from service.engine.central import Central
-from service.engine.conformal import EMPTY, GAMMA, HELD, LEAST, Course, anomalies, anomalies_of_rows, corrected
-from service.engine.ledger import ALARM, ANOMALY, HIGH, LOW
+from service.engine.conformal import (
+    EMPTY,
+    GAMMA,
+    HELD,
+    LEAST,
+    UNFILLED,
+    Course,
+    anomalies,
+    anomalies_of_rows,
+    corrected,
+)
+from service.engine.figures import ALARM, ANOMALY, HIGH, LOW
 from tests.bundles import draw, make_bundle
 from tests.kinds import played
 from tests.scored import STEPS, anomaly, before, serving
 
 T = "tenant"
-UNFILLED = np.full(HELD, np.inf, np.float32).tobytes()
 HEADS = ["point", "gaussian", "student_t", "quantiles"]
 
 

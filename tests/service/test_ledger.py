@@ -9,7 +9,7 @@ import pytest
 
 from model.repository import open_all
 from service.engine.accuracy import Accuracy
-from service.engine.ledger import ERROR
+from service.engine.figures import ERROR
 from service.http.operations import rows
 from service.http.reply import encode
 from tests.bundles import draw, make_bundle
