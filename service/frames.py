@@ -7,7 +7,7 @@ state; once that is closed, nothing more is said.
 
 import struct
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from websockets.frames import Opcode
 from websockets.protocol import OPEN, SEND_EOF
@@ -24,13 +24,12 @@ _LENGTHS = {126: struct.Struct(">H"), 127: struct.Struct(">Q")}
 _MASK = 4
 
 
-class Message(NamedTuple):
-    data: bytes
-    is_text: bool
+Message = tuple[bytes, bool]
+"""Its data, and whether it is a text; a bare tuple, since two are made for every step."""
 
 
 class Frames:
-    __slots__ = ("_most", "_parts", "_protocol", "_rest", "ends")
+    __slots__ = ("_most", "_parts", "_protocol", "_rest", "ends", "is_open")
 
     def __init__(self, protocol: ServerProtocol) -> None:
         """protocol: open, and nobody else's."""
@@ -39,10 +38,7 @@ class Frames:
         self._parts: list[Any] = []  # frames of a message whose end has not come
         self.ends = False
         """Whether the connection is to be closed once what there is `to_send` was sent."""
-
-    @property
-    def is_open(self) -> bool:
-        return self._protocol.state is OPEN
+        self.is_open = True
 
     def take(self, data: bytes) -> list[Message]:
         """The messages that are whole now; what the protocol itself has to say is in `to_send`."""
@@ -58,9 +54,10 @@ class Frames:
                 break
             if data[start] in _ORDINARY and not refused and not self._parts and self.is_open:
                 message = apply_mask(data[body:end], data[body - _MASK : body])
-                messages.append(Message(message, data[start] == _TEXT))
+                messages.append((message, data[start] == _TEXT))
             else:
                 self._protocol.receive_data(data[start:end])
+                self._look()
                 messages += self._whole(self._protocol.events_received())
             start = end
         return messages
@@ -73,7 +70,7 @@ class Frames:
                 self._parts.append(frame)
                 if frame.fin:
                     data = b"".join(part.data for part in self._parts)
-                    messages.append(Message(data, self._parts[0].opcode is Opcode.TEXT))
+                    messages.append((data, self._parts[0].opcode is Opcode.TEXT))
                     self._parts.clear()
         return messages
 
@@ -94,10 +91,15 @@ class Frames:
     def close(self, code: int, reason: str) -> None:
         if self.is_open:
             self._protocol.send_close(code, reason)
+            self._look()
 
     def fail(self, code: int, reason: str) -> None:
         """Closes without waiting for the client's answer."""
         self._protocol.fail(code, reason)
+        self._look()
+
+    def _look(self) -> None:
+        self.is_open = self._protocol.state is OPEN
 
 
 def _measure(data: bytes, start: int) -> tuple[int, int]:
@@ -113,8 +115,9 @@ def _measure(data: bytes, start: int) -> tuple[int, int]:
 
 
 def _written(message: Message) -> bytes:
-    head, size = _TEXT if message.is_text else _BINARY, len(message.data)
+    data, is_text = message
+    head, size = _TEXT if is_text else _BINARY, len(data)
     if size < 126:
-        return bytes((head, size)) + message.data
+        return bytes((head, size)) + data
     code = 126 if size < 2**16 else 127
-    return bytes((head, code)) + _LENGTHS[code].pack(size) + message.data
+    return bytes((head, code)) + _LENGTHS[code].pack(size) + data

@@ -15,7 +15,7 @@ from typing import Any
 
 import gevent
 
-from service.frames import Frames, Message
+from service.frames import Frames
 from service.http import problems
 from service.http.connection import hung_up
 from service.http.stream import Conversation
@@ -121,7 +121,7 @@ class Stream:
     def _farewell(self) -> bytes:
         """Of a client that does not read."""
         detail = f"nothing was read for {SLOW_S:g} s; connect again, and send again what was not answered"
-        said = self._frames.said([Message(problems.document(problems.SLOW, detail), is_text=True)])
+        said = self._frames.said([(problems.document(problems.SLOW, detail), True)])
         self._leave(SLOW, "the client reads too slowly")
         return said + self._frames.to_send()
 

@@ -58,10 +58,11 @@ class Conversation:
         return said, held_up is None
 
     def _read(self, message: Message) -> Asked | Exception:
+        data, is_text = message
         try:
-            if message.is_text:
-                return steps.asked(self._session_id, message.data)
-            number, values = message.data[: _NUMBER.size], message.data[_NUMBER.size :]
+            if is_text:
+                return steps.asked(self._session_id, data)
+            number, values = data[: _NUMBER.size], data[_NUMBER.size :]
             name = f"#{_NUMBER.unpack(number)[0]}" if any(number) else ""
             return Asked(self._session_id, values, None, name)
         except struct.error:
@@ -72,17 +73,19 @@ class Conversation:
     def _told(self, message: Message, asked: Asked | Exception, told: Answer | Exception) -> Message:
         if isinstance(told, Exception):
             document = orjson.loads(problems.of(told, "GET", f"/v1/sessions/{self._session_id}/stream").body)
-            return Message(encode(document | _name(message, asked)), is_text=True)
-        if message.is_text:
-            return Message(encode(steps.told(told) | _name(message, asked)), is_text=True)
-        return Message(_NUMBER.pack(told.step) + _values(told), is_text=False)
+            return encode(document | _name(message, asked)), True
+        _, is_text = message
+        if is_text:
+            return encode(steps.told(told) | _name(message, asked)), True
+        return _NUMBER.pack(told.step) + _values(told), False
 
 
 def _name(message: Message, asked: Asked | Exception) -> dict[str, Any]:
     """What the client can tell the answer by, where it gave its message a name."""
     if isinstance(asked, Asked):
         return {"request_id": asked.request_id} if asked.request_id else {}
-    content = steps.loaded(message.data) if message.is_text else None
+    data, is_text = message
+    content = steps.loaded(data) if is_text else None
     name = content.get("request_id") if isinstance(content, dict) else None
     return {"request_id": name} if isinstance(name, str) else {}
 

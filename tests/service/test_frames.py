@@ -51,7 +51,7 @@ class Reference:
                 self.parts.append(event)
                 if self.parts[-1].fin:
                     whole = b"".join(part.data for part in self.parts)
-                    found.append(Message(whole, self.parts[0].opcode is Opcode.TEXT))
+                    found.append((whole, self.parts[0].opcode is Opcode.TEXT))
                     self.parts.clear()
         return found
 
@@ -82,6 +82,6 @@ def test_as_the_library_writes_them(messages: list[tuple[bytes, bool]]) -> None:
     for payload, is_text in messages:
         (protocol.send_text if is_text else protocol.send_binary)(payload)
     frames = Frames(ServerProtocol(state=State.OPEN))
-    assert frames.said([Message(*one) for one in messages]) == b"".join(protocol.data_to_send())
+    assert frames.said(list(messages)) == b"".join(protocol.data_to_send())
     frames.take(frame(struct.pack(">H", 1000), CLOSE))
-    assert frames.said([Message(b"x", is_text=True)]) == b""
+    assert frames.said([(b"x", True)]) == b""
