@@ -20,8 +20,8 @@ from client.infos import SessionInfo
 from client.values import Forecast, Held, Predicted, Predictions, Steps, given
 
 Json = dict[str, Any]
-REMEMBERED = 32
-"""How many of a session's last requests the service knows when they come again."""
+REMEMBERED, MOST_ITEMS = 32, 10_000
+"""How many of a session's last requests the service knows when they come again, and how many items a call may have."""
 DATE_S = 2.0
 """How exact the date is that an answer carries: a second, and one for clocks of machines side by side."""
 
@@ -178,7 +178,7 @@ class Calls:
         answers: dict[int, Predictions | Problem] = {}
         retry = Retry(self.patience)
         while lines:
-            places = [place for line in lines for place in islice(line, REMEMBERED)]
+            places = list(islice((place for line in lines for place in islice(line, REMEMBERED)), MOST_ITEMS))
             request = Request("POST", "/v1/steps", {"items": [bodies[place] for place in places]})
             reply = (yield from exchange(request, retry, safe=True)).reply
             told = dict(zip(places, map(_item, content(reply)["items"]), strict=True))

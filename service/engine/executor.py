@@ -145,20 +145,20 @@ class Executor:
 
         step: where the session will be then. lost: what this process knows of the session, and the store does not.
         """
-        asked, known = request.asked, None
+        asked = request.asked
         if asked.request_id:
             assert request.inputs is not None
             request.digest = kept.digest(request.inputs.tobytes())
             known = kept.find(record.requests, asked.request_id)
             if known is not None and known.digest != request.digest:
                 raise RequestReusedError(asked.request_id)
-            if known is not None and known.answer:
+            if known is not None and not known.answer:
+                raise LateRequestError(asked.session_id, asked.request_id, step)
+            if known is not None:
                 return Done(self.accuracy.answer(known.answer, request.length), None, known.step)
         believed = lost.step if asked.step is None and lost is not None else asked.step
         if believed is not None and believed != step:
             raise StepConflictError(asked.session_id, believed, step)
-        if known is not None:
-            raise LateRequestError(asked.session_id, asked.request_id, step)
         return None
 
     def _compute(self, rows: Sequence[Work], taken: Sequence[NDArray[np.float32]]) -> None:

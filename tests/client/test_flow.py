@@ -208,6 +208,14 @@ def test_of_many_no_more_of_a_session_than_are_remembered() -> None:
     assert (len(requests), pauses) == (1, [])
 
 
+def test_of_more_than_a_call_takes_the_rest_goes_in_another() -> None:
+    """A call has at most 10,000 items."""
+    items = [(str(number), [number]) for number in range(10_001)]
+    told, requests, _ = run(CALLS.step_many(items), [many(*[DONE] * 10_000), many(DONE)])
+    assert [one for request in sent(requests) for one in request] == [(name, one) for name, (one,) in items]
+    assert ([len(one) for one in sent(requests)], len(told)) == ([10_000, 1], 10_001)
+
+
 def test_of_many_sessions_go_on_where_one_cannot() -> None:
     """Patience that has ended on one is no reason to leave the others' items unsent."""
     busy = refused("overloaded", 503)
