@@ -18,6 +18,8 @@ import httpx
 from tests.reference import ROOT
 
 START_S = 60
+ESTABLISHED = "01"
+"""In /proc/net/tcp."""
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 """Trusts no one; httpx would read everyone's certificates for each client, which takes longer than most tests do."""
 COMMAND = [sys.executable, "-m", "onward", "serve"]
@@ -92,7 +94,8 @@ class Server:
         """The worker process that has accepted this connection."""
         local, peer = (f"{address[1]:04X}" for address in (connection.getpeername(), connection.getsockname()))
         table = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-        (inode,) = [row[9] for row in table if row[1].endswith(f":{local}") and row[2].endswith(f":{peer}")]
+        ours = [row for row in table if row[1].endswith(f":{local}") and row[2].endswith(f":{peer}")]
+        (inode,) = [row[9] for row in ours if row[3] == ESTABLISHED]  # an ended one with these ports may be there still
         for worker in self.workers():
             if f"socket:[{inode}]" in open_files(worker):
                 return worker
