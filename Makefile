@@ -5,9 +5,10 @@ BIN := .venv/bin
 # gunicorn-h1c comes as C: without a compiler the service runs without the step lane, and says so
 LANE := $(if $(shell command -v cc),[lane])
 ALONE := tests/e2e/test_responsive.py
+LEARNING := $(addprefix tests/training/test_,known_source.py optima.py examples.py resume.py processes.py)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: serve test test-training test-e2e test-client test-service test-alone check format test-compose bench bench-training clean
+.PHONY: serve test test-training test-learning test-e2e test-client test-service test-alone check format test-compose bench bench-training clean
 
 serve: .venv/core
 	$(BIN)/onward serve
@@ -15,9 +16,12 @@ serve: .venv/core
 test: .venv/dev
 	$(BIN)/python -m pytest $(ARGS)
 
-# the same in four parts, so that they can run side by side, and one that is held to a clock, and cannot
+# the same in five parts, so that they can run side by side, and one that is held to a clock, and cannot
 test-training: .venv/dev
-	$(BIN)/python -m pytest tests/training
+	$(BIN)/python -m pytest tests/training $(addprefix --ignore ,$(LEARNING))
+
+test-learning: .venv/dev
+	$(BIN)/python -m pytest $(LEARNING)
 
 test-e2e: .venv/dev
 	$(BIN)/python -m pytest tests/e2e --ignore $(ALONE)
@@ -64,5 +68,5 @@ clean:
 	@touch $@
 
 .venv/dev: pyproject.toml constraints.txt | .venv/python
-	PYTHONWARNINGS=ignore $(PIP) install --quiet --constraint constraints.txt --editable '.[train,tune,lane,redis,client,dev]'
+	PYTHONWARNINGS=ignore $(PIP) install --quiet --no-compile --constraint constraints.txt --editable '.[train,tune,lane,redis,client,dev]'
 	@touch $@ .venv/core
