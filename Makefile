@@ -7,6 +7,8 @@ LANE := $(if $(shell command -v cc),[lane])
 ALONE := tests/e2e/test_responsive.py
 LEARNING := $(addprefix tests/training/test_,known_source.py optima.py examples.py resume.py processes.py)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# tests start hundreds of processes: none compiles again what another has compiled
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: serve test test-training test-learning test-e2e test-client test-service test-alone check format test-compose bench bench-training clean
 
