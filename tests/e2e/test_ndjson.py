@@ -29,7 +29,6 @@ def post(client: httpx.Client, name: str, text: str | Iterator[bytes], **query: 
     return [json.loads(line) for line in answer.text.splitlines()]
 
 
-@pytest.mark.timeout(300)
 def test_a_million_lines_in_flat_memory(tmp_path: Path) -> None:
     """By curl from a pipe, within 20 MB of the worker's memory, and bit for bit one pass of ONNX Runtime."""
     real = np.array(pulse(60_000), np.float32)
