@@ -18,8 +18,6 @@ from client.errors import Problem
 from client.flow import AGAIN, Emit, Feed, Lost, Patience, Reply, Retry, failure
 from client.values import Step
 
-MOST_UNANSWERED = REMEMBERED
-
 
 class Dial(NamedTuple):
     """Open a WebSocket, in the place of any that is open; be sent None, a Reply that refuses it, or a Lost."""
@@ -91,7 +89,7 @@ class Stream:
 
     @property
     def _most(self) -> int:
-        return 1 if self._step is None else MOST_UNANSWERED
+        return 1 if self._step is None else REMEMBERED
 
     def _connect(self) -> Feed:
         failed: Reply | Lost | None = yield Dial(self._path)

@@ -47,6 +47,7 @@ class Accuracy:
         """Bytes of the longest answer to a step."""
         return max(self._answers)
 
+    @np.errstate(all="ignore")
     def score(
         self,
         kept: Sequence[bytes | None],
@@ -59,17 +60,6 @@ class Accuracy:
 
         Rows whose outputs are not finite are scored too, without a warning: they come to nothing.
         """
-        with np.errstate(all="ignore"):
-            return self._score(kept, inputs, sizes, before, outputs)
-
-    def _score(
-        self,
-        kept: Sequence[bytes | None],
-        inputs: NDArray[np.float32],
-        sizes: Sequence[int],
-        before: State,
-        outputs: Outputs,
-    ) -> tuple[Sequence[Outputs] | Outputs, Sequence[bytes | None]]:
         ledgers = [None if one is None else self._by_size[len(one)] for one in kept]
         answers, after = list[Outputs](outputs), list[bytes | None](kept)
         for ledger in set(ledgers) - {None}:

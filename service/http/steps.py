@@ -27,8 +27,6 @@ from service.http.reply import Reply, encode
 TENANT = "public"
 """Whose sessions these are, until keys tell callers apart."""
 
-MOST_ITEMS = 10_000
-
 _SESSION_ID: TypeAdapter[str] = TypeAdapter(bodies.SessionId)
 _PLAIN_ID = re.compile(bodies.SESSION_ID).fullmatch
 _PLAIN_REQUEST_ID = re.compile(bodies.REQUEST_ID).fullmatch
@@ -147,7 +145,7 @@ def _plain_columns(content: dict[str, Any]) -> list[Asked] | None:
 
 def _all_plain(many: Sequence[Asked | None]) -> list[Asked] | None:
     plain = [asked for asked in many if asked is not None]
-    return plain if 0 < len(plain) == len(many) <= MOST_ITEMS else None
+    return plain if 0 < len(plain) == len(many) <= bodies.MOST_ITEMS else None
 
 
 def _items(many: Sequence[Asked], answers: Sequence[Answer | Exception]) -> dict[str, Any]:

@@ -1,17 +1,25 @@
-"""The classes of problems are the service's problem types."""
+"""What the client knows of the service, and cannot ask it: its problem types, and how much it remembers and takes."""
 
 import pickle
 
 import pytest
 
+from client import calls
 from client.errors import PREFIX, Problem, SessionEnded, StepConflict, answered
+from service.http import bodies
 from service.http.problems import ALL
+from service.sessions import requests
 
 
 def test_every_type_is_a_class() -> None:
     """With its name, its status and its title, and no class is of a type that the service does not have."""
     told = {PREFIX + one.name: (one.code, (one.__doc__ or "").split(".")[0]) for one in Problem.known.values()}
     assert told == {kind.type: (kind.status, kind.title) for kind in ALL}
+
+
+def test_a_call_has_what_the_service_remembers_and_takes() -> None:
+    """More of a session would be applied again where the answer was lost; more in all would be refused."""
+    assert (calls.REMEMBERED, calls.MOST_ITEMS) == (requests.REMEMBERED, bodies.MOST_ITEMS)
 
 
 def test_members_are_attributes() -> None:

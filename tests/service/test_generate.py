@@ -2,27 +2,20 @@
 
 import itertools
 import math
-import socket
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import gevent
 import numpy as np
 import pytest
 from flask.testing import FlaskClient
-from gevent.event import Event as Signal
 
 from model.draws import Drawn, Ended, Wish
 from model.repository import open_all
 from service.app import create_app
 from service.engine.engine import Engine, Limits
 from service.engine.origin import Ahead
-from service.engine.work import Work
-from service.http import answers, events
-from service.http.connection import hung_up
-from service.http.events import Event
+from service.http import answers
 from service.sessions.lmdb import LmdbStore
 from service.settings import Settings
 from tests.bundles import FEATURES, make_bundle
@@ -305,101 +298,3 @@ def test_what_fails_midway_is_an_event(client: FlaskClient) -> None:
     assert (told[-1].data["status"], told[-1].data["type"]) == (422, "urn:onward:problem:not-finite")
     assert told[-1].id == told[-2].id
     assert ask(client, "ar1", {"Last-Event-ID": told[-1].id}, horizon=9, seed=1) == told[-1:]
-
-
-def test_a_draw_shares_batches_and_moves_nothing(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its steps run beside live ones, with the bits that they have alone."""
-    engine.create(T, "pulse", session_id="p")
-    engine.create(T, "pulse", session_id="live")
-    alone = drawn(engine, "p", Ahead(20))
-    sizes = counted(engine, monkeypatch)
-    drawing = gevent.spawn(drawn, engine, "p", Ahead(20))
-    said = [engine.steps.one(T, "live", [row]).outputs["mean"] for row in pulse(30)]
-    assert [step.values.tobytes() for step in drawing.get()] == [step.values.tobytes() for step in alone]
-    assert np.concatenate(said).tobytes() == BareLoop(ZOO / "pulse/1").run(pulse(30))["mean"].tobytes()
-    assert sizes.count((1, 1)) > 10
-    assert engine.lives.session(T, "p").record.step == 0
-
-
-def counted(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """Of each batch of the pulse model, how many rows were live steps, and how many were not."""
-    sizes: list[tuple[int, int]] = []
-    executor = engine._dispatch.queues[engine.models.named("pulse")].executor
-    run = executor.run
-
-    def counting(batch: Sequence[Work]) -> None:
-        live = sum(bool(work.requests) for work in batch)
-        sizes.append((live, len(batch) - live))
-        run(batch)
-
-    monkeypatch.setattr(executor, "run", counting)
-    return sizes
-
-
-def endless(engine: Engine, session: str) -> Iterator[Event]:
-    """A draw that nobody sees the end of."""
-    for one in engine.draws.begin(T, session, Ahead(10_000), Wish()).steps():
-        yield Event("", b"%d" % one.ahead if isinstance(one, Drawn) else b"end")
-
-
-def closed(stream: Any, connection: socket.socket) -> None:
-    del connection
-    stream.close()
-
-
-def left(stream: Any, connection: socket.socket) -> None:
-    connection.close()
-    assert sum(1 for _ in stream) <= events.MOST_AHEAD + 1  # what was made already
-
-
-@pytest.mark.parametrize("ends", [closed, left])
-def test_a_draw_stops_when_nobody_asks_any_more(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch, ends: Callable[[Any, socket.socket], None]
-) -> None:
-    """Whether the response is closed or the client has left: no row of it runs any more, and nothing waits."""
-    engine.create(T, "pulse", session_id="p")
-    engine.create(T, "pulse", session_id="live")
-    sizes = counted(engine, monkeypatch)
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        stream = events.stream(endless(engine, "p"), partial(hung_up, ours.fileno()))
-        assert next(stream) == b"id: \ndata: 1\n\n"
-        before = sum(rows for _, rows in sizes)
-        ends(stream, theirs)
-    ran = sum(rows for _, rows in sizes)
-    assert ran <= before + events.MOST_AHEAD + 2
-    for _ in range(20):
-        engine.steps.one(T, "live", [[500]])
-    assert sum(rows for _, rows in sizes) == ran
-    assert sum(queue.waiting for queue in engine._dispatch.queues.values()) == 0
-
-
-def test_a_draw_waits_for_a_slow_reader(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is never more than a few events ahead of what was taken."""
-    engine.create(T, "pulse", session_id="p")
-    engine.create(T, "pulse", session_id="live")
-    sizes = counted(engine, monkeypatch)
-    stream: Any = events.stream(endless(engine, "p"), None)
-    next(stream)
-    for _ in range(100):
-        engine.steps.one(T, "live", [[500]])
-    assert events.MOST_AHEAD <= sum(rows for _, rows in sizes) <= events.MOST_AHEAD + 2
-    stream.close()
-
-
-def test_silence_is_kept_alive() -> None:
-    """Comments come where nothing else does, and the next event after them."""
-    go = Signal()
-
-    def slow() -> Iterator[Event]:
-        yield Event("1", b"{}")
-        go.wait()
-        yield Event("2", b"{}", "done")
-
-    stream = events.stream(slow(), None, beat_s=0.001)
-    assert next(stream) == b"id: 1\ndata: {}\n\n"
-    assert [next(stream) for _ in range(3)] == [b": \n\n"] * 3
-    go.set()
-    rest = b"".join(stream)
-    assert rest.replace(b": \n\n", b"") == b"id: 2\nevent: done\ndata: {}\n\n"
-    assert read(rest.decode())[-1] == Told("done", "2", {})
