@@ -6,7 +6,6 @@ executor's.
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Sequence
-from itertools import chain, repeat
 from typing import NamedTuple
 
 from model.runner import Outputs, StepModel
@@ -67,7 +66,7 @@ class Steps:
         A refused one is passed over: what follows it and names no `step` goes on from what there is. One that could
         not be done now is not: with it ends what is told, so that nothing overtakes it.
         """
-        line = _Line(many)
+        line = _Line(list(many))
         if not many:
             return line.told
         try:
@@ -87,31 +86,33 @@ class Steps:
         """
         if len(many) > REMEMBERED:
             _hold_retries(many)
-        own: dict[str, list[Asked]] = {}
+        lines: dict[str, _Line] = {}
+        own = []
         for asked in many:
-            own.setdefault(asked.session_id, []).append(asked)
-        lines = {session_id: _Line(its) for session_id, its in own.items()}
+            line = lines.get(asked.session_id)
+            if line is None:
+                line = lines[asked.session_id] = _Line([])
+            line.asked.append(asked)
+            own.append(line)
         self._run(tenant, lines.values(), self._dispatch.call(len(lines), has_left=has_left))
-        told = {session_id: chain(line.told, repeat(line.told[-1])) for session_id, line in lines.items()}
-        return [next(told[asked.session_id]) for asked in many]
+        return [line.take() for line in own]
 
     def _run(self, tenant: str, lines: Collection["_Line"], call: Call) -> None:
         """Until all is told, or held up. What cannot be one row goes in another, by the first one's deadline."""
         while True:
-            works = []
+            begun = []
             for line in lines:
                 try:
-                    line.work = self._work(tenant, line.next(), call)
-                    works.append(line.work)
+                    begun.append((line, self._work(tenant, line.next(), call)))
                 except Exception as error:  # noqa: BLE001  (whatever it is, it is the next one's alone)
                     line.tell(error)
                     call.settled(error)
-            self._dispatch.run(call, works)
-            for work in works:
+            self._dispatch.run(call, [work for _, work in begun])
+            for line, work in begun:
                 if isinstance(work.outcome, MovedError):
                     self._places.pop(work.line, None)
-            for line in lines:
-                line.take_in()
+                else:
+                    line.take_in(work)
             lines = [line for line in lines if not line.over]
             if not lines:
                 return
@@ -161,30 +162,30 @@ class Steps:
 class _Line:
     """What is asked of one session, and what was told of it so far."""
 
-    __slots__ = ("_alone", "asked", "over", "told", "work")
+    __slots__ = ("_alone", "_taken", "asked", "over", "told")
 
-    def __init__(self, asked: Sequence[Asked]) -> None:
+    def __init__(self, asked: list[Asked]) -> None:
         self.asked = asked
         self.told: list[Answer | Exception] = []
         self.over = False
-        self.work: Work | None = None
-        """That was run, and is not told of yet."""
         self._alone = 0  # those before this place go one by one
+        self._taken = 0
 
     def next(self) -> Sequence[Asked]:
         """What may go in one row."""
         start = len(self.told)
         return self.asked[start : start + (1 if start < self._alone else REMEMBERED)]
 
+    def take(self) -> Answer | Exception:
+        """What is told to the next: the same as the last where that has held it up."""
+        self._taken += 1
+        return self.told[min(self._taken, len(self.told)) - 1]
+
     def tell(self, told: Answer | Exception) -> None:
         self.told.append(told)
         self.over = len(self.told) == len(self.asked) or holds_up(told)
 
-    def take_in(self) -> None:
-        """Tells what the work came to, where it is not to be done anew."""
-        work, self.work = self.work, None
-        if work is None or isinstance(work.outcome, MovedError):
-            return
+    def take_in(self, work: Work) -> None:
         if len(work.requests) > 1 and isinstance(work.outcome, NotFiniteError):
             self._alone = len(self.told) + len(work.requests)  # whose it is, is found one by one
             return
