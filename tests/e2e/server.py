@@ -26,7 +26,10 @@ COMMAND = [sys.executable, "-m", "onward", "serve"]
 
 
 class Server:
-    """`onward serve` on a port of its own, with two workers. Kill it, start it again: the store stays."""
+    """`onward serve` on a port of its own, with two workers. Kill it, start it again: the store stays.
+
+    `log` is what it has printed, line by line; all of it is there once the service has ended.
+    """
 
     def __init__(self, folder: Path, **settings: str) -> None:
         self._environment = {name: value for name, value in os.environ.items() if not name.startswith("ONWARD_")}

@@ -92,10 +92,10 @@ def test_the_lane_is_on_and_says_when_it_is_not(pair: Pair, tmp_path: Path) -> N
         with logging.client() as client:
             client.post("/v1/models/pulse/sessions", json={"session_id": "a"})
             assert client.post("/v1/sessions/a/steps", json={"inputs": [500]}).json()["step"] == 1
+        assert logging.stop() == 0
         log = "".join(logging.log)
         assert log.count("Steps are answered by Flask, more slowly: gunicorn is told accesslog") == 1
-        logging.stop()
-        assert '"POST /v1/sessions/a/steps HTTP/1.1" 200' in "".join(logging.log)
+        assert '"POST /v1/sessions/a/steps HTTP/1.1" 200' in log
 
 
 def test_wherever_the_bytes_are_cut_the_answers_are_the_same(pair: Pair) -> None:
