@@ -64,12 +64,13 @@ def joined(parts: Sequence[Outputs]) -> Outputs:
 
 
 @cache
-def _all_float32(dtype: np.dtype[np.void]) -> bool:
+def all_float32(dtype: np.dtype[np.void]) -> bool:
+    """Whether structured rows hold such numbers only."""
     return {kind[0].base for kind in (dtype.fields or {}).values()} == {np.dtype(np.float32)}
 
 
 def finite(rows: Outputs | State) -> bool:
     """Whether every number in structured rows is finite."""
-    if _all_float32(rows.dtype) and rows.flags.c_contiguous:
+    if all_float32(rows.dtype) and rows.flags.c_contiguous:
         return bool(np.isfinite(rows.view(np.float32)).all())
     return all(bool(np.isfinite(rows[name]).all()) for name in rows.dtype.names or ())

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
-import numpy as np
 import orjson
 from flask import Response, current_app, request
 from gunicorn.http.body import ChunkedReader, LengthReader
@@ -22,7 +21,8 @@ from service.engine.engine import Engine
 from service.engine.steps import Answer
 from service.errors import Fault, InvalidInputError, NotFiniteError
 from service.http import bodies, problems, received, steps
-from service.http.operations import NDJSON, rows
+from service.http.forms import written
+from service.http.operations import NDJSON
 from service.http.problems import HTTP_KINDS, MALFORMED, RequestError
 from service.http.reply import encode
 
@@ -90,8 +90,8 @@ class _Upload:
                     yield from self._said(lines[cut:])
         else:
             first, self._reached = answer.step - len(lines) + 1, answer.step
-            for step, told in enumerate(_each(rows(answer.model, answer.outputs[:, np.newaxis])), first):
-                yield encode({"step": step, **told}) + b"\n"
+            for place in range(len(lines)):
+                yield written(Answer(answer.model, first + place, answer.outputs[place : place + 1])) + b"\n"
 
     def _step(self, inputs: list[Any]) -> Answer:
         if isinstance(inputs[0], Exception):
@@ -118,12 +118,6 @@ def _cut(error: Exception, count: int) -> int | None:
         found = _PLACE(error.faults[0].field)
         return max(1, int(found[1])) if found else count // 2
     return count // 2 if isinstance(error, NotFiniteError) else None
-
-
-def _each(told: dict[str, Any]) -> list[dict[str, Any]]:
-    """What is told of many steps, of each by itself."""
-    columns = [_each(column) if isinstance(column, dict) else list(column) for column in told.values()]
-    return [dict(zip(told, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _form(step: Any) -> type[Any]:

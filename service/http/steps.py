@@ -21,6 +21,7 @@ from service.engine.work import Asked
 from service.errors import Fault, InvalidInputError
 from service.http import bodies, problems
 from service.http.connection import HasLeft
+from service.http.forms import told, written
 from service.http.operations import rows
 from service.http.reply import Reply, encode
 
@@ -30,8 +31,6 @@ TENANT = "public"
 _SESSION_ID: TypeAdapter[str] = TypeAdapter(bodies.SessionId)
 _PLAIN_ID = re.compile(bodies.SESSION_ID).fullmatch
 _PLAIN_REQUEST_ID = re.compile(bodies.REQUEST_ID).fullmatch
-_STEP_KEYS = frozenset(bodies.Step.model_fields)
-_ITEM_KEYS = frozenset(bodies.Item.model_fields)
 _VALUES = frozenset({int, float, str, type(None)})
 
 
@@ -43,21 +42,16 @@ def reply(engine: Engine, session_id: str | None, data: bytes, has_left: HasLeft
     answer = engine.steps.one(
         TENANT, session_id, one.inputs, step=one.step, request_id=one.request_id, has_left=has_left
     )
-    return Reply(200, encode(told(answer)))
+    return Reply(200, written(answer))
 
 
 def asked(session_id: str, data: bytes) -> Asked:
     """What a body asks for. Raises ValidationError."""
-    plain = _plain(loaded(data), _STEP_KEYS, session_id)
+    plain = _plain(loaded(data), session_id)
     if plain is not None:
         return plain
     body = bodies.Step.model_validate_json(data)
     return Asked(session_id, body.inputs, body.step, body.request_id or "")
-
-
-def told(answer: Answer) -> dict[str, Any]:
-    """What a client is told of a step."""
-    return {"step": answer.step, **rows(answer.model, answer.outputs)}
 
 
 def loaded(data: bytes) -> Any:
@@ -68,17 +62,23 @@ def loaded(data: bytes) -> Any:
         return None
 
 
-def _plain(content: Any, keys: frozenset[str], session_id: str | None = None) -> Asked | None:
-    """A step in the plain form: known keys, and inputs that are lists of values. None where it is anything else."""
-    if type(content) is not dict or not content.keys() <= keys:
+def _plain(content: Any, session_id: str | None = None) -> Asked | None:
+    """A step in the plain form: known keys, and inputs that are lists of values. None where it is anything else.
+
+    session_id: whose step it is, None where the content says so.
+    """
+    if type(content) is not dict or not plain_inputs(inputs := content.pop("inputs", None)):
         return None
-    session_id = content.get("session_id") if session_id is None else session_id
-    inputs, step, request_id = content.get("inputs"), content.get("step"), content.get("request_id")
-    if inputs is None or type(session_id) is not str or _PLAIN_ID(session_id) is None or not plain_inputs(inputs):
+    if session_id is None:
+        session_id = content.pop("session_id", None)
+        if type(session_id) is not str or _PLAIN_ID(session_id) is None:
+            return None
+    if not content:
+        return Asked(session_id, inputs)
+    step, request_id = content.pop("step", None), content.pop("request_id", None)
+    if content or not (step is None or (type(step) is int and 0 <= step < 2**63)):
         return None
-    if step is not None and (type(step) is not int or not 0 <= step < 2**63):
-        return None
-    if request_id is not None and (type(request_id) is not str or _PLAIN_REQUEST_ID(request_id) is None):
+    if not (request_id is None or (type(request_id) is str and _PLAIN_REQUEST_ID(request_id))):
         return None
     return Asked(session_id, inputs, step, request_id or "")
 
@@ -99,7 +99,7 @@ def plain_inputs(inputs: Any) -> bool:
 def _many(engine: Engine, data: bytes, has_left: HasLeft | None) -> Reply:
     many, columns = _listed(data)
     answers = engine.steps.many(TENANT, many, has_left=has_left)
-    return Reply(200, encode(_columns(answers) if columns else _items(many, answers)))
+    return Reply(200, encode(_columns(answers)) if columns else _items(many, answers))
 
 
 def _listed(data: bytes) -> tuple[list[Asked], bool]:
@@ -129,7 +129,7 @@ def _listed(data: bytes) -> tuple[list[Asked], bool]:
 def _plain_items(content: Any) -> list[Asked] | None:
     if type(content) is not dict or content.keys() != {"items"} or type(content["items"]) is not list:
         return None
-    return _all_plain([_plain(item, _ITEM_KEYS) for item in content["items"]])
+    return _all_plain([_plain(item) for item in content["items"]])
 
 
 def _plain_columns(content: dict[str, Any]) -> list[Asked] | None:
@@ -140,7 +140,7 @@ def _plain_columns(content: dict[str, Any]) -> list[Asked] | None:
         return None
     keys = [names[name] for name in content]
     items = [dict(zip(keys, row, strict=True)) for row in zip(*content.values(), strict=True)]
-    return _all_plain([_plain(item, _ITEM_KEYS) for item in items])
+    return _all_plain([_plain(item) for item in items])
 
 
 def _all_plain(many: Sequence[Asked | None]) -> list[Asked] | None:
@@ -148,15 +148,16 @@ def _all_plain(many: Sequence[Asked | None]) -> list[Asked] | None:
     return plain if 0 < len(plain) == len(many) <= bodies.MOST_ITEMS else None
 
 
-def _items(many: Sequence[Asked], answers: Sequence[Answer | Exception]) -> dict[str, Any]:
-    return {"items": [_item(asked, answer) for asked, answer in zip(many, answers, strict=True)]}
+def _items(many: Sequence[Asked], answers: Sequence[Answer | Exception]) -> bytes:
+    return b'{"items":[' + b",".join(map(_item, many, answers)) + b"]}"
 
 
-def _item(asked: Asked, answer: Answer | Exception) -> dict[str, Any]:
+def _item(asked: Asked, answer: Answer | Exception) -> bytes:
+    name = asked.session_id.encode()  # nothing in it needs escaping
     if isinstance(answer, Answer):
-        return {"session_id": asked.session_id, "status": 200, **told(answer)}
+        return b'{"session_id":"%b","status":200,%b' % (name, written(answer)[1:])
     problem = _problem(answer)
-    return {"session_id": asked.session_id, "status": problem.status, "problem": orjson.Fragment(problem.body)}
+    return b'{"session_id":"%b","status":%d,"problem":%b}' % (name, problem.status, problem.body)
 
 
 def _columns(answers: Sequence[Answer | Exception]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from service.errors import Fault
 from service.frames import Frames, Message
 from service.http import problems, steps
 from service.http.connection import HasLeft
+from service.http.forms import written
 from service.http.operations import Operation
 from service.http.problems import HTTP_KINDS, RequestError
 from service.http.reply import encode
@@ -76,7 +77,8 @@ class Conversation:
             return encode(document | _name(message, asked)), True
         _, is_text = message
         if is_text:
-            return encode(steps.told(told) | _name(message, asked)), True
+            said, name = written(told), _name(message, asked)
+            return (b"%b,%b" % (said[:-1], encode(name)[1:]) if name else said), True
         return _NUMBER.pack(told.step) + _values(told), False
 
 

@@ -139,7 +139,7 @@ BODY = st.fixed_dictionaries(
 def test_the_plain_form_is_within_the_definition(body: dict[str, Any]) -> None:
     """Whatever orjson's way takes, pydantic takes too, and reads the same; the rest is pydantic's to judge."""
     data = orjson.dumps(body, option=orjson.OPT_PASSTHROUGH_SUBCLASS, default=str) if _fits(body) else b"{}"
-    plain = steps._plain(steps.loaded(data), steps._STEP_KEYS, "s")
+    plain = steps._plain(steps.loaded(data), "s")
     if plain is None:
         return
     defined = bodies.Step.model_validate_json(data)
@@ -165,10 +165,10 @@ def _fits(body: dict[str, Any]) -> bool:
 )
 def test_ordinary_bodies_are_plain(data: bytes) -> None:
     """They take the quick way, and wrong ones do not."""
-    assert steps._plain(orjson.loads(data), steps._STEP_KEYS, "s") is not None
+    assert steps._plain(orjson.loads(data), "s") is not None
     with pytest.raises(ValidationError):
         bodies.Step.model_validate_json(data.replace(b"1", b"true"))
-    assert steps._plain(orjson.loads(data.replace(b"1", b"true")), steps._STEP_KEYS, "s") is None
+    assert steps._plain(orjson.loads(data.replace(b"1", b"true")), "s") is None
 
 
 def test_exact_makes_plain_rnn_answers_the_same_bits_anywhere(tmp_path: Path) -> None:
