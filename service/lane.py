@@ -13,7 +13,7 @@ import re
 import socket
 import time
 from collections.abc import Callable
-from functools import cache, partial
+from functools import lru_cache, partial
 from typing import Any
 
 import gevent
@@ -188,24 +188,14 @@ def _read_to(connection: Any, data: bytes, end: int) -> bytes:
 
 def _written(reply: Reply) -> bytes:
     """As gunicorn would write what Flask makes of it."""
-    more = "".join(f"{name}: {value}\r\n" for name, value in reply.headers)
-    head = (
-        f"{_status(reply.status)}Date: {_date(int(time.time()))}\r\nConnection: keep-alive\r\n{more}"
-        f"Content-Type: {reply.media}\r\nContent-Length: {len(reply.body)}\r\n\r\n"
-    )
-    return head.encode() + reply.body
+    head = _head(reply.status, int(time.time()), reply.headers, reply.media)
+    return b"%b%d\r\n\r\n%b" % (head, len(reply.body), reply.body)
 
 
-@cache
-def _status(status: int) -> str:
-    return f"HTTP/1.1 {status} {HTTP_STATUS_CODES[status].upper()}\r\nServer: {SERVER}\r\n"
-
-
-_dated: tuple[int, str] = (0, "")
-
-
-def _date(second: int) -> str:
-    global _dated  # noqa: PLW0603  (the date is written once a second)
-    if _dated[0] != second:
-        _dated = (second, http_date(second))
-    return _dated[1]
+@lru_cache(8)
+def _head(status: int, second: int, headers: tuple[tuple[str, str], ...], media: str) -> bytes:
+    """Up to the body's length; those of one second are mostly the same."""
+    first = f"HTTP/1.1 {status} {HTTP_STATUS_CODES[status].upper()}\r\nServer: {SERVER}\r\n"
+    more = "".join(f"{name}: {value}\r\n" for name, value in headers)
+    last = f"Content-Type: {media}\r\nContent-Length: "
+    return f"{first}Date: {http_date(second)}\r\nConnection: keep-alive\r\n{more}{last}".encode()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-from gevent.event import Event
+from gevent.hub import Waiter
 from numpy.typing import NDArray
 
 from model.runner import Outputs, StepModel
@@ -23,24 +23,28 @@ from service.sessions.record import Record
 class Call:
     """What one client waits for: it is over when each of its items is, or one of them failed and all are needed."""
 
-    __slots__ = ("_left", "_needs_all", "_over", "gone", "has_left", "since")
+    __slots__ = ("_left", "_needs_all", "_over", "_waiter", "gone", "has_left", "since")
 
     def __init__(
         self, items: int, since: float, *, needs_all: bool = False, has_left: Callable[[], bool] | None = None
     ) -> None:
         """`has_left` says whether the client has closed its connection."""
-        self._left, self._over, self._needs_all = items, Event(), needs_all
+        self._left, self._needs_all = items, needs_all
+        self._over = False
+        self._waiter: Waiter[None] = Waiter()
         self.since, self.has_left = since, has_left
         self.gone = False
         """Nobody waits any more: what has not run need not."""
 
     def settled(self, outcome: "Done | Exception") -> None:
         self._left -= 1
-        if self._left == 0 or (self._needs_all and isinstance(outcome, Exception)):
-            self._over.set()
+        if not self._over and (self._left == 0 or (self._needs_all and isinstance(outcome, Exception))):
+            self._over = True
+            self._waiter.hub.loop.run_callback(self._waiter.switch, None)
 
     def wait(self) -> None:
-        self._over.wait()
+        """For one greenlet, once."""
+        self._waiter.get()
 
 
 class Asked(NamedTuple):
