@@ -5,6 +5,8 @@ number, a category as the model's data has it, or null where it may be missing. 
 service and whoever runs a bundle in process read inputs by these rules.
 """
 
+import math
+import struct
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
@@ -22,6 +24,8 @@ Inputs = Rows | Values | NamedRows | str | bytes
 """Bytes are 32-bit floats, little-endian, in the order of the features; categories by number, what is missing NaN."""
 
 _PLAIN = frozenset({int, float})
+_FEW = 32
+"""So many values are read one by one: numpy's calls would cost more."""
 _NAMED, _LISTED, _ONE = "values by name", "a list of values", "one value"
 
 
@@ -52,7 +56,10 @@ def to_array(inputs: Inputs, features: Sequence[Feature], field: str = "inputs")
     if isinstance(inputs, bytes):
         return _floats(inputs, features, field)
     rows = _rows(inputs, features, field)
-    if all(feature.kind == "number" for feature in features) and set(map(type, chain.from_iterable(rows))) <= _PLAIN:
+    values = list(chain.from_iterable(rows))
+    if set(map(type, values)) <= _PLAIN and all([feature.kind == "number" for feature in features]):  # noqa: C419  (faster)
+        if len(values) <= _FEW and (packed := _packed(values)) is not None:
+            return np.ndarray((len(rows), len(features)), "<f4", packed)
         array = _wide(rows)
     else:
         columns = [
@@ -63,6 +70,9 @@ def to_array(inputs: Inputs, features: Sequence[Feature], field: str = "inputs")
 
 
 def _rows(inputs: Any, features: Sequence[Feature], field: str) -> Sequence[Sequence[Value]]:
+    listed: Sequence[Sequence[Value]] = inputs
+    if set(map(type, inputs)) == {list} and set(map(len, inputs)) == {len(features)}:
+        return listed
     form = _form(type(inputs[0]))
     if any(_form(kind) != form for kind in set(map(type, inputs))):
         place, other = next(found for found in enumerate(map(_form, map(type, inputs))) if found[1] != form)
@@ -76,8 +86,7 @@ def _rows(inputs: Any, features: Sequence[Feature], field: str) -> Sequence[Sequ
     for place, row in enumerate(inputs):
         if len(row) != len(features):
             raise InputError(Fault(f"{field}[{place}]", f"a step is {_said(features)}; this one has {len(row)}"))
-    rows: Sequence[Sequence[Value]] = inputs
-    return rows
+    return listed
 
 
 def _form(kind: type) -> str:
@@ -155,6 +164,14 @@ def _floats(data: bytes, features: Sequence[Feature], field: str) -> NDArray[np.
         for row in array.tolist()
     ]
     return to_array(rows, features, field)
+
+
+def _packed(values: Sequence[Any]) -> bytes | None:
+    """A few numbers as 32-bit floats, for less than numpy does it; None where one is beyond them."""
+    try:
+        return None if any(map(math.isinf, values)) else struct.pack(f"<{len(values)}f", *values)
+    except OverflowError:
+        return None
 
 
 def _wide(rows: Any) -> NDArray[np.float64]:

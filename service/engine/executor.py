@@ -100,7 +100,8 @@ class Executor:
         now = self._clock()
         records = self._store.load_many([work.line for work in new], fresh=fresh)
         for work, record in zip(new, records, strict=True):
-            work.undecided()
+            if fresh:
+                work.undecided()
             try:
                 work.record = self._mine(living(work.requests[0].asked.session_id, record, now))
             except Exception as error:  # noqa: BLE001  (whatever it is, it is this item's alone)

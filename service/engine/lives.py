@@ -146,10 +146,10 @@ def living(session_id: str, record: Record | DamagedRecordError | None, now: flo
     """The record of a living session. Raises UnknownSessionError, SessionEndedError or DamagedRecordError."""
     if isinstance(record, DamagedRecordError):
         raise record
+    if record is not None and record.alive(now):
+        return record
     if record is None or (record.ended is not None and now >= record.expires_at):
         raise UnknownSessionError(session_id)
     if record.ended is not None:
         raise SessionEndedError(session_id, record.ended, record.ended_at)
-    if not record.alive(now):
-        raise SessionEndedError(session_id, "expired", record.expires_at)
-    return record
+    raise SessionEndedError(session_id, "expired", record.expires_at)

@@ -1,21 +1,28 @@
 """What the rules of `model` refuse, as the service's own errors."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from types import TracebackType
 
 from model.inputs import InputError
 from model.rolling import NonFiniteError, NoRollingError
 from service.errors import Fault, InvalidInputError, NoForecastError, NotFiniteError
 
 
-@contextmanager
-def refusing() -> Iterator[None]:
+class _Refusing(AbstractContextManager[None]):
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, InputError):
+            raise InvalidInputError(*(Fault(*fault) for fault in error.faults)) from error
+        if isinstance(error, NoRollingError):
+            raise NoForecastError(error.model, error.why) from error
+        if isinstance(error, NonFiniteError):
+            raise NotFiniteError from error
+
+
+_REFUSING = _Refusing()
+
+
+def refusing() -> AbstractContextManager[None]:
     """Raises InvalidInputError, NoForecastError or NotFiniteError in the place of what is raised inside."""
-    try:
-        yield
-    except InputError as error:
-        raise InvalidInputError(*(Fault(*fault) for fault in error.faults)) from error
-    except NoRollingError as error:
-        raise NoForecastError(error.model, error.why) from error
-    except NonFiniteError as error:
-        raise NotFiniteError from error
+    return _REFUSING

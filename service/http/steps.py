@@ -8,7 +8,7 @@ it by the bodies' own definitions.
 import re
 from collections.abc import Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import orjson
@@ -71,16 +71,26 @@ def _plain(content: Any, session_id: str | None = None) -> Asked | None:
         return None
     if session_id is None:
         session_id = content.pop("session_id", None)
-        if type(session_id) is not str or _PLAIN_ID(session_id) is None:
+        if not _is_plain_id(session_id):
             return None
     if not content:
         return Asked(session_id, inputs)
     step, request_id = content.pop("step", None), content.pop("request_id", None)
-    if content or not (step is None or (type(step) is int and 0 <= step < 2**63)):
-        return None
-    if not (request_id is None or (type(request_id) is str and _PLAIN_REQUEST_ID(request_id))):
+    if content or not _is_plain_step(step) or not _is_plain_request_id(request_id):
         return None
     return Asked(session_id, inputs, step, request_id or "")
+
+
+def _is_plain_id(name: Any) -> TypeGuard[str]:
+    return type(name) is str and _PLAIN_ID(name) is not None
+
+
+def _is_plain_step(step: Any) -> bool:
+    return step is None or (type(step) is int and 0 <= step < 2**63)
+
+
+def _is_plain_request_id(name: Any) -> bool:
+    return name is None or (type(name) is str and _PLAIN_REQUEST_ID(name) is not None)
 
 
 def plain_inputs(inputs: Any) -> bool:
@@ -129,23 +139,27 @@ def _listed(data: bytes) -> tuple[list[Asked], bool]:
 def _plain_items(content: Any) -> list[Asked] | None:
     if type(content) is not dict or content.keys() != {"items"} or type(content["items"]) is not list:
         return None
-    return _all_plain([_plain(item) for item in content["items"]])
+    plain = [asked for asked in map(_plain, content["items"]) if asked is not None]
+    return plain if 0 < len(plain) == len(content["items"]) <= bodies.MOST_ITEMS else None
+
+
+_COLUMNS = {
+    "session_ids": _is_plain_id,
+    "inputs": plain_inputs,
+    "steps": _is_plain_step,
+    "request_ids": _is_plain_request_id,
+}
 
 
 def _plain_columns(content: dict[str, Any]) -> list[Asked] | None:
-    names = {"session_ids": "session_id", "inputs": "inputs", "steps": "step", "request_ids": "request_id"}
-    if not content.keys() <= names.keys() or not all(type(column) is list for column in content.values()):
+    names, inputs, steps, request_ids = (content.pop(name, None) for name in _COLUMNS)
+    if content or type(names) is not list or type(inputs) is not list or not 0 < len(names) <= bodies.MOST_ITEMS:
         return None
-    if len(set(map(len, content.values()))) != 1:
-        return None
-    keys = [names[name] for name in content]
-    items = [dict(zip(keys, row, strict=True)) for row in zip(*content.values(), strict=True)]
-    return _all_plain([_plain(item) for item in items])
-
-
-def _all_plain(many: Sequence[Asked | None]) -> list[Asked] | None:
-    plain = [asked for asked in many if asked is not None]
-    return plain if 0 < len(plain) == len(many) <= bodies.MOST_ITEMS else None
+    steps, request_ids = ([None] * len(names) if column is None else column for column in (steps, request_ids))
+    for column, is_plain in zip((names, inputs, steps, request_ids), _COLUMNS.values(), strict=True):
+        if type(column) is not list or len(column) != len(names) or not all(map(is_plain, column)):
+            return None
+    return list(map(Asked, names, inputs, steps, [name or "" for name in request_ids]))
 
 
 def _items(many: Sequence[Asked], answers: Sequence[Answer | Exception]) -> bytes:

@@ -75,29 +75,17 @@ class Record(NamedTuple):
     ended: Ended | None = None
 
     def to_bytes(self) -> bytes:
-        names, tenant, model = _names(self.tenant, self.ref.model)
+        (
+            revision, tenant, ref, step, created_at, last_step_at, ttl_s, expires_at, state, surprise,
+            requests, history, accuracy, ended,
+        ) = self  # fmt: skip
+        names, *lengths = _names(tenant, ref.model)
         head = _HEAD.pack(
-            self.revision,
-            self.step,
-            self.created_at,
-            self.last_step_at,
-            self.ttl_s,
-            self.expires_at,
-            _ENDED.index(self.ended),
-            self.surprise.inputs,
-            self.surprise.mean,
-            self.surprise.recent,
-            self.ref.version,
-            self.ref.digest,
-            tenant,
-            model,
-            len(self.requests),
-            len(self.history),
-            len(self.accuracy),
-            len(self.state),
-        )
-        body = b"".join((head, names, self.requests, self.history, self.accuracy))
-        return b"".join((_CRC.pack(_MAGIC, zlib.crc32(self.state, zlib.crc32(body))), body, self.state))
+            revision, step, created_at, last_step_at, ttl_s, expires_at, _ENDED.index(ended), *surprise, ref.version,
+            ref.digest, *lengths, len(requests), len(history), len(accuracy), len(state),
+        )  # fmt: skip
+        body = b"".join((head, names, requests, history, accuracy, state))
+        return _CRC.pack(_MAGIC, zlib.crc32(body)) + body
 
     def alive(self, now: float) -> bool:
         return self.ended is None and now < self.expires_at
