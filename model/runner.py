@@ -7,7 +7,7 @@ is imported with the first model: it starts a thread, and a service imports this
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +47,8 @@ class StepModel:
             self.layout = Layout(manifest.state)
         except ValueError as error:
             raise BundleError(file.with_name("manifest.json"), str(error)) from error
-        self.output_dtype = np.dtype([(out.name, np.dtype(out.dtype), out.inner) for out in manifest.outputs])
+        fields: list[Any] = [(out.name, out.dtype, out.inner) for out in manifest.outputs]
+        self.output_dtype = np.dtype(fields)
         meaning = (manifest.sha256, self.layout.dtype.descr, self.output_dtype.descr)
         self.digest = sha256(repr(meaning).encode()).digest()
         """Of the graph and of how its states and outputs lie in memory: bytes of one mean nothing to another."""

@@ -8,6 +8,7 @@ Whoever keeps them says whose they are (`StepModel.digest`), and vouches for the
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,8 @@ class Layout:
     def __init__(self, pairs: Sequence[StatePair]) -> None:
         """Raises ValueError where a pair's `init` does not have its shape or type."""
         tensors = [(pair, pair.tensor(pair.input)) for pair in pairs]
-        self.dtype = np.dtype([(tensor.name, np.dtype(tensor.dtype), tensor.inner) for _, tensor in tensors])
+        fields: list[Any] = [(tensor.name, tensor.dtype, tensor.inner) for _, tensor in tensors]
+        self.dtype = np.dtype(fields)
         self._first = np.zeros(1, self.dtype)
         for pair, tensor in tensors:
             try:
