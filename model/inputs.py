@@ -170,7 +170,7 @@ def _packed(values: Sequence[Any]) -> bytes | None:
     """A few numbers as 32-bit floats, for less than numpy does it; None where one is beyond them."""
     try:
         return None if any(map(math.isinf, values)) else struct.pack(f"<{len(values)}f", *values)
-    except OverflowError:
+    except (OverflowError, struct.error):
         return None
 
 

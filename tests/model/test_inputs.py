@@ -36,6 +36,20 @@ def test_rows_and_names_are_two_ways_to_say_the_same(rows: list[tuple[float, flo
     assert by_row.shape == (len(rows), 2)
 
 
+@given(st.lists(st.one_of(st.floats(), st.integers(-(2**140), 2**140)), min_size=1, max_size=6))
+def test_few_numbers_are_read_as_many_are(few: list[float | int]) -> None:
+    """The same bits, and the same refusal of what is beyond single precision, alone and in a long list."""
+    with np.errstate(over="ignore"):
+        expected = np.array(few, np.float64).astype(np.float32)
+    if np.isinf(expected).any():
+        for values in (few, few * 40):
+            with pytest.raises(InputError, match=r"inputs\[\d+\]\[0\]: .* is no finite 32-bit number"):
+                array(values, (A,))
+        return
+    np.testing.assert_array_equal(array(few, (A,))[:, 0], expected)
+    assert array(few * 40, (A,)).tobytes() == array(few, (A,)).tobytes() * 40
+
+
 def test_numbers_are_steps_of_a_single_feature() -> None:
     assert array([1, 2.5], (A,)).tolist() == [[1.0], [2.5]]
     with pytest.raises(InputError, match=r"inputs\[0\]: a step is 2 numbers \(a, b\), not one value"):
