@@ -139,7 +139,18 @@ def content(reply: Reply) -> Any:
     told = document(reply.body)
     if told is None or not 200 <= reply.status < 300:
         raise answered(reply.status, reply.body)
-    return told
+    return _Told(told, reply)
+
+
+class _Told(dict[str, Any]):
+    """What an answer says. Raises Problem where it is asked for what Onward would have said, and did not."""
+
+    def __init__(self, told: Mapping[str, Any], reply: Reply) -> None:
+        super().__init__(told)
+        self._reply = reply
+
+    def __missing__(self, name: str) -> Any:
+        raise answered(self._reply.status, self._reply.body)
 
 
 def failure(failed: Reply | Lost) -> Problem | UnreachableError:

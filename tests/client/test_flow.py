@@ -179,6 +179,23 @@ def sent(requests: Iterable[Request]) -> list[list[tuple[str, Any]]]:
     return [[(one["session_id"], one["inputs"][0]) for one in request.content["items"]] for request in requests]
 
 
+@pytest.mark.parametrize("ask", ["models", "steps", "info", "predict", "delete_sessions"])
+def test_another_services_success_is_shown(ask: str) -> None:
+    """JSON, and a 200, of something that is not Onward: a Problem that shows it, once."""
+    flow: Generator[Any, Any, Any] = {
+        "models": CALLS.models(),
+        "steps": CALLS.steps("s", [1], None, None),
+        "info": CALLS.info("s"),
+        "predict": CALLS.predict("m", [[1]], 0, None),
+        "delete_sessions": CALLS.delete_sessions(None, None, None),
+    }[ask]
+    error, requests, _ = run(flow, [Reply(200, {}, b'{"status": "ok", "page": "hello"}')])
+    assert isinstance(error, Problem)
+    assert "not Onward's" in str(error)
+    assert "hello" in str(error)
+    assert len(requests) == 1
+
+
 def test_of_many_what_is_held_up_is_overtaken_by_nothing() -> None:
     """It goes again, with its id and with all of its session behind it; other refusals stand."""
     busy, wrong = refused("overloaded", 503), refused("invalid-request", 422)
