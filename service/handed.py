@@ -1,6 +1,13 @@
 """A connection on its way through gunicorn: what was read of it before, and whether it is for HTTP still."""
 
+import errno
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+STALLED_S = 30.0
+"""A client that sends nothing of a request that it has begun, or reads nothing of an answer, for so long is cut off."""
 
 
 class Handed:
@@ -15,6 +22,8 @@ class Handed:
         """What was read and not yet asked for."""
         self.asked_for_more = False
         """Whether gunicorn is done with the request, and would go on with the next."""
+        self.patience_s: float | None = STALLED_S
+        """How long is waited for more of a request; None: as long as it takes."""
         self.taken: tuple[Any, ...] | None = None
         """What the connection is for from now on, where it is no longer for HTTP."""
 
@@ -28,11 +37,34 @@ class Handed:
         if self._left is not None:
             self.asked_for_more = self._left == 0
             size = min(size, self._left)
-        data: bytes = self.rest[:size] if self.rest or not size else self._connection.recv(size)
-        self.rest = self.rest[len(data) :]
+        if self.rest or not size:
+            data, self.rest = self.rest[:size], self.rest[size:]
+        else:
+            with self._at_most(self.patience_s):
+                data = self._connection.recv(size)
         if self._left is not None:
             self._left -= len(data)
         return data
+
+    def sendall(self, data: bytes) -> None:
+        rest = memoryview(data)
+        with self._at_most(STALLED_S):
+            while rest:
+                rest = rest[self._connection.send(rest) :]
+
+    @contextmanager
+    def _at_most(self, seconds: float | None) -> Iterator[None]:
+        """For as long at a time; whoever takes longer has gone, for all that gunicorn is told."""
+        self._connection.settimeout(seconds)
+        try:
+            yield
+        except TimeoutError:
+            raise ConnectionResetError(errno.ECONNRESET, f"nothing moved for {seconds:g} s") from None
+
+    def wait_for_more(self) -> None:
+        """The request takes its time: whether the client is there still is left to the network to find out."""
+        self.patience_s = None
+        self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
     def shutdown(self, how: int) -> None:
         self._left, self.rest = None, b""  # the connection ends: what is still read is what the client still sends

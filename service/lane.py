@@ -23,7 +23,7 @@ from gunicorn_h1c import ParseError, _parser_fast
 from werkzeug.http import HTTP_STATUS_CODES
 
 from service.engine.engine import Engine
-from service.handed import Handed
+from service.handed import STALLED_S, Handed
 from service.http import bodies, problems, steps
 from service.http.connection import hung_up
 from service.http.reply import Reply
@@ -79,7 +79,8 @@ class Lane:
                     connection.shutdown(socket.SHUT_RD)  # whoever reads it sees its end
 
     def serve(self, connection: Any, data: bytes) -> Handed | None:
-        """Answers steps until something else comes, which it gives; None where the connection is over."""
+        """Answers steps until something else comes, which it gives; None where the connection is over, or stalled."""
+        connection.settimeout(STALLED_S)
         file = connection.fileno()
         has_left = partial(hung_up, file)
         watcher = gevent.get_hub().loop.io(file, 1)
@@ -98,9 +99,9 @@ class Lane:
                     return Handed(connection, data, end)  # the client has stopped in the middle: Flask says so
                 answer = self._answer(target, data[start:end], has_left)
                 data = data[end:]
-                if (sent := connection.send(answer)) < len(answer):
-                    connection.sendall(answer[sent:])
-        except OSError:  # the client has gone
+                while answer:
+                    answer = answer[connection.send(answer) :]
+        except OSError:  # the client has gone, or nothing moves
             return None
         finally:
             watcher.close()

@@ -18,7 +18,7 @@ from gunicorn.util import close_graceful, write_nonblock
 from gunicorn.workers.ggevent import GeventWorker
 
 from service.errors import Fault
-from service.handed import Handed
+from service.handed import STALLED_S, Handed
 from service.http import problems
 from service.http.problems import HTTP_KINDS, INTERNAL, Kind
 from service.streams import Streams
@@ -91,9 +91,9 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             super().handle(listener, client, addr)
             return
         try:
-            client.setblocking(True)
             read = b""
             while (handed := self._next(client, read)) is not None:
+                handed.patience_s = max(STALLED_S, self.cfg.keepalive)
                 super().handle(listener, handed, addr)
                 if handed.taken is not None:
                     self._streams.serve(client, handed.rest, *handed.taken)

@@ -4,7 +4,7 @@ from typing import TypeVar
 
 from flask import request
 from gunicorn.http.errors import ParseException
-from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 
 from service.errors import Fault
 from service.http.bodies import Body
@@ -34,6 +34,8 @@ def body(*, optional: bool = False) -> bytes:
         raise RequestError(MEDIA, detail, [Fault("Content-Encoding", detail)])
     try:
         data = request.get_data(cache=False)
+    except ClientDisconnected as error:  # werkzeug's, of what it was told by the connection
+        raise broken_off(getattr(error.__context__, "strerror", None) or "the client has gone") from error
     except (OSError, ParseException) as error:  # gunicorn's, of a chunked body whose framing is broken
         raise broken_off(str(error)) from error
     if request.content_length not in (None, len(data)):

@@ -10,6 +10,8 @@ import pytest
 from gunicorn.config import Config
 
 from model.repository import open_all
+from service import handed as hands
+from service import lane as lanes
 from service.engine.engine import Engine, Limits
 from service.handed import Handed
 from service.lane import Lane
@@ -81,3 +83,50 @@ def test_an_idle_connection_is_ended(lane: Lane) -> None:
             ours.sendall(sent)
             assert lane.serve(theirs, b"") is None
     watch.kill()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (hands, lanes):
+        monkeypatch.setattr(module, "STALLED_S", 0.1)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_stalled_client_of_the_lane_is_cut_off(lane: Lane) -> None:
+    """In the middle of a body, and where it sends on and on and reads no answer."""
+    for sent in (STEP[:-1], STEP * 10_000):
+        ours, theirs = gevent.socket.socketpair()
+        with ours, theirs, gevent.Timeout(60):
+            sending = gevent.spawn(ours.sendall, sent)
+            assert lane.serve(theirs, b"") is None
+            sending.kill()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_stalled_client_of_gunicorn_is_cut_off() -> None:
+    """As one that has gone, for all that gunicorn knows; one that is slow and goes on is not, nor one that may wait."""
+    ours, theirs = gevent.socket.socketpair()
+    with ours, theirs, gevent.Timeout(60):
+        handed = Handed(theirs, b"half", None)
+        assert handed.recv(100) == b"half"
+        with pytest.raises(ConnectionResetError):
+            Handed(theirs, b"", 5).recv(100)
+        with pytest.raises(ConnectionResetError):
+            handed.sendall(bytes(10_000_000))
+        handed.wait_for_more()
+        gevent.spawn_later(0.3, ours.sendall, b"more")
+        assert handed.recv(100) == b"more"
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_slow_reader_gets_it_all() -> None:
+    ours, theirs = gevent.socket.socketpair()
+    data = bytes(range(256)) * 8000
+    with ours, theirs, gevent.Timeout(60):
+        sending = gevent.spawn(Handed(theirs, b"", None).sendall, data)
+        got = b""
+        while len(got) < len(data):
+            got += ours.recv(50_000)
+            gevent.sleep(0.01)  # all in all for longer than a client may read nothing
+        sending.get()
+        assert got == data
