@@ -14,12 +14,14 @@ from urllib.parse import quote
 from uuid import uuid4
 
 from client import infos, values
-from client.errors import Problem, SessionEnded, SessionExists
+from client.errors import Problem, SessionEnded, SessionExists, UnreachableError
 from client.flow import AGAIN, Emit, Exchanged, Feed, Flow, Patience, Reply, Request, Retry, content, exchange
 from client.infos import SessionInfo
 from client.values import Forecast, Held, Predicted, Predictions, Steps, given
 
 Json = dict[str, Any]
+Answer = Predictions | Problem | UnreachableError
+"""To one of many items: what is predicted, or why it was not done, or that no answer to it came."""
 REMEMBERED, MOST_ITEMS = 32, 10_000
 """How many of a session's last requests the service knows when they come again, and how many items a call may have."""
 DATE_S = 2.0
@@ -163,25 +165,31 @@ class Calls:
 
     # Of many
 
-    def step_many(self, items: Sequence[tuple[str, Steps]]) -> Flow[list[Predictions | Problem]]:
+    def step_many(self, items: Sequence[tuple[str, Steps]]) -> Flow[list[Answer]]:
         """In rounds, of each session its next items: no more than the service remembers, since a round whose answer was
         lost is sent again, and all answered before those after them are sent.
 
         What is refused for now, with all of its session behind it, is in the next round again, and so is not overtaken;
-        where patience ends, what is left of its session is refused with it.
+        where patience ends, what is left of its session is refused with it. Where a round fails as a whole, all that is
+        left has failed with it; the first one's failure is raised.
         """
         bodies = [{"session_id": name, "inputs": values.steps(one), "request_id": new_id()} for name, one in items]
         own: dict[str, deque[int]] = {}
         for place, (name, _) in enumerate(items):
             own.setdefault(name, deque()).append(place)
         lines = list(own.values())  # of each session the places of what is not answered, in their order
-        answers: dict[int, Predictions | Problem] = {}
+        answers: dict[int, Answer] = {}
         retry = Retry(self.patience)
         while lines:
             places = list(islice((place for line in lines for place in islice(line, REMEMBERED)), MOST_ITEMS))
             request = Request("POST", "/v1/steps", {"items": [bodies[place] for place in places]})
-            reply = (yield from exchange(request, retry, safe=True)).reply
-            told = dict(zip(places, map(_item, content(reply)["items"]), strict=True))
+            try:
+                reply = (yield from exchange(request, retry, safe=True)).reply
+                told = dict(zip(places, map(_item, content(reply)["items"]), strict=True))
+            except (Problem, UnreachableError) as error:
+                if not answers:
+                    raise
+                return [answers.get(place, error) for place in range(len(items))]
             for line in lines:
                 while line and line[0] in told and not _for_now(told[line[0]]):
                     place = line.popleft()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from client import values
-from client.calls import Calls, forecast_body, path
+from client.calls import Answer, Calls, forecast_body, path
 from client.errors import Problem, SessionEnded, UnknownSession, UnreachableError
 from client.flow import Feed, Flow, Patience
 from client.generating import Choices, generate, generate_body
@@ -96,7 +96,7 @@ class Handle:
                 raise
 
 
-def many(calls: Calls, items: Sequence[tuple[Handle | str, Steps]]) -> Flow[list[Predictions | Problem]]:
+def many(calls: Calls, items: Sequence[tuple[Handle | str, Steps]]) -> Flow[list[Answer]]:
     """Steps of sessions, told by their handles, which are brought up to date, or by their ids."""
     named = [(one if isinstance(one, str) else one.id, inputs) for one, inputs in items]
     answers = yield from calls.step_many(named)

@@ -4,9 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack
 
-from client.calls import Calls
+from client.calls import Answer, Calls
 from client.drivers import PATIENCE_S, TIMEOUT_S, URL, Driver
-from client.errors import Problem
 from client.flow import Patience
 from client.generating import Choices
 from client.infos import SessionInfo
@@ -118,11 +117,12 @@ class Client:
         """Ends those of this model, whose id begins so and which were not stepped for so long; says how many."""
         return self._driver.run(self._calls.delete_sessions(model, prefix, idle_s))
 
-    def step_many(self, items: Sequence[tuple[Handle | str, Steps]]) -> list[Predictions | Problem]:
+    def step_many(self, items: Sequence[tuple[Handle | str, Steps]]) -> list[Answer]:
         """Steps of many sessions, each by itself; in the place of one that failed is its Problem.
 
-        In one call, or several where there are more than 32 of one session, whose items are done in their order. Where
-        a call fails as a whole, by a Problem or UnreachableError, items of earlier calls are done.
+        In one call, or several where there are more than 32 of one session, whose items are done in their order. Raises
+        the Problem or UnreachableError by which the first call failed; that of a later one is in the place of each item
+        that was not answered before it.
         """
         return self._driver.run(many(self._calls, items))
 

@@ -243,6 +243,16 @@ def test_of_many_sessions_go_on_where_one_cannot() -> None:
     assert sent(requests)[1] == [("b", 32)]
 
 
+def test_of_many_what_was_answered_stays() -> None:
+    """Where a later call fails as a whole, it has failed for the items that it has; the first one's is raised."""
+    items = [("a", [number]) for number in range(40)]
+    gone = Lost(ConnectionRefusedError(), sent=False, took_s=11.0)
+    told, _, _ = run(CALLS.step_many(items), [many(*[DONE] * 32), gone])
+    assert [type(one).__name__ for one in told] == ["Predictions"] * 32 + ["UnreachableError"] * 8
+    error, _, _ = run(CALLS.step_many(items), [gone])
+    assert isinstance(error, UnreachableError)
+
+
 def test_of_many_patience_is_for_all_rounds() -> None:
     """The time of lost answers and that of answers which refuse count together."""
     busy = Reply(200, {}, many(refused("overloaded", 503)).body, took_s=3.0)
