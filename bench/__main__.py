@@ -113,26 +113,37 @@ class Bench:
     # The cases
 
     def singles(self, wanted: set[str]) -> None:
-        """A, B: single steps of LSTM 2x128 beside the naive server."""
+        """A, B: single steps of LSTM 2x128 beside the naive server, and beside it what is possible at all."""
         bundle = self.bundle(2, 128)
-        with self.onward(bundle) as ours, servers.naive(bundle) as theirs:
+        store = self.folder / "bare"
+        store.mkdir()
+        with self.onward(bundle) as ours, servers.naive(bundle) as theirs, servers.bare(bundle, store) as bare:
             for name in sessions(CLIENTS):
                 post(ours, "/v1/models/model/sessions", {"session_id": name})
                 post(theirs, f"/sessions/{name}", {})
             mine, other = steps("/v1/sessions", CLIENTS), steps("/sessions", CLIENTS)
             if "A" in wanted:
                 case = self.case("A", "median latency, LSTM 2x128, 1 client : naive", 0.5, most=True, unit="ms")
-                for turn in self.turns(
+                least = self.case(
+                    "A-bare", "the same of a server that is durable, and no more", 0.5, most=True, unit="ms"
+                )
+                for one, naive, possible in self.turns(
                     lambda: 1e3 * ours.drive(mine[:1], SLICE_S).quantile(0.5),
                     lambda: 1e3 * theirs.drive(other[:1], SLICE_S).quantile(0.5),
+                    lambda: 1e3 * bare.drive(other[:1], SLICE_S).quantile(0.5),
                 ):
-                    case.rounds.append((turn[0], turn[1]))
+                    case.rounds.append((one, naive))
+                    least.rounds.append((possible, naive))
             if "B" in wanted:
                 case = self.case("B", "single steps a CPU second, LSTM 2x128, 64 clients : naive", 10, unit="/s")
-                for turn in self.turns(
-                    lambda: ours.drive(mine, SLICE_S).per_cpu_s, lambda: theirs.drive(other, SLICE_S).per_cpu_s
+                most = self.case("B-bare", "the same of a server that is durable, and no more", 10, unit="/s")
+                for one, naive, possible in self.turns(
+                    lambda: ours.drive(mine, SLICE_S).per_cpu_s,
+                    lambda: theirs.drive(other, SLICE_S).per_cpu_s,
+                    lambda: bare.drive(other, SLICE_S).per_cpu_s,
                 ):
-                    case.rounds.append((turn[0], turn[1]))
+                    case.rounds.append((one, naive))
+                    most.rounds.append((possible, naive))
 
     def large(self, wanted: set[str]) -> None:
         """C: the same with LSTM 2x1024, beside the naive server and the limit."""

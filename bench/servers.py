@@ -167,6 +167,12 @@ def naive(bundle: Path) -> Server:
     return Server([*command, "bench.naive:app"], {"BUNDLE": str(bundle)})
 
 
+def bare(bundle: Path, store: Path) -> Server:
+    command = [sys.executable, "-m", "gunicorn", "--workers", "1", "--bind", "127.0.0.1:0", "--keep-alive", "60"]
+    command += ["--worker-class", "bench.bare.Worker", "--worker-tmp-dir", "/dev/shm", "--no-control-socket"]
+    return Server([*command, "bench.bare:app"], {"BUNDLE": str(bundle), "STORE": str(store)})
+
+
 def limit(bundle: Path, rows: int, steps: int, seconds: float) -> float:
     """Row-steps a CPU second of ONNX Runtime alone, on the core that serves."""
     command = [sys.executable, "-m", "bench.limit", str(bundle), str(rows), str(steps), str(seconds)]
