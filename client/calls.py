@@ -5,11 +5,12 @@ where the answer was lost, the next try finds the id taken, and what was made is
 """
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
+from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -20,6 +21,7 @@ from client.infos import SessionInfo
 from client.values import Forecast, Held, Predicted, Predictions, Steps, given
 
 Json = dict[str, Any]
+T = TypeVar("T")
 Answer = Predictions | Problem | UnreachableError
 """To one of many items: what is predicted, or why it was not done, or that no answer to it came."""
 REMEMBERED, MOST_ITEMS = 32, 10_000
@@ -46,15 +48,14 @@ class Calls:
     def __init__(self, patience: Patience) -> None:
         self.patience = patience
 
-    def ask(self, request: Request, *, safe: bool = True) -> Flow[Any]:
-        """What the answer says. Raises Problem, UnreachableError."""
-        return content((yield from exchange(request, Retry(self.patience), safe=safe)).reply)
+    def ask(self, request: Request, read: Callable[[Json], T], *, safe: bool = True) -> Flow[T]:
+        """What the answer says, by `read`. Raises Problem, UnreachableError."""
+        return content((yield from exchange(request, Retry(self.patience), safe=safe)).reply, read)
 
     # The service
 
     def get(self, where: str) -> Flow[Json]:
-        told: Json = yield from self.ask(Request("GET", where))
-        return told
+        return (yield from self.ask(Request("GET", where), dict))
 
     def ready(self) -> Flow[bool]:
         """Whether it serves, asked once."""
@@ -62,23 +63,21 @@ class Calls:
         return isinstance(answer, Reply) and answer.status == 200
 
     def models(self) -> Flow[list[Json]]:
-        models: list[Json] = (yield from self.get("/v1/models"))["models"]
-        return models
+        return (yield from self.ask(Request("GET", "/v1/models"), lambda told: list(map(dict, told["models"]))))
 
     def model(self, name: str, version: int | None) -> Flow[Json]:
-        told: Json = yield from self.ask(Request("GET", of_model(name), query=given(version=version)))
-        return told
+        return (yield from self.ask(Request("GET", of_model(name), query=given(version=version)), dict))
 
     def predict(
         self, model: str, sequences: Sequence[Steps], horizon: int, version: int | None
     ) -> Flow[list[Predicted]]:
         body = {"inputs": [values.steps(one) for one in sequences], "horizon": horizon} | given(version=version)
-        return values.sequences((yield from self.ask(Request("POST", of_model(model, "/predict"), body))))
+        return (yield from self.ask(Request("POST", of_model(model, "/predict"), body), values.sequences))
 
     def held(self, model: str, inputs: Steps, state: str | None, version: int | None) -> Flow[Held]:
         body = {"inputs": values.steps(inputs)} | given(state=state, version=version)
-        told = yield from self.ask(Request("POST", of_model(model, "/step"), body))
-        return Held(values.predictions(told), told["state"])
+        request = Request("POST", of_model(model, "/step"), body)
+        return (yield from self.ask(request, lambda told: Held(values.predictions(told), told["state"])))
 
     # Lives of sessions
 
@@ -86,10 +85,9 @@ class Calls:
         after: str | None = ""
         while after is not None:
             query = {"limit": page} | given(model=model) | ({"after": after} if after else {})
-            told = yield from self.ask(Request("GET", "/v1/sessions", query=query))
-            for one in told["sessions"]:
-                yield Emit(infos.session(one))
-            after = told["after"]
+            found, after = yield from self.ask(Request("GET", "/v1/sessions", query=query), _page)
+            for one in found:
+                yield Emit(one)
 
     def create(
         self, model: str, session_id: str | None, version: int | None, ttl_s: float | None, inputs: Steps | None,
@@ -116,7 +114,7 @@ class Calls:
         """
         done: Exchanged = yield from exchange(request, Retry(self.patience), safe=True)
         try:
-            return infos.session(content(done.reply))
+            return content(done.reply, infos.session)
         except SessionExists:
             if not done.doubtful:
                 raise
@@ -126,12 +124,12 @@ class Calls:
             return found
 
     def info(self, session_id: str) -> Flow[SessionInfo]:
-        return infos.session((yield from self.get(path(session_id))))
+        return (yield from self.ask(Request("GET", path(session_id)), infos.session))
 
     def delete(self, session_id: str) -> Flow[None]:
         done = yield from exchange(Request("DELETE", path(session_id)), Retry(self.patience), safe=True)
         try:
-            content(done.reply)
+            content(done.reply, lambda _: None)
         except SessionEnded as ended:
             if not done.doubtful or ended.reason != "deleted":
                 raise
@@ -140,8 +138,9 @@ class Calls:
         query = given(model=model, prefix=prefix, idle_s=idle_s)
         ended, more = 0, True
         while more:
-            told = yield from self.ask(Request("DELETE", "/v1/sessions", query=query))
-            ended, more = ended + told["ended"], told["more"]
+            request = Request("DELETE", "/v1/sessions", query=query)
+            some, more = yield from self.ask(request, lambda told: (int(told["ended"]), bool(told["more"])))
+            ended += some
         return ended
 
     # Of one session
@@ -149,19 +148,20 @@ class Calls:
     def steps(self, session_id: str, inputs: Any, at: int | None, request_id: str | None) -> Flow[Predictions]:
         """inputs: as JSON has them."""
         body = {"inputs": inputs, "request_id": request_id or new_id()} | given(step=at)
-        return values.predictions((yield from self.ask(Request("POST", path(session_id, "/steps"), body))))
+        return (yield from self.ask(Request("POST", path(session_id, "/steps"), body), values.predictions))
 
     def forecast(self, session_id: str, body: Json) -> Flow[Forecast]:
-        return values.forecast((yield from self.ask(Request("POST", path(session_id, "/forecast"), body))))
+        return (yield from self.ask(Request("POST", path(session_id, "/forecast"), body), values.forecast))
 
     def rewind(self, session_id: str, step: int) -> Flow[SessionInfo]:
         """Not sent again where it may have been done: it would also take back what others did since."""
-        told = yield from self.ask(Request("POST", path(session_id, "/rewind"), {"step": step}), safe=False)
-        return infos.session(told)
+        request = Request("POST", path(session_id, "/rewind"), {"step": step})
+        return (yield from self.ask(request, infos.session, safe=False))
 
     def migrate(self, session_id: str, version: int | None) -> Flow[SessionInfo]:
         body = given(version=version)
-        return infos.session((yield from self.ask(Request("POST", path(session_id, "/migrate"), body), safe=False)))
+        request = Request("POST", path(session_id, "/migrate"), body)
+        return (yield from self.ask(request, infos.session, safe=False))
 
     # Of many
 
@@ -185,7 +185,7 @@ class Calls:
             request = Request("POST", "/v1/steps", {"items": [bodies[place] for place in places]})
             try:
                 reply = (yield from exchange(request, retry, safe=True)).reply
-                told = dict(zip(places, map(_item, content(reply)["items"]), strict=True))
+                told = dict(zip(places, content(reply, partial(_items, len(places))), strict=True))
             except (Problem, UnreachableError) as error:
                 if not answers:
                     raise
@@ -204,6 +204,18 @@ class Calls:
                     line.clear()
             lines = [line for line in lines if line]
         return [answers[place] for place in range(len(items))]
+
+
+def _page(told: Json) -> tuple[list[SessionInfo], str | None]:
+    """The sessions on it, and what the next one is asked for by."""
+    return list(map(infos.session, told["sessions"])), told["after"]
+
+
+def _items(count: int, told: Json) -> list[Predictions | Problem]:
+    items = list(map(_item, told["items"]))
+    if len(items) != count:
+        raise ValueError(f"{len(items)} answers to {count} items")
+    return items
 
 
 def _item(told: Json) -> Predictions | Problem:

@@ -5,7 +5,7 @@ one, with threads, an event loop or a list, is a driver; so there is one copy of
 be tested without a clock. Time comes in with the answers, in seconds.
 """
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from random import uniform
 from typing import Any, NamedTuple, TypeVar
@@ -132,25 +132,19 @@ def exchange(request: Request, retry: Retry, *, safe: bool) -> Flow[Exchanged]:
         yield retry.pause(answer)
 
 
-def content(reply: Reply) -> Any:
-    """What the answer's body says, a JSON object, or nothing with a 204. Raises the Problem that it is."""
-    if reply.status == NO_CONTENT:
-        return None
+def content(reply: Reply, read: Callable[[Any], T]) -> T:
+    """What the answer's body says, a JSON object, by `read`; of nothing, with a 204, None is read.
+
+    Raises the Problem that it is, and one that shows it where it says something else than `read` looks for: then
+    another service has answered.
+    """
     told = document(reply.body)
-    if told is None or not 200 <= reply.status < 300:
+    if not 200 <= reply.status < 300 or (told is None and reply.status != NO_CONTENT):
         raise answered(reply.status, reply.body)
-    return _Told(told, reply)
-
-
-class _Told(dict[str, Any]):
-    """What an answer says. Raises Problem where it is asked for what Onward would have said, and did not."""
-
-    def __init__(self, told: Mapping[str, Any], reply: Reply) -> None:
-        super().__init__(told)
-        self._reply = reply
-
-    def __missing__(self, name: str) -> Any:
-        raise answered(self._reply.status, self._reply.body)
+    try:
+        return read(told)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise answered(reply.status, reply.body) from error
 
 
 def failure(failed: Reply | Lost) -> Problem | UnreachableError:

@@ -118,11 +118,10 @@ class Client:
         return self._driver.run(self._calls.delete_sessions(model, prefix, idle_s))
 
     def step_many(self, items: Sequence[tuple[Handle | str, Steps]]) -> list[Answer]:
-        """Steps of many sessions, each by itself; in the place of one that failed is its Problem.
+        """Steps of many sessions, each by itself; in the place of one that failed is its Problem, or UnreachableError.
 
         In one call, or several where there are more than 32 of one session, whose items are done in their order. Raises
-        the Problem or UnreachableError by which the first call failed; that of a later one is in the place of each item
-        that was not answered before it.
+        that by which the first call failed; that of a later one is in the place of each item not answered before it.
         """
         return self._driver.run(many(self._calls, items))
 

@@ -6,24 +6,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-STALLED_S = 30.0
-"""A client that sends nothing of a request that it has begun, or reads nothing of an answer, for so long is cut off."""
+from service.http.connection import STALLED_S, deliver
 
 
 class Handed:
     """A connection as gunicorn gets it: first the bytes already read, then the socket's.
 
     left: how many bytes the request has, None where that is not known and the connection is gunicorn's from here on.
+    patience_s: how long is waited for more of a request.
     """
 
-    def __init__(self, connection: Any, read: bytes, left: int | None) -> None:
-        self._connection, self._left = connection, left
+    def __init__(self, connection: Any, read: bytes, left: int | None, *, patience_s: float) -> None:
+        self._connection, self._left, self._patience_s = connection, left, patience_s
         self.rest = read
         """What was read and not yet asked for."""
         self.asked_for_more = False
         """Whether gunicorn is done with the request, and would go on with the next."""
-        self.patience_s: float | None = STALLED_S
-        """How long is waited for more of a request; None: as long as it takes."""
+        self.waits_long = False
+        """Whether more of the request may come when it likes."""
         self.taken: tuple[Any, ...] | None = None
         """What the connection is for from now on, where it is no longer for HTTP."""
 
@@ -40,17 +40,18 @@ class Handed:
         if self.rest or not size:
             data, self.rest = self.rest[:size], self.rest[size:]
         else:
-            with self._at_most(self.patience_s):
+            with self._at_most(None if self.waits_long else self._patience_s):
                 data = self._connection.recv(size)
         if self._left is not None:
             self._left -= len(data)
         return data
 
     def sendall(self, data: bytes) -> None:
-        rest = memoryview(data)
+        if self._connection.gettimeout() == 0.0:  # gunicorn asks not to wait, of what it says to no request
+            self._connection.sendall(data)
+            return
         with self._at_most(STALLED_S):
-            while rest:
-                rest = rest[self._connection.send(rest) :]
+            deliver(self._connection, data)
 
     @contextmanager
     def _at_most(self, seconds: float | None) -> Iterator[None]:
@@ -58,13 +59,19 @@ class Handed:
         self._connection.settimeout(seconds)
         try:
             yield
-        except TimeoutError:
-            raise ConnectionResetError(errno.ECONNRESET, f"nothing moved for {seconds:g} s") from None
+        except TimeoutError as error:
+            raise ConnectionResetError(errno.ECONNRESET, "nothing came or was read in time") from error
+        finally:
+            self._connection.settimeout(None)
 
-    def wait_for_more(self) -> None:
+    def wait_long(self) -> None:
         """The request takes its time: whether the client is there still is left to the network to find out."""
-        self.patience_s = None
+        self.waits_long = True
         self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+    def wait_no_longer(self) -> None:
+        """That request is over."""
+        self.waits_long = False
 
     def shutdown(self, how: int) -> None:
         self._left, self.rest = None, b""  # the connection ends: what is still read is what the client still sends

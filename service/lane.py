@@ -23,9 +23,9 @@ from gunicorn_h1c import ParseError, _parser_fast
 from werkzeug.http import HTTP_STATUS_CODES
 
 from service.engine.engine import Engine
-from service.handed import STALLED_S, Handed
+from service.handed import Handed
 from service.http import bodies, problems, steps
-from service.http.connection import hung_up
+from service.http.connection import STALLED_S, deliver, hung_up
 from service.http.reply import Reply
 
 READ = 65_536
@@ -58,6 +58,7 @@ class Lane:
     def __init__(self, engine: Engine, cfg: Any, *, most_body: int, alive: Callable[[], bool]) -> None:
         """`cfg` is gunicorn's; `alive` says whether the worker is to go on after a request."""
         self._engine, self._most_body, self._alive, self._idle_s = engine, most_body, alive, cfg.keepalive
+        self._patience_s = max(STALLED_S, cfg.keepalive)
         self._parse = partial(
             _parser_fast.parse_request,
             limit_request_line=cfg.limit_request_line,
@@ -90,17 +91,16 @@ class Lane:
                 if not data:
                     return None
                 if request is None:
-                    return Handed(connection, data, None)
+                    return Handed(connection, data, None, patience_s=self._patience_s)
                 target, length = self._ordinary(request, data)
                 if target is None:
-                    return Handed(connection, data, _whole(request))
+                    return Handed(connection, data, _whole(request), patience_s=self._patience_s)
                 start, end = request.consumed, request.consumed + length
                 if len(data) < end and len(data := _read_to(connection, data, end)) < end:
-                    return Handed(connection, data, end)  # the client has stopped in the middle: Flask says so
+                    return Handed(connection, data, end, patience_s=0.001)  # it stops in the middle: Flask says so
                 answer = self._answer(target, data[start:end], has_left)
                 data = data[end:]
-                while answer:
-                    answer = answer[connection.send(answer) :]
+                deliver(connection, answer)
         except OSError:  # the client has gone, or nothing moves
             return None
         finally:
@@ -181,9 +181,10 @@ def _whole(request: Any) -> int | None:
 def _read_to(connection: Any, data: bytes, end: int) -> bytes:
     """`data` and what follows it, up to `end` at least; less where the client stops."""
     parts, have = [data], len(data)
-    while have < end and (more := connection.recv(max(READ, end - have))):
-        parts.append(more)
-        have += len(more)
+    with contextlib.suppress(TimeoutError):
+        while have < end and (more := connection.recv(max(READ, end - have))):
+            parts.append(more)
+            have += len(more)
     return b"".join(parts)
 
 

@@ -18,8 +18,9 @@ from gunicorn.util import close_graceful, write_nonblock
 from gunicorn.workers.ggevent import GeventWorker
 
 from service.errors import Fault
-from service.handed import STALLED_S, Handed
+from service.handed import Handed
 from service.http import problems
+from service.http.connection import STALLED_S
 from service.http.problems import HTTP_KINDS, INTERNAL, Kind
 from service.streams import Streams
 
@@ -93,7 +94,6 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         try:
             read = b""
             while (handed := self._next(client, read)) is not None:
-                handed.patience_s = max(STALLED_S, self.cfg.keepalive)
                 super().handle(listener, handed, addr)
                 if handed.taken is not None:
                     self._streams.serve(client, handed.rest, *handed.taken)
@@ -106,7 +106,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     def _next(self, client: Any, read: bytes) -> Handed | None:
         """The connection at the next request that is gunicorn's; None where it is over."""
         if self._lane is None:
-            return Handed(client, read, None)
+            return Handed(client, read, None, patience_s=max(STALLED_S, self.cfg.keepalive))
         handed: Handed | None = self._lane.serve(client, read)
         return handed
 

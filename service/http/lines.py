@@ -44,13 +44,15 @@ def reply(engine: Engine, session_id: str) -> Response:
     body, app = request.environ["wsgi.input"], current_app
     upload = _Upload(engine, session_id, session.record.step, expected=_expected())
     most = app.config["MAX_CONTENT_LENGTH"]
-    connection = request.environ.get("gunicorn.socket")
-    if connection is not None and hasattr(connection, "wait_for_more"):
-        connection.wait_for_more()  # a line may be hours away
     lines = _lines(body, most, app.extensions.get("alive", lambda: True))
     if isinstance(reader := getattr(body, "reader", None), ChunkedReader):
         reader.req.force_close()  # an error may leave it half read, and that is said before it is known
-    return Response(upload.answers(lines, body, most), content_type=NDJSON, headers={"X-Accel-Buffering": "no"})
+    answer = Response(upload.answers(lines, body, most), content_type=NDJSON, headers={"X-Accel-Buffering": "no"})
+    connection = request.environ.get("gunicorn.socket")
+    if connection is not None and hasattr(connection, "wait_long"):
+        connection.wait_long()  # a line may be hours away
+        answer.call_on_close(connection.wait_no_longer)
+    return answer
 
 
 def _expected() -> int | None:

@@ -1,7 +1,7 @@
 """Retries without a clock and without a network: a flow is given answers, and what it asks for is looked at."""
 
 import json
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -179,20 +179,27 @@ def sent(requests: Iterable[Request]) -> list[list[tuple[str, Any]]]:
     return [[(one["session_id"], one["inputs"][0]) for one in request.content["items"]] for request in requests]
 
 
-@pytest.mark.parametrize("ask", ["models", "steps", "info", "predict", "delete_sessions"])
-def test_another_services_success_is_shown(ask: str) -> None:
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (CALLS.models, b'{"status": "ok"}'),
+        (CALLS.models, b'{"models": null}'),
+        (lambda: CALLS.steps("s", [1], None, None), b'{"page": "hello"}'),
+        (lambda: CALLS.steps("s", [1], None, None), b'{"predictions": []}'),
+        (lambda: CALLS.info("s"), b'{"page": "hello"}'),
+        (lambda: CALLS.info("s"), session().body.replace(b"2026", b"then")),
+        (lambda: CALLS.predict("m", [[1]], 0, None), b'{"sequences": [{"a": 1}]}'),
+        (lambda: CALLS.delete_sessions(None, None, None), b'{"ended": 3}'),
+        (lambda: CALLS.step_many([("s", [1])]), b'{"items": []}'),
+        (lambda: CALLS.step_many([("s", [1])]), b'{"items": [{}]}'),
+        (lambda: CALLS.step_many([("s", [1])]), b'{"items": null}'),
+    ],
+)
+def test_another_services_success_is_shown(ask: Callable[[], Generator[Any, Any, Any]], said: bytes) -> None:
     """JSON, and a 200, of something that is not Onward: a Problem that shows it, once."""
-    flow: Generator[Any, Any, Any] = {
-        "models": CALLS.models(),
-        "steps": CALLS.steps("s", [1], None, None),
-        "info": CALLS.info("s"),
-        "predict": CALLS.predict("m", [[1]], 0, None),
-        "delete_sessions": CALLS.delete_sessions(None, None, None),
-    }[ask]
-    error, requests, _ = run(flow, [Reply(200, {}, b'{"status": "ok", "page": "hello"}')])
+    error, requests, _ = run(ask(), [Reply(200, {}, said)])
     assert isinstance(error, Problem)
-    assert "not Onward's" in str(error)
-    assert "hello" in str(error)
+    assert f"not Onward's: {said.decode()[:200]}" in str(error)
     assert len(requests) == 1
 
 

@@ -1,5 +1,6 @@
 """The lane alone: no gunicorn worker, no Flask behind it."""
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from service import handed as hands
 from service import lane as lanes
 from service.engine.engine import Engine, Limits
 from service.handed import Handed
+from service.http.connection import deliver
 from service.lane import Lane
 from service.sessions.lmdb import LmdbStore
 from tests.reference import ZOO
@@ -93,40 +95,73 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("impatient")
 def test_a_stalled_client_of_the_lane_is_cut_off(lane: Lane) -> None:
-    """In the middle of a body, and where it sends on and on and reads no answer."""
-    for sent in (STEP[:-1], STEP * 10_000):
-        ours, theirs = gevent.socket.socketpair()
-        with ours, theirs, gevent.Timeout(60):
-            sending = gevent.spawn(ours.sendall, sent)
-            assert lane.serve(theirs, b"") is None
-            sending.kill()
+    """Where it sends on and on and reads no answer; one that stops in the middle of a body is told so by Flask."""
+    ours, theirs = gevent.socket.socketpair()
+    with ours, theirs, gevent.Timeout(60):
+        sending = gevent.spawn(ours.sendall, STEP * 10_000)
+        assert lane.serve(theirs, b"") is None
+        sending.kill()
+    ours, theirs = gevent.socket.socketpair()
+    with ours, theirs, gevent.Timeout(60):
+        ours.sendall(STEP[:-1])
+        handed = lane.serve(theirs, b"")
+        assert handed is not None
+        assert handed.recv(65536) == STEP[:-1]
+        with pytest.raises(ConnectionResetError):
+            handed.recv(65536)
 
 
 @pytest.mark.usefixtures("impatient")
 def test_a_stalled_client_of_gunicorn_is_cut_off() -> None:
-    """As one that has gone, for all that gunicorn knows; one that is slow and goes on is not, nor one that may wait."""
+    """As one that has gone, for all that gunicorn knows; not one that may wait, while it may."""
     ours, theirs = gevent.socket.socketpair()
     with ours, theirs, gevent.Timeout(60):
-        handed = Handed(theirs, b"half", None)
+        handed = Handed(theirs, b"half", None, patience_s=0.1)
         assert handed.recv(100) == b"half"
         with pytest.raises(ConnectionResetError):
-            Handed(theirs, b"", 5).recv(100)
+            handed.recv(100)
         with pytest.raises(ConnectionResetError):
             handed.sendall(bytes(10_000_000))
-        handed.wait_for_more()
+        handed.wait_long()
         gevent.spawn_later(0.3, ours.sendall, b"more")
         assert handed.recv(100) == b"more"
+        handed.wait_no_longer()
+        with pytest.raises(ConnectionResetError):
+            handed.recv(100)
 
 
-@pytest.mark.usefixtures("impatient")
+def test_a_client_that_the_network_has_lost_is_gone() -> None:
+    """It says so by a time-out of its own, also where there is no other."""
+
+    class Lost:
+        def recv(self, size: int) -> bytes:
+            raise TimeoutError(errno.ETIMEDOUT, "Connection timed out")
+
+        def settimeout(self, seconds: float | None) -> None: ...
+        def setsockopt(self, *option: int) -> None: ...
+
+    handed = Handed(Lost(), b"", None, patience_s=1)
+    handed.wait_long()
+    with pytest.raises(ConnectionResetError):
+        handed.recv(100)
+
+
 def test_a_slow_reader_gets_it_all() -> None:
-    ours, theirs = gevent.socket.socketpair()
-    data = bytes(range(256)) * 8000
-    with ours, theirs, gevent.Timeout(60):
-        sending = gevent.spawn(Handed(theirs, b"", None).sendall, data)
-        got = b""
-        while len(got) < len(data):
-            got += ours.recv(50_000)
-            gevent.sleep(0.01)  # all in all for longer than a client may read nothing
-        sending.get()
-        assert got == data
+    """Over TCP, which lets more be sent only once much of what it holds was read: for longer than it may stall."""
+    with gevent.socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        ours = gevent.socket.socket()
+        ours.setsockopt(gevent.socket.SOL_SOCKET, gevent.socket.SO_RCVBUF, 65_536)  # says soon how much has arrived
+        ours.connect(listening.getsockname())
+        theirs, _ = listening.accept()
+        data = bytes(range(256)) * 20_000
+        with ours, theirs, gevent.Timeout(100):
+            theirs.settimeout(1.0)
+            sending = gevent.spawn(deliver, theirs, data)
+            got = 0
+            while got < len(data):
+                got += len(ours.recv(16_384))
+                gevent.sleep(0.025)
+            sending.get()
+            assert got == len(data)
