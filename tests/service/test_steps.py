@@ -171,6 +171,31 @@ def test_ordinary_bodies_are_plain(data: bytes) -> None:
     assert steps._plain(orjson.loads(data.replace(b"1", b"true")), "s") is None
 
 
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"steps": None, "request_ids": None}, {"steps": [3, None]}, {"request_ids": [None, "r"]}],
+)
+def test_columns_are_read_as_they_are_defined(more: dict[str, Any]) -> None:
+    """What may be left out may be null as well."""
+    content = {"session_ids": ["a", "b"], "inputs": [[1], [[2.5]]], **more}
+    defined = bodies.Columns.model_validate(content)
+    nothing = [None, None]
+    steps_of, ids = defined.steps or nothing, defined.request_ids or nothing
+    columns = zip(defined.session_ids, defined.inputs, steps_of, ids, strict=True)
+    expected = [Asked(name, inputs, step, key or "") for name, inputs, step, key in columns]
+    assert steps._plain_columns(dict(content)) == expected
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"steps": [3]}, {"steps": [-1, 0]}, {"request_ids": ["r", 1]}, {"inputs": [[1]]}, {"session_ids": ["a/b", "b"]},
+     {"x": None}, {"inputs": None}, {"session_ids": []}],
+)  # fmt: skip
+def test_columns_that_are_not_plain_are_left_to_the_definition(wrong: dict[str, Any]) -> None:
+    content = {"session_ids": ["a", "b"], "inputs": [[1], [[2.5]]], **wrong}
+    assert steps._plain_columns(content) is None
+
+
 def test_exact_makes_plain_rnn_answers_the_same_bits_anywhere(tmp_path: Path) -> None:
     """With ONWARD_EXACT, a batch of ragged rows of an RNN equals each row stepped alone, to the bit."""
     model = make_bundle(tmp_path / "models", cell="rnn_tanh", layers=2, units=64)
