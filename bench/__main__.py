@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,6 +110,12 @@ class Bench:
             if turn:
                 yield tuple(told[place] for place in range(len(measured)))
 
+    def compare(self, measured: Sequence[Callable[[], float]], *cases: tuple[Case, int, int]) -> None:
+        """Rounds of all; each case is one of them beside another, by their places."""
+        for told in self.turns(*measured):
+            for case, mine, other in cases:
+                case.rounds.append((told[mine], told[other]))
+
     # The cases
 
     def singles(self, wanted: set[str]) -> None:
@@ -122,28 +128,25 @@ class Bench:
                 post(ours, "/v1/models/model/sessions", {"session_id": name})
                 post(theirs, f"/sessions/{name}", {})
             mine, other = steps("/v1/sessions", CLIENTS), steps("/sessions", CLIENTS)
+            bare_too = "the same of a server that is durable, and no more"
             if "A" in wanted:
                 case = self.case("A", "median latency, LSTM 2x128, 1 client : naive", 0.5, most=True, unit="ms")
-                least = self.case(
-                    "A-bare", "the same of a server that is durable, and no more", 0.5, most=True, unit="ms"
-                )
-                for one, naive, possible in self.turns(
+                least = self.case("A-bare", bare_too, 0.5, most=True, unit="ms")
+                measured = [
                     lambda: 1e3 * ours.drive(mine[:1], SLICE_S).quantile(0.5),
                     lambda: 1e3 * theirs.drive(other[:1], SLICE_S).quantile(0.5),
                     lambda: 1e3 * bare.drive(other[:1], SLICE_S).quantile(0.5),
-                ):
-                    case.rounds.append((one, naive))
-                    least.rounds.append((possible, naive))
+                ]
+                self.compare(measured, (case, 0, 1), (least, 2, 1))
             if "B" in wanted:
                 case = self.case("B", "single steps a CPU second, LSTM 2x128, 64 clients : naive", 10, unit="/s")
-                most = self.case("B-bare", "the same of a server that is durable, and no more", 10, unit="/s")
-                for one, naive, possible in self.turns(
+                most = self.case("B-bare", bare_too, 10, unit="/s")
+                measured = [
                     lambda: ours.drive(mine, SLICE_S).per_cpu_s,
                     lambda: theirs.drive(other, SLICE_S).per_cpu_s,
                     lambda: bare.drive(other, SLICE_S).per_cpu_s,
-                ):
-                    case.rounds.append((one, naive))
-                    most.rounds.append((possible, naive))
+                ]
+                self.compare(measured, (case, 0, 1), (most, 2, 1))
 
     def large(self, wanted: set[str]) -> None:
         """C: the same with LSTM 2x1024, beside the naive server and the limit."""
@@ -155,13 +158,12 @@ class Bench:
                 post(theirs, f"/sessions/{name}", {})
             beside = self.case("C", "single steps a CPU second, LSTM 2x1024, 64 clients : naive", 8, unit="/s")
             limit = self.case("C-limit", "... : ONNX Runtime's rate in batches of 64", 0.85, unit="/s")
-            for mine, other, bare in self.turns(
+            measured = [
                 lambda: ours.drive(steps("/v1/sessions", CLIENTS), 3 * SLICE_S).per_cpu_s,
                 lambda: theirs.drive(steps("/sessions", CLIENTS), 3 * SLICE_S).per_cpu_s,
                 lambda: servers.limit(bundle, CLIENTS, 1, 2 * SLICE_S),
-            ):
-                beside.rounds.append((mine, other))
-                limit.rounds.append((mine, bare))
+            ]
+            self.compare(measured, (beside, 0, 1), (limit, 0, 2))
 
     def bulk(self, wanted: set[str]) -> None:
         """D: 256 sessions a call."""
@@ -176,10 +178,11 @@ class Bench:
                 for _ in range(8)
             ]
             case = self.case("D", "bulk, 256 sessions a call : ONNX Runtime's rate in batches of 256", 0.5, unit="/s")
-            for mine, bare in self.turns(
-                lambda: rows * ours.drive([calls], SLICE_S).per_cpu_s, lambda: servers.limit(bundle, rows, 1, SLICE_S)
-            ):
-                case.rounds.append((mine, bare))
+            measured = [
+                lambda: rows * ours.drive([calls], SLICE_S).per_cpu_s,
+                lambda: servers.limit(bundle, rows, 1, SLICE_S),
+            ]
+            self.compare(measured, (case, 0, 1))
 
     def predict(self, wanted: set[str]) -> None:
         """E: whole sequences, without sessions."""
@@ -188,11 +191,11 @@ class Bench:
         call = {"inputs": [[[value(chance)] for _ in range(length)] for _ in range(rows)]}
         with self.onward(bundle) as ours:
             case = self.case("E", "predict, 64 sequences x 100 steps, JSON : ONNX Runtime's rate", 0.5, unit="/s")
-            for mine, bare in self.turns(
+            measured = [
                 lambda: rows * length * ours.drive([[("/v1/models/model/predict", call)]], 2).per_cpu_s,
                 lambda: servers.limit(bundle, rows, length, 1),
-            ):
-                case.rounds.append((mine, bare))
+            ]
+            self.compare(measured, (case, 0, 1))
 
     def beside_a_catch_up(self, wanted: set[str]) -> None:
         """F: 8 clients' single steps, alone and while another session catches up."""
@@ -212,8 +215,7 @@ class Bench:
 
             what = "p99 of single steps while a session catches up 100,000 : undisturbed"
             case = self.case("F", what, 3, most=True, unit="ms")
-            for turn in self.turns(disturbed, lambda: 1e3 * ours.drive(few, seconds).quantile(0.99)):
-                case.rounds.append((turn[0], turn[1]))
+            self.compare([disturbed, lambda: 1e3 * ours.drive(few, seconds).quantile(0.99)], (case, 0, 1))
 
     def idle(self, wanted: set[str]) -> None:
         """G: a million sessions in the store against a thousand; the load goes over them at random."""
@@ -252,10 +254,8 @@ class Bench:
                     post(server, "/v1/models/model/sessions", {"session_id": name})
             case = self.case("H", "single steps a CPU second, Valkey (its own counted in) : LMDB", 0.4, unit="/s")
             calls = steps("/v1/sessions", CLIENTS)
-            for turn in self.turns(
-                lambda: remote.drive(calls, SLICE_S).per_cpu_s, lambda: local.drive(calls, SLICE_S).per_cpu_s
-            ):
-                case.rounds.append((turn[0], turn[1]))
+            measured = [lambda: remote.drive(calls, SLICE_S).per_cpu_s, lambda: local.drive(calls, SLICE_S).per_cpu_s]
+            self.compare(measured, (case, 0, 1))
 
     def streams(self, wanted: set[str]) -> None:
         """I: steps over WebSockets, beside requests in the lane and behind Flask."""
@@ -273,13 +273,12 @@ class Bench:
             messages = [[(path.replace("/steps", "/stream"), body) for path, body in own] for own in requests]
             lane = self.case("I", "steps a CPU second over WebSockets, 64 clients : the step lane", 1, unit="/s")
             behind = self.case("I-flask", "the same : Flask", 2, unit="/s")
-            for mine, other, slow in self.turns(
+            measured = [
                 lambda: ours.drive(messages, SLICE_S).per_cpu_s,
                 lambda: ours.drive(requests, SLICE_S).per_cpu_s,
                 lambda: flask.drive(requests, SLICE_S).per_cpu_s,
-            ):
-                lane.rounds.append((mine, other))
-                behind.rounds.append((mine, slow))
+            ]
+            self.compare(measured, (lane, 0, 1), (behind, 0, 2))
 
 
 def sessions(count: int) -> list[str]:

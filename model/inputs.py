@@ -45,7 +45,7 @@ class InputError(ValueError):
 
 
 def to_array(inputs: Inputs, features: Sequence[Feature], field: str = "inputs") -> NDArray[np.float32]:
-    """(steps, features) in the model's order, categories by place and missing values NaN.
+    """(steps, features) in the model's order, categories by place and missing values NaN. Not to be written to.
 
     `field` is what errors call the inputs. Raises InputError, naming the step and the feature.
     """
@@ -56,9 +56,9 @@ def to_array(inputs: Inputs, features: Sequence[Feature], field: str = "inputs")
     if isinstance(inputs, bytes):
         return _floats(inputs, features, field)
     rows = _rows(inputs, features, field)
-    values = list(chain.from_iterable(rows))
-    if set(map(type, values)) <= _PLAIN and all([feature.kind == "number" for feature in features]):  # noqa: C419  (faster)
-        if len(values) <= _FEW and (packed := _packed(values)) is not None:
+    if all(feature.kind == "number" for feature in features) and set(map(type, chain.from_iterable(rows))) <= _PLAIN:
+        few = len(rows) * len(features) <= _FEW
+        if few and (packed := _packed(list(chain.from_iterable(rows)))) is not None:
             return np.ndarray((len(rows), len(features)), "<f4", packed)
         array = _wide(rows)
     else:

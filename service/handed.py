@@ -13,10 +13,10 @@ class Handed:
     """A connection as gunicorn gets it: first the bytes already read, then the socket's.
 
     left: how many bytes the request has, None where that is not known and the connection is gunicorn's from here on.
-    patience_s: how long is waited for more of a request.
+    patience_s: how long is waited for more of the request.
     """
 
-    def __init__(self, connection: Any, read: bytes, left: int | None, *, patience_s: float) -> None:
+    def __init__(self, connection: Any, read: bytes, left: int | None, *, patience_s: float = STALLED_S) -> None:
         self._connection, self._left, self._patience_s = connection, left, patience_s
         self.rest = read
         """What was read and not yet asked for."""

@@ -32,6 +32,8 @@ READ = 65_536
 MOST_HEAD = 16_384
 """A longer head is gunicorn's, which knows the limits."""
 MOST_KNOWN = 1000
+NOT_AGAIN_S = 0.001
+"""How long more is waited for of a request that has been waited for already."""
 
 _TARGET = re.compile(rb"/v1/(?:sessions/(%s)/)?steps" % bodies.SESSION_ID.encode()).fullmatch
 _LENGTH = re.compile(rb"[0-9]{1,18}").fullmatch
@@ -58,7 +60,6 @@ class Lane:
     def __init__(self, engine: Engine, cfg: Any, *, most_body: int, alive: Callable[[], bool]) -> None:
         """`cfg` is gunicorn's; `alive` says whether the worker is to go on after a request."""
         self._engine, self._most_body, self._alive, self._idle_s = engine, most_body, alive, cfg.keepalive
-        self._patience_s = max(STALLED_S, cfg.keepalive)
         self._parse = partial(
             _parser_fast.parse_request,
             limit_request_line=cfg.limit_request_line,
@@ -91,13 +92,13 @@ class Lane:
                 if not data:
                     return None
                 if request is None:
-                    return Handed(connection, data, None, patience_s=self._patience_s)
+                    return Handed(connection, data, None)
                 target, length = self._ordinary(request, data)
                 if target is None:
-                    return Handed(connection, data, _whole(request), patience_s=self._patience_s)
+                    return Handed(connection, data, _whole(request))
                 start, end = request.consumed, request.consumed + length
                 if len(data) < end and len(data := _read_to(connection, data, end)) < end:
-                    return Handed(connection, data, end, patience_s=0.001)  # it stops in the middle: Flask says so
+                    return Handed(connection, data, end, patience_s=NOT_AGAIN_S)  # it has stopped: Flask says so
                 answer = self._answer(target, data[start:end], has_left)
                 data = data[end:]
                 deliver(connection, answer)

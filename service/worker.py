@@ -20,7 +20,6 @@ from gunicorn.workers.ggevent import GeventWorker
 from service.errors import Fault
 from service.handed import Handed
 from service.http import problems
-from service.http.connection import STALLED_S
 from service.http.problems import HTTP_KINDS, INTERNAL, Kind
 from service.streams import Streams
 
@@ -106,7 +105,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     def _next(self, client: Any, read: bytes) -> Handed | None:
         """The connection at the next request that is gunicorn's; None where it is over."""
         if self._lane is None:
-            return Handed(client, read, None, patience_s=max(STALLED_S, self.cfg.keepalive))
+            return Handed(client, read, None)
         handed: Handed | None = self._lane.serve(client, read)
         return handed
 

@@ -87,6 +87,8 @@ class Executor:
         answered or refused without a commit is so only by what the store has now.
         """
         doubted = self._begin(new, fresh=False)
+        for work in doubted:
+            work.undecided()
         for work in self._begin(doubted, fresh=True):
             if work.state is None:
                 told = work.requests[-1].outcome
@@ -100,8 +102,6 @@ class Executor:
         now = self._clock()
         records = self._store.load_many([work.line for work in new], fresh=fresh)
         for work, record in zip(new, records, strict=True):
-            if fresh:
-                work.undecided()
             try:
                 work.record = self._mine(living(work.requests[0].asked.session_id, record, now))
             except Exception as error:  # noqa: BLE001  (whatever it is, it is this item's alone)

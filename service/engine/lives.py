@@ -146,10 +146,12 @@ def living(session_id: str, record: Record | DamagedRecordError | None, now: flo
     """The record of a living session. Raises UnknownSessionError, SessionEndedError or DamagedRecordError."""
     if isinstance(record, DamagedRecordError):
         raise record
-    if record is not None and record.alive(now):
-        return record
-    if record is None or (record.ended is not None and now >= record.expires_at):
+    if record is None:
         raise UnknownSessionError(session_id)
-    if record.ended is not None:
-        raise SessionEndedError(session_id, record.ended, record.ended_at)
-    raise SessionEndedError(session_id, "expired", record.expires_at)
+    if record.alive(now):
+        return record
+    if record.ended is None:
+        raise SessionEndedError(session_id, "expired", record.expires_at)
+    if now >= record.expires_at:
+        raise UnknownSessionError(session_id)
+    raise SessionEndedError(session_id, record.ended, record.ended_at)

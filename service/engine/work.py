@@ -23,14 +23,13 @@ from service.sessions.record import Record
 class Call:
     """What one client waits for: it is over when each of its items is, or one of them failed and all are needed."""
 
-    __slots__ = ("_left", "_needs_all", "_over", "_waiter", "gone", "has_left", "since")
+    __slots__ = ("_left", "_needs_all", "_waiter", "gone", "has_left", "since")
 
     def __init__(
         self, items: int, since: float, *, needs_all: bool = False, has_left: Callable[[], bool] | None = None
     ) -> None:
         """`has_left` says whether the client has closed its connection."""
         self._left, self._needs_all = items, needs_all
-        self._over = False
         self._waiter: Waiter[None] = Waiter()
         self.since, self.has_left = since, has_left
         self.gone = False
@@ -38,8 +37,7 @@ class Call:
 
     def settled(self, outcome: "Done | Exception") -> None:
         self._left -= 1
-        if not self._over and (self._left == 0 or (self._needs_all and isinstance(outcome, Exception))):
-            self._over = True
+        if self._left == 0 or (self._needs_all and isinstance(outcome, Exception)):
             self._waiter.hub.loop.run_callback(self._waiter.switch, None)
 
     def wait(self) -> None:

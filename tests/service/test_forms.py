@@ -44,9 +44,13 @@ def test_both_ways_write_the_same(models: list[StepModel], step: int, bits: Sequ
 
 
 def test_what_has_no_form_is_written_as_it_is(models: list[StepModel]) -> None:
-    """Answers of several steps, and categories, which are told by name."""
+    """Answers of several steps, numbers that lie in another order, and categories, which are told by name."""
     several = Answer(models[0], 3, np.ones(3, models[0].output_dtype))
     assert forms.written(several) == ordinary(several)
+    other_order = np.dtype(list(reversed(models[1].output_dtype.descr)))
+    turned = Answer(models[1], 3, np.arange(other_order.itemsize // 4, dtype=np.float32).view(other_order))
+    assert forms._form(models[1], other_order) is None
+    assert forms.written(turned) == ordinary(turned)
     words = export(network(signature([category("c", 4)], "c"), head="categorical", counts=[1, 2, 3, 4], units=6))
     answer = Answer(words, 1, words.last_prediction(words.layout.initial(1)))
     assert forms._form(words, words.output_dtype) is None
