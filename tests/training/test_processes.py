@@ -27,7 +27,15 @@ from training.run import fit
 
 torch.distributed.init_process_group("gloo")
 written = []
-sys.addaudithook(lambda event, told: event == "os.rename" and written.append(str(told[1])))
+here = Path.cwd().resolve()
+
+
+def look(event, told):
+    if event == "os.rename" and Path(os.fsdecode(told[1])).resolve().is_relative_to(here):
+        written.append(str(told[1]))  # elsewhere Python keeps what it has compiled, if it has not before
+
+
+sys.addaudithook(look)
 for file in sys.argv[1:]:
     written.clear()
     sys.stderr = io.StringIO()
