@@ -9,6 +9,7 @@ import ssl
 import subprocess
 import sys
 import threading
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -96,11 +97,14 @@ class Server:
     def holder(self, connection: socket.socket) -> int:
         """The worker process that has accepted this connection."""
         local, peer = (f"{address[1]:04X}" for address in (connection.getpeername(), connection.getsockname()))
-        table = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        # the table changes while it is read: a line may be there twice, or be missing once
+        readings = (Path("/proc/net/tcp").read_text().splitlines()[1:] for _ in range(3))
+        table = [line.split() for line in chain.from_iterable(readings)]
         ours = [row for row in table if row[1].endswith(f":{local}") and row[2].endswith(f":{peer}")]
-        (inode,) = [row[9] for row in ours if row[3] == ESTABLISHED]  # an ended one with these ports may be there still
+        # an ended one with these ports may be there still
+        sockets = {f"socket:[{row[9]}]" for row in ours if row[3] == ESTABLISHED}
         for worker in self.workers():
-            if f"socket:[{inode}]" in open_files(worker):
+            if sockets & open_files(worker):
                 return worker
         raise AssertionError("no worker holds the connection")
 
