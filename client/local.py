@@ -19,10 +19,11 @@ from client import values
 from client.calls import new_id
 from client.errors import InvalidRequest, NoForecast, NotFinite, StepConflict
 from client.generating import Choices
-from client.infos import SessionInfo
+from client.infos import Accuracy as Told
+from client.infos import IntervalInfo, SessionInfo, Surprise
 from client.values import Done, Forecast, Generated, Predicted, Prediction, Predictions, Step, Steps
 from model import rolling
-from model.answers import rolled, said
+from model.answers import rolled, rows, said
 from model.drawing import new_seed
 from model.draws import Ended, Path, Start, Wish, told
 from model.feed import Feed
@@ -30,14 +31,16 @@ from model.inputs import InputError, to_array
 from model.paths import SAMPLES, feed, hold, sampled, wanted
 from model.repository import open_bundle
 from model.runner import Outputs, StepModel
+from model.scoring.accuracy import Accuracy
+from model.scoring.surprise import Means, running, surprises
 from model.state import State
 
 NOT_FINITE = "these inputs drive the model beyond finite numbers; the session is unmoved"
 LIMITS = {
     "horizon": (1, 2**31), "samples": (2, 2**31), "seed": (0, 2**63 - 1), "temperature": (0, 100), "top_k": (1, 2**31),
-    "top_p": (0, 1), "repetition_penalty": (1, 100), "logprobs": (1, 2**31),
+    "top_p": (0, 1), "repetition_penalty": (1, 100), "logprobs": (1, 2**31), "interval": (0.5, 0.99),
 }  # fmt: skip
-"""The least and the most of what a draw may be told; a service may have narrower ones."""
+"""The least and the most of what may be told; a service may have narrower ones."""
 ABOVE = {"top_p"}
 """Above the least."""
 
@@ -51,17 +54,21 @@ class Local:
     """One version of one model, in process."""
 
     def __init__(self, model: StepModel) -> None:
-        self.model = model
+        self.model, self._counted = model, Accuracy(model)
 
     def __repr__(self) -> str:
         return f"<Local {self.model.manifest.name} {self.model.manifest.version}>"
 
-    def session(self, session_id: str | None = None, inputs: Steps | None = None) -> "LocalSession":
-        """A new session; `inputs` seed its state."""
-        session = LocalSession(self.model, session_id or new_id())
-        if inputs is not None:
-            session.steps(inputs)
-        return session
+    def session(
+        self, session_id: str | None = None, inputs: Steps | None = None, *, interval: float | None = None
+    ) -> "LocalSession":
+        """A new session; `inputs` seed its state. interval: as `Client.session` has it."""
+        _hold_to_limits(interval=interval)
+        if interval is not None and not self._counted.corrects:
+            why = "the model predicts no numbers, so there are no intervals"
+            raise InvalidRequest.here(f"interval: {why}", [("interval", why)])
+        accuracy = self._counted.begun(interval)
+        return LocalSession(self.model, session_id or new_id(), inputs, self._counted, accuracy)
 
     def predict(self, sequences: Sequence[Steps], horizon: int = 0) -> list[Predicted]:
         """Of sequences that stand alone, each from the initial state, and rolled `horizon` steps forward.
@@ -73,7 +80,7 @@ class Local:
             with _refusing():
                 rolling.hold_alone(self.model.manifest)
         for sequence in sequences:
-            session = self.session()
+            session = LocalSession(self.model, new_id())
             told = session.steps(sequence)
             found.append(Predicted(told, session.forecast(horizon) if horizon else None))
         return found
@@ -82,11 +89,26 @@ class Local:
 class LocalSession:
     """A session whose state is here. It has no `with` block to live beyond: its end is this object's."""
 
-    def __init__(self, model: StepModel, session_id: str) -> None:
+    def __init__(
+        self,
+        model: StepModel,
+        session_id: str,
+        inputs: Steps | None = None,
+        counted: Accuracy | None = None,
+        accuracy: bytes = b"",
+    ) -> None:
+        """counted: how its predictions come true, of which `accuracy` is kept so far; None: that is not counted."""
         self._model, self._state = model, model.layout.initial(1)
         self.id, self.model, self.version = session_id, model.manifest.name, model.manifest.version
         self.step_count = 0
+        self.prediction: Prediction | None = None
+        """Of the next input: the last answer, and before the first what the model keeps, if it does."""
         self._began = self._stepped = datetime.now(UTC)
+        self._counted, self._accuracy = counted, accuracy
+        self._surprise: Means = (0, 0.0, 0.0)
+        if inputs is not None:
+            self._advanced(values.steps(inputs), None)
+        self.prediction = self._next()
 
     def __repr__(self) -> str:
         return f"<LocalSession {self.id!r} of {self.model} {self.version} at step {self.step_count}>"
@@ -99,16 +121,21 @@ class LocalSession:
     ) -> None:
         """There is nothing to end."""
 
-    @property
-    def prediction(self) -> Prediction | None:
-        """Of the next input, where the model keeps it."""
-        manifest = self._model.manifest
-        told = said(self._model, self._model.last_prediction(self._state)[0], manifest.head.last)
-        return Prediction(values.outputs(told), None, self.step_count) if told else None
-
     def info(self) -> SessionInfo:
-        """Without `surprise`: those statistics are the service's."""
-        return SessionInfo(self.id, self.model, self.version, self.step_count, self._began, self._stepped)
+        """As a service's, without an end."""
+        targets = self._counted.targets_of(self._accuracy) if self._counted else None
+        interval = self._counted.interval_of(self._accuracy) if self._counted else None
+        return SessionInfo(
+            self.id,
+            self.model,
+            self.version,
+            self.step_count,
+            self._began,
+            self._stepped,
+            surprise=Surprise(*self._surprise) if self._surprise[0] else None,
+            accuracy=None if targets is None else {name: Told(*target) for name, target in targets.items()},
+            interval=None if interval is None else IntervalInfo(*interval),
+        )
 
     def step(self, step: Step, *, at: int | None = None) -> Prediction:
         return self._advanced(values.step(step), at).last
@@ -202,13 +229,28 @@ class LocalSession:
             raise StepConflict.here(detail, [("step", detail)], expected_step=self.step_count)
         with _refusing():
             array = to_array(inputs, self._model.manifest.features)
-        outputs, self._state = self._run(array, self._state)
+        outputs, after = self._run(array, self._state)
+        if self._counted is not None:
+            outputs = self._scored(self._counted, array, outputs)
+        self._state, self._surprise = after, running(self._surprise, surprises(self._model, outputs))
         self.step_count += len(array)
         self._stepped = datetime.now(UTC)
-        head = self._model.manifest.head
-        surprise = None if head.surprise is None else np.asarray(outputs[head.surprise], np.float32)
-        told = values.outputs(said(self._model, outputs, head.outputs))
-        return Predictions(told, surprise, self.step_count)
+        told = values.predictions({**rows(self._model, outputs), "step": self.step_count})
+        self.prediction = told.last
+        return told
+
+    def _scored(self, counted: Accuracy, inputs: NDArray[np.float32], outputs: Outputs) -> Outputs:
+        """(steps,) the answers to inputs (steps, features), which made outputs (steps,) of the state so far."""
+        kept = self._accuracy if counted.on else None
+        batch = inputs[np.newaxis], [len(inputs)], self._state, outputs[np.newaxis]
+        (told,), (after,) = counted.score([kept], *batch)
+        self._accuracy = after or b""
+        return told
+
+    def _next(self) -> Prediction | None:
+        """What the model says of the next input, where it keeps it."""
+        told = said(self._model, self._model.last_prediction(self._state)[0], self._model.manifest.head.last)
+        return Prediction(values.outputs(told), None, self.step_count) if told else None
 
     def _run(self, inputs: NDArray[np.float32], state: State) -> tuple[Outputs, State]:
         outputs, after = self._model.run_row(inputs, state)

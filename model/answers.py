@@ -10,6 +10,7 @@ import numpy as np
 
 from model.manifest import RANKED, Category
 from model.runner import Outputs, StepModel
+from model.scoring.figures import ANOMALY, ERROR, HIGH, LOW
 
 
 def said(model: StepModel, outputs: Outputs, names: Iterable[str]) -> dict[str, Any]:
@@ -26,6 +27,19 @@ def named(places: Any, categories: Sequence[Category]) -> Any:
     if isinstance(places, list):
         return [named(place, categories) for place in places]
     return categories[places] if places < len(categories) else None
+
+
+def rows(model: StepModel, outputs: Outputs) -> dict[str, Any]:
+    """`predictions` and `surprise` of outputs (steps,), and of a session's what was seen of the prediction before."""
+    head = model.manifest.head
+    told: dict[str, Any] = {"predictions": said(model, outputs, head.outputs)}
+    if head.surprise is not None:
+        told["surprise"] = np.ascontiguousarray(outputs[head.surprise])
+    names = outputs.dtype.names or ()
+    told |= {name: np.ascontiguousarray(outputs[name]) for name in (ERROR, ANOMALY) if name in names}
+    if LOW in names:
+        told["interval"] = {name: np.ascontiguousarray(outputs[name]) for name in (LOW, HIGH)}
+    return told
 
 
 def rolled(model: StepModel, outputs: Outputs) -> dict[str, Any]:

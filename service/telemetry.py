@@ -11,8 +11,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from model.runner import StepModel
+from model.scoring.figures import Sum
 from service import tallies
-from service.engine.figures import Sum
 
 _MEANINGS = {
     "inputs": ("scored_inputs", "inputs of sessions that have a surprise"),

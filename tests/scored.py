@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from model.repository import Opened
 from model.runner import Outputs, StepModel
-from service.engine.conformal import HELD, LEAST
+from model.scoring.conformal import HELD, LEAST
 from service.engine.engine import Engine, Limits
 from service.sessions.lmdb import LmdbStore
 

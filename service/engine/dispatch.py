@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from model.feed import Feed
 from model.runner import StepModel
+from model.scoring.accuracy import Accuracy
 from model.state import State
 from service.engine import cost
-from service.engine.accuracy import Accuracy
 from service.engine.executor import Executor
 from service.engine.observer import Observer
 from service.engine.queue import Queue

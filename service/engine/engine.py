@@ -15,15 +15,15 @@ import numpy as np
 from model import rolling
 from model.repository import Opened
 from model.runner import Outputs
+from model.scoring.ledger import Interval, Target
+from model.scoring.surprise import running, surprises
 from service.engine import dispatch, history
 from service.engine.carried import Carried
 from service.engine.dispatch import Dispatch
-from service.engine.executor import surprises
 from service.engine.forecast import Forecasts
 from service.engine.generate import Draws
 from service.engine.history import Point
 from service.engine.inputs import Inputs, Intake
-from service.engine.ledger import Interval, Target
 from service.engine.lives import Lives, Session
 from service.engine.models import Models, ref_of
 from service.engine.observer import Observer
@@ -185,7 +185,7 @@ class Engine:
             accuracy = done.accuracy or b""
             state = np.frombuffer(done.state, model.layout.dtype)
             step, outputs = len(done.outputs), done.outputs[-1:]
-            surprise = surprise.after(surprises(model, done.outputs))
+            surprise = Surprise(*running(surprise, surprises(model, done.outputs)))
         record = records.first(tenant, ref_of(model), state.tobytes(), step, surprise, accuracy)
         if self.limits.history:
             point = Point(step, surprise, record.state, accuracy)

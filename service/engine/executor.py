@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.runner import Outputs, StepModel
+from model.scoring.accuracy import Accuracy
+from model.scoring.surprise import running, surprises
 from service.engine import cost, history
-from service.engine.accuracy import Accuracy
 from service.engine.call import Caller, padded
 from service.engine.cost import Cost
 from service.engine.history import Point
@@ -30,7 +31,7 @@ from service.errors import (
     StepConflictError,
 )
 from service.sessions import requests as kept
-from service.sessions.record import Record, new_revision
+from service.sessions.record import Record, Surprise, new_revision
 from service.sessions.store import Change, Store
 
 log = logging.getLogger(__name__)
@@ -221,7 +222,7 @@ class Executor:
             before.ttl_s,
             now + before.ttl_s,
             work.state,
-            before.surprise.after(surprised),
+            Surprise(*running(before.surprise, surprised)),
             _remembering(before, work.requests, outputs, self._most_answers),
             self._history(work, before, surprised) if self._keep else b"",
             before.accuracy if work.accuracy is None else work.accuracy,
@@ -237,7 +238,7 @@ class Executor:
         for consumed, state, accuracy in list(work.trail or ())[:-1]:  # the last is where the session is now
             if len(way) > 1 and before.step + consumed <= step - self._keep:
                 way.pop()  # a later one is old enough
-            surprise = before.surprise.after(surprised[:consumed])
+            surprise = Surprise(*running(before.surprise, surprised[:consumed]))
             way.append(Point(before.step + consumed, surprise, state, accuracy or b""))
         return known.advanced(way, work.inputs, step, self._keep).to_bytes()
 
@@ -279,8 +280,3 @@ def _look_at(error: Exception) -> bool:
 def _lost(record: Record, known: Record) -> bool:
     """Whether the store has lost steps that this process knows of: it is behind, and has not been changed since."""
     return record.step < known.step and record.last_step_at < known.last_step_at
-
-
-def surprises(model: StepModel, outputs: Outputs) -> list[float]:
-    name = model.manifest.head.surprise
-    return [] if name is None else outputs[name].tolist()

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from model.runner import StepModel
-from service.engine.figures import Sum
+from model.scoring.figures import Sum
 
 
 class Observer(Protocol):

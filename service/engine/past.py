@@ -1,9 +1,9 @@
 """Sessions taken back to an earlier step, or moved to another version of their model, by what they keep of the past."""
 
+from model.scoring.figures import wanted
+from model.scoring.surprise import running, surprises
 from service.engine import history
 from service.engine.dispatch import Dispatch
-from service.engine.executor import surprises
-from service.engine.figures import wanted
 from service.engine.history import Point
 from service.engine.lives import Lives, Session
 from service.engine.models import Models, ref_of, state_of
@@ -38,7 +38,7 @@ class Past:
                     model, inputs, state_of(model, record._replace(state=state)), accuracy=accuracy
                 )
                 assert done.state is not None
-                state, surprise = done.state, surprise.after(surprises(model, done.outputs))
+                state, surprise = done.state, Surprise(*running(surprise, surprises(model, done.outputs)))
                 accuracy = accuracy if done.accuracy is None else done.accuracy
             before = record._replace(
                 step=step, state=state, surprise=surprise, history=past.to_bytes(), accuracy=accuracy
@@ -68,7 +68,7 @@ class Past:
             if len(past.inputs):
                 done = self._dispatch.run_free(model, past.inputs, initial, accuracy=accuracy)
                 assert done.state is not None
-                state, surprise = done.state, surprise.after(surprises(model, done.outputs))
+                state, surprise = done.state, Surprise(*running(surprise, surprises(model, done.outputs)))
                 accuracy = done.accuracy or b""
             past = past._replace(points=(Point(record.step, surprise, state, accuracy),))
             moved = record._replace(

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import orjson
 
+from model.answers import rows
 from model.runner import StepModel
 from service.engine.call import all_float32
 from service.engine.steps import Answer
-from service.http.operations import rows
 from service.http.reply import encode
 
 _NUMBER = re.compile(rb"([0-9]+)\.0")

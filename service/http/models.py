@@ -4,12 +4,12 @@ from typing import Any
 
 from flask import Response, request
 
-from model.answers import rolled
+from model.answers import rolled, rows
 from model.runner import StepModel
 from service.engine.engine import Engine
 from service.errors import Fault, InvalidInputError
 from service.http import answers, bodies, received
-from service.http.operations import Operation, Query, json, rows
+from service.http.operations import Operation, Query, json
 from service.http.steps import TENANT
 
 

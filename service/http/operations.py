@@ -5,14 +5,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-import numpy as np
 from flask import Flask, Response, request
 from pydantic import BaseModel
 
-from model.answers import said
-from model.runner import Outputs, StepModel
 from service.engine.engine import Engine
-from service.engine.figures import ANOMALY, ERROR, HIGH, LOW
 from service.errors import Fault, InvalidInputError
 from service.http.reply import JSON, encode
 
@@ -68,16 +64,3 @@ def _answer(operation: Operation, engine: Engine, **parameters: str) -> Response
 
 def json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(encode(content), status, headers, content_type=JSON)
-
-
-def rows(model: StepModel, outputs: Outputs) -> dict[str, Any]:
-    """`predictions` and `surprise` of outputs (steps,), and of a session's what was seen of the prediction before."""
-    head = model.manifest.head
-    told: dict[str, Any] = {"predictions": said(model, outputs, head.outputs)}
-    if head.surprise is not None:
-        told["surprise"] = np.ascontiguousarray(outputs[head.surprise])
-    names = outputs.dtype.names or ()
-    told |= {name: np.ascontiguousarray(outputs[name]) for name in (ERROR, ANOMALY) if name in names}
-    if LOW in names:
-        told["interval"] = {name: np.ascontiguousarray(outputs[name]) for name in (LOW, HIGH)}
-    return told

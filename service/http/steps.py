@@ -14,6 +14,7 @@ import numpy as np
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
+from model.answers import rows
 from service.engine.call import joined
 from service.engine.engine import Engine
 from service.engine.steps import Answer
@@ -22,7 +23,6 @@ from service.errors import Fault, InvalidInputError
 from service.http import bodies, problems
 from service.http.connection import HasLeft
 from service.http.forms import told, written
-from service.http.operations import rows
 from service.http.reply import Reply, encode
 
 TENANT = "public"

@@ -23,7 +23,6 @@ _CRC = struct.Struct("<4sI")
 _HEAD = struct.Struct("<QQddddBQddI32sHHIIII")
 _START = _CRC.size + _HEAD.size
 _ENDED: tuple[Ended | None, ...] = (None, "expired", "deleted")
-_RECENT_WEIGHT = 0.1
 
 
 class Ref(NamedTuple):
@@ -35,19 +34,11 @@ class Ref(NamedTuple):
 
 
 class Surprise(NamedTuple):
-    """Running statistics of a session's surprise: how many inputs, their mean, and a mean that forgets (weight 0.1)."""
+    """Of a session's inputs: how many had one, their mean, and a mean that forgets."""
 
     inputs: int = 0
     mean: float = 0.0
     recent: float = 0.0
-
-    def after(self, values: list[float]) -> "Surprise":
-        count, mean, recent = self
-        for value in values:
-            count += 1
-            mean += (value - mean) / count
-            recent = value if count == 1 else recent + _RECENT_WEIGHT * (value - recent)
-        return Surprise(count, mean, recent)
 
 
 class Record(NamedTuple):
@@ -71,7 +62,7 @@ class Record(NamedTuple):
     surprise: Surprise = Surprise()
     requests: bytes = b""  # the last ones, and their answers: see service.sessions.requests
     history: bytes = b""
-    accuracy: bytes = b""  # how predictions came true: see service.engine.accuracy
+    accuracy: bytes = b""  # how predictions came true: see model.scoring.accuracy
     ended: Ended | None = None
 
     def to_bytes(self) -> bytes:

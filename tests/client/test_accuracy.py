@@ -11,14 +11,15 @@ import pytest
 from click.testing import CliRunner
 
 import onward
-from client.infos import Accuracy
+from client.errors import InvalidRequest
+from client.infos import Accuracy, SessionInfo
 from client.sync import Client
 from client.values import Prediction, Predictions
 from model.manifest import Feature
 from tests import kinds
 from tests.client.twins import Twin
 from tests.e2e.server import Server
-from tests.reference import pulse, weather
+from tests.reference import ZOO, pulse, weather
 
 INTERVAL = 0.9
 """Its bounds are known after 9 inputs."""
@@ -121,17 +122,71 @@ def test_a_session_tells_how_it_has_done(server: Server, client: Client) -> None
         assert session.info().interval is None
 
 
+@pytest.mark.parametrize(
+    ("model", "inputs", "interval"),
+    [("weather", weather(60), 0.9), ("pulse", pulse(60), None), ("characters", "The assert statement of the la", None)],
+)
+def test_in_process_it_is_told_alike(client: Client, model: str, inputs: Any, interval: float | None) -> None:
+    """Seeded, step by step, many at once and forked: every number of a service's answers, and of what it keeps."""
+    local = onward.load(ZOO / model / "1").session(inputs=inputs[:3], interval=interval)
+    with client.session(model, inputs=inputs[:3], interval=interval) as remote:
+        for session in (local, remote):
+            assert session.prediction is not None
+            assert (session.prediction.surprise, session.prediction.error, session.prediction.anomaly) == (None,) * 3
+        for one in inputs[3:6]:
+            assert_equal(local.step(one), remote.step(one))
+        assert_equal(local.steps(inputs[6:25]), remote.steps(inputs[6:25]))
+        assert local.prediction is not None
+        assert remote.prediction is not None
+        assert_equal(local.prediction, remote.prediction)
+        with remote.fork() as away:
+            fork = local.fork()
+            assert_equal(fork.steps(inputs[25:]), away.steps(inputs[25:]))
+            assert kept(fork.info()) == kept(away.info())
+        assert kept(local.info()) == kept(remote.info())
+        assert local.info().accuracy is not None
+
+
+def assert_equal(mine: Prediction | Predictions, other: Prediction | Predictions) -> None:
+    for name in ("surprise", "error", "anomaly"):
+        told, expected = (np.array(getattr(one, name), np.float32) for one in (mine, other))
+        np.testing.assert_array_equal(told, expected)
+    assert (mine.interval is None, mine.step) == (other.interval is None, other.step)
+    if mine.interval is not None and other.interval is not None:
+        assert mine.interval.low.tobytes() == other.interval.low.tobytes()
+        assert mine.interval.high.tobytes() == other.interval.high.tobytes()
+
+
+def kept(info: SessionInfo) -> tuple[Any, ...]:
+    return info.step, info.surprise, info.accuracy, info.interval
+
+
+@pytest.mark.parametrize("interval", [0.4, 1.0])
+def test_an_interval_that_no_service_takes_is_refused_in_process(client: Client, interval: float) -> None:
+    for begin in (client.session, lambda name, **asked: onward.load(ZOO / name / "1").session(**asked)):
+        with pytest.raises(InvalidRequest) as refused:
+            begin("pulse", interval=interval)
+        assert [error["field"] for error in refused.value.errors] == ["interval"]
+        with pytest.raises(InvalidRequest, match="predicts no numbers, so there are no intervals"):
+            begin("characters", interval=0.9)
+
+
 @pytest.fixture(scope="module")
-def gaps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A service of one model of two numbers, which may both be missing."""
-    folder: Path = tmp_path_factory.mktemp("gaps")
+def gappy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository of one model of two numbers, which may both be missing."""
+    folder: Path = tmp_path_factory.mktemp("gaps") / "models"
     spoken = kinds.signature([Feature(name="x", nullable=True), Feature(name="y", nullable=True)], "x", "y")
-    kinds.export(kinds.network(spoken, head="gaussian", scaling="causal", units=8), folder / "models")
-    with Server(folder, ONWARD_MODELS=str(folder / "models")) as running:
+    kinds.export(kinds.network(spoken, head="gaussian", scaling="causal", units=8), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def gaps(gappy: Path) -> Iterator[Server]:
+    with Server(gappy.parent, ONWARD_MODELS=str(gappy)) as running:
         yield running
 
 
-def test_what_is_missing_has_no_error(gaps: Server, twin: Twin) -> None:
+def test_what_is_missing_has_no_error(gappy: Path, gaps: Server, twin: Twin) -> None:
     rows = [[10.0, 11.0], [None, 12.0], [9.0, 10.0], [None, None]]
     expected = plain(gaps, "tiny", rows, interval=INTERVAL)
     with twin(gaps.url) as client, client.session("tiny", interval=INTERVAL) as session:
@@ -139,6 +194,10 @@ def test_what_is_missing_has_no_error(gaps: Server, twin: Twin) -> None:
         assert_same(told.each, expected)
         assert told.error is not None
         assert np.isnan(told.error).tolist() == [[False, False], [True, False], [False, False], [True, True]]
+        info = session.info()
+    here = onward.load(gappy / "tiny/1").session(interval=INTERVAL)
+    assert_same(here.steps(rows).each, expected)
+    assert kept(here.info()) == kept(info)
 
 
 def test_the_command_tells_it_as_http_does(server: Server) -> None:

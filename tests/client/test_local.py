@@ -53,6 +53,8 @@ def test_the_same_answers_as_a_services(name: str, server: Server) -> None:
             here.predict([inputs, inputs[:3]], 4), client.predict(name, [inputs, inputs[:3]], 4), strict=True
         ):
             assert bits(one.predictions) == bits(other.predictions)
+            for told in (one.predictions, other.predictions):
+                assert (told.error, told.anomaly, told.interval) == (None, None, None)
             assert one.forecast is not None
             assert other.forecast is not None
             assert bits(one.forecast) == bits(other.forecast)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from model.manifest import Feature
 from model.repository import Opened, open_all
 from model.runner import StepModel
+from model.scoring.figures import ANOMALY, ERROR, HIGH, LOW
 from service.engine.engine import Engine, Limits
-from service.engine.figures import ANOMALY, ERROR, HIGH, LOW
 from service.engine.origin import Ahead
 from service.engine.steps import Answer
 from service.engine.work import Asked

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model.answers import rows
 from model.runner import StepModel
-from service.engine.figures import Figures
+from model.scoring.figures import Figures
 from service.engine.steps import Answer
 from service.http import forms
-from service.http.operations import rows
 from service.http.reply import encode
 from tests.bundles import make_bundle
 from tests.kinds import category, export, network, signature

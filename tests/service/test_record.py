@@ -1,6 +1,5 @@
 """The record's bytes."""
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -46,18 +45,6 @@ def test_any_flipped_bit_is_damage(record: Record, data: st.DataObject) -> None:
     for wrong in (bytes(bad), good[: data.draw(st.integers(0, len(good) - 1))], good + b"\0"):
         with pytest.raises(DamagedRecordError):
             records.from_bytes(wrong)
-
-
-def test_surprise_statistics_are_the_mean_and_a_forgetting_mean() -> None:
-    """Against numpy: whatever the chunks, mean is the mean, and recent weighs the last input 0.1."""
-    values = np.random.default_rng(0).normal(size=50).tolist()
-    whole = Surprise().after(values)
-    parts = Surprise().after(values[:20]).after(values[20:21]).after(values[21:])
-    assert whole == parts
-    assert whole.inputs == 50
-    assert whole.mean == pytest.approx(np.mean(values))
-    weights = np.array([0.9**49] + [0.1 * 0.9 ** (49 - i) for i in range(1, 50)])
-    assert whole.recent == pytest.approx(weights @ values)
 
 
 def test_a_record_of_another_version_of_onward_is_not_called_damaged() -> None:

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from model.manifest import RANKED
 from model.runner import Outputs
+from model.scoring.central import Named
+from model.scoring.conformal import Course, anomalies, corrected, least
+from model.scoring.figures import ALARM, ALARMS, INPUTS, LAST, OF_NUMBERS, OF_RANKS, SURPRISE, Figures, wanted
+from model.scoring.together import TOGETHER, together
 from model.state import State
-from service.engine.central import Named
-from service.engine.conformal import Course, anomalies, corrected, least
-from service.engine.figures import ALARM, ALARMS, INPUTS, LAST, OF_NUMBERS, OF_RANKS, SURPRISE, Figures, wanted
-from service.engine.together import TOGETHER, together
 
 _MOST = float(np.finfo(np.float32).max)
 

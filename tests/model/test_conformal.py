@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from model.manifest import Head
 from model.runner import Outputs, StepModel
-from service.engine.central import Central
-from service.engine.conformal import (
+from model.scoring.central import Central
+from model.scoring.conformal import (
     EMPTY,
     GAMMA,
     HELD,
@@ -26,7 +26,7 @@ from service.engine.conformal import (
     anomalies_of_rows,
     corrected,
 )
-from service.engine.figures import ALARM, ANOMALY, HIGH, LOW
+from model.scoring.figures import ALARM, ANOMALY, HIGH, LOW
 from tests.bundles import draw, make_bundle
 from tests.kinds import played
 from tests.scored import STEPS, anomaly, before, serving

@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 
 from model.manifest import RANKED
 from model.runner import Outputs
+from model.scoring.conformal import HELD, anomalies_of_rows
+from model.scoring.figures import ALARM, ALARMS, ANOMALY, ERROR, INPUTS, LAST, SURPRISE, Figures
 from model.state import State
-from service.engine.conformal import HELD, anomalies_of_rows
-from service.engine.figures import ALARM, ALARMS, ANOMALY, ERROR, INPUTS, LAST, SURPRISE, Figures
 
 TOGETHER = 4
 """From so many rows on numpy is quicker."""

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.runner import StepModel
-from service.engine.central import Central
-from service.engine.conformal import EMPTY, UNFILLED
+from model.scoring.central import Central
+from model.scoring.conformal import EMPTY, UNFILLED
 
 ALARM = 0.99
 """An anomaly of so much counts as one."""

@@ -7,10 +7,10 @@ import numpy as np
 import orjson
 import pytest
 
+from model.answers import rows
 from model.repository import open_all
-from service.engine.accuracy import Accuracy
-from service.engine.figures import ERROR
-from service.http.operations import rows
+from model.scoring.accuracy import Accuracy
+from model.scoring.figures import ERROR
 from service.http.reply import encode
 from tests.bundles import draw, make_bundle
 from tests.kinds import category, export, network, signature

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.runner import Outputs, StepModel
+from model.scoring.figures import Figures
+from model.scoring.ledger import Interval, Ledger, Target
 from model.state import State
-from service.engine.figures import Figures
-from service.engine.ledger import Interval, Ledger, Target
 
 
 class Accuracy:

@@ -1,0 +1,27 @@
+"""A session's surprise in short: how many inputs had one, their mean, and a mean that forgets."""
+
+from collections.abc import Iterable
+
+from model.runner import Outputs, StepModel
+
+RECENT_WEIGHT = 0.1
+"""Of the newest in the mean that forgets."""
+
+Means = tuple[int, float, float]
+"""How many, their mean, and the mean that forgets."""
+
+
+def surprises(model: StepModel, outputs: Outputs) -> list[float]:
+    """(steps,) of outputs (steps,); empty where the model has none."""
+    name = model.manifest.head.surprise
+    return [] if name is None else outputs[name].tolist()
+
+
+def running(before: Means, told: Iterable[float]) -> Means:
+    """What came before with these, one after another."""
+    count, mean, recent = before
+    for one in told:
+        count += 1
+        mean += (one - mean) / count
+        recent = one if count == 1 else recent + RECENT_WEIGHT * (one - recent)
+    return count, mean, recent
