@@ -20,7 +20,8 @@ from model.scoring.conformal import EMPTY, UNFILLED
 ALARM = 0.99
 """An anomaly of so much counts as one."""
 ERROR, ANOMALY, LOW, HIGH = "error", "anomaly", "low", "high"
-"""What an answer has beside the model's outputs."""
+SEEN = (ERROR, ANOMALY, LOW, HIGH)
+"""What an answer has beside the model's outputs, in this order: of numbers, of a surprise, and of intervals."""
 OF_NUMBERS = ("predicted", "absolute_error", "naive_absolute_error", "inside")
 OF_RANKS = ("predicted", "hits")
 LAST = "last"

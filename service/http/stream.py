@@ -2,7 +2,7 @@
 
 Owns what messages mean. A text is a step as it would be posted, answered as that would be, and with its `request_id`.
 Bytes are a number, 0 or one that makes a retry safe, and the values of one or more steps; what comes back is the step
-that was reached and the outputs of each. Problems are texts in either case.
+that was reached and the numbers that a text would say of each. Problems are texts in either case.
 """
 
 import struct
@@ -18,6 +18,7 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 from websockets.typing import Origin
 
+from model.scoring.figures import SEEN
 from service.engine.engine import Engine
 from service.engine.steps import Answer, holds_up
 from service.engine.work import Asked
@@ -93,9 +94,9 @@ def _name(message: Message, asked: Asked | Exception) -> dict[str, Any]:
 
 
 def _values(answer: Answer) -> bytes:
-    """float32 (steps, values): the head's outputs in their order, then the surprise where there is one."""
-    head = answer.model.manifest.head
-    names = [*head.outputs, *([head.surprise] if head.surprise else [])]
+    """float32 (steps, values): the head's outputs, the surprise, what was seen of the prediction before."""
+    head, told = answer.model.manifest.head, answer.outputs.dtype.names or ()
+    names = [*head.outputs, *(name for name in (head.surprise, *SEEN) if name in told)]
     columns = [answer.outputs[name].reshape(len(answer.outputs), -1) for name in names]
     return np.concatenate(columns, axis=1, dtype=np.float32, casting="same_kind").tobytes()
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.e2e.server import Server
-from tests.reference import INPUTS, ZOO, BareLoop, assert_same_bits, pulse
+from tests.reference import INPUTS, ZOO, BareLoop, assert_same_bits, pulse, weather
 from tests.websocket import CLOSE, PING, PONG, TEXT, WebSocket, frame
 
 STREAMS, ROUNDS, IDLE = 1000, 3, 3000
@@ -56,16 +56,47 @@ def test_bytes_are_answered_by_bytes(server: Server, client: httpx.Client) -> No
     begin(client, "b")
     inputs = pulse(6)
     expected = BareLoop(ZOO / "pulse/1").run(inputs)
-    rows = np.stack([expected[name][:, 0] for name in ("mean", "std")] + [expected["surprise"]], axis=1)
+    rows = np.stack([expected[name][:, 0] for name in ("mean", "std")] + [expected["surprise"]], axis=1).astype("<f4")
     with WebSocket(server.url, "b") as stream:
         for start, stop, number in ((0, 1, 0), (1, 4, 7), (1, 4, 7), (4, 6, 2**64 - 1)):
             stream.say(struct.pack("<Q", number) + np.array(inputs[start:stop], "<f4").tobytes())
             answer = stream.hear()
-            assert answer == struct.pack("<Q", stop) + rows[start:stop].astype("<f4").tobytes()
+            assert answer[:8] == struct.pack("<Q", stop)
+            told = np.frombuffer(answer, "<f4", offset=8).reshape(stop - start, 5)
+            assert told[:, :3].tobytes() == rows[start:stop].tobytes()
+            assert np.isnan(told[:, 4]).all(), "an anomaly of six inputs"
         for wrong in (b"", b"1234567", struct.pack("<Q", 1), struct.pack("<Qh", 1, 5), struct.pack("<Qf", 1, np.inf)):
             stream.say(wrong)
             assert stream.hear()["status"] in {400, 422}
         assert client.get("/v1/sessions/b").json()["step"] == 6
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "begun"),
+    [("weather", weather(30), {"interval": 0.9}), ("pulse", pulse(30), {}), ("characters", [[3], [7]] * 15, {})],
+)
+def test_bytes_say_what_texts_say(
+    server: Server, client: httpx.Client, model: str, inputs: Any, begun: dict[str, float]
+) -> None:
+    """Outputs, surprise, error, anomaly and both ends of the interval, one after another; null is not finite."""
+    said = list[Any]()
+    for name in ("text", "bytes"):
+        client.post(f"/v1/models/{model}/sessions", json={"session_id": f"{model}-{name}"} | begun).raise_for_status()
+        with WebSocket(server.url, f"{model}-{name}") as stream:
+            stream.say({"inputs": inputs} if name == "text" else bytes(8) + np.array(inputs, "<f4").tobytes())
+            said.append(stream.hear())
+        client.delete(f"/v1/sessions/{model}-{name}").raise_for_status()
+    text, data = said
+    head = client.get(f"/v1/models/{model}").json()["head"]
+    columns = [text["predictions"][name] for name in head["outputs"]] if model != "characters" else []
+    columns += [text.get("surprise"), text.get("error"), text.get("anomaly")]
+    columns += [text.get("interval", {}).get(end) for end in ("low", "high")]
+    expected = np.concatenate([np.array(one, "<f4").reshape(30, -1) for one in columns if one is not None], axis=1)
+    told = np.frombuffer(data, "<f4", offset=8).reshape(30, -1)
+    if model == "characters":  # categories are places there, and names in a text
+        told = told[:, -expected.shape[1] :]
+    np.testing.assert_array_equal(np.where(np.isfinite(told), told, np.nan), expected)
+    assert np.isfinite(expected[-1]).all()
 
 
 def test_pipelined_messages_are_answered_in_order(server: Server, client: httpx.Client) -> None:
