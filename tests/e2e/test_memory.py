@@ -1,0 +1,33 @@
+"""What a worker does with memory that it has had."""
+
+from pathlib import Path
+
+from tests.bundles import draw, make_network
+from tests.e2e.server import Server
+from training.export import PARITY_STEPS, export
+
+ROWS, CALLS = 256, 20
+
+
+def faults(pid: int) -> int:
+    """How often the process was given a page so far."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[7])
+
+
+def test_a_batch_uses_the_memory_of_the_one_before(tmp_path: Path) -> None:
+    """Its states take 512 KiB, 128 pages, in each of several arrays; they are not asked of the system in each call."""
+    export(make_network(layers=2, units=128), bundle=tmp_path / "models/wide/1", sample=draw(7, PARITY_STEPS))
+    with Server(tmp_path, ONWARD_WORKERS="1", ONWARD_MODELS=str(tmp_path / "models")) as server:
+        (worker,) = server.workers()
+        names = [f"s{number}" for number in range(ROWS)]
+        call = {"session_ids": names, "inputs": [[0.5]] * ROWS}
+        with server.client() as client:
+            for name in names:
+                client.post("/v1/models/wide/sessions", json={"session_id": name}).raise_for_status()
+            for _ in range(3):
+                client.post("/v1/steps", json=call).raise_for_status()
+            before = faults(worker)
+            for _ in range(CALLS):
+                assert set(client.post("/v1/steps", json=call).raise_for_status().json()["statuses"]) == {200}
+            pages = (faults(worker) - before) / CALLS
+    assert pages < 100, f"{pages} pages a batch"
