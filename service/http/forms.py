@@ -17,6 +17,7 @@ from service.engine.call import all_float32
 from service.engine.steps import Answer
 from service.http.reply import encode
 
+_FLOAT32 = np.dtype(np.float32)
 _NUMBER = re.compile(rb"([0-9]+)\.0")
 
 
@@ -26,7 +27,7 @@ def written(answer: Answer) -> bytes:
     form = _form(answer.model, outputs.dtype) if len(outputs) == 1 else None
     if form is None:
         return encode(told(answer))
-    numbers = orjson.dumps(outputs.view(np.float32), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",")
+    numbers = orjson.dumps(np.frombuffer(outputs, _FLOAT32), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",")
     return form % (answer.step, *numbers)
 
 

@@ -121,21 +121,28 @@ def from_bytes(data: bytes) -> Record:
     if zlib.crc32(memoryview(data)[_CRC.size :]) != _CRC.unpack_from(data)[1]:
         raise DamagedRecordError("its checksum does not match")
     (
-        revision, step, created_at, last_step_at, ttl_s, expires_at, ended, count, mean, recent, version,
-        digest, *lengths,
+        revision, step, created_at, last_step_at, ttl_s, expires_at, ended, count, mean, recent, version, digest,
+        tenant, model, requests, history, accuracy, state,
     ) = _HEAD.unpack_from(data, _CRC.size)  # fmt: skip
-    sections, place = [], _START
-    for length in lengths:
-        sections.append(data[place : place + length])
-        place += length
-    tenant, model, requests, history, accuracy, state = sections
-    if place != len(data):
-        raise DamagedRecordError(f"{len(data)} bytes long, its sections end at {place}")
-    ref, surprise = Ref(model.decode(), version, digest), Surprise(count, mean, recent)
+    names = _START + tenant + model  # where the section ends, and so the others
+    requests += names
+    history += requests
+    accuracy += history
+    state += accuracy
+    if state != len(data):
+        raise DamagedRecordError(f"{len(data)} bytes long, its sections end at {state}")
+    whose, ref = _told(data[_START:names], tenant, version, digest)
     return Record(
-        revision, tenant.decode(), ref, step, created_at, last_step_at, ttl_s, expires_at, state, surprise,
-        requests, history, accuracy, _ENDED[ended],
+        revision, whose, ref, step, created_at, last_step_at, ttl_s, expires_at, data[accuracy:state],
+        Surprise(count, mean, recent), data[names:requests], data[requests:history], data[history:accuracy],
+        _ENDED[ended],
     )  # fmt: skip
+
+
+@lru_cache(1024)
+def _told(names: bytes, tenant: int, version: int, digest: bytes) -> tuple[str, Ref]:
+    """The tenant, whose name has so many bytes, and the bundle: nearly every record's are those of one before."""
+    return names[:tenant].decode(), Ref(names[tenant:].decode(), version, digest)
 
 
 def first(tenant: str, ref: Ref, state: bytes, step: int, surprise: Surprise, accuracy: bytes = b"") -> Record:
