@@ -4,6 +4,7 @@ import json
 import re
 import socket
 from collections.abc import Iterator
+from http.client import HTTPConnection
 from itertools import pairwise
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -194,6 +195,27 @@ def test_a_connection_goes_back_and_forth(pair: Pair) -> None:
         assert client.delete("/v1/sessions/turns").status_code == 204
         gone: httpx.Response = client.post("/v1/sessions/turns/steps", json={"inputs": [[500]]})
         assert gone.json()["reason"] == "deleted"
+
+
+def test_a_long_answer_to_a_slow_reader_is_whole(server: Server, client: httpx.Client) -> None:
+    """More than a system takes at once: what a quick reader is told, word for word."""
+    inputs = [INPUTS["weather"](8)] * 10_000
+    calls = []
+    for name in ("quick", "slow"):
+        client.post("/v1/models/weather/sessions", json={"session_id": name}).raise_for_status()
+        calls.append({"session_ids": [name] * len(inputs), "inputs": inputs})
+    quick = client.post("/v1/steps", json=calls[0]).raise_for_status().content
+    address = urlsplit(server.url)
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect((address.hostname, address.port))
+        slow = HTTPConnection("x")
+        slow.sock = connection
+        slow.request("POST", "/v1/steps", json.dumps(calls[1]), {"Content-Type": "application/json"})
+        answer = slow.getresponse()
+        told = b"".join(iter(lambda: answer.read(1000), b""))
+    assert len(quick) > 2**23
+    assert told == quick
 
 
 def test_without_the_parser_flask_answers_and_the_log_says_so_once(tmp_path: Path) -> None:
