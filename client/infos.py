@@ -1,4 +1,4 @@
-"""What the service tells of a session itself: where it is, how long it lives, and how its predictions come true."""
+"""What is told of a session itself: where it is, how long it lives, and how its predictions come true."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -158,14 +158,16 @@ class Load:
 
 def replay(local: Local, life: Life) -> str | None:
     """What is wrong with the answers of one session, by the same steps in process; None where nothing is."""
-    session, forecasts = local.session(), defaultdict[int, list[Forecast]](list)
+    counted = any(one.error is not None or one.anomaly is not None for one in life.told)  # a service may be told not to
+    session = Local(local.model, accuracy=counted).session()
+    forecasts = defaultdict[int, list[Forecast]](list)
     for one in life.forecasts:
         forecasts[one.step].append(one)
     exact = local.model.manifest.exact
     for step in range(len(life.told) + 1):
         if step:
             right, told = session.step(life.sent[step - 1]), life.told[step - 1]
-            if not same(told, right, exact=exact) or not _close(told.surprise, right.surprise, exact=exact):
+            if not same(told, right, exact=exact) or not _seen_alike(told, right, exact=exact):
                 return f"session {life.session_id}: step {step} was answered {dict(told)}, and is {dict(right)}"
         for one in forecasts[step]:
             if not same(one, session.forecast(_horizon(one)), exact=exact):
@@ -182,9 +184,17 @@ def same(told: Outputs, right: Outputs, *, exact: bool) -> bool:
     return set(told) == set(right) and all(_close(told[name], right[name], exact=exact) for name in right)
 
 
+def _seen_alike(told: Prediction, right: Prediction, *, exact: bool) -> bool:
+    """What is told of the input. Ranks and small differences of what is nearly the same are not, so only if exact."""
+    if not exact:
+        return _close(told.surprise, right.surprise, exact=False)
+    pairs = ((told.surprise, right.surprise), (told.error, right.error), (told.anomaly, right.anomaly))
+    return all(_close(np.array(mine, float), np.array(other, float), exact=True) for mine, other in pairs)
+
+
 def _close(told: Any, right: Any, *, exact: bool) -> bool:
     mine, other = np.asarray(told), np.asarray(right)
     if exact or other.dtype == object:
-        return np.array_equal(mine, other)
+        return np.array_equal(mine, other, equal_nan=other.dtype != object)
     scale = float(np.abs(other).max(initial=0.0))
     return mine.shape == other.shape and bool(np.allclose(mine, other, rtol=0, atol=TOLERANCE * scale))

@@ -15,11 +15,10 @@ from typing import Any, Self, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from client import values
+from client import infos, values
 from client.calls import new_id
 from client.errors import InvalidRequest, NoForecast, NotFinite, StepConflict
 from client.generating import Choices
-from client.infos import Accuracy as Told
 from client.infos import IntervalInfo, SessionInfo, Surprise
 from client.values import Done, Forecast, Generated, Predicted, Prediction, Predictions, Step, Steps
 from model import rolling
@@ -32,7 +31,7 @@ from model.paths import SAMPLES, feed, hold, sampled, wanted
 from model.repository import open_bundle
 from model.runner import Outputs, StepModel
 from model.scoring.accuracy import Accuracy
-from model.scoring.surprise import Means, running, surprises
+from model.scoring.surprise import NONE, Means, running, surprises
 from model.state import State
 
 NOT_FINITE = "these inputs drive the model beyond finite numbers; the session is unmoved"
@@ -45,16 +44,19 @@ ABOVE = {"top_p"}
 """Above the least."""
 
 
-def load(path: str | PathLike[str], *, threads: int = 1) -> "Local":
-    """The bundle in the folder `path`, verified. Raises `model.manifest.BundleError`."""
-    return Local(open_bundle(pathlib.Path(path), threads=threads))
+def load(path: str | PathLike[str], *, threads: int = 1, accuracy: bool = True) -> "Local":
+    """The bundle in the folder `path`, verified. Raises `model.manifest.BundleError`.
+
+    accuracy: whether its sessions tell how their predictions come true, as a service does unless `ONWARD_ACCURACY=0`.
+    """
+    return Local(open_bundle(pathlib.Path(path), threads=threads), accuracy=accuracy)
 
 
 class Local:
     """One version of one model, in process."""
 
-    def __init__(self, model: StepModel) -> None:
-        self.model, self._counted = model, Accuracy(model)
+    def __init__(self, model: StepModel, *, accuracy: bool = True) -> None:
+        self.model, self._counted = model, Accuracy(model, on=accuracy)
 
     def __repr__(self) -> str:
         return f"<Local {self.model.manifest.name} {self.model.manifest.version}>"
@@ -64,8 +66,7 @@ class Local:
     ) -> "LocalSession":
         """A new session; `inputs` seed its state. interval: as `Client.session` has it."""
         _hold_to_limits(interval=interval)
-        if interval is not None and not self._counted.corrects:
-            why = "the model predicts no numbers, so there are no intervals"
+        if interval is not None and (why := self._counted.without_intervals) is not None:
             raise InvalidRequest.here(f"interval: {why}", [("interval", why)])
         accuracy = self._counted.begun(interval)
         return LocalSession(self.model, session_id or new_id(), inputs, self._counted, accuracy)
@@ -105,7 +106,7 @@ class LocalSession:
         """Of the next input: the last answer, and before the first what the model keeps, if it does."""
         self._began = self._stepped = datetime.now(UTC)
         self._counted, self._accuracy = counted, accuracy
-        self._surprise: Means = (0, 0.0, 0.0)
+        self._surprise: Means = NONE
         if inputs is not None:
             self._advanced(values.steps(inputs), None)
         self.prediction = self._next()
@@ -133,7 +134,7 @@ class LocalSession:
             self._began,
             self._stepped,
             surprise=Surprise(*self._surprise) if self._surprise[0] else None,
-            accuracy=None if targets is None else {name: Told(*target) for name, target in targets.items()},
+            accuracy=None if targets is None else {name: infos.Accuracy(*target) for name, target in targets.items()},
             interval=None if interval is None else IntervalInfo(*interval),
         )
 
@@ -194,6 +195,7 @@ class LocalSession:
         """A session of its own in the same state."""
         other = copy(self)
         other.id = session_id or new_id()
+        other._began = other._stepped = datetime.now(UTC)  # noqa: SLF001  (its own)
         return other
 
     def _start(self, horizon: int, inputs: Steps | None, future: Steps | None) -> Start:
@@ -235,7 +237,7 @@ class LocalSession:
         self._state, self._surprise = after, running(self._surprise, surprises(self._model, outputs))
         self.step_count += len(array)
         self._stepped = datetime.now(UTC)
-        told = values.predictions({**rows(self._model, outputs), "step": self.step_count})
+        told = values.predictions({**_known(rows(self._model, outputs)), "step": self.step_count})
         self.prediction = told.last
         return told
 
@@ -259,9 +261,15 @@ class LocalSession:
         return outputs, after
 
 
-def _hold_finite(rows: Outputs | State) -> None:
-    if not all(np.isfinite(rows[name]).all() for name in rows.dtype.names or ()):
-        raise NotFinite.here(NOT_FINITE)
+def _known(told: dict[str, Any]) -> dict[str, Any]:
+    """Without errors beyond single precision: JSON would not have them."""
+    error = told.get("error")
+    return told if error is None else told | {"error": np.where(np.isinf(error), np.float32(np.nan), error)}
+
+
+def _hold_finite(numbers: Outputs | State) -> None:
+    if not all(np.isfinite(numbers[name]).all() for name in numbers.dtype.names or ()):
+        raise NotFinite.here(NOT_FINITE, [("inputs", NOT_FINITE)])
 
 
 def _hold_to_limits(**told: float | None) -> None:

@@ -226,11 +226,8 @@ def predictions(told: Mapping[str, Any]) -> Predictions:
 
 
 def _numbers(rows: Any) -> NDArray[np.float32] | None:
-    """What is missing among them is NaN, and so is what is beyond single precision."""
-    if rows is None:
-        return None
-    found = np.asarray(rows, np.float32)
-    return np.where(np.isfinite(found), found, np.float32(np.nan))
+    """What is missing among them is NaN."""
+    return None if rows is None else np.asarray(rows, np.float32)
 
 
 def _bounds(rows: Any, without: float) -> NDArray[np.float32]:

@@ -30,15 +30,17 @@ def named(places: Any, categories: Sequence[Category]) -> Any:
 
 
 def rows(model: StepModel, outputs: Outputs) -> dict[str, Any]:
-    """`predictions` and `surprise` of outputs (steps,), and of a session's what was seen of the prediction before."""
+    """`predictions` and `surprise` of outputs (steps,), and of a session's what its answers have beside them."""
     head = model.manifest.head
     told: dict[str, Any] = {"predictions": said(model, outputs, head.outputs)}
     if head.surprise is not None:
         told["surprise"] = np.ascontiguousarray(outputs[head.surprise])
     names = outputs.dtype.names or ()
-    told |= {name: np.ascontiguousarray(outputs[name]) for name in (ERROR, ANOMALY) if name in names}
+    for name, added in (("error", ERROR), ("anomaly", ANOMALY)):
+        if added in names:
+            told[name] = np.ascontiguousarray(outputs[added])
     if LOW in names:
-        told["interval"] = {name: np.ascontiguousarray(outputs[name]) for name in (LOW, HIGH)}
+        told["interval"] = {"low": np.ascontiguousarray(outputs[LOW]), "high": np.ascontiguousarray(outputs[HIGH])}
     return told
 
 

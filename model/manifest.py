@@ -30,6 +30,8 @@ Score = Literal[
 ]
 """What a surprise is: nats, or an error in units of the target's deviation."""
 Category = str | int
+RESERVED = "onward."
+"""How names begin that no output of a graph may have."""
 Nested = list[Any]
 """Numbers nested as an array's `tolist()` nests them."""
 
@@ -217,6 +219,8 @@ class Manifest(Frozen):
         ):
             if twice := {name for name in names if names.count(name) > 1}:
                 raise ValueError(f"{what} named twice: {', '.join(sorted(twice))}")
+        if reserved := [tensor.name for tensor in self.outputs if tensor.name.startswith(RESERVED)]:
+            raise ValueError(f"names that begin with {RESERVED!r} are not for outputs: {', '.join(reserved)}")
         for tensor in (*self.inputs, *self.outputs):
             if TIME not in tensor.shape or BATCH not in tensor.shape:
                 raise ValueError(f"tensor {tensor.name!r} needs a time and a batch axis, not {list(tensor.shape)}")

@@ -8,6 +8,7 @@ import ctypes
 import gc
 import importlib.util
 import logging
+import os
 import ssl
 from typing import Any
 
@@ -42,7 +43,8 @@ MOST_UNREAD = 4 * 2**20
 
 KEPT_BYTES = 32 * 2**20
 """Memory that a batch has freed and the next one takes, rather than the system, page by page anew."""
-_TRIM, _MMAP = -1, -3  # glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD
+_MALLOPT = {"MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_MMAP_THRESHOLD_": -3}
+"""glibc's options for that, by the variables that set them."""
 
 
 class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
@@ -134,9 +136,9 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
 
 def _keep_memory() -> None:
-    """Where the C library can be told to: glibc can."""
-    if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
-        for option in (_TRIM, _MMAP):
+    """Where the C library can be told to, as glibc can, and nobody has told it something else."""
+    if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None and not _MALLOPT.keys() & os.environ.keys():
+        for option in _MALLOPT.values():
             mallopt(option, KEPT_BYTES)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from model.manifest import Head
 from model.runner import Outputs, StepModel
 from model.scoring.figures import Figures
 from model.scoring.ledger import Interval, Ledger, Target
@@ -23,9 +24,10 @@ class Accuracy:
     def __init__(self, model: StepModel, *, on: bool = True) -> None:
         plain, corrected = Figures(model), Figures(model, intervals=True)
         self.on = on and (bool(plain.targets) or model.manifest.head.surprise is not None)
-        self.corrects = self.on and plain.numbers
+        self.without_intervals = None if self.on and plain.numbers else _without_intervals(model.manifest.head, on=on)
+        """Why no session can have intervals; None: they can."""
         self.sums = plain.sums
-        self._plain, self._corrected = plain, corrected
+        self._plain, self._corrected, self._first = plain, corrected, plain.first()
         known = [plain, corrected] if plain.numbers else [plain]  # also where off: what was kept before is read on
         self._by_size = {figures.size: Ledger(figures) for figures in known}
         self._by_size[0] = self._by_size[plain.size]
@@ -33,7 +35,7 @@ class Accuracy:
 
     def begun(self, wanted: float | None) -> bytes:
         """Of a session that has seen nothing; of one that wants no intervals that is nothing."""
-        return self._corrected.first(wanted) if wanted and self.corrects else b""
+        return self._corrected.first(wanted) if wanted and self.without_intervals is None else b""
 
     def knows(self, kept: bytes) -> bool:
         return not self.on or len(kept) in self._by_size
@@ -61,22 +63,23 @@ class Accuracy:
         Rows whose outputs are not finite are scored too, without a warning: they come to nothing.
         """
         ledgers = [None if one is None else self._by_size[len(one)] for one in kept]
+        begun = [one or self._first for one in kept]
+        if len(kinds := set(ledgers)) == 1 and (ledger := ledgers[0]) is not None:
+            return ledger.score(begun, inputs, sizes, before, outputs)
         answers, after = list[Outputs](outputs), list[bytes | None](kept)
-        for ledger in set(ledgers) - {None}:
+        for ledger in kinds - {None}:
             assert ledger is not None
             rows = [row for row, its in enumerate(ledgers) if its is ledger]
-            begun = [kept[row] or self._plain.first() for row in rows]
-            if len(rows) == len(kept):
-                told, then = ledger.score(begun, inputs, sizes, before, outputs)
-                return told, then
-            told, then = ledger.score(begun, inputs[rows], [sizes[row] for row in rows], before[rows], outputs[rows])
+            told, then = ledger.score(
+                [begun[row] for row in rows], inputs[rows], [sizes[row] for row in rows], before[rows], outputs[rows]
+            )
             for row, answer, one in zip(rows, told, then, strict=True):
                 answers[row], after[row] = answer, one
         return answers, after
 
     def gained(self, before: Sequence[bytes], after: Sequence[bytes]) -> list[float]:
         """What each of `sums` has grown by from one to the other, over rows."""
-        grown = self._plain.summed(after) - self._plain.summed([one or self._plain.first() for one in before])
+        grown = self._plain.summed(after) - self._plain.summed([one or self._first for one in before])
         total: list[float] = grown.sum(axis=0).tolist()
         return total
 
@@ -87,3 +90,13 @@ class Accuracy:
     def interval_of(self, kept: bytes) -> Interval | None:
         """None where the session asked for none."""
         return self._by_size[len(kept)].interval_of(kept) if kept and self.on else None
+
+
+def _without_intervals(head: Head, *, on: bool) -> str:
+    if not on:
+        why = "accuracy is not counted here"
+    elif head.ranks or head.kind == "label":
+        why = "the model predicts no numbers"
+    else:
+        why = "the model does not keep its last prediction in its state"
+    return f"{why}, so there are no intervals"

@@ -1,4 +1,4 @@
-"""What is counted of one model's sessions, and where it lies in the bytes that a record keeps of it, by name.
+"""What is counted of one model's sessions, and where it lies in the bytes that a session keeps of it, by name.
 
 Owns these bytes: the share that intervals are to hold, 0 for none; the sums; the last true values; a ring of surprises;
 of a session with intervals also the level of each target, how many scores entered and how many were covered, and a
@@ -13,15 +13,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from model.manifest import RESERVED
 from model.runner import StepModel
 from model.scoring.central import Central
 from model.scoring.conformal import EMPTY, UNFILLED
 
 ALARM = 0.99
 """An anomaly of so much counts as one."""
-ERROR, ANOMALY, LOW, HIGH = "error", "anomaly", "low", "high"
-SEEN = (ERROR, ANOMALY, LOW, HIGH)
-"""What an answer has beside the model's outputs, in this order: of numbers, of a surprise, and of intervals."""
+ERROR, ANOMALY, LOW, HIGH = (RESERVED + name for name in ("error", "anomaly", "low", "high"))
+ADDED = (ERROR, ANOMALY, LOW, HIGH)
+"""What an answer may have beside the model's outputs, in this order; no output has such a name."""
 OF_NUMBERS = ("predicted", "absolute_error", "naive_absolute_error", "inside")
 OF_RANKS = ("predicted", "hits")
 LAST = "last"

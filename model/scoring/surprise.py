@@ -4,11 +4,12 @@ from collections.abc import Iterable
 
 from model.runner import Outputs, StepModel
 
-RECENT_WEIGHT = 0.1
+_RECENT_WEIGHT = 0.1
 """Of the newest in the mean that forgets."""
 
 Means = tuple[int, float, float]
 """How many, their mean, and the mean that forgets."""
+NONE: Means = (0, 0.0, 0.0)
 
 
 def surprises(model: StepModel, outputs: Outputs) -> list[float]:
@@ -23,5 +24,5 @@ def running(before: Means, told: Iterable[float]) -> Means:
     for one in told:
         count += 1
         mean += (one - mean) / count
-        recent = one if count == 1 else recent + RECENT_WEIGHT * (one - recent)
+        recent = one if count == 1 else recent + _RECENT_WEIGHT * (one - recent)
     return count, mean, recent

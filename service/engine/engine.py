@@ -16,7 +16,7 @@ from model import rolling
 from model.repository import Opened
 from model.runner import Outputs
 from model.scoring.ledger import Interval, Target
-from model.scoring.surprise import running, surprises
+from model.scoring.surprise import NONE, running, surprises
 from service.engine import dispatch, history
 from service.engine.carried import Carried
 from service.engine.dispatch import Dispatch
@@ -34,7 +34,7 @@ from service.engine.steps import Answer, Steps
 from service.engine.turn import turn
 from service.errors import Fault, InvalidInputError, ModelGoneError
 from service.sessions import record as records
-from service.sessions.record import Record, Surprise
+from service.sessions.record import Record
 from service.sessions.store import Store
 
 if TYPE_CHECKING:
@@ -171,13 +171,12 @@ class Engine:
         """
         model = self.models.named(name, version)
         counted = self._dispatch.accuracy(model)
-        if interval is not None and not counted.corrects:
-            why = "the model predicts no numbers" if self.limits.accuracy else "accuracy is not counted here"
-            raise InvalidInputError(Fault("interval", f"{why}, so there are no intervals"))
+        if interval is not None and counted.without_intervals is not None:
+            raise InvalidInputError(Fault("interval", counted.without_intervals))
         accuracy = counted.begun(interval)
         claim = self.lives.claim(tenant, session_id)
         step, state = 0, model.layout.initial(1)
-        outputs, surprise = model.last_prediction(state), Surprise()
+        outputs, surprise = model.last_prediction(state), NONE
         seeds = None if inputs is None else self._intake.array(model, inputs)
         if seeds is not None:
             done = self._dispatch.run_free(model, seeds, state, accuracy=accuracy)
@@ -185,7 +184,7 @@ class Engine:
             accuracy = done.accuracy or b""
             state = np.frombuffer(done.state, model.layout.dtype)
             step, outputs = len(done.outputs), done.outputs[-1:]
-            surprise = Surprise(*running(surprise, surprises(model, done.outputs)))
+            surprise = running(surprise, surprises(model, done.outputs))
         record = records.first(tenant, ref_of(model), state.tobytes(), step, surprise, accuracy)
         if self.limits.history:
             point = Point(step, surprise, record.state, accuracy)

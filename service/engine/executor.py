@@ -31,7 +31,7 @@ from service.errors import (
     StepConflictError,
 )
 from service.sessions import requests as kept
-from service.sessions.record import Record, Surprise, new_revision
+from service.sessions.record import Record, new_revision
 from service.sessions.store import Change, Store
 
 log = logging.getLogger(__name__)
@@ -222,7 +222,7 @@ class Executor:
             before.ttl_s,
             now + before.ttl_s,
             work.state,
-            Surprise(*running(before.surprise, surprised)),
+            running(before.surprise, surprised),
             _remembering(before, work.requests, outputs, self._most_answers),
             self._history(work, before, surprised) if self._keep else b"",
             before.accuracy if work.accuracy is None else work.accuracy,
@@ -238,7 +238,7 @@ class Executor:
         for consumed, state, accuracy in list(work.trail or ())[:-1]:  # the last is where the session is now
             if len(way) > 1 and before.step + consumed <= step - self._keep:
                 way.pop()  # a later one is old enough
-            surprise = Surprise(*running(before.surprise, surprised[:consumed]))
+            surprise = running(before.surprise, surprised[:consumed])
             way.append(Point(before.step + consumed, surprise, state, accuracy or b""))
         return known.advanced(way, work.inputs, step, self._keep).to_bytes()
 

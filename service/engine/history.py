@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.manifest import Feature
-from service.sessions.record import Surprise
+from model.scoring.surprise import Means
 
 _HEAD, _POINT = struct.Struct("<8sIIH"), struct.Struct("<QQddII")
 
@@ -23,7 +23,7 @@ class Point(NamedTuple):
     """A step that can be gone back to: the statistics, the state, and how predictions came true until then."""
 
     step: int
-    surprise: Surprise
+    surprise: Means
     state: bytes
     accuracy: bytes = b""
 
@@ -82,7 +82,7 @@ def from_bytes(data: bytes) -> History:
         for size in sizes:
             parts.append(data[place : place + size])
             place += size
-        points.append(Point(step, Surprise(inputs, mean, recent), *parts))
+        points.append(Point(step, (inputs, mean, recent), *parts))
     return History(features, tuple(points), np.frombuffer(data, np.float32, offset=place).reshape(steps, width))
 
 

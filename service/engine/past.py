@@ -1,7 +1,7 @@
 """Sessions taken back to an earlier step, or moved to another version of their model, by what they keep of the past."""
 
 from model.scoring.figures import wanted
-from model.scoring.surprise import running, surprises
+from model.scoring.surprise import NONE, running, surprises
 from service.engine import history
 from service.engine.dispatch import Dispatch
 from service.engine.history import Point
@@ -9,7 +9,7 @@ from service.engine.lives import Lives, Session
 from service.engine.models import Models, ref_of, state_of
 from service.errors import Fault, HistoryError, InvalidInputError
 from service.sessions import requests
-from service.sessions.record import Record, Surprise
+from service.sessions.record import Record
 
 
 class Past:
@@ -38,7 +38,7 @@ class Past:
                     model, inputs, state_of(model, record._replace(state=state)), accuracy=accuracy
                 )
                 assert done.state is not None
-                state, surprise = done.state, Surprise(*running(surprise, surprises(model, done.outputs)))
+                state, surprise = done.state, running(surprise, surprises(model, done.outputs))
                 accuracy = accuracy if done.accuracy is None else done.accuracy
             before = record._replace(
                 step=step, state=state, surprise=surprise, history=past.to_bytes(), accuracy=accuracy
@@ -59,16 +59,16 @@ class Past:
             initial, features = model.layout.initial(1), model.manifest.features
             if not record.history and record.step:
                 raise HistoryError(f"session {session_id!r} keeps no inputs to replay")
-            start = Point(record.step, Surprise(), initial.tobytes())
+            start = Point(record.step, NONE, initial.tobytes())
             past = history.from_bytes(record.history) if record.history else history.begun(features, start)
             if past.features != history.meaning(features):
                 raise HistoryError(f"version {model.manifest.version} of {record.ref.model!r} has other features")
-            state, surprise = initial.tobytes(), Surprise()
+            state, surprise = initial.tobytes(), NONE
             accuracy = self._dispatch.accuracy(model).begun(wanted(record.accuracy))
             if len(past.inputs):
                 done = self._dispatch.run_free(model, past.inputs, initial, accuracy=accuracy)
                 assert done.state is not None
-                state, surprise = done.state, Surprise(*running(surprise, surprises(model, done.outputs)))
+                state, surprise = done.state, running(surprise, surprises(model, done.outputs))
                 accuracy = done.accuracy or b""
             past = past._replace(points=(Point(record.step, surprise, state, accuracy),))
             moved = record._replace(

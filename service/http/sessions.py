@@ -115,7 +115,7 @@ def _born(session: Session) -> Response:
 
 def _info(session: Session) -> dict[str, Any]:
     record = session.record
-    said = record.surprise
+    count, mean, recent = record.surprise
     return {
         "session_id": session.session_id,
         "model": record.ref.model,
@@ -125,7 +125,7 @@ def _info(session: Session) -> dict[str, Any]:
         "last_step_at": iso(record.last_step_at),
         "expires_at": iso(record.expires_at),
         "ttl_s": record.ttl_s,
-        "surprise": {"count": said.inputs, "mean": said.mean, "recent": said.recent} if said.inputs else None,
+        "surprise": {"count": count, "mean": mean, "recent": recent} if count else None,
     }
 
 

@@ -18,7 +18,7 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 from websockets.typing import Origin
 
-from model.scoring.figures import SEEN
+from model.scoring.figures import ADDED
 from service.engine.engine import Engine
 from service.engine.steps import Answer, holds_up
 from service.engine.work import Asked
@@ -94,9 +94,9 @@ def _name(message: Message, asked: Asked | Exception) -> dict[str, Any]:
 
 
 def _values(answer: Answer) -> bytes:
-    """float32 (steps, values): the head's outputs, the surprise, what was seen of the prediction before."""
+    """float32 (steps, values): the head's outputs, then the surprise and what else the answer has."""
     head, told = answer.model.manifest.head, answer.outputs.dtype.names or ()
-    names = [*head.outputs, *(name for name in (head.surprise, *SEEN) if name in told)]
+    names = [*head.outputs, *(name for name in (head.surprise, *ADDED) if name in told)]
     columns = [answer.outputs[name].reshape(len(answer.outputs), -1) for name in names]
     return np.concatenate(columns, axis=1, dtype=np.float32, casting="same_kind").tobytes()
 

@@ -33,14 +33,6 @@ class Ref(NamedTuple):
     digest: bytes
 
 
-class Surprise(NamedTuple):
-    """Of a session's inputs: how many had one, their mean, and a mean that forgets."""
-
-    inputs: int = 0
-    mean: float = 0.0
-    recent: float = 0.0
-
-
 class Record(NamedTuple):
     """A session. Times are in seconds since 1970 UTC.
 
@@ -59,7 +51,7 @@ class Record(NamedTuple):
     ttl_s: float
     expires_at: float
     state: bytes
-    surprise: Surprise = Surprise()
+    surprise: tuple[int, float, float] = (0, 0.0, 0.0)  # in short: see model.scoring.surprise
     requests: bytes = b""  # the last ones, and their answers: see service.sessions.requests
     history: bytes = b""
     accuracy: bytes = b""  # how predictions came true: see model.scoring.accuracy
@@ -134,7 +126,7 @@ def from_bytes(data: bytes) -> Record:
     whose, ref = _told(data[_START:names], tenant, version, digest)
     return Record(
         revision, whose, ref, step, created_at, last_step_at, ttl_s, expires_at, data[accuracy:state],
-        Surprise(count, mean, recent), data[names:requests], data[requests:history], data[history:accuracy],
+        (count, mean, recent), data[names:requests], data[requests:history], data[history:accuracy],
         _ENDED[ended],
     )  # fmt: skip
 
@@ -145,7 +137,9 @@ def _told(names: bytes, tenant: int, version: int, digest: bytes) -> tuple[str, 
     return names[:tenant].decode(), Ref(names[tenant:].decode(), version, digest)
 
 
-def first(tenant: str, ref: Ref, state: bytes, step: int, surprise: Surprise, accuracy: bytes = b"") -> Record:
+def first(
+    tenant: str, ref: Ref, state: bytes, step: int, surprise: tuple[int, float, float], accuracy: bytes = b""
+) -> Record:
     """Of a session that is not begun: its times, and its revision, are set when it is."""
     return Record(
         revision=0, tenant=tenant, ref=ref, step=step, created_at=0, last_step_at=0, ttl_s=0, expires_at=0, state=state,

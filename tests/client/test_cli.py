@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from click.testing import CliRunner, Result
 import onward
 from client.commands import common
 from client.load import Life, replay
-from client.values import Prediction
 from service import settings
 from tests.e2e.server import Server
 from tests.reference import ROOT, ZOO, BareLoop, pulse, weather
@@ -163,28 +163,40 @@ def test_load_calls_a_wrong_answer_wrong(server: Server, tmp_path: Path) -> None
     assert " 0 wrong" not in out
 
 
+def test_a_replay_wants_no_accuracy_of_a_service_that_does_not_tell_it() -> None:
+    session, life = onward.load(PULSE, accuracy=False).session(), Life("s", sent=pulse(25))
+    life.told = [session.step(row) for row in life.sent]
+    assert {one.error for one in life.told} == {None}
+    assert replay(onward.load(PULSE), life) is None
+
+
 def test_a_replay_finds_a_flipped_bit() -> None:
-    """In a step's prediction, in its surprise, and in a forecast."""
+    """In a step's prediction, in what is told of its input, and in a forecast."""
     local = onward.load(PULSE)
     session = local.session()
-    life = Life("s", sent=pulse(5))
+    life = Life("s", sent=pulse(25))
     life.told = [session.step(row) for row in life.sent]
     life.forecasts = [session.forecast(3)]
     assert replay(local, life) is None
-    right = life.told[2]
+    right = life.told[22]
+    assert right.error is not None
+    assert right.anomaly is not None
     for wrong in (
-        Prediction({**right, "mean": np.nextafter(right["mean"], np.float32(np.inf))}, right.surprise, right.step),
-        Prediction(right.arrays, (right.surprise or 0) * 1.001, right.step),
+        replace(right, arrays={**right, "mean": np.nextafter(right["mean"], np.float32(np.inf))}),
+        replace(right, surprise=(right.surprise or 0) * 1.001),
+        replace(right, error=np.nextafter(right.error, np.float32(np.inf))),
+        replace(right, anomaly=right.anomaly / 2),
+        replace(right, anomaly=None),
     ):
-        life.told[2] = wrong
-        assert "step 3" in (replay(local, life) or "")
-    life.told[2] = right
+        life.told[22] = wrong
+        assert "step 23" in (replay(local, life) or "")
+    life.told[22] = right
     life.forecasts.append(session.forecast(3))
     assert replay(local, life) is None
     for one in life.forecasts:
         mean = one["mean"].copy()
         one["mean"][1] += 1
-        assert "forecast at step 5" in (replay(local, life) or "")
+        assert "forecast at step 25" in (replay(local, life) or "")
         one["mean"][:] = mean
 
 

@@ -1,20 +1,30 @@
 """Bundles in process: the same answers as a service's, and as a bare ONNX Runtime loop's."""
 
 import json
+import shutil
+from collections.abc import Callable
+from dataclasses import fields
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 import onward
+from client import values
 from client.errors import InvalidRequest, NoForecast, NotFinite, StepConflict
 from client.local import Local
 from client.values import Outputs
 from model.manifest import BundleError, Feature
+from service.http.forms import written
 from tests import kinds
+from tests.bundles import draw, make_bundle
 from tests.e2e.server import Server
+from tests.model.documents import Document, put
 from tests.reference import ZOO, BareLoop, pulse, weather
+from tests.scored import serving
 
 TEXT = 'The "assert" statement\n'
 INPUTS: dict[str, Any] = {"characters": TEXT, "pulse": pulse(24), "weather": weather(24)}
@@ -115,6 +125,107 @@ def test_numbers_that_are_not_finite_leave_the_session() -> None:
         session.steps([3e38, 3e38])
     assert session.step_count == 2
     assert bits(session.forecast(3)) == bits(before)
+
+
+def test_what_is_refused_leaves_what_was_counted(odd: Local) -> None:
+    """Of a session with everything that is counted; the error names the field, as a service's does."""
+    session = onward.load(ZOO / "pulse/1").session(inputs=pulse(30), interval=0.9)
+    info, prediction = session.info(), session.prediction
+    with pytest.raises(NotFinite) as refused:
+        session.steps([510, 3e38, 3e38])
+    assert [error["field"] for error in refused.value.errors] == ["inputs"]
+    with pytest.raises(InvalidRequest):
+        session.steps([510, "five"])
+    assert (session.info(), session.prediction) == (info, prediction)
+    assert odd.session().info().accuracy is None
+
+
+def test_a_fork_has_times_of_its_own() -> None:
+    session = onward.load(ZOO / "pulse/1").session(inputs=pulse(2))
+    fork = session.fork()
+    assert fork.info().created_at > session.info().last_step_at
+    assert fork.info().created_at == fork.info().last_step_at
+
+
+@pytest.mark.parametrize("head", ["point", "gaussian", "student_t", "quantiles", "categorical", "label"])
+def test_every_head_is_told_as_the_engine_tells_it(tmp_path: Path, head: str) -> None:
+    """Answers number by number, seeded and not, and what is kept of them."""
+    inputs: list[Any] = draw(1, 40, 3)[0].tolist()
+    if head in {"categorical", "label"}:
+        letters = [kinds.category("c", 4, unknown=True)]
+        if head == "label":
+            network = kinds.network(kinds.signature(letters, "k", classes=("p", "q")), head=head, units=6)
+        else:
+            network = kinds.network(kinds.signature(letters, "c"), head=head, units=6, counts=[1, 2, 3, 4, 5])
+        model, inputs = kinds.export(network), [[f"c{place % 6}"] for place in range(40)]
+    else:
+        model = make_bundle(tmp_path / "models", head=head, features=("x", "y", "z"), targets=("z", "x"))
+    engine = serving(tmp_path / "store", model)
+    for seed in (None, inputs[:5]):
+        session, _ = engine.create("t", "tiny", inputs=seed)
+        here = Local(model).session(inputs=seed)
+        for start, stop in ((5, 6), (6, 30), (30, 40)):
+            told = values.predictions(
+                json.loads(written(engine.steps.one("t", session.session_id, inputs[start:stop])))
+            )
+            mine = here.steps(inputs[start:stop])
+            assert bits(mine) == bits(told)
+            for name in ("surprise", "error", "anomaly"):
+                np.testing.assert_array_equal(getattr(mine, name), getattr(told, name), strict=True)
+        record = engine.lives.session("t", session.session_id).record
+        targets, _ = engine.accuracy(record)
+        info = here.info()
+        assert (info.accuracy is None) == (targets is None)
+        assert [vars_of(one) for one in (info.accuracy or {}).values()] == list(map(tuple, (targets or {}).values()))
+        assert (info.surprise is None) == (record.surprise[0] == 0)
+        assert info.surprise is None or vars_of(info.surprise) == record.surprise
+    engine.close()
+
+
+def vars_of(told: Any) -> tuple[Any, ...]:
+    return tuple(getattr(told, field.name) for field in fields(told))
+
+
+def edited(folder: Path, *changes: Callable[[Document], None]) -> Path:
+    """A copy of the zoo's `pulse` with another manifest."""
+    bundle = folder / "pulse/1"
+    shutil.copytree(ZOO / "pulse/1", bundle)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    for change in changes:
+        change(manifest)
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    return bundle
+
+
+def test_an_output_may_have_the_name_of_what_is_told_beside_it(tmp_path: Path) -> None:
+    """A graph is served as it is: `error` and `anomaly` are told beside an output that is called so."""
+    graph = onnx.load(ZOO / "pulse/1/model.onnx")
+    (node,) = [node for node in graph.graph.node if "surprise" in node.output]
+    (output,) = [output for output in graph.graph.output if output.name == "surprise"]
+    node.output[0] = output.name = "anomaly"
+    data = graph.SerializeToString()
+    proven = json.loads((ZOO / "pulse/1/manifest.json").read_text())["parity"]["outputs"]
+    proven["anomaly"] = proven.pop("surprise")
+    bundle = edited(
+        tmp_path,
+        put("outputs", 2, "name", to="anomaly"),
+        put("head", "surprise", to="anomaly"),
+        put("parity", "outputs", to=proven),
+        put("sha256", to=sha256(data).hexdigest()),
+    )
+    (bundle / "model.onnx").write_bytes(data)
+    told, expected = (onward.load(folder).session().steps(pulse(30)) for folder in (bundle, ZOO / "pulse/1"))
+    assert bits(told) == bits(expected)
+    for name in ("surprise", "error", "anomaly"):
+        np.testing.assert_array_equal(getattr(told, name), getattr(expected, name), strict=True)
+
+
+def test_without_what_was_said_last_there_are_no_intervals(tmp_path: Path) -> None:
+    bundle = edited(tmp_path, put("head", "last", to={}))
+    with pytest.raises(InvalidRequest, match="keep its last prediction in its state, so there are no intervals"):
+        onward.load(bundle).session(interval=0.9)
+    with pytest.raises(InvalidRequest, match="accuracy is not counted here, so there are no intervals"):
+        onward.load(ZOO / "pulse/1", accuracy=False).session(interval=0.9)
 
 
 def test_inputs_before_a_forecast_are_consumed_for_it_alone() -> None:

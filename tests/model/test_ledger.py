@@ -11,7 +11,6 @@ from model.answers import rows
 from model.repository import open_all
 from model.scoring.accuracy import Accuracy
 from model.scoring.figures import ERROR
-from service.http.reply import encode
 from tests.bundles import draw, make_bundle
 from tests.kinds import category, export, network, signature
 from tests.reference import ZOO
@@ -61,7 +60,7 @@ def test_large_numbers_do_no_harm() -> None:
         inputs = np.array([[[most, 1, 2, 3], [most, 1, 2, 3]]], np.float32)
         (answer,), (after,) = counted.score([kept], inputs, [2], state, outputs)
         assert after is not None
-        assert orjson.loads(encode(rows(model, answer)))["error"][1][0] is None
+        assert orjson.loads(orjson.dumps(rows(model, answer), option=orjson.OPT_SERIALIZE_NUMPY))["error"][1][0] is None
         targets = counted.targets_of(after)
         assert targets is not None
         assert targets["precipitation"].mae == pytest.approx(1.5 * most)

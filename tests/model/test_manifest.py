@@ -51,6 +51,7 @@ FAULTS: dict[str, tuple[Callable[[Document], None], str]] = {
     "inputs of another width": (put("inputs", 0, "shape", 2, to=2), "input 'inputs' has shape .* 3 features"),
     "levels that fall": (put("head", "levels", to=[0.5, 0.1]), "the head's levels do not rise"),
     "output named twice": (put("outputs", 1, "name", to="mean"), "output named twice: mean"),
+    "output named as Onward's own": (put("outputs", 1, "name", to="onward.low"), "not for outputs: onward.low"),
     "state input named twice": (put("state", 1, "input", to="h_in"), "state input named twice: h_in"),
     "state output named twice": (put("state", 1, "output", to="h_out"), "state output named twice: h_out"),
     "feature named twice": (put("features", 2, "name", to="x"), "feature named twice: x"),

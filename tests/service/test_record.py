@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from service.errors import DamagedRecordError
 from service.sessions import record as records
-from service.sessions.record import Record, Ref, Surprise
+from service.sessions.record import Record, Ref
 
 TIMES = st.floats(0, 4e9)
 RECORDS = st.builds(
@@ -20,7 +20,7 @@ RECORDS = st.builds(
     ttl_s=TIMES,
     expires_at=TIMES,
     state=st.binary(max_size=300),
-    surprise=st.builds(Surprise, st.integers(0, 2**64 - 1), st.floats(-1e9, 1e9), st.floats(-1e9, 1e9)),
+    surprise=st.tuples(st.integers(0, 2**64 - 1), st.floats(-1e9, 1e9), st.floats(-1e9, 1e9)),
     requests=st.binary(max_size=300),
     history=st.binary(max_size=300),
     accuracy=st.binary(max_size=300),
