@@ -89,7 +89,7 @@ def test_bytes_say_what_texts_say(
     text, data = said
     about = client.get(f"/v1/models/{model}").json()
     if "top" in text["predictions"]:  # categories are places there, and names in a text
-        places = {name: place for place, name in enumerate([*about["features"][0]["categories"], None])}
+        places = {name: place for place, name in enumerate([*about["inputs"][0]["categories"], None])}
         text["predictions"]["top"] = [[places[name] for name in row] for row in text["predictions"]["top"]]
     columns = [text["predictions"][name] for name in about["head"]["outputs"]]
     columns += [text.get("surprise"), text.get("error"), text.get("anomaly")]
