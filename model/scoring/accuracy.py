@@ -79,8 +79,8 @@ class Accuracy:
 
     def gained(self, before: Sequence[bytes], after: Sequence[bytes]) -> list[float]:
         """What each of `sums` has grown by from one to the other, over rows."""
-        grown = self._plain.summed(after) - self._plain.summed([one or self._first for one in before])
-        total: list[float] = grown.sum(axis=0).tolist()
+        sums, rows = self._plain.summed([*after, *(one or self._first for one in before)]), len(after)
+        total: list[float] = np.add.reduce(sums[:rows] - sums[rows:]).tolist()
         return total
 
     def targets_of(self, kept: bytes) -> dict[str, Target] | None:

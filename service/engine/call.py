@@ -10,6 +10,7 @@ from model.runner import Outputs, StepModel
 from model.state import State
 
 Inputs = NDArray[np.float32]
+_FLOAT32 = np.dtype(np.float32)
 
 
 class Caller:
@@ -72,5 +73,6 @@ def all_float32(dtype: np.dtype[np.void]) -> bool:
 def finite(rows: Outputs | State) -> bool:
     """Whether every number in structured rows is finite."""
     if all_float32(rows.dtype) and rows.flags.c_contiguous:
-        return bool(np.isfinite(rows.view(np.float32)).all())
+        sound = np.isfinite(np.frombuffer(rows, _FLOAT32))
+        return int(np.count_nonzero(sound)) == sound.size
     return all(bool(np.isfinite(rows[name]).all()) for name in rows.dtype.names or ())
