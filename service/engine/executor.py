@@ -67,6 +67,7 @@ class Executor:
         self._keep, self._features = keep, model.manifest.features
         self.accuracy, self._observer = accuracy, observer
         self._gained = observer.watched(model, accuracy.sums) if observer and accuracy.on else None
+        self._uncounted: list[tuple[bytes, bytes | None]] = []  # what records kept before commits, and after
         self._most_answers = kept.most_answers(accuracy.widest)
         self._call, self._ref, self._bytes = Caller(model, alone=alone), ref_of(model), model.layout.dtype.itemsize
 
@@ -198,13 +199,14 @@ class Executor:
                 work.settle_requests(told, change.record.step)
             else:  # another process was faster: from its record on, anew
                 work.restart()
-        self._observe(works)
+        if self._gained is not None:
+            self._uncounted += [(work.record.accuracy, work.accuracy) for work in works if work.record is not None]
 
-    def _observe(self, works: Sequence[Work]) -> None:
-        """Says what was committed of these."""
-        done = [(work.record.accuracy, work.accuracy) for work in works if work.record is not None]
-        if self._gained is not None and done:
-            before, after = zip(*done, strict=True)
+    def count(self) -> None:
+        """Says what was committed since it was said last: nobody waits for that, so it is after the answers."""
+        if self._gained is not None and self._uncounted:
+            before, after = zip(*self._uncounted, strict=True)
+            self._uncounted.clear()
             self._gained(self.accuracy.gained(before, after))
 
     def _change(self, work: Work, outputs: Outputs, now: float) -> Change:

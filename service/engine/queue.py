@@ -45,15 +45,23 @@ class Queue:
             self._wake.clear()
             began = perf_counter()
             while self._run_one():
-                self._let_in(perf_counter() - began)
+                took = perf_counter() - began
+                turn()  # what the batch has ended is answered
+                self._count()
+                self._let_in(took)
                 began = perf_counter()
+
+    def _count(self) -> None:
+        try:
+            self.executor.count()
+        except Exception:
+            log.exception("what was committed could not be counted")
 
     def _let_in(self, took: float) -> None:
         """Lets others run: whoever was just answered may be back in time for the next batch.
 
         As long as each turn of the loop brings more to do, it joins; idle turns cost little beside a long batch.
         """
-        turn()  # what the batch has ended is answered
         began = since = now = perf_counter()
         waiting = self._scheduler.waiting
         while now - since <= QUIET * took and now - began <= MOST * took:

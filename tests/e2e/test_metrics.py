@@ -22,6 +22,8 @@ STEPS = 300
 
 
 def metrics(client: httpx.Client) -> dict[str, float]:
+    """What a worker answers in a later turn than the one in which it has answered the last step."""
+    client.get("/healthz")
     answer = client.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=")
     lines = re.findall(r"^(onward_\S+) (\S+)$", answer.text, re.MULTILINE)
@@ -29,7 +31,7 @@ def metrics(client: httpx.Client) -> dict[str, float]:
 
 
 def through_both(server: Server, path: str, bodies: list[dict[str, object]]) -> None:
-    """Sent to the workers in turns, over connections of which each worker holds one."""
+    """Sent to the workers in turns, over connections of which each worker holds one; both have counted them then."""
     address = urlsplit(server.url)
     held: dict[int, HTTPConnection] = {}
     with ExitStack() as opened:
@@ -47,6 +49,9 @@ def through_both(server: Server, path: str, bodies: list[dict[str, object]]) -> 
             answer = connection.getresponse()
             assert answer.status == 200, answer.read()
             answer.read()
+        for connection in [*held.values()] * 2:  # a turn later than the last answer
+            connection.request("GET", "/healthz")
+            connection.getresponse().read()
 
 
 def test_sums_are_those_of_both_workers(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The use-cases in process, with a clock that the test turns: expiry, races between processes, failures."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import pytest
 
 from model.repository import open_all
 from model.runner import Outputs, StepModel
+from model.scoring.figures import Sum
 from model.state import State
 from service.engine.engine import Engine, Limits
 from service.engine.origin import Ahead
+from service.engine.turn import turn
 from service.errors import (
     DamagedRecordError,
     InvalidInputError,
@@ -287,4 +290,42 @@ def test_the_engine_sweeps(tmp_path: Path, clock: Clock) -> None:
     with gevent.Timeout(20):
         while engine.live_sessions()["pulse", 1]:
             gevent.sleep(0.01)
+    engine.close()
+
+
+class Watching:
+    """Satisfies the engine's Observer, and fails until `told` is there to be told."""
+
+    def __init__(self) -> None:
+        self.told: list[list[float]] | None = None
+
+    def watched(self, model: StepModel, sums: Sequence[Sum]) -> Callable[[Sequence[float]], None]:
+        del model, sums
+        return self._gained
+
+    def _gained(self, by: Sequence[float]) -> None:
+        if self.told is None:
+            raise OSError("no space left")
+        self.told.append(list(by))
+
+    def damaged(self) -> None:
+        """Not counted here."""
+
+
+def test_what_is_counted_holds_up_no_answer(store: LmdbStore, caplog: pytest.LogCaptureFixture) -> None:
+    """Answers come first. That counting fails is logged, and what comes after is counted."""
+    watching = Watching()
+    engine = Engine(open_all(ZOO), store, Limits(), observer=watching)
+    engine.start()
+    engine.create(T, "pulse", session_id="s")
+    assert engine.steps.one(T, "s", [[500]]).step == 1
+    for _ in range(2):
+        turn()
+    assert "what was committed could not be counted" in caplog.text
+    watching.told = told = list[list[float]]()
+    assert engine.steps.one(T, "s", [[500], [500]]).step == 3
+    assert told == []
+    for _ in range(2):
+        turn()
+    assert [inputs for inputs, *_ in told] == [2.0]
     engine.close()
