@@ -12,7 +12,7 @@ from gevent.event import Event
 
 from service.engine.executor import Executor
 from service.engine.scheduler import Scheduler
-from service.engine.turn import turn
+from service.engine.turn import Turns
 from service.engine.work import Work
 from service.errors import AbandonedError, DeadlineError, OnwardError
 
@@ -40,15 +40,16 @@ class Queue:
 
     def drain(self) -> None:
         """Runs what waits, for ever; between batches, others come to their turn."""
+        turns = Turns()
         while True:
             self._wake.wait()
             self._wake.clear()
             began = perf_counter()
             while self._run_one():
                 took = perf_counter() - began
-                turn()  # what the batch has ended is answered
+                turns.take()  # what the batch has ended is answered
                 self._count()
-                self._let_in(took)
+                self._let_in(took, turns)
                 began = perf_counter()
 
     def _count(self) -> None:
@@ -57,7 +58,7 @@ class Queue:
         except Exception:
             log.exception("what was committed could not be counted")
 
-    def _let_in(self, took: float) -> None:
+    def _let_in(self, took: float, turns: Turns) -> None:
         """Lets others run: whoever was just answered may be back in time for the next batch.
 
         As long as each turn of the loop brings more to do, it joins; idle turns cost little beside a long batch.
@@ -65,7 +66,7 @@ class Queue:
         began = since = now = perf_counter()
         waiting = self._scheduler.waiting
         while now - since <= QUIET * took and now - began <= MOST * took:
-            turn()
+            turns.take()
             now = perf_counter()
             if waiting != self._scheduler.waiting:
                 waiting, since = self._scheduler.waiting, now

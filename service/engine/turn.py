@@ -10,17 +10,31 @@ AT_ONCE = 64
 T = TypeVar("T")
 
 
-def turn() -> None:
-    """Lets everything else that is ready run, what has just come over the network too.
+class Turns:
+    """Those that one greenlet takes, for less than single ones: the loop's timer is made once."""
 
-    `gevent.sleep(0)` would not: gevent runs it up to 50 times before it looks at the network again.
-    """
-    hub = gevent.get_hub()
-    timer: Any = hub.loop.timer(0)
+    def __init__(self) -> None:
+        self._hub = gevent.get_hub()
+        self._timer: Any = self._hub.loop.timer(0)
+
+    def take(self) -> None:
+        """Lets everything else that is ready run, what has just come over the network too.
+
+        `gevent.sleep(0)` would not: gevent runs it up to 50 times before it looks at the network again.
+        """
+        self._hub.wait(self._timer)
+
+    def close(self) -> None:
+        self._timer.close()
+
+
+def turn() -> None:
+    """A single one."""
+    turns = Turns()
     try:
-        hub.wait(timer)
+        turns.take()
     finally:
-        timer.close()
+        turns.close()
 
 
 def by_turns(items: Iterable[T]) -> Iterator[T]:
