@@ -82,10 +82,14 @@ class StepModel:
         for name, placed, _ in self._states:
             feeds[name] = np.ascontiguousarray(state[name].transpose(placed))
         results = self._session.run(self._names, feeds)
+        said, states = results[: len(self._outputs)], results[len(self._outputs) :]
+        if inputs.shape[:2] == (1, 1):  # each tensor's memory is its field's, wherever its axes of one place lie
+            told = np.ndarray((1, 1), self.output_dtype, _joined(said))
+            return told, np.ndarray(1, self.layout.dtype, _joined(states))
         outputs, after = np.empty(inputs.shape[:2], self.output_dtype), np.empty(len(inputs), self.layout.dtype)
-        for (name, back), result in zip(self._outputs, results, strict=False):
+        for (name, back), result in zip(self._outputs, said, strict=True):
             outputs[name] = result.transpose(back)
-        for (name, _, back), result in zip(self._states, results[len(self._outputs) :], strict=True):
+        for (name, _, back), result in zip(self._states, states, strict=True):
             after[name] = result.transpose(back)
         return outputs, after
 
@@ -121,6 +125,11 @@ class StepModel:
         if known is not None:
             inputs[:, self._others] = known
         return inputs
+
+
+def _joined(tensors: Sequence[NDArray[Any]]) -> bytearray:
+    """Their memory, one behind the other."""
+    return bytearray().join([tensor.tobytes() for tensor in tensors])
 
 
 def _into(shape: Sequence[int | str], first: tuple[str, ...]) -> tuple[int, ...]:
