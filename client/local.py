@@ -68,20 +68,19 @@ class Local:
         _hold_to_limits(interval=interval)
         if interval is not None and (why := self._counted.without_intervals) is not None:
             raise InvalidRequest.here(f"interval: {why}", [("interval", why)])
-        accuracy = self._counted.begun(interval)
-        return LocalSession(self.model, session_id or new_id(), inputs, self._counted, accuracy)
+        return LocalSession(self.model, session_id or new_id(), self._counted, inputs, interval)
 
     def predict(self, sequences: Sequence[Steps], horizon: int = 0) -> list[Predicted]:
         """Of sequences that stand alone, each from the initial state, and rolled `horizon` steps forward.
 
         Raises as `LocalSession.steps` and `forecast` do, and NoForecast where `future` would have to be told.
         """
-        found = []
+        found, alone = [], Accuracy(self.model, on=False)
         if horizon:
             with _refusing():
                 rolling.hold_alone(self.model.manifest)
         for sequence in sequences:
-            session = LocalSession(self.model, new_id())
+            session = LocalSession(self.model, new_id(), alone)
             told = session.steps(sequence)
             found.append(Predicted(told, session.forecast(horizon) if horizon else None))
         return found
@@ -94,18 +93,18 @@ class LocalSession:
         self,
         model: StepModel,
         session_id: str,
+        counted: Accuracy,
         inputs: Steps | None = None,
-        counted: Accuracy | None = None,
-        accuracy: bytes = b"",
+        interval: float | None = None,
     ) -> None:
-        """counted: how its predictions come true, of which `accuracy` is kept so far; None: that is not counted."""
+        """counted: how the predictions of the model's sessions come true."""
         self._model, self._state = model, model.layout.initial(1)
         self.id, self.model, self.version = session_id, model.manifest.name, model.manifest.version
         self.step_count = 0
         self.prediction: Prediction | None = None
         """Of the next input: the last answer, and before the first what the model keeps, if it does."""
         self._began = self._stepped = datetime.now(UTC)
-        self._counted, self._accuracy = counted, accuracy
+        self._counted, self._accuracy = counted, counted.begun(interval)
         self._surprise: Means = NONE
         if inputs is not None:
             self._advanced(values.steps(inputs), None)
@@ -124,8 +123,7 @@ class LocalSession:
 
     def info(self) -> SessionInfo:
         """As a service's, without an end."""
-        targets = self._counted.targets_of(self._accuracy) if self._counted else None
-        interval = self._counted.interval_of(self._accuracy) if self._counted else None
+        targets, interval = self._counted.targets_of(self._accuracy), self._counted.interval_of(self._accuracy)
         return SessionInfo(
             self.id,
             self.model,
@@ -134,8 +132,10 @@ class LocalSession:
             self._began,
             self._stepped,
             surprise=Surprise(*self._surprise) if self._surprise[0] else None,
-            accuracy=None if targets is None else {name: infos.Accuracy(*target) for name, target in targets.items()},
-            interval=None if interval is None else IntervalInfo(*interval),
+            accuracy=None
+            if targets is None
+            else {name: infos.Accuracy(**one._asdict()) for name, one in targets.items()},
+            interval=None if interval is None else IntervalInfo(**interval._asdict()),
         )
 
     def step(self, step: Step, *, at: int | None = None) -> Prediction:
@@ -232,8 +232,7 @@ class LocalSession:
         with _refusing():
             array = to_array(inputs, self._model.manifest.features)
         outputs, after = self._run(array, self._state)
-        if self._counted is not None:
-            outputs = self._scored(self._counted, array, outputs)
+        outputs = self._scored(array, outputs)
         self._state, self._surprise = after, running(self._surprise, surprises(self._model, outputs))
         self.step_count += len(array)
         self._stepped = datetime.now(UTC)
@@ -241,11 +240,11 @@ class LocalSession:
         self.prediction = told.last
         return told
 
-    def _scored(self, counted: Accuracy, inputs: NDArray[np.float32], outputs: Outputs) -> Outputs:
+    def _scored(self, inputs: NDArray[np.float32], outputs: Outputs) -> Outputs:
         """(steps,) the answers to inputs (steps, features), which made outputs (steps,) of the state so far."""
-        kept = self._accuracy if counted.on else None
+        kept = self._accuracy if self._counted.on else None
         batch = inputs[np.newaxis], [len(inputs)], self._state, outputs[np.newaxis]
-        (told,), (after,) = counted.score([kept], *batch)
+        (told,), (after,) = self._counted.score([kept], *batch)
         self._accuracy = after or b""
         return told
 
