@@ -24,13 +24,15 @@ def step_many(engine: Engine) -> Response:
 
 OPERATIONS = (
     Operation(
-        "POST", "/v1/sessions/{session_id}/steps", step, "Advance a session by all of the inputs, or not at all",
+        "step_session", "POST", "/v1/sessions/{session_id}/steps",
+        step, "Advance a session by all of the inputs, or not at all",
         answers.StepAnswer, body=bodies.Step, line=bodies.Line,
         problems=(400, 404, 409, 410, 413, 415, 422, 500, 503, 507),
         query=(Query("step", int, "of NDJSON: the step that the session is believed to have reached"),),
     ),
     Operation(
-        "POST", "/v1/steps", step_many, "Advance many sessions, each by itself, with a status for each",
+        "step_sessions", "POST", "/v1/steps",
+        step_many, "Advance many sessions, each by itself, with a status for each",
         answers.BulkAnswer, body=bodies.Bulk, problems=(400, 413, 415, 422, 503),
     ),
 )  # fmt: skip

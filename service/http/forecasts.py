@@ -128,11 +128,13 @@ def _events(draw: Draw, place: Place, path: str) -> Iterator[Event]:
 
 OPERATIONS = (
     Operation(
-        "POST", "/v1/sessions/{session_id}/forecast", forecast, "Roll predictions forward; the session is unmoved",
+        "forecast_session", "POST", "/v1/sessions/{session_id}/forecast",
+        forecast, "Roll predictions forward; the session is unmoved",
         answers.ForecastAnswer, body=bodies.Forecast, problems=(400, 404, 409, 410, 413, 415, 422, 500, 503),
     ),
     Operation(
-        "POST", "/v1/sessions/{session_id}/generate", generate, "Draw a path, an event a step; the session is unmoved",
+        "generate_session", "POST", "/v1/sessions/{session_id}/generate",
+        generate, "Draw a path, an event a step; the session is unmoved",
         answers.GeneratedEvent, body=bodies.Generate, media=events.MEDIA_TYPE,
         query=(Query("Last-Event-ID", str, "of the last event that came: the draw goes on after it", "header"),),
         problems=(400, 404, 409, 410, 413, 415, 422, 500, 503),

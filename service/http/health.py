@@ -34,9 +34,10 @@ def index(engine: Engine) -> Response:
 
 
 OPERATIONS = (
-    Operation("GET", "/", index, "What is here", answers.Index),
-    Operation("GET", "/healthz", healthz, "Whether the process is alive", answers.Status),
+    Operation("get_index", "GET", "/", index, "What is here", answers.Index),
+    Operation("get_health", "GET", "/healthz", healthz, "Whether the process is alive", answers.Status),
     Operation(
+        "get_readiness",
         "GET",
         "/readyz",
         readyz,

@@ -12,4 +12,6 @@ def metrics(engine: Engine) -> Response:
     return Response(current_app.extensions["telemetry"].text(), content_type=CONTENT_TYPE_LATEST)
 
 
-OPERATIONS = (Operation("GET", "/metrics", metrics, "How predictions come true, by model, for Prometheus", None),)
+OPERATIONS = (
+    Operation("get_metrics", "GET", "/metrics", metrics, "How predictions come true, by model, for Prometheus", None),
+)

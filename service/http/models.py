@@ -73,17 +73,23 @@ def _info(engine: Engine, model: StepModel, live: dict[tuple[str, int], int]) ->
 
 
 OPERATIONS = (
-    Operation("GET", "/v1/models", index, "The models that are served, and the bundles refused", answers.ModelList),
     Operation(
-        "GET", "/v1/models/{model}", show, "One model: features, head, accuracy, provenance", answers.ModelDetail,
+        "list_models", "GET", "/v1/models", index, "The models that are served, and the bundles refused",
+        answers.ModelList,
+    ),
+    Operation(
+        "get_model", "GET", "/v1/models/{model}",
+        show, "One model: features, head, accuracy, provenance", answers.ModelDetail,
         query=(Query("version", int, "the highest if left out"),), problems=(404, 422),
     ),
     Operation(
-        "POST", "/v1/models/{model}/predict", predict, "Predictions for whole sequences, without a session",
+        "predict_model", "POST", "/v1/models/{model}/predict",
+        predict, "Predictions for whole sequences, without a session",
         answers.PredictAnswer, body=bodies.Predict, problems=(400, 404, 413, 415, 422, 503),
     ),
     Operation(
-        "POST", "/v1/models/{model}/step", step, "A step without a session: the client holds the state, sealed",
+        "step_model", "POST", "/v1/models/{model}/step",
+        step, "A step without a session: the client holds the state, sealed",
         answers.HeldAnswer, body=bodies.HeldStep, problems=(400, 404, 409, 410, 413, 415, 422, 501, 503),
     ),
 )  # fmt: skip

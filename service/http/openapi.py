@@ -70,10 +70,12 @@ def _operation(operation: Operation, schemas: dict[type[BaseModel], dict[str, An
             "description": ", ".join(kind.name for kind in ALL if kind.status == status),
             "content": {MEDIA_TYPE: {"schema": schemas[Problem]}},
         }
-    told: dict[str, Any] = {"summary": operation.summary, "parameters": parameters, "responses": answers}
-    told["operationId"] = (
-        f"{operation.method.lower()}_{operation.view.__module__.rpartition('.')[2]}_{operation.view.__name__}"
-    )
+    told: dict[str, Any] = {
+        "operationId": operation.operation_id,
+        "summary": operation.summary,
+        "parameters": parameters,
+        "responses": answers,
+    }
     if operation.body is not None:
         content = {"application/json": {"schema": schemas[operation.body]}}
         if operation.line is not None:

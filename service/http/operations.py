@@ -27,8 +27,12 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """`path` in OpenAPI's writing, `/v1/sessions/{session_id}`; `view` takes the engine and the path's parameters."""
+    """`path` in OpenAPI's writing, `/v1/sessions/{session_id}`; `view` takes the engine and the path's parameters.
 
+    `operation_id`, a verb and a resource, is public and never changes: generated clients name their methods by it.
+    """
+
+    operation_id: str
     method: str
     path: str
     view: Callable[..., Response]

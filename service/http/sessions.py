@@ -131,11 +131,13 @@ def _info(session: Session) -> dict[str, Any]:
 
 OPERATIONS = (
     Operation(
-        "POST", "/v1/models/{model}/sessions", create, "Begin a session; inputs seed its state", answers.CreatedSession,
+        "create_session", "POST", "/v1/models/{model}/sessions",
+        create, "Begin a session; inputs seed its state", answers.CreatedSession,
         body=bodies.CreateSession, body_optional=True, status=201, problems=(400, 404, 409, 413, 415, 422, 503, 507),
     ),
     Operation(
-        "GET", "/v1/sessions", index, "The living sessions, by page", answers.SessionList, problems=(422, 503),
+        "list_sessions", "GET", "/v1/sessions",
+        index, "The living sessions, by page", answers.SessionList, problems=(422, 503),
         query=(
             Query("model", str, "only this model's"),
             Query("after", str, "the id after which the page begins"),
@@ -143,16 +145,17 @@ OPERATIONS = (
         ),
     ),
     Operation(
-        "GET", "/v1/sessions/{session_id}", show, "One session: model, step, times, surprise, accuracy",
+        "get_session", "GET", "/v1/sessions/{session_id}", show, "One session: model, step, times, surprise, accuracy",
         answers.SessionDetail,
         problems=(404, 410, 422, 500, 503),
     ),
     Operation(
-        "DELETE", "/v1/sessions/{session_id}", delete, "End a session", None, status=204,
+        "delete_session", "DELETE", "/v1/sessions/{session_id}", delete, "End a session", None, status=204,
         problems=(404, 410, 422, 500, 503, 507),
     ),
     Operation(
-        "DELETE", "/v1/sessions", delete_many, "End the sessions that are chosen, up to 10,000 a call",
+        "delete_sessions", "DELETE", "/v1/sessions",
+        delete_many, "End the sessions that are chosen, up to 10,000 a call",
         answers.EndedSessions, problems=(422, 503, 507),
         query=(
             Query("model", str, "only this model's"),
@@ -161,25 +164,30 @@ OPERATIONS = (
         ),
     ),
     Operation(
-        "POST", "/v1/sessions/{session_id}/fork", fork, "A session of its own in the same state", answers.SessionInfo,
+        "fork_session", "POST", "/v1/sessions/{session_id}/fork",
+        fork, "A session of its own in the same state", answers.SessionInfo,
         body=bodies.ForkSession, body_optional=True, status=201,
         problems=(400, 404, 409, 410, 413, 415, 422, 500, 503, 507),
     ),
     Operation(
-        "POST", "/v1/sessions/{session_id}/rewind", rewind, "Take the session back to an earlier step",
+        "rewind_session", "POST", "/v1/sessions/{session_id}/rewind",
+        rewind, "Take the session back to an earlier step",
         answers.SessionInfo, body=bodies.Rewind, problems=(400, 404, 409, 410, 413, 415, 422, 500, 503, 507),
     ),
     Operation(
-        "POST", "/v1/sessions/{session_id}/migrate", migrate, "Move the session to another version of its model",
+        "migrate_session", "POST", "/v1/sessions/{session_id}/migrate",
+        migrate, "Move the session to another version of its model",
         answers.MigratedSession, body=bodies.Migrate, body_optional=True,
         problems=(400, 404, 409, 410, 413, 415, 422, 500, 503, 507),
     ),
     Operation(
-        "GET", "/v1/sessions/{session_id}/state", export, "The session's record, signed, to carry elsewhere",
+        "export_session", "GET", "/v1/sessions/{session_id}/state",
+        export, "The session's record, signed, to carry elsewhere",
         bodies.Exported, problems=(404, 410, 422, 500, 501, 503),
     ),
     Operation(
-        "PUT", "/v1/sessions/{session_id}/state", restore, "Begin a session with a record that was carried here",
+        "restore_session", "PUT", "/v1/sessions/{session_id}/state",
+        restore, "Begin a session with a record that was carried here",
         answers.SessionInfo, body=bodies.Exported, status=201, problems=(400, 409, 413, 415, 422, 500, 501, 503, 507),
     ),
 )  # fmt: skip

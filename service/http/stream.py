@@ -133,7 +133,8 @@ def _refused(status: int, why: str) -> RequestError:
 
 OPERATIONS = (
     Operation(
-        "GET", "/v1/sessions/{session_id}/stream", stream, "A WebSocket: a step a message, answered in order", None,
+        "stream_session", "GET", "/v1/sessions/{session_id}/stream",
+        stream, "A WebSocket: a step a message, answered in order", None,
         status=101, problems=(400, 403, 404, 410, 422, 426, 500, 501, 503),
     ),
 )  # fmt: skip
