@@ -19,18 +19,31 @@ def test_co2_has_every_week_and_says_which_are_missing() -> None:
     assert table["co2"].is_between(312, 375).sum() == 2225
 
 
-def test_vowels_are_split_as_published() -> None:
-    """30 utterances of each speaker train; the test part has the numbers that its donors gave."""
-    table = pl.read_parquet(EXAMPLES / "vowels" / "vowels.parquet")
-    coefficients = [f"c{i}" for i in range(1, 13)]
-    assert table.columns == ["utterance", "frame", *coefficients, "speaker", "part"]
-    assert set(table.select(coefficients).dtypes) == {pl.Float32}
+def test_the_names_of_a_thing_lie_in_one_part_and_in_one_language_each() -> None:
+    """5,141 names, a row for each character; no name belongs to two languages, and translations share a part."""
+    table = pl.read_parquet(EXAMPLES / "languages" / "names.parquet")
+    assert table.columns == ["name", "position", "character", "language", "part"]
     assert table.null_count().sum_horizontal().item() == 0
-    frames = pl.col("frame") == pl.int_range(pl.len())
-    each = table.group_by("utterance", "speaker", "part", maintain_order=True).agg(pl.len(), frames.all())
-    assert each["utterance"].to_list() == list(range(1, 641))
-    assert each["frame"].all()
-    assert (each["len"].min(), each["len"].max()) == (7, 29)
-    count = {(speaker, part): n for speaker, part, n in each.group_by("speaker", "part").agg(pl.len()).rows()}
-    assert [count[f"speaker-{i}", "train"] for i in range(1, 10)] == [30] * 9
-    assert [count[f"speaker-{i}", "test"] for i in range(1, 10)] == [31, 35, 88, 44, 29, 24, 40, 50, 29]
+    assert table["character"].str.len_chars().to_list() == [1] * 56_985
+    names = table.group_by("name", "language", "part", maintain_order=True).agg(
+        pl.col("character").str.join("").alias("text"), (pl.col("position") == pl.int_range(pl.len())).all()
+    )
+    assert names["name"].to_list() == list(range(1, 5_142))
+    assert names["position"].all()
+    assert names["text"].is_unique().all()
+    assert dict(names.group_by("part").agg(pl.len()).rows()) == {"train": 4_069, "test": 1_072}
+    found = {text: (language, part) for _, language, part, text, _ in names.rows()}
+    for translations in (
+        {
+            "Schweden": "de",
+            "Sweden": "en",
+            "Suecia": "es",
+            "Ruotsi": "fi",
+            "Suède": "fr",
+            "Svezia": "it",
+            "İsveç": "tr",
+        },
+        {"Griechisch": "de", "kreikka": "fi", "görög": "hu", "Grieks": "nl", "grecki": "pl", "Yunanca": "tr"},
+    ):
+        assert {text: found[text][0] for text in translations} == translations
+        assert len({found[text][1] for text in translations}) == 1
