@@ -47,3 +47,13 @@ def test_the_names_of_a_thing_lie_in_one_part_and_in_one_language_each() -> None
     ):
         assert {text: found[text][0] for text in translations} == translations
         assert len({found[text][1] for text in translations}) == 1
+
+
+def test_the_notice_names_every_data_set_that_ships() -> None:
+    """Each data file of the examples, and the weights of each model that ships, have their source and licence there."""
+    notice = (EXAMPLES.parent / "NOTICE").read_text()
+    data = [file for file in EXAMPLES.glob("*/*") if file.suffix in {".csv", ".parquet", ".txt", ".json"}]
+    assert len(data) == 5
+    for shipped in (*data, *(EXAMPLES.parent / "model" / "zoo").iterdir()):
+        entry = notice.partition(str(shipped.relative_to(EXAMPLES.parent)))[2].partition("\n\n")[0]
+        assert "Licence: " in entry or "part of this work" in entry, shipped
