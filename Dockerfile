@@ -1,7 +1,7 @@
 # The service with the models that ship. `docker compose up` builds and runs it; docs/deploy.md says the rest.
 
 # Where the code is built; its Python must be the one below, and have its headers.
-ARG BUILDER=python:3.13-slim
+ARG BUILDER=python:3.11-slim
 # hadolint ignore=DL3006
 FROM ${BUILDER} AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
@@ -26,7 +26,7 @@ COPY service service
 COPY training training
 RUN python -m pip --python /opt/onward/bin/python install --quiet --no-deps --build-constraint constraints.txt '.[lane,redis]'
 
-FROM python:3.13-slim
+FROM python:3.11-slim
 RUN groupadd --system --gid 10001 onward \
  && useradd --system --uid 10001 --gid onward --no-create-home --home-dir /data --shell /usr/sbin/nologin onward \
  && install --directory --owner onward --group onward --mode 0700 /data

@@ -60,7 +60,7 @@ clean:
 	rm -rf .venv build *.egg-info
 
 .venv/python:
-	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed; set PYTHON to a Python of at least 3.11"; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed; set PYTHON to a Python 3.11"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(PIP) install --quiet --constraint constraints.txt pip
 	@touch $@

@@ -58,7 +58,7 @@ megabytes() { echo $(($(docker image inspect --format '{{.Size}}' "$1") / 100000
 inside() { docker run --rm --network none "$@"; }
 
 builder() {  # the base image, with Python's headers where it came without, as Debian's own Python does
-  local base=python:3.13-slim header='import os, sysconfig as s; print(os.path.exists(s.get_path("include") + "/Python.h"))'
+  local base=python:3.11-slim header='import os, sysconfig as s; print(os.path.exists(s.get_path("include") + "/Python.h"))'
   if [ "$(inside "$base" python -c "$header")" = True ]; then echo "$base"; return; fi
   printf 'FROM %s\nRUN apt-get update -qq && apt-get install --yes -qq --no-install-recommends python3-dev\n' "$base" |
     docker build --quiet --network host --tag "$image-builder" - >"$scratch/log" 2>&1 || { cat "$scratch/log" >&2; return 1; }
