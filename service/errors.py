@@ -35,9 +35,12 @@ class SessionEndedError(OnwardError):
 
 
 class SessionExistsError(OnwardError):
-    def __init__(self, session_id: str) -> None:
+    """The id belongs to a living session. `difference`: in what that one is not the session that was asked for."""
+
+    def __init__(self, session_id: str, difference: str = "") -> None:
         super().__init__(
-            f"session {session_id!r} is alive; choose another session_id, or leave it out to get a new one"
+            f"session {session_id!r} {difference or 'is alive'}; choose another session_id, or leave it out to get a "
+            "new one"
         )
 
 

@@ -20,6 +20,7 @@ from service.engine.queue import Queue
 from service.engine.scheduler import Scheduler
 from service.engine.work import Call, Done, Request, Work
 from service.errors import OverloadedError
+from service.sessions.record import Record
 from service.sessions.store import Store
 
 LEFT_S = 2.0
@@ -67,10 +68,15 @@ class Dispatch:
         since = self._monotonic() if since is None else since
         return Call(items, since, needs_all=needs_all, has_left=has_left)
 
-    def session_work(self, model: StepModel, requests: Sequence[Request], call: Call, key: bytes) -> Work:
-        """An item that advances the session under `key` by these and commits."""
+    def session_work(
+        self, model: StepModel, requests: Sequence[Request], call: Call, key: bytes, first: Record | None = None
+    ) -> Work:
+        """An item that advances the session under `key` by these and commits.
+
+        first: the record with which the session begins where there is none; None: it must exist.
+        """
         work = self._work(model, sum(request.length for request in requests), call, key)
-        work.requests = requests
+        work.requests, work.first = requests, first
         if self._keep:
             work.trail = deque(maxlen=self._keep + 2)  # one of them is that old, however short chunks are
         return work

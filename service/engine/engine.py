@@ -6,15 +6,18 @@ Owns what each of them means for sessions and records. Imports no web framework.
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import gevent
 import numpy as np
+from numpy.typing import NDArray
 
 from model import rolling
 from model.repository import Opened
-from model.runner import Outputs
+from model.runner import Outputs, StepModel
 from model.scoring.ledger import Interval, Target
 from model.scoring.surprise import NONE, running, surprises
 from service.engine import dispatch, history
@@ -25,15 +28,23 @@ from service.engine.generate import Draws
 from service.engine.history import Point
 from service.engine.inputs import Inputs, Intake
 from service.engine.lives import Lives, Session
-from service.engine.models import Models, ref_of
+from service.engine.models import Models, ref_of, state_of
 from service.engine.observer import Observer
 from service.engine.origin import Origins
 from service.engine.past import Past
 from service.engine.refusing import refusing
 from service.engine.steps import Answer, Steps
 from service.engine.turn import turn
-from service.errors import Fault, InvalidInputError, ModelGoneError
+from service.errors import (
+    Fault,
+    InvalidInputError,
+    ModelGoneError,
+    SessionEndedError,
+    SessionExistsError,
+    UnknownSessionError,
+)
 from service.sessions import record as records
+from service.sessions import requests
 from service.sessions.record import Record
 from service.sessions.store import Store
 
@@ -43,6 +54,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SWEPT_AT_ONCE = 1000
+FIRST_RECORDS = 1000
+"""Of so many pairs of a tenant and a model it is remembered what a new session begins with."""
+SEEDED = "seeded with"
+"""The id under which a session remembers the inputs that it was created with; no client's id has a blank in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +116,8 @@ class Engine:
         )
         self._intake = Intake(limits.max_steps)
         self.lives = Lives(store, clock, limits.ttl_s, observer.damaged if observer else None)
-        self.steps = Steps(self.lives, self.models, self._intake, self._dispatch)
+        first_record = lru_cache(FIRST_RECORDS)(self._first_record)
+        self.steps = Steps(self.lives, self.models, self._intake, self._dispatch, first_record)
         self.past = Past(self.lives, self.models, self._dispatch)
         self.carried = Carried(
             self.lives, self.models, self._intake, self._dispatch, seal, clock=clock, age_s=limits.state_age_s
@@ -186,11 +202,68 @@ class Engine:
             step, outputs = len(done.outputs), done.outputs[-1:]
             surprise = running(surprise, surprises(model, done.outputs))
         record = records.first(tenant, ref_of(model), state.tobytes(), step, surprise, accuracy)
-        if self.limits.history:
-            point = Point(step, surprise, record.state, accuracy)
-            kept = None if seeds is None else seeds[-self.limits.history :]
-            record = record._replace(history=history.begun(model.manifest.features, point, kept).to_bytes())
-        return self.lives.begin(claim, record, ttl_s), Answer(model, step, outputs)
+        if seeds is not None:
+            seeded = requests.Known(requests.digest(seeds.tobytes()), step, b"")
+            record = record._replace(requests=requests.remembering(b"", SEEDED, seeded))
+        record = self._with_history(model, record, seeds)
+        return self.lives.begin(claim, record, ttl_s), Answer(model, step, outputs, created=True)
+
+    def ensure(
+        self,
+        tenant: str,
+        name: str,
+        session_id: str,
+        *,
+        version: int | None = None,
+        ttl_s: float | None = None,
+        inputs: Inputs | None = None,
+        interval: float | None = None,
+    ) -> tuple[Session, Answer]:
+        """The living session under that id, created as by `create` where there is none. The answer says which.
+
+        A living session is confirmed if it is on this model and agrees with everything that is named; so a retry gets
+        what the first try created. Raises SessionExistsError that names what is different, and as `create` does.
+        """
+        while True:
+            with suppress(SessionExistsError):
+                return self.create(
+                    tenant, name, version=version, session_id=session_id, ttl_s=ttl_s, inputs=inputs, interval=interval
+                )
+            with suppress(UnknownSessionError, SessionEndedError):  # it has ended since: then it can be created
+                session = self.lives.session(tenant, session_id)
+                break
+        record = session.record
+        _, intervals = self.accuracy(record)
+        has = None if intervals is None else intervals.wanted
+        differences = (
+            (name != record.ref.model, f"runs on the model {record.ref.model!r}"),
+            (version not in (None, record.ref.version), f"runs on version {record.ref.version}"),
+            (ttl_s not in (None, record.ttl_s), f"has a ttl_s of {record.ttl_s:g}"),
+            (interval not in (None, has), f"has {'no intervals' if has is None else f'intervals of {has:g}'}"),
+        )
+        for differs, difference in differences:
+            if differs:
+                raise SessionExistsError(session_id, difference)
+        model = self.models.of(record)
+        if inputs is not None:
+            seeded = requests.find(record.requests, SEEDED)
+            if seeded is None or seeded.digest != requests.digest(self._intake.array(model, inputs).tobytes()):
+                raise SessionExistsError(session_id, "is alive and not known to be seeded with these inputs")
+        return session, Answer(model, record.step, model.last_prediction(state_of(model, record)))
+
+    def _first_record(self, tenant: str, model: StepModel) -> Record:
+        """What a session with the service's defaults begins with, before its first input."""
+        accuracy = self._dispatch.accuracy(model).begun(None)
+        record = records.first(tenant, ref_of(model), model.layout.initial(1).tobytes(), 0, NONE, accuracy)
+        return self._with_history(model, record._replace(ttl_s=self.limits.ttl_s), None)
+
+    def _with_history(self, model: StepModel, record: Record, seeds: NDArray[np.float32] | None) -> Record:
+        """The first record with the history that the service keeps. seeds: (steps, features) that were consumed."""
+        if not self.limits.history:
+            return record
+        point = Point(record.step, record.surprise, record.state, record.accuracy)
+        recent = None if seeds is None else seeds[-self.limits.history :]
+        return record._replace(history=history.begun(model.manifest.features, point, recent).to_bytes())
 
     def accuracy(self, record: Record) -> tuple[dict[str, Target] | None, Interval | None]:
         """How the session's predictions came true, by target, and its corrected intervals; None: not known."""

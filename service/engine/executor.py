@@ -28,11 +28,13 @@ from service.errors import (
     NotFiniteError,
     OnwardError,
     RequestReusedError,
+    SessionEndedError,
     StepConflictError,
+    UnknownSessionError,
 )
 from service.sessions import requests as kept
 from service.sessions.record import Record, new_revision
-from service.sessions.store import Change, Store
+from service.sessions.store import Change, Loaded, Store
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +107,7 @@ class Executor:
         records = self._store.load_many([work.line for work in new], fresh=fresh)
         for work, record in zip(new, records, strict=True):
             try:
-                work.record = self._mine(living(work.requests[0].asked.session_id, record, now))
+                work.record = self._mine(_record_of(work, record, now))
             except Exception as error:  # noqa: BLE001  (whatever it is, it is this item's alone)
                 if self._observer is not None and isinstance(error, DamagedRecordError):
                     self._observer.damaged()
@@ -229,7 +231,7 @@ class Executor:
             self._history(work, before, surprised) if self._keep else b"",
             before.accuracy if work.accuracy is None else work.accuracy,
         )
-        return Change(work.line, before.revision, record, advances=True)
+        return Change(work.line, work.stored, record, advances=not work.creates)
 
     def _history(self, work: Work, before: Record, surprised: list[float]) -> bytes:
         """The session's history after the item's inputs."""
@@ -243,6 +245,22 @@ class Executor:
             surprise = running(before.surprise, surprised[:consumed])
             way.append(Point(before.step + consumed, surprise, state, accuracy or b""))
         return known.advanced(way, work.inputs, step, self._keep).to_bytes()
+
+
+def _record_of(work: Work, stored: Loaded, now: float) -> Record:
+    """The record that the item goes on from: the living session's, or that of a session which the item is to create.
+
+    Raises as `living` does.
+    """
+    asked = work.requests[0].asked
+    work.stored = stored.revision if isinstance(stored, Record) else None
+    try:
+        return living(asked.session_id, stored, now)
+    except (UnknownSessionError, SessionEndedError):
+        if work.first is None or asked.step:
+            raise
+    work.creates = True
+    return work.first._replace(created_at=now, last_step_at=now)
 
 
 def _taken(rows: Sequence[Work]) -> tuple[list[Work], list[NDArray[np.float32]]]:

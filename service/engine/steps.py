@@ -15,8 +15,20 @@ from service.engine.inputs import Inputs, Intake
 from service.engine.lives import Lives
 from service.engine.models import Models
 from service.engine.work import Asked, Call, Request, Work
-from service.errors import Fault, InvalidInputError, NotFiniteError, OnwardError, OverloadedError, UnavailableError
+from service.errors import (
+    Fault,
+    InvalidInputError,
+    NotFiniteError,
+    OnwardError,
+    OverloadedError,
+    SessionEndedError,
+    SessionExistsError,
+    UnavailableError,
+    UnknownModelError,
+    UnknownSessionError,
+)
 from service.sessions import record as records
+from service.sessions.record import Record
 from service.sessions.requests import REMEMBERED
 
 PLACES = 100_000
@@ -24,16 +36,29 @@ PLACES = 100_000
 
 
 class Answer(NamedTuple):
-    """What a step or a seed says: outputs (steps,) of the model's output dtype, and the step reached."""
+    """What a step or a seed says: outputs (steps,) of the model's output dtype, and the step reached.
+
+    created: whether the step has created its session.
+    """
 
     model: StepModel
     step: int
     outputs: Outputs
+    created: bool = False
 
 
 class Steps:
-    def __init__(self, lives: Lives, models: Models, intake: Intake, dispatch: Dispatch) -> None:
+    def __init__(
+        self,
+        lives: Lives,
+        models: Models,
+        intake: Intake,
+        dispatch: Dispatch,
+        first_record: Callable[[str, StepModel], Record],
+    ) -> None:
+        """first_record: what a new session of a tenant on a model begins with; its times are not set."""
         self._lives, self._models, self._intake, self._dispatch = lives, models, intake, dispatch
+        self._first_record = first_record
         self._places: OrderedDict[bytes, StepModel] = OrderedDict()
 
     def one(
@@ -44,16 +69,20 @@ class Steps:
         *,
         step: int | None = None,
         request_id: str = "",
+        model: str = "",
         has_left: Callable[[], bool] | None = None,
     ) -> Answer:
         """Advances the session by all of `inputs`, or not at all.
 
         `step` is the step that the client believes the session has reached; a retry with the same `request_id` gets the
-        answer that the first got. Raises as `Lives.session` does, and StepConflictError, LateRequestError,
+        answer that the first got. Where a `model` is named and there is no living session, the step creates it on the
+        newest version of that model, in the same commit, unless `step` says that the client believes in an older one.
+        Raises as `Lives.session` does, UnknownModelError, SessionExistsError where the session runs on another model,
+        and StepConflictError, LateRequestError,
         RequestReusedError, ModelGoneError, InvalidInputError, NotFiniteError, OverloadedError, DeadlineError,
         AbandonedError.
         """
-        (told,) = self.in_order(tenant, (Asked(session_id, inputs, step, request_id),), has_left=has_left)
+        (told,) = self.in_order(tenant, (Asked(session_id, inputs, step, request_id, model),), has_left=has_left)
         if isinstance(told, Exception):
             raise told
         return told
@@ -128,7 +157,8 @@ class Steps:
 
         Raises what speaks against the first.
         """
-        key, model = self._place(tenant, many[0].session_id)
+        key, model = self._place(tenant, many[0])
+        first = self._first(tenant, many[0].model) if many[0].model else None
         requests: list[Request] = []
         ids: set[str] = set()
         total = 0
@@ -140,23 +170,49 @@ class Steps:
                     break
                 raise
             total += length
-            if requests and (total > self._intake.max_steps or asked.request_id in ids):
+            if requests and (
+                total > self._intake.max_steps
+                or asked.request_id in ids
+                or (asked.model and (first is None or asked.model != model.manifest.name))
+            ):
                 break
             if asked.request_id:
                 ids.add(asked.request_id)
             requests.append(Request(asked, length, array))
-        return self._dispatch.session_work(model, requests, call, key)
+        return self._dispatch.session_work(model, requests, call, key, first)
 
-    def _place(self, tenant: str, session_id: str) -> tuple[bytes, StepModel]:
-        """The session's key and its model, remembered. Raises as `Lives.session` does, and ModelGoneError."""
-        key = records.key(tenant, session_id)
+    def _place(self, tenant: str, asked: Asked) -> tuple[bytes, StepModel]:
+        """The session's key and its model, remembered. Raises as `_model_of` does."""
+        key = records.key(tenant, asked.session_id)
         model = self._places.get(key)
-        if model is None:
-            model = self._models.of(self._lives.session(tenant, session_id).record)
-            self._places[key] = model
+        if model is None or (asked.model and asked.model != model.manifest.name):
+            self._places[key] = model = self._model_of(tenant, asked)
             if len(self._places) > PLACES:
                 self._places.popitem(last=False)
         return key, model
+
+    def _model_of(self, tenant: str, asked: Asked) -> StepModel:
+        """The model that the session runs on, or that the step would create it on.
+
+        Raises as `Lives.session` does, ModelGoneError, UnknownModelError, and SessionExistsError where it runs on
+        another model than the one that was named.
+        """
+        try:
+            record = self._lives.session(tenant, asked.session_id).record
+        except (UnknownSessionError, SessionEndedError):
+            if not asked.model or asked.step:
+                raise
+            return self._models.named(asked.model)
+        if asked.model not in ("", record.ref.model):
+            raise SessionExistsError(asked.session_id, f"runs on the model {record.ref.model!r}")
+        return self._models.of(record)
+
+    def _first(self, tenant: str, name: str) -> Record | None:
+        """What a new session on that model begins with; None where the model is not served, though a session has it."""
+        try:
+            return self._first_record(tenant, self._models.named(name))
+        except UnknownModelError:
+            return None
 
 
 class _Line:
@@ -190,9 +246,13 @@ class _Line:
             self._alone = len(self.told) + len(work.requests)  # whose it is, is found one by one
             return
         for request in work.requests:
-            told = request.outcome
-            assert told is not None
-            self.tell(told if isinstance(told, Exception) else Answer(work.model, told.step, told.outputs))
+            outcome = request.outcome
+            assert outcome is not None
+            if isinstance(outcome, Exception):
+                self.tell(outcome)
+            else:
+                created = work.creates and outcome.step == len(outcome.outputs)
+                self.tell(Answer(work.model, outcome.step, outcome.outputs, created))
             if self.over:
                 return
 

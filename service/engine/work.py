@@ -46,12 +46,16 @@ class Call:
 
 
 class Asked(NamedTuple):
-    """A step as a client asks for it: `step` is the one that it believes the session has reached."""
+    """A step as a client asks for it: `step` is the one that it believes the session has reached.
+
+    model: creates the session on the newest version of that model where there is none; empty: the session must exist.
+    """
 
     session_id: str
     inputs: Inputs
     step: int | None = None
     request_id: str = ""
+    model: str = ""
 
 
 class Done(NamedTuple):
@@ -95,6 +99,9 @@ class Work:
     state: bytes | None = None  # a row's memory, None until the record is loaded
     accuracy: bytes | None = None  # how its predictions came true so far, None where that is not counted
     record: Record | None = None
+    first: Record | None = None  # what the session begins as, where the first request may create it
+    stored: int | None = None  # revision of what the store has under the key, None where it has nothing
+    creates: bool = False  # the session is not there: the commit creates it
     overtaken: Record | None = None  # what this item was computed from, and could not be committed to
     outcome: Done | Exception | None = None
     outputs: list[Outputs] = field(default_factory=list)
@@ -150,6 +157,7 @@ class Work:
     def undecided(self) -> None:
         """Nothing is known of the session."""
         self.state, self.accuracy, self.record = None, None, None
+        self.stored, self.creates = None, False
         for request in self.requests:
             request.outcome = None
 
