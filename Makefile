@@ -1,9 +1,10 @@
 # Few commands: serve, test, check, bench. Each makes what it needs; the second time it is fast.
 
 PYTHON ?= python3.11
+comma := ,
 BIN := .venv/bin
 # gunicorn-h1c comes as C: without a compiler the service runs without the step lane, and says so
-LANE := $(if $(shell command -v cc),[lane])
+LANE := $(if $(shell command -v cc),$(comma)lane)
 ALONE := tests/e2e/test_responsive.py
 LEARNING := $(addprefix tests/training/test_,known_source.py optima.py examples.py resume.py processes.py)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -66,7 +67,7 @@ clean:
 	@touch $@
 
 .venv/core: pyproject.toml constraints.txt | .venv/python
-	PYTHONWARNINGS=ignore $(PIP) install --quiet --constraint constraints.txt --editable '.$(LANE)'
+	PYTHONWARNINGS=ignore $(PIP) install --quiet --constraint constraints.txt --editable '.[client$(LANE)]'
 	@touch $@
 
 .venv/dev: pyproject.toml constraints.txt | .venv/python

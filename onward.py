@@ -74,7 +74,10 @@ class _Commands(click.Group):
 def main() -> None:
     """Serve recurrent models with their memory.
 
-    Exit statuses: 0 done, 1 refused or wrong, 2 usage, 3 no service is there.
+    To begin: `onward serve` here, then `onward models` in a second terminal. Each command explains itself: `onward
+    COMMAND --help`.
+
+    Exit statuses: 0 done, 1 refused or wrong, 2 usage, 3 no service answers.
     """
 
 

@@ -53,7 +53,7 @@ def talking(command: Callable[..., None]) -> Callable[..., None]:
     @json_option
     @functools.wraps(command)
     def run(*, url: str, **options: Any) -> None:
-        with failing(), connected(url) as client:
+        with failing(url), connected(url) as client:
             command(client, **options)
 
     return run
@@ -72,12 +72,12 @@ def key() -> str | None:
 
 
 @contextmanager
-def failing() -> Iterator[None]:
-    """What goes wrong inside is said on stderr, in one line, and is the exit status."""
+def failing(url: str) -> Iterator[None]:
+    """Reports what goes wrong inside on stderr, in one line, and ends with its exit status. url: of the service."""
     try:
         yield
     except UnreachableError as error:
-        fail(str(error), UNREACHABLE)
+        fail(f"{url}: {error}; start one with `onward serve`, or name another with --url or ONWARD_URL", UNREACHABLE)
     except Problem as error:
         fail(f"{error} [{error.name or error.status}]")
     except (ValueError, BundleError) as error:

@@ -77,7 +77,7 @@ def load(
     Every session must be where its acknowledged steps end. With --bundle each answer must also be what the bundle
     says in process, to the bit where its model is exact.
     """
-    with failing():
+    with failing(url):
         with connected(url) as client:
             detail = client.model(model)
         from client.load import Load, Plan, replay

@@ -23,6 +23,7 @@ from tests.e2e.server import Server
 from tests.reference import ROOT, ZOO, BareLoop, pulse, weather
 
 PULSE = str(ZOO / "pulse/1")
+NOWHERE = "http://127.0.0.1:1"
 
 
 @pytest.fixture
@@ -222,7 +223,7 @@ def test_how_commands_end(server: Server, tmp_path: Path, monkeypatch: pytest.Mo
         (2, "this is pulse 2, not pulse 1", ["load", "--model", "pulse", "--bundle", str(newer)]),
         (2, "No such option", ["models", "--nothing"]),
         (2, "'127.0.0.1:8000' is no address of a service", ["models", "--url", "127.0.0.1:8000"]),
-        (3, "did not answer", ["models", "--url", "http://127.0.0.1:1"]),
+        (3, "start one with `onward serve`", ["models", "--url", "http://127.0.0.1:1"]),
     ):
         done = CliRunner().invoke(onward.main, arguments, env={"ONWARD_URL": server.url})
         assert (done.exit_code, done.stdout) == (status, ""), arguments
@@ -252,3 +253,35 @@ def test_shells_complete_commands_that_are_not_loaded_yet() -> None:
     shell = BashComplete(onward.main, {}, "onward", "_ONWARD_COMPLETE")
     assert [item.value for item in shell.get_completions([], "fore")] == ["forecast"]
     assert "--horizon" in [item.value for item in shell.get_completions(["forecast"], "--h")]
+
+
+COMMANDS_THAT_ASK = {
+    "models": [],
+    "sessions": [],
+    "predict": ["--model", "pulse", "-"],
+    "stream": ["--model", "pulse", "-"],
+    "forecast": ["--session", "s", "--horizon", "1"],
+    "generate": ["--session", "s", "--horizon", "1"],
+    "load": ["--model", "pulse", "--seconds", "1"],
+}
+
+
+def test_no_command_that_asks_is_without_a_test() -> None:
+    assert COMMANDS_THAT_ASK.keys() == onward.TALKING.keys()
+
+
+@pytest.mark.parametrize("name", COMMANDS_THAT_ASK)
+def test_a_command_without_a_service_says_what_to_do(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it asked, and both ways out; status 3, and no traceback."""
+    monkeypatch.setattr(common, "PATIENCE_S", 0.2)
+    done = CliRunner().invoke(onward.main, [name, *COMMANDS_THAT_ASK[name]], input="500\n", env={"ONWARD_URL": NOWHERE})
+    assert (done.exit_code, done.stdout) == (3, ""), done.output
+    assert done.stderr.startswith(f"onward: {NOWHERE}: ")
+    assert "start one with `onward serve`, or name another with --url or ONWARD_URL" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_arguments_it_says_how_to_begin() -> None:
+    done = CliRunner().invoke(onward.main, [])
+    assert "`onward serve`" in done.output
+    assert "`onward models` in a second terminal" in done.output

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -79,8 +80,12 @@ def test_pages_of_sessions(tmp_path: Path) -> None:
 
 
 def test_a_service_that_cannot_start_says_why(tmp_path: Path) -> None:
-    """An unknown setting, a missing repository, an open port: one line, and a status of 1."""
+    """An unknown setting, a missing repository, an open port, one that is taken: one line, and a status of 1."""
+    taken = socket.create_server(("127.0.0.1", 0))
+    address = f"127.0.0.1:{taken.getsockname()[1]}"
     for settings, said in (
+        ({"ONWARD_BIND": address}, f"{address} is in use by another process"),
+        ({"ONWARD_BIND": "203.0.113.1:80", "ONWARD_ALLOW_ANYONE": "1"}, "203.0.113.1:80: cannot listen there: "),
         ({"ONWARD_PROT": "8000"}, "ONWARD_PROT: no such setting"),
         ({"ONWARD_MODELS": str(tmp_path / "nowhere")}, "nowhere: no such folder of models"),
         ({"ONWARD_MODELS": str(tmp_path)}, "no bundle <name>/<version>/ is in it"),
@@ -90,6 +95,7 @@ def test_a_service_that_cannot_start_says_why(tmp_path: Path) -> None:
         assert printed.startswith("onward: ")
         assert said in printed
         assert printed.count("\n") == 1
+    taken.close()
 
 
 def test_a_store_that_cannot_open_ends_the_start(tmp_path: Path) -> None:
