@@ -5,7 +5,7 @@ where the answer was lost, the next try finds the id taken, and what was made is
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -24,7 +24,7 @@ Json = dict[str, Any]
 T = TypeVar("T")
 Answer = Predictions | Problem | UnreachableError
 """To one of many items: what is predicted, or why it was not done, or that no answer to it came."""
-REMEMBERED, MOST_ITEMS = 32, 10_000
+REMEMBERED, MOST_ITEMS, MOST_STEPS = 32, 10_000, 100_000
 """How many of a session's last requests the service knows when they come again, and how many items a call may have."""
 DATE_S = 2.0
 """How exact the date is that an answer carries: a second, and one for clocks of machines side by side."""
@@ -181,7 +181,7 @@ class Calls:
         answers: dict[int, Answer] = {}
         retry = Retry(self.patience)
         while lines:
-            places = list(islice((place for line in lines for place in islice(line, REMEMBERED)), MOST_ITEMS))
+            places = _round(lines, bodies)
             request = Request("POST", "/v1/steps", {"items": [bodies[place] for place in places]})
             try:
                 reply = (yield from exchange(request, retry, safe=True)).reply
@@ -204,6 +204,18 @@ class Calls:
                     line.clear()
             lines = [line for line in lines if line]
         return [answers[place] for place in range(len(items))]
+
+
+def _round(lines: Iterable[deque[int]], bodies: Sequence[Json]) -> list[int]:
+    """The places of what the next call takes of these lines: as many items, and steps, as a service takes in one."""
+    places: list[int] = []
+    steps = 0
+    for place in islice((place for line in lines for place in islice(line, REMEMBERED)), MOST_ITEMS):
+        steps += len(bodies[place]["inputs"])
+        if places and steps > MOST_STEPS:
+            break
+        places.append(place)
+    return places
 
 
 def _page(told: Json) -> tuple[list[SessionInfo], str | None]:

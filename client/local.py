@@ -42,6 +42,8 @@ LIMITS = {
 """The least and the most of what may be told; a service may have narrower ones."""
 ABOVE = {"top_p"}
 """Above the least."""
+MOST_STEPS = 100_000_000
+"""Of all sample paths together, in the memory of this process; a service takes fewer."""
 
 
 def load(path: str | PathLike[str], *, threads: int = 1, accuracy: bool = True) -> "Local":
@@ -170,6 +172,9 @@ class LocalSession:
                 return Forecast(values.outputs(rolled(model, np.concatenate(outputs))), self.step_count)
             hold(model.manifest.head, samples=samples, levels=levels)
             seed, count = new_seed() if seed is None else seed, SAMPLES if samples is None else samples
+            if count * horizon > MOST_STEPS:
+                what = f"{count} paths of {horizon} steps are {count * horizon} steps; at most {MOST_STEPS} a call"
+                raise InvalidRequest.here(f"samples: {what}", [("samples", what)])
             feeds = [feed(model, start.known, seed, path) for path in range(count)]
             last = self._rolled(start, horizon, feeds)[-1]
             for row, one in enumerate(feeds):

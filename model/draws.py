@@ -95,7 +95,7 @@ class Path:
             if self._ranks:
                 places.append(int(values[0]))
                 self._before.add(places[-1])
-            if any(places[-len(stop) :] == stop for stop in self._stops):
+            if any(stop[-1] == places[-1] and places[-len(stop) :] == stop for stop in self._stops):
                 yield Ended("stop", _text(self._model, places))
                 return
             if ahead < self._horizon:

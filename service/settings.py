@@ -76,7 +76,13 @@ class Settings(BaseSettings):
         float, Field(gt=0, le=3600, description="seconds a request may take before it is answered 503")
     ] = 30
     max_body_bytes: Annotated[int, Field(ge=1024, description="largest request body")] = 8 * 2**20
-    max_steps: Annotated[int, Field(ge=1, description="most steps of one call, or of one sequence")] = 100_000
+    max_steps: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="most steps of one call: inputs and horizons of all its sequences, paths or items together",
+        ),
+    ] = 100_000
     max_horizon: Annotated[int, Field(ge=1, description="most steps of a forecast")] = 10_000
     max_sequences: Annotated[
         int, Field(ge=1, description="most sequences in one predict call, or sample paths in one forecast")

@@ -34,7 +34,7 @@ from service.engine.origin import Origins
 from service.engine.past import Past
 from service.engine.refusing import refusing
 from service.engine.steps import Answer, Steps
-from service.engine.turn import turn
+from service.engine.turn import by_turns, turn
 from service.errors import (
     Fault,
     InvalidInputError,
@@ -123,9 +123,7 @@ class Engine:
             self.lives, self.models, self._intake, self._dispatch, seal, clock=clock, age_s=limits.state_age_s
         )
         self._origins = Origins(self.lives, self.models, self._intake, self._dispatch, max_horizon=limits.max_horizon)
-        self.forecasts = Forecasts(
-            self._origins, self._dispatch, max_samples=limits.max_sequences, max_steps=limits.max_steps
-        )
+        self.forecasts = Forecasts(self._origins, self._intake, self._dispatch, max_samples=limits.max_sequences)
         self.draws = Draws(self._origins, self._dispatch)
         self._greenlets: list[gevent.Greenlet[..., Any]] = []
 
@@ -149,8 +147,19 @@ class Engine:
         """Sessions that have not ended, by model and version."""
         return self._store.count()
 
-    def predict(self, name: str, version: int | None, sequences: Sequence[Inputs], horizon: int) -> list[Predicted]:
-        """Predictions for sequences that stand alone: no session is read or made."""
+    def predict(
+        self,
+        name: str,
+        version: int | None,
+        sequences: Sequence[Inputs],
+        horizon: int,
+        *,
+        has_left: Callable[[], bool] | None = None,
+    ) -> list[Predicted]:
+        """Predictions for sequences that stand alone: no session is read or made.
+
+        All sequences with their horizons have at most `max_steps` steps together.
+        """
         model = self.models.named(name, version)
         if len(sequences) > self.limits.max_sequences:
             raise InvalidInputError(Fault("inputs", f"at most {self.limits.max_sequences} sequences a call"))
@@ -158,9 +167,17 @@ class Engine:
             self._origins.hold(model, horizon)
             with refusing():
                 rolling.hold_alone(model.manifest)
-        arrays = [self._intake.array(model, one, f"inputs[{place}]") for place, one in enumerate(sequences)]
-        call, initial = self._dispatch.call(len(arrays), needs_all=True), model.layout.initial(1)
-        works = [self._dispatch.free_work(model, array, call, initial, max(0, horizon - 1)) for array in arrays]
+        what = f"{len(sequences)} sequences, each with a horizon of {horizon},"
+        self._intake.limit(len(sequences) * horizon, "horizon", what)
+        arrays, steps = [], 0
+        for place, sequence in enumerate(by_turns(sequences)):
+            arrays.append(self._intake.array(model, sequence, f"inputs[{place}]"))
+            steps += len(arrays[-1]) + horizon
+            self._intake.limit(steps, "inputs", f"the first {len(arrays)} sequences, each with a horizon of {horizon},")
+        call, initial = self._dispatch.call(len(arrays), needs_all=True, has_left=has_left), model.layout.initial(1)
+        works = [
+            self._dispatch.free_work(model, array, call, initial, max(0, horizon - 1)) for array in by_turns(arrays)
+        ]
         answers = [done.outputs for done in self._dispatch.run_all(call, works)]
         return [
             Predicted(outputs[: len(array)], outputs[len(array) - 1 :] if horizon else None)
@@ -179,6 +196,7 @@ class Engine:
         ttl_s: float | None = None,
         inputs: Inputs | None = None,
         interval: float | None = None,
+        has_left: Callable[[], bool] | None = None,
     ) -> tuple[Session, Answer]:
         """A new session; `inputs` are consumed before it exists. The answer's outputs hold the last prediction.
 
@@ -195,7 +213,7 @@ class Engine:
         outputs, surprise = model.last_prediction(state), NONE
         seeds = None if inputs is None else self._intake.array(model, inputs)
         if seeds is not None:
-            done = self._dispatch.run_free(model, seeds, state, accuracy=accuracy)
+            done = self._dispatch.run_free(model, seeds, state, accuracy=accuracy, has_left=has_left)
             assert done.state is not None
             accuracy = done.accuracy or b""
             state = np.frombuffer(done.state, model.layout.dtype)

@@ -14,6 +14,7 @@ from model.paths import SAMPLES, Sampled
 from model.runner import Outputs, StepModel
 from service.engine.call import joined
 from service.engine.dispatch import Dispatch
+from service.engine.inputs import Intake
 from service.engine.origin import Ahead, Origin, Origins
 from service.engine.refusing import refusing
 from service.engine.turn import by_turns
@@ -29,10 +30,8 @@ class Rolled(NamedTuple):
 
 
 class Forecasts:
-    def __init__(self, origins: Origins, dispatch: Dispatch, *, max_samples: int, max_steps: int) -> None:
-        """max_steps: of all paths together."""
-        self._origins, self._dispatch = origins, dispatch
-        self._max_samples, self._max_steps = max_samples, max_steps
+    def __init__(self, origins: Origins, intake: Intake, dispatch: Dispatch, *, max_samples: int) -> None:
+        self._origins, self._intake, self._dispatch, self._max_samples = origins, intake, dispatch, max_samples
 
     def roll(self, tenant: str, session_id: str, ahead: Ahead, *, has_left: Callable[[], bool] | None = None) -> Rolled:
         """Raises as `Origins.of` does, and what running raises."""
@@ -56,7 +55,12 @@ class Forecasts:
         Raises as `roll` does, and InvalidInputError where the model says no distribution.
         """
         count = min(SAMPLES, self._max_samples) if samples is None else samples
-        self._not_too_many(count, ahead.horizon)
+        if count > self._max_samples:
+            raise InvalidInputError(Fault("samples", f"at most {self._max_samples}"))
+        self._intake.limit(count * ahead.horizon, "samples", f"{count} paths of {ahead.horizon} steps")
+        if levels is not None:
+            what = f"{len(levels)} quantiles at each of {ahead.horizon} steps"
+            self._intake.limit(len(levels) * ahead.horizon, "quantiles", what)
         origin = self._origins.of(tenant, session_id, ahead, has_left)
         model, seed = origin.model, new_seed() if seed is None else seed
         with refusing():
@@ -67,13 +71,6 @@ class Forecasts:
             feed.say(outputs[-1:])
         with refusing():
             return paths.sampled(model, origin.record.step, seed, feeds, origin.outputs, levels)
-
-    def _not_too_many(self, samples: int, horizon: int) -> None:
-        if samples > self._max_samples:
-            raise InvalidInputError(Fault("samples", f"at most {self._max_samples}"))
-        if samples * horizon > self._max_steps:
-            what = f"{samples} paths of {horizon} steps are {samples * horizon} steps; at most {self._max_steps} a call"
-            raise InvalidInputError(Fault("samples", what))
 
     def _outputs(
         self, origin: Origin, horizon: int, feeds: Sequence[Feed], has_left: Callable[[], bool] | None

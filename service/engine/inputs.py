@@ -19,6 +19,14 @@ __all__ = ["Inputs", "Intake", "array_of"]
 class Intake:
     max_steps: int
 
+    def limit(self, steps: int, field: str, count: str) -> None:
+        """Raises InvalidInputError where a call takes more `steps` in all than one may; `count` says what they are."""
+        if steps > self.max_steps:
+            message = (
+                f"{count} are {steps} steps; at most {self.max_steps} a call, so ask for less, or in several calls"
+            )
+            raise InvalidInputError(Fault(field, message))
+
     def array(self, model: StepModel, inputs: Inputs, field: str = "inputs") -> NDArray[np.float32]:
         """(steps, features). Raises InvalidInputError."""
         _, array = self.measured(model, inputs, field)

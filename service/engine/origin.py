@@ -60,6 +60,8 @@ class Origins:
         record = self._lives.session(tenant, session_id).record
         model = self._models.of(record)
         self.hold(model, ahead.horizon)
+        if ahead.future is not None and len(ahead.future) > self._max_horizon:
+            raise InvalidInputError(Fault("future", f"at most {self._max_horizon} steps; horizon - 1 are read"))
         with refusing():
             known = rolling.known(model.manifest, ahead.horizon, ahead.future)
         state = state_of(model, record)

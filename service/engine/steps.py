@@ -110,11 +110,13 @@ class Steps:
         """Of any sessions, those of each in order, and as `in_order` tells; what follows one of its session that could
         not be done now is told the same.
 
-        Raises OverloadedError where there is no room for all, and InvalidInputError where more of a session's have a
-        request id than are remembered: sent again, the first of them would be applied again.
+        Raises OverloadedError where there is no room for all, and InvalidInputError where they have more steps together
+        than a call may, or more of a session's have a request id than are remembered: sent again, the first of them
+        would be applied again.
         """
         if len(many) > REMEMBERED:
             _hold_retries(many)
+        self._intake.limit(sum(len(asked.inputs) for asked in many), "inputs", f"those of {len(many)} items")
         lines: dict[str, _Line] = {}
         own = []
         for asked in many:

@@ -122,14 +122,20 @@ _ITEMS = Field(min_length=1, max_length=MOST_ITEMS)
 class Many(Body):
     """Steps of many sessions, one item each; the items of one session run in their order."""
 
-    items: Annotated[list[Item], _ITEMS]
+    items: Annotated[
+        list[Item],
+        _ITEMS,
+        Field(description="their inputs have at most ONWARD_MAX_STEPS steps together"),
+    ]
 
 
 class Columns(Body):
     """The same in columns: entries at the same place belong together."""
 
     session_ids: Annotated[list[SessionId], _ITEMS]
-    inputs: Annotated[list[Inputs], Field(description="of each session, as in a step of its own")]
+    inputs: Annotated[
+        list[Inputs], Field(description="of each session, as in a step of its own; at most ONWARD_MAX_STEPS together")
+    ]
     steps: list[ExpectedStep | None] | None = None
     request_ids: list[RequestId | None] | None = None
 
@@ -154,14 +160,17 @@ class Ahead(Body):
         Inputs | None,
         Field(
             description="of the features that are not predicted, in the order of the model's, what they are at each "
-            "step that is fed back: at least horizon - 1"
+            "step that is fed back: at least horizon - 1, at most ONWARD_MAX_HORIZON"
         ),
     ] = None
     seed: Seed | None = None
 
 
 class Forecast(Ahead):
-    samples: Annotated[int | None, Field(strict=True, ge=2, description="how many paths are drawn")] = None
+    samples: Annotated[
+        int | None,
+        Field(strict=True, ge=2, description="how many paths are drawn; times the horizon at most ONWARD_MAX_STEPS"),
+    ] = None
     quantiles: Levels | None = None
     paths: Annotated[bool, Field(strict=True, description="whether the paths themselves are told")] = False
 
@@ -199,7 +208,12 @@ class Generate(Ahead):
 class Predict(Body):
     inputs: Annotated[
         list[Inputs],
-        Field(min_length=1, fail_fast=True, description="sequences, each a list of steps; lengths may differ"),
+        Field(
+            min_length=1,
+            fail_fast=True,
+            description="sequences, each a list of steps; lengths may differ. All of them, "
+            "each with its horizon, have at most ONWARD_MAX_STEPS steps together",
+        ),
     ]
     version: Version | None = None
     horizon: Annotated[int, Field(strict=True, ge=0, le=2**31, description="steps to roll each sequence forward")] = 0

@@ -9,6 +9,7 @@ from client.errors import PREFIX, Problem, SessionEnded, StepConflict, answered
 from service.http import bodies
 from service.http.problems import ALL
 from service.sessions import requests
+from service.settings import Settings
 
 
 def test_every_type_is_a_class() -> None:
@@ -20,6 +21,7 @@ def test_every_type_is_a_class() -> None:
 def test_a_call_has_what_the_service_remembers_and_takes() -> None:
     """More of a session would be applied again where the answer was lost; more in all would be refused."""
     assert (calls.REMEMBERED, calls.MOST_ITEMS) == (requests.REMEMBERED, bodies.MOST_ITEMS)
+    assert Settings().max_steps == calls.MOST_STEPS
 
 
 def test_members_are_attributes() -> None:

@@ -233,11 +233,14 @@ def test_of_many_no_more_of_a_session_than_are_remembered() -> None:
 
 
 def test_of_more_than_a_call_takes_the_rest_goes_in_another() -> None:
-    """A call has at most 10,000 items."""
+    """A call has at most 10,000 items, and 100,000 steps."""
     items = [(str(number), [number]) for number in range(10_001)]
     told, requests, _ = run(CALLS.step_many(items), [many(*[DONE] * 10_000), many(DONE)])
     assert [one for request in sent(requests) for one in request] == [(name, one) for name, (one,) in items]
     assert ([len(one) for one in sent(requests)], len(told)) == ([10_000, 1], 10_001)
+    long = [("a", [1] * 60_000), ("b", [2] * 40_000), ("c", [3]), ("d", [4] * 200_000), ("e", [5])]
+    _, requests, _ = run(CALLS.step_many(long), [many(DONE, DONE), many(DONE), many(DONE), many(DONE)])
+    assert [[name for name, *_ in one] for one in sent(requests)] == [["a", "b"], ["c"], ["d"], ["e"]]
 
 
 def test_of_many_sessions_go_on_where_one_cannot() -> None:

@@ -240,3 +240,12 @@ def test_inputs_before_a_forecast_are_consumed_for_it_alone() -> None:
 def test_a_folder_that_is_no_bundle_is_said_to_be_none(tmp_path: Path) -> None:
     with pytest.raises(BundleError):
         onward.load(tmp_path)
+
+
+def test_sample_paths_have_a_most_of_steps_together() -> None:
+    """More is refused at once: two counts that are each within their range may still have no end in sight."""
+    session = onward.load(ZOO / "pulse/1").session()
+    with pytest.raises(
+        InvalidRequest, match=r"samples: 10001 paths of 10000 steps are 100010000 steps; at most 1000000"
+    ):
+        session.forecast(10_000, samples=10_001)
