@@ -82,7 +82,16 @@ class Carried:
         self._models.of(record)
         return self._lives.begin(self._lives.claim(tenant, session_id), record, record.ttl_s)
 
-    def step(self, tenant: str, name: str, version: int | None, inputs: Inputs, token: str | None) -> Held:
+    def step(
+        self,
+        tenant: str,
+        name: str,
+        version: int | None,
+        inputs: Inputs,
+        token: str | None,
+        *,
+        has_left: Callable[[], bool] | None = None,
+    ) -> Held:
         """Advances the state that the token holds, None: the first one, and keeps nothing.
 
         Raises InvalidInputError where the token is altered or another's, StateExpiredError, ModelGoneError,
@@ -95,7 +104,7 @@ class Carried:
         else:
             model, step, memory = self._opened(tenant, name, version, token)
             state = model.layout.stack([memory])
-        done = self._dispatch.run_free(model, self._intake.array(model, inputs), state)
+        done = self._dispatch.run_free(model, self._intake.array(model, inputs), state, has_left=has_left)
         assert done.state is not None
         step += len(done.outputs)
         content = _HEAD.pack(self._clock(), step) + done.state

@@ -54,6 +54,10 @@ class Dispatch:
         self._calls: dict[Call, int] = {}  # that are waited for, with their items
         self._waiting = self._alone = 0
 
+    def now(self) -> float:
+        """On the clock that times calls."""
+        return self._monotonic()
+
     def call(
         self,
         items: int,
@@ -134,9 +138,10 @@ class Dispatch:
         *,
         accuracy: bytes | None = None,
         has_left: Callable[[], bool] | None = None,
+        since: float | None = None,
     ) -> Done:
-        """One item of no session. Raises what went wrong."""
-        call = self.call(1, has_left=has_left)
+        """One item of no session. since: see `call`. Raises what went wrong."""
+        call = self.call(1, has_left=has_left, since=since)
         (work,) = self.run(call, [self.free_work(model, inputs, call, state, accuracy=accuracy)])
         return outcome(work)
 

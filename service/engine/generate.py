@@ -16,25 +16,36 @@ from model.state import State
 from service.engine.dispatch import Dispatch
 from service.engine.origin import Ahead, Origin, Origins
 from service.engine.refusing import refusing
-from service.errors import DrawMovedError
+from service.errors import AbandonedError, DrawMovedError
 
 
 class Draw:
     """A path to come from a session, held to all that can be known before its first step."""
 
-    def __init__(self, origin: Origin, horizon: int, wish: Wish, seed: int, dispatch: Dispatch) -> None:
+    def __init__(
+        self,
+        origin: Origin,
+        horizon: int,
+        wish: Wish,
+        seed: int,
+        dispatch: Dispatch,
+        has_left: Callable[[], bool] | None = None,
+    ) -> None:
         """Raises InvalidInputError where the model does not fit the wish, NoForecastError where it cannot be drawn."""
-        self.model, self.record, self.seed, self._dispatch = origin.model, origin.record, seed, dispatch
+        self.model, self.record, self.seed = origin.model, origin.record, seed
+        self._dispatch, self._has_left = dispatch, has_left
         with refusing():
             start = Start(origin.outputs, origin.state, origin.read, origin.known)
             self._path = Path(origin.model, start, horizon, wish, seed)
 
     def steps(self) -> Iterator[Drawn | Ended]:
-        """Each step, and at last the end; once. Raises NotFiniteError, and what running raises."""
+        """Each step, and at last the end; once. Raises NotFiniteError, AbandonedError, and what running raises."""
         with refusing():
             yield from self._path.steps(self._step)
 
     def _step(self, inputs: NDArray[np.float32], state: State) -> tuple[Outputs, State]:
+        if self._has_left is not None and self._has_left():  # a single step ends long before anyone looks
+            raise AbandonedError
         done = self._dispatch.run_free(self.model, inputs, state)
         assert done.state is not None
         return done.outputs, np.frombuffer(done.state, self.model.layout.dtype)
@@ -62,4 +73,4 @@ class Draws:
         origin = self._origins.of(tenant, session_id, ahead, has_left)
         if since is not None and since[1] != origin.record.revision:
             raise DrawMovedError(session_id, since[0], origin.record.step)
-        return Draw(origin, ahead.horizon, wish, new_seed() if seed is None else seed, self._dispatch)
+        return Draw(origin, ahead.horizon, wish, new_seed() if seed is None else seed, self._dispatch, has_left)

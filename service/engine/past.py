@@ -1,5 +1,7 @@
 """Sessions taken back to an earlier step, or moved to another version of their model, by what they keep of the past."""
 
+from collections.abc import Callable
+
 from model.scoring.figures import wanted
 from model.scoring.surprise import NONE, running, surprises
 from service.engine import history
@@ -16,11 +18,12 @@ class Past:
     def __init__(self, lives: Lives, models: Models, dispatch: Dispatch) -> None:
         self._lives, self._models, self._dispatch = lives, models, dispatch
 
-    def rewind(self, tenant: str, session_id: str, step: int) -> Session:
+    def rewind(self, tenant: str, session_id: str, step: int, *, has_left: Callable[[], bool] | None = None) -> Session:
         """The session as it was after `step` steps. What came after is forgotten; its requests are known as late.
 
         Raises as `Lives.session` does, ModelGoneError, HistoryError where it is too long ago, InvalidInputError.
         """
+        since = self._dispatch.now()
         while True:  # until no step came in between
             record = self._lives.session(tenant, session_id).record
             model = self._models.of(record)
@@ -34,9 +37,8 @@ class Past:
             point, inputs, past = kept
             state, surprise, accuracy = point.state, point.surprise, point.accuracy
             if len(inputs):
-                done = self._dispatch.run_free(
-                    model, inputs, state_of(model, record._replace(state=state)), accuracy=accuracy
-                )
+                begun = state_of(model, record._replace(state=state))
+                done = self._dispatch.run_free(model, inputs, begun, accuracy=accuracy, has_left=has_left, since=since)
                 assert done.state is not None
                 state, surprise = done.state, running(surprise, surprises(model, done.outputs))
                 accuracy = accuracy if done.accuracy is None else done.accuracy
@@ -46,14 +48,17 @@ class Past:
             if session := self._lives.replaced(tenant, session_id, record, _unanswered(before)):
                 return session
 
-    def migrate(self, tenant: str, session_id: str, version: int | None) -> tuple[Session, int]:
+    def migrate(
+        self, tenant: str, session_id: str, version: int | None, *, has_left: Callable[[], bool] | None = None
+    ) -> tuple[Session, int]:
         """The session on another version of its model, None: the highest; and how many of its inputs were replayed.
 
         Its state is what the new version makes of the inputs that are kept, and so are the statistics; the step stays,
         and the share that its intervals are to hold, where the new version has any. Raises as `Lives.session`
         does, UnknownModelError, UnknownVersionError, HistoryError where none are kept or they mean something else.
         """
-        while True:
+        since = self._dispatch.now()
+        while True:  # until no step came in between
             record = self._lives.session(tenant, session_id).record
             model = self._models.named(record.ref.model, version)
             initial, features = model.layout.initial(1), model.manifest.features
@@ -66,7 +71,9 @@ class Past:
             state, surprise = initial.tobytes(), NONE
             accuracy = self._dispatch.accuracy(model).begun(wanted(record.accuracy))
             if len(past.inputs):
-                done = self._dispatch.run_free(model, past.inputs, initial, accuracy=accuracy)
+                done = self._dispatch.run_free(
+                    model, past.inputs, initial, accuracy=accuracy, has_left=has_left, since=since
+                )
                 assert done.state is not None
                 state, surprise = done.state, running(surprise, surprises(model, done.outputs))
                 accuracy = done.accuracy or b""

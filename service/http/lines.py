@@ -21,6 +21,7 @@ from service.engine.engine import Engine
 from service.engine.steps import Answer
 from service.errors import Fault, InvalidInputError, NotFiniteError
 from service.http import bodies, problems, received, steps
+from service.http.connection import client
 from service.http.forms import written
 from service.http.operations import NDJSON
 from service.http.problems import HTTP_KINDS, MALFORMED, RequestError
@@ -69,6 +70,7 @@ class _Upload:
         """reached: the session's step; expected: the one that the first line must find, None: any."""
         self._engine, self._session_id = engine, session_id
         self._reached, self._expected = reached, expected
+        self._has_left = client()
         self._over = False
 
     def answers(self, arrivals: Iterator[Sequence[Line]], body: Any, most: int) -> Iterator[bytes]:
@@ -103,7 +105,9 @@ class _Upload:
             raise inputs[0]
         if not steps.plain_inputs(inputs):
             bodies.Step.model_validate({"inputs": inputs})
-        answer = self._engine.steps.one(steps.TENANT, self._session_id, inputs, step=self._expected)
+        answer = self._engine.steps.one(
+            steps.TENANT, self._session_id, inputs, step=self._expected, has_left=self._has_left
+        )
         self._expected = None if self._expected is None else answer.step
         return answer
 

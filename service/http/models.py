@@ -9,6 +9,7 @@ from model.runner import StepModel
 from service.engine.engine import Engine
 from service.errors import Fault, InvalidInputError
 from service.http import answers, bodies, received
+from service.http.connection import client
 from service.http.operations import Operation, Query, json
 from service.http.steps import TENANT
 
@@ -45,7 +46,7 @@ def predict(engine: Engine, model: str) -> Response:
     body = received.read(bodies.Predict)
     chosen = engine.models.named(model, body.version)
     sequences = []
-    for one in engine.predict(model, body.version, body.inputs, body.horizon):
+    for one in engine.predict(model, body.version, body.inputs, body.horizon, has_left=client()):
         told = rows(chosen, one.outputs)
         if one.forecast is not None:
             told["forecast"] = rolled(chosen, one.forecast)
@@ -55,7 +56,7 @@ def predict(engine: Engine, model: str) -> Response:
 
 def step(engine: Engine, model: str) -> Response:
     body = received.read(bodies.HeldStep)
-    held = engine.carried.step(TENANT, model, body.version, body.inputs, body.state)
+    held = engine.carried.step(TENANT, model, body.version, body.inputs, body.state, has_left=client())
     return json({"step": held.step, **rows(held.model, held.outputs), "state": held.state})
 
 

@@ -11,6 +11,7 @@ from service.engine.engine import Engine
 from service.engine.lives import Chosen, Session
 from service.errors import Fault, InvalidInputError
 from service.http import answers, bodies, received
+from service.http.connection import client
 from service.http.operations import Operation, Query, json
 from service.http.steps import TENANT, checked
 from service.http.times import iso
@@ -28,6 +29,7 @@ def create(engine: Engine, model: str) -> Response:
         ttl_s=body.ttl_s,
         inputs=body.inputs,
         interval=body.interval,
+        has_left=client(),
     )
     last = {name: rows[0] for name, rows in said(answer.model, answer.outputs, answer.model.manifest.head.last).items()}
     headers = {"Location": f"/v1/sessions/{session.session_id}"}
@@ -99,13 +101,13 @@ def restore(engine: Engine, session_id: str) -> Response:
 
 def rewind(engine: Engine, session_id: str) -> Response:
     checked(session_id)
-    return json(_info(engine.past.rewind(TENANT, session_id, received.read(bodies.Rewind).step)))
+    return json(_info(engine.past.rewind(TENANT, session_id, received.read(bodies.Rewind).step, has_left=client())))
 
 
 def migrate(engine: Engine, session_id: str) -> Response:
     checked(session_id)
     body = received.read(bodies.Migrate, optional=True)
-    session, replayed = engine.past.migrate(TENANT, session_id, body.version)
+    session, replayed = engine.past.migrate(TENANT, session_id, body.version, has_left=client())
     return json(_info(session) | {"replayed": replayed})
 
 

@@ -1,5 +1,6 @@
 """What waits, in process: deadlines, bounds, clients that leave, shares of models, and failures on the way."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import gevent
@@ -7,13 +8,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from model.draws import Wish
 from model.feed import Feed
 from model.repository import open_all
 from model.runner import Outputs, StepModel
 from service.engine.dispatch import outcome
 from service.engine.engine import Engine, Limits
 from service.engine.executor import Executor
-from service.engine.work import Work
+from service.engine.origin import Ahead
+from service.engine.work import Asked, Work
 from service.errors import (
     AbandonedError,
     DeadlineError,
@@ -22,6 +25,7 @@ from service.errors import (
     StoreUnavailableError,
 )
 from service.sessions.lmdb import LmdbStore
+from service.sessions.seal import Seal
 from tests.reference import ZOO
 from tests.service.conftest import Clock
 
@@ -113,6 +117,58 @@ def test_what_its_client_left_is_dropped_before_it_runs_on(tmp_path: Path, monke
     engine.close()
 
 
+STEPS = [[500.0]] * 20_000
+LONG: dict[str, Callable[[Engine, Callable[[], bool]], object]] = {
+    "step": lambda engine, left: engine.steps.one(T, "s", STEPS, has_left=left),
+    "steps in order": lambda engine, left: raised(engine.steps.in_order(T, [Asked("s", STEPS)] * 9, has_left=left)),
+    "bulk": lambda engine, left: raised(engine.steps.many(T, [Asked(name, STEPS) for name in "st"], has_left=left)),
+    "create": lambda engine, left: engine.create(T, "pulse", inputs=STEPS, has_left=left),
+    "predict": lambda engine, left: engine.predict("pulse", None, [[500]], 9999, has_left=left),
+    "held step": lambda engine, left: engine.carried.step(T, "pulse", None, STEPS, None, has_left=left),
+    "forecast": lambda engine, left: engine.forecasts.roll(T, "s", Ahead(9999), has_left=left),
+    "forecast after inputs": lambda engine, left: engine.forecasts.roll(T, "s", Ahead(2, STEPS), has_left=left),
+    "sample paths": lambda engine, left: engine.forecasts.sample(T, "s", Ahead(9999), samples=9, has_left=left),
+    "draw": lambda engine, left: list(engine.draws.begin(T, "s", Ahead(9999), Wish(), has_left=left).steps()),
+    "rewind": lambda engine, left: engine.past.rewind(T, "old", 1999, has_left=left),
+    "migrate": lambda engine, left: engine.past.migrate(T, "old", None, has_left=left),
+}
+
+
+def raised(answers: Sequence[object]) -> None:
+    for answer in answers:
+        assert isinstance(answer, Exception)
+        raise answer
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_whatever_its_client_left_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Whatever was asked for: it runs while the client is there, and no further once it has gone."""
+    monkeypatch.setattr("service.engine.dispatch.LEFT_S", 0.0)
+    engine = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits(history=2000), seal=Seal(["0123456789abcdef" * 2]))
+    engine.start()
+    for session_id in "st":
+        engine.create(T, "pulse", session_id=session_id)
+    engine.create(T, "pulse", session_id="old")
+    engine.steps.one(T, "old", [[500.0]] * 2000)
+    calls = []
+    run = Executor.run
+
+    def counted(self: Executor, batch: list[Work]) -> None:
+        calls.append(len(batch))
+        run(self, batch)
+
+    monkeypatch.setattr(Executor, "run", counted)
+    with pytest.raises(AbandonedError):
+        LONG[name](engine, lambda: len(calls) > 3)
+    assert 3 < len(calls) < 100
+    gevent.sleep(0)
+    assert engine.steps.one(T, "t", [[500.0]]).step == 1
+    assert sum(queue.waiting for queue in engine._dispatch.queues.values()) == 0
+    assert engine.lives.session(T, "s").record.step == 0
+    assert engine.lives.session(T, "old").record.step == 2000
+    engine.close()
+
+
 def test_models_have_fair_shares(engine: Engine) -> None:
     """One model's long call does not hold up another's steps, nor a step of its own."""
     engine.create(T, "pulse", session_id="long")
@@ -130,7 +186,7 @@ def test_a_failed_sequence_ends_its_siblings(engine: Engine) -> None:
     """Where one sequence of a predict call fails, the others do not run on for nobody."""
     sequences = [[[3e38]], *([[500.0]] * 500 for _ in range(20))]
     with pytest.raises(NotFiniteError):
-        engine.predict("pulse", None, sequences, 10_000)
+        engine.predict("pulse", None, sequences, 4000)
     gevent.sleep(0)
     engine.predict("pulse", None, [[[500.0]]], 0)
     assert sum(queue.waiting for queue in engine._dispatch.queues.values()) == 0
