@@ -236,6 +236,7 @@ class Engine:
         ttl_s: float | None = None,
         inputs: Inputs | None = None,
         interval: float | None = None,
+        has_left: Callable[[], bool] | None = None,
     ) -> tuple[Session, Answer]:
         """The living session under that id, created as by `create` where there is none. The answer says which.
 
@@ -245,7 +246,14 @@ class Engine:
         while True:
             with suppress(SessionExistsError):
                 return self.create(
-                    tenant, name, version=version, session_id=session_id, ttl_s=ttl_s, inputs=inputs, interval=interval
+                    tenant,
+                    name,
+                    version=version,
+                    session_id=session_id,
+                    ttl_s=ttl_s,
+                    inputs=inputs,
+                    interval=interval,
+                    has_left=has_left,
                 )
             with suppress(UnknownSessionError, SessionEndedError):  # it has ended since: then it can be created
                 session = self.lives.session(tenant, session_id)
