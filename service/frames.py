@@ -1,111 +1,224 @@
-"""WebSocket frames: ordinary ones read and written here, whatever else is so by the library that knows the protocol.
+"""WebSocket frames of a server, as RFC 6455 defines them, without extensions.
 
-Ordinary is a whole message in one frame, as nearly every one is; so it costs a fraction of the library's time. Frames
-are cut here, and the library gets whole ones: so it is always at the beginning of a frame, and knows the connection's
-state; once that is closed, nothing more is said.
+Owns the protocol's state of one connection: the frame and the message that have begun, the closing handshake, and the
+control frames that are to be sent. Nearly every message is one frame and takes the short way through `take`.
+
+The memory of a connection is bounded whatever its client sends: one message of at most `most` bytes, to which each
+fragment is joined as it comes, the part of its next frame that has come, and what one read brought. A frame is refused
+by its first bytes, before its payload is waited for.
 """
 
 import struct
 from collections.abc import Sequence
-from typing import Any
 
-from websockets.frames import Opcode
-from websockets.protocol import OPEN, SEND_EOF
-from websockets.server import ServerProtocol
+from websockets.exceptions import ProtocolError
+from websockets.frames import Close
 
 try:
     from websockets.speedups import apply_mask
 except ImportError:  # no compiled one for this platform
     from websockets.utils import apply_mask
 
-_TEXT, _BINARY, _MASKED = 0x81, 0x82, 0x80  # RFC 6455, 5.2
-_ORDINARY = frozenset({_TEXT, _BINARY})
+PIECE = 32
+"""How many frames are read in one turn of the event loop, however many have come together."""
+MOST_FRAGMENTS = 65_536
+"""Of a message. They cost no memory; but a message without an end would cost time without an end."""
+
+_CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0, 1, 2, 8, 9, 10  # RFC 6455, 5.2
+_OPCODES = frozenset({_CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG})
+_FIN, _RESERVED, _OPCODE, _CONTROL, _MASKED = 0x80, 0x70, 0x0F, 0x08, 0x80
+_WHOLE_TEXT, _WHOLE_BINARY = _FIN | _TEXT, _FIN | _BINARY
+_WHOLE = frozenset({_WHOLE_TEXT, _WHOLE_BINARY})
 _LENGTHS = {126: struct.Struct(">H"), 127: struct.Struct(">Q")}
 _MASK = 4
+_MOST_CONTROL = 125
+_PROTOCOL_ERROR, _NOT_UTF8, _POLICY, _TOO_BIG = 1002, 1007, 1008, 1009  # RFC 6455, 7.4.1
 
 
 Message = tuple[bytes, bool]
 """Its data, and whether it is a text; a bare tuple, since two are made for every step."""
 
 
-class Frames:
-    __slots__ = ("_most", "_parts", "_protocol", "_rest", "ends", "is_open")
+class _EndError(Exception):
+    """The connection ends with a close frame of this payload."""
 
-    def __init__(self, protocol: ServerProtocol) -> None:
-        """protocol: open, and nobody else's."""
-        self._protocol, self._most = protocol, protocol.max_message_size or 2**63
-        self._rest = b""  # of a frame whose end has not come
-        self._parts: list[Any] = []  # frames of a message whose end has not come
+    def __init__(self, payload: bytes) -> None:
+        super().__init__(payload)
+        self.payload = payload
+
+
+class Frames:
+    __slots__ = (
+        "_fragments", "_is_text", "_last", "_message", "_most", "_rest", "_to_send", "ends", "has_ended",
+        "is_open", "more",
+    )  # fmt: skip
+
+    def __init__(self, most: int) -> None:
+        """most: bytes of a message."""
+        self._most = most
+        self._rest = bytearray()  # what has come and was not read
+        self._message = bytearray()  # of the fragments of a message whose end has not come
+        self._fragments, self._is_text = 0, False
+        self._to_send = bytearray()
+        self._last: bytes | None = None  # what the connection ends with once the messages before it are answered
+        self.more = False
+        """Whether `take` has more to give of what has come already."""
+        self.has_ended = False
+        """Whether `take` has just read the end of a message, or a control frame between messages."""
         self.ends = False
         """Whether the connection is to be closed once what there is `to_send` was sent."""
         self.is_open = True
+        """Whether messages may be sent: no close frame was."""
 
-    def take(self, data: bytes) -> list[Message]:
-        """The messages that are whole now; what the protocol itself has to say is in `to_send`."""
+    def take(self, data: bytes = b"") -> list[Message]:
+        """The messages that are whole now, of PIECE frames at most; control frames to send are in `to_send`.
+
+        What ends the connection, a fault or the client's close, waits until the messages before it were given out.
+        """
+        if self._last is not None:
+            self._finish(self._last)
+            return []
+        received: bytes | bytearray = data
+        if self._rest:
+            self._rest += data
+            received = self._rest
         messages: list[Message] = []
-        data, start = self._rest + data if self._rest else data, 0
-        self._rest = b""
-        while start < len(data):
-            body, size = _measure(data, start)
-            refused = size > self._most or (len(data) > start + 1 and not data[start + 1] & _MASKED)
-            end = len(data) if refused else body + size  # with it, the library will refuse all that follows
-            if end > len(data):
-                self._rest = data[start:]
+        self.more = False
+        try:
+            start = self._read(received, messages)
+        except _EndError as end:
+            start, self.more, self._last = len(received), bool(messages), end.payload
+            if not messages:
+                self._finish(end.payload)
+        if received is self._rest:
+            del self._rest[:start]
+        elif start < len(received):
+            self._rest += received[start:]
+        self.has_ended = start > 0 and not self._fragments
+        return messages if self.is_open else []
+
+    def _read(self, data: bytes | bytearray, messages: list[Message]) -> int:
+        """Appends to `messages`. Returns where the first frame begins that was not read. Raises _EndError."""
+        start = 0
+        for _ in range(PIECE):
+            if len(data) < start + 2:
                 break
-            if data[start] in _ORDINARY and not refused and not self._parts and self.is_open:
-                message = apply_mask(data[body:end], data[body - _MASK : body])
-                messages.append((message, data[start] == _TEXT))
+            first, second = data[start], data[start + 1]
+            is_whole = first in _WHOLE and not self._fragments
+            if _MASKED <= second < _MASKED | 126:
+                body, size = start + 2 + _MASK, second ^ _MASKED
             else:
-                self._protocol.receive_data(data[start:end])
-                self._look()
-                messages += self._whole(self._protocol.events_received())
+                body, size = _measure(data, start)
+            if not is_whole or size > self._most or second < _MASKED:
+                self._check(first, second, size)
+            end = body + size
+            if end > len(data):
+                break
+            payload = apply_mask(data[body:end], data[body - _MASK : body])
+            if is_whole:
+                if first == _WHOLE_TEXT and not payload.isascii():
+                    _check_text(payload)
+                messages.append((payload, first == _WHOLE_TEXT))
+            else:
+                messages += self._read_part(first, payload)
             start = end
-        return messages
+        else:
+            self.more = start < len(data)
+        return start
 
-    def _whole(self, events: Sequence[Any]) -> list[Message]:
-        """The messages that these frames end."""
-        messages = []
-        for frame in events:
-            if frame.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
-                self._parts.append(frame)
-                if frame.fin:
-                    data = b"".join(part.data for part in self._parts)
-                    messages.append((data, self._parts[0].opcode is Opcode.TEXT))
-                    self._parts.clear()
-        return messages
+    def _check(self, first: int, second: int, size: int) -> None:
+        """Raises _EndError where a frame that begins so may not come now."""
+        opcode, is_control, continues = first & _OPCODE, first & _CONTROL, first & _OPCODE == _CONTINUATION
+        refusals = (
+            (opcode not in _OPCODES, _PROTOCOL_ERROR, "invalid opcode"),
+            (first & _RESERVED, _PROTOCOL_ERROR, "reserved bits must be 0: no extension was agreed on"),
+            (not second & _MASKED, _PROTOCOL_ERROR, "a client must mask its frames"),
+            (
+                is_control and size > _MOST_CONTROL,
+                _PROTOCOL_ERROR,
+                f"a control frame has at most {_MOST_CONTROL} bytes",
+            ),
+            (is_control and not first & _FIN, _PROTOCOL_ERROR, "a control frame has no fragments"),
+            (continues and not self._fragments, _PROTOCOL_ERROR, "there is no message to continue"),
+            (not is_control and not continues and self._fragments, _PROTOCOL_ERROR, "expected a continuation frame"),
+            (
+                continues and self._fragments >= MOST_FRAGMENTS,
+                _POLICY,
+                f"a message has at most {MOST_FRAGMENTS} frames",
+            ),
+            (
+                not is_control and size > self._most - len(self._message),
+                _TOO_BIG,
+                f"a message has at most {self._most} bytes",
+            ),
+        )
+        for applies, code, reason in refusals:
+            if applies:
+                raise _EndError(_closing(code, reason))
 
-    def said(self, messages: Sequence[Message]) -> bytes:
+    def _read_part(self, first: int, payload: bytes) -> list[Message]:
+        """Reads a frame that is not a whole message; returns the message that it ends, if it ends one."""
+        opcode = first & _OPCODE
+        if opcode == _CLOSE:
+            raise _EndError(_reply_to_close(payload))
+        if opcode == _PING and self.is_open:
+            self._to_send += _encoded(_FIN | _PONG, payload)
+        if opcode & _CONTROL:
+            return []
+        if not self._fragments:
+            self._is_text = opcode == _TEXT
+        self._fragments += 1
+        self._message += payload
+        if not first & _FIN:
+            return []
+        message = bytes(self._message)
+        self._message, self._fragments = bytearray(), 0
+        if self._is_text:
+            _check_text(message)
+        return [(message, self._is_text)]
+
+    def encoded(self, messages: Sequence[Message]) -> bytes:
         """These as frames; nothing where the connection is closed."""
-        return b"".join([_written(message) for message in messages]) if self.is_open else b""
+        if not self.is_open:
+            return b""
+        return b"".join([_encoded(_WHOLE_TEXT if is_text else _WHOLE_BINARY, data) for data, is_text in messages])
 
     def to_send(self) -> bytes:
-        writes = self._protocol.data_to_send()
-        if not writes:
+        if not self._to_send:
             return b""
-        self.ends = self.ends or SEND_EOF in writes
-        return b"".join(writes)
+        data = bytes(self._to_send)
+        self._to_send.clear()
+        return data
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a frame or a message has begun whose end was not read."""
+        return bool(self._rest or self._fragments)
 
     def ping(self) -> None:
-        self._protocol.send_ping(b"")
+        self._to_send += _encoded(_FIN | _PING, b"")
 
     def close(self, code: int, reason: str) -> None:
-        if self.is_open:
-            self._protocol.send_close(code, reason)
-            self._look()
+        """Asks the client to close; it is expected to answer."""
+        self._close(_closing(code, reason))
 
     def fail(self, code: int, reason: str) -> None:
         """Closes without waiting for the client's answer."""
-        self._protocol.fail(code, reason)
-        self._look()
+        self._finish(_closing(code, reason))
 
-    def _look(self) -> None:
-        self.is_open = self._protocol.state is OPEN
+    def _close(self, payload: bytes) -> None:
+        if self.is_open:
+            self._to_send += _encoded(_FIN | _CLOSE, payload)
+        self.is_open = False
+
+    def _finish(self, payload: bytes) -> None:
+        self._close(payload)
+        self.ends, self._last, self.more = True, payload, False  # so that nothing that comes is read
+        self._message.clear()
 
 
-def _measure(data: bytes, start: int) -> tuple[int, int]:
+def _measure(data: bytes | bytearray, start: int) -> tuple[int, int]:
     """Where the payload of the frame at `start` begins, and its length; beyond the data where that is not known yet."""
-    if len(data) < start + 2:
-        return start + 2, 0
     size, body = data[start + 1] & 0x7F, start + 2
     if size >= 126:
         length = _LENGTHS[size]
@@ -114,10 +227,32 @@ def _measure(data: bytes, start: int) -> tuple[int, int]:
     return body + _MASK, size
 
 
-def _written(message: Message) -> bytes:
-    data, is_text = message
-    head, size = _TEXT if is_text else _BINARY, len(data)
+def _check_text(data: bytes) -> None:
+    """Raises _EndError where it is not UTF-8."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        raise _EndError(_closing(_NOT_UTF8, f"a text must be UTF-8: {error.reason} at {error.start}")) from None
+
+
+def _reply_to_close(payload: bytes) -> bytes:
+    """The payload of the close frame that answers the client's: the same, or why the client's is refused."""
+    try:
+        Close.parse(payload)
+    except ProtocolError as error:
+        return _closing(_PROTOCOL_ERROR, str(error))
+    except UnicodeDecodeError:
+        return _closing(_NOT_UTF8, "the reason of a close must be UTF-8")
+    return payload
+
+
+def _closing(code: int, reason: str) -> bytes:
+    return struct.pack(">H", code) + reason.encode()
+
+
+def _encoded(first: int, payload: bytes) -> bytes:
+    size = len(payload)
     if size < 126:
-        return bytes((head, size)) + data
+        return bytes((first, size)) + payload
     code = 126 if size < 2**16 else 127
-    return bytes((head, code)) + _LENGTHS[code].pack(size) + data
+    return bytes((first, code)) + _LENGTHS[code].pack(size) + payload

@@ -1,8 +1,8 @@
 """Streams: connections that were taken over from HTTP as WebSockets, and go on until either side ends them.
 
-Owns their reading and writing: a greenlet each, one clock for all that looks who has been silent, and their ends. What
-is unsent is bounded by what was read in one go, since nothing is read while it waits. What messages mean is
-`service.http.stream`'s.
+Owns their reading and writing: a greenlet each, one clock for all that looks who has been silent, and their ends. A few
+messages are answered in each turn of the event loop, and no more are read before their answers are sent: so neither the
+time of a turn nor what is unsent grows with what has come together. What messages mean is `service.http.stream`'s.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from typing import Any
 
 import gevent
 
+from service.engine.turn import turn
 from service.frames import Frames
 from service.http import problems
 from service.http.connection import hung_up
@@ -29,7 +30,9 @@ SLOW_S = 10.0
 """A client that reads nothing for so long is told, and cut after as long again."""
 CLOSE_S = 5.0
 """How long a client may take to answer a close."""
-STOPS, FAILED, AGAIN, SLOW = 1001, 1011, 1013, 4008
+MESSAGE_S = 120.0
+"""How long a message may take from its first byte to its last: until then the service holds what has come of it."""
+STOPS, TOO_LONG, FAILED, AGAIN, SLOW = 1001, 1008, 1011, 1013, 4008
 
 
 class Streams:
@@ -64,12 +67,15 @@ class Streams:
 
 
 class Stream:
-    __slots__ = ("_busy", "_connection", "_conversation", "_frames", "_has_left", "_heard", "_left_at", "_pinged")
+    __slots__ = (
+        "_begun_at", "_busy", "_connection", "_conversation", "_frames", "_has_left", "_heard", "_left_at", "_pinged",
+    )  # fmt: skip
 
     def __init__(self, connection: Any, frames: Frames, conversation: Conversation) -> None:
         self._connection, self._frames, self._conversation = connection, frames, conversation
         self._has_left = partial(hung_up, connection.fileno())
         self._heard = time.monotonic()
+        self._begun_at: float | None = None  # when a message began whose end has not come
         self._left_at: float | None = None  # when it was said that this side closes
         self._busy = self._pinged = False
 
@@ -87,13 +93,20 @@ class Stream:
                         return
                 self._busy = True
                 self._send(self._answered(data))
+                while self._frames.more:
+                    turn()
+                    self._send(self._answered(b""))
                 self._busy, self._pinged, self._heard, data = False, False, time.monotonic(), b""
         finally:
             watcher.close()
 
     def _answered(self, data: bytes) -> bytes:
-        """What is said to what was read."""
+        """The responses to the next piece of what has come, `data` being new."""
         messages = self._frames.take(data)
+        if not self._frames.has_begun:
+            self._begun_at = None
+        elif self._begun_at is None or self._frames.has_ended:
+            self._begun_at = time.monotonic()
         if not messages or self._left_at is not None:
             return self._frames.to_send()
         try:
@@ -102,28 +115,29 @@ class Stream:
             log.exception("a stream failed")
             self._frames.fail(FAILED, "this is our fault and is in the log")
             return self._frames.to_send()
-        said = self._frames.to_send() + self._frames.said(answers)
+        response = self._frames.to_send() + self._frames.encoded(answers)
         if goes_on:
-            return said
+            return response
         self._leave(AGAIN, "connect again, and send again what was not done")
-        return said + self._frames.to_send()
+        return response + self._frames.to_send()
 
     def _send(self, data: bytes) -> None:
         """Raises OSError."""
-        while data:
+        unsent = memoryview(data)
+        while unsent:
             try:
-                data = data[self._connection.send(data) :]
+                unsent = unsent[self._connection.send(unsent) :]
             except TimeoutError:
                 if self._left_at is not None:
                     raise
-                data += self._farewell()
+                unsent = memoryview(bytes(unsent) + self._farewell())
 
     def _farewell(self) -> bytes:
         """Of a client that does not read."""
         detail = f"nothing was read for {SLOW_S:g} s; connect again, and send again what was not answered"
-        said = self._frames.said([(problems.document(problems.SLOW, detail), True)])
+        problem = self._frames.encoded([(problems.document(problems.SLOW, detail), True)])
         self._leave(SLOW, "the client reads too slowly")
-        return said + self._frames.to_send()
+        return problem + self._frames.to_send()
 
     def _leave(self, code: int, reason: str) -> None:
         self._left_at = time.monotonic()
@@ -143,6 +157,9 @@ class Stream:
             return
         elif stops:
             self._leave(STOPS, "the service stops; connect again")
+            gevent.spawn(self._send_aside)
+        elif self._begun_at is not None and now - self._begun_at > MESSAGE_S:
+            self._leave(TOO_LONG, f"a message must be whole within {MESSAGE_S:g} s")
             gevent.spawn(self._send_aside)
         elif now - self._heard > PING_S and not self._pinged:
             self._pinged = True

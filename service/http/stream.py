@@ -7,10 +7,8 @@ that was reached and the numbers that a text would say of each. Problems are tex
 
 import struct
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import orjson
 from flask import Response, request
 from websockets.datastructures import Headers
 from websockets.http11 import Request
@@ -47,19 +45,26 @@ class Conversation:
         And whether the stream goes on: not where one could not be done now. It is the last that is told, why, so that
         those after it do not overtake it.
         """
-        read = [self._read(message) for message in messages]
-        asked = [one for one in read if isinstance(one, Asked)]
-        answers = self._engine.steps.in_order(TENANT, asked, has_left=has_left)
-        held_up = answers[-1] if answers and holds_up(answers[-1]) else None
-        said, left = [], iter(answers)
-        for message, one in zip(messages, read, strict=True):
-            told = next(left) if isinstance(one, Asked) else one
-            said.append(self._told(message, one, told))
-            if told is held_up:
+        reads = [self._read(message) for message in messages]
+        asked = [read for read in reads if isinstance(read, Asked)]
+        outcomes = self._engine.steps.in_order(TENANT, asked, has_left=has_left)
+        held_up = outcomes[-1] if outcomes and holds_up(outcomes[-1]) else None
+        answers, left = list[Message](), iter(outcomes)
+        for (_, is_text), read in zip(messages, reads, strict=True):
+            if isinstance(read, bytes):
+                answers.append((read, True))
+                continue
+            outcome = next(left)
+            answers.append(self._answer(read, outcome, is_text=is_text))
+            if outcome is held_up:
                 break
-        return said, held_up is None
+        return answers, held_up is None
 
-    def _read(self, message: Message) -> Asked | Exception:
+    def _read(self, message: Message) -> Asked | bytes:
+        """What a message asks for, or the problem that answers one that is no request.
+
+        The problem is encoded at once: pydantic's error would hold many times the memory of its message.
+        """
         data, is_text = message
         try:
             if is_text:
@@ -68,29 +73,32 @@ class Conversation:
             name = f"#{_NUMBER.unpack(number)[0]}" if any(number) else ""
             return Asked(self._session_id, values, None, name)
         except struct.error:
-            return RequestError(HTTP_KINDS[400], f"bytes begin with a number of {_NUMBER.size} bytes")
+            return self._problem(RequestError(HTTP_KINDS[400], f"bytes begin with a number of {_NUMBER.size} bytes"))
         except Exception as error:  # noqa: BLE001  (whatever it is, it is this message's alone)
-            return error
+            return self._problem(error, _request_id(data))
 
-    def _told(self, message: Message, asked: Asked | Exception, told: Answer | Exception) -> Message:
-        if isinstance(told, Exception):
-            document = orjson.loads(problems.of(told, "GET", f"/v1/sessions/{self._session_id}/stream").body)
-            return encode(document | _name(message, asked)), True
-        _, is_text = message
+    def _answer(self, asked: Asked, outcome: Answer | Exception, *, is_text: bool) -> Message:
+        if isinstance(outcome, Exception):
+            return self._problem(outcome, asked.request_id), True
         if is_text:
-            said, name = written(told), _name(message, asked)
-            return (b"%b,%b" % (said[:-1], encode(name)[1:]) if name else said), True
-        return _NUMBER.pack(told.step) + _values(told), False
+            return _with_request_id(written(outcome), asked.request_id), True
+        return _NUMBER.pack(outcome.step) + _values(outcome), False
+
+    def _problem(self, error: Exception, request_id: str = "") -> bytes:
+        reply = problems.of(error, "GET", f"/v1/sessions/{self._session_id}/stream")
+        return _with_request_id(reply.body, request_id)
 
 
-def _name(message: Message, asked: Asked | Exception) -> dict[str, Any]:
-    """What the client can tell the answer by, where it gave its message a name."""
-    if isinstance(asked, Asked):
-        return {"request_id": asked.request_id} if asked.request_id else {}
-    data, is_text = message
-    content = steps.loaded(data) if is_text else None
+def _with_request_id(document: bytes, request_id: str) -> bytes:
+    """A JSON object with what the client can tell the answer by, where it gave its message a name."""
+    return b'%b,"request_id":%b}' % (document[:-1], encode(request_id)) if request_id else document
+
+
+def _request_id(data: bytes) -> str:
+    """The name that a text has which is no request."""
+    content = steps.loaded(data)
     name = content.get("request_id") if isinstance(content, dict) else None
-    return {"request_id": name} if isinstance(name, str) else {}
+    return name if isinstance(name, str) else ""
 
 
 def _values(answer: Answer) -> bytes:
@@ -109,15 +117,11 @@ def stream(engine: Engine, session_id: str) -> Response:
         raise RequestError(problems.NO_STREAM, "this connection cannot be taken over; end TLS in front of the service")
     assert connection is not None
     own = [Origin(f"{scheme}://{request.host}") for scheme in ("http", "https")]
-    protocol = ServerProtocol(
-        state=State.OPEN,
-        origins=[None, *own],
-        max_size=request.max_content_length,
-    )
+    protocol = ServerProtocol(state=State.OPEN, origins=[None, *own])
     answer = protocol.accept(Request(request.full_path, Headers(request.headers.items()), request.method, "HTTP/1.1"))
     if answer.status_code != 101:
         raise _refused(answer.status_code, str(protocol.handshake_exc))
-    connection.take_over(Frames(protocol), Conversation(engine, session_id))
+    connection.take_over(Frames(request.max_content_length or 2**63), Conversation(engine, session_id))
     names = ("Upgrade", "Connection", "Sec-WebSocket-Accept")
     return Response(status=101, headers=[(name, answer.headers[name]) for name in names])
 

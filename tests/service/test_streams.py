@@ -4,20 +4,22 @@ import contextlib
 import json
 import struct
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import gevent
+import gevent.select
 import gevent.socket
 import pytest
-from websockets.protocol import State
-from websockets.server import ServerProtocol
 
 from model.repository import open_all
 from service import streams
 from service.engine.engine import Engine, Limits
-from service.frames import Frames
+from service.engine.turn import turn
+from service.frames import PIECE, Frames
 from service.http.stream import Conversation
 from service.sessions.lmdb import LmdbStore
 from service.streams import Streams
@@ -25,6 +27,7 @@ from tests.reference import ZOO
 from tests.websocket import CLOSE, PING, PONG, TEXT, frame
 from tests.websocket import Frames as Heard
 
+MOST = 2**20
 STEP = frame(json.dumps({"inputs": [[500.5]] * 50}).encode())
 Open = Callable[[], tuple[Any, Any]]
 
@@ -46,7 +49,7 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
 @pytest.fixture
 def opened(engine: Engine, alive: dict[str, bool], monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
     """Opens streams of a session: the client's socket, and the greenlet that serves the other end."""
-    for name, seconds in (("PING_S", 0.4), ("SLOW_S", 0.4), ("CLOSE_S", 0.4)):
+    for name, seconds in (("PING_S", 0.4), ("SLOW_S", 0.4), ("CLOSE_S", 0.4), ("MESSAGE_S", 0.4)):
         monkeypatch.setattr(streams, name, seconds)
     all_of_them = Streams(lambda: alive["alive"])
     watch = gevent.spawn(all_of_them.watch)
@@ -56,8 +59,7 @@ def opened(engine: Engine, alive: dict[str, bool], monkeypatch: pytest.MonkeyPat
         ours, theirs = gevent.socket.socketpair()
         sockets.extend((ours, theirs))
         theirs.setsockopt(gevent.socket.SOL_SOCKET, gevent.socket.SO_SNDBUF, 8192)
-        protocol = ServerProtocol(state=State.OPEN)
-        return ours, gevent.spawn(all_of_them.serve, theirs, b"", Frames(protocol), Conversation(engine, "s"))
+        return ours, gevent.spawn(all_of_them.serve, theirs, b"", Frames(MOST), Conversation(engine, "s"))
 
     with gevent.Timeout(60):
         yield open_one
@@ -144,6 +146,82 @@ def test_a_stop_is_told_and_waits_for_no_one(opened: Open, alive: dict[str, bool
     assert [opcode for opcode, _ in heard(rude)] == [CLOSE]
 
 
+MALFORMED, PONGS = 5000, 10_000
+
+
+def take_turns(times: list[float]) -> None:
+    while True:
+        times.append(time.process_time())
+        turn()
+
+
+def test_malformed_messages_that_come_together_hold_nobody_up(opened: Open) -> None:
+    """Thousands in one read are answered in their order, a few in each turn of the loop, in the memory of a few.
+
+    The time is the process's own, and a share of the whole: how busy the machine is does not count.
+    """
+    ours, _ = opened()
+    turns, answered, frames = list[float](), 0, Heard()
+    data = b"".join(frame(b'{"request_id":"%d"}' % number) for number in range(MALFORMED))
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    others, sending = gevent.spawn(take_turns, turns), gevent.spawn(ours.sendall, data)
+    while answered < MALFORMED:
+        for _, answer in frames.feed(ours.recv(8192)):
+            problem = json.loads(answer)
+            assert (problem["status"], problem["request_id"]) == (422, str(answered))
+            answered += 1
+    sending.get()
+    others.kill()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    longest = max(stop - start for start, stop in pairwise(turns))
+    assert longest < (turns[-1] - turns[0]) / 10
+    assert peak - before < 8 * 2**20
+
+
+def test_frames_that_come_together_hold_nobody_up(opened: Open) -> None:
+    """As many as one read brings, though none is answered, so that the stream never waits for its client."""
+    ours, _ = opened()
+    ours.sendall(frame(b'{"inputs": [[500]]}'))
+    ours.recv(65536)
+    turns = list[float]()
+    others = gevent.spawn(take_turns, turns)
+    turn()
+    ours.sendall(frame(b"", PONG) * PONGS + frame(b'{"inputs": [[500]]}'))
+    ours.recv(65536)
+    others.kill()
+    assert len(turns) > PONGS // PIECE
+
+
+def test_a_message_must_be_whole_in_time(opened: Open) -> None:
+    """Byte by byte it would hold what has come of it for as long as its client likes; the session goes on."""
+    ours, serving = opened()
+    byte = iter(frame(b"x" * 2**16))
+    while not gevent.select.select([ours], [], [], 0.01)[0]:
+        ours.sendall(bytes([next(byte)]))
+    ((opcode, payload),) = Heard().feed(ours.recv(65536))
+    assert (opcode, payload) == (CLOSE, struct.pack(">H", 1008) + b"a message must be whole within 0.4 s")
+    ours.sendall(bytes(byte) + frame(payload, CLOSE))
+    serving.get()
+
+
+def test_messages_whose_frames_come_in_parts_go_on(opened: Open) -> None:
+    """Each read ends within a frame, for longer than one message may take."""
+    ours, _ = opened()
+    step = frame(b'{"inputs": [[500]]}')
+    frames, began, count = Heard(), time.monotonic(), 0
+    ours.sendall(step[:9])
+    while time.monotonic() - began < 2:
+        count += 1
+        ours.sendall(step[9:] + step[:9])
+        while not (answers := frames.feed(ours.recv(65536))):
+            pass
+        ((opcode, answer),) = answers
+        assert opcode == TEXT, answer
+        assert json.loads(answer)["step"] == count
+
+
 def test_what_cannot_be_done_now_ends_the_stream(tmp_path: Path) -> None:
     """So that nothing overtakes it: it is told why, what came after it is not looked at, and all may be sent again."""
     late = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits(timeout_s=1e-9))
@@ -152,9 +230,7 @@ def test_what_cannot_be_done_now_ends_the_stream(tmp_path: Path) -> None:
     ours, theirs = gevent.socket.socketpair()
     with ours, theirs, contextlib.closing(late):
         conversation = Conversation(late, "s")
-        serving = gevent.spawn(
-            Streams(lambda: True).serve, theirs, b"", Frames(ServerProtocol(state=State.OPEN)), conversation
-        )
+        serving = gevent.spawn(Streams(lambda: True).serve, theirs, b"", Frames(MOST), conversation)
         wrong, good = frame(b'{"inputs": []}'), frame(b'{"inputs": [[500]], "request_id": "r"}')
         ours.sendall(wrong + good + good + wrong)
         frames = Heard().feed(ours.recv(65536))
