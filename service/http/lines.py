@@ -145,6 +145,8 @@ def _lines(body: Any, longest: int, alive: Callable[[], bool]) -> Iterator[list[
             if ends := _ends(len(rest), longest, alive):
                 yield [Line(number + 1, ends)]
                 return
+    except RequestError as error:
+        yield [Line(number + 1, error)]
     except (OSError, ParseException) as error:  # gunicorn's, where the client went or its framing is broken
         yield [Line(number + 1, received.broken_off(str(error)))]
     else:
@@ -177,10 +179,27 @@ def _leave(body: Any, most: int) -> None:
 
 
 def _pieces(body: Any) -> Iterator[bytes]:
-    """The body as it comes: gunicorn's `read` would wait until a chunked one has brought as much as is asked for."""
+    """The body as it arrives: gunicorn's `read` would wait until it has as many bytes as it was asked for.
+
+    Raises RequestError where the body ends before its announced length.
+    """
     reader = getattr(body, "reader", None)
     if isinstance(reader, ChunkedReader):
         yield from reader.parser
+    elif isinstance(reader, LengthReader):
+        yield from _arrivals(reader)
     else:
         while data := body.read(READ):
             yield data
+
+
+def _arrivals(reader: LengthReader) -> Iterator[bytes]:
+    announced = reader.length
+    while reader.length:
+        data = reader.unreader.read(None, read_ahead=min(READ, reader.length))
+        if not data:
+            raise received.cut(announced - reader.length, announced)
+        piece, following = data[: reader.length], data[reader.length :]
+        reader.unreader.unread(following)  # of the next request
+        reader.length -= len(piece)
+        yield piece

@@ -18,6 +18,11 @@ def broken_off(why: str) -> RequestError:
     return RequestError(HTTP_KINDS[400], detail, [Fault("body", detail)])
 
 
+def cut(came: int, announced: int) -> RequestError:
+    """The problem of a body that ends before its announced length."""
+    return broken_off(f"{came} of {announced} bytes came")
+
+
 def read(form: type[B], *, optional: bool = False) -> B:
     """The request's body as `form`; an empty one as its defaults where it is optional.
 
@@ -38,8 +43,8 @@ def body(*, optional: bool = False) -> bytes:
         raise broken_off(getattr(error.__context__, "strerror", None) or "the client has gone") from error
     except (OSError, ParseException) as error:  # gunicorn's, of a chunked body whose framing is broken
         raise broken_off(str(error)) from error
-    if request.content_length not in (None, len(data)):
-        raise broken_off(f"{len(data)} of {request.content_length} bytes came")
+    if request.content_length is not None and len(data) < request.content_length:
+        raise cut(len(data), request.content_length)
     if request.content_length is None and len(data) == request.max_content_length:
         raise RequestEntityTooLarge  # werkzeug cuts a chunked body off at the limit, without a word
     if request.mimetype != "application/json" and (data or not optional):

@@ -20,6 +20,8 @@ from tests.reference import ZOO, BareLoop, assert_same_bits, pulse
 
 HEADERS = {"Content-Type": "application/x-ndjson"}
 LINES = 1_000_000
+FOLLOWING = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+"""The next request on the connection, and its last."""
 
 
 def post(client: httpx.Client, name: str, text: str | Iterator[bytes], **query: str) -> list[dict[str, Any]]:
@@ -27,6 +29,11 @@ def post(client: httpx.Client, name: str, text: str | Iterator[bytes], **query: 
     assert answer.status_code == 200, answer.text
     assert answer.headers["Content-Type"] == "application/x-ndjson"
     return [json.loads(line) for line in answer.text.splitlines()]
+
+
+def connected(server: Server) -> socket.socket:
+    address = urlsplit(server.url)
+    return socket.create_connection((address.hostname, address.port), timeout=30)
 
 
 def test_a_million_lines_in_flat_memory(tmp_path: Path) -> None:
@@ -69,27 +76,38 @@ def told(answer: dict[str, Any]) -> list[float]:
     return [predictions["mean"][0][0], predictions["std"][0][0], answer["surprise"][0]]
 
 
-def test_a_line_is_answered_before_the_next_is_sent(server: Server, client: httpx.Client) -> None:
-    """A sensor's pace: what has come is answered, without waiting for more."""
-    begin(client, "live")
+@pytest.mark.parametrize("framing", ["chunked", "length"])
+@pytest.mark.parametrize("lane", ["lane", "flask"])
+def test_a_line_is_answered_before_the_next_is_sent(
+    server: Server, client: httpx.Client, framing: str, lane: str
+) -> None:
+    """Lines that have arrived are answered without waiting for more, and the next request is answered after them."""
+    name = f"live-{lane}-{framing}"
+    begin(client, name)
     inputs = pulse(5)
     expected = BareLoop(ZOO / "pulse/1").run(inputs)
-    address = urlsplit(server.url)
-    with socket.create_connection((address.hostname, address.port), timeout=30) as connection:
-        head = "POST /v1/sessions/live/steps HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\n"
-        connection.sendall(head.encode() + b"Transfer-Encoding: chunked\r\n\r\n")
+    lines = [json.dumps(row).encode() + b"\n" for row in inputs]
+    sent = [b"%x\r\n%s\r\n" % (len(line), line) for line in lines] if framing == "chunked" else lines
+    headers = [f"POST /v1/sessions/{name}/steps HTTP/1.1", "Host: x", "Content-Type: application/x-ndjson"]
+    headers.append("Transfer-Encoding: chunked" if framing == "chunked" else f"Content-Length: {len(b''.join(lines))}")
+    if lane == "flask":
+        headers.append("Expect: 100-continue")  # the connection is gunicorn's from here on
+    with connected(server) as connection:
+        connection.sendall("\r\n".join([*headers, "", ""]).encode())
         said = b""
-        for place, row in enumerate(inputs):
-            line = json.dumps(row).encode() + b"\n"
-            connection.sendall(b"%x\r\n%s\r\n" % (len(line), line))
+        for place, line in enumerate(sent[:-1]):
+            connection.sendall(line)
             while said.count(b'"surprise"') <= place:
-                said += connection.recv(65536)
-        connection.sendall(b"0\r\n\r\n")
-        while not said.endswith(b"0\r\n\r\n"):
-            said += connection.recv(65536)
-    answers = [json.loads(line) for line in said.split(b"\r\n") if line.startswith(b"{")]
+                data = connection.recv(65536)
+                assert data, said
+                said += data
+        connection.sendall(sent[-1] + (b"0\r\n\r\n" if framing == "chunked" else b"") + FOLLOWING)
+        said += b"".join(iter(lambda: connection.recv(65536), b""))
+    answers = [json.loads(line) for line in said.split(b"\r\n") if line.startswith(b'{"step"')]
+    assert len(answers) == len(lines)
     for place, answer in enumerate(answers):
         assert_same_bits(answer, expected, slice(place, place + 1))
+    assert said.count(b"HTTP/1.1 200 OK") == (2 if framing == "length" else 1)  # the answer to chunks is the last
 
 
 def test_an_error_says_its_line_and_the_step_reached(client: httpx.Client) -> None:
@@ -133,15 +151,13 @@ def test_what_is_no_step_ends_the_answer(client: httpx.Client, wrong: str, statu
 def test_the_connection_goes_on_after_an_error(server: Server, client: httpx.Client) -> None:
     """The next request, sent with the lines, is answered; where that cannot be, the answer says that it is the last."""
     begin(client, "next")
-    address = urlsplit(server.url)
     head = b"POST /v1/sessions/next/steps HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\n"
     body = b"500\nx\n" + b"501\n" * 50_000
-    following = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-    with socket.create_connection((address.hostname, address.port), timeout=30) as connection:
-        connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body + following)
+    with connected(server) as connection:
+        connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body + FOLLOWING)
         said = b"".join(iter(lambda: connection.recv(65536), b""))
     assert [line.split()[1] for line in said.split(b"\r\n") if line.startswith(b"HTTP/1.1")] == [b"200", b"200"]
-    with socket.create_connection((address.hostname, address.port), timeout=30) as connection:
+    with connected(server) as connection:
         connection.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n2\r\nx\n\r\n")
         said = b"".join(iter(lambda: connection.recv(65536), b""))
     assert b"Connection: close\r\n" in said
