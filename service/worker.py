@@ -4,16 +4,19 @@ gunicorn's master imports this module before it forks. So nothing here may impor
 that starts a thread, which the fork does not copy, and a worker would abort at its end when it joins it.
 """
 
+import contextlib
 import ctypes
 import gc
 import importlib.util
 import logging
 import os
 import ssl
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import gevent
 from gevent import events
+from gevent.server import StreamServer
 from gunicorn.config import Config
 from gunicorn.http import errors as parsing
 from gunicorn.util import close_graceful, write_nonblock
@@ -74,6 +77,16 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         finally:
             self.wsgi.extensions["onward"].close()
 
+    def server_class(self, listener: Any, *, spawn: Any, **asked: Any) -> "Server":
+        """What accepts connections from a listening socket; gunicorn calls this as it would the class of a server."""
+        tls = {"ssl_context": asked["ssl_context"]} if "ssl_context" in asked else {}
+        address = Address(listener.getsockname())
+        server = Server(listener, handle=partial(self.handle, address), spawn=spawn, **tls)
+        server.most_waiting = self.cfg.backlog
+        if self.cfg.workers > 1:
+            server.max_accept = 1  # the others shall have their share
+        return server
+
     def _open_lane(self) -> Any:
         """The step lane; None where it is off, and the first worker says why unless it was told so."""
         app = self.wsgi
@@ -133,6 +146,28 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             write_nonblock(client, head.encode() + body)
         except OSError as error:
             log.debug("the client had gone: %s", error)
+
+
+class Address(NamedTuple):
+    """What gunicorn asks its listening socket for, also when it has been closed, while requests are still answered."""
+
+    name: Any
+
+    def getsockname(self) -> Any:
+        return self.name
+
+
+class Server(StreamServer):
+    most_waiting: int
+
+    def close(self) -> None:
+        """Accepts what waits at the listening socket first: the system would reset it when the last worker closes."""
+        with contextlib.suppress(OSError):
+            for _ in range(self.most_waiting if self.started else 0):
+                if self.full() or not (arrived := self.do_read()):
+                    break
+                self.do_handle(*arrived)
+        super().close()
 
 
 def _keep_memory() -> None:
