@@ -63,12 +63,10 @@ def measured(folder: Path) -> dict[str, float]:
         held = dict.fromkeys(keys[:BATCH], template)
 
         def write() -> int:
-            changes = []
-            for key, record in held.items():
-                after = record._replace(revision=records.new_revision())
-                changes.append(Change(key, record.revision, after, advances=True))
+            after = {key: record._replace(revision=records.new_revision()) for key, record in held.items()}
+            changes = [Change(key, held[key].revision, record, advances=True) for key, record in after.items()]
             assert all(store.commit_many(changes))
-            held.update((change.key, change.record) for change in changes)
+            held.update(after)
             return BATCH
 
         def read() -> int:

@@ -311,11 +311,17 @@ class DamagedRecord(Problem):
     name, code = "damaged-record", 500
 
 
+class ForeignRecord(Problem):
+    """Another version of the service wrote the session's record. Nothing was changed."""
+
+    name, code = "foreign-record", 503
+
+
 class Internal(Problem):
     """Something broke inside the service."""
 
     name, code = "internal", 500
 
 
-UNDONE = (Overloaded, Deadline, Abandoned, NotReady, Stopping)
+UNDONE = (Overloaded, Deadline, Abandoned, NotReady, Stopping, ForeignRecord)
 """Those that say that nothing was done, so that anything may be sent again."""

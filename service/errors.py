@@ -142,18 +142,32 @@ class ModelGoneError(OnwardError):
         )
 
 
-class DamagedRecordError(OnwardError):
-    """`why`: what is wrong with the record's bytes."""
-
-    def __init__(self, why: str) -> None:
-        self.why = why
-        super().__init__(
-            f"the session's record cannot be read: {why}; nothing was changed; DELETE sets it aside and frees the id"
-        )
-
-
 class UnavailableError(OnwardError):
     """What was asked is in order, and can be done at another time."""
+
+
+class UnreadableRecordError(OnwardError):
+    """`why`: what speaks against the record's bytes. They are left as they are."""
+
+    def __init__(self, why: str, way_out: str) -> None:
+        self.why = why
+        super().__init__(f"the session's record cannot be read: {why}; nothing was changed; {way_out}")
+
+
+class DamagedRecordError(UnreadableRecordError):
+    def __init__(self, why: str) -> None:
+        super().__init__(why, "DELETE sets it aside and frees the id")
+
+
+class ForeignRecordError(UnreadableRecordError, UnavailableError):
+    """Another version of Onward wrote the record, in a format that this one does not know."""
+
+    def __init__(self, found: int, readable: Sequence[int]) -> None:
+        formats = " and ".join(map(str, readable))
+        super().__init__(
+            f"another version of Onward wrote it: it is of format {found}, and this version reads formats {formats}",
+            "a worker of the version that wrote it serves it",
+        )
 
 
 class OverloadedError(UnavailableError):

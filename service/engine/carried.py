@@ -13,13 +13,13 @@ from service.engine.inputs import Inputs, Intake
 from service.engine.lives import Lives, Session
 from service.engine.models import Models
 from service.errors import (
-    DamagedRecordError,
     Fault,
     InvalidInputError,
     ModelGoneError,
     NoSecretError,
     StateExpiredError,
     UnknownVersionError,
+    UnreadableRecordError,
 )
 from service.sessions import record as records
 
@@ -75,8 +75,10 @@ class Carried:
             record = records.from_bytes(self._seal.verified(signed))
         except ValueError:
             raise InvalidInputError(Fault("state", "not a record that this service's secret has signed")) from None
-        except DamagedRecordError as error:
+        except UnreadableRecordError as error:
             raise InvalidInputError(Fault("state", f"a record that cannot be read: {error.why}")) from None
+        if not isinstance(record, records.Record):
+            raise InvalidInputError(Fault("state", "not the record of a living session"))
         if record.tenant != tenant:
             raise InvalidInputError(Fault("state", "the record of another tenant's session"))
         self._models.of(record)

@@ -33,7 +33,7 @@ from service.errors import (
     UnknownSessionError,
 )
 from service.sessions import requests as kept
-from service.sessions.record import Record, new_revision
+from service.sessions.record import Record, Tombstone, new_revision
 from service.sessions.store import Change, Loaded, Store
 
 log = logging.getLogger(__name__)
@@ -196,9 +196,10 @@ class Executor:
         if not works:
             return
         committed = self._store.commit_many(changes)
-        for work, told, change, done in zip(works, outputs, changes, committed, strict=True):
+        for work, told, done in zip(works, outputs, committed, strict=True):
+            assert work.record is not None
             if done:
-                work.settle_requests(told, change.record.step)
+                work.settle_requests(told, work.record.step + len(told))
             else:  # another process was faster: from its record on, anew
                 work.restart()
         if self._gained is not None:
@@ -253,7 +254,7 @@ def _record_of(work: Work, stored: Loaded, now: float) -> Record:
     Raises as `living` does.
     """
     asked = work.requests[0].asked
-    work.stored = stored.revision if isinstance(stored, Record) else None
+    work.stored = stored.revision if isinstance(stored, (Record, Tombstone)) else None
     try:
         return living(asked.session_id, stored, now)
     except (UnknownSessionError, SessionEndedError):

@@ -8,10 +8,16 @@ from dataclasses import dataclass
 from secrets import token_hex
 
 from service.engine.turn import turn
-from service.errors import DamagedRecordError, SessionEndedError, SessionExistsError, UnknownSessionError
+from service.errors import (
+    DamagedRecordError,
+    SessionEndedError,
+    SessionExistsError,
+    UnknownSessionError,
+    UnreadableRecordError,
+)
 from service.sessions import record as records
 from service.sessions.record import Record
-from service.sessions.store import Change, Store
+from service.sessions.store import Change, Loaded, Store
 
 ENDED_AT_ONCE, MOST_ENDED = 500, 10_000
 """How many sessions are ended in one commit, and in one call."""
@@ -41,14 +47,14 @@ class Lives:
         """`clock` gives seconds since 1970 UTC. ttl_s: of sessions that name none. damaged: is told of each."""
         self._store, self._clock, self._ttl_s, self._damaged = store, clock, ttl_s, damaged
 
-    def load(self, key: bytes) -> Record | DamagedRecordError | None:
+    def load(self, key: bytes) -> Loaded:
         (record,) = self._store.load_many([key])
         if self._damaged is not None and isinstance(record, DamagedRecordError):
             self._damaged()
         return record
 
     def session(self, tenant: str, session_id: str) -> Session:
-        """Raises UnknownSessionError, SessionEndedError, DamagedRecordError."""
+        """Raises UnknownSessionError, SessionEndedError, UnreadableRecordError."""
         record = self.load(records.key(tenant, session_id))
         return Session(session_id, living(session_id, record, self._clock()))
 
@@ -66,7 +72,7 @@ class Lives:
         before = self.load(key)
         if isinstance(before, Record) and before.alive(self._clock()):
             raise SessionExistsError(session_id)
-        if isinstance(before, DamagedRecordError):
+        if isinstance(before, UnreadableRecordError):
             raise before
         return Claim(session_id, key, before.revision if before else None)
 
@@ -142,16 +148,16 @@ class Claim:
     before: int | None
 
 
-def living(session_id: str, record: Record | DamagedRecordError | None, now: float) -> Record:
-    """The record of a living session. Raises UnknownSessionError, SessionEndedError or DamagedRecordError."""
-    if isinstance(record, DamagedRecordError):
+def living(session_id: str, record: Loaded, now: float) -> Record:
+    """The record of a living session. Raises UnknownSessionError, SessionEndedError or UnreadableRecordError."""
+    if isinstance(record, UnreadableRecordError):
         raise record
     if record is None:
         raise UnknownSessionError(session_id)
-    if record.alive(now):
-        return record
-    if record.ended is None:
+    if isinstance(record, Record):
+        if record.alive(now):
+            return record
         raise SessionEndedError(session_id, "expired", record.expires_at)
-    if now >= record.expires_at:
+    if now >= record.forgotten_at:
         raise UnknownSessionError(session_id)
     raise SessionEndedError(session_id, record.ended, record.ended_at)

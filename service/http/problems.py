@@ -59,6 +59,7 @@ KINDS: dict[type[OnwardError], Kind] = {
     errors.DrawMovedError: Kind("draw-moved", 409, "The session has changed since the draw began"),
     errors.ModelGoneError: Kind("model-gone", 409, "The session's model is not served"),
     errors.DamagedRecordError: Kind("damaged-record", 500, "The session's record cannot be read"),
+    errors.ForeignRecordError: Kind("foreign-record", 503, "Another version wrote the record", retry_after_s=1),
     errors.OverloadedError: Kind("overloaded", 503, "Too much is waiting", retry_after_s=1),
     errors.DeadlineError: Kind("deadline", 503, "Not done in time", retry_after_s=1),
     errors.AbandonedError: Kind("abandoned", 503, "The client did not wait", retry_after_s=1),
@@ -136,7 +137,7 @@ def _of_domain(error: OnwardError, method: str, path: str) -> Reply:
         return reply(kind, str(error), [Fault("session_id", str(error))], **told)
     if isinstance(error, errors.StateExpiredError):
         return reply(kind, str(error), [Fault("state", str(error))], issued_at=iso(error.issued_at))
-    if isinstance(error, (errors.DamagedRecordError, errors.StoreUnavailableError, errors.StoreFullError)):
+    if isinstance(error, (errors.UnreadableRecordError, errors.StoreUnavailableError, errors.StoreFullError)):
         log.error("%s %s: %s", method, path, error)
     if isinstance(error, errors.StoreUnavailableError):
         return reply(kind, f"{error}; retry with the same request_id")

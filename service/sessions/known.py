@@ -31,9 +31,9 @@ class Known:
         return [decoded(next(loaded)) if record is None else record for record in known]
 
     def committed(self, changes: Sequence[Change], done: Sequence[bool]) -> None:
-        """Keeps what was committed, forgets what was refused."""
+        """Keeps the records that were committed, forgets what was refused or has ended."""
         for change, kept in zip(changes, done, strict=True):
-            if kept:
+            if kept and isinstance(change.record, Record):
                 self.keep(change.key, change.record)
             else:
                 self.forget(change.key)

@@ -3,31 +3,42 @@
 Committed means written to the file's pages: a killed process, or all of them killed, loses nothing. The pages reach the
 disk at the next `flush`, or with `fsync` at once: a crash of the operating system may lose what came after it.
 
-Tables: `sessions` and `damaged` (key -> record), `expiry` (time, key -> nothing), `counts` (model/version -> number).
-A step does not touch `expiry`: the sweep finds a session at the time it was due at first, sees that it lives on, and
-moves its entry. So a session costs one entry's move per ttl, not one per step.
+Tables of living sessions: `sessions` and `damaged` (key -> record), `expiry` (time, key -> nothing), `index` (key ->
+the time of its entry in `expiry`, model/version) and `counts` (model/version -> number). A step touches `sessions`
+alone: the sweep finds a session at the time it was due at first, sees that it lives on, and moves its entry. So a
+session costs one entry's move per ttl, not one per step. `index` tells where a session is entered and what it counts
+as, also where its record cannot be read.
+
+Tables of ended ones: `ended` (digest of the key -> tombstone) and `forgetting` (second -> digests, in order, without
+what LMDB keeps of an entry otherwise). Small entries of their own let the pages of `sessions` be used again: a
+tombstone in a record's place would keep most of a page empty.
+Versions of Onward before record format 5 wrote tombstones to `sessions`, and nothing to `index`.
 """
 
 import fcntl
+import math
 import os
 import struct
 import sys
 from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
 import lmdb
 
-from service.errors import DamagedRecordError, StoreFullError, StoreUnavailableError
+from service.errors import DamagedRecordError, StoreFullError, StoreUnavailableError, UnreadableRecordError
 from service.sessions import record as records
 from service.sessions.known import Known
-from service.sessions.record import Record
+from service.sessions.record import Record, Tombstone
 from service.sessions.store import Change, Loaded, Page
+from service.sessions.sweeping import Pass
 
 FIRST_MAP_BYTES = 2**30
 SCANNED_PER_PAGE = 10_000
 
-_TIME = struct.Struct(">Q")  # milliseconds, so that keys sort by time
+_TIME = struct.Struct(">Q")  # milliseconds, or seconds in `forgetting`; big-endian, so that keys sort by time
 _COUNT = struct.Struct("<q")
 
 T = TypeVar("T")
@@ -44,21 +55,25 @@ class LmdbStore:
             self._place = _claim(folder)
             self._sweep_lock = os.open(folder / "sweep.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             self._env: Any = lmdb.open(
-                str(folder), map_size=map_bytes, max_dbs=4, max_readers=1024, sync=fsync, metasync=fsync, mode=0o600
+                str(folder), map_size=map_bytes, max_dbs=7, max_readers=1024, sync=fsync, metasync=fsync, mode=0o600
             )
             self._env.reader_check()
             self._sessions = self._env.open_db(b"sessions")
             self._expiry = self._env.open_db(b"expiry")
             self._counts = self._env.open_db(b"counts")
             self._damaged = self._env.open_db(b"damaged")
+            self._index = self._env.open_db(b"index")
+            self._ended = self._env.open_db(b"ended")
+            self._forgetting = self._env.open_db(b"forgetting", dupsort=True, dupfixed=True)
         except (OSError, lmdb.Error) as error:
             raise StoreUnavailableError(f"{folder}: {error}") from error
         self._known = Known()
+        self._pass: Pass[bytes] = Pass()
         self._dirty = True  # a process that was killed may have left commits that no one has flushed
 
     def load_many(self, keys: Sequence[bytes], *, fresh: bool = True) -> list[Loaded]:
         return self._known.filled(
-            keys, lambda unknown: self._read(lambda txn: [txn.get(key) for key in unknown]), fresh=fresh
+            keys, lambda unknown: self._read(lambda txn: [self._get(txn, key) for key in unknown]), fresh=fresh
         )
 
     def commit_many(self, changes: Sequence[Change]) -> list[bool]:
@@ -71,24 +86,63 @@ class LmdbStore:
         self._known.committed(changes, committed)
         return committed
 
+    def _get(self, txn: Any, key: bytes) -> bytes | None:
+        """The bytes of the session's record, or of its tombstone."""
+        stored: bytes | None = txn.get(key)
+        return txn.get(_digest(key), db=self._ended) if stored is None else stored
+
     def _commit(self, txn: Any, change: Change, data: bytes) -> bool:
-        stored = txn.get(change.key)
+        stored = txn.get(change.key) if change.advances else self._get(txn, change.key)
         if (None if stored is None else records.revision_of(stored)) != change.expected:
             return False
         if change.advances:
             txn.put(change.key, data)
         else:
-            self._put(txn, change.key, stored, change.record, data)
+            self._replace(txn, change.key, records.decoded(stored), change.record, data)
         return True
 
-    def _put(self, txn: Any, key: bytes, stored: bytes | None, record: Record, data: bytes) -> None:
-        before, after = None if stored is None else records.counted_as(stored), records.counted_as(data)
-        txn.put(key, data, db=self._sessions)
-        txn.put(_due(record, key), b"", db=self._expiry)
-        for group, by in ((before, -1), (after, 1)):
-            if group is not None:
-                count = txn.get(group.encode(), db=self._counts)
-                txn.put(group.encode(), _COUNT.pack((_COUNT.unpack(count)[0] if count else 0) + by), db=self._counts)
+    def _replace(self, txn: Any, key: bytes, before: Loaded, after: Record | Tombstone, data: bytes) -> None:
+        self._remove_entries(txn, key, before)
+        if isinstance(after, Record):
+            txn.put(key, data)
+            self._set_due(txn, key, after)
+            self._add_to_count(txn, _group(after), 1)
+            return
+        txn.delete(key)
+        self._remove_tombstone(txn, key)  # of an earlier session, where a version without `ended` created this one
+        txn.put(_digest(key), data, db=self._ended)
+        txn.put(_second(after.forgotten_at), _digest(key), db=self._forgetting)
+
+    def _remove_tombstone(self, txn: Any, key: bytes) -> None:
+        digest = _digest(key)
+        tombstone = records.decoded(txn.get(digest, db=self._ended))
+        if isinstance(tombstone, Tombstone):
+            txn.delete(digest, db=self._ended)
+            txn.delete(_second(tombstone.forgotten_at), digest, db=self._forgetting)
+
+    def _remove_entries(self, txn: Any, key: bytes, found: Loaded) -> None:
+        """Removes what the other tables have of a session that is replaced by another one, or by nothing."""
+        if found is None:
+            return
+        row = txn.get(key, db=self._index)
+        if row is not None:
+            txn.delete(key, db=self._index)
+            txn.delete(row[: _TIME.size] + key, db=self._expiry)
+        if isinstance(found, Tombstone):
+            self._remove_tombstone(txn, key)
+        elif isinstance(found, Record):
+            self._add_to_count(txn, _group(found), -1)
+        elif row is not None:
+            self._add_to_count(txn, row[_TIME.size :], -1)
+
+    def _set_due(self, txn: Any, key: bytes, record: Record) -> None:
+        due = _time(record.expires_at)
+        txn.put(due + key, b"", db=self._expiry)
+        txn.put(key, due + _group(record), db=self._index)
+
+    def _add_to_count(self, txn: Any, group: bytes, number: int) -> None:
+        count = txn.get(group, db=self._counts)
+        txn.put(group, _COUNT.pack((_COUNT.unpack(count)[0] if count else 0) + number), db=self._counts)
 
     def page(self, prefix: bytes, after: bytes, limit: int, *, now: float, model: str | None = None) -> Page:
         def scan(txn: Any) -> Page:
@@ -123,46 +177,78 @@ class LmdbStore:
             return 0
         try:
             self._guarded(self._env.reader_check)  # a killed process's reader would keep pages from being used again
-            due = self._read(lambda txn: self._due_before(txn, now, limit))
-            if due:
-                self._write(lambda txn: self._expire(txn, due, now))
-            return len(due)
+            return self._sweep(now, limit)
         finally:
             fcntl.flock(self._sweep_lock, fcntl.LOCK_UN)
 
-    def _due_before(self, txn: Any, now: float, limit: int) -> list[bytes]:
-        entries: list[bytes] = []
-        for entry in txn.cursor(db=self._expiry).iternext(keys=True, values=False):
-            if len(entries) == limit or _TIME.unpack_from(entry)[0] > now * 1000:
-                break
-            entries.append(entry)
-        return entries
+    def _sweep(self, now: float, limit: int) -> int:
+        position = self._pass.begin(now)
+        due, over = self._read(lambda txn: self._due_before(txn, now, limit, position))
+        if due or over:
+            left_alone = self._write(lambda txn: self._end(txn, due, over, now))
+            position = left_alone[-1] if left_alone else position
+        looked_at = len(due) + len(over)
+        self._pass.end(position, is_over=looked_at < limit)
+        return looked_at
 
-    def _expire(self, txn: Any, due: Sequence[bytes], now: float) -> None:
-        for entry in due:
-            self._expire_one(txn, entry, now)
+    def _due_before(
+        self, txn: Any, now: float, limit: int, after: bytes | None
+    ) -> tuple[list[bytes], list[tuple[bytes, bytes]]]:
+        """At most `limit` entries: of `expiry`, from the first one behind `after` on, and then of `forgetting`."""
+        cursor = txn.cursor(db=self._expiry)
+        found = cursor.first() if after is None else cursor.set_range(after + b"\0")
+        entries = cursor.iternext(keys=True, values=False) if found else ()
+        due = list(islice(takewhile(lambda entry: _TIME.unpack_from(entry)[0] <= now * 1000, entries), limit))
+        entries = txn.cursor(db=self._forgetting).iternext()
+        over = takewhile(lambda entry: _TIME.unpack(entry[0])[0] <= now, entries)
+        return due, list(islice(over, limit - len(due)))
 
-    def _expire_one(self, txn: Any, entry: bytes, now: float) -> None:
-        txn.delete(entry, db=self._expiry)
+    def _end(self, txn: Any, due: Sequence[bytes], over: Sequence[tuple[bytes, bytes]], now: float) -> list[bytes]:
+        """Ends the sessions that are due and forgets the tombstones whose time is over; returns what it left alone."""
+        for second, digest in over:
+            txn.delete(second, digest, db=self._forgetting)
+            txn.delete(digest, db=self._ended)
+        return [entry for entry in due if not self._expire(txn, entry, now)]
+
+    def _expire(self, txn: Any, entry: bytes, now: float) -> bool:
+        """Removes or moves an entry of `expiry`; False where its record cannot be read, so that it has to stay."""
         key = entry[_TIME.size :]
-        stored = txn.get(key)
-        record = None if stored is None else records.decoded(stored)
-        if not isinstance(record, Record):  # forgotten already, or damaged: left where it is, for inspection
-            return
-        if record.expires_at > now:
-            txn.put(_due(record, key), b"", db=self._expiry)
-        elif record.ended is None:
-            ended = record.tombstone("expired", record.expires_at)
-            self._put(txn, key, stored, ended, ended.to_bytes())
-        else:
-            txn.delete(key, db=self._sessions)
+        found = records.decoded(txn.get(key))
+        if isinstance(found, UnreadableRecordError):
+            return False
+        txn.delete(entry, db=self._expiry)
+        if isinstance(found, Record):
+            if not found.alive(now):
+                ended = found.tombstone("expired", found.expires_at)
+                self._replace(txn, key, found, ended, ended.to_bytes())
+            elif not self._has_other_entry(txn, entry, found):
+                self._set_due(txn, key, found)
+        elif isinstance(found, Tombstone):  # of a version that wrote it to `sessions`
+            if found.forgotten_at > now:
+                txn.put(_time(found.forgotten_at) + key, b"", db=self._expiry)
+            else:
+                txn.delete(key)
+        return True
+
+    def _has_other_entry(self, txn: Any, entry: bytes, record: Record) -> bool:
+        """Whether this one was left by an earlier session of the same id: versions that had no `index` left theirs."""
+        key = entry[_TIME.size :]
+        row = txn.get(key, db=self._index)
+        if row is None or row[: _TIME.size] == entry[: _TIME.size]:
+            return False
+        its = row[: _TIME.size]
+        return its <= _time(record.expires_at) and txn.get(its + key, db=self._expiry) is not None
 
     def set_aside(self, key: bytes) -> None:
         def move(txn: Any) -> None:
-            if (stored := txn.get(key)) is not None and isinstance(records.decoded(stored), DamagedRecordError):
+            stored = txn.get(key)
+            found = records.decoded(stored)
+            if isinstance(found, DamagedRecordError):
                 txn.put(key, stored, db=self._damaged)
-                txn.delete(key, db=self._sessions)
+                txn.delete(key)
+                self._remove_entries(txn, key, found)
 
+        self._known.forget(key)
         self._write(move)
 
     def flush(self) -> None:
@@ -247,5 +333,18 @@ def _claim(folder: Path) -> int:
     return claim
 
 
-def _due(record: Record, key: bytes) -> bytes:
-    return _TIME.pack(max(0, int(record.expires_at * 1000))) + key
+def _time(seconds: float) -> bytes:
+    return _TIME.pack(max(0, int(seconds * 1000)))
+
+
+def _second(seconds: float) -> bytes:
+    """The first one that is over then."""
+    return _TIME.pack(max(0, math.ceil(seconds)))
+
+
+def _group(record: Record) -> bytes:
+    return f"{record.ref.model}/{record.ref.version}".encode()
+
+
+def _digest(key: bytes) -> bytes:
+    return blake2b(key, digest_size=16).digest()

@@ -4,11 +4,11 @@ A session is one key, compared and set in Lua, so every operation on it is atomi
 its answer was lost is known by its revision, which no other commit has, and applied once. What is committed is as safe
 as the server makes it: see `appendfsync` and replication in docs/durability.md.
 
-Beside the sessions lie indexes, sorted sets that follow them and are never trusted: `ids` (a tenant's session ids),
-`due` (by model/version: keys by when they expire) and `ended` (tombstones by when they are forgotten). An entry is
-added before its session is, so no living session lacks one; what a stopped process left behind is cleared when it is
-due, and until then counts. A step touches no index, as in the LMDB store. The server forgets a session by itself a day
-after it expired, should no worker be there to sweep.
+Beside the sessions lie indexes, sorted sets that follow them and are never trusted: `ids` (a tenant's session ids) and
+`due` (by model/version: keys by when they expire). An entry is added before its session is, so no living session lacks
+one; what a stopped process left behind is cleared when it is due, and until then counts. A step touches no index, as in
+the LMDB store. A tombstone lies under its session's key and in no index: the server forgets it by itself when its time
+is over, and a session a day after it expired, should no worker be there to sweep.
 """
 
 import contextlib
@@ -32,11 +32,12 @@ from redis.exceptions import (
 )
 from redis.retry import Retry
 
-from service.errors import DamagedRecordError, StoreFullError, StoreUnavailableError
+from service.errors import DamagedRecordError, StoreFullError, StoreUnavailableError, UnreadableRecordError
 from service.sessions import record as records
 from service.sessions.known import Known
-from service.sessions.record import TOMBSTONE_S, Record
+from service.sessions.record import TOMBSTONE_S, Record, Tombstone
 from service.sessions.store import Change, Loaded, Page
+from service.sessions.sweeping import Pass
 
 CLUSTER = "+cluster"
 ANSWER_S, CONNECT_S = 2.0, 1.0
@@ -46,7 +47,9 @@ SCANNED_PER_PAGE, SLICE = 1000, 100
 """How many ids are looked at for a page, and how many records are held at once."""
 
 _LUA = Path(__file__).parent / "lua"
-_GROUPS, _ENDED, _SWEEP = "onward:groups", "onward:ended", "onward:sweep"
+_GROUPS, _SWEEP = "onward:groups", "onward:sweep"
+_ENDED = "onward:ended"
+"""Versions before record format 5 entered tombstones here by when they are forgotten."""
 
 T = TypeVar("T")
 
@@ -57,7 +60,10 @@ class RedisStore:
     def __init__(self, uri: str) -> None:
         """uri: redis://, rediss:// (TLS), unix://, or redis+cluster:// and rediss+cluster:// with any node of it."""
         self._known = Known()
-        self._commit_script, self._forget_script = ((_LUA / name).read_text() for name in ("commit.lua", "forget.lua"))
+        self._pass: Pass[dict[bytes, int]] = Pass()  # how many entries of each `due` are left alone at its beginning
+        self._commit_script, self._forget_script, self._set_aside_script = (
+            (_LUA / name).read_text() for name in ("commit.lua", "forget.lua", "set_aside.lua")
+        )
         self._waits = ExponentialWithJitterBackoff(base=FIRST_WAIT_S, cap=LONGEST_WAIT_S)
         self._options: dict[str, Any] = {
             "socket_timeout": ANSWER_S, "socket_connect_timeout": CONNECT_S, "retry": Retry(self._waits, RETRIES),
@@ -86,17 +92,17 @@ class RedisStore:
             try:
                 committed = self._sent(changes)
             except StoreFullError:
-                if not all(change.record.ended for change in changes):
+                if not all(isinstance(change.record, Tombstone) for change in changes):
                     raise
-                return self._guarded(lambda: self._drop(changes))  # what ends must not need room
+                return self._guarded(lambda: self._drop(changes, before))  # what ends must not need room
         except Exception:
             for change in changes:  # whether it was applied is not known
                 self._known.forget(change.key)
             raise
         self._known.committed(changes, committed)
         if regrouped:
-            keys = {change.key for change, done in zip(changes, committed, strict=True) if done}
-            self._settle([change for change in regrouped if change.key in keys], before)
+            done = {change.key for change, applied in zip(changes, committed, strict=True) if applied}
+            self._settle(regrouped, done, before)
         return committed
 
     def _sent(self, changes: Sequence[Change]) -> list[bool]:
@@ -130,14 +136,14 @@ class RedisStore:
             pipe.execute_command("EVAL", self._commit_script, 1, _session(change.key), *parts)
         return [bool(one) for (one,) in pipe.execute()]
 
-    def _drop(self, changes: Sequence[Change]) -> list[bool]:
+    def _drop(self, changes: Sequence[Change], before: dict[bytes, Loaded]) -> list[bool]:
         """Ends sessions without a tombstone, which a full server has no room for: they are unknown from then on."""
         dropped = []
         for change in changes:
             assert change.expected is not None
             dropped.append(bool(self._forget_one(change.key, change.expected)))
             self._known.forget(change.key)
-        self._leave([(_due(change.record), change.key) for change in changes])
+        self._leave([(_due(old), change.key) for change in changes if isinstance(old := before[change.key], Record)])
         return dropped
 
     def _forget_one(self, key: bytes, revision: int) -> Any:
@@ -149,7 +155,7 @@ class RedisStore:
         def announce() -> dict[bytes, Loaded]:
             pipe = self._server.pipeline(transaction=False)
             for change in changes:
-                if change.record.ended is None:
+                if isinstance(change.record, Record):
                     self._enter(pipe, change.key, change.record)
             if len(pipe):
                 pipe.execute()
@@ -159,23 +165,24 @@ class RedisStore:
 
         return self._guarded(announce)
 
-    def _settle(self, changes: Sequence[Change], before: dict[bytes, Loaded]) -> None:
-        """Brings the indexes after what was committed."""
+    def _settle(self, changes: Sequence[Change], committed: set[bytes], before: dict[bytes, Loaded]) -> None:
+        """Brings the indexes after what was committed, or refused."""
 
         def settle() -> None:
             pipe = self._server.pipeline(transaction=False)
             left: list[tuple[bytes, bytes]] = []
             for change in changes:
                 old, new = before.get(change.key), change.record
-                if new.ended is None:
+                if change.key not in committed:
+                    left += [(_due(new), change.key)] if isinstance(new, Record) else []
+                elif isinstance(new, Record):
                     self._enter(pipe, change.key, new)
-                    pipe.zrem(_ENDED, change.key)
-                else:
-                    pipe.zadd(_ENDED, {change.key: new.expires_at})
-                    left.append((_due(new), change.key))
-                if isinstance(old, Record) and _due(old) != _due(new):
-                    pipe.zrem(_due(old), change.key)
-            pipe.execute()
+                    if isinstance(old, Record) and _due(old) != _due(new):
+                        pipe.zrem(_due(old), change.key)
+                elif isinstance(old, Record):
+                    left.append((_due(old), change.key))
+            if len(pipe):
+                pipe.execute()
             self._leave(left)
 
         self._guarded(settle)
@@ -184,6 +191,7 @@ class RedisStore:
         """Takes keys out of these `due`, and out of `ids`; whichever lives after all is entered again.
 
         Whoever creates a session enters it after it is there: so whether that comes before or after, it stays entered.
+        One whose record cannot be read is due at once: a sweep of the version that reads it finds out when.
         """
         if not left:
             return
@@ -193,10 +201,13 @@ class RedisStore:
             pipe.zrem(_ids(key), records.session_id(key))
         pipe.execute()
         keys = [key for _, key in left]
-        for key, data in zip(keys, self._get(keys), strict=True):
+        for (due, key), data in zip(left, self._get(keys), strict=True):
             record = records.decoded(data)
-            if isinstance(record, Record) and record.ended is None:
+            if isinstance(record, Record):
                 self._enter(pipe, key, record)
+            elif isinstance(record, UnreadableRecordError):
+                pipe.zadd(due, {key: 0})
+                pipe.zadd(_ids(key), {records.session_id(key): 0})
         if len(pipe):
             pipe.execute()
 
@@ -248,22 +259,24 @@ class RedisStore:
                 self._guarded(lock.release)
 
     def _sweep(self, now: float, limit: int) -> int:
-        ended = self._server.zrangebyscore(_ENDED, "-inf", now, start=0, num=limit)
-        for some in _slices(ended):
-            self._forget(some, now)
-        looked_at = len(ended)
+        self._server.zremrangebyscore(_ENDED, "-inf", now)
+        left_alone, looked_at = dict(self._pass.begin(now) or {}), 0
         for group in sorted(self._server.smembers(_GROUPS)):
-            due = self._server.zrangebyscore(_due_of(group), "-inf", now, start=0, num=limit - looked_at)
-            for some in _slices(due):
-                self._expire(group, some, now)
+            start = left_alone.get(group, 0)
+            due = self._server.zrangebyscore(_due_of(group), "-inf", now, start=start, num=limit - looked_at)
+            left_alone[group] = start + sum(self._expire(group, some, now) for some in _slices(due))
             looked_at += len(due)
+        self._pass.end(left_alone, is_over=looked_at < limit)
         return looked_at
 
-    def _expire(self, group: bytes, keys: Sequence[bytes], now: float) -> None:
-        gone, expired, pipe = [], [], self._server.pipeline(transaction=False)
+    def _expire(self, group: bytes, keys: Sequence[bytes], now: float) -> int:
+        """Ends the sessions that are due, brings `due` after the others; returns how many entries it left alone."""
+        gone, expired, unreadable, pipe = [], [], 0, self._server.pipeline(transaction=False)
         due = _due_of(group)
         for key, record in zip(keys, self.load_many(keys), strict=True):
-            if not isinstance(record, Record) or record.ended:
+            if isinstance(record, UnreadableRecordError):
+                unreadable += 1
+            elif not isinstance(record, Record):
                 gone.append((due, key))
             elif _due(record) != due:
                 pipe.zrem(due, key)
@@ -276,21 +289,15 @@ class RedisStore:
             pipe.execute()
         if expired:
             self.commit_many(expired)
-
-    def _forget(self, keys: Sequence[bytes], now: float) -> None:
-        for key, record in zip(keys, self.load_many(keys), strict=True):
-            if isinstance(record, Record) and record.ended and record.expires_at <= now:
-                self._forget_one(key, record.revision)
-            self._known.forget(key)
-            self._server.zrem(_ENDED, key)
+        return unreadable
 
     def set_aside(self, key: bytes) -> None:
         def move() -> None:
             (data,) = self._get([key])
-            if isinstance(records.decoded(data), DamagedRecordError):
-                self._server.rename(_session(key), b"onward:damaged:{" + key + b"}")
-                self._server.persist(b"onward:damaged:{" + key + b"}")
-                self._server.zrem(_ids(key), records.session_id(key))
+            if data is not None and isinstance(records.decoded(data), DamagedRecordError):
+                names = [_session(key), b"onward:damaged:{" + key + b"}"]
+                self._run(self._set_aside_script, names, [data[records.REVISION]])
+                self._leave([(_due_of(group), key) for group in self._server.smembers(_GROUPS)])
 
         self._known.forget(key)
         self._guarded(move)
@@ -363,6 +370,7 @@ def _due_of(group: bytes) -> bytes:
     return b"onward:due:" + group
 
 
-def _forgotten_ms(record: Record) -> int:
+def _forgotten_ms(record: Record | Tombstone) -> int:
     """When the server may forget it by itself, in milliseconds since 1970."""
-    return math.ceil(1000 * (record.expires_at + (TOMBSTONE_S if record.ended is None else 0)))
+    at = record.forgotten_at if isinstance(record, Tombstone) else record.expires_at + TOMBSTONE_S
+    return math.ceil(1000 * at)

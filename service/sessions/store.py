@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from service.errors import DamagedRecordError
-from service.sessions.record import Record
+from service.errors import UnreadableRecordError
+from service.sessions.record import Record, Tombstone
 
-Loaded = Record | DamagedRecordError | None
+Loaded = Record | Tombstone | UnreadableRecordError | None
 
 
 class Change(NamedTuple):
@@ -22,7 +22,7 @@ class Change(NamedTuple):
 
     key: bytes
     expected: int | None
-    record: Record
+    record: Record | Tombstone
     advances: bool = False
 
 
@@ -36,7 +36,7 @@ class Page:
 
 class Store(Protocol):
     def load_many(self, keys: Sequence[bytes], *, fresh: bool = True) -> list[Loaded]:
-        """One entry a key: its record (ended ones too), an error where its bytes are none, None where nothing is.
+        """One entry a key: its record or tombstone, an error where its bytes cannot be read, None where nothing is.
 
         fresh: what the store has now. If not, it may be what this process committed last, which is good enough to go on
         from, as `commit_many` refuses what does not follow the store's own; never to refuse anybody anything.
@@ -52,16 +52,20 @@ class Store(Protocol):
         """
 
     def count(self) -> dict[tuple[str, int], int]:
-        """Sessions by model and version that have not ended; an expired one counts until it is swept."""
+        """Sessions by model and version that have not ended; an expired one counts until it is swept.
+
+        One whose record cannot be read counts until it is set aside, or the version that reads it ends it.
+        """
 
     def sweep(self, now: float, limit: int = 1000) -> int:
         """Ends sessions that have expired and forgets tombstones whose time is over; returns how many it looked at.
 
-        As many as `limit` means that more may wait. Does nothing, and returns 0, while another process sweeps.
+        As many as `limit` means that more may wait. Does nothing, and returns 0, while another process sweeps. Records
+        that cannot be read are left alone, and hold up nothing that is due behind them.
         """
 
     def set_aside(self, key: bytes) -> None:
-        """Takes a damaged record out of the way, and keeps its bytes for inspection."""
+        """Takes a damaged record out of the way, and keeps its bytes for inspection. Never one of another version."""
 
     def flush(self) -> None:
         """Brings what is committed to disk, so that it outlives a crash of the machine too."""

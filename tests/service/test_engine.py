@@ -13,10 +13,12 @@ from model.runner import Outputs, StepModel
 from model.scoring.figures import Sum
 from model.state import State
 from service.engine.engine import Engine, Limits
+from service.engine.lives import Chosen
 from service.engine.origin import Ahead
 from service.engine.turn import turn
 from service.errors import (
     DamagedRecordError,
+    ForeignRecordError,
     InvalidInputError,
     ModelGoneError,
     NotFiniteError,
@@ -29,7 +31,7 @@ from service.sessions import record as records
 from service.sessions.lmdb import LmdbStore
 from service.sessions.record import TOMBSTONE_S, Record
 from service.sessions.store import Change
-from tests.contracts.test_stores import beside, damage
+from tests.contracts.test_stores import another_format, beside, damage, set_bytes, stored_bytes
 from tests.reference import ZOO, BareLoop, pulse
 from tests.service.conftest import Clock
 
@@ -189,6 +191,27 @@ def test_a_damaged_record_is_said_to_be(engine: Engine, store: LmdbStore) -> Non
     assert engine.steps.one(T, "good", [[500]]).step == 1
     engine.lives.delete(T, "bad")
     assert engine.create(T, "pulse", session_id="bad")[0].record.step == 0
+
+
+def test_a_record_of_another_version_is_left_to_that_version(engine: Engine, store: LmdbStore) -> None:
+    """Nothing is done with it here, DELETE included; others are served, listed and ended around it."""
+    for name in "abc":
+        engine.create(T, "pulse", session_id=name)
+    good = stored_bytes(store, records.key(T, "b"))
+    set_bytes(store, records.key(T, "b"), another_format(good))
+    for attempt in (
+        lambda: engine.steps.one(T, "b", [[500]]),
+        lambda: engine.create(T, "pulse", session_id="b"),
+        lambda: engine.lives.session(T, "b"),
+        lambda: engine.lives.delete(T, "b"),
+    ):
+        with pytest.raises(ForeignRecordError, match="another version of Onward wrote it"):
+            attempt()
+    assert engine.steps.one(T, "c", [[500]]).step == 1
+    assert engine.lives.delete_many(T, Chosen()) == (2, False)
+    assert store.count() == {("pulse", 1): 1}
+    set_bytes(store, records.key(T, "b"), good)
+    assert engine.steps.one(T, "b", [[500]]).step == 1
 
 
 def test_a_session_whose_bundle_is_gone_says_so(tmp_path: Path) -> None:

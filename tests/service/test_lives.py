@@ -87,7 +87,7 @@ def test_a_record_of_another_version_of_onward_is_not_called_forged(sealing: Eng
     sealing.create(T, "pulse", session_id="a")
     seal = Seal([SECRET])
     data = seal.verified(sealing.carried.exported(T, "a")[1])
-    with pytest.raises(InvalidInputError, match="cannot be read: it is of format 3, and this version of Onward reads"):
+    with pytest.raises(InvalidInputError, match="it is of format 3, and this version reads formats 4 and 5"):
         sealing.carried.restored(T, "b", seal.signed(data[:3] + b"\x03" + data[4:]))
     with pytest.raises(InvalidInputError, match="not a record that this service's secret has signed"):
         sealing.carried.restored(T, "b", data)

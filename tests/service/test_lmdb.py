@@ -3,6 +3,7 @@
 import fcntl
 import multiprocessing
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import lmdb
 import pytest
 
 from service.errors import StoreFullError, StoreUnavailableError
+from service.sessions import record as records
 from service.sessions.lmdb import LmdbStore
 from service.sessions.record import Record
 from service.sessions.store import Change
@@ -102,6 +104,91 @@ def test_another_container_is_refused(tmp_path: Path) -> None:
     store.close()
     subprocess.run(elsewhere, check=True, cwd=ROOT)
     LmdbStore(tmp_path).close()
+
+
+def entries(store: LmdbStore, table: str) -> list[tuple[bytes, bytes]]:
+    with vars(store)["_env"].begin() as txn:
+        return list(txn.cursor(db=vars(store)[f"_{table}"]))
+
+
+def pages(store: LmdbStore, *tables: str) -> int:
+    """How many pages these tables have."""
+    with vars(store)["_env"].begin() as txn:
+        stats = [txn.stat(vars(store)[f"_{table}"]) for table in tables]
+    return sum(stat[f"{kind}_pages"] for stat in stats for kind in ("branch", "leaf", "overflow"))
+
+
+def churn(store: LmdbStore, keys: list[bytes], at: float) -> None:
+    """Creates sessions of 1 KiB and deletes them, in two orders that have nothing to do with each other."""
+    for start in range(0, len(keys), 100):
+        born = session()._replace(state=bytes(1024), expires_at=at + 3600 + start / 1000)
+        assert all(store.commit_many([Change(name, None, born) for name in keys[start : start + 100]]))
+    shuffled = random.Random(5).sample(keys, len(keys))
+    for start in range(0, len(keys), 100):
+        ended = session().tombstone("deleted", at + start / 1000)
+        assert all(store.commit_many([Change(name, 1, ended) for name in shuffled[start : start + 100]]))
+
+
+def test_a_deleted_session_keeps_100_bytes_beside_its_key(tmp_path: Path) -> None:
+    """In all tables together, pages that are not full included, and whatever its record had; the key is in it."""
+    store = LmdbStore(tmp_path)
+    keys = [key(f"{random.Random(number).getrandbits(128):032x}") for number in range(5000)]
+    churn(store, keys, NOW)
+    assert pages(store, "sessions", "expiry", "index") == 0
+    assert pages(store, "ended", "forgetting") * 4096 / len(keys) <= 100 + len(keys[0])
+    store.close()
+
+
+def test_the_space_of_deleted_sessions_is_used_again(tmp_path: Path) -> None:
+    """Day after day as many are created and deleted: the file has room for them and for tombstones, and stays so."""
+    store = LmdbStore(tmp_path)
+    keys = [[key(f"{random.Random(number).getrandbits(128):032x}") for number in range(n, n + 3000)] for n in (0, 3000)]
+    sizes = []
+    for day in range(6):
+        churn(store, keys[day % 2], NOW + day * records.TOMBSTONE_S)
+        sizes.append(vars(store)["_env"].info()["last_pgno"] * 4096)
+        while store.sweep(NOW + (day + 0.5) * records.TOMBSTONE_S, limit=1000):
+            pass
+    assert sizes[-1] <= 1.15 * sizes[0]
+    assert sizes[-1] <= 1.01 * sizes[2]
+    store.close()
+
+
+def test_an_id_has_one_entry_however_often_it_is_created(tmp_path: Path) -> None:
+    """Each session with another ttl: when it ends, what would have been its time goes with it."""
+    store = LmdbStore(tmp_path)
+    revision = None
+    for number in range(20):
+        born = session(1, ttl_s=10.0 + number * 1000)
+        ended = born.tombstone("deleted", NOW + number)
+        assert store.commit_many([Change(key("a"), revision, born)]) == [True]
+        assert [len(entries(store, table)) for table in ("expiry", "index", "ended", "forgetting")] == [1, 1, 0, 0]
+        assert store.commit_many([Change(key("a"), 1, ended)]) == [True]
+        assert [len(entries(store, table)) for table in ("expiry", "index", "ended", "forgetting")] == [0, 0, 1, 1]
+        revision = ended.revision
+    store.sweep(NOW + 20 + records.TOMBSTONE_S)
+    assert [len(entries(store, table)) for table in ("ended", "forgetting")] == [0, 0]
+    store.close()
+
+
+def test_a_session_that_a_version_without_an_index_created(tmp_path: Path) -> None:
+    """It is listed, counted, swept and ended as others are; entries that its id's earlier sessions left are dropped."""
+    store = LmdbStore(tmp_path)
+    store.commit_many([Change(key(name), None, session(ttl_s=60)) for name in "abc"])
+    with vars(store)["_env"].begin(write=True) as txn:
+        txn.drop(vars(store)["_index"], delete=False)
+        for earlier in range(1, 9):
+            txn.put(int(1000 * (NOW + earlier)).to_bytes(8, "big") + key("a"), b"", db=vars(store)["_expiry"])
+    assert store.count() == {("m", 1): 3}
+    store.commit_many([Change(key("c"), 1, session().tombstone("deleted", NOW))])
+    assert store.count() == {("m", 1): 2}
+    store.sweep(NOW + 30)
+    assert [name for name, _ in entries(store, "index")] == [key("a")]
+    assert len(entries(store, "expiry")) == 3  # one each, and the deleted one's
+    store.sweep(NOW + 60)
+    assert entries(store, "expiry") == entries(store, "index") == []
+    assert store.count() == {("m", 1): 0}
+    store.close()
 
 
 class Disk:

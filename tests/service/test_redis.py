@@ -3,7 +3,7 @@
 import contextlib
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from service.sessions.record import Record
 from service.sessions.redis import RedisStore
 from service.sessions.store import Change
 from tests import tls
-from tests.contracts.test_stores import NOW, key, session
+from tests.contracts.test_stores import NOW, damage, key, session
 from tests.reference import ZOO, BareLoop, pulse
 from tests.valkey import Server
 
@@ -162,6 +162,54 @@ def test_a_session_that_was_never_swept_is_forgotten_by_the_server(server: Serve
     store.commit_many([Change(key("b"), 1, session(1).tombstone("deleted", NOW))])
     expires = [server.client().pexpiretime("onward:session:{t/" + name + "}") for name in "ab"]
     assert expires == [(NOW + 60 + 86_400) * 1000, (NOW + 86_400) * 1000]
+
+
+def test_a_deleted_session_keeps_100_bytes_beside_its_key(server: Server, store: RedisStore) -> None:
+    """The server's own bookkeeping included, whatever the record had; and nothing of it is in an index."""
+    names = [key(f"{number:032x}") for number in range(50)]
+    store.commit_many([Change(name, None, session()._replace(state=bytes(4096))) for name in names])
+    store.commit_many([Change(name, 1, session().tombstone("deleted", NOW)) for name in names])
+    for name in names:
+        usage = server.client().memory_usage(b"onward:session:{" + name + b"}")
+        assert usage is not None
+        assert usage <= 100 + len(b"onward:session:{" + name + b"}")
+    assert sorted(server.client().keys()) == sorted(
+        [b"onward:groups", *(b"onward:session:{" + n + b"}" for n in names)]
+    )
+
+
+def test_what_an_older_version_noted_of_tombstones_is_cleared(server: Server, store: RedisStore) -> None:
+    """Once its time is over: nobody else would."""
+    server.client().zadd("onward:ended", {"t/a": NOW + 1, "t/b": NOW + 3})
+    store.sweep(NOW + 2)
+    assert server.client().zrange("onward:ended", 0, -1) == [b"t/b"]
+
+
+def test_a_commit_that_is_refused_leaves_no_entry(server: Server, store: RedisStore) -> None:
+    """Neither in the counts nor in the listing: it was entered before it was sent."""
+    store.commit_many([Change(key("a"), None, session(1))])
+    assert store.commit_many([Change(key(name), 5, session(2, model="n")) for name in "ab"]) == [False, False]
+    assert store.count() == {("m", 1): 1, ("n", 1): 0}
+    assert server.client().zrange("onward:ids:t", 0, -1) == [b"a"]
+
+
+def test_a_record_that_was_written_anew_is_not_set_aside(server: Server, store: RedisStore) -> None:
+    """The server compares: what was found damaged may have been replaced by a step since it was read."""
+    store.commit_many([Change(key("a"), None, session(1))])
+    damage(store, key("a"))
+    get = vars(RedisStore)["_get"]
+
+    class Late(RedisStore):
+        def _get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+            found: list[bytes | None] = get(self, keys)
+            store.commit_many([Change(key("a"), 1, session(2, step=1), advances=True)])
+            return found
+
+    late = Late(server.uri)
+    late.set_aside(key("a"))
+    late.close()
+    assert store.load_many([key("a")]) == [session(2, step=1)]
+    assert store.count() == {("m", 1): 1}
 
 
 def test_what_a_stopped_process_left_behind_is_cleared(server: Server, store: RedisStore) -> None:
