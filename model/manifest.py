@@ -44,6 +44,11 @@ class BundleError(Exception):
         self.file = file
         self.reason = reason
 
+    @property
+    def place(self) -> tuple[str, ...]:
+        """The names of the folders that the file lies in: of a bundle's file, those of the model and the version."""
+        return self.file.parts[-3:-1]
+
 
 class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -313,15 +318,23 @@ class Manifest(Frozen):
         return self.head.kind != "label" and set(self.head.outputs) == set(self.head.last)
 
 
-def read(file: Path) -> Manifest:
-    """The manifest in `file`.
-
-    Raises BundleError, naming the first field at fault.
-    """
+def content(file: Path) -> bytes:
+    """The bytes of a bundle's file. Raises BundleError."""
     try:
-        return Manifest.model_validate_json(file.read_bytes())
+        return file.read_bytes()
     except OSError as error:
         raise BundleError(file, f"cannot be read: {error.strerror}") from error
+
+
+def read(file: Path) -> Manifest:
+    """The manifest in `file`. Raises BundleError, naming the first field at fault."""
+    return parse(file, content(file))
+
+
+def parse(file: Path, document: bytes) -> Manifest:
+    """The manifest that was read from `file`. Raises BundleError, naming the first field at fault."""
+    try:
+        return Manifest.model_validate_json(document)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "the document"

@@ -1,11 +1,12 @@
 """Finds bundles and versions on disk and verifies them before they may serve.
 
-Owns the layout `<root>/<name>/<version>/{model.onnx, manifest.json}`. Knows nothing of who runs the models.
+Owns the layout `<root>/<name>/<version>/{model.onnx, manifest.json}`. Knows nothing of who runs the models. Reading
+and opening are two steps: what is opened is what was read, whatever has become of the files since.
 """
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +18,43 @@ from model.manifest import RANKED, BundleError, Manifest
 from model.runner import Outputs, StepModel
 
 GRAPH, MANIFEST = "model.onnx", "manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class BundleFiles:
+    """The files of the bundle in `folder`, as they were read once; None where one could not be read."""
+
+    folder: Path
+    manifest: bytes | None
+    graph: bytes | None
+    unreadable: str = ""
+    """The reason, of the first that could not be read."""
+
+    def open(self, *, threads: int = 1) -> StepModel:
+        """The model: checksum, tensors and parity vectors verified. Raises BundleError."""
+        manifest = self._manifest()
+        file = self.folder / GRAPH
+        if self.graph is None:
+            raise BundleError(file, self.unreadable)
+        digest = hashlib.sha256(self.graph).hexdigest()
+        if digest != manifest.sha256:
+            raise BundleError(file, f"checksum is {digest[:12]}..., the manifest says {manifest.sha256[:12]}...")
+        model = StepModel(file, manifest, graph=self.graph, threads=threads)
+        _verify_parity(self.folder / MANIFEST, model)
+        return model
+
+    def _manifest(self) -> Manifest:
+        """Held to the bundle's own place on disk."""
+        file = self.folder / MANIFEST
+        if self.manifest is None:
+            raise BundleError(file, self.unreadable)
+        manifest = manifests.parse(file, self.manifest)
+        place = Path(os.path.abspath(self.folder))  # noqa: PTH100  # `.` and `..` have names; links keep theirs
+        if (manifest.name, str(manifest.version)) != (place.parent.name, place.name):
+            raise BundleError(
+                file, f"says {manifest.name}/{manifest.version}, but lies in {place.parent.name}/{place.name}"
+            )
+        return manifest
 
 
 @dataclass(slots=True)
@@ -47,43 +85,44 @@ def next_version(root: Path, name: str) -> int:
     return max(taken, default=0) + 1
 
 
-def read_manifest(bundle: Path) -> Manifest:
-    """The manifest of the bundle, held to the bundle's own place on disk. Raises BundleError."""
-    manifest = manifests.read(bundle / MANIFEST)
-    place = Path(os.path.abspath(bundle))  # noqa: PTH100  # `.` and `..` have names; links keep theirs
-    if (manifest.name, str(manifest.version)) != (place.parent.name, place.name):
-        raise BundleError(
-            bundle / MANIFEST, f"says {manifest.name}/{manifest.version}, but lies in {place.parent.name}/{place.name}"
-        )
-    return manifest
-
-
-def open_bundle(bundle: Path, *, threads: int = 1) -> StepModel:
-    """The model of one bundle: checksum, tensors and parity vectors verified. Raises BundleError."""
-    manifest = read_manifest(bundle)
-    graph = bundle / GRAPH
+def read_bundle(folder: Path) -> BundleFiles:
+    """Reads a bundle without looking at what is in it. What cannot be read is an error of opening it."""
     try:
-        digest = hashlib.sha256(graph.read_bytes()).hexdigest()
-    except OSError as error:
-        raise BundleError(graph, f"cannot be read: {error.strerror}") from error
-    if digest != manifest.sha256:
-        raise BundleError(graph, f"checksum is {digest[:12]}..., the manifest says {manifest.sha256[:12]}...")
-    model = StepModel(graph, manifest, threads=threads)
-    _verify_parity(bundle / MANIFEST, model)
-    return model
+        manifest = manifests.content(folder / MANIFEST)
+    except BundleError as error:
+        return BundleFiles(folder, None, None, error.reason)
+    try:
+        return BundleFiles(folder, manifest, manifests.content(folder / GRAPH))
+    except BundleError as error:
+        return BundleFiles(folder, manifest, None, error.reason)
 
 
-def open_all(root: Path, *, threads: int = 1) -> Opened:
-    """Every bundle below `root`; one that fails is refused and the others still open. Raises BundleError for `root`."""
+def open_bundle(folder: Path, *, threads: int = 1) -> StepModel:
+    """The model of one bundle, verified. Raises BundleError."""
+    return read_bundle(folder).open(threads=threads)
+
+
+def open_bundles(read: Iterable[BundleFiles], *, threads: int = 1) -> Opened:
+    """The models of all of them; one that fails is refused and the others still open."""
     opened = Opened()
-    for bundle in bundles(root):
+    for bundle in read:
         try:
-            model = open_bundle(bundle, threads=threads)
+            model = bundle.open(threads=threads)
         except BundleError as error:
             opened.refused.append(error)
         else:
             opened.models.setdefault(model.manifest.name, {})[model.manifest.version] = model
     return opened
+
+
+def read_all(root: Path) -> list[BundleFiles]:
+    """Every bundle below `root`. Raises BundleError where `root` is no folder, OSError where it is unreadable."""
+    return [read_bundle(bundle) for bundle in bundles(root)]
+
+
+def open_all(root: Path, *, threads: int = 1) -> Opened:
+    """Every bundle below `root`; one that fails is refused and the others still open. Raises BundleError for `root`."""
+    return open_bundles(read_all(root), threads=threads)
 
 
 def _verify_parity(file: Path, model: StepModel) -> None:

@@ -25,9 +25,10 @@ Outputs = NDArray[np.void]
 class StepModel:
     """`(y_t, s_t) = R(x_t, s_{t-1})` for many rows and many steps in one call. Open it after a fork."""
 
-    def __init__(self, file: Path, manifest: Manifest, *, threads: int = 1) -> None:
+    def __init__(self, file: Path, manifest: Manifest, *, graph: bytes | None = None, threads: int = 1) -> None:
         """Opens the graph in `file` and holds it to its manifest.
 
+        graph: the content of `file` where it was read before; the file is not read again.
         Raises BundleError where the file is no graph, or its tensors are not those that the manifest declares.
         """
         import onnxruntime as ort  # noqa: PLC0415  (see above)
@@ -38,7 +39,9 @@ class StepModel:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 4  # what goes wrong is raised, with its file
         try:
-            self._session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(
+                str(file) if graph is None else graph, options, providers=["CPUExecutionProvider"]
+            )
         except Exception as error:  # ONNX Runtime's errors share no base class but Exception
             raise BundleError(file, f"ONNX Runtime cannot open it: {error}") from error
         self.manifest = manifest

@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 from model.manifest import BundleError
-from model.repository import bundles, next_version, open_all, open_bundle
+from model.repository import bundles, next_version, open_all, open_bundle, read_bundle
 from tests.bundles import make_bundle
 
 
@@ -287,3 +287,17 @@ def test_no_repository_is_said_at_once(tmp_path: Path) -> None:
     """A folder that is not there is an error with the way out, not an empty list of models."""
     with pytest.raises(BundleError, match="no such folder of models; set ONWARD_MODELS"):
         open_all(tmp_path / "absent")
+
+
+def test_what_was_read_is_opened(repository: Path) -> None:
+    """Verified and run are the same bytes, whatever happens to the files after they were read."""
+    read = read_bundle(repository / "bad" / "1")
+    other = make_bundle(repository, name="other", seed=1)
+    expected = read.open().digest
+    for name in ("model.onnx", "manifest.json"):
+        (repository / "bad/1" / name).write_bytes((repository / "other/1" / name).read_bytes())
+    again = read.open()
+    assert again.digest == expected != other.digest
+    inputs = np.ones((3, 1), np.float32)
+    before, after = (model.run_row(inputs, model.layout.initial(1))[0] for model in (other, again))
+    assert before.tobytes() != after.tobytes()
