@@ -287,6 +287,12 @@ class Stopping(Problem):
     name, code = "stopping", 503
 
 
+class Reloaded(Problem):
+    """The models are being reloaded. Nothing was done; another try finds the new ones."""
+
+    name, code = "reloaded", 503
+
+
 class StoreUnavailable(Problem):
     """The session store does not answer. A step may or may not be committed."""
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from flask import Flask
 
-from model.repository import open_all
+from service.catalogue import Catalogue
 from service.engine.engine import Engine, Limits
 from service.http import (
     advance,
@@ -31,10 +31,10 @@ OPERATIONS = (
 )  # fmt: skip
 
 
-def create_engine(settings: Settings, telemetry: Telemetry | None = None) -> Engine:
+def create_engine(settings: Settings, catalogue: Catalogue, telemetry: Telemetry | None = None) -> Engine:
     """Opens models and store. Call it in the process that serves, after any fork.
 
-    Raises BundleError where there is no repository, StoreUnavailableError.
+    Raises DisagreementError, StoreUnavailableError.
     """
     limits = Limits(
         ttl_s=settings.ttl_s,
@@ -48,9 +48,11 @@ def create_engine(settings: Settings, telemetry: Telemetry | None = None) -> Eng
         accuracy=settings.accuracy,
         state_age_s=settings.state_age_s,
     )
-    opened = open_all(settings.models, threads=settings.threads)
+    opened = catalogue.open(threads=settings.threads)
     store = open_store(settings.store, fsync=settings.fsync == "always")
-    return Engine(opened, store, limits, seal=_seal(settings), observer=telemetry)
+    return Engine(
+        opened, store, limits, seal=_seal(settings), observer=telemetry, is_superseded=catalogue.is_superseded
+    )
 
 
 def _seal(settings: Settings) -> "Seal | None":

@@ -17,8 +17,10 @@ class UnknownModelError(OnwardError):
 
 
 class UnknownVersionError(OnwardError):
-    def __init__(self, model: str, version: int, known: Sequence[int]) -> None:
-        super().__init__(f"model {model!r} has no version {version}; it has {', '.join(map(str, known))}")
+    def __init__(self, model: str, version: int, known: Sequence[int], refused: str | None = None) -> None:
+        """refused: the reason, where there is such a version that must not serve."""
+        why = f" that is served: {refused}" if refused else ""
+        super().__init__(f"model {model!r} has no version {version}{why}; it has {', '.join(map(str, known))}")
 
 
 class UnknownSessionError(OnwardError):
@@ -185,6 +187,15 @@ class DeadlineError(UnavailableError):
 class AbandonedError(UnavailableError):
     def __init__(self) -> None:
         super().__init__("the client closed its side of the connection while it waited; nothing was committed")
+
+
+class ReloadedError(UnavailableError):
+    """The model is unknown to a worker that stops, because the service was reloaded and others have later models."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the models are being reloaded, and this worker has those of before; nothing was done, try again"
+        )
 
 
 class StoreUnavailableError(UnavailableError):

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from service import settings, tallies
+from service import catalogue, settings, tallies
 
 _settings = settings.read()
 
@@ -21,10 +21,19 @@ errorlog = "-"
 
 
 def on_starting(server: Any) -> None:
-    """The workers' metrics lie in a folder of this service's own: what another left there would be counted as ours."""
+    """The workers' metrics lie in a folder of this service's own: what another left there would be counted as ours.
+
+    Models are read once for all workers, and once more with each reload.
+    """
     del server
+    catalogue.begin(_settings.models)
     tallies.begin(worker_tmp_dir)
     from service import banner  # noqa: F401, PLC0415  (all that workers need: once, not in each)
+
+
+def on_reload(server: Any) -> None:
+    del server
+    catalogue.renew(_settings.models)
 
 
 def on_exit(server: Any) -> None:

@@ -6,9 +6,9 @@ import sys
 from flask import Flask
 from gunicorn.arbiter import Arbiter
 
-from model.manifest import BundleError
-from service import settings
+from service import catalogue, settings
 from service.app import create_app, create_engine
+from service.catalogue import DisagreementError
 from service.engine.engine import Engine
 from service.errors import OnwardError
 from service.settings import SettingsError
@@ -21,8 +21,11 @@ def create() -> Flask:
     """The application with its engine started. `close` it at the end of the process."""
     try:
         told, telemetry = settings.read(), Telemetry()
-        engine = create_engine(told, telemetry)
-    except (SettingsError, BundleError, OnwardError) as error:
+        engine = create_engine(told, catalogue.current(), telemetry)
+    except DisagreementError as error:
+        log.critical("this worker cannot start, the others serve on: %s", error)
+        sys.exit(1)  # the master starts another
+    except (SettingsError, OnwardError) as error:
         log.critical("cannot start: %s", error)
         sys.exit(Arbiter.WORKER_BOOT_ERROR)  # the master gives up too, instead of starting workers for ever
     engine.start(flush_s=told.flush_s, sweep_s=told.sweep_s)

@@ -93,14 +93,15 @@ class Engine:
         *,
         seal: "Seal | None" = None,
         observer: Observer | None = None,
+        is_superseded: Callable[[], bool] = bool,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """`clock` gives seconds since 1970 UTC and dates records; `monotonic` times requests.
 
-        seal: for what leaves the service and comes back; without it, none of that does.
+        seal: for what leaves the service and comes back; without it, none of that does. is_superseded: of `Models`.
         """
-        self.models = Models(opened)
+        self.models = Models(opened, is_superseded)
         self._store, self.limits, self._clock = store, limits, clock
         self._dispatch = Dispatch(
             [model for versions in opened.models.values() for model in versions.values()],

@@ -1,40 +1,68 @@
 """The models that are served: by name and version, and by the record of a session."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from model.manifest import BundleError
 from model.repository import Opened
 from model.runner import StepModel
 from model.state import State, StateError
-from service.errors import DamagedRecordError, ModelGoneError, UnknownModelError, UnknownVersionError
+from service.errors import (
+    DamagedRecordError,
+    ModelGoneError,
+    OnwardError,
+    ReloadedError,
+    UnknownModelError,
+    UnknownVersionError,
+)
 from service.sessions.record import Record, Ref
 
 
 class Models:
-    def __init__(self, opened: Opened) -> None:
+    def __init__(self, opened: Opened, is_superseded: Callable[[], bool] = bool) -> None:
+        """is_superseded: whether other workers serve models that were read later, so that these ones are not all."""
         self.by_name: Mapping[str, Mapping[int, StepModel]] = opened.models
         self.refused: Sequence[BundleError] = opened.refused
+        self._is_superseded = is_superseded
 
     def named(self, name: str, version: int | None = None) -> StepModel:
-        """That version, the highest if None. Raises UnknownModelError, UnknownVersionError."""
+        """That version, the highest if None. Raises UnknownModelError, UnknownVersionError, ReloadedError."""
         versions = self.by_name.get(name)
         if versions is None:
-            raise UnknownModelError(name, sorted(self.by_name))
+            raise self._missing(UnknownModelError(name, sorted(self.by_name)))
         if version is None:
             version = max(versions)
         if version not in versions:
-            raise UnknownVersionError(name, version, sorted(versions))
+            refused = self._why_refused(name, version)
+            raise self._missing(UnknownVersionError(name, version, sorted(versions), refused))
         return versions[version]
 
     def of(self, record: Record) -> StepModel:
-        """The model that the session runs on. Raises ModelGoneError."""
+        """The model that the session runs on. Raises ModelGoneError, ReloadedError."""
         ref = record.ref
         model = self.by_name.get(ref.model, {}).get(ref.version)
         if model is None:
-            raise ModelGoneError(ref.model, ref.version, "which is not served any more")
+            refused = self._why_refused(ref.model, ref.version)
+            why = f"whose bundle was refused ({refused})" if refused else "which is not served here"
+            raise self._missing(ModelGoneError(ref.model, ref.version, why))
         if ref_of(model) != ref:
-            raise ModelGoneError(ref.model, ref.version, "whose bundle was replaced by another under the same version")
+            why = "whose bundle was replaced by another under the same version"
+            raise self._missing(ModelGoneError(ref.model, ref.version, why))
         return model
+
+    def unserved(self, live: Mapping[tuple[str, int], int]) -> dict[str, int]:
+        """Of living sessions, counted by model and version, those whose version is not served: `{"pulse/1": 5}`."""
+        return {
+            f"{name}/{version}": sessions
+            for (name, version), sessions in sorted(live.items())
+            if sessions and version not in self.by_name.get(name, {})
+        }
+
+    def _why_refused(self, name: str, version: int) -> str | None:
+        return next((error.reason for error in self.refused if error.place == (name, str(version))), None)
+
+    def _missing(self, error: OnwardError) -> OnwardError:
+        """A worker with later models may well have what this one has not."""
+        return ReloadedError() if self._is_superseded() else error
 
 
 def ref_of(model: StepModel) -> Ref:

@@ -256,6 +256,11 @@ class Status(Body):
 
 class Ready(Status):
     models: dict[str, list[int]]
+    refused: Annotated[list[Refused], Field(description="bundles that failed verification and are not served")]
+    unserved_sessions: Annotated[
+        dict[str, int],
+        Field(description="living sessions whose version is not served here, by that version, such as pulse/1"),
+    ]
 
 
 class Index(Body):

@@ -5,7 +5,7 @@ from importlib.metadata import version
 from flask import Response
 
 from service.engine.engine import Engine
-from service.http import answers
+from service.http import answers, models
 from service.http.operations import Operation, json
 from service.http.problems import NOT_READY, RequestError
 
@@ -17,13 +17,18 @@ def healthz(engine: Engine) -> Response:
 
 
 def readyz(engine: Engine) -> Response:
-    """Says whether sessions can be served: a model is open, and the store answers."""
-    engine.live_sessions()
+    """Says whether sessions can be served: a model is open, and the store answers; and what is not served, and why."""
+    live = engine.live_sessions()
     if not engine.models.by_name:
         refused = "; ".join(error.reason for error in engine.models.refused) or "the repository is empty"
         raise RequestError(NOT_READY, f"no model is served: {refused}")
     return json(
-        {"status": "ready", "models": {name: sorted(versions) for name, versions in engine.models.by_name.items()}}
+        {
+            "status": "ready",
+            "models": {name: sorted(versions) for name, versions in engine.models.by_name.items()},
+            "refused": models.refused(engine),
+            "unserved_sessions": engine.models.unserved(live),
+        }
     )
 
 

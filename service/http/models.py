@@ -17,8 +17,12 @@ from service.http.steps import TENANT
 def index(engine: Engine) -> Response:
     live = engine.live_sessions()
     models = [_info(engine, versions[max(versions)], live) for _, versions in sorted(engine.models.by_name.items())]
-    refused = [{"file": "/".join(error.file.parts[-3:]), "reason": error.reason} for error in engine.models.refused]
-    return json({"models": models, "refused": refused})
+    return json({"models": models, "refused": refused(engine)})
+
+
+def refused(engine: Engine) -> list[dict[str, str]]:
+    """The bundles that failed verification, each with the reason."""
+    return [{"file": "/".join(error.file.parts[-3:]), "reason": error.reason} for error in engine.models.refused]
 
 
 def show(engine: Engine, model: str) -> Response:

@@ -63,6 +63,7 @@ KINDS: dict[type[OnwardError], Kind] = {
     errors.OverloadedError: Kind("overloaded", 503, "Too much is waiting", retry_after_s=1),
     errors.DeadlineError: Kind("deadline", 503, "Not done in time", retry_after_s=1),
     errors.AbandonedError: Kind("abandoned", 503, "The client did not wait", retry_after_s=1),
+    errors.ReloadedError: Kind("reloaded", 503, "The models are being reloaded", retry_after_s=1),
     errors.StoreUnavailableError: Kind("store-unavailable", 503, "The session store does not answer", retry_after_s=1),
     errors.StoreFullError: Kind("store-full", 507, "The session store is full"),
 }

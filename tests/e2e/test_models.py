@@ -30,7 +30,9 @@ def test_a_damaged_bundle_is_refused_and_the_others_serve(tmp_path: Path) -> Non
         assert_problem(client.post("/v1/models/pulse/sessions"), "unknown-model", "model")
         body = {"session_id": "w", "inputs": weather(3)}
         assert client.post("/v1/models/weather/sessions", json=body).json()["step"] == 3
-        assert client.get("/readyz").json() == {"status": "ready", "models": {"characters": [1], "weather": [1]}}
+        ready = client.get("/readyz").json()
+        assert (ready["status"], ready["models"]) == ("ready", {"characters": [1], "weather": [1]})
+        assert ready["refused"] == models["refused"]
         server.stop()
         assert any("REFUSED" in line and str(graph) in line for line in server.log)
 

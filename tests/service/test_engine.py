@@ -8,7 +8,8 @@ import gevent
 import numpy as np
 import pytest
 
-from model.repository import open_all
+from model.manifest import BundleError
+from model.repository import Opened, open_all
 from model.runner import Outputs, StepModel
 from model.scoring.figures import Sum
 from model.state import State
@@ -22,6 +23,7 @@ from service.errors import (
     InvalidInputError,
     ModelGoneError,
     NotFiniteError,
+    ReloadedError,
     SessionEndedError,
     SessionExistsError,
     StepConflictError,
@@ -222,9 +224,10 @@ def test_a_session_whose_bundle_is_gone_says_so(tmp_path: Path) -> None:
     first.close()
     without = open_all(ZOO)
     del without.models["pulse"]
+    refused = Opened(without.models, [BundleError(ZOO / "pulse/1/model.onnx", "broken")])
     replaced = open_all(ZOO)
     replaced.models["pulse"][1].digest = bytes(32)
-    for opened, why in ((without, "not served"), (replaced, "replaced")):
+    for opened, why in ((without, "not served"), (refused, "was refused \\(broken\\)"), (replaced, "replaced")):
         engine = Engine(opened, LmdbStore(tmp_path), Limits())
         engine.start()
         with pytest.raises(ModelGoneError, match=why):
@@ -237,6 +240,17 @@ def test_a_session_whose_bundle_is_gone_says_so(tmp_path: Path) -> None:
     again.start()
     assert again.steps.one(T, "s", [[500]]).step == 2
     again.close()
+    behind = Engine(without, LmdbStore(tmp_path), Limits(), is_superseded=lambda: True)
+    behind.start()
+    for unknown in (
+        lambda: behind.steps.one(T, "s", [[500]]),
+        lambda: behind.create(T, "pulse"),
+        lambda: behind.create(T, "weather", version=2),
+    ):
+        with pytest.raises(ReloadedError):  # another worker has what this one has not
+            unknown()
+    assert behind.create(T, "weather")[0].record.ref.version == 1
+    behind.close()
 
 
 def test_a_seeded_session_is_where_a_stepped_one_is(engine: Engine) -> None:
