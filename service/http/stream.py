@@ -31,6 +31,8 @@ from service.http.reply import encode
 from service.http.steps import TENANT, checked
 
 _NUMBER = struct.Struct("<Q")
+MOST_NAMED = 65_536
+"""A longer text that is no request is not read again for its `request_id`: that could cost more than to refuse it."""
 
 
 class Conversation:
@@ -96,7 +98,7 @@ def _with_request_id(document: bytes, request_id: str) -> bytes:
 
 def _request_id(data: bytes) -> str:
     """The name that a text has which is no request."""
-    content = steps.loaded(data)
+    content = steps.loaded(data) if len(data) <= MOST_NAMED else None
     name = content.get("request_id") if isinstance(content, dict) else None
     return name if isinstance(name, str) else ""
 

@@ -194,6 +194,16 @@ def test_frames_that_come_together_hold_nobody_up(opened: Open) -> None:
     assert len(turns) > PONGS // PIECE
 
 
+def test_a_refused_text_is_named_where_it_is_short(engine: Engine) -> None:
+    """By its `request_id`; a long one is not read a second time for that."""
+    for size, name in ((10, {"request_id": "r"}), (2**16, {})):
+        text = json.dumps({"request_id": "r", "unknown": "x" * size}).encode()
+        ((answer, is_text),), goes_on = Conversation(engine, "s").answers([(text, True)])
+        problem = json.loads(answer)
+        assert (is_text, goes_on, problem["status"]) == (True, True, 422)
+        assert {key: problem[key] for key in problem.keys() & {"request_id"}} == name
+
+
 def test_a_message_must_be_whole_in_time(opened: Open) -> None:
     """Byte by byte it would hold what has come of it for as long as its client likes; the session goes on."""
     ours, serving = opened()

@@ -1,0 +1,91 @@
+"""Streams whose client floods them, on the real server: its worker's memory stays, and the stream goes on."""
+
+import contextlib
+import json
+import struct
+from collections.abc import Iterator
+from threading import Thread
+
+import pytest
+
+from tests.e2e.server import Server
+from tests.e2e.test_stream import resident
+from tests.websocket import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, WebSocket, frame
+
+FRAMES, PER_SEND, GROWTH = 200_000, 5000, 8 * 2**20
+FLOODS = {
+    "pings": (b"", frame(b"0123456789", PING), PONG),
+    "pongs": (b"", frame(b"0123456789", PONG), None),
+    "pings within a message": (frame(b"[", fin=False), frame(b"", PING), PONG),
+}
+"""What begins a flood, what is repeated, and what each is answered by."""
+
+
+@pytest.fixture(scope="module")
+def one_worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(tmp_path_factory.mktemp("floods"), ONWARD_WORKERS="1") as server:
+        with server.client() as client:
+            client.post("/v1/models/pulse/sessions", json={"session_id": "s"}).raise_for_status()
+        yield server
+
+
+@contextlib.contextmanager
+def constant_memory(server: Server) -> Iterator[None]:
+    (worker,) = server.workers()
+    before = resident(worker)
+    yield
+    assert resident(worker) - before < GROWTH
+
+
+@pytest.mark.parametrize("kind", FLOODS)
+def test_a_flood_of_control_frames(one_worker: Server, kind: str) -> None:
+    """Each ping has its pong; the message around them, or after them, its answer."""
+    first, repeated, answer = FLOODS[kind]
+    last = frame(b"]", CONTINUATION) if first else frame(b"[]")
+    with constant_memory(one_worker), WebSocket(one_worker.url, "s") as stream:
+
+        def send() -> None:
+            stream.socket.sendall(first)
+            for _ in range(FRAMES // PER_SEND):
+                stream.socket.sendall(repeated * PER_SEND)
+            stream.socket.sendall(last)
+
+        sending = Thread(target=send)
+        sending.start()
+        opcodes = {answer: 0, TEXT: 0}
+        while not opcodes[TEXT]:
+            opcodes[stream.frame()[0]] += 1
+        sending.join()
+        assert answer is None or opcodes[answer] == FRAMES
+
+
+def test_a_flood_of_empty_fragments(one_worker: Server) -> None:
+    """It is closed with 1008, however many more are sent."""
+    with constant_memory(one_worker), WebSocket(one_worker.url, "s") as stream:
+        stream.socket.sendall(frame(b"", fin=False))
+        with contextlib.suppress(ConnectionError):
+            for _ in range(10 * FRAMES // PER_SEND):
+                stream.socket.sendall(frame(b"", CONTINUATION, fin=False) * PER_SEND)
+        opcode, payload = stream.frame()
+        assert (opcode, payload[:2]) == (CLOSE, struct.pack(">H", 1008))
+
+
+@pytest.mark.parametrize("message", [frame(b"{}"), frame(b"x", BINARY)], ids=["texts", "bytes"])
+def test_a_flood_of_malformed_messages(one_worker: Server, message: bytes) -> None:
+    """All of them are answered, nearly all of them from reads that brought thousands."""
+    count = 20_000
+    with constant_memory(one_worker), WebSocket(one_worker.url, "s") as stream:
+        sending = Thread(target=stream.socket.sendall, args=(message * count,))
+        sending.start()
+        for _ in range(count):
+            assert json.loads(stream.frame()[1])["status"] in {400, 422}
+        sending.join()
+
+
+def test_a_flood_whose_answers_nobody_reads(one_worker: Server) -> None:
+    """Nothing more is read from it: what it sends stays with the client and the network."""
+    with constant_memory(one_worker), WebSocket(one_worker.url, "s") as stream:
+        stream.socket.settimeout(1)
+        pings = frame(bytes(125), PING) * 2**18  # beyond what the network holds
+        with pytest.raises(TimeoutError):
+            stream.socket.sendall(pings)
