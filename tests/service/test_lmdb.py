@@ -182,10 +182,13 @@ def test_a_session_that_a_version_without_an_index_created(tmp_path: Path) -> No
     assert store.count() == {("m", 1): 3}
     store.commit_many([Change(key("c"), 1, session().tombstone("deleted", NOW))])
     assert store.count() == {("m", 1): 2}
-    store.sweep(NOW + 30)
+    for number in range(1, 9):  # it is stepped between sweeps, so its entries would be moved to as many times
+        stepped = session(number + 1, step=number)._replace(expires_at=NOW + 60 + number / 10)
+        assert store.commit_many([Change(key("a"), number, stepped, advances=True)]) == [True]
+        store.sweep(NOW + number)
     assert [name for name, _ in entries(store, "index")] == [key("a")]
-    assert len(entries(store, "expiry")) == 3  # one each, and the deleted one's
-    store.sweep(NOW + 60)
+    assert len(entries(store, "expiry")) == 4  # its own, its first one, the other session's, and the deleted one's
+    store.sweep(NOW + 61)
     assert entries(store, "expiry") == entries(store, "index") == []
     assert store.count() == {("m", 1): 0}
     store.close()
