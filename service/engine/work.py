@@ -7,7 +7,7 @@ of HTTP.
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +15,8 @@ from gevent.hub import Waiter
 from numpy.typing import NDArray
 
 from model.runner import Outputs, StepModel
-from service.engine.call import joined
 from service.engine.inputs import Inputs
+from service.errors import without_frames
 from service.sessions.record import Record
 
 
@@ -104,7 +104,8 @@ class Work:
     creates: bool = False  # the session is not there: the commit creates it
     overtaken: Record | None = None  # what this item was computed from, and could not be committed to
     outcome: Done | Exception | None = None
-    outputs: list[Outputs] = field(default_factory=list)
+    outputs: Outputs | None = None  # of the last call
+    _before: bytearray | None = None  # the memory of those of the calls before it: it grows by a share, not by objects
     trail: deque[tuple[int, bytes, bytes | None]] | None = None
     """Where a history is kept: how many inputs led to which state and accuracy."""
     _consumed: int = 0
@@ -132,7 +133,8 @@ class Work:
         if self._consumed < self.length:
             return self.inputs[self._consumed : self._consumed + self.chunk]
         assert self.feed is not None
-        return self.feed(self.outputs[-1][-1:])
+        assert self.outputs is not None
+        return self.feed(self.outputs[-1:])
 
     def advance(self, outputs: Outputs, state: bytes, accuracy: bytes | None = None) -> None:
         """Takes in the answer, outputs (steps,) and the state and accuracy after them, to what `take` gave."""
@@ -140,7 +142,11 @@ class Work:
             self._consumed += len(outputs)
         else:
             self._rolled += 1
-        self.outputs.append(outputs)
+        if self.outputs is not None:
+            if self._before is None:
+                self._before = bytearray()
+            self._before += self.outputs.tobytes()
+        self.outputs = outputs
         self.state, self.accuracy = state, accuracy
         if self.trail is not None:
             self.trail.append((self._consumed, state, accuracy))
@@ -150,7 +156,7 @@ class Work:
         self.overtaken = self.record
         self._consumed, self._rolled = 0, 0
         self.undecided()
-        self.outputs.clear()
+        self.outputs, self._before = None, None
         if self.trail is not None:
             self.trail.clear()
 
@@ -162,7 +168,12 @@ class Work:
             request.outcome = None
 
     def all_outputs(self) -> Outputs:
-        return joined(self.outputs)
+        """(steps,) of every call so far."""
+        assert self.outputs is not None
+        if self._before is not None:
+            self._before += self.outputs.tobytes()
+            self.outputs, self._before = np.frombuffer(self._before, self.outputs.dtype), None
+        return self.outputs
 
     def settle_requests(self, outputs: Outputs, step: int) -> None:
         """Answers the requests that made a step, whose outputs follow one another up to this step of the session."""
@@ -179,6 +190,8 @@ class Work:
     def settle(self, outcome: Done | Exception) -> None:
         """Answers whoever waits, each request that has no answer of its own with this; the first answer stands."""
         if self.outcome is None:
+            if isinstance(outcome, Exception):
+                outcome = without_frames(outcome)
             self.outcome = outcome
             for request in self.requests:
                 if request.outcome is None:
