@@ -11,6 +11,15 @@ class OnwardError(Exception):
     """Base of all errors that a client is told of."""
 
 
+def without_frames(error: Exception) -> Exception:
+    """The error as an outcome that is kept.
+
+    Its traceback would keep the frames that it came through, and they keep what the outcome is kept in: a cycle that
+    only the garbage collector frees, with the request's inputs in it. A defect keeps its traceback, which is logged.
+    """
+    return error.with_traceback(None) if isinstance(error, OnwardError) else error
+
+
 class UnknownModelError(OnwardError):
     def __init__(self, model: str, known: Sequence[str]) -> None:
         super().__init__(f"no model {model!r} is served; there is {', '.join(known) or 'none'}")

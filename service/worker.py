@@ -69,6 +69,8 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         self.wsgi.extensions["alive"] = alive = lambda: self.alive
         self._lane, self._streams = self._open_lane(), Streams(alive)
         gc.set_threshold(10_000)  # a long body's lists are not garbage, and are looked at each time
+        gc.collect()
+        gc.freeze()  # modules and models stay: no collection of a worker that serves looks at them again
         _keep_memory()
         try:
             watches = [gevent.spawn(one.watch) for one in (self._lane, self._streams) if one is not None]

@@ -19,12 +19,16 @@ from service.engine.observer import Observer
 from service.engine.queue import Queue
 from service.engine.scheduler import Scheduler
 from service.engine.work import Call, Done, Request, Work
-from service.errors import OverloadedError
+from service.errors import AbandonedError, OverloadedError
 from service.sessions.record import Record
 from service.sessions.store import Store
 
 LEFT_S = 2.0
 """How long a call waits before it is looked at whether its client still does, and how often."""
+
+
+_RAISED = AbandonedError()
+"""In the place of an error that was raised: the item stays answered."""
 
 
 class Dispatch:
@@ -125,10 +129,8 @@ class Dispatch:
     def run_all(self, call: Call, works: Sequence[Work]) -> list[Done]:
         """Of a call that needs all of its items. Raises the first that went wrong."""
         self.run(call, works)
-        for work in works:
-            if isinstance(work.outcome, Exception):
-                raise work.outcome
-        return [outcome(work) for work in works]
+        failed = next((work for work in works if isinstance(work.outcome, Exception)), None)
+        return [outcome(work) for work in ([failed] if failed is not None else works)]
 
     def run_free(
         self,
@@ -157,8 +159,12 @@ class Dispatch:
 
 
 def outcome(work: Work) -> Done:
-    """Raises what went wrong."""
+    """Raises what went wrong, and takes it out of the item: the frames that it comes through hold that."""
     if isinstance(work.outcome, Exception):
-        raise work.outcome
+        error, work.outcome = work.outcome, _RAISED
+        try:
+            raise error
+        finally:
+            del error  # this frame is one of them
     assert work.outcome is not None
     return work.outcome

@@ -31,6 +31,7 @@ from service.errors import (
     SessionEndedError,
     StepConflictError,
     UnknownSessionError,
+    without_frames,
 )
 from service.sessions import requests as kept
 from service.sessions.record import Record, Tombstone, new_revision
@@ -113,7 +114,7 @@ class Executor:
                     self._observer.damaged()
                 _look_at(error)
                 for request in work.requests:
-                    request.outcome = error
+                    request.outcome = without_frames(error)
         read(self._model, [request for work in new for request in work.requests if request.outcome is None])
         return [work for work in new if work.record is None or not self._decided(work, work.record)]
 
@@ -125,7 +126,7 @@ class Executor:
             try:
                 request.outcome = broken or request.outcome or self._answered(request, record, step, lost)
             except Exception as error:  # noqa: BLE001  (whatever it is, it is this request's alone)
-                request.outcome = error
+                request.outcome = without_frames(error)
             if request.outcome is None:
                 todo.append(request)
                 step += request.length

@@ -10,6 +10,7 @@ from typing import Any
 from model.runner import StepModel
 from service.engine.inputs import array_of
 from service.engine.work import Request
+from service.errors import without_frames
 
 
 def read(model: StepModel, requests: Sequence[Request]) -> None:
@@ -31,4 +32,4 @@ def read(model: StepModel, requests: Sequence[Request]) -> None:
         try:
             request.inputs = array_of(model, inputs)
         except Exception as error:  # noqa: BLE001  (whatever it is, it is this request's alone)
-            request.outcome = error
+            request.outcome = without_frames(error)

@@ -12,6 +12,8 @@ class _Refusing(AbstractContextManager[None]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(error, (InputError, NoRollingError, NonFiniteError)):
+            error.with_traceback(None)  # the cause of what is raised may be kept with it, but no frames
         if isinstance(error, InputError):
             raise InvalidInputError(*(Fault(*fault) for fault in error.faults)) from error
         if isinstance(error, NoRollingError):

@@ -26,6 +26,7 @@ from service.errors import (
     UnavailableError,
     UnknownModelError,
     UnknownSessionError,
+    without_frames,
 )
 from service.sessions import record as records
 from service.sessions.record import Record
@@ -84,7 +85,10 @@ class Steps:
         """
         (told,) = self.in_order(tenant, (Asked(session_id, inputs, step, request_id, model),), has_left=has_left)
         if isinstance(told, Exception):
-            raise told
+            try:
+                raise told
+            finally:
+                del told  # this frame is in its traceback
         return told
 
     def in_order(
@@ -240,7 +244,7 @@ class _Line:
         return self.told[min(self._taken, len(self.told)) - 1]
 
     def tell(self, told: Answer | Exception) -> None:
-        self.told.append(told)
+        self.told.append(without_frames(told) if isinstance(told, Exception) else told)
         self.over = len(self.told) == len(self.asked) or holds_up(told)
 
     def take_in(self, work: Work) -> None:
