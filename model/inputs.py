@@ -78,6 +78,10 @@ def _rows(inputs: Any, features: Sequence[Feature], field: str) -> Sequence[Sequ
         place, other = next(found for found in enumerate(map(_form, map(type, inputs))) if found[1] != form)
         raise InputError(Fault(f"{field}[{place}]", f"is {other}, where the first step is {form}"))
     if form == _NAMED:
+        names = [feature.name for feature in features]
+        wanted = set(names)
+        if all(step.keys() == wanted for step in inputs):
+            return [[step[name] for name in names] for step in inputs]
         return [_by_name(step, features, f"{field}[{place}]") for place, step in enumerate(inputs)]
     if form == _ONE:
         if len(features) != 1:

@@ -113,11 +113,16 @@ class Fault:
     message: str
 
 
+MOST_SAID = 3
+"""Faults that the message of an error names."""
+
+
 class InvalidInputError(OnwardError):
     """Fields of a request that do not fit."""
 
     def __init__(self, *faults: Fault) -> None:
-        super().__init__("; ".join(f"{fault.field}: {fault.message}" for fault in faults))
+        few = "; ".join(f"{fault.field}: {fault.message}" for fault in faults[:MOST_SAID])
+        super().__init__(few if len(faults) <= MOST_SAID else f"{few}; and {len(faults) - MOST_SAID} more")
         self.faults = faults
 
 

@@ -51,6 +51,7 @@ class Problem(BaseModel):
     status: int
     detail: str
     errors: list[dict[str, str]] = []
+    more_errors: Annotated[int, Field(description="how many faults are not among the errors")] = 0
 
 
 class StepAnswer(Predictions, Seen):

@@ -3,9 +3,21 @@
 Numbers are strict: text is no number, and NaN and Infinity are refused.
 """
 
+from itertools import chain
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, RootModel, Tag
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    RootModel,
+    Tag,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
@@ -23,6 +35,36 @@ def _form(steps: Any) -> str:
     return "@rows" if isinstance(first, list) else "@values"
 
 
+_VALUES = frozenset({int, float, str, type(None)})
+
+
+def plain_inputs(inputs: Any) -> bool:
+    """Whether these are steps in one form: types are looked at without a line of Python for each.
+
+    Only for what orjson has read, which takes no number that is not finite.
+    """
+    if type(inputs) is not list or not inputs:
+        return type(inputs) is str and inputs != ""
+    kinds = set(map(type, inputs))
+    if kinds == {list}:
+        return all(inputs) and set(map(type, chain.from_iterable(inputs))) <= _VALUES
+    if kinds == {dict}:
+        return all(inputs) and set(map(type, chain.from_iterable(map(dict.values, inputs)))) <= _VALUES
+    return kinds <= _VALUES
+
+
+def texts_in(inputs: Any) -> int:
+    """How many texts there are among plain inputs, the keys of objects left out."""
+    if type(inputs) is str:
+        return 1
+    values = chain.from_iterable(inputs) if type(inputs[0]) is list else inputs
+    return list(map(type, values)).count(str)
+
+
+def _unless_plain(inputs: Any, validate: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+    return inputs if info.mode == "python" and plain_inputs(inputs) else validate(inputs)
+
+
 _STEPS = Field(
     min_length=1, fail_fast=True
 )  # the first fault is enough: a million of them would take seconds to collect
@@ -32,6 +74,7 @@ Inputs = Annotated[
     | Annotated[list[dict[str, Value]], _STEPS, Tag("@named")]
     | Annotated[str, Field(strict=True, min_length=1), Tag("@text")],
     Discriminator(_form),
+    WrapValidator(_unless_plain),
     Field(
         description="Steps, oldest first: lists of values in the order of the model's features, or objects by feature "
         "name, or single values where the model has one feature, or a text where the model reads one. A value is a "
@@ -116,7 +159,8 @@ class Item(Step):
 
 
 MOST_ITEMS = 10_000
-_ITEMS = Field(min_length=1, max_length=MOST_ITEMS)
+_ITEMS = Field(min_length=1, max_length=MOST_ITEMS, fail_fast=True)
+_COLUMN = Field(max_length=MOST_ITEMS, fail_fast=True)
 
 
 class Many(Body):
@@ -134,10 +178,12 @@ class Columns(Body):
 
     session_ids: Annotated[list[SessionId], _ITEMS]
     inputs: Annotated[
-        list[Inputs], Field(description="of each session, as in a step of its own; at most ONWARD_MAX_STEPS together")
+        list[Inputs],
+        _COLUMN,
+        Field(description="of each session, as in a step of its own; at most ONWARD_MAX_STEPS together"),
     ]
-    steps: list[ExpectedStep | None] | None = None
-    request_ids: list[RequestId | None] | None = None
+    steps: Annotated[list[ExpectedStep | None], _COLUMN] | None = None
+    request_ids: Annotated[list[RequestId | None], _COLUMN] | None = None
 
 
 class Bulk(RootModel[Many | Columns]):
@@ -149,7 +195,7 @@ Seed = Annotated[
 ]
 Levels = Annotated[
     list[Annotated[float, Field(strict=True, gt=0, lt=1)]],
-    Field(min_length=1, max_length=99, description="of the quantiles that are told, rising"),
+    Field(min_length=1, max_length=99, fail_fast=True, description="of the quantiles that are told, rising"),
 ]
 
 
@@ -175,6 +221,15 @@ class Forecast(Ahead):
     paths: Annotated[bool, Field(strict=True, description="whether the paths themselves are told")] = False
 
 
+MOST_STOPS, MOST_IN_STOPS = 100, 10_000
+
+
+def _short(stops: list[str | int]) -> list[str | int]:
+    if sum(len(stop) for stop in stops if isinstance(stop, str)) > MOST_IN_STOPS:
+        raise ValueError(f"at most {MOST_IN_STOPS} characters in all")
+    return stops
+
+
 class Generate(Ahead):
     temperature: Annotated[
         float,
@@ -195,11 +250,15 @@ class Generate(Ahead):
         Field(strict=True, ge=1, le=100, description="multiplies the log-probability of categories that came before"),
     ] = None
     stop: Annotated[
-        list[Annotated[str, Field(strict=True, min_length=1)] | Annotated[int, Field(strict=True)]] | None,
+        Annotated[
+            list[Annotated[str, Field(strict=True, min_length=1)] | Annotated[int, Field(strict=True)]],
+            Field(min_length=1, max_length=MOST_STOPS, fail_fast=True),
+            AfterValidator(_short),
+        ]
+        | None,
         Field(
-            min_length=1,
-            max_length=100,
-            description="end after one of these: categories, or texts where the model reads one",
+            description="end after one of these: categories, or texts where the model reads one; "
+            f"at most {MOST_IN_STOPS:,} characters in all",
         ),
     ] = None
     logprobs: Annotated[int | None, Field(strict=True, ge=1, description="tell so many of the likeliest")] = None

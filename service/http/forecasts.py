@@ -26,7 +26,7 @@ from service.http.steps import TENANT, checked
 
 def forecast(engine: Engine, session_id: str) -> Response:
     checked(session_id)
-    body = received.read(bodies.Forecast)
+    body = received.read(bodies.Forecast, engine)
     ahead = Ahead(body.horizon, body.inputs, body.future)
     with refusing():
         wanted = paths.wanted(samples=body.samples, levels=body.quantiles, seed=body.seed, paths=body.paths)
@@ -77,7 +77,7 @@ class Place(NamedTuple):
 
 def generate(engine: Engine, session_id: str) -> Response:
     checked(session_id)
-    body = received.read(bodies.Generate)
+    body = received.read(bodies.Generate, engine)
     digest = blake2b(body.model_dump_json().encode(), digest_size=8).digest()
     reached = _reached(request.headers.get("Last-Event-ID", ""), digest, body.horizon)
     has_left = client()

@@ -17,14 +17,14 @@ from gunicorn.http.body import ChunkedReader, LengthReader
 from gunicorn.http.errors import ParseException
 from pydantic import ValidationError
 
-from service.engine.engine import Engine
+from service.engine.engine import Engine, Limits
 from service.engine.steps import Answer
 from service.errors import Fault, InvalidInputError, NotFiniteError
-from service.http import bodies, problems, received, steps
+from service.http import bodies, parsing, problems, received, steps
 from service.http.connection import client
 from service.http.forms import written
 from service.http.operations import NDJSON
-from service.http.problems import HTTP_KINDS, MALFORMED, RequestError
+from service.http.problems import HTTP_KINDS, RequestError
 from service.http.reply import encode
 
 READ = 65_536
@@ -45,7 +45,7 @@ def reply(engine: Engine, session_id: str) -> Response:
     body, app = request.environ["wsgi.input"], current_app
     upload = _Upload(engine, session_id, session.record.step, expected=_expected())
     most = app.config["MAX_CONTENT_LENGTH"]
-    lines = _lines(body, most, app.extensions.get("alive", lambda: True))
+    lines = _lines(body, most, app.extensions.get("alive", lambda: True), engine.limits)
     if isinstance(reader := getattr(body, "reader", None), ChunkedReader):
         reader.req.force_close()  # an error may leave it half read, and that is said before it is known
     answer = Response(upload.answers(lines, body, most), content_type=NDJSON, headers={"X-Accel-Buffering": "no"})
@@ -103,7 +103,7 @@ class _Upload:
     def _step(self, inputs: list[Any]) -> Answer:
         if isinstance(inputs[0], Exception):
             raise inputs[0]
-        if not steps.plain_inputs(inputs):
+        if not bodies.plain_inputs(inputs):
             bodies.Step.model_validate({"inputs": inputs})
         answer = self._engine.steps.one(
             steps.TENANT, self._session_id, inputs, step=self._expected, has_left=self._has_left
@@ -134,13 +134,13 @@ def _form(step: Any) -> type[Any]:
     return next((form for form in (list, dict, Exception) if isinstance(step, form)), object)
 
 
-def _lines(body: Any, longest: int, alive: Callable[[], bool]) -> Iterator[list[Line]]:
+def _lines(body: Any, longest: int, alive: Callable[[], bool], limits: Limits) -> Iterator[list[Line]]:
     """Lines with something on them, as they come."""
     number, rest = 0, b""
     try:
         for piece in _pieces(body):
             *whole, rest = (rest + piece).split(b"\n")
-            yield [_line(at, text) for at, text in enumerate(whole, number + 1) if text and not text.isspace()]
+            yield [_line(at, text, limits) for at, text in enumerate(whole, number + 1) if text and not text.isspace()]
             number += len(whole)
             if ends := _ends(len(rest), longest, alive):
                 yield [Line(number + 1, ends)]
@@ -151,7 +151,7 @@ def _lines(body: Any, longest: int, alive: Callable[[], bool]) -> Iterator[list[
         yield [Line(number + 1, received.broken_off(str(error)))]
     else:
         if rest and not rest.isspace():
-            yield [_line(number + 1, rest)]
+            yield [_line(number + 1, rest, limits)]
 
 
 def _ends(begun: int, longest: int, alive: Callable[[], bool]) -> RequestError | None:
@@ -161,11 +161,11 @@ def _ends(begun: int, longest: int, alive: Callable[[], bool]) -> RequestError |
     return None if alive() else RequestError(problems.STOPPING, "send the lines that follow in another request")
 
 
-def _line(number: int, text: bytes) -> Line:
+def _line(number: int, text: bytes, limits: Limits) -> Line:
     try:
-        return Line(number, orjson.loads(text))
-    except orjson.JSONDecodeError as error:
-        return Line(number, RequestError(MALFORMED, str(error), [Fault("body", str(error))]))
+        return Line(number, parsing.parsed(text, limits))
+    except (RequestError, InvalidInputError) as error:
+        return Line(number, error)
 
 
 def _leave(body: Any, most: int) -> None:

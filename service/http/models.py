@@ -47,7 +47,7 @@ def show(engine: Engine, model: str) -> Response:
 
 
 def predict(engine: Engine, model: str) -> Response:
-    body = received.read(bodies.Predict)
+    body = received.read(bodies.Predict, engine)
     chosen = engine.models.named(model, body.version)
     sequences = []
     for one in engine.predict(model, body.version, body.inputs, body.horizon, has_left=client()):
@@ -59,7 +59,7 @@ def predict(engine: Engine, model: str) -> Response:
 
 
 def step(engine: Engine, model: str) -> Response:
-    body = received.read(bodies.HeldStep)
+    body = received.read(bodies.HeldStep, engine)
     held = engine.carried.step(TENANT, model, body.version, body.inputs, body.state, has_left=client())
     return json({"step": held.step, **rows(held.model, held.outputs), "state": held.state})
 

@@ -23,6 +23,14 @@ log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 MOST_FAULTS = 20
+"""Of one problem; it says how many more there are."""
+MOST_TEXT = 1000
+"""Characters of a name or a message that a problem repeats."""
+_OF_JSON = {
+    "model_type": "Input should be an object", "dict_type": "Input should be an object",
+    "list_type": "Input should be a valid array",
+}  # fmt: skip
+"""What pydantic says in Python's words."""
 VALUE_TYPES = ("float", "int", "str", "constrained-str")
 """What pydantic calls the types that a value of a step, or a stop, may have."""
 
@@ -101,10 +109,23 @@ class RequestError(Exception):
 
 def document(kind: Kind, detail: str, faults: Sequence[Fault] = (), **more: Any) -> bytes:
     """The problem as JSON."""
-    body: dict[str, Any] = {"type": kind.type, "title": kind.title, "status": kind.status, "detail": detail, **more}
+    body: dict[str, Any] = {
+        "type": kind.type,
+        "title": kind.title,
+        "status": kind.status,
+        "detail": short(detail),
+        **more,
+    }
     if faults:
-        body["errors"] = [{"field": fault.field, "message": fault.message} for fault in faults[:MOST_FAULTS]]
+        told = faults[:MOST_FAULTS]
+        body["errors"] = [{"field": short(fault.field), "message": short(fault.message)} for fault in told]
+    if len(faults) > MOST_FAULTS:
+        body["more_errors"] = len(faults) - MOST_FAULTS
     return orjson.dumps(body)
+
+
+def short(text: str) -> str:
+    return text if len(text) <= MOST_TEXT else f"{text[: MOST_TEXT - 3]}..."
 
 
 def reply(kind: Kind, detail: str, faults: Sequence[Fault] = (), **more: Any) -> Reply:
@@ -164,10 +185,10 @@ def _of_validation(error: ValidationError) -> Reply:
         return reply(MALFORMED, found[0]["msg"], [Fault("body", found[0]["msg"])])
     told: dict[str, str] = {}
     for fault in found:  # a value that is of no type is a fault for each type that it might be: the first counts
-        told.setdefault(_field(tuple(fault["loc"])), fault["msg"].removeprefix("Value error, "))
-    faults = [Fault(field, message) for field, message in list(told.items())[:MOST_FAULTS]]
-    detail = "; ".join(f"{fault.field}: {fault.message}" for fault in faults[:3])
-    return reply(KINDS[errors.InvalidInputError], detail, faults)
+        message = _OF_JSON.get(fault["type"]) or fault["msg"].removeprefix("Value error, ")
+        told.setdefault(_field(tuple(fault["loc"])), message)
+    faults = [Fault(field, message) for field, message in told.items()]
+    return reply(KINDS[errors.InvalidInputError], str(errors.InvalidInputError(*faults)), faults)
 
 
 def _field(place: tuple[int | str, ...]) -> str:

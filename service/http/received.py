@@ -6,7 +6,9 @@ from flask import request
 from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 
+from service.engine.engine import Engine
 from service.errors import Fault
+from service.http import parsing
 from service.http.bodies import Body
 from service.http.problems import HTTP_KINDS, MEDIA, RequestError
 
@@ -23,13 +25,13 @@ def cut(came: int, announced: int) -> RequestError:
     return broken_off(f"{came} of {announced} bytes came")
 
 
-def read(form: type[B], *, optional: bool = False) -> B:
+def read(form: type[B], engine: Engine, *, optional: bool = False) -> B:
     """The request's body as `form`; an empty one as its defaults where it is optional.
 
-    Raises RequestError, ValidationError, or werkzeug's 413.
+    Raises RequestError, InvalidInputError, ValidationError, or werkzeug's 413.
     """
     data = body(optional=optional)
-    return form() if optional and not data else form.model_validate_json(data)
+    return form() if optional and not data else parsing.validated(form, data, engine.limits)
 
 
 def body(*, optional: bool = False) -> bytes:

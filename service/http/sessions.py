@@ -20,7 +20,7 @@ PAGE, LARGEST_PAGE = 100, 1000
 
 
 def create(engine: Engine, model: str) -> Response:
-    body = received.read(bodies.CreateSession, optional=True)
+    body = received.read(bodies.CreateSession, engine, optional=True)
     session, answer = engine.create(
         TENANT,
         model,
@@ -78,7 +78,7 @@ def _seconds(said: str) -> float:
 
 
 def fork(engine: Engine, session_id: str) -> Response:
-    body = received.read(bodies.ForkSession, optional=True)
+    body = received.read(bodies.ForkSession, engine, optional=True)
     return _born(engine.lives.fork(TENANT, checked(session_id), body.session_id, body.ttl_s))
 
 
@@ -91,7 +91,7 @@ def export(engine: Engine, session_id: str) -> Response:
 
 def restore(engine: Engine, session_id: str) -> Response:
     checked(session_id)
-    body = received.read(bodies.Exported)
+    body = received.read(bodies.Exported, engine)
     try:
         signed = b64decode(body.state, validate=True)
     except ValueError:
@@ -101,12 +101,14 @@ def restore(engine: Engine, session_id: str) -> Response:
 
 def rewind(engine: Engine, session_id: str) -> Response:
     checked(session_id)
-    return json(_info(engine.past.rewind(TENANT, session_id, received.read(bodies.Rewind).step, has_left=client())))
+    return json(
+        _info(engine.past.rewind(TENANT, session_id, received.read(bodies.Rewind, engine).step, has_left=client()))
+    )
 
 
 def migrate(engine: Engine, session_id: str) -> Response:
     checked(session_id)
-    body = received.read(bodies.Migrate, optional=True)
+    body = received.read(bodies.Migrate, engine, optional=True)
     session, replayed = engine.past.migrate(TENANT, session_id, body.version, has_left=client())
     return json(_info(session) | {"replayed": replayed})
 

@@ -7,7 +7,6 @@ it by the bodies' own definitions.
 
 import re
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -16,11 +15,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from model.answers import rows
 from service.engine.call import joined
-from service.engine.engine import Engine
+from service.engine.engine import Engine, Limits
 from service.engine.steps import Answer
 from service.engine.work import Asked
 from service.errors import Fault, InvalidInputError
-from service.http import bodies, problems
+from service.http import bodies, parsing, problems
 from service.http.connection import HasLeft
 from service.http.forms import told, written
 from service.http.reply import Reply, encode
@@ -31,27 +30,37 @@ TENANT = "public"
 _SESSION_ID: TypeAdapter[str] = TypeAdapter(bodies.SessionId)
 _PLAIN_ID = re.compile(bodies.SESSION_ID).fullmatch
 _PLAIN_REQUEST_ID = re.compile(bodies.REQUEST_ID).fullmatch
-_VALUES = frozenset({int, float, str, type(None)})
 
 
 def reply(engine: Engine, session_id: str | None, data: bytes, has_left: HasLeft | None = None) -> Reply:
     """To a body for that session, or, None, for many."""
     if session_id is None:
         return _many(engine, data, has_left)
-    one = asked(session_id, data)
+    one = asked(session_id, data, engine.limits)
     answer = engine.steps.one(
         TENANT, session_id, one.inputs, step=one.step, request_id=one.request_id, has_left=has_left
     )
     return Reply(200, written(answer))
 
 
-def asked(session_id: str, data: bytes) -> Asked:
-    """What a body asks for. Raises ValidationError."""
-    plain = _plain(loaded(data), session_id)
-    if plain is not None:
-        return plain
-    body = bodies.Step.model_validate_json(data)
-    return Asked(session_id, body.inputs, body.step, body.request_id or "")
+def asked(session_id: str, data: bytes, limits: Limits) -> Asked:
+    """What a body asks for. Raises RequestError, InvalidInputError, ValidationError."""
+    is_short = len(data) <= parsing.PIECE
+    content = loaded(data) if is_short else parsing.parsed(data, limits)
+    plain = _plain(content, session_id)
+    if plain is None:
+        body = parsing.validated(bodies.Step, data, limits) if is_short else bodies.Step.model_validate(content)
+        return Asked(session_id, body.inputs, body.step, body.request_id or "")
+    if is_short and not _is_each_key_once(data, len(content), plain):
+        parsing.parsed(data, limits)  # says which is not, if one is not
+    return plain
+
+
+def _is_each_key_once(data: bytes, keys: int, one: Asked) -> bool:
+    """Whether that is plain from the quotes in the data: two a key, and two a text. keys: how many it has at least."""
+    texts = keys + (one.request_id != "")
+    quotes = data.count(b'"')
+    return quotes == 2 * texts or quotes == 2 * (texts + bodies.texts_in(one.inputs))
 
 
 def loaded(data: bytes) -> Any:
@@ -67,16 +76,21 @@ def _plain(content: Any, session_id: str | None = None) -> Asked | None:
 
     session_id: whose step it is, None where the content says so.
     """
-    if type(content) is not dict or not plain_inputs(inputs := content.pop("inputs", None)):
+    if type(content) is not dict:
         return None
+    inputs: Any = content.get("inputs")
+    if not bodies.plain_inputs(inputs):
+        return None
+    known = 1
     if session_id is None:
-        session_id = content.pop("session_id", None)
+        session_id, known = content.get("session_id"), 2
         if not _is_plain_id(session_id):
             return None
-    if not content:
+    if len(content) == known:
         return Asked(session_id, inputs)
-    step, request_id = content.pop("step", None), content.pop("request_id", None)
-    if content or not _is_plain_step(step) or not _is_plain_request_id(request_id):
+    step, request_id = content.get("step"), content.get("request_id")
+    known += ("step" in content) + ("request_id" in content)
+    if len(content) != known or not _is_plain_step(step) or not _is_plain_request_id(request_id):
         return None
     return Asked(session_id, inputs, step, request_id or "")
 
@@ -93,34 +107,24 @@ def _is_plain_request_id(name: Any) -> bool:
     return name is None or (type(name) is str and _PLAIN_REQUEST_ID(name) is not None)
 
 
-def plain_inputs(inputs: Any) -> bool:
-    """Whether these are lists of values, values, or a text: types are looked at without a line of Python for each."""
-    if type(inputs) is not list or not inputs:
-        return type(inputs) is str and inputs != ""
-    kinds = set(map(type, inputs))
-    return kinds <= _VALUES or (
-        kinds == {list} and all(inputs) and set(map(type, chain.from_iterable(inputs))) <= _VALUES
-    )
-
-
 # Many
 
 
 def _many(engine: Engine, data: bytes, has_left: HasLeft | None) -> Reply:
-    many, columns = _listed(data)
+    many, columns = _listed(data, engine.limits)
     answers = engine.steps.many(TENANT, many, has_left=has_left)
     return Reply(200, encode(_columns(answers)) if columns else _items(many, answers))
 
 
-def _listed(data: bytes) -> tuple[list[Asked], bool]:
+def _listed(data: bytes, limits: Limits) -> tuple[list[Asked], bool]:
     """What is asked for, and whether it was written in columns."""
-    content = loaded(data)
+    content = parsing.parsed(data, limits, bodies.Many)
     columns = type(content) is dict and "session_ids" in content
     many = _plain_columns(content) if columns else _plain_items(content)
     if many is not None:
         return many, columns
     if columns:
-        body = bodies.Columns.model_validate_json(data)
+        body = bodies.Columns.model_validate(content)
         count = len(body.session_ids)
         faults = [
             Fault(name, f"has {len(column)} entries, session_ids {count}")
@@ -132,28 +136,35 @@ def _listed(data: bytes) -> tuple[list[Asked], bool]:
         nothing = [None] * count
         columns_of = zip(body.session_ids, body.inputs, body.steps or nothing, body.request_ids or nothing, strict=True)
         return [Asked(name, inputs, step, key or "") for name, inputs, step, key in columns_of], True
-    items = bodies.Many.model_validate_json(data).items
+    items = bodies.Many.model_validate(content).items
     return [Asked(item.session_id, item.inputs, item.step, item.request_id or "") for item in items], False
 
 
 def _plain_items(content: Any) -> list[Asked] | None:
-    if type(content) is not dict or content.keys() != {"items"} or type(content["items"]) is not list:
+    if type(content) is not dict or content.keys() != {"items"} or type(items := content["items"]) is not list:
         return None
-    plain = [asked for asked in map(_plain, content["items"]) if asked is not None]
-    return plain if 0 < len(plain) == len(content["items"]) <= bodies.MOST_ITEMS else None
+    if not 0 < len(items) <= bodies.MOST_ITEMS:
+        return None
+    plain = [asked for asked in map(_plain, items) if asked is not None]
+    return plain if len(plain) == len(items) else None
 
 
 _COLUMNS = {
     "session_ids": _is_plain_id,
-    "inputs": plain_inputs,
+    "inputs": bodies.plain_inputs,
     "steps": _is_plain_step,
     "request_ids": _is_plain_request_id,
 }
 
 
 def _plain_columns(content: dict[str, Any]) -> list[Asked] | None:
-    names, inputs, steps, request_ids = (content.pop(name, None) for name in _COLUMNS)
-    if content or type(names) is not list or type(inputs) is not list or not 0 < len(names) <= bodies.MOST_ITEMS:
+    names, inputs, steps, request_ids = map(content.get, _COLUMNS)
+    if (
+        not content.keys() <= _COLUMNS.keys()
+        or type(names) is not list
+        or type(inputs) is not list
+        or not 0 < len(names) <= bodies.MOST_ITEMS
+    ):
         return None
     steps, request_ids = ([None] * len(names) if column is None else column for column in (steps, request_ids))
     for column, is_plain in zip((names, inputs, steps, request_ids), _COLUMNS.values(), strict=True):

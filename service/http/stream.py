@@ -70,7 +70,7 @@ class Conversation:
         data, is_text = message
         try:
             if is_text:
-                return steps.asked(self._session_id, data)
+                return steps.asked(self._session_id, data, self._engine.limits)
             number, values = data[: _NUMBER.size], data[_NUMBER.size :]
             name = f"#{_NUMBER.unpack(number)[0]}" if any(number) else ""
             return Asked(self._session_id, values, None, name)
