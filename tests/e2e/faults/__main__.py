@@ -14,4 +14,4 @@ told = parser.parse_args()
 with tempfile.TemporaryDirectory() as folder:
     report = campaign(Path(folder), told.store, told.seconds, told.seed)
 print(report)  # noqa: T201
-raise SystemExit(report.lost + report.doubled + len(report.wrong) > 0)
+raise SystemExit(report.lost + report.doubled + report.strayed + len(report.wrong) > 0)

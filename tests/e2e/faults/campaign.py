@@ -14,7 +14,9 @@ from random import Random
 
 import httpx
 
+from tests.e2e.faults import repository
 from tests.e2e.faults.load import Tally, clients
+from tests.e2e.faults.repository import Repository
 from tests.e2e.server import Server
 from tests.reference import ROOT
 from tests.valkey import Server as Valkey
@@ -32,6 +34,8 @@ class Report:
     acknowledged: int
     lost: int
     doubled: int
+    strayed: int
+    """Sessions that are on another version than they began on."""
     wrong: list[str]
     faults: Counter[str]
     errors: Counter[str]
@@ -43,6 +47,7 @@ class Report:
             f"acknowledged steps      {self.acknowledged}",
             f"lost                    {self.lost}",
             f"applied twice           {self.doubled}",
+            f"on another version      {self.strayed}",
             f"wrong answers           {len(self.wrong)}",
             f"longest unavailability  {self.longest_unavailability_s:.1f} s",
             "faults    " + ", ".join(f"{name} {count}" for name, count in sorted(self.faults.items())),
@@ -57,8 +62,10 @@ class Site:
     def __init__(self, folder: Path, store: str, chance: Random, valkey: Valkey | None) -> None:
         self._clock, self._valkey, self._chance, self._folder = folder / "clock", valkey, chance, folder
         self._clock.write_text("0")
+        self._repository = Repository(folder / "models")
         self._settings = {
-            "ONWARD_STORE": store, "ONWARD_SWEEP_S": "0.5", "ONWARD_FLUSH_S": "0.5",
+            "ONWARD_MODELS": str(self._repository.folder), "ONWARD_STORE": store,
+            "ONWARD_SWEEP_S": "0.5", "ONWARD_FLUSH_S": "0.5",
             "PYTHONPATH": f"{ROOT / 'tests/e2e/faults/clock'}{os.pathsep}{ROOT}", "STEPPED_CLOCK": str(self._clock),
         }  # fmt: skip
         self.server = Server(folder, **self._settings)
@@ -67,7 +74,8 @@ class Site:
             "worker killed": self._worker_killed,
             "service killed": self._service_killed,
             "service stopped": self._service_stopped,
-            "reload": lambda: os.kill(self.server.pid, signal.SIGHUP),
+            "reload": lambda: repository.reload(self.server),
+            "models changed": self._models_changed,
             "worker paused": self._worker_paused,
             "clock stepped": lambda: self._clock_set(chance.uniform(-60, 60)),
             "replica": self._replica,
@@ -85,8 +93,15 @@ class Site:
         return self._chance.choice(workers) if workers else None
 
     def _worker_killed(self) -> None:
+        self._kill_worker()
+
+    def _kill_worker(self) -> int | None:
         if (worker := self._worker()) is not None:
             signalled(worker, signal.SIGKILL)
+        return worker
+
+    def _models_changed(self) -> None:
+        repository.changed(self.server, self._repository, self._kill_worker)
 
     def _worker_paused(self) -> None:
         if (worker := self._worker()) is not None and signalled(worker, signal.SIGSTOP):
@@ -205,14 +220,16 @@ def campaign(folder: Path, kind: str, seconds: float, seed: int) -> Report:
         assert not any(client.is_alive() for client in load), (
             f"without an answer: {tally.errors} {site.server.log[-30:]}"
         )
-        lost = doubled = 0
+        lost = doubled = strayed = 0
         with httpx.Client(base_url=site.server.url, timeout=30) as one:
             for client in load:
                 for session in client.sessions:
-                    has = one.get(f"/v1/sessions/{session.name}").json()["step"]
+                    told = one.get(f"/v1/sessions/{session.name}").json()
+                    has = told["step"]
+                    strayed += told["version"] != repository.FIRST
                     lost += max(0, session.step - has)
                     doubled += max(0, has - session.step)
     return Report(
-        time.monotonic() - began, tally.acknowledged, lost, doubled, tally.wrong, faults, tally.errors,
+        time.monotonic() - began, tally.acknowledged, lost, doubled, strayed, tally.wrong, faults, tally.errors,
         tally.longest_unavailability_s,
     )  # fmt: skip

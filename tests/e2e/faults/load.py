@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from tests.e2e.faults.repository import FIRST
 from tests.reference import ZOO, BareLoop, pulse
 
 ANSWER_S = 2.0
@@ -70,7 +71,7 @@ class Client(threading.Thread):
 
     def run(self) -> None:
         for session in self.sessions:
-            self._deliver("/v1/models/pulse/sessions", {"session_id": session.name})
+            self._deliver("/v1/models/pulse/sessions", {"session_id": session.name, "version": FIRST})
         while not self._over.is_set():
             chance = self._chance
             if chance.random() < BULK:

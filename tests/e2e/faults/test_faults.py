@@ -16,7 +16,7 @@ def test_nothing_acknowledged_is_lost_or_doubled(tmp_path: Path, store: str) -> 
     """Under load from 16 clients that check every answer, while one thing after another fails."""
     report = campaign(tmp_path, store, SECONDS, seed=5)
     print(report)  # noqa: T201  (for whoever asks pytest for it)
-    assert (report.lost, report.doubled, report.wrong) == (0, 0, []), report
+    assert (report.lost, report.doubled, report.strayed, report.wrong) == (0, 0, 0, []), report
     assert not [error for error in report.errors if error.startswith("500")], report
     assert report.acknowledged > 20 * SECONDS, report
     assert report.longest_unavailability_s < 30, report

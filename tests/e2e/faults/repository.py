@@ -1,0 +1,126 @@
+"""A models folder that changes, and what the service must make of it."""
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from contextlib import closing
+from http.client import HTTPConnection, HTTPException
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from tests.e2e.models import request, settled_somehow
+from tests.e2e.server import Server
+from tests.reference import ZOO, pulse
+
+MODEL, FIRST = "pulse", 1
+PROBES = 8
+ANSWER_S = 60
+
+
+class Repository:
+    """The bundles that ship, and versions of `pulse` that come and go, all with the same graph. The first stays."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        shutil.copytree(ZOO, folder)
+        self.whole = {FIRST}
+        """The versions that can serve."""
+        self._last = FIRST
+        self._changes = cycle([self._add, self._half_copy, self._add, self._break, self._remove])
+
+    def change(self) -> None:
+        next(self._changes)()
+
+    def _add(self) -> None:
+        self._copy(self._next(), lambda graph: graph)
+        self.whole.add(self._last)
+
+    def _half_copy(self) -> None:
+        self._copy(self._next(), lambda graph: graph[: len(graph) // 2])
+
+    def _break(self) -> None:
+        """In place, where it may be served."""
+        graph = self._of(self._newest()) / "model.onnx"
+        graph.write_bytes(graph.read_bytes()[:-1])
+
+    def _remove(self) -> None:
+        shutil.rmtree(self._of(self._newest()))
+
+    def _newest(self) -> int:
+        newest = max(self.whole - {FIRST})
+        self.whole.remove(newest)
+        return newest
+
+    def _next(self) -> int:
+        self._last += 1
+        return self._last
+
+    def _copy(self, version: int, content: Callable[[bytes], bytes]) -> None:
+        bundle, first = self._of(version), self._of(FIRST)
+        bundle.mkdir()
+        (bundle / "model.onnx").write_bytes(content((first / "model.onnx").read_bytes()))
+        manifest = (first / "manifest.json").read_text()
+        (bundle / "manifest.json").write_text(manifest.replace('"version": 1,', f'"version": {version},', 1))
+
+    def _of(self, version: int) -> Path:
+        return self.folder / MODEL / str(version)
+
+
+def reload(server: Server) -> None:
+    """Returns once the master has read the models anew; its workers follow."""
+    before = reloads(server)
+    os.kill(server.pid, signal.SIGHUP)
+    until = time.monotonic() + ANSWER_S
+    while reloads(server) == before:
+        assert time.monotonic() < until, "".join(server.log[-30:])
+        time.sleep(0.02)
+
+
+def reloads(server: Server) -> int:
+    return sum("Models, generation" in line for line in list(server.log))
+
+
+def changed(server: Server, repository: Repository, kill: Callable[[], int | None]) -> None:
+    """The folder changes and a worker is killed: nothing new is served. After a reload all workers serve all of it."""
+    generation, served = settled_somehow(server)
+    repository.change()
+    killed = kill()
+    assert settled_somehow(server, without=killed) == (generation, served)
+    version = max(served[MODEL])
+    probes = [_began(server, version) for _ in range(PROBES)]
+    reload(server)
+    after, serves = settled_somehow(server, later_than=generation)
+    assert set(serves[MODEL]) == repository.whole, (after, serves, repository.whole)
+    for _ in range(PROBES):
+        _began(server, max(repository.whole))
+    for session in probes:
+        status, answer = _certain(server, f"/v1/sessions/{session}/steps", {"inputs": pulse(1), "step": 0})
+        served_still = version in repository.whole
+        assert status == (200 if served_still else 409), answer
+        assert served_still or answer["type"] == "urn:onward:problem:model-gone", answer
+
+
+def _began(server: Server, version: int) -> str:
+    """A session that names no version is on that one, whichever worker makes it."""
+    status, answer = _certain(server, f"/v1/models/{MODEL}/sessions", {})
+    assert (status, answer["version"]) == (201, version), answer
+    return str(answer["session_id"])
+
+
+def _certain(server: Server, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+    """The answer, once there is one."""
+    address = urlsplit(server.url)
+    until = time.monotonic() + ANSWER_S
+    while True:
+        with closing(HTTPConnection(address.hostname or "", address.port, timeout=10)) as connection:
+            try:
+                status, answer = request(connection, "POST", path, body)
+            except (OSError, HTTPException) as error:
+                status, answer = 503, error
+        if status != 503:
+            return status, answer
+        assert time.monotonic() < until, answer
