@@ -241,10 +241,11 @@ class Executor:
         start = Point(before.step, before.surprise, before.state, before.accuracy)
         known = history.from_bytes(before.history) if before.history else history.begun(self._features, start)
         step, way = before.step + len(work.inputs), [start]
+        surprise, counted = before.surprise, 0
         for consumed, state, accuracy in list(work.trail or ())[:-1]:  # the last is where the session is now
             if len(way) > 1 and before.step + consumed <= step - self._keep:
                 way.pop()  # a later one is old enough
-            surprise = running(before.surprise, surprised[:consumed])
+            surprise, counted = running(surprise, surprised[counted:consumed]), consumed
             way.append(Point(before.step + consumed, surprise, state, accuracy or b""))
         return known.advanced(way, work.inputs, step, self._keep).to_bytes()
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.repository import open_all
+from model.scoring.surprise import Means, running
 from service.engine import history
 from service.engine.engine import Engine, Limits
 from service.engine.history import Point
@@ -150,3 +151,20 @@ def test_a_history_comes_back_from_its_bytes() -> None:
     kept = history.begun(features, points[0], None)._replace(points=points)
     again = history.from_bytes(kept.to_bytes())
     assert (again.features, again.points, again.inputs.shape) == (kept.features, points, (0, 4))
+
+
+def test_a_long_call_counts_each_surprise_once_for_its_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many points lie on the way: from the start for each of them would take minutes, in the event loop."""
+    counted = []
+
+    def counting(before: Means, told: list[float]) -> Means:
+        counted.append(len(told))
+        return running(before, told)
+
+    monkeypatch.setattr("service.engine.executor.running", counting)
+    engine = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits(history=100))
+    engine.start()
+    engine.create(T, "pulse", session_id="s")
+    engine.steps.one(T, "s", [500.0] * 5000)
+    assert sum(counted) <= 2 * 5000
+    engine.close()
