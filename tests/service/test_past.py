@@ -154,7 +154,7 @@ def test_a_history_comes_back_from_its_bytes() -> None:
 
 
 def test_a_long_call_counts_each_surprise_once_for_its_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many points lie on the way: from the start for each of them would take minutes, in the event loop."""
+    """However many points lie on the way: from the start for each of them would hold up the worker."""
     counted = []
 
     def counting(before: Means, told: list[float]) -> Means:
