@@ -14,6 +14,11 @@ class Told(NamedTuple):
 
 def read(text: str) -> list[Told]:
     """All whole events of a stream; comments are passed over."""
+    return [Told(one.get("event", "message"), one["id"], json.loads(one["data"])) for one in fields_of(text)]
+
+
+def fields_of(text: str) -> list[dict[str, str]]:
+    """The same, by the fields as they were sent."""
     found = []
     for block in text.split("\n\n")[:-1]:
         fields: dict[str, str] = {}
@@ -24,5 +29,5 @@ def read(text: str) -> list[Told]:
                 assert name not in fields, block
                 fields[name] = value.removeprefix(" ")
         if fields:
-            found.append(Told(fields.get("event", "message"), fields["id"], json.loads(fields["data"])))
+            found.append(fields)
     return found

@@ -5,7 +5,7 @@ No answer is made through them: what a step says is written without a model. Tes
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, RootModel
+from pydantic import BaseModel, Field, Json, RootModel
 
 from service.http.bodies import Body
 
@@ -135,8 +135,34 @@ class EndEvent(Body):
     text: Annotated[str | None, Field(description="all that was drawn, where the model reads a text")] = None
 
 
-class GeneratedEvent(RootModel[TokenEvent | ValuesEvent | EndEvent | Problem]):
-    """The data of each event; the event `problem` has a Problem."""
+EventId = Annotated[str, Field(description="opaque; as Last-Event-ID, the draw goes on after this event")]
+
+
+class StepEvent(Body):
+    """Of a step, without a name: a browser calls it `message`."""
+
+    id: EventId
+    data: Json[TokenEvent | ValuesEvent]
+
+
+class DoneEvent(Body):
+    """The last one."""
+
+    event: Literal["done"]
+    id: EventId
+    data: Json[EndEvent]
+
+
+class ProblemEvent(Body):
+    """The last one, where the draw could not go on."""
+
+    event: Literal["problem"]
+    id: EventId
+    data: Json[Problem]
+
+
+class GeneratedEvents(RootModel[list[StepEvent | DoneEvent | ProblemEvent]]):
+    """Server-Sent Events in their order, each by its fields; `data` is one line of JSON."""
 
 
 class EndedSessions(Body):

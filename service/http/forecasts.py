@@ -135,7 +135,7 @@ OPERATIONS = (
     Operation(
         "generate_session", "POST", "/v1/sessions/{session_id}/generate",
         generate, "Draw a path, an event a step; the session is unmoved",
-        answers.GeneratedEvent, body=bodies.Generate, media=events.MEDIA_TYPE,
+        answers.GeneratedEvents, body=bodies.Generate, media=events.MEDIA_TYPE,
         query=(Query("Last-Event-ID", str, "of the last event that came: the draw goes on after it", "header"),),
         problems=(400, 404, 409, 410, 413, 415, 422, 500, 503),
     ),

@@ -42,7 +42,7 @@ class Operation:
     body_optional: bool = False
     status: int = 200
     media: str = JSON
-    """Of the answer; of events the answer is the data of each."""
+    """Of the answer; of events the answer is a list of them."""
     line: type[BaseModel] | None = None
     """What a line is where the body may be NDJSON: each is answered by a line, with an answer of its own."""
     query: tuple[Query, ...] = ()

@@ -19,7 +19,7 @@ from service.http import answers
 from service.sessions.lmdb import LmdbStore
 from service.settings import Settings
 from tests.bundles import FEATURES, make_bundle
-from tests.events import Told, read
+from tests.events import Told, fields_of, read
 from tests.known import ar1, markov
 from tests.reference import ZOO, BareLoop, pulse
 
@@ -78,10 +78,8 @@ def ask(client: FlaskClient, session: str, headers: dict[str, str] | None = None
     answer = client.post(f"/v1/sessions/{session}/generate", json=body, headers=headers or {})
     assert (answer.status_code, answer.content_type) == (200, "text/event-stream"), answer.text
     assert (answer.headers["Cache-Control"], answer.headers["X-Accel-Buffering"]) == ("no-store", "no")
-    told = read(answer.text)
-    for one in told:
-        answers.GeneratedEvent.model_validate(one.data)
-    return told
+    answers.GeneratedEvents.model_validate(fields_of(answer.text))
+    return read(answer.text)
 
 
 def test_tokens_follow_the_chain(engine: Engine) -> None:

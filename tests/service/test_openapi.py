@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from flask import Flask
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from openapi_spec_validator import validate
 
 from model.repository import open_all
@@ -82,9 +83,8 @@ def test_answers_are_as_described(app: Flask) -> None:
         assert answer.status_code == operation.status, answer.text
         assert operation.answer is not None
         assert answer.mimetype == operation.media
-        told = [one.data for one in events.read(answer.text)] if operation.media == MEDIA_TYPE else [answer.json]
-        for one in told:
-            operation.answer.model_validate(one)
+        told = events.fields_of(answer.text) if operation.media == MEDIA_TYPE else answer.json
+        operation.answer.model_validate(told)
 
 
 @pytest.mark.parametrize(
@@ -173,3 +173,30 @@ def test_lines_are_described(app: Flask) -> None:
     assert len(lines) == 2
     for line in lines:
         answers.StepAnswer.model_validate_json(line)
+
+
+@pytest.mark.parametrize(
+    ("model", "body", "names"),
+    [
+        ("pulse", {"horizon": 2}, ["message", "message", "done"]),
+        ("characters", {"horizon": 1, "logprobs": 2}, ["message", "done"]),
+    ],
+)
+def test_events_are_as_the_document_says(app: Flask, model: str, body: dict[str, Any], names: list[str]) -> None:
+    """By JSON Schema alone, as other languages have it: the fields of each event, and the JSON in `data`."""
+    client = app.test_client()
+    client.post(f"/v1/models/{model}/sessions", json={"session_id": "drawn"})
+    answer = client.post("/v1/sessions/drawn/generate", json=body)
+    document = json.loads(client.get("/openapi.json").data)
+    described = document["paths"]["/v1/sessions/{session_id}/generate"]["post"]["responses"]["200"]["content"]
+    schema = described["text/event-stream"]["schema"] | {"components": document["components"]}
+    told = events.fields_of(answer.text)
+    assert [one.get("event", "message") for one in told] == names
+    Draft202012Validator(schema).validate(told)
+    schemas = document["components"]["schemas"]
+    for one, name in zip(told, names, strict=True):
+        data = schemas[{"message": "StepEvent", "done": "DoneEvent"}[name]]["properties"]["data"]
+        assert data["contentMediaType"] == "application/json"
+        content = Draft202012Validator(data["contentSchema"] | {"components": document["components"]})
+        content.validate(json.loads(one["data"]))
+        assert not content.is_valid({"ahead": "1"})
