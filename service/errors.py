@@ -214,6 +214,7 @@ class ReloadedError(UnavailableError):
 
 class StoreUnavailableError(UnavailableError):
     def __init__(self, why: str) -> None:
+        self.why = why
         super().__init__(f"the session store does not answer: {why}")
 
 

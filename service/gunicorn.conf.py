@@ -4,8 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from service import catalogue, settings, tallies
+from service.crashes import Crashes
+from service.sessions.opening import without_secrets
 
 _settings = settings.read()
+_crashes = Crashes(without_secrets(_settings.store))
 
 wsgi_app = "service.wsgi:create()"
 bind = _settings.bind
@@ -16,6 +19,7 @@ worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108
 preload_app = False  # ONNX Runtime sessions and LMDB environments are opened after the fork
 keepalive = 10  # seconds; a stop waits for idle connections too, so not longer
 graceful_timeout = int(_settings.timeout_s) + 5  # whoever was let in is answered
+timeout = 30  # seconds that a worker's event loop may stand still; one that is stopped, or hangs, is replaced then
 control_socket_disable = True
 errorlog = "-"
 
@@ -34,6 +38,10 @@ def on_starting(server: Any) -> None:
 def on_reload(server: Any) -> None:
     del server
     catalogue.renew(_settings.models)
+
+
+def child_exit(server: Any, worker: Any) -> None:
+    _crashes.look_at(server.log, worker.pid, worker.trace, timed_out=worker.aborted)
 
 
 def on_exit(server: Any) -> None:

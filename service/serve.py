@@ -12,6 +12,8 @@ from gunicorn.util import parse_address
 from model.manifest import BundleError
 from model.repository import bundles
 from service import settings
+from service.errors import StoreUnavailableError
+from service.sessions import opening
 from service.settings import SettingsError
 
 
@@ -26,6 +28,10 @@ def serve() -> None:
         sys.exit(f"onward: {told.models}: no bundle <name>/<version>/ is in it; `onward train` makes one")
     if refusal := _bind_refusal(told.bind):
         sys.exit(f"onward: {refusal}")
+    try:
+        opening.try_lmdb(told.store)
+    except StoreUnavailableError as error:
+        sys.exit(f"onward: the session store cannot be opened: {error.why}")
     configuration = Path(__file__).with_name("gunicorn.conf.py")
     sys.argv[1:] = ["--config", str(configuration)]
     runpy.run_module("gunicorn", run_name="__main__", alter_sys=True)  # `python -m gunicorn`, without a second start

@@ -6,11 +6,13 @@ that starts a thread, which the fork does not copy, and a worker would abort at 
 
 import contextlib
 import ctypes
+import faulthandler
 import gc
 import importlib.util
 import logging
 import os
 import ssl
+import tempfile
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -53,6 +55,15 @@ _MALLOPT = {"MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_MMAP_THRESHOLD_": -3}
 class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     _lane: Any = None
     _streams: Any = None
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.trace = tempfile.TemporaryFile(dir=self.cfg.worker_tmp_dir)  # noqa: SIM115  (the master closes it)
+        """What the process was doing when a fatal signal ended it; the master reads it."""
+
+    def init_signals(self) -> None:
+        super().init_signals()
+        faulthandler.enable(self.trace)
 
     def patch(self) -> None:
         """As gunicorn does, but no package is asked for plugins to that: gevent would read what each that is installed

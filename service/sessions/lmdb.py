@@ -16,11 +16,14 @@ Versions of Onward before record format 5 wrote tombstones to `sessions`, and no
 """
 
 import fcntl
+import logging
 import math
+import mmap
 import os
 import struct
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from hashlib import blake2b
 from itertools import islice, takewhile
 from pathlib import Path
@@ -29,47 +32,80 @@ from typing import Any, TypeVar
 import lmdb
 
 from service.errors import DamagedRecordError, StoreFullError, StoreUnavailableError, UnreadableRecordError
+from service.sessions import lmdb_file
 from service.sessions import record as records
 from service.sessions.known import Known
 from service.sessions.record import Record, Tombstone
 from service.sessions.store import Change, Loaded, Page
 from service.sessions.sweeping import Pass
+from service.sessions.write_lock import WriteLock
 
-FIRST_MAP_BYTES = 2**30
+OPENING_S = 60.0
+"""How long an opening waits for a write that is under way: longer than gunicorn lets a worker be silent."""
+PAGES_BESIDE = 16
+"""LMDB's own pages that no table counts: its meta pages, and a part of its list of free ones."""
 SCANNED_PER_PAGE = 10_000
 
+_NO_ROOM, _ROOM_OF_STEPS, _ROOM_OF_OTHERS = 0.0, 0.5, 1.0
+_PAGE_KINDS = ("branch_pages", "leaf_pages", "overflow_pages")
 _TIME = struct.Struct(">Q")  # milliseconds, or seconds in `forgetting`; big-endian, so that keys sort by time
 _COUNT = struct.Struct("<q")
 
 T = TypeVar("T")
 
+log = logging.getLogger(__name__)
+
 
 class LmdbStore:
     """Satisfies `Store`. Open one a process, after the fork, and close it."""
 
-    def __init__(self, folder: Path, *, map_bytes: int = FIRST_MAP_BYTES, fsync: bool = False) -> None:
-        """Makes the folder if need be. fsync: a commit returns once it is on disk. Raises StoreUnavailableError."""
-        try:
-            self._folder = folder
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._place = _claim(folder)
-            self._sweep_lock = os.open(folder / "sweep.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            self._env: Any = lmdb.open(
-                str(folder), map_size=map_bytes, max_dbs=7, max_readers=1024, sync=fsync, metasync=fsync, mode=0o600
-            )
-            self._env.reader_check()
-            self._sessions = self._env.open_db(b"sessions")
-            self._expiry = self._env.open_db(b"expiry")
-            self._counts = self._env.open_db(b"counts")
-            self._damaged = self._env.open_db(b"damaged")
-            self._index = self._env.open_db(b"index")
-            self._ended = self._env.open_db(b"ended")
-            self._forgetting = self._env.open_db(b"forgetting", dupsort=True, dupfixed=True)
-        except (OSError, lmdb.Error) as error:
-            raise StoreUnavailableError(f"{folder}: {error}") from error
+    def __init__(self, folder: Path, *, fsync: bool = False) -> None:
+        """Makes the folder if need be. fsync: a commit returns once it is on disk.
+
+        Raises StoreUnavailableError, also where the file is damaged or cut short.
+        """
+        self._folder = folder
+        with ExitStack() as opened:
+            try:
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                _claim(self._opened(opened, "place.lock"))
+                self._sweep_lock = self._opened(opened, "sweep.lock")
+                self._write_lock = WriteLock(self._opened(opened, "write.lock"))
+                self._write_lock.wait(OPENING_S)
+                with self._write_lock:
+                    self._open(opened, fsync=fsync)
+            except (OSError, lmdb.Error) as error:
+                raise StoreUnavailableError(f"{folder}: {error}") from error
+            self._closing = opened.pop_all()
         self._known = Known()
         self._pass: Pass[bytes] = Pass()
         self._dirty = True  # a process that was killed may have left commits that no one has flushed
+
+    def _opened(self, opened: ExitStack, name: str) -> int:
+        file = os.open(self._folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        opened.callback(os.close, file)
+        return file
+
+    def _open(self, opened: ExitStack, *, fsync: bool) -> None:
+        if not (self._folder / lmdb_file.DATA).exists():
+            lmdb_file.make(self._folder)
+        lmdb_file.examine(self._folder)
+        self._file = self._opened(opened, lmdb_file.DATA)
+        self._env: Any = lmdb.open(
+            str(self._folder), map_size=1, max_dbs=7, max_readers=1024, sync=fsync, metasync=fsync, mode=0o600
+        )  # mapped as far as it is used, until it is known how long the file is
+        opened.callback(self._env.close)
+        self._env.reader_check()
+        self._full = False
+        """Whether the file could not grow when it had to: then all of it is mapped, and `_hold_room` keeps room."""
+        self._grow()
+        self._sessions = self._env.open_db(b"sessions")
+        self._expiry = self._env.open_db(b"expiry")
+        self._counts = self._env.open_db(b"counts")
+        self._damaged = self._env.open_db(b"damaged")
+        self._index = self._env.open_db(b"index")
+        self._ended = self._env.open_db(b"ended")
+        self._forgetting = self._env.open_db(b"forgetting", dupsort=True, dupfixed=True)
 
     def load_many(self, keys: Sequence[bytes], *, fresh: bool = True) -> list[Loaded]:
         return self._known.filled(
@@ -82,7 +118,14 @@ class LmdbStore:
         def commit(txn: Any) -> list[bool]:
             return [self._commit(txn, change, data) for change, data in zip(changes, packed, strict=True)]
 
-        committed = self._write(commit)
+        room = max(map(_room, changes), default=_NO_ROOM)
+        try:
+            committed = self._write(commit, room)
+        except StoreFullError:
+            if room > _NO_ROOM or len(changes) == 1:
+                raise
+            half = len(changes) // 2  # what one half frees, the other may use
+            return self.commit_many(changes[:half]) + self.commit_many(changes[half:])
         self._known.committed(changes, committed)
         return committed
 
@@ -177,15 +220,23 @@ class LmdbStore:
             return 0
         try:
             self._guarded(self._env.reader_check)  # a killed process's reader would keep pages from being used again
-            return self._sweep(now, limit)
+            return self._sweep_what_fits(now, limit)
         finally:
             fcntl.flock(self._sweep_lock, fcntl.LOCK_UN)
+
+    def _sweep_what_fits(self, now: float, limit: int) -> int:
+        try:
+            return self._sweep(now, limit)
+        except StoreFullError:
+            if limit == 1:
+                raise
+            return self._sweep_what_fits(now, limit // 2)
 
     def _sweep(self, now: float, limit: int) -> int:
         position = self._pass.begin(now)
         due, over = self._read(lambda txn: self._due_before(txn, now, limit, position))
         if due or over:
-            left_alone = self._write(lambda txn: self._end(txn, due, over, now))
+            left_alone = self._write(lambda txn: self._end(txn, due, over, now), _NO_ROOM)
             position = left_alone[-1] if left_alone else position
         looked_at = len(due) + len(over)
         self._pass.end(position, is_over=looked_at < limit)
@@ -249,7 +300,7 @@ class LmdbStore:
                 self._remove_entries(txn, key, found)
 
         self._known.forget(key)
-        self._write(move)
+        self._write(move, _NO_ROOM)
 
     def flush(self) -> None:
         if self._dirty:
@@ -262,9 +313,7 @@ class LmdbStore:
 
     def close(self) -> None:
         self.flush()
-        self._env.close()
-        os.close(self._sweep_lock)
-        os.close(self._place)
+        self._closing.close()
 
     def _read(self, work: Callable[[Any], T]) -> T:
         def transaction() -> T:
@@ -273,23 +322,34 @@ class LmdbStore:
 
         return self._guarded(transaction)
 
-    def _write(self, work: Callable[[Any], T]) -> T:
+    def _write(self, work: Callable[[Any], T], room: float) -> T:
+        """room: how much of the reserve must be left once the file cannot grow, as a share of it."""
+
         def transaction() -> T:
             with self._env.begin(db=self._sessions, write=True) as txn:
                 return work(txn)
 
         self._dirty = True
-        return self._guarded(transaction)
+        with self._write_lock:
+            while True:
+                try:
+                    if self._full:
+                        self._hold_room(room)
+                    return self._guarded(transaction)
+                except lmdb.MapFullError as error:
+                    was_full = self._full
+                    if not self._grow() and was_full:
+                        raise StoreFullError(_full(self._size())) from error
 
     def _guarded(self, work: Callable[[], T]) -> T:
-        """Runs `work`, which is atomic and so may run again: after the map grew here, or in another process."""
+        """Runs `work`, which is atomic and so may run again where another process has made the file longer."""
         while True:
             try:
                 return work()
             except lmdb.MapFullError:
-                self._grow()
+                raise
             except lmdb.MapResizedError:
-                self._env.set_mapsize(0)  # take over the size that another process has set
+                self._fit()
             except lmdb.DiskError as error:
                 raise StoreFullError(str(error)) from error
             except lmdb.Error as error:
@@ -302,35 +362,87 @@ class LmdbStore:
         page: int = self._env.stat()["psize"]
         return disk.f_bavail * disk.f_frsize < page
 
-    def _grow(self) -> None:
-        size = self._env.info()["map_size"]
+    def _hold_room(self, room: float) -> None:
+        """Raises StoreFullError where so much of the reserve is not left, and the file cannot grow."""
+        size = self._size()
+        if self._free_bytes(size) < room * lmdb_file.reserve_bytes(size) and not self._grow():
+            raise StoreFullError(_full(size))
+
+    def _free_bytes(self, size: int) -> int:
+        """What no table uses of the file, so that it can be written to on a full disk too."""
+        ours = (
+            self._sessions, self._expiry, self._counts, self._damaged, self._index, self._ended, self._forgetting,
+        )  # fmt: skip
+        tables, main = self._read(lambda txn: [txn.stat(table) for table in ours]), self._env.stat()
+        pages = sum(table[kind] for table in (main, *tables) for kind in _PAGE_KINDS)
+        free: int = size - (pages + PAGES_BESIDE) * main["psize"]
+        return free
+
+    def _grow(self) -> bool:
+        """Makes the file longer, or follows another process that did; whether there is more room now.
+
+        Its caller has the write lock.
+        """
+        size = self._size()
+        if self._full or size - lmdb_file.reserve_bytes(size) <= self._env.info()["map_size"]:
+            self._full = not any(self._extend(size, more) for more in (size // 4, lmdb_file.LEAST_RESERVE))
+            if self._full:
+                self._fit()
+                return False
+        self._fit()
+        return True
+
+    def _extend(self, size: int, more: int) -> bool:
+        size = max(size + more, lmdb_file.FIRST_BYTES)
         try:
-            self._env.set_mapsize(2 * size)
-        except (lmdb.Error, MemoryError, OverflowError) as error:
-            raise StoreFullError(f"it has {size} bytes and cannot have more: {error}") from error
+            mmap.mmap(-1, size).close()  # where it could not be mapped, LMDB would be left without a map
+            lmdb_file.extend(self._file, size)
+        except OSError as error:
+            log.debug("the file cannot have %d bytes: %s", size, error)
+            return False
+        return True
+
+    def _fit(self) -> None:
+        """Maps the file, all of it or without the reserve. LMDB maps what is used in any case."""
+        info, size = self._env.info(), self._size()
+        usable = size - lmdb_file.reserve_bytes(size)
+        self._full = self._full or usable < (info["last_pgno"] + 1) * self._env.stat()["psize"]
+        wanted = size if self._full else usable
+        if wanted != info["map_size"]:
+            self._env.set_mapsize(wanted)
+
+    def _size(self) -> int:
+        return os.fstat(self._file).st_size // lmdb_file.UNIT * lmdb_file.UNIT
 
 
-def _claim(folder: Path) -> int:
-    """Shares the folder with processes of the same machine and container only; returns the file that holds the claim.
+def _room(change: Change) -> float:
+    """How much of the reserve a change leaves: most of it is for what frees room, and some for steps."""
+    if isinstance(change.record, Tombstone):
+        return _NO_ROOM
+    return _ROOM_OF_STEPS if change.advances else _ROOM_OF_OTHERS
+
+
+def _full(size: int) -> str:
+    return f"its file has {size} bytes, there is no room for more, and what is left of them is for deletion and expiry"
+
+
+def _claim(claim: int) -> None:
+    """Shares the folder with processes of the same machine and container only; `claim` is the file that says whose.
 
     LMDB tells its readers apart by process ids. Two containers number their processes alike, and one would take the
     other's readers for dead.
     """
     here = Path("/proc/self/ns/pid").readlink().name if sys.platform == "linux" else "here"
-    claim = os.open(folder / "place.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
+    with suppress(BlockingIOError):
         fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody else has it open
-        os.ftruncate(claim, 0)
-        os.pwrite(claim, here.encode(), 0)
-    except BlockingIOError:
-        pass
+        if os.pread(claim, 100, 0) != here.encode():  # else nothing is written: the disk may be full
+            os.pwrite(claim, here.encode(), 0)
+            os.ftruncate(claim, len(here))
     fcntl.flock(claim, fcntl.LOCK_SH)
     if (there := os.pread(claim, 100, 0).decode()) != here:
-        os.close(claim)
         raise OSError(
             f"another container has it open ({there}, this is {here}); give each container a store of its own"
         )
-    return claim
 
 
 def _time(seconds: float) -> bytes:

@@ -1,10 +1,12 @@
 """Which store a URI means. A store's library is imported when the store is chosen."""
 
+import os
+import signal
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from service.errors import StoreUnavailableError
-from service.sessions.store import Store
+from service.sessions.store import RESTORE, Store
 
 
 def open_store(uri: str, *, fsync: bool = False) -> Store:
@@ -21,6 +23,32 @@ def open_store(uri: str, *, fsync: bool = False) -> Store:
     except ImportError as error:
         raise StoreUnavailableError(f"{error}; pip install 'onward[redis]'") from error
     return RedisStore(uri)
+
+
+def try_lmdb(uri: str) -> None:
+    """Opens an LMDB store in a process of its own, which what is damaged may kill; another store is let be.
+
+    Raises StoreUnavailableError where it cannot be opened. Call it before any thread is started: it forks.
+    """
+    if urlsplit(uri).scheme != "lmdb":
+        return
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            open_store(uri).close()
+        except StoreUnavailableError as error:
+            os.write(writing, str(error.why).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        why = pipe.read().decode()
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        why = f"{uri}: opening it ends in {signal.Signals(os.WTERMSIG(status)).name}; {RESTORE}"
+    if why:
+        raise StoreUnavailableError(why)
 
 
 def without_secrets(uri: str) -> str:

@@ -11,6 +11,9 @@ from typing import NamedTuple, Protocol
 from service.errors import UnreadableRecordError
 from service.sessions.record import Record, Tombstone
 
+RESTORE = "restore the folder from a backup, or move it away to begin with an empty store"
+"""What to do where a store on this machine is damaged."""
+
 Loaded = Record | Tombstone | UnreadableRecordError | None
 
 

@@ -108,6 +108,19 @@ class Server:
                 return worker
         raise AssertionError("no worker holds the connection")
 
+    def ready_workers(self) -> list[int]:
+        """Those of them that have begun to serve: they have the store open."""
+        return [worker for worker in self.workers() if any(name.endswith("/lock.mdb") for name in open_files(worker))]
+
+    def over(self) -> bool:
+        """Whether the service has ended by itself."""
+        assert self._process is not None
+        return self._process.poll() is not None
+
+    def ended(self) -> int:
+        """The exit status of a service that ends by itself."""
+        return self._gone()
+
     def kill_worker(self, pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 

@@ -30,7 +30,7 @@ def big(revision: int) -> Record:
 
 def test_the_map_grows_without_a_restart(tmp_path: Path) -> None:
     """A store that fills its map doubles it and goes on."""
-    store = LmdbStore(tmp_path, map_bytes=256 * 1024)
+    store = LmdbStore(tmp_path)
     for number in range(500):
         assert store.commit_many([Change(key(f"s{number:03}"), None, big(1))]) == [True]
     assert len(store.page(b"t/", b"t/", 1000, now=NOW).sessions) == 500
@@ -38,7 +38,7 @@ def test_the_map_grows_without_a_restart(tmp_path: Path) -> None:
 
 
 def fill(folder: Path) -> None:
-    other = LmdbStore(folder, map_bytes=256 * 1024)
+    other = LmdbStore(folder)
     for number in range(500):
         other.commit_many([Change(key(f"s{number:03}"), None, big(1))])
     other.close()
@@ -46,7 +46,7 @@ def fill(folder: Path) -> None:
 
 def test_a_map_grown_by_another_process_is_followed(tmp_path: Path) -> None:
     """What another process wrote beyond this one's map is read, and written after."""
-    store = LmdbStore(tmp_path, map_bytes=256 * 1024)
+    store = LmdbStore(tmp_path)
     process = multiprocessing.get_context("spawn").Process(target=fill, args=(tmp_path,))
     process.start()
     process.join()

@@ -81,7 +81,7 @@ class Site:
             "replica": self._replica,
         }
         if valkey is None:
-            self.faults["disk full"] = self._disk_full
+            self.faults |= {"disk full": self._disk_full, "store cut short": self._store_cut_short}
         else:
             self.faults |= {"Valkey killed": self._valkey_killed, "Valkey paused": self._valkey_paused}
 
@@ -138,8 +138,23 @@ class Site:
                 except OSError:
                     pass
         assert self._create_until(507), "the disk was full, and no session was refused"
+        with httpx.Client(base_url=self.server.url, timeout=30) as one:
+            filler = one.get("/v1/sessions", params={"limit": 1}).json()["sessions"][0]["session_id"]
+            if not filler.startswith("s"):  # those of the load are s0, s1, ...; the others have random hexadecimal ids
+                assert one.delete(f"/v1/sessions/{filler}").status_code == 204, "a full disk takes no deletion"
         ballast.unlink()
         assert self._create_until(201), "the disk has room again, and sessions are refused"
+
+    def _store_cut_short(self) -> None:
+        if self.replica is not None:
+            self._replica()
+        assert self.server.stop() == 0, "".join(self.server.log[-20:])
+        data = self._folder / "store" / "data.mdb"
+        whole = data.read_bytes()
+        os.truncate(data, self._chance.randrange(2**16))
+        assert "data.mdb is cut short" in self.server.refusal()
+        data.write_bytes(whole)
+        self.server.start()
 
     def _create_until(self, status: int) -> bool:
         """What is there already goes on in its own pages; whatever needs new ones finds the disk full."""
@@ -175,10 +190,10 @@ def signalled(pid: int, number: int) -> bool:
 
 
 @contextmanager
-def small_disk(folder: Path) -> Iterator[None]:
+def small_disk(folder: Path, size: int = DISK_BYTES) -> Iterator[None]:
     """A file system of a few MiB at that place, which can be filled. Needs the right to mount."""
     folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "none", folder], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", folder], check=True)
     try:
         yield
     finally:
