@@ -244,6 +244,7 @@ def campaign(folder: Path, kind: str, seconds: float, seed: int) -> Report:
                     strayed += told["version"] != repository.FIRST
                     lost += max(0, session.step - has)
                     doubled += max(0, has - session.step)
+    faults["upload with a length cut"] = tally.cut
     return Report(
         time.monotonic() - began, tally.acknowledged, lost, doubled, strayed, tally.wrong, faults, tally.errors,
         tally.longest_unavailability_s,

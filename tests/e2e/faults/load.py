@@ -3,6 +3,7 @@
 import http.client
 import json
 import socket
+import struct
 import threading
 import time
 from collections import Counter
@@ -10,7 +11,7 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -19,8 +20,12 @@ from tests.e2e.faults.repository import FIRST
 from tests.reference import ZOO, BareLoop, pulse
 
 ANSWER_S = 2.0
-CUT, BULK, FLASK = 0.03, 0.2, 0.1
-"""Shares of requests: cut off before the answer, of several sessions at once, with a head that is not the lane's."""
+CUT, CUT_BODY, BULK, FLASK = 0.03, 0.03, 0.2, 0.1
+"""Shares of requests: cut off before the answer, and before the announced end of the body; of several sessions at once;
+with a head that is not the lane's.
+"""
+NUMBER = 1000
+"""An upload of lines is cut within a number: what came of it is a number too, and must not be applied."""
 AGAIN_S = 0.02
 
 
@@ -29,6 +34,8 @@ class Tally:
     """What all clients saw."""
 
     acknowledged: int = 0
+    cut: int = 0
+    """Requests whose body ended before its announced length."""
     wrong: list[str] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
     answered_at: list[float] = field(default_factory=list)
@@ -132,6 +139,8 @@ class Client(threading.Thread):
             self._connection.connect()
             self._connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         headers = {"Content-Type": "application/json"} | ({"X-Odd": "1"} if self._chance.random() < FLASK else {})
+        if self._chance.random() < CUT_BODY:
+            self._cut(path, json.dumps(body).encode(), headers)
         self._connection.request("POST", path, json.dumps(body), headers)
         if self._chance.random() < CUT:
             raise ConnectionAbortedError
@@ -140,6 +149,24 @@ class Client(threading.Thread):
         if answer.will_close:
             self._drop()
         return answer.status, json.loads(told)
+
+    def _cut(self, path: str, body: bytes, headers: dict[str, str]) -> NoReturn:
+        """Announces a length, of the request or of an upload of lines beside it, and ends before that is reached."""
+        assert self._connection is not None
+        if path.startswith("/v1/sessions/") and self._chance.random() < 0.5:
+            body, headers = b"%d" % self._chance.randint(NUMBER, 10 * NUMBER), {"Content-Type": "application/x-ndjson"}
+        self._connection.putrequest("POST", path)
+        for name, value in (headers | {"Content-Length": str(len(body))}).items():
+            self._connection.putheader(name, value)
+        self._connection.endheaders(body[: self._chance.randrange(len(body))])
+        if self._chance.random() < 0.5:
+            self._connection.sock.shutdown(socket.SHUT_WR)
+            self._connection.getresponse().read()
+        elif self._chance.random() < 0.5:
+            self._connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        with self._tally.lock:
+            self._tally.cut += 1
+        raise ConnectionAbortedError
 
     def _drop(self) -> None:
         if self._connection is not None:

@@ -18,5 +18,6 @@ def test_nothing_acknowledged_is_lost_or_doubled(tmp_path: Path, store: str) -> 
     print(report)  # noqa: T201  (for whoever asks pytest for it)
     assert (report.lost, report.doubled, report.strayed, report.wrong) == (0, 0, 0, []), report
     assert not [error for error in report.errors if error.startswith("500")], report
+    assert report.faults["upload with a length cut"] > 0
     assert report.acknowledged > 20 * SECONDS, report
     assert report.longest_unavailability_s < 30, report
