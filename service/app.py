@@ -18,6 +18,7 @@ from service.http import (
     sessions,
     stream,
 )
+from service.http.reply import Empty
 from service.sessions.opening import open_store
 from service.settings import Settings
 from service.telemetry import Telemetry
@@ -66,6 +67,7 @@ def _seal(settings: Settings) -> "Seal | None":
 def create_app(settings: Settings, engine: Engine, telemetry: Telemetry | None = None) -> Flask:
     """The application over a started engine, which stays its caller's to close; `telemetry` is what watches it."""
     app = Flask("onward", static_folder=None)
+    app.response_class = Empty  # of what Flask itself answers: OPTIONS
     app.config["MAX_CONTENT_LENGTH"], app.config["LANE"] = settings.max_body_bytes, settings.lane
     app.extensions["telemetry"] = telemetry or Telemetry()
     problems.install(app)

@@ -16,6 +16,8 @@ from service.http.problems import ALL, MEDIA_TYPE
 _REF = "#/components/schemas/{model}"
 
 
+ANYWHERE = (400, 414, 431)
+"""Statuses of requests that are refused by their head alone, whatever the operation."""
 _TYPES = {int: "integer", float: "number", str: "string"}
 
 
@@ -65,7 +67,7 @@ def _operation(operation: Operation, schemas: dict[type[BaseModel], dict[str, An
     answers: dict[str, Any] = {str(operation.status): {"description": operation.summary}}
     if operation.answer is not None:
         answers[str(operation.status)]["content"] = {operation.media: {"schema": schemas[operation.answer]}}
-    for status in operation.problems:
+    for status in sorted({*operation.problems, *ANYWHERE}):
         answers[str(status)] = {
             "description": ", ".join(kind.name for kind in ALL if kind.status == status),
             "content": {MEDIA_TYPE: {"schema": schemas[Problem]}},

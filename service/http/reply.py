@@ -8,6 +8,12 @@ from flask import Response
 JSON = "application/json"
 
 
+class Empty(Response):
+    """An answer without a body, of which no media type is said."""
+
+    default_mimetype = None
+
+
 class Reply(NamedTuple):
     """`headers` are those beside Content-Type and Content-Length."""
 

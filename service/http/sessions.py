@@ -13,6 +13,7 @@ from service.errors import Fault, InvalidInputError
 from service.http import answers, bodies, received
 from service.http.connection import client
 from service.http.operations import Operation, Query, json
+from service.http.reply import Empty
 from service.http.steps import TENANT, checked
 from service.http.times import iso
 
@@ -56,7 +57,7 @@ def show(engine: Engine, session_id: str) -> Response:
 
 def delete(engine: Engine, session_id: str) -> Response:
     engine.lives.delete(TENANT, checked(session_id))
-    return Response(status=204)
+    return Empty(status=204)
 
 
 def delete_many(engine: Engine) -> Response:

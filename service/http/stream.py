@@ -27,7 +27,7 @@ from service.http.connection import HasLeft
 from service.http.forms import written
 from service.http.operations import Operation
 from service.http.problems import HTTP_KINDS, RequestError
-from service.http.reply import encode
+from service.http.reply import Empty, encode
 from service.http.steps import TENANT, checked
 
 _NUMBER = struct.Struct("<Q")
@@ -125,7 +125,7 @@ def stream(engine: Engine, session_id: str) -> Response:
         raise _refused(answer.status_code, str(protocol.handshake_exc))
     connection.take_over(Frames(request.max_content_length or 2**63), Conversation(engine, session_id))
     names = ("Upgrade", "Connection", "Sec-WebSocket-Accept")
-    return Response(status=101, headers=[(name, answer.headers[name]) for name in names])
+    return Empty(status=101, headers=[(name, answer.headers[name]) for name in names])
 
 
 def _refused(status: int, why: str) -> RequestError:
