@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from service.http.connection import STALLED_S, deliver
+from service.http.connection import STALLED_S, Pace, deliver
 
 
 class Handed:
@@ -24,6 +24,8 @@ class Handed:
         """Whether gunicorn is done with the request, and would go on with the next."""
         self.waits_long = False
         """Whether more of the request may come when it likes."""
+        self._pace: Pace | None = None
+        """How long the body, or the line, that has begun may take; None between requests."""
         self.taken: tuple[Any, ...] | None = None
         """What the connection is for from now on, where it is no longer for HTTP."""
 
@@ -40,8 +42,10 @@ class Handed:
         if self.rest or not size:
             data, self.rest = self.rest[:size], self.rest[size:]
         else:
-            with self._at_most(None if self.waits_long else self._patience_s):
+            with self._at_most(self._wait_s()):
                 data = self._connection.recv(size)
+            if self._pace is not None:
+                self._pace.came(len(data))
         if self._left is not None:
             self._left -= len(data)
         return data
@@ -53,6 +57,11 @@ class Handed:
         with self._at_most(STALLED_S):
             deliver(self._connection, data)
 
+    def _wait_s(self) -> float | None:
+        if self.waits_long:
+            return None
+        return self._patience_s if self._pace is None else min(self._patience_s, self._pace.patience_s())
+
     @contextmanager
     def _at_most(self, seconds: float | None) -> Iterator[None]:
         """For as long at a time; whoever takes longer has gone, for all that gunicorn is told."""
@@ -60,7 +69,7 @@ class Handed:
         try:
             yield
         except TimeoutError as error:
-            raise ConnectionResetError(errno.ECONNRESET, "nothing came or was read in time") from error
+            raise ConnectionResetError(errno.ECONNRESET, "too little came or was read in time") from error
         finally:
             self._connection.settimeout(None)
 
@@ -69,9 +78,13 @@ class Handed:
         self.waits_long = True
         self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
-    def wait_no_longer(self) -> None:
-        """That request is over."""
-        self.waits_long = False
+    def begin(self) -> None:
+        """From now on a body, or a line of one, has to come at some pace."""
+        self.waits_long, self._pace = False, Pace()
+
+    def end(self) -> None:
+        """The request is over."""
+        self.waits_long, self._pace = False, None
 
     def shutdown(self, how: int) -> None:
         self._left, self.rest = None, b""  # the connection ends: what is still read is what the client still sends

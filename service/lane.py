@@ -25,15 +25,13 @@ from werkzeug.http import HTTP_STATUS_CODES
 from service.engine.engine import Engine
 from service.handed import Handed
 from service.http import bodies, problems, steps
-from service.http.connection import STALLED_S, deliver, hung_up
+from service.http.connection import NOT_AGAIN_S, STALLED_S, Pace, deliver, hung_up
 from service.http.reply import Reply
 
 READ = 65_536
 MOST_HEAD = 16_384
 """A longer head is gunicorn's, which knows the limits."""
 MOST_KNOWN = 1000
-NOT_AGAIN_S = 0.001
-"""How long more is waited for of a request that has been waited for already."""
 
 _TARGET = re.compile(rb"/v1/(?:sessions/(%s)/)?steps" % bodies.SESSION_ID.encode()).fullmatch
 _LENGTH = re.compile(rb"[0-9]{1,18}").fullmatch
@@ -180,12 +178,15 @@ def _whole(request: Any) -> int | None:
 
 
 def _read_to(connection: Any, data: bytes, end: int) -> bytes:
-    """`data` and what follows it, up to `end` at least; less where the client stops."""
-    parts, have = [data], len(data)
+    """`data` and what follows it, up to `end` at least; less where the client stops, or is too slow."""
+    parts, have, pace = [data], len(data), Pace()
     with contextlib.suppress(TimeoutError):
         while have < end and (more := connection.recv(max(READ, end - have))):
             parts.append(more)
             have += len(more)
+            pace.came(len(more))
+            connection.settimeout(pace.patience_s())
+    connection.settimeout(STALLED_S)
     return b"".join(parts)
 
 

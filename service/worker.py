@@ -11,6 +11,7 @@ import gc
 import importlib.util
 import logging
 import os
+import re
 import ssl
 import tempfile
 from functools import partial
@@ -32,6 +33,7 @@ from service.streams import Streams
 
 log = logging.getLogger(__name__)
 
+_HOST = re.compile(r"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*").fullmatch
 _STATUS = {parsing.LimitRequestLine: 414, parsing.LimitRequestHeaders: 431}
 
 
@@ -143,13 +145,24 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         handed: Handed | None = self._lane.serve(client, read)
         return handed
 
+    def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> Any:
+        _check_host(req)
+        if not isinstance(sock, Handed):
+            return super().handle_request(listener_name, req, sock, addr)
+        sock.begin()
+        try:
+            return super().handle_request(listener_name, req, sock, addr)
+        finally:
+            sock.end()
+
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Answers a request that never became one."""
         del req, addr
         kind, detail = _kind_of(exc)
         if kind is INTERNAL:
             log.error("a request failed outside the application", exc_info=exc)
-        fault = [Fault("path", detail)] if kind.status == 414 else []
+        field = "path" if kind.status == 414 else "Host" if isinstance(exc, Unaddressed) else None
+        fault = [Fault(field, detail)] if field else []
         body = problems.document(kind, detail, fault)
         head = (
             f"HTTP/1.1 {kind.status} {kind.title}\r\nConnection: close\r\n"
@@ -181,6 +194,19 @@ class Server(StreamServer):
                     break
                 self.do_handle(*arrived)
         super().close()
+
+
+def _check_host(req: Any) -> None:
+    """As RFC 9112, 3.2, asks of a server; gunicorn itself refuses several. Raises Unaddressed."""
+    host = next((value for name, value in req.headers if name == "HOST"), None)
+    if host is None and req.version >= (1, 1):
+        raise Unaddressed("a request of HTTP/1.1 has a Host header; this one has none")
+    if host is not None and not _HOST(host):
+        raise Unaddressed("the Host header names no host")
+
+
+class Unaddressed(parsing.ParseException):  # type: ignore[misc]  # gunicorn has no types
+    """A request that does not say which host it is for."""
 
 
 def _keep_memory() -> None:

@@ -4,6 +4,7 @@ import fcntl
 import select
 import struct
 import termios
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,28 @@ _poll = get_original("select", "poll")  # gevent's own would wait in the event l
 
 STALLED_S = 60.0
 """A client that sends nothing of a request that it has begun, or reads nothing of its answer, for so long is cut."""
+
+
+NOT_AGAIN_S = 0.001
+"""How long more is waited for of a request that has been waited for already."""
+SLOWEST = 500
+"""Bytes a second that a body has to bring on average after that time, as Apache's mod_reqtimeout asks by default: a
+slow link brings more, and whoever sends byte by byte to hold connections open does not.
+"""
+
+
+class Pace:
+    """How long a body, or a line of one, may take: STALLED_S, and a second more for each SLOWEST bytes that came."""
+
+    def __init__(self) -> None:
+        self._due = time.monotonic() + STALLED_S
+
+    def came(self, count: int) -> None:
+        self._due += count / SLOWEST
+
+    def patience_s(self) -> float:
+        """How long to wait for more. Never nothing: what is here already is taken, also where this process was late."""
+        return min(STALLED_S, max(NOT_AGAIN_S, self._due - time.monotonic()))
 
 
 def deliver(connection: Any, data: bytes) -> None:

@@ -9,7 +9,7 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import orjson
 from flask import Response, current_app, request
@@ -43,17 +43,14 @@ def reply(engine: Engine, session_id: str) -> Response:
     """Raises what speaks against the session; what speaks against a line is the last line of the answer."""
     session = engine.lives.session(steps.TENANT, session_id)
     body, app = request.environ["wsgi.input"], current_app
-    upload = _Upload(engine, session_id, session.record.step, expected=_expected())
+    connection = request.environ.get("gunicorn.socket")
+    clock = connection if isinstance(connection, Clock) else _NoClock()
+    upload = _Upload(engine, session_id, session.record.step, expected=_expected(), clock=clock)
     most = app.config["MAX_CONTENT_LENGTH"]
-    lines = _lines(body, most, app.extensions.get("alive", lambda: True), engine.limits)
+    lines = _lines(body, most, app.extensions.get("alive", lambda: True), engine.limits, clock)
     if isinstance(reader := getattr(body, "reader", None), ChunkedReader):
         reader.req.force_close()  # an error may leave it half read, and that is said before it is known
-    answer = Response(upload.answers(lines, body, most), content_type=NDJSON, headers={"X-Accel-Buffering": "no"})
-    connection = request.environ.get("gunicorn.socket")
-    if connection is not None and hasattr(connection, "wait_long"):
-        connection.wait_long()  # a line may be hours away
-        answer.call_on_close(connection.wait_no_longer)
-    return answer
+    return Response(upload.answers(lines, body, most), content_type=NDJSON, headers={"X-Accel-Buffering": "no"})
 
 
 def _expected() -> int | None:
@@ -65,9 +62,28 @@ def _expected() -> int | None:
     return int(step)
 
 
+@runtime_checkable
+class Clock(Protocol):
+    """How long the connection waits for more of the request."""
+
+    def wait_long(self) -> None:
+        """What follows may come at any time."""
+
+    def begin(self) -> None:
+        """What follows has begun, and must come at some pace."""
+
+
+class _NoClock:
+    """Where the connection is not the service's own: under TLS of gunicorn's, and in tests without one."""
+
+    def wait_long(self) -> None: ...
+    def begin(self) -> None: ...
+
+
 class _Upload:
-    def __init__(self, engine: Engine, session_id: str, reached: int, expected: int | None) -> None:
+    def __init__(self, engine: Engine, session_id: str, reached: int, expected: int | None, clock: Clock) -> None:
         """reached: the session's step; expected: the one that the first line must find, None: any."""
+        self._clock = clock
         self._engine, self._session_id = engine, session_id
         self._reached, self._expected = reached, expected
         self._has_left = client()
@@ -79,6 +95,7 @@ class _Upload:
             for _, alike in groupby(lines, lambda line: _form(line.step)):
                 yield b"".join(self._said(list(alike)))
                 if self._over:
+                    self._clock.begin()
                     _leave(body, most)
                     return
 
@@ -134,13 +151,19 @@ def _form(step: Any) -> type[Any]:
     return next((form for form in (list, dict, Exception) if isinstance(step, form)), object)
 
 
-def _lines(body: Any, longest: int, alive: Callable[[], bool], limits: Limits) -> Iterator[list[Line]]:
-    """Lines with something on them, as they come."""
+def _lines(body: Any, longest: int, alive: Callable[[], bool], limits: Limits, clock: Clock) -> Iterator[list[Line]]:
+    """Lines with something on them, as they come. The next line may be hours away; one that has begun must go on."""
     number, rest = 0, b""
     try:
+        clock.wait_long()
         for piece in _pieces(body):
             *whole, rest = (rest + piece).split(b"\n")
+            begins = len(rest) <= len(piece)
             yield [_line(at, text, limits) for at, text in enumerate(whole, number + 1) if text and not text.isspace()]
+            if not rest:
+                clock.wait_long()
+            elif begins:
+                clock.begin()
             number += len(whole)
             if ends := _ends(len(rest), longest, alive):
                 yield [Line(number + 1, ends)]
@@ -148,7 +171,7 @@ def _lines(body: Any, longest: int, alive: Callable[[], bool], limits: Limits) -
     except RequestError as error:
         yield [Line(number + 1, error)]
     except (OSError, ParseException) as error:  # gunicorn's, where the client went or its framing is broken
-        yield [Line(number + 1, received.broken_off(str(error)))]
+        yield [Line(number + 1, received.broken_off(getattr(error, "strerror", None) or str(error)))]
     else:
         if rest and not rest.isspace():
             yield [_line(number + 1, rest, limits)]

@@ -44,7 +44,7 @@ def body(*, optional: bool = False) -> bytes:
     except ClientDisconnected as error:  # werkzeug's, of what it was told by the connection
         raise broken_off(getattr(error.__context__, "strerror", None) or "the client has gone") from error
     except (OSError, ParseException) as error:  # gunicorn's, of a chunked body whose framing is broken
-        raise broken_off(str(error)) from error
+        raise broken_off(getattr(error, "strerror", None) or str(error)) from error
     if request.content_length is not None and len(data) < request.content_length:
         raise cut(len(data), request.content_length)
     if request.content_length is None and len(data) == request.max_content_length:

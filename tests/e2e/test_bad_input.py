@@ -11,9 +11,13 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from service.app import OPERATIONS
+from service.http import answers, openapi
+from service.http.operations import Operation
 from tests.e2e.server import Server
 from tests.problems import assert_problem
 from tests.reference import INPUTS, ZOO, BareLoop, assert_same_bits
+from tests.websocket import KEY
 
 JSON = {"Content-Type": "application/json"}
 STEPS, FORECAST = "/v1/sessions/kept/steps", "/v1/sessions/kept/forecast"
@@ -174,6 +178,57 @@ def test_what_is_no_http_is_a_problem_too(server: Server) -> None:
     head, _, body = raw(server, b"HELLO\r\n\r\n").partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400 ")
     assert json.loads(body)["type"] == "urn:onward:problem:bad-request"
+
+
+@pytest.mark.parametrize("target", [b"GET /healthz", b"POST " + STEPS.encode(), b"GET /nothing"])
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"HTTP/1.1\r\n", 400), (b"HTTP/1.1\r\nHost: x\r\nHost: x\r\n", 400), (b"HTTP/1.1\r\nHost: x y\r\n", 400),
+        (b"HTTP/1.1\r\nHost: x/y\r\n", 400), (b"HTTP/1.1\r\nHost:\r\n", None),
+        (b"HTTP/1.1\r\nHost: [::1]:80\r\n", None), (b"HTTP/1.1\r\nHost: a_b\r\n", None),
+        (b"HTTP/1.0\r\n", None), (b"HTTP/1.0\r\nHost: x\r\nHost: y\r\n", 400),
+    ],
+)  # fmt: skip
+def test_a_request_says_which_host_it_is_for(server: Server, target: bytes, head: bytes, status: int | None) -> None:
+    """As RFC 9112, 3.2, asks of every server; what is right is the operation's to answer."""
+    request = (
+        target + b" " + head + b"Content-Type: application/json\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
+    )
+    said, _, body = raw(server, request).partition(b"\r\n\r\n")
+    assert (said.split()[1] == b"400") is (status == 400), said
+    if status == 400:
+        assert b"Content-Type: application/problem+json" in said
+        assert json.loads(body)["type"] == "urn:onward:problem:bad-request"
+        assert "Host" in json.loads(body)["detail"].title()
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda one: f"{one.method} {one.path}")
+def test_a_head_that_is_too_long_is_refused_as_described(server: Server, operation: Operation) -> None:
+    """Whatever the operation: its path, or its headers."""
+    described = openapi.document(OPERATIONS)["paths"][operation.path][operation.method.lower()]["responses"]
+    target = f"{operation.method} {operation.path}".encode()
+    for status, head in (
+        (b"414", target + b"?" + b"a" * 10_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n"),
+        (b"431", target + b" HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 10_000 + b"\r\n\r\n"),
+    ):
+        said, _, body = raw(server, head).partition(b"\r\n\r\n")
+        assert said.split()[1] == status
+        answers.Problem.model_validate_json(body)
+        assert list(described[status.decode()]["content"]) == ["application/problem+json"]
+        assert b"Content-Type: application/problem+json" in said
+
+
+def test_answers_without_a_body_have_no_media_type(server: Server, client: httpx.Client) -> None:
+    """Werkzeug would say text/html of them."""
+    assert client.post("/v1/models/pulse/sessions", json={"session_id": "empty"}).status_code == 201
+    key = b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: " + KEY
+    said = raw(server, b"GET /v1/sessions/empty/stream HTTP/1.1\r\nHost: x\r\n" + key + b"\r\n\r\n", close=True)
+    assert said.startswith(b"HTTP/1.1 101 ")
+    assert b"content-type" not in said.lower()
+    for method, status in (("OPTIONS", 200), ("DELETE", 204)):
+        answer = client.request(method, "/v1/sessions/empty")
+        assert (answer.status_code, answer.headers.get("Content-Type")) == (status, None)
 
 
 HEAD = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"

@@ -1,6 +1,7 @@
 """Clients that stop where something is to come are cut off, and their sessions stay; who may take its time is not."""
 
 import contextlib
+import select
 import socket
 import time
 from pathlib import Path
@@ -28,6 +29,12 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
+def impatient(folder: Path) -> None:
+    """Services whose Python path has this folder wait STALLED_S."""
+    setting = f"import service.http.connection as connection\nconnection.STALLED_S = {STALLED_S}\n"
+    (folder / "sitecustomize.py").write_text(setting)
+
+
 def read_to(connection: socket.socket, end: bytes) -> bytes:
     said = b""
     while end not in said and (data := connection.recv(65536)):
@@ -40,8 +47,7 @@ def test_who_stalls_is_cut_off_and_who_may_wait_is_not(tmp_path: Path) -> None:
     half = ("Content-Type: application/json", "Content-Length: 1000")
     one = ("Content-Type: application/x-ndjson", "Content-Length: 4")
     lines = ("Content-Type: application/x-ndjson", "Transfer-Encoding: chunked")
-    setting = f"import service.http.connection as connection\nconnection.STALLED_S = {STALLED_S}\n"
-    (tmp_path / "sitecustomize.py").write_text(setting)
+    impatient(tmp_path)
     with contextlib.ExitStack() as open_:
         stopped, silent = list[socket.socket](), list[WebSocket]()
         for lane in "01":
@@ -67,7 +73,7 @@ def test_who_stalls_is_cut_off_and_who_may_wait_is_not(tmp_path: Path) -> None:
         for connection in stopped:
             told = read_to(connection, b"no end")
             assert b"400 BAD REQUEST" in told
-            assert b"the body is not whole: nothing came or was read in time" in told
+            assert b"the body is not whole: too little came or was read in time" in told
         assert STALLED_S < time.monotonic() - began < 2 * STALLED_S + MARGIN_S
         for stream in silent:
             stream.say({"inputs": [500]})
@@ -77,3 +83,58 @@ def test_who_stalls_is_cut_off_and_who_may_wait_is_not(tmp_path: Path) -> None:
         assert client.get("/v1/sessions/half").json()["step"] == 1
         done = client.get("/v1/sessions/deaf").json()["step"]
         assert client.post("/v1/sessions/deaf/steps", json={"inputs": [500]}).json()["step"] == done + 1
+
+
+def test_who_drips_is_cut_off_and_who_is_slow_is_not(tmp_path: Path) -> None:
+    """Byte by byte a request never stalls; but heads, bodies, and lines that have begun have a time in all."""
+    impatient(tmp_path)
+    json = ("Content-Type: application/json", "Content-Length: 12000")
+    lines = ("Content-Type: application/x-ndjson", "Content-Length: 12000")
+    chunks = ("Content-Type: application/x-ndjson", "Transfer-Encoding: chunked")
+    steps, predict = "/v1/sessions/s/steps", "/v1/models/pulse/predict"
+    whole = b'{"inputs": [500]}'.ljust(12_000)
+    with contextlib.ExitStack() as open_:
+        drips, slow = dict[socket.socket, str](), list[socket.socket]()
+        servers = [
+            open_.enter_context(Server(tmp_path / lane, ONWARD_LANE=lane, PYTHONPATH=f"{tmp_path}:{ROOT}"))
+            for lane in "01"
+        ]
+        for server in servers:
+            with server.client() as client:
+                assert client.post("/v1/models/pulse/sessions", json={"session_id": "s"}).status_code == 201
+            head = open_.enter_context(connected(server, steps, b"", "Content-Length: 0"))
+            assert b" 415 " in read_to(head, b"}")
+            head.sendall(request(steps, b"", *json)[:-4])
+            drips[head] = "head"
+            for path, headers, begun, ends in (
+                (steps, json, b'{"inputs": [5', "body"), (predict, json, b'{"inputs": [5', "body"),
+                (steps, lines, b"5", "line"), (steps, lines, b"500\n5", "line"), (steps, chunks, b"fff\r\n5", "line"),
+                (steps, lines, b"x\n5", "rest"),
+            ):  # fmt: skip
+                drips[open_.enter_context(connected(server, path, begun, *headers))] = ends
+            slow.append(open_.enter_context(connected(server, steps, b"", *json)))
+        began, sent, told = time.monotonic(), 0, dict.fromkeys(drips, b"")
+        while drips or sent < len(whole):
+            due = min(len(whole), int(2000 * (time.monotonic() - began)))  # four times the pace that is asked for
+            for connection in slow:
+                connection.sendall(whole[sent:due])
+            sent = due
+            for connection in select.select(list(drips), [], [], 0.1)[0]:
+                if data := connection.recv(65536):
+                    told[connection] += data
+                else:
+                    ends, answer = drips.pop(connection), told[connection]
+                    assert (b" 400 BAD REQUEST" in answer) is (ends == "body"), (ends, answer)
+                    assert (b"the body is not whole: too little came" in answer) is (ends in {"body", "line"}), (
+                        ends,
+                        answer,
+                    )
+                    assert (b'"line":' in answer) is (ends in {"line", "rest"}), (ends, answer)
+                    assert bool(answer) is (ends != "head")
+            assert time.monotonic() - began < 2 * STALLED_S + MARGIN_S, drips
+            for connection in drips:
+                with contextlib.suppress(ConnectionError):
+                    connection.sendall(b"1")
+        assert time.monotonic() - began > STALLED_S
+        for connection in slow:
+            assert read_to(connection, b"}").startswith(b"HTTP/1.1 200 ")
