@@ -43,7 +43,7 @@ SECTIONS = {
     "Serving": ("serve",),
     "Asking a service (--url, or ONWARD_URL)": tuple(TALKING),
     "Training": ("train", "tune", "export"),
-    "Bundles": ("verify", "evaluate", "inspect", "quantize"),
+    "Bundles": ("verify", "evaluate", "inspect"),
 }
 
 
@@ -241,27 +241,6 @@ def inspect(bundle: Path, *, as_json: bool) -> None:
     except BundleError as error:
         _fail(str(error))
     click.echo(json.dumps(told, indent=2) if as_json else text(told))
-
-
-@main.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
-def quantize(bundle: Path) -> None:
-    """Try int8 weights on the folder BUNDLE: size, speed and accuracy before and after, and whether it may serve."""
-    try:
-        from training.quantize import QuantizeError, attempt, text
-    except ModuleNotFoundError as error:
-        _fail(f"quantising needs {error.name}: pip install 'onward[train]'")
-    from model.manifest import BundleError
-    from model.repository import open_bundle
-
-    try:
-        told = attempt(bundle, open_bundle(bundle))
-    except (BundleError, QuantizeError) as error:
-        _fail(str(error))
-    click.echo(text(told))
-    if told.broken is not None:
-        _fail(f"nothing is published: with int8 a session's answers depend on its neighbours: {told.broken}")
-    _fail("int8 passes the checks with this ONNX Runtime, but publishing it is not supported")
 
 
 def _fail(message: str) -> NoReturn:
