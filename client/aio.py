@@ -94,6 +94,37 @@ class AsyncClient:
             keep=keep,
         )
 
+    def ensure(
+        self,
+        model: str,
+        session_id: str,
+        version: int | None = None,
+        ttl_s: float | None = None,
+        inputs: Steps | None = None,
+        *,
+        interval: float | None = None,
+        keep: bool = True,
+    ) -> "Opening":
+        """The living session under that id; a new one, as `session` makes it, where there is none.
+
+        Raises SessionExists where a living session differs from what is named here.
+        """
+        return Opening(
+            self._driver,
+            self._calls,
+            self._calls.ensure(model, session_id, version, ttl_s, inputs, interval),
+            keep=keep,
+        )
+
+    async def step(
+        self, model: str, session_id: str, inputs: Steps, at: int | None = None, request_id: str | None = None
+    ) -> Predictions:
+        """Steps of a session that need not be there: the first ones create it on the newest version of the model.
+
+        at: the step that the session is believed to have reached; above 0, a session that is not there is an error.
+        """
+        return await self._driver.run(self._calls.step(model, session_id, inputs, at, request_id))
+
     def attach(self, session_id: str, *, keep: bool = True) -> "Opening":
         """One that is there."""
         return Opening(self._driver, self._calls, self._calls.info(session_id), keep=keep)

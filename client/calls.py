@@ -34,6 +34,10 @@ def path(session_id: str, what: str = "") -> str:
     return f"/v1/sessions/{quote(session_id, safe='')}{what}"
 
 
+def path_of_model(model: str, session_id: str, what: str = "") -> str:
+    return of_model(model, f"/sessions/{quote(session_id, safe='')}{what}")
+
+
 def of_model(name: str, what: str = "") -> str:
     return f"/v1/models/{quote(name, safe='')}{what}"
 
@@ -98,6 +102,14 @@ class Calls:
         request = Request("POST", of_model(model, "/sessions"), body)
         return (yield from self._born(request, body["session_id"], chosen=session_id is not None))
 
+    def ensure(
+        self, model: str, session_id: str, version: int | None, ttl_s: float | None, inputs: Steps | None,
+        interval: float | None,
+    ) -> Flow[SessionInfo]:  # fmt: skip
+        seeds = None if inputs is None else values.steps(inputs)
+        body = given(version=version, ttl_s=ttl_s, inputs=seeds, interval=interval)
+        return (yield from self.ask(Request("PUT", path_of_model(model, session_id), body), infos.session))
+
     def fork(self, source: str, session_id: str | None, ttl_s: float | None) -> Flow[SessionInfo]:
         body = given(session_id=session_id or new_id(), ttl_s=ttl_s)
         request = Request("POST", path(source, "/fork"), body)
@@ -147,8 +159,18 @@ class Calls:
 
     def steps(self, session_id: str, inputs: Any, at: int | None, request_id: str | None) -> Flow[Predictions]:
         """inputs: as JSON has them."""
+        return (yield from self._advance(path(session_id, "/steps"), inputs, at, request_id))
+
+    def step(
+        self, model: str, session_id: str, inputs: Steps, at: int | None, request_id: str | None
+    ) -> Flow[Predictions]:
+        """Creates the session where there is none."""
+        where = path_of_model(model, session_id, "/steps")
+        return (yield from self._advance(where, values.steps(inputs), at, request_id))
+
+    def _advance(self, where: str, inputs: Any, at: int | None, request_id: str | None) -> Flow[Predictions]:
         body = {"inputs": inputs, "request_id": request_id or new_id()} | given(step=at)
-        return (yield from self.ask(Request("POST", path(session_id, "/steps"), body), values.predictions))
+        return (yield from self.ask(Request("POST", where, body), values.predictions))
 
     def forecast(self, session_id: str, body: Json) -> Flow[Forecast]:
         return (yield from self.ask(Request("POST", path(session_id, "/forecast"), body), values.forecast))
@@ -231,7 +253,7 @@ def _items(count: int, told: Json) -> list[Predictions | Problem]:
 
 
 def _item(told: Json) -> Predictions | Problem:
-    return values.predictions(told) if told["status"] == 200 else Problem.of(told["problem"])
+    return Problem.of(told["problem"]) if "problem" in told else values.predictions(told)
 
 
 def _for_now(answer: Predictions | Problem) -> bool:

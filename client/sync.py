@@ -99,6 +99,37 @@ class Client:
             keep=keep,
         )
 
+    def ensure(
+        self,
+        model: str,
+        session_id: str,
+        version: int | None = None,
+        ttl_s: float | None = None,
+        inputs: Steps | None = None,
+        *,
+        interval: float | None = None,
+        keep: bool = True,
+    ) -> "Session":
+        """The living session under that id; a new one, as `session` makes it, where there is none.
+
+        Raises SessionExists where a living session differs from what is named here.
+        """
+        return Session(
+            self._driver,
+            self._calls,
+            self._driver.run(self._calls.ensure(model, session_id, version, ttl_s, inputs, interval)),
+            keep=keep,
+        )
+
+    def step(
+        self, model: str, session_id: str, inputs: Steps, at: int | None = None, request_id: str | None = None
+    ) -> Predictions:
+        """Steps of a session that need not be there: the first ones create it on the newest version of the model.
+
+        at: the step that the session is believed to have reached; above 0, a session that is not there is an error.
+        """
+        return self._driver.run(self._calls.step(model, session_id, inputs, at, request_id))
+
     def attach(self, session_id: str, *, keep: bool = True) -> "Session":
         """One that is there."""
         return Session(self._driver, self._calls, self._driver.run(self._calls.info(session_id)), keep=keep)

@@ -43,8 +43,8 @@ def requests(bind: str, models: Mapping[str, Mapping[int, StepModel]]) -> list[s
     session, json = f"{_url(bind)}/v1/sessions/demo", "-H 'Content-Type: application/json' -d"
     rolls = model.manifest.forecasts and not model.manifest.future
     return [
-        f'curl -s {_url(bind)}/v1/models/{name}/sessions {json} \'{{"session_id": "demo"}}\'',
-        f"curl -s {session}/steps {json} '{{\"inputs\": [[{first}], [{second}]]}}'",
+        f"curl -s {_url(bind)}/v1/models/{name}/sessions/demo/steps {json} '{{\"inputs\": [[{first}]]}}'",
+        f"curl -s {session}/steps {json} '{{\"inputs\": [[{second}]]}}'",
         f"curl -s {session}/forecast {json} '{{\"horizon\": 5}}'" if rolls else f"curl -s {session}",
     ]
 

@@ -33,7 +33,9 @@ MOST_HEAD = 16_384
 """A longer head is gunicorn's, which knows the limits."""
 MOST_KNOWN = 1000
 
-_TARGET = re.compile(rb"/v1/(?:sessions/(%s)/)?steps" % bodies.SESSION_ID.encode()).fullmatch
+_TARGET = re.compile(
+    rb"/v1/(?:(?:models/(%b)/)?sessions/(%b)/)?steps" % (bodies.MODEL_NAME.encode(), bodies.SESSION_ID.encode())
+).fullmatch
 _LENGTH = re.compile(rb"[0-9]{1,18}").fullmatch
 _HARMLESS = re.compile(
     rb"accept|accept-encoding|accept-language|cache-control|cookie|origin|pragma|priority|referer|sec-fetch-[a-z]+"
@@ -142,9 +144,11 @@ class Lane:
         return (target, length) if 0 <= length <= self._most_body else (None, 0)
 
     def _answer(self, target: re.Match[bytes], body: bytes, has_left: Callable[[], bool]) -> bytes:
-        session = target[1]
+        model, session = target.groups()
         try:
-            reply = steps.reply(self._engine, None if session is None else session.decode(), body, has_left)
+            reply = steps.reply(
+                self._engine, None if session is None else session.decode(), body, has_left, (model or b"").decode()
+            )
         except Exception as error:  # noqa: BLE001  (as Flask's error handlers do)
             reply = problems.of(error, "POST", target[0].decode())
         return _written(reply)

@@ -64,11 +64,12 @@ class Frames:
 class WebSocket:
     """Blocking, with no pong of its own."""
 
-    def __init__(self, url: str, session_id: str, *headers: bytes) -> None:
-        """Connects, and raises ConnectionError where the handshake is refused."""
+    def __init__(self, url: str, session_id: str, *headers: bytes, model: str = "") -> None:
+        """Connects, and raises ConnectionError where the handshake is refused. model: creates the session on it."""
         address = urlsplit(url)
         self.socket = socket.create_connection((address.hostname, address.port), timeout=60)
-        self.socket.sendall(handshake(f"/v1/sessions/{session_id}/stream", *headers))
+        of_model = f"/models/{model}" if model else ""
+        self.socket.sendall(handshake(f"/v1{of_model}/sessions/{session_id}/stream", *headers))
         self._frames, self._read = Frames(), list[tuple[int, bytes]]()
         head = b""
         while b"\r\n\r\n" not in head:

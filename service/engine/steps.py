@@ -188,17 +188,26 @@ class Steps:
         return self._dispatch.session_work(model, requests, call, key, first)
 
     def _place(self, tenant: str, asked: Asked) -> tuple[bytes, StepModel]:
-        """The session's key and its model, remembered. Raises as `_model_of` does."""
+        """The session's key and its model, remembered. Raises as `_found` does."""
         key = records.key(tenant, asked.session_id)
         model = self._places.get(key)
         if model is None or (asked.model and asked.model != model.manifest.name):
-            self._places[key] = model = self._model_of(tenant, asked)
+            _, model = self._found(tenant, asked)
+            self._places[key] = model
             if len(self._places) > PLACES:
                 self._places.popitem(last=False)
         return key, model
 
-    def _model_of(self, tenant: str, asked: Asked) -> StepModel:
-        """The model that the session runs on, or that the step would create it on.
+    def reached(self, tenant: str, session_id: str, *, step: int | None = None, model: str = "") -> int:
+        """Returns the step that the session has reached, 0 where a step that names the model would create it.
+
+        Raises what `one` would raise before it looks at the inputs, but for a `step` that is not the session's.
+        """
+        record, _ = self._found(tenant, Asked(session_id, [], step, "", model))
+        return record.step if record else 0
+
+    def _found(self, tenant: str, asked: Asked) -> tuple[Record | None, StepModel]:
+        """Returns the living session's record and model; None, and the model to create it on, where there is none.
 
         Raises as `Lives.session` does, ModelGoneError, UnknownModelError, and SessionExistsError where it runs on
         another model than the one that was named.
@@ -208,10 +217,10 @@ class Steps:
         except (UnknownSessionError, SessionEndedError):
             if not asked.model or asked.step:
                 raise
-            return self._models.named(asked.model)
+            return None, self._models.named(asked.model)
         if asked.model not in ("", record.ref.model):
             raise SessionExistsError(asked.session_id, f"runs on the model {record.ref.model!r}")
-        return self._models.of(record)
+        return record, self._models.of(record)
 
     def _first(self, tenant: str, name: str) -> Record | None:
         """What a new session on that model begins with; None where the model is not served, though a session has it."""

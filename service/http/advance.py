@@ -9,13 +9,14 @@ from service.http.connection import client
 from service.http.operations import NDJSON, Operation, Query
 
 
-def step(engine: Engine, session_id: str) -> Response:
+def step(engine: Engine, session_id: str, model: str = "") -> Response:
+    """model: creates the session on it where there is none."""
     steps.checked(session_id)
     if request.mimetype == NDJSON:
-        return lines.reply(engine, session_id)
+        return lines.reply(engine, session_id, model)
     if request.args:
         raise InvalidInputError(Fault("step", "a body says it; the parameter is of NDJSON"))
-    return steps.reply(engine, session_id, received.body(), client()).response()
+    return steps.reply(engine, session_id, received.body(), client(), model).response()
 
 
 def step_many(engine: Engine) -> Response:
@@ -27,6 +28,13 @@ OPERATIONS = (
         "step_session", "POST", "/v1/sessions/{session_id}/steps",
         step, "Advance a session by all of the inputs, or not at all",
         answers.StepAnswer, body=bodies.Step, line=bodies.Line,
+        problems=(400, 404, 409, 410, 413, 415, 422, 500, 503, 507),
+        query=(Query("step", int, "of NDJSON: the step that the session is believed to have reached"),),
+    ),
+    Operation(
+        "step_or_create_session", "POST", "/v1/models/{model}/sessions/{session_id}/steps",
+        step, "Advance a session as the operation above; the first step creates it, on the newest version of the model",
+        answers.StepAnswer, body=bodies.Step, line=bodies.Line, status=201, confirms=True,
         problems=(400, 404, 409, 410, 413, 415, 422, 500, 503, 507),
         query=(Query("step", int, "of NDJSON: the step that the session is believed to have reached"),),
     ),

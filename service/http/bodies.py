@@ -83,6 +83,7 @@ Inputs = Annotated[
     ),
 ]
 SESSION_ID = r"[A-Za-z0-9][A-Za-z0-9._~:-]{0,127}"
+MODEL_NAME = r"[a-z0-9][a-z0-9_-]{0,63}"
 REQUEST_ID = r"[\x21-\x7e]{1,128}"
 SessionId = Annotated[str, Field(pattern=f"^{SESSION_ID}$", description="1 to 128 letters, digits and . _ ~ : -")]
 Version = Annotated[int, Field(strict=True, ge=1, description="a version of the model; the highest if left out")]
@@ -97,15 +98,26 @@ TtlS = Annotated[
 ]
 
 
+Interval = Annotated[
+    float, Field(strict=True, ge=0.5, le=0.99, description="answers have intervals that hold this share of inputs")
+]
+
+
 class CreateSession(Body):
     session_id: SessionId | None = None
     version: Version | None = None
     ttl_s: TtlS | None = None
     inputs: Inputs | None = None
-    interval: Annotated[
-        float | None,
-        Field(strict=True, ge=0.5, le=0.99, description="answers have intervals that hold this share of inputs"),
-    ] = None
+    interval: Interval | None = None
+
+
+class EnsureSession(Body):
+    """What a living session must agree with; what is left out may be anything."""
+
+    version: Version | None = None
+    ttl_s: TtlS | None = None
+    inputs: Inputs | None = None
+    interval: Interval | None = None
 
 
 class ForkSession(Body):
@@ -154,8 +166,13 @@ class Line(RootModel[list[Value] | dict[str, Value] | Value]):
     """A step, as `inputs` has it: a list in the order of the features, an object by their names, or a single value."""
 
 
+CREATES = "creates the session on the newest version of this model where there is none"
+ModelName = Annotated[str, Field(pattern=f"^{MODEL_NAME}$", description=CREATES)]
+
+
 class Item(Step):
     session_id: SessionId
+    model: ModelName | None = None
 
 
 MOST_ITEMS = 10_000
@@ -184,6 +201,7 @@ class Columns(Body):
     ]
     steps: Annotated[list[ExpectedStep | None], _COLUMN] | None = None
     request_ids: Annotated[list[RequestId | None], _COLUMN] | None = None
+    models: Annotated[list[ModelName | None], _COLUMN] | None = None
 
 
 class Bulk(RootModel[Many | Columns]):

@@ -39,13 +39,17 @@ class Line(NamedTuple):
     step: Any
 
 
-def reply(engine: Engine, session_id: str) -> Response:
-    """Raises what speaks against the session; what speaks against a line is the last line of the answer."""
-    session = engine.lives.session(steps.TENANT, session_id)
+def reply(engine: Engine, session_id: str, model: str = "") -> Response:
+    """Raises what speaks against the session; what speaks against a line is the last line of the answer.
+
+    model: the first line creates the session on it where there is none; empty: the session must exist.
+    """
+    expected = _expected()
+    reached = engine.steps.reached(steps.TENANT, session_id, step=expected, model=model)
     body, app = request.environ["wsgi.input"], current_app
     connection = request.environ.get("gunicorn.socket")
     clock = connection if isinstance(connection, Clock) else _NoClock()
-    upload = _Upload(engine, session_id, session.record.step, expected=_expected(), clock=clock)
+    upload = _Upload(engine, session_id, reached, expected, model, clock)
     most = app.config["MAX_CONTENT_LENGTH"]
     lines = _lines(body, most, app.extensions.get("alive", lambda: True), engine.limits, clock)
     if isinstance(reader := getattr(body, "reader", None), ChunkedReader):
@@ -81,10 +85,15 @@ class _NoClock:
 
 
 class _Upload:
-    def __init__(self, engine: Engine, session_id: str, reached: int, expected: int | None, clock: Clock) -> None:
-        """reached: the session's step; expected: the one that the first line must find, None: any."""
+    def __init__(
+        self, engine: Engine, session_id: str, reached: int, expected: int | None, model: str, clock: Clock
+    ) -> None:
+        """reached: the session's step; expected: the one that the first line must find, None: any.
+
+        model: on which the first line may create the session.
+        """
         self._clock = clock
-        self._engine, self._session_id = engine, session_id
+        self._engine, self._session_id, self._model = engine, session_id, model
         self._reached, self._expected = reached, expected
         self._has_left = client()
         self._over = False
@@ -123,8 +132,9 @@ class _Upload:
         if not bodies.plain_inputs(inputs):
             bodies.Step.model_validate({"inputs": inputs})
         answer = self._engine.steps.one(
-            steps.TENANT, self._session_id, inputs, step=self._expected, has_left=self._has_left
+            steps.TENANT, self._session_id, inputs, step=self._expected, model=self._model, has_left=self._has_left
         )
+        self._model = ""  # a session that ends during the upload is not begun anew in silence
         self._expected = None if self._expected is None else answer.step
         return answer
 

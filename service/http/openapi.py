@@ -67,6 +67,8 @@ def _operation(operation: Operation, schemas: dict[type[BaseModel], dict[str, An
     answers: dict[str, Any] = {str(operation.status): {"description": operation.summary}}
     if operation.answer is not None:
         answers[str(operation.status)]["content"] = {operation.media: {"schema": schemas[operation.answer]}}
+    if operation.confirms:
+        answers["200"] = answers[str(operation.status)]
     for status in sorted({*operation.problems, *ANYWHERE}):
         answers[str(status)] = {
             "description": ", ".join(kind.name for kind in ALL if kind.status == status),

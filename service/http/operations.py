@@ -41,6 +41,8 @@ class Operation:
     body: type[BaseModel] | None = None
     body_optional: bool = False
     status: int = 200
+    confirms: bool = False
+    """Whether what the status says was created may have been there: then the status is 200, with the same answer."""
     media: str = JSON
     """Of the answer; of events the answer is a list of them."""
     line: type[BaseModel] | None = None

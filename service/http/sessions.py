@@ -9,6 +9,7 @@ from flask import Response, request
 from model.answers import said
 from service.engine.engine import Engine
 from service.engine.lives import Chosen, Session
+from service.engine.steps import Answer
 from service.errors import Fault, InvalidInputError
 from service.http import answers, bodies, received
 from service.http.connection import client
@@ -32,9 +33,30 @@ def create(engine: Engine, model: str) -> Response:
         interval=body.interval,
         has_left=client(),
     )
+    return _created(session, answer)
+
+
+def ensure(engine: Engine, model: str, session_id: str) -> Response:
+    checked(session_id)
+    body = received.read(bodies.EnsureSession, engine, optional=True)
+    session, answer = engine.ensure(
+        TENANT,
+        model,
+        session_id,
+        version=body.version,
+        ttl_s=body.ttl_s,
+        inputs=body.inputs,
+        interval=body.interval,
+        has_left=client(),
+    )
+    return _created(session, answer)
+
+
+def _created(session: Session, answer: Answer) -> Response:
+    """The session with its last prediction: 201 where it was created, 200 where it was there."""
     last = {name: rows[0] for name, rows in said(answer.model, answer.outputs, answer.model.manifest.head.last).items()}
     headers = {"Location": f"/v1/sessions/{session.session_id}"}
-    return json(_info(session) | {"prediction": last}, 201, headers)
+    return json(_info(session) | {"prediction": last}, 201 if answer.created else 200, headers)
 
 
 def index(engine: Engine) -> Response:
@@ -139,6 +161,12 @@ OPERATIONS = (
         "create_session", "POST", "/v1/models/{model}/sessions",
         create, "Begin a session; inputs seed its state", answers.CreatedSession,
         body=bodies.CreateSession, body_optional=True, status=201, problems=(400, 404, 409, 413, 415, 422, 503, 507),
+    ),
+    Operation(
+        "ensure_session", "PUT", "/v1/models/{model}/sessions/{session_id}",
+        ensure, "Begin the session where there is none, or confirm the living one", answers.CreatedSession,
+        body=bodies.EnsureSession, body_optional=True, status=201, confirms=True,
+        problems=(400, 404, 409, 413, 415, 422, 500, 503, 507),
     ),
     Operation(
         "list_sessions", "GET", "/v1/sessions",

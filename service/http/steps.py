@@ -29,28 +29,36 @@ TENANT = "public"
 
 _SESSION_ID: TypeAdapter[str] = TypeAdapter(bodies.SessionId)
 _PLAIN_ID = re.compile(bodies.SESSION_ID).fullmatch
+_PLAIN_MODEL = re.compile(bodies.MODEL_NAME).fullmatch
 _PLAIN_REQUEST_ID = re.compile(bodies.REQUEST_ID).fullmatch
 
 
-def reply(engine: Engine, session_id: str | None, data: bytes, has_left: HasLeft | None = None) -> Reply:
-    """To a body for that session, or, None, for many."""
+def reply(
+    engine: Engine, session_id: str | None, data: bytes, has_left: HasLeft | None = None, model: str = ""
+) -> Reply:
+    """The response to a body for that session, or, None, for many.
+
+    model: creates the session on it where there is none; empty: the session must exist.
+    """
     if session_id is None:
         return _many(engine, data, has_left)
-    one = asked(session_id, data, engine.limits)
+    step = asked(session_id, data, engine.limits, model)
     answer = engine.steps.one(
-        TENANT, session_id, one.inputs, step=one.step, request_id=one.request_id, has_left=has_left
+        TENANT, session_id, step.inputs, step=step.step, request_id=step.request_id, model=model, has_left=has_left
     )
+    if answer.created:
+        return Reply(201, written(answer), headers=(("Location", f"/v1/sessions/{session_id}"),))
     return Reply(200, written(answer))
 
 
-def asked(session_id: str, data: bytes, limits: Limits) -> Asked:
+def asked(session_id: str, data: bytes, limits: Limits, model: str = "") -> Asked:
     """What a body asks for. Raises RequestError, InvalidInputError, ValidationError."""
     is_short = len(data) <= parsing.PIECE
     content = loaded(data) if is_short else parsing.parsed(data, limits)
-    plain = _plain(content, session_id)
+    plain = _plain(content, session_id, model)
     if plain is None:
         body = parsing.validated(bodies.Step, data, limits) if is_short else bodies.Step.model_validate(content)
-        return Asked(session_id, body.inputs, body.step, body.request_id or "")
+        return Asked(session_id, body.inputs, body.step, body.request_id or "", model)
     if is_short and not _is_each_key_once(data, len(content), plain):
         parsing.parsed(data, limits)  # says which is not, if one is not
     return plain
@@ -71,10 +79,10 @@ def loaded(data: bytes) -> Any:
         return None
 
 
-def _plain(content: Any, session_id: str | None = None) -> Asked | None:
+def _plain(content: Any, session_id: str | None = None, model: str = "") -> Asked | None:
     """A step in the plain form: known keys, and inputs that are lists of values. None where it is anything else.
 
-    session_id: whose step it is, None where the content says so.
+    session_id: whose step it is, and the model to create it on; None where the content says so.
     """
     if type(content) is not dict:
         return None
@@ -83,16 +91,21 @@ def _plain(content: Any, session_id: str | None = None) -> Asked | None:
         return None
     known = 1
     if session_id is None:
-        session_id, known = content.get("session_id"), 2
-        if not _is_plain_id(session_id):
+        session_id, known = content.get("session_id"), 2 + ("model" in content)
+        model = content.get("model", "")
+        if not _is_plain_id(session_id) or not (known == 2 or _is_plain_model(model)):
             return None
     if len(content) == known:
-        return Asked(session_id, inputs)
+        return Asked(session_id, inputs, None, "", model)
     step, request_id = content.get("step"), content.get("request_id")
     known += ("step" in content) + ("request_id" in content)
     if len(content) != known or not _is_plain_step(step) or not _is_plain_request_id(request_id):
         return None
-    return Asked(session_id, inputs, step, request_id or "")
+    return Asked(session_id, inputs, step, request_id or "", model)
+
+
+def _is_plain_model(name: Any) -> TypeGuard[str]:
+    return type(name) is str and _PLAIN_MODEL(name) is not None
 
 
 def _is_plain_id(name: Any) -> TypeGuard[str]:
@@ -128,16 +141,21 @@ def _listed(data: bytes, limits: Limits) -> tuple[list[Asked], bool]:
         count = len(body.session_ids)
         faults = [
             Fault(name, f"has {len(column)} entries, session_ids {count}")
-            for name in ("inputs", "steps", "request_ids")
+            for name in ("inputs", "steps", "request_ids", "models")
             if (column := getattr(body, name)) is not None and len(column) != count
         ]
         if faults:
             raise InvalidInputError(*faults)
         nothing = [None] * count
-        columns_of = zip(body.session_ids, body.inputs, body.steps or nothing, body.request_ids or nothing, strict=True)
-        return [Asked(name, inputs, step, key or "") for name, inputs, step, key in columns_of], True
+        optional = (column or nothing for column in (body.steps, body.request_ids, body.models))
+        columns_of = zip(body.session_ids, body.inputs, *optional, strict=True)
+        return [
+            Asked(name, inputs, step, key or "", model or "") for name, inputs, step, key, model in columns_of
+        ], True
     items = bodies.Many.model_validate(content).items
-    return [Asked(item.session_id, item.inputs, item.step, item.request_id or "") for item in items], False
+    return [
+        Asked(item.session_id, item.inputs, item.step, item.request_id or "", item.model or "") for item in items
+    ], False
 
 
 def _plain_items(content: Any) -> list[Asked] | None:
@@ -154,11 +172,12 @@ _COLUMNS = {
     "inputs": bodies.plain_inputs,
     "steps": _is_plain_step,
     "request_ids": _is_plain_request_id,
+    "models": lambda name: name is None or _is_plain_model(name),
 }
 
 
 def _plain_columns(content: dict[str, Any]) -> list[Asked] | None:
-    names, inputs, steps, request_ids = map(content.get, _COLUMNS)
+    names, inputs, *optional = map(content.get, _COLUMNS)
     if (
         not content.keys() <= _COLUMNS.keys()
         or type(names) is not list
@@ -166,11 +185,12 @@ def _plain_columns(content: dict[str, Any]) -> list[Asked] | None:
         or not 0 < len(names) <= bodies.MOST_ITEMS
     ):
         return None
-    steps, request_ids = ([None] * len(names) if column is None else column for column in (steps, request_ids))
-    for column, is_plain in zip((names, inputs, steps, request_ids), _COLUMNS.values(), strict=True):
+    steps, request_ids, models = ([None] * len(names) if column is None else column for column in optional)
+    for column, is_plain in zip((names, inputs, steps, request_ids, models), _COLUMNS.values(), strict=True):
         if type(column) is not list or len(column) != len(names) or not all(map(is_plain, column)):
             return None
-    return list(map(Asked, names, inputs, steps, [name or "" for name in request_ids]))
+    texts = ([name or "" for name in column] for column in (request_ids, models))
+    return list(map(Asked, names, inputs, steps, *texts))
 
 
 def _items(many: Sequence[Asked], answers: Sequence[Answer | Exception]) -> bytes:
@@ -180,7 +200,7 @@ def _items(many: Sequence[Asked], answers: Sequence[Answer | Exception]) -> byte
 def _item(asked: Asked, answer: Answer | Exception) -> bytes:
     name = asked.session_id.encode()  # nothing in it needs escaping
     if isinstance(answer, Answer):
-        return b'{"session_id":"%b","status":200,%b' % (name, written(answer)[1:])
+        return b'{"session_id":"%b","status":%d,%b' % (name, _status(answer), written(answer)[1:])
     problem = _problem(answer)
     return b'{"session_id":"%b","status":%d,"problem":%b}' % (name, problem.status, problem.body)
 
@@ -196,12 +216,15 @@ def _columns(answers: Sequence[Answer | Exception]) -> dict[str, Any]:
     ):
         alike = [answer for answer in answers if isinstance(answer, Answer)]
         outputs = rows(first.model, joined([answer.outputs for answer in alike])[:, np.newaxis])
-        return {"statuses": [200] * len(alike), "steps": [answer.step for answer in alike], **outputs, "problems": {}}
+        statuses, reached = [_status(answer) for answer in alike], [answer.step for answer in alike]
+        return {"statuses": statuses, "steps": reached, **outputs, "problems": {}}
     each = [told(answer) if isinstance(answer, Answer) else None for answer in answers]
     refused = {place: _problem(answer) for place, answer in enumerate(answers) if isinstance(answer, Exception)}
     names = sorted({name for one in each if one for name in one["predictions"]})
     return {
-        "statuses": [refused[place].status if place in refused else 200 for place in range(len(answers))],
+        "statuses": [
+            _status(each) if isinstance(each, Answer) else refused[at].status for at, each in enumerate(answers)
+        ],
         "steps": [one and one["step"] for one in each],
         "predictions": {name: [one and one["predictions"].get(name) for one in each] for name in names},
         "surprise": [one and one.get("surprise") for one in each],
@@ -218,6 +241,10 @@ def _seen(each: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
     if any(bounds):
         told["interval"] = {name: [one and one[name] for one in bounds] for name in ("low", "high")}
     return told
+
+
+def _status(answer: Answer) -> int:
+    return 201 if answer.created else 200
 
 
 def _problem(error: Exception) -> Reply:

@@ -38,8 +38,9 @@ MOST_NAMED = 65_536
 class Conversation:
     """What a stream says of its session."""
 
-    def __init__(self, engine: Engine, session_id: str) -> None:
-        self._engine, self._session_id = engine, session_id
+    def __init__(self, engine: Engine, session_id: str, model: str = "") -> None:
+        """model: the first step creates the session on it where there is none; empty: the session must exist."""
+        self._engine, self._session_id, self._model = engine, session_id, model
 
     def answers(self, messages: Sequence[Message], has_left: HasLeft | None = None) -> tuple[list[Message], bool]:
         """To each its own, in their order; what has come together advances the session in one go.
@@ -50,6 +51,8 @@ class Conversation:
         reads = [self._read(message) for message in messages]
         asked = [read for read in reads if isinstance(read, Asked)]
         outcomes = self._engine.steps.in_order(TENANT, asked, has_left=has_left)
+        if not all(isinstance(outcome, Exception) for outcome in outcomes):
+            self._model = ""  # a session that ends during the stream is not begun anew in silence
         held_up = outcomes[-1] if outcomes and holds_up(outcomes[-1]) else None
         answers, left = list[Message](), iter(outcomes)
         for (_, is_text), read in zip(messages, reads, strict=True):
@@ -70,10 +73,10 @@ class Conversation:
         data, is_text = message
         try:
             if is_text:
-                return steps.asked(self._session_id, data, self._engine.limits)
+                return steps.asked(self._session_id, data, self._engine.limits, self._model)
             number, values = data[: _NUMBER.size], data[_NUMBER.size :]
             name = f"#{_NUMBER.unpack(number)[0]}" if any(number) else ""
-            return Asked(self._session_id, values, None, name)
+            return Asked(self._session_id, values, None, name, self._model)
         except struct.error:
             return self._problem(RequestError(HTTP_KINDS[400], f"bytes begin with a number of {_NUMBER.size} bytes"))
         except Exception as error:  # noqa: BLE001  (whatever it is, it is this message's alone)
@@ -111,9 +114,9 @@ def _values(answer: Answer) -> bytes:
     return np.concatenate(columns, axis=1, dtype=np.float32, casting="same_kind").tobytes()
 
 
-def stream(engine: Engine, session_id: str) -> Response:
-    """Takes the connection over, once gunicorn has sent the answer."""
-    engine.lives.session(TENANT, checked(session_id))
+def stream(engine: Engine, session_id: str, model: str = "") -> Response:
+    """Takes the connection over, once gunicorn has sent the answer. model: as of `Conversation`."""
+    engine.steps.reached(TENANT, checked(session_id), model=model)
     connection = request.environ.get("gunicorn.socket")
     if not hasattr(connection, "take_over"):
         raise RequestError(problems.NO_STREAM, "this connection cannot be taken over; end TLS in front of the service")
@@ -123,7 +126,7 @@ def stream(engine: Engine, session_id: str) -> Response:
     answer = protocol.accept(Request(request.full_path, Headers(request.headers.items()), request.method, "HTTP/1.1"))
     if answer.status_code != 101:
         raise _refused(answer.status_code, str(protocol.handshake_exc))
-    connection.take_over(Frames(request.max_content_length or 2**63), Conversation(engine, session_id))
+    connection.take_over(Frames(request.max_content_length or 2**63), Conversation(engine, session_id, model))
     names = ("Upgrade", "Connection", "Sec-WebSocket-Accept")
     return Empty(status=101, headers=[(name, answer.headers[name]) for name in names])
 
@@ -138,6 +141,11 @@ def _refused(status: int, why: str) -> RequestError:
 
 
 OPERATIONS = (
+    Operation(
+        "stream_or_create_session", "GET", "/v1/models/{model}/sessions/{session_id}/stream",
+        stream, "A WebSocket as of the operation below; the first step creates the session", None,
+        status=101, problems=(400, 403, 404, 409, 410, 422, 426, 500, 501, 503),
+    ),
     Operation(
         "stream_session", "GET", "/v1/sessions/{session_id}/stream",
         stream, "A WebSocket: a step a message, answered in order", None,

@@ -259,3 +259,22 @@ def test_an_opening_is_one_session_however_often_it_is_awaited(server: Server) -
                     await refused
 
     asyncio.run(several())
+
+
+def test_a_step_creates_its_session_and_ensure_confirms_it(client: Client) -> None:
+    """Both say the same of a session, however often they are sent; what is different is refused by name."""
+    rows = pulse(4)
+    first = client.step("pulse", "ensured", rows[:2])
+    assert client.step("pulse", "ensured", rows[2:3], at=2).step == 3
+    with client.ensure("pulse", "ensured", keep=False) as session:
+        assert session.step_count == 3
+        assert session.step(rows[3]).step == 4
+        with pytest.raises(SessionExists, match="has a ttl_s of 3600"):
+            client.ensure("pulse", "ensured", ttl_s=5.0)
+    with pytest.raises(SessionEnded):
+        client.step("pulse", "ensured", rows[2:3], at=4)
+    with client.ensure("pulse", "ensured", inputs=rows[:2], keep=False) as anew:
+        assert (anew.step_count, anew.prediction and anew.prediction["mean"].tolist()) == (
+            2,
+            first.last["mean"].tolist(),
+        )

@@ -52,13 +52,13 @@ def test_the_readmes_first_screen_runs(tmp_path: Path) -> None:
     """Its requests work in order and carry state; the last may be sent again, over a kill -9, as it says."""
     with Server(tmp_path) as server:
         answers = [run(command, server.url) for command in commands(README)]
-        assert [status for status, _ in answers] == [201, 200, 200, 200]
-        assert len(answers[2][1]["forecast"]["mean"]) == 5
-        assert answers[3][1]["step"] == 3
-        assert run(commands(README)[-1], server.url) == answers[3]
+        assert [status for status, _ in answers] == [201, 200, 200]
+        assert len(answers[1][1]["forecast"]["mean"]) == 5
+        assert answers[2][1]["step"] == 3
+        assert run(commands(README)[-1], server.url) == answers[2]
         server.kill()
         server.start()
-        assert run(commands(README)[-1], server.url) == answers[3]
+        assert run(commands(README)[-1], server.url) == answers[2]
 
 
 def test_every_example_of_the_api_runs(tmp_path: Path) -> None:
@@ -74,13 +74,16 @@ def test_every_example_of_the_api_runs(tmp_path: Path) -> None:
         if operation.status == 101:
             assert path in API
         elif path != "/":
-            assert any(re.search(rf"{HOME}{re.escape(path)}(?![\w/])", command) for command in commands(API)), path
+            shown = re.escape(path).replace("ward\\-3", r"ward-\d")
+            assert any(re.search(rf"{HOME}{shown}(?![\w/])", command) for command in commands(API)), path
 
 
 CALLS = {
     "GET /v1/models": "client.models(", "GET /v1/models/{model}": "client.model(",
     "POST /v1/models/{model}/predict": "client.predict(", "POST /v1/models/{model}/step": "client.held(",
     "POST /v1/models/{model}/sessions": "client.session(", "GET /v1/sessions": "client.sessions(",
+    "PUT /v1/models/{model}/sessions/{session_id}": "client.ensure(",
+    "POST /v1/models/{model}/sessions/{session_id}/steps": "client.step(",
     "DELETE /v1/sessions": "client.delete_sessions(", "POST /v1/steps": "client.step_many(",
     "GET /v1/sessions/{session_id}": ".info(", "DELETE /v1/sessions/{session_id}": ".delete(",
     "POST /v1/sessions/{session_id}/steps": ".step(", "POST /v1/sessions/{session_id}/forecast": ".forecast(",

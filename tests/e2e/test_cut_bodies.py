@@ -29,6 +29,12 @@ BODIES: dict[str, tuple[str, Any, int]] = {
     "POST /v1/models/{model}/predict": ("/v1/models/pulse/predict", {"inputs": [[500], [501]], "horizon": 2}, 200),
     "POST /v1/models/{model}/step": ("/v1/models/pulse/step", {"inputs": [500.25]}, 200),
     "POST /v1/models/{model}/sessions": ("/v1/models/pulse/sessions", {"session_id": "born", "inputs": [5]}, 201),
+    "PUT /v1/models/{model}/sessions/{session_id}": ("/v1/models/pulse/sessions/put", {"inputs": [5, 6]}, 201),
+    "POST /v1/models/{model}/sessions/{session_id}/steps": (
+        "/v1/models/pulse/sessions/stepped/steps",
+        {"inputs": [515.25]},
+        201,
+    ),
     "POST /v1/sessions/{session_id}/fork": ("/v1/sessions/s/fork", {"session_id": "forked"}, 201),
     "POST /v1/sessions/{session_id}/rewind": ("/v1/sessions/s/rewind", {"step": 2}, 200),
     "POST /v1/sessions/{session_id}/migrate": ("/v1/sessions/s/migrate", {"version": 1}, 200),
@@ -140,7 +146,7 @@ def test_a_cut_body_changes_nothing(server: Server, operation: str) -> None:
 @pytest.mark.parametrize("operation", [f"{one.method} {one.path}" for one in OPERATIONS if one.line is not None])
 def test_a_cut_line_is_not_applied(server: Server, operation: str) -> None:
     """Whole lines are applied. The line under way is dropped, even where what came of it is a number by itself."""
-    assert operation == "POST /v1/sessions/{session_id}/steps"
+    path = operation.partition(" ")[2].replace("{model}", "pulse")
     body, values = b'515.25\n[516]\n{"ppg": 517}\n\n518.5', [[515.25], [516.0], [517.0]]
     loop = BareLoop(ZOO / "pulse/1")
     loop.run([[500.0], [501.0], [502.0]])
@@ -153,7 +159,7 @@ def test_a_cut_line_is_not_applied(server: Server, operation: str) -> None:
                 name = f"s{sent}"
                 begin(client, name)
                 reached[name] = 3 + min(len(values), body[:sent].count(b"\n"))
-                answer = cut(server, f"POST /v1/sessions/{name}/steps?step=3", NDJSON, body, sent, end)
+                answer = cut(server, f"POST {path.format(session_id=name)}?step=3", NDJSON, body, sent, end)
                 if end is half_closed:
                     *steps, last = (json.loads(line) for line in answer.split(b"\r\n") if line.startswith(b"{"))
                     assert [step["step"] for step in steps] == list(range(4, reached[name] + 1)), (sent, answer)

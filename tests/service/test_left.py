@@ -29,6 +29,7 @@ LONG: dict[str, dict[str, Any]] = {
     "/v1/models/{model}/sessions": {"inputs": STEPS},
     "/v1/models/{model}/step": {"inputs": STEPS},
     "/v1/sessions/{session_id}/steps": {"inputs": STEPS},
+    "/v1/models/{model}/sessions/{session_id}/steps": {"inputs": STEPS},
     "/v1/steps": {"items": [{"session_id": name, "inputs": STEPS[::2]} for name in "st"]},
     "/v1/sessions/{session_id}/forecast": {"horizon": 10_000, "samples": 10},
     "/v1/sessions/{session_id}/generate": {"horizon": 10_000},

@@ -29,6 +29,7 @@ TOO_MUCH: list[tuple[str, str, dict[str, Any], str, str]] = [
     ("/v1/models/{model}/sessions", "tiny", {"inputs": [10] * 61}, "inputs", "not 61"),
     ("/v1/models/{model}/step", "tiny", {"inputs": [10] * 61}, "inputs", "not 61"),
     ("/v1/sessions/{session_id}/steps", "s", {"inputs": [10] * 61}, "inputs", "not 61"),
+    ("/v1/models/{model}/sessions/{session_id}/steps", "tiny", {"inputs": [10] * 61}, "inputs", "not 61"),
     ("/v1/sessions/{session_id}/forecast", "s", {"horizon": 1, "inputs": [10] * 61}, "inputs", "not 61"),
     ("/v1/sessions/{session_id}/forecast", "s", {"horizon": 31, "samples": 2}, "samples", "are 62 steps"),
     ("/v1/sessions/{session_id}/forecast", "c", {"horizon": 2, "future": [[1, 2]] * 41}, "future", "at most 40"),

@@ -61,6 +61,10 @@ def test_answers_are_as_described(app: Flask) -> None:
         ),
         "POST /v1/models/{model}/step": client.post("/v1/models/pulse/step", json={"inputs": [[1.0]]}),
         "POST /v1/models/{model}/sessions": client.post("/v1/models/pulse/sessions", json={"session_id": "s"}),
+        "PUT /v1/models/{model}/sessions/{session_id}": client.put("/v1/models/pulse/sessions/ensured"),
+        "POST /v1/models/{model}/sessions/{session_id}/steps": client.post(
+            "/v1/models/pulse/sessions/stepped/steps", json={"inputs": [1.0]}
+        ),
         "GET /v1/sessions": client.get("/v1/sessions"),
         "GET /v1/sessions/{session_id}": client.get("/v1/sessions/s"),
         "POST /v1/sessions/{session_id}/fork": client.post("/v1/sessions/s/fork"),
