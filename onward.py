@@ -230,17 +230,17 @@ def evaluate(bundle: Path, table: Path, *, config: Path | None) -> None:
 def inspect(bundle: Path, *, as_json: bool) -> None:
     """Tell what the folder BUNDLE asks for and costs: tensors, state, head, sizes, and the time of a step."""
     try:
-        from training.describe import describe, text
+        from training import describe
     except ModuleNotFoundError as error:
         _fail(f"inspecting needs {error.name}: pip install 'onward[train]'")
     from model.manifest import BundleError
     from model.repository import open_bundle
 
     try:
-        told = describe(bundle, open_bundle(bundle))
+        description = describe.inspect(bundle, open_bundle(bundle))
     except BundleError as error:
         _fail(str(error))
-    click.echo(json.dumps(told, indent=2) if as_json else text(told))
+    click.echo(json.dumps(description, indent=2) if as_json else describe.text(description))
 
 
 def _fail(message: str) -> NoReturn:

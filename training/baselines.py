@@ -1,6 +1,7 @@
 """The naive forecasts that a network must beat to be worth its cost.
 
-Hyndman and Athanasopoulos 2021, "Forecasting: principles and practice", section 5.2. Knows nothing of models.
+The source is Hyndman and Athanasopoulos 2021, "Forecasting: principles and practice", section 5.2. Knows nothing of
+models.
 """
 
 import numpy as np
@@ -14,25 +15,26 @@ NAMES = {
     "drift": "drift",
     "mean": "mean",
 }
-"""What people are told for each."""
+"""The label of each naive forecast in tables and reports."""
 
 
 def forecasts(
     values: Array, origins: NDArray[np.intp], horizon: int, period: int | None, train_mean: Array
 ) -> dict[str, Array]:
-    """By name, (origins, horizon, targets): what each says at an origin of the steps after it.
+    """Returns by name the (origins, horizon, targets) forecasts that each naive method makes from each origin.
 
-    values: (time, targets); origins: indices of the last step known, at least 1; train_mean: (targets,).
-    last_value: the last step. seasonal_naive: the step one period before, or two where that is not known yet, and so
-    on. drift: the line through the first step and the last. mean: that of the training part.
+    values: (time, targets); origins: indices of the last observed steps, each at least 1; train_mean: (targets,).
+    last_value repeats the last step. seasonal_naive repeats the step one period before, or two periods before if that
+    step is not observed yet, and so on. drift continues the line through the first and the last step. mean is the
+    mean of the training part.
     """
     ahead = np.arange(1, horizon + 1)
     last = values[origins][:, np.newaxis]
-    told = {"last_value": np.repeat(last, horizon, axis=1)}
+    by_name = {"last_value": np.repeat(last, horizon, axis=1)}
     if period is not None:
         back = period * -(-ahead // period)
-        told["seasonal_naive"] = values[origins[:, np.newaxis] + ahead - back]
+        by_name["seasonal_naive"] = values[origins[:, np.newaxis] + ahead - back]
     slope = (last - values[0]) / origins[:, np.newaxis, np.newaxis]
-    told["drift"] = last + slope * ahead[:, np.newaxis]
-    told["mean"] = np.broadcast_to(train_mean, told["last_value"].shape)
-    return told
+    by_name["drift"] = last + slope * ahead[:, np.newaxis]
+    by_name["mean"] = np.broadcast_to(train_mean, by_name["last_value"].shape)
+    return by_name

@@ -1,6 +1,6 @@
-"""How well a bundle chooses among categories: the next token or item, or a label.
+"""The evaluation of a bundle that predicts categories: the next token or item, or a label.
 
-Owns what is read and scored, and the counts that it is held to. Knows nothing of torch.
+Owns which steps are read and scored, and the baselines of category counts. Knows nothing of torch.
 """
 
 from collections.abc import Sequence
@@ -16,16 +16,16 @@ from training.data import Series
 from training.ranking import Ids
 from training.scores import Array
 
-SHOWN = 600
-"""Tokens of the stretch that a page shows."""
+SHOWN_TOKENS = 600
+"""The most tokens that a report shows."""
 
-MOST = 20
-"""Ranks that count."""
+MAX_RANK = 20
+"""The ranks that are scored; a lower rank counts as a miss."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Held-out categories as they came, with how surprising each was."""
+    """Consecutive held-out categories, each with its surprise."""
 
     series: str
     categories: tuple[Category | None, ...]
@@ -34,90 +34,96 @@ class Stretch:
 
 @dataclass(frozen=True, slots=True)
 class Confusion:
-    """How often each class (row) was told for which (column)."""
+    """A confusion matrix: counts by true class (row) and predicted class (column)."""
 
     classes: tuple[Category, ...]
     counts: Ids
 
 
 def tokens(model: StepModel, series: Sequence[Series]) -> tuple[dict[str, Any], Stretch]:
-    """The held-out categories, each but its sequence's first, under what was said before it.
+    """Returns the metrics of the held-out categories, and a stretch of them for the report.
 
-    Beside the model: `unigram`, each category by its share of the training part (the most popular ones), and `bigram`,
-    by the category before it (an item-to-item Markov chain).
+    Each category except the first of its sequence is scored by the prediction made before it. Beside the model stand
+    two baselines: `unigram` predicts each category by its share of the training part (the most popular ones), and
+    `bigram` predicts from the category before it (an item-to-item Markov chain). Raises ValueError if no category is
+    held out.
     """
     manifest = model.manifest
     (target,) = manifest.head.targets
-    place = model.features.index(target)
-    found: list[tuple[Array, Ids, Ids, Ids]] = []  # surprise, top, actual, the one before
-    shown = Stretch("", (), np.zeros(0))
-    for one in series:
-        places = one.values[:, place]
-        steps = np.arange(max(1, one.test_from), len(places))
-        steps = steps[~np.isnan(places[steps])]
+    column = model.features.index(target)
+    parts: list[tuple[Array, Ids, Ids, Ids]] = []  # surprise, top, actual, the category before
+    stretch = Stretch("", (), np.zeros(0))
+    for item in series:
+        ids = item.values[:, column]
+        steps = np.arange(max(1, item.test_from), len(ids))
+        steps = steps[~np.isnan(ids[steps])]
         if not len(steps):
             continue
-        outputs, _ = playback.session(model, one.values)
+        outputs, _ = playback.session(model, item.values)
         surprise = outputs[manifest.head.surprise][steps].astype(np.float64)
-        before = places[steps - 1]
+        before = ids[steps - 1]
         context = np.where(np.isnan(before), -1, before).astype(np.int64)
-        found.append((surprise, outputs[RANKED[0]][steps - 1], places[steps].astype(np.int64), context))
-        if len(shown.categories) < min(SHOWN, len(steps)):
-            names = [_category(manifest.categories, int(each)) for each in places[steps[:SHOWN]]]
-            shown = Stretch(one.name, tuple(names), surprise[:SHOWN])
-    if not found:
+        parts.append((surprise, outputs[RANKED[0]][steps - 1], ids[steps].astype(np.int64), context))
+        if len(stretch.categories) < min(SHOWN_TOKENS, len(steps)):
+            categories = [_category(manifest.categories, int(number)) for number in ids[steps[:SHOWN_TOKENS]]]
+            stretch = Stretch(item.name, tuple(categories), surprise[:SHOWN_TOKENS])
+    if not parts:
         raise ValueError("no category is held out: every held-out sequence has a single step")
-    surprise, top, actual, context = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    counted = ranking.Bigram([_trained(one, place) for one in series], manifest.places)
-    most = min(MOST, top.shape[1])
-    table = {"model": ranking.tokens(surprise, top[:, :most], actual)}
-    table["unigram"] = ranking.tokens(*counted.unigram(actual, most), actual)
-    table["bigram"] = ranking.tokens(*counted.bigram(context, actual, most), actual)
+    surprise, top, actual, context = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    counts = ranking.Bigram([_training_ids(item, column) for item in series], manifest.places)
+    ranks = min(MAX_RANK, top.shape[1])
+    table = {"model": ranking.tokens(surprise, top[:, :ranks], actual)}
+    table["unigram"] = ranking.tokens(*counts.unigram(actual, ranks), actual)
+    table["bigram"] = ranking.tokens(*counts.bigram(context, actual, ranks), actual)
     metrics = {"steps": len(actual), "targets": {target: table}, "mean_surprise": float(surprise.mean())}
-    return metrics, shown
+    return metrics, stretch
 
 
 def labels(model: StepModel, series: Sequence[Series]) -> tuple[dict[str, Any], Confusion]:
-    """The held-out labels: each step's, or each sequence's by what is said at its end.
+    """Returns the metrics of the held-out labels, and their confusion matrix.
 
-    Beside the model: `most_common`, the training part's most common label for all.
+    A label belongs to a step, or to a whole sequence; then the prediction after its last step is scored. The baseline
+    `most_common` always predicts the most common label of the training part. Raises ValueError if no label is held out.
     """
     head = model.manifest.head
-    said, actual, trained, surprises = [], [], [], []
-    for one in series:
-        assert one.labels is not None
-        steps = np.arange(one.test_from, len(one.values))
-        trained.append(_counted(one.labels[: one.validation_from], head.per))
+    predictions, truths, trained, surprises = [], [], [], []
+    for item in series:
+        assert item.labels is not None
+        steps = np.arange(item.test_from, len(item.values))
+        trained.append(_scored(item.labels[: item.validation_from], head.per))
         if not len(steps):
             continue
-        outputs, _ = playback.session(model, one.values)
+        outputs, _ = playback.session(model, item.values)
         surprises.append(outputs[head.surprise][steps].astype(np.float64))
-        counted = _counted(steps, head.per)
-        said.append(outputs[RANKED[0]][counted, 0])
-        actual.append(one.labels[counted])
-    if not said:
+        scored = _scored(steps, head.per)
+        predictions.append(outputs[RANKED[0]][scored, 0])
+        truths.append(item.labels[scored])
+    if not predictions:
         raise ValueError("no label is held out")
-    told, true = np.concatenate(said), np.concatenate(actual)
+    predicted, actual = np.concatenate(predictions), np.concatenate(truths)
     classes = len(head.classes)
-    common = np.full(len(true), np.bincount(np.concatenate(trained), minlength=classes).argmax())
-    table = {"model": ranking.labels(told, true, classes), "most_common": ranking.labels(common, true, classes)}
-    counts = np.bincount(true * classes + told, minlength=classes * classes).reshape(classes, classes)
+    common = np.full(len(actual), np.bincount(np.concatenate(trained), minlength=classes).argmax())
+    table = {
+        "model": ranking.labels(predicted, actual, classes),
+        "most_common": ranking.labels(common, actual, classes),
+    }
+    counts = np.bincount(actual * classes + predicted, minlength=classes * classes).reshape(classes, classes)
     metrics = {
-        "steps": len(true),
+        "steps": len(actual),
         "targets": {head.targets[0]: table},
         "mean_surprise": float(np.concatenate(surprises).mean()),
     }
     return metrics, Confusion(head.classes, counts)
 
 
-def _counted(steps: Ids, per: str) -> Ids:
+def _scored(steps: Ids, per: str) -> Ids:
     return steps[-1:] if per == "sequence" else steps
 
 
-def _trained(one: Series, place: int) -> Ids:
-    places = one.train[:, place]
-    return places[~np.isnan(places)].astype(np.int64)
+def _training_ids(series: Series, column: int) -> Ids:
+    ids = series.train[:, column]
+    return ids[~np.isnan(ids)].astype(np.int64)
 
 
-def _category(categories: Sequence[Category], place: int) -> Category | None:
-    return categories[place] if place < len(categories) else None
+def _category(categories: Sequence[Category], number: int) -> Category | None:
+    return categories[number] if number < len(categories) else None

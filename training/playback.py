@@ -1,6 +1,6 @@
-"""A series played to a bundle as one session, by the runner that serves, and rolled forward from there.
+"""Runs a series through a bundle as a single session, with the runner that serves, and rolls out forecasts from there.
 
-Owns how a series is read. Knows nothing of scores or of torch.
+Owns how a series is divided into calls. Knows nothing of metrics or of torch.
 """
 
 from collections.abc import Iterable
@@ -15,11 +15,11 @@ from training import predictive
 from training.scores import Array
 
 CHUNK = 256
-"""Steps a call."""
+"""The most steps of a call."""
 
 
 def session(model: StepModel, values: NDArray[np.float32], origins: Iterable[int] = ()) -> tuple[Outputs, State]:
-    """(time,) outputs of one session over values (time, features), and its states (origins,) after those steps."""
+    """Returns (time,) outputs of a session over values (time, features), and its states (origins,) at the origins."""
     stops = {int(origin) + 1 for origin in origins}
     edges = sorted({0, len(values), *range(0, len(values), CHUNK), *stops})
     state, parts, states = model.layout.initial(1), [], [model.layout.initial(0)]
@@ -31,30 +31,30 @@ def session(model: StepModel, values: NDArray[np.float32], origins: Iterable[int
     return np.concatenate(parts), np.concatenate(states)
 
 
-def rolls(model: StepModel) -> bool:
-    """Whether it can be rolled forward in a backtest: all that is not predicted is known in advance."""
+def can_roll_out(model: StepModel) -> bool:
+    """True if a backtest can feed predictions back: every feature is predicted or known in advance."""
     manifest = model.manifest
     unknown = [name for name in manifest.future if manifest.feature(name).role == "observed"]
     return not unknown and manifest.forecasts and not manifest.head.ranks
 
 
-def roll(model: StepModel, state: State, future: NDArray[np.float32]) -> Array:
-    """(rows, horizon, targets) forecasts from states (rows,): each prediction is fed back as the next input.
+def roll_out(model: StepModel, state: State, future: NDArray[np.float32]) -> Array:
+    """Returns (rows, horizon, targets) forecasts from states (rows,), with each prediction fed back as the next input.
 
-    future: (rows, horizon, features), of which all but the targets are read.
+    future: (rows, horizon, features); every feature except the targets is read from it.
     """
     rows, horizon = future.shape[:2]
     head = model.manifest.head
-    said = np.zeros((rows, horizon, len(head.targets)))
+    forecasts = np.zeros((rows, horizon, len(head.targets)))
     if not rows:
-        return said
-    places = [model.features.index(target) for target in head.targets]
+        return forecasts
+    targets = [model.features.index(target) for target in head.targets]
     outputs, ones = model.last_prediction(state), np.ones(rows, np.int32)
     for step in range(horizon):
         if step:
             inputs = future[:, step - 1 : step].copy()
-            inputs[:, 0, places] = model.fed_back(outputs)
+            inputs[:, 0, targets] = model.fed_back(outputs)
             following, state = model.run(inputs, ones, state)
             outputs = following[:, 0]
-        said[:, step] = predictive.centre(head, outputs)
-    return said
+        forecasts[:, step] = predictive.centre(head, outputs)
+    return forecasts

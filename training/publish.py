@@ -1,6 +1,6 @@
-"""A bundle's folder appears whole, proven and measured, or not at all.
+"""Publishes a bundle: its folder appears complete, proven and measured, or not at all.
 
-Owns the order of proof, measurement and publishing. Knows nothing of where a graph comes from.
+Owns the order of proof, measurement and publishing. Knows nothing of how a graph was made.
 """
 
 import hashlib
@@ -24,11 +24,11 @@ def _no_files(_: Manifest) -> Mapping[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a measurement adds to a bundle."""
+    """The metrics and files that a measurement adds to a bundle."""
 
     metrics: dict[str, JsonValue] = field(default_factory=dict)
     files: Callable[[Manifest], Mapping[str, str]] = _no_files
-    """Given the finished manifest: the text of each further file, by name."""
+    """Returns, for the finished manifest, the text of each further file by name."""
 
 
 def publish(
@@ -39,10 +39,10 @@ def publish(
     prove: Callable[[StepModel], dict[str, JsonValue]],
     measure: Callable[[StepModel], Measured],
 ) -> StepModel:
-    """Publishes `<repository>/<name>/<version>`; returns its model. What is raised on the way leaves nothing behind.
+    """Publishes `<repository>/<name>/<version>` and returns its model. If anything raises, no file remains.
 
-    `prove` raises, or returns what is added to the provenance. `measure` is given the proven model. Raises
-    FileExistsError where the version is taken.
+    `prove` raises, or returns additions to the provenance. `measure` is called with the proven model. Raises
+    FileExistsError if the version exists already.
     """
     manifest = manifest.model_copy(update={"sha256": hashlib.sha256(graph).hexdigest()})
     repository = bundle.parent.parent
@@ -50,16 +50,16 @@ def publish(
     if bundle.exists():
         raise FileExistsError(f"{bundle} exists; a version is never overwritten")
     with tempfile.TemporaryDirectory(prefix=".export-", dir=repository) as scratch:
-        made = Path(scratch) / "bundle"
-        made.mkdir()
-        (made / GRAPH).write_bytes(graph)
-        model = StepModel(made / GRAPH, manifest)
+        draft = Path(scratch) / "bundle"
+        draft.mkdir()
+        (draft / GRAPH).write_bytes(graph)
+        model = StepModel(draft / GRAPH, manifest)
         provenance = {**manifest.provenance, **prove(model)}
         measured = measure(model)
         manifest = manifest.model_copy(update={"provenance": provenance, "metrics": measured.metrics})
-        manifests.write(manifest, made / MANIFEST)
+        manifests.write(manifest, draft / MANIFEST)
         for name, text in measured.files(manifest).items():
-            (made / name).write_text(text, encoding="utf-8")
+            (draft / name).write_text(text, encoding="utf-8")
         bundle.parent.mkdir(exist_ok=True)
-        os.replace(made, bundle)
+        os.replace(draft, bundle)
     return StepModel(bundle / GRAPH, manifests.read(bundle / MANIFEST))

@@ -63,7 +63,7 @@ def _verdict(metrics: dict[str, Any]) -> str:
     if losing := table.lost(metrics):
         told = _said("bad", "It loses to a naive forecast", f"{_ahead(metrics)}: {'; '.join(losing)}.")
     else:
-        measures = " and by ".join(table.MEASURES[measure] for measure in evaluate.DECIDE[metrics["task"]])
+        measures = " and by ".join(table.MEASURES[measure] for measure in evaluate.DECISIVE[metrics["task"]])
         told = _said("good", "It beats every naive forecast", f"{_ahead(metrics)}, for every target, by {measures}.")
     horizons = metrics.get("horizons", {})
     if losing := table.lost_ahead(metrics):
@@ -107,7 +107,7 @@ def _figures(told: dict[str, str]) -> str:
 def _errors(metrics: dict[str, Any], target: str) -> str:
     told = metrics["targets"][target]
     shown = [measure for measure in table.MEASURES if measure in told["model"]]
-    first = evaluate.DECIDE[metrics["task"]][0]
+    first = evaluate.DECISIVE[metrics["task"]][0]
     rows = []
     for name, label in table.NAMES.items():
         if name not in told:
@@ -197,9 +197,9 @@ def _forecasts(trace: Trace, target: str, column: int) -> str:
     if trace.band is not None:
         low, high = (edge[:steps, column] for edge in trace.band)
         band = Band("its 80% interval", xs, low, high)
-    lines.append(Line("said one step before", "model", xs, trace.said[:steps, column]))
-    horizon, free = trace.rolled.shape[1], 0
-    for origin, rolled in zip(trace.origins.tolist(), trace.rolled[..., column], strict=True):
+    lines.append(Line("said one step before", "model", xs, trace.predicted[:steps, column]))
+    horizon, free = trace.rollouts.shape[1], 0
+    for origin, rolled in zip(trace.origins.tolist(), trace.rollouts[..., column], strict=True):
         if horizon > 1 and origin >= free and origin + horizon < steps:
             ahead = np.arange(origin + 2.0, origin + 2 + horizon)
             lines.append(Line(f"said up to {horizon} steps before", "rolled", ahead, rolled))

@@ -116,9 +116,9 @@ def measured(model: StepModel, config: Config, dataset: Dataset, *, must_beat: b
         found = evaluate.measure(model, dataset.series, config.data.period, config.data.horizon)
     except ValueError as error:
         raise DataError(f"{config.data_file}: {error}") from error
-    if must_beat and not evaluate.beaten_everywhere(found.metrics):
+    if must_beat and evaluate.unbeaten_baselines(found.metrics):
         raise LosesError(table.text(model.manifest.model_copy(update={"metrics": found.metrics})))
-    return Measured(found.metrics, lambda manifest: {report.REPORT: report.html(manifest, found.picture)})
+    return Measured(found.metrics, lambda manifest: {report.REPORT: report.html(manifest, found.illustration)})
 
 
 def build(config: Config, dataset: Dataset) -> Network:

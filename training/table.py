@@ -39,7 +39,7 @@ WHAT = {
 def text(manifest: Manifest) -> str:
     """One table a target: the model beside each naive forecast, and by how much it is better."""
     metrics = cast("dict[str, Any]", manifest.metrics)
-    decide = evaluate.DECIDE[metrics["task"]]
+    decide = evaluate.DECISIVE[metrics["task"]]
     against = ", ".join(MEASURES[measure] for measure in decide)
     lines = [f"{manifest.name} {manifest.version}: {WHAT[metrics['task']].format(metrics['steps'])}"]
     for target, table in metrics["targets"].items():
@@ -62,13 +62,14 @@ def text(manifest: Manifest) -> str:
 
 def _change(measure: str, better: float) -> float:
     """How the measure itself changes: errors fall where the model is better."""
-    return better if measure in evaluate.HIGHER else -better
+    return better if measure in evaluate.HIGHER_IS_BETTER else -better
 
 
 def lost(metrics: dict[str, Any]) -> list[str]:
     """In words: every target, measure and naive forecast that the model does not beat one step ahead."""
     return [
-        f"{target} by {MEASURES[measure]} against {NAMES[name]}" for target, name, measure in evaluate.losses(metrics)
+        f"{target} by {MEASURES[measure]} against {NAMES[name]}"
+        for target, name, measure in evaluate.unbeaten_baselines(metrics)
     ]
 
 

@@ -60,6 +60,6 @@ def test_a_shipped_bundle_keeps_its_word(place: str) -> None:
     assert again["task"] == told["task"] == model.manifest.task
     known, found = (flat({key: part for key, part in each.items() if key != "task"}) for each in (told, again))
     assert {key: found.get(key) for key in known} == pytest.approx(known, rel=1e-6 if same else 0.1)
-    assert evaluate.beaten_everywhere(told)
+    assert not evaluate.unbeaten_baselines(told)
     for table in told["targets"].values():
         assert set(table) >= {"model", "better", *NAIVE[told["task"]]}

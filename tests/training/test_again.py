@@ -16,7 +16,7 @@ from onward import main
 from tests.bundles import FEATURES, draw, make_bundle, make_network
 from tests.reference import ROOT
 from training import again, config, data, evaluate, table
-from training.describe import describe
+from training.describe import inspect
 
 WEATHER = ROOT / "examples/weather/seattle-weather.csv"
 
@@ -45,7 +45,7 @@ def test_columns_are_found_by_name(tmp_path: Path) -> None:
     model = make_bundle(tmp_path, features=FEATURES, targets=("z", "x"))
     values = draw(1, 200, 3)[0]
     file = written(tmp_path, {"a": ["?"] * 200, "z": values[:, 2], "x": values[:, 0], "y": values[:, 1]})
-    (series,) = data.load(file, again.reading(model.manifest, file, None)).series
+    (series,) = data.load(file, again.data_settings(model.manifest, file, None)).series
     assert series.values.tolist() == values.tolist()
     assert again.measure(model, file).metrics == evaluate.measure(model, [series], None, 12).metrics
 
@@ -68,7 +68,7 @@ def test_a_configuration_says_how_to_read_the_table(tmp_path: Path) -> None:
         'period = 7\nhorizon = 3\n[output]\nrepository = "m"\n'
     )
     told = again.measure(model, file, config.read(tmp_path / "c.toml"))
-    series = data.load(file, again.reading(model.manifest, file, config.read(tmp_path / "c.toml"))).series
+    series = data.load(file, again.data_settings(model.manifest, file, config.read(tmp_path / "c.toml"))).series
     assert [one.values[:, 0].tolist() for one in series] == [x[59::-1].tolist(), x[60:].tolist()]
     assert told.metrics == evaluate.measure(model, series, 7, 3).metrics
     done = onward("evaluate", tmp_path / "tiny" / "1", file, "--config", tmp_path / "c.toml")
@@ -81,7 +81,7 @@ def test_derived_features_need_their_calendar(tmp_path: Path) -> None:
     features = (Feature(name="x"), Feature(name="t_week_sin", role="known", formula="..."))
     manifest = model.manifest.model_copy(update={"features": features})
     with pytest.raises(config.ConfigError, match=r"the bundle reads x, t_week_sin, the configuration would give it x$"):
-        again.reading(manifest, tmp_path / "t.csv", None)
+        again.data_settings(manifest, tmp_path / "t.csv", None)
 
 
 @pytest.mark.parametrize("command", [["evaluate", "none/1", "t.csv"], ["inspect", "none/1"]])
@@ -96,7 +96,7 @@ def test_a_bundle_is_described_as_it_is(tmp_path: Path) -> None:
     """Tensors, bytes a session, head and sizes are the graph's and the network's own; both batches have a cost."""
     model = make_bundle(tmp_path, units=8, features=("x", "y"))
     bundle = tmp_path / "tiny" / "1"
-    told = describe(bundle, model)
+    told = inspect(bundle, model)
     assert told["state_bytes_per_session"] == sum(one["bytes"] for one in told["state"]) == (8 + 8 + 3 * 2) * 4
     assert told["graph_bytes"] == len((bundle / "model.onnx").read_bytes())
     learnt = sum(parameter.numel() for parameter in make_network(features=("x", "y")).parameters())

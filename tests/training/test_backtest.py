@@ -24,8 +24,8 @@ def one(values: np.ndarray[tuple[int, ...], np.dtype[np.float32]], test_from: in
 
 
 def trace(found: Evaluation) -> Trace:
-    assert isinstance(found.picture, Trace)
-    return found.picture
+    assert isinstance(found.illustration, Trace)
+    return found.illustration
 
 
 def test_forecasts_are_a_plain_rollout(tmp_path: Path) -> None:
@@ -68,10 +68,10 @@ def test_origins_are_spread_over_all_held_out_time(monkeypatch: pytest.MonkeyPat
     """No more than ORIGINS, from the first to the last possible, evenly, and none whose future is not known."""
     long, short = one(draw(1, 3000)[0], 2000), one(draw(1, 30)[0], 25)
     origins = backtest._origins([long, short], 5)
-    assert sum(map(len, origins)) == backtest.ORIGINS
+    assert sum(map(len, origins)) == backtest.MAX_ORIGINS
     assert (origins[0][0], origins[1].tolist()) == (1999, [24])
     assert set(np.diff(origins[0]).tolist()) <= {1, 2}
-    monkeypatch.setattr(backtest, "ORIGINS", 10**6)
+    monkeypatch.setattr(backtest, "MAX_ORIGINS", 10**6)
     assert [part.tolist() for part in backtest._origins([long, short], 5)] == [list(range(1999, 2995)), [24]]
 
 
@@ -89,7 +89,7 @@ def test_what_cannot_be_fed_back_is_not_rolled(tmp_path: Path) -> None:
     model = make_bundle(tmp_path, features=FEATURES[:2], targets=("y",))
     found = evaluate.measure(model, [one(draw(1, 40, 2)[0], 30)], None, 5)
     assert "horizons" not in found.metrics
-    assert trace(found).rolled.shape[0] == 0
+    assert trace(found).rollouts.shape[0] == 0
 
 
 def test_no_forecast_knows_the_future(tmp_path: Path) -> None:
@@ -101,8 +101,8 @@ def test_no_forecast_knows_the_future(tmp_path: Path) -> None:
     a, b = (trace(evaluate.measure(model, [one(data, 50)], None, 3)) for data in (values, other))
     known = a.origins + 50 < 52
     assert known.sum() == 3
-    assert a.rolled[known].tobytes() == b.rolled[known].tobytes()
-    assert not np.isin(a.rolled[~known], b.rolled[~known]).any()
+    assert a.rollouts[known].tobytes() == b.rollouts[known].tobytes()
+    assert not np.isin(a.rollouts[~known], b.rollouts[~known]).any()
 
 
 def test_a_rollout_that_diverges_says_so(tmp_path: Path) -> None:

@@ -213,7 +213,7 @@ def test_what_holds_no_number_out_is_refused() -> None:
 
 def judged(own: dict[str, float], other: dict[str, float], task: str) -> dict[str, Any]:
     tables = {"model": own, "naive": other}
-    tables["better"] = evaluate._better(tables, evaluate.DECIDE[task])
+    tables["better"] = evaluate._better(tables, evaluate.DECISIVE[task])
     return {"task": task, "targets": {"t": tables}}
 
 
@@ -222,17 +222,17 @@ def test_more_of_a_share_is_better_and_less_of_an_error() -> None:
     good, bad = {"bits": 1.0, "mrr": 0.8}, {"bits": 2.0, "mrr": 0.4}
     metrics = judged(good, bad, "tokens")
     assert metrics["targets"]["t"]["better"] == {"naive": pytest.approx({"bits": 0.5, "mrr": 1.0})}
-    assert evaluate.beaten_everywhere(metrics)
+    assert not evaluate.unbeaten_baselines(metrics)
     metrics = judged(bad, good, "tokens")
     assert metrics["targets"]["t"]["better"] == {"naive": pytest.approx({"bits": -1.0, "mrr": -0.5})}
-    assert evaluate.losses(metrics) == [("t", "naive", "bits"), ("t", "naive", "mrr")]
-    assert evaluate.losses(judged({"bits": 1.0, "mrr": 0.3}, bad, "tokens")) == [("t", "naive", "mrr")]
-    assert evaluate.losses(judged(good, good, "tokens")) == [("t", "naive", "bits"), ("t", "naive", "mrr")]
+    assert evaluate.unbeaten_baselines(metrics) == [("t", "naive", "bits"), ("t", "naive", "mrr")]
+    assert evaluate.unbeaten_baselines(judged({"bits": 1.0, "mrr": 0.3}, bad, "tokens")) == [("t", "naive", "mrr")]
+    assert evaluate.unbeaten_baselines(judged(good, good, "tokens")) == [("t", "naive", "bits"), ("t", "naive", "mrr")]
     labels = judged({"accuracy": 0.5, "macro_f1": 0.2}, {"accuracy": 0.4, "macro_f1": 0.2}, "label")
-    assert evaluate.losses(labels) == [("t", "naive", "macro_f1")]
+    assert evaluate.unbeaten_baselines(labels) == [("t", "naive", "macro_f1")]
     none = judged({"accuracy": 0.5, "macro_f1": 0.2}, {"accuracy": 0.0, "macro_f1": 0.1}, "label")
     assert none["targets"]["t"]["better"] == {"naive": pytest.approx({"macro_f1": 1.0})}
-    assert evaluate.beaten_everywhere(none)
+    assert not evaluate.unbeaten_baselines(none)
 
 
 NASTY = ("<script>alert('x')</script>", '"&amp;', "</p>")
@@ -242,7 +242,7 @@ def page(model: StepModel, series: list[Series], **told: Any) -> str:
     found = evaluate.measure(model, series)
     manifest = model.manifest.model_copy(update={"metrics": found.metrics} | told)
     assert str(found.metrics["steps"]) in table.text(manifest)
-    return report.html(manifest, found.picture)
+    return report.html(manifest, found.illustration)
 
 
 @pytest.mark.parametrize("text", [None, "characters"])

@@ -121,7 +121,7 @@ def report(model: float, last_value: float) -> dict[str, Any]:
     told: dict[str, Any] = {
         name: {"mae": error, "rmse": error} for name, error in (("model", model), ("last_value", last_value))
     }
-    told["better"] = evaluate._better(told, evaluate.DECIDE["forecast"])
+    told["better"] = evaluate._better(told, evaluate.DECISIVE["forecast"])
     return {"task": "forecast", "steps": 1, "targets": {"x": told}}
 
 
@@ -131,7 +131,7 @@ def report(model: float, last_value: float) -> dict[str, Any]:
 def test_a_loss_is_a_loss(model: float, last_value: float, beaten: bool, tmp_path: Path) -> None:
     """An equal error is no gain, and no model beats a baseline that is never wrong; the table then warns."""
     told = report(model, last_value)
-    assert evaluate.beaten_everywhere(told) is beaten
+    assert (not evaluate.unbeaten_baselines(told)) is beaten
     manifest: Manifest = make_bundle(tmp_path).manifest.model_copy(update={"metrics": told})
     warning = "WARNING: the model loses to a naive forecast: x by MAE against last value; x by RMSE against last value"
     assert (warning in table.text(manifest)) is not beaten
@@ -142,7 +142,7 @@ def test_one_lost_measure_of_one_target_is_enough(tmp_path: Path) -> None:
     told = report(1.0, 2.0)
     other = report(1.0, 2.0)["targets"]["x"]
     told["targets"]["y"] = other | {"last_value": {"mae": 2.0, "rmse": 0.5}}
-    assert not evaluate.beaten_everywhere(told)
+    assert evaluate.unbeaten_baselines(told)
 
 
 def test_the_table_says_what_the_report_says(tmp_path: Path) -> None:

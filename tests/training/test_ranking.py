@@ -176,14 +176,14 @@ def test_large_catalogues_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> No
     finally:
         tracemalloc.stop()
     assert most < 200e6  # one row of float64 for each context would be 2 GB
-    blocks, whole = list[int](), Bigram._best
+    blocks, whole = list[int](), Bigram._likeliest
 
     def counted(self: Bigram, rows: Ids, distinct: Ids, follows: Ids, k: int) -> Ids:
         blocks.append(int((distinct + k).sum()))
         return whole(self, rows, distinct, follows, k)
 
     monkeypatch.setattr(ranking, "_CANDIDATES", 1000)
-    monkeypatch.setattr(Bigram, "_best", counted)
+    monkeypatch.setattr(Bigram, "_likeliest", counted)
     again = model.bigram(events[:2000], events[1:2001], 20)
     assert again[0].tolist() == surprise[:2000].tolist()
     assert again[1].tolist() == top[:2000].tolist()

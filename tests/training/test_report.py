@@ -78,7 +78,7 @@ def made(
 def test_the_report_says_what_the_manifest_says(head: str, tmp_path: Path) -> None:
     """Every figure of the manifest's one-step metrics is in the page, as the page writes numbers."""
     manifest, found = made(tmp_path, head=head, features=("x", "y"))
-    page = Page(report.html(manifest, found.picture))
+    page = Page(report.html(manifest, found.illustration))
     assert not page.open
     for told in found.metrics["targets"].values():
         for name in FORECASTS:
@@ -99,7 +99,7 @@ def test_the_report_says_what_the_manifest_says(head: str, tmp_path: Path) -> No
 def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
     """No script, no address and no style from elsewhere: it reads the same on any machine, at any time."""
     manifest, found = made(tmp_path)
-    page = report.html(manifest, found.picture)
+    page = report.html(manifest, found.illustration)
     assert Page(page).addresses == []
     assert not Page(page).seen & {"script", "link", "img", "iframe", "object", "base", "foreignobject"}
     assert not re.search(r"https?://|url\(|@import|javascript:", page)
@@ -112,9 +112,9 @@ def test_what_the_data_says_is_text(tmp_path: Path) -> None:
     manifest, found = made(tmp_path / "nasty", features=("x", NASTY), series=NASTY, description=NASTY)
     provenance: Any = manifest.provenance
     provenance |= {"data": {"file": NASTY}, "config": {NASTY: NASTY}, "versions": {NASTY: NASTY}}
-    page = Page(report.html(manifest, found.picture))
+    page = Page(report.html(manifest, found.illustration))
     assert not page.open
-    assert page.seen == Page(report.html(plain, known.picture)).seen
+    assert page.seen == Page(report.html(plain, known.illustration)).seen
     assert page.text.count("<script>alert(") >= 9
 
 
@@ -124,20 +124,20 @@ def test_a_loss_is_said_in_words(tmp_path: Path) -> None:
     metrics = found.metrics
     own = metrics["targets"]["x"]["model"]
     own["mae"] = 1e6
-    worse = Page(report.html(manifest, found.picture)).text
+    worse = Page(report.html(manifest, found.illustration)).text
     assert (
         "It loses to a naive forecast one step ahead: x by MAE against last value; x by MAE against seasonal" in worse
     )
     own["mae"] = own["rmse"] = 1e-6
     metrics["targets"]["x"]["better"] = evaluate._better(
-        {name: metrics["targets"]["x"][name] for name in FORECASTS}, evaluate.DECIDE["forecast"]
+        {name: metrics["targets"]["x"][name] for name in FORECASTS}, evaluate.DECISIVE["forecast"]
     )
     metrics["horizons"]["targets"]["x"]["model"]["mae"] = [1e-6] * 6
-    better = Page(report.html(manifest, found.picture)).text
+    better = Page(report.html(manifest, found.illustration)).text
     assert "It beats every naive forecast one step ahead" in better
     assert "loses" not in better
     metrics["horizons"]["targets"]["x"]["model"]["mae"] = [1e6] * 6
-    further = Page(report.html(manifest, found.picture)).text
+    further = Page(report.html(manifest, found.illustration)).text
     assert "Further ahead it loses, taking 6 steps together: x by MAE against last value, seasonal naive" in further
 
 
@@ -149,7 +149,7 @@ def test_an_older_bundle_has_a_report_too(tmp_path: Path) -> None:
         for name in ("model", "last_value", "seasonal_naive"):
             told[name] = {measure: told[name][measure] for measure in ("mae", "rmse")}
     del found.metrics["horizons"]
-    page = Page(report.html(manifest, found.picture))
+    page = Page(report.html(manifest, found.illustration))
     assert "seasonal naive" in page.text
     assert not {"drift", "MASE", "Reliability", "Training"} & set(re.findall(r"\w+", page.text))
 
