@@ -18,7 +18,8 @@ RUN python -m venv --without-pip /opt/onward \
  && python -m pip install --quiet --constraint constraints.txt pip \
  && python -m pip --python /opt/onward/bin/python install --quiet --constraint constraints.txt --requirement requirements.txt \
  && find /opt/onward -depth -type d -name tests -exec rm -r {} +
-COPY LICENSE NOTICE README.md onward.py ./
+COPY LICENSE NOTICE README.md ./
+COPY onward onward
 COPY examples examples
 COPY client client
 COPY model model

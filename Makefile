@@ -6,7 +6,8 @@ BIN := .venv/bin
 # gunicorn-h1c comes as C: without a compiler the service runs without the step lane, and says so
 LANE := $(if $(shell command -v cc),$(comma)lane)
 ALONE := tests/e2e/test_responsive.py
-LEARNING := $(addprefix tests/training/test_,known_source.py optima.py examples.py resume.py processes.py)
+LEARNING := $(addprefix tests/training/,fit/test_optimal_predictions.py fit/test_optimal_forecasts.py \
+	test_examples.py fit/test_resume.py fit/test_distributed.py)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # tests start hundreds of processes: none compiles again what another has compiled
 unexport PYTHONDONTWRITEBYTECODE

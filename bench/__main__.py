@@ -28,15 +28,15 @@ import torch
 
 from bench import servers
 from bench.servers import Calls, Server
-from model.manifest import Feature
-from service.sessions import record as records
-from service.sessions.lmdb import LmdbStore
-from service.sessions.record import Record
-from service.sessions.store import Change
-from training.config import Model
-from training.export import PROOF_STEPS, export
-from training.nets import Network, Signature
-from training.reading import Scaling
+from onward.model.manifest import Feature
+from onward.service.store import record as records
+from onward.service.store.contract import Change
+from onward.service.store.lmdb import LmdbStore
+from onward.service.store.record import Record
+from onward.training.config import Model
+from onward.training.export.export_bundle import PROOF_STEPS, export
+from onward.training.network.input_layer import Scaling
+from onward.training.network.network import Network, Signature
 
 REPORT = Path(__file__).with_name("report.json")
 SLICE_S = 0.5

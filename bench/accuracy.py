@@ -15,9 +15,9 @@ from pathlib import Path
 import gevent
 
 from bench.__main__ import Bench
-from model.repository import open_all
-from service.engine.engine import Engine, Limits
-from service.sessions.lmdb import LmdbStore
+from onward.model.repository import open_all
+from onward.service.engine.engine import Engine, Limits
+from onward.service.store.lmdb import LmdbStore
 
 CASES = ((1, 1, 4000), (64, 1, 200), (1, 64, 200))
 """Sessions that step together, steps a call, and calls."""

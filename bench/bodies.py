@@ -18,15 +18,15 @@ from typing import NamedTuple
 import gevent
 from flask import Flask
 
-from model.repository import open_all
-from service.app import OPERATIONS, create_app
-from service.engine.engine import Engine, Limits
-from service.engine.turn import turn
-from service.http.operations import Operation
-from service.sessions.lmdb import LmdbStore
-from service.sessions.seal import Seal
-from service.settings import Settings
-from tests.reference import ZOO
+from onward.model.repository import open_all
+from onward.service.app import OPERATIONS, create_app
+from onward.service.engine.engine import Engine, Limits
+from onward.service.engine.event_loop import turn
+from onward.service.http.operations import Operation
+from onward.service.settings import Settings
+from onward.service.store.lmdb import LmdbStore
+from onward.service.store.signed_tokens import Seal
+from tests.helpers.reference_loop import ZOO
 
 LARGEST = Settings().max_body_bytes
 _KEYS = b",".join(b'"k%06d":1' % number for number in range(LARGEST // 12 + 1))

@@ -18,10 +18,10 @@ from redis import Redis
 
 from bench import servers
 from bench.__main__ import CLIENTS, Bench, machine, post, sessions, steps
-from service.sessions import record as records
-from service.sessions.record import Record
-from service.sessions.redis import RedisStore
-from service.sessions.store import Change
+from onward.service.store import record as records
+from onward.service.store.contract import Change
+from onward.service.store.record import Record
+from onward.service.store.redis import RedisStore
 
 WEIGHED, BATCH, SECONDS = 20_000, 64, 3.0
 BUSY = 0.6

@@ -2,10 +2,10 @@
 
     make bench-training
 
-Prints steps a second of `training.loop.fit` and of a bare torch loop over the same network, data and windows, in rounds
-that take turns, the validation that both share left out; the peak memory of a process that does the one or the other;
-and two tasks that need memory, the adding problem (Hochreiter and Schmidhuber 1997) and copying over a delay (Arjovsky,
-Shah and Bengio 2016), solved or not.
+Prints steps a second of `onward.training.fit.training_loop.fit` and of a bare torch loop over the same network, data
+and windows, in rounds that take turns, the validation that both share left out; the peak memory of a process that does
+the one or the other; and two tasks that need memory, the adding problem (Hochreiter and Schmidhuber 1997) and copying
+over a delay (Arjovsky, Shah and Bengio 2016), solved or not.
 """
 
 import math
@@ -24,15 +24,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model.manifest import Feature
-from training import loop, optimise, sampling
-from training.checkpoint import Checkpoint
-from training.config import Cell, Model, Train
-from training.data import Series
-from training.examples import Example, example
-from training.formula import TorchOps
-from training.nets import Network, Signature
-from training.reading import Scaling
+from onward.model.manifest import Feature
+from onward.training.config import Cell, Model, Train
+from onward.training.data import sampling
+from onward.training.data.datasets import Series
+from onward.training.data.training_examples import Example, example
+from onward.training.fit import optimisation, training_loop
+from onward.training.fit.checkpoint import Checkpoint
+from onward.training.network.input_layer import Scaling
+from onward.training.network.network import Network, Signature
+from onward.training.network.ops import TorchOps
 
 ROUNDS, EPOCHS = 7, 4
 SETTINGS = Train(epochs=EPOCHS, window=64, batch=32, patience=EPOCHS)
@@ -45,8 +46,8 @@ class Watch:
     """Seconds since it was started, without those in `loop.validate`."""
 
     def __init__(self) -> None:
-        self._validate, self._out = loop.validate, 0.0
-        loop.validate = self._validated
+        self._validate, self._out = training_loop.validate, 0.0
+        training_loop.validate = self._validated
         self._began = time.perf_counter()
 
     def _validated(self, network: Network, examples: Sequence[Example]) -> float:
@@ -56,7 +57,7 @@ class Watch:
         return loss
 
     def stop(self) -> float:
-        loop.validate = self._validate
+        training_loop.validate = self._validate
         return time.perf_counter() - self._began - self._out
 
 
@@ -79,7 +80,7 @@ def ours(units: int, one: Series) -> int:
     """As `onward train` does it, with checkpoints; returns the optimiser's steps."""
     with tempfile.TemporaryDirectory() as folder:
         kept = Checkpoint(Path(folder) / "checkpoint.pt", {})
-        return loop.fit(lstm(units), [one], SETTINGS, quiet=True, checkpoint=kept).steps
+        return training_loop.fit(lstm(units), [one], SETTINGS, quiet=True, checkpoint=kept).steps
 
 
 def bare(units: int, one: Series) -> int:
@@ -102,7 +103,7 @@ def bare(units: int, one: Series) -> int:
             nn.utils.clip_grad_norm_(network.parameters(), SETTINGS.clip)
             optimiser.step()
             steps += 1
-        loop.validate(network, validated)
+        training_loop.validate(network, validated)
     return steps
 
 
@@ -181,11 +182,11 @@ def solve(
         for layer in network.layers:
             cast("nn.RNNBase", layer).reset_parameters()
     settings = Train(learning_rate=4e-3 if cell != "rnn_tanh" else 1e-3, warmup=100)
-    optimiser, rng = optimise.adamw(network, settings), np.random.default_rng(0)
+    optimiser, rng = optimisation.adamw(network, settings), np.random.default_rng(0)
     test = make(np.random.default_rng(1), batch=1000)
     began, steps, done = time.perf_counter(), 0, False
     while not done and steps < MOST:
-        for rate in optimise.rates(settings, before=steps, steps=50, validation=[]):
+        for rate in optimisation.rates(settings, before=steps, steps=50, validation=[]):
             for group in optimiser.param_groups:
                 group["lr"] = rate
             inputs, actual = make(rng)

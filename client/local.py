@@ -15,24 +15,24 @@ from typing import Any, Self, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from client import infos, values
-from client.calls import new_id
-from client.errors import InvalidRequest, NoForecast, NotFinite, StepConflict
-from client.generating import Choices
-from client.infos import IntervalInfo, SessionInfo, Surprise
-from client.values import Done, Forecast, Generated, Predicted, Prediction, Predictions, Step, Steps
-from model import rolling
-from model.answers import rolled, rows, said
-from model.drawing import new_seed
-from model.draws import Ended, Path, Start, Wish, told
-from model.feed import Feed
-from model.inputs import InputError, to_array
-from model.paths import SAMPLES, feed, hold, sampled, wanted
-from model.repository import open_bundle
-from model.runner import Outputs, StepModel
-from model.scoring.accuracy import Accuracy
-from model.scoring.surprise import NONE, Means, running, surprises
-from model.state import State
+from onward.client import results, session_info
+from onward.client.errors import InvalidRequest, NoForecast, NotFinite, StepConflict
+from onward.client.generation import Choices
+from onward.client.operations import new_id
+from onward.client.results import Done, Forecast, Generated, Predicted, Prediction, Predictions, Step, Steps
+from onward.client.session_info import IntervalInfo, SessionInfo, Surprise
+from onward.model.inputs import InputError, to_array
+from onward.model.outputs import rolled, rows, said
+from onward.model.repository import open_bundle
+from onward.model.runner import Outputs, StepModel
+from onward.model.sampling import rollout
+from onward.model.sampling.generation import Ended, Path, Start, Wish, told
+from onward.model.sampling.rollout_inputs import Feed
+from onward.model.sampling.sample_paths import SAMPLES, feed, hold, sampled, wanted
+from onward.model.sampling.samplers import new_seed
+from onward.model.scoring.accuracy import Accuracy
+from onward.model.scoring.surprise import NONE, Means, running, surprises
+from onward.model.state import State
 
 NOT_FINITE = "these inputs drive the model beyond finite numbers; the session is unmoved"
 LIMITS = {
@@ -47,7 +47,7 @@ MOST_STEPS = 100_000_000
 
 
 def load(path: str | PathLike[str], *, threads: int = 1, accuracy: bool = True) -> "Local":
-    """The bundle in the folder `path`, verified. Raises `model.manifest.BundleError`.
+    """The bundle in the folder `path`, verified. Raises `onward.model.manifest.BundleError`.
 
     accuracy: whether its sessions tell how their predictions come true, as a service does unless `ONWARD_ACCURACY=0`.
     """
@@ -80,7 +80,7 @@ class Local:
         found, alone = [], Accuracy(self.model, on=False)
         if horizon:
             with _refusing():
-                rolling.hold_alone(self.model.manifest)
+                rollout.hold_alone(self.model.manifest)
         for sequence in sequences:
             session = LocalSession(self.model, new_id(), alone)
             told = session.steps(sequence)
@@ -109,7 +109,7 @@ class LocalSession:
         self._counted, self._accuracy = counted, counted.begun(interval)
         self._surprise: Means = NONE
         if inputs is not None:
-            self._advanced(values.steps(inputs), None)
+            self._advanced(results.steps(inputs), None)
         self.prediction = self._next()
 
     def __repr__(self) -> str:
@@ -136,15 +136,15 @@ class LocalSession:
             surprise=Surprise(*self._surprise) if self._surprise[0] else None,
             accuracy=None
             if targets is None
-            else {name: infos.Accuracy(**one._asdict()) for name, one in targets.items()},
+            else {name: session_info.Accuracy(**one._asdict()) for name, one in targets.items()},
             interval=None if interval is None else IntervalInfo(**interval._asdict()),
         )
 
     def step(self, step: Step, *, at: int | None = None) -> Prediction:
-        return self._advanced(values.step(step), at).last
+        return self._advanced(results.step(step), at).last
 
     def steps(self, inputs: Steps, *, at: int | None = None) -> Predictions:
-        return self._advanced(values.steps(inputs), at)
+        return self._advanced(results.steps(inputs), at)
 
     def stream(self, inputs: Iterable[Step]) -> Iterator[Prediction]:
         return map(self.step, inputs)
@@ -169,7 +169,7 @@ class LocalSession:
             start = self._start(horizon, inputs, future)
             if not draws:
                 outputs = self._rolled(start, horizon, [Feed(model, start.known)])
-                return Forecast(values.outputs(rolled(model, np.concatenate(outputs))), self.step_count)
+                return Forecast(results.outputs(rolled(model, np.concatenate(outputs))), self.step_count)
             hold(model.manifest.head, samples=samples, levels=levels)
             seed, count = new_seed() if seed is None else seed, SAMPLES if samples is None else samples
             if count * horizon > MOST_STEPS:
@@ -180,11 +180,11 @@ class LocalSession:
             for row, one in enumerate(feeds):
                 one.say(last[row : row + 1])
             drawn = sampled(model, self.step_count, seed, feeds, start.outputs, levels)
-        return Forecast(values.outputs(drawn.told(paths=paths)), self.step_count, seed, count, drawn.levels)
+        return Forecast(results.outputs(drawn.told(paths=paths)), self.step_count, seed, count, drawn.levels)
 
     def generate(self, horizon: int, **choices: Unpack[Choices]) -> Iterator[Generated | Done]:
         """Draws up to `horizon` steps, each as it is drawn, and Done; the session stays. choices: see `Choices`."""
-        wish: dict[str, Any] = values.given(**choices)
+        wish: dict[str, Any] = results.given(**choices)
         inputs, future, seed = (wish.pop(name, None) for name in ("inputs", "future", "seed"))
         _hold_to_limits(horizon=horizon, seed=seed, **{name: wish[name] for name in wish if name in LIMITS})
         seed = new_seed() if seed is None else seed
@@ -194,7 +194,7 @@ class LocalSession:
                 if isinstance(one, Ended):
                     yield Done(one.reason, seed, self.step_count, one.text)
                 else:
-                    yield values.generated(told(self._model, one))
+                    yield results.generated(told(self._model, one))
 
     def fork(self, session_id: str | None = None) -> "LocalSession":
         """A session of its own in the same state."""
@@ -206,13 +206,13 @@ class LocalSession:
     def _start(self, horizon: int, inputs: Steps | None, future: Steps | None) -> Start:
         """Here, or after `inputs`, and what is known of the features that are not predicted."""
         manifest = self._model.manifest
-        rolling.hold(manifest)
-        known = rolling.known(manifest, horizon, None if future is None else values.steps(future))
+        rollout.hold(manifest)
+        known = rollout.known(manifest, horizon, None if future is None else results.steps(future))
         if inputs is None:
             read, state = np.zeros((0, len(manifest.features)), np.float32), self._state
             outputs = self._model.last_prediction(state)
         else:
-            read = to_array(values.steps(inputs), manifest.features)
+            read = to_array(results.steps(inputs), manifest.features)
             outputs, state = self._run(read, self._state)
         _hold_finite(outputs)
         return Start(outputs[-1:], state, read, known)
@@ -241,7 +241,7 @@ class LocalSession:
         self._state, self._surprise = after, running(self._surprise, surprises(self._model, outputs))
         self.step_count += len(array)
         self._stepped = datetime.now(UTC)
-        told = values.predictions({**_known(rows(self._model, outputs)), "step": self.step_count})
+        told = results.predictions({**_known(rows(self._model, outputs)), "step": self.step_count})
         self.prediction = told.last
         return told
 
@@ -256,7 +256,7 @@ class LocalSession:
     def _next(self) -> Prediction | None:
         """What the model says of the next input, where it keeps it."""
         told = said(self._model, self._model.last_prediction(self._state)[0], self._model.manifest.head.last)
-        return Prediction(values.outputs(told), None, self.step_count) if told else None
+        return Prediction(results.outputs(told), None, self.step_count) if told else None
 
     def _run(self, inputs: NDArray[np.float32], state: State) -> tuple[Outputs, State]:
         outputs, after = self._model.run_row(inputs, state)
@@ -291,7 +291,7 @@ def _refusing() -> Iterator[None]:
         yield
     except InputError as error:
         raise InvalidRequest.here(str(error), error.faults) from error
-    except rolling.NoRollingError as error:
+    except rollout.NoRollingError as error:
         raise NoForecast.here(str(error), [("horizon", str(error))]) from error
-    except rolling.NonFiniteError as error:
+    except rollout.NonFiniteError as error:
         raise NotFinite.here(NOT_FINITE) from error

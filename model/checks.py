@@ -15,10 +15,10 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from model import agreement
-from model.manifest import RANKED, Feature
-from model.runner import Outputs, StepModel
-from model.state import State
+from onward.model import tolerance
+from onward.model.manifest import RANKED, Feature
+from onward.model.runner import Outputs, StepModel
+from onward.model.state import State
 
 TOLERANCE = 1e-5
 """Relative to each output's largest magnitude, for models that do not claim equal bits (`exact`)."""
@@ -79,13 +79,13 @@ def same(model: StepModel, what: str, got: Answer, expected: Answer) -> None:
     least = 1.0 if model.manifest.head.ranks else 1e-30  # log-probabilities have no unit, numbers may be small
     for part, name, a, b, scores in _pairs(model, got, expected):
         if exact and not (a.shape == b.shape and a.tobytes() == b.tobytes()):
-            raise CheckError(f"{what}: {part} {name!r} differs by up to {agreement.difference(a, b):.3g}")
+            raise CheckError(f"{what}: {part} {name!r} differs by up to {tolerance.difference(a, b):.3g}")
         if exact:
             continue
         if scores is not None:
-            if moved := agreement.misplaced(a, b, scores, TOLERANCE * agreement.magnitude(scores)):
+            if moved := tolerance.misplaced(a, b, scores, TOLERANCE * tolerance.magnitude(scores)):
                 raise CheckError(f"{what}: {part} {name!r} differs in {moved} places that are not tied")
-        elif not (worst := agreement.difference(a, b)) <= TOLERANCE * max(agreement.magnitude(b), least):
+        elif not (worst := tolerance.difference(a, b)) <= TOLERANCE * max(tolerance.magnitude(b), least):
             raise CheckError(f"{what}: {part} {name!r} differs by up to {worst:.3g}")
 
 

@@ -14,8 +14,8 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from model.manifest import Head
-from model.runner import Outputs
+from onward.model.manifest import Head
+from onward.model.runner import Outputs
 
 Array = NDArray[np.float64]
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from model.manifest import Feature
+from onward.model.manifest import Feature
 
 Value = float | int | str | None
 Rows = Sequence[Sequence[Value]]

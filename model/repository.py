@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from model import agreement
-from model import manifest as manifests
-from model.manifest import RANKED, BundleError, Manifest
-from model.runner import Outputs, StepModel
+from onward.model import manifest as manifests
+from onward.model import tolerance
+from onward.model.manifest import RANKED, BundleError, Manifest
+from onward.model.runner import Outputs, StepModel
 
 GRAPH, MANIFEST = "model.onnx", "manifest.json"
 
@@ -144,12 +144,12 @@ def _verify_parity(file: Path, model: StepModel) -> None:
         for name, values in expected.items():
             if model.manifest.head.ranks and name == RANKED[0]:
                 scores = expected[RANKED[1]][valid]
-                allowed = parity.tolerance * agreement.magnitude(scores)
-                if moved := agreement.misplaced(outputs[name][valid], values[valid], scores, allowed):
+                allowed = parity.tolerance * tolerance.magnitude(scores)
+                if moved := tolerance.misplaced(outputs[name][valid], values[valid], scores, allowed):
                     raise BundleError(file, f"parity: {moved} places in the output {name!r} are not the network's")
                 continue
-            worst = agreement.difference(outputs[name][valid], values[valid])
-            allowed = parity.tolerance * agreement.magnitude(values[valid])
+            worst = tolerance.difference(outputs[name][valid], values[valid])
+            allowed = parity.tolerance * tolerance.magnitude(values[valid])
             if not worst <= allowed:  # a NaN is no agreement either
                 raise BundleError(
                     file, f"parity: output {name!r} is {worst:.3g} off the trained network, {allowed:.3g} allowed"

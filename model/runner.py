@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.manifest import BATCH, TIME, BundleError, Manifest, Tensor
-from model.state import Layout, State
+from onward.model.manifest import BATCH, TIME, BundleError, Manifest, Tensor
+from onward.model.state import Layout, State
 
 if TYPE_CHECKING:
     import onnxruntime as ort

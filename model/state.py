@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.manifest import StatePair
+from onward.model.manifest import StatePair
 
 State = NDArray[np.void]
 """(batch,) rows of a layout's dtype."""

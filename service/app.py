@@ -4,31 +4,21 @@ from typing import TYPE_CHECKING
 
 from flask import Flask
 
-from service.catalogue import Catalogue
-from service.engine.engine import Engine, Limits
-from service.http import (
-    advance,
-    forecasts,
-    health,
-    metrics,
-    models,
-    openapi,
-    operations,
-    problems,
-    sessions,
-    stream,
-)
-from service.http.reply import Empty
-from service.sessions.opening import open_store
-from service.settings import Settings
-from service.telemetry import Telemetry
+from onward.service.engine.engine import Engine, Limits
+from onward.service.http import forecasts, health, metrics, models, openapi, operations, problems, sessions, step_routes
+from onward.service.http.reply import Empty
+from onward.service.metrics.telemetry import Telemetry
+from onward.service.model_catalogue import Catalogue
+from onward.service.settings import Settings
+from onward.service.store.opening import open_store
+from onward.service.websocket import endpoint
 
 if TYPE_CHECKING:
-    from service.sessions.seal import Seal
+    from onward.service.store.signed_tokens import Seal
 
 OPERATIONS = (
-    *health.OPERATIONS, *metrics.OPERATIONS, *models.OPERATIONS, *sessions.OPERATIONS, *advance.OPERATIONS,
-    *stream.OPERATIONS, *forecasts.OPERATIONS,
+    *health.OPERATIONS, *metrics.OPERATIONS, *models.OPERATIONS, *sessions.OPERATIONS, *step_routes.OPERATIONS,
+    *endpoint.OPERATIONS, *forecasts.OPERATIONS,
 )  # fmt: skip
 
 
@@ -59,7 +49,7 @@ def create_engine(settings: Settings, catalogue: Catalogue, telemetry: Telemetry
 def _seal(settings: Settings) -> "Seal | None":
     if settings.secret is None:
         return None
-    from service.sessions.seal import Seal  # noqa: PLC0415  (4 MB of memory that only those who set a secret need)
+    from onward.service.store.signed_tokens import Seal  # noqa: PLC0415  (4 MB of memory that only those who set a secret need)
 
     return Seal(settings.secret.get_secret_value().split(","))
 

@@ -1,4 +1,5 @@
-"""What can go wrong, in the domain's words. Knows nothing of HTTP: `service.http.problems` maps these to statuses.
+"""What can go wrong, in the domain's words. Knows nothing of HTTP: `onward.service.http.problems` maps these to
+statuses.
 
 Each message says what is wrong and, where there is one, the way out.
 """

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from model import ZOO
+from onward.model import ZOO
 
 PREFIX = "ONWARD_"
 OF_CLIENTS = frozenset({"ONWARD_URL", "ONWARD_API_KEY"})

@@ -1,10 +1,27 @@
+import sys
 from collections.abc import Iterator
+from importlib.abc import MetaPathFinder
 
 import pytest
 import torch
 from hypothesis import settings
 
-from tests.valkey import Server
+from tests.helpers.valkey_server import Server
+
+
+class _FullNamesOnly(MetaPathFinder):
+    """Refuses `import model` for `import onward.model`.
+
+    The repository's root is on the path of the tests. A bare name would load a second copy of a module, and a test
+    could change or patch that copy in the place of the module that runs.
+    """
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:
+        if fullname in {"client", "model", "service", "training"}:
+            raise ImportError(f"import onward.{fullname}, not {fullname}")
+
+
+sys.meta_path.insert(0, _FullNamesOnly())
 
 # how long an example takes is the machine's
 settings.register_profile("onward", settings(), deadline=None)

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from model.manifest import Name
-from training import calendar
+from onward.model.manifest import Name
+from onward.training.data import calendar
 
 Cell = Literal["rnn_tanh", "rnn_relu", "lstm", "gru"]
 Columns = Annotated[tuple[str, ...], Field(min_length=1)]

@@ -13,16 +13,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from model.repository import next_version
-from model.runner import StepModel
-from training import checkpoint as checkpoints
-from training import data, evaluate, export, loop, moments, report, split, table
-from training.checkpoint import Checkpoint
-from training.config import Config
-from training.data import Dataset
-from training.errors import DataError, TrainingError
-from training.nets import Network, Signature
-from training.publish import Measured
+from onward.model.repository import next_version
+from onward.model.runner import StepModel
+from onward.training.config import Config
+from onward.training.data import datasets, split, training_statistics
+from onward.training.data.datasets import Dataset
+from onward.training.errors import DataError, TrainingError
+from onward.training.evaluation import evaluation
+from onward.training.export import export_bundle
+from onward.training.export.publish import Measured
+from onward.training.fit import checkpoint as checkpoints
+from onward.training.fit import training_loop
+from onward.training.fit.checkpoint import Checkpoint
+from onward.training.network.network import Network, Signature
+from onward.training.report import html_report, report_table
 
 
 class LosesError(Exception):
@@ -33,7 +37,7 @@ class LosesError(Exception):
 class Fitted:
     dataset: Dataset
     network: Network
-    history: loop.History
+    history: training_loop.History
 
 
 def train(
@@ -54,7 +58,7 @@ def fit(config: Config, *, quiet: bool | None = None, resume: bool = False) -> F
 
 
 def dataset(config: Config) -> Dataset:
-    return data.load(config.data_file, config.data)
+    return datasets.load(config.data_file, config.data)
 
 
 def fitted(
@@ -64,12 +68,12 @@ def fitted(
     quiet: bool | None = None,
     checkpoint: Checkpoint | None = None,
     resume: bool = False,
-    watch: loop.Watch | None = None,
+    watch: training_loop.Watch | None = None,
 ) -> Fitted:
     """The network, fitted to data that were loaded before. Raises as `loop.fit` does."""
     torch.manual_seed(config.train.seed)
     network = build(config, loaded)
-    history = loop.fit(
+    history = training_loop.fit(
         network, loaded.series, config.train, quiet=quiet, checkpoint=checkpoint, resume=resume, watch=watch
     )
     return Fitted(loaded, network, history)
@@ -82,7 +86,7 @@ def stopped(config: Config) -> Fitted:
     content = kept.read()
     if content is None:
         raise TrainingError(f"{kept.file}: no run of this configuration was stopped; train it first")
-    return Fitted(loaded, network, loop.restore(network, kept.state(content)))
+    return Fitted(loaded, network, training_loop.restore(network, kept.state(content)))
 
 
 def checkpoint(config: Config, loaded: Dataset) -> Checkpoint:
@@ -97,7 +101,7 @@ def publish(
     """A run that is not `finished` can still go on."""
     dataset = fitted.dataset
     bundle = config.repository / config.name / str(next_version(config.repository, config.name))
-    model = export.export(
+    model = export_bundle.export(
         fitted.network,
         bundle=bundle,
         sample=sample(dataset),
@@ -113,12 +117,14 @@ def publish(
 def measured(model: StepModel, config: Config, dataset: Dataset, *, must_beat: bool) -> Measured:
     """The metrics and the report of them. Raises DataError, LosesError."""
     try:
-        found = evaluate.measure(model, dataset.series, config.data.period, config.data.horizon)
+        found = evaluation.measure(model, dataset.series, config.data.period, config.data.horizon)
     except ValueError as error:
         raise DataError(f"{config.data_file}: {error}") from error
-    if must_beat and evaluate.unbeaten_baselines(found.metrics):
-        raise LosesError(table.text(model.manifest.model_copy(update={"metrics": found.metrics})))
-    return Measured(found.metrics, lambda manifest: {report.REPORT: report.html(manifest, found.illustration)})
+    if must_beat and evaluation.unbeaten_baselines(found.metrics):
+        raise LosesError(report_table.text(model.manifest.model_copy(update={"metrics": found.metrics})))
+    return Measured(
+        found.metrics, lambda manifest: {html_report.REPORT: html_report.html(manifest, found.illustration)}
+    )
 
 
 def build(config: Config, dataset: Dataset) -> Network:
@@ -130,7 +136,9 @@ def build(config: Config, dataset: Dataset) -> Network:
         per_sequence=config.data.label is not None and config.data.per == "sequence",
         changes=config.data.changes,
     )
-    return Network(config.model, signature, moments.scaling(dataset), moments.counts(dataset, signature))
+    return Network(
+        config.model, signature, training_statistics.scaling(dataset), training_statistics.counts(dataset, signature)
+    )
 
 
 def sample(dataset: Dataset, rows: int = 7) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
@@ -138,12 +146,12 @@ def sample(dataset: Dataset, rows: int = 7) -> np.ndarray[tuple[int, ...], np.dt
     stretches = []
     for row in range(rows):
         values = dataset.series[row % len(dataset.series)].values
-        start = (len(values) - export.PROOF_STEPS) * row // rows
-        stretches.append(values[max(0, start) :][: export.PROOF_STEPS])
-    return np.stack([np.resize(stretch, (export.PROOF_STEPS, stretch.shape[1])) for stretch in stretches])
+        start = (len(values) - export_bundle.PROOF_STEPS) * row // rows
+        stretches.append(values[max(0, start) :][: export_bundle.PROOF_STEPS])
+    return np.stack([np.resize(stretch, (export_bundle.PROOF_STEPS, stretch.shape[1])) for stretch in stretches])
 
 
-def provenance(config: Config, dataset: Dataset, history: loop.History) -> dict[str, Any]:
+def provenance(config: Config, dataset: Dataset, history: training_loop.History) -> dict[str, Any]:
     """Where the bundle comes from: enough to make it again."""
     told = config.model_dump(mode="json", exclude={"tune"})
     return {

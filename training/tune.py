@@ -12,10 +12,11 @@ from typing import Any
 import optuna
 import tomlkit
 
-from training import config as configs
-from training import loop, run
-from training.config import Config, ConfigError, Range
-from training.errors import TrainingError
+from onward.training import config as configs
+from onward.training import run
+from onward.training.config import Config, ConfigError, Range
+from onward.training.errors import TrainingError
+from onward.training.fit import training_loop
 
 Told = Callable[[str], None]
 
@@ -90,7 +91,7 @@ def _suggested(one: optuna.Trial, key: str, among: Range | tuple[Any, ...]) -> A
     return one.suggest_float(key, low, high, log=among.log)
 
 
-def _watch(one: optuna.Trial, history: loop.History) -> None:
+def _watch(one: optuna.Trial, history: training_loop.History) -> None:
     one.report(history.validation[-1], len(history.validation))
     if one.number and one.should_prune():
         raise optuna.TrialPruned

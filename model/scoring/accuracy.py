@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from model.manifest import Head
-from model.runner import Outputs, StepModel
-from model.scoring.figures import Figures
-from model.scoring.ledger import Interval, Ledger, Target
-from model.state import State
+from onward.model.manifest import Head
+from onward.model.runner import Outputs, StepModel
+from onward.model.scoring.layout import Figures
+from onward.model.scoring.statistics import Interval, Ledger, Target
+from onward.model.state import State
 
 
 class Accuracy:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from model.runner import Outputs, StepModel
+from onward.model.runner import Outputs, StepModel
 
 _RECENT_WEIGHT = 0.1
 """Of the newest in the mean that forgets."""

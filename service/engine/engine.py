@@ -15,27 +15,28 @@ import gevent
 import numpy as np
 from numpy.typing import NDArray
 
-from model import rolling
-from model.repository import Opened
-from model.runner import Outputs, StepModel
-from model.scoring.ledger import Interval, Target
-from model.scoring.surprise import NONE, running, surprises
-from service.engine import dispatch, history
-from service.engine.carried import Carried
-from service.engine.dispatch import Dispatch
-from service.engine.forecast import Forecasts
-from service.engine.generate import Draws
-from service.engine.history import Point
-from service.engine.inputs import Inputs, Intake
-from service.engine.lives import Lives, Session
-from service.engine.models import Models, ref_of, state_of
-from service.engine.observer import Observer
-from service.engine.origin import Origins
-from service.engine.past import Past
-from service.engine.refusing import refusing
-from service.engine.steps import Answer, Steps
-from service.engine.turn import by_turns, turn
-from service.errors import (
+from onward.model.repository import Opened
+from onward.model.runner import Outputs, StepModel
+from onward.model.sampling import rollout
+from onward.model.scoring.statistics import Interval, Target
+from onward.model.scoring.surprise import NONE, running, surprises
+from onward.service.engine.batching import batcher
+from onward.service.engine.batching.batcher import Dispatch
+from onward.service.engine.event_loop import by_turns, turn
+from onward.service.engine.forecasting.forecast import Forecasts
+from onward.service.engine.forecasting.forecast_start import Origins
+from onward.service.engine.forecasting.generation import Draws
+from onward.service.engine.input_errors import refusing
+from onward.service.engine.input_parsing import Inputs, Intake
+from onward.service.engine.models import Models, ref_of, state_of
+from onward.service.engine.observer import Observer
+from onward.service.engine.sessions import history
+from onward.service.engine.sessions.history import Point
+from onward.service.engine.sessions.lifecycle import Lives, Session
+from onward.service.engine.sessions.rewind import Past
+from onward.service.engine.sessions.transfer import Carried
+from onward.service.engine.steps import Answer, Steps
+from onward.service.errors import (
     Fault,
     InvalidInputError,
     ModelGoneError,
@@ -43,13 +44,13 @@ from service.errors import (
     SessionExistsError,
     UnknownSessionError,
 )
-from service.sessions import record as records
-from service.sessions import requests
-from service.sessions.record import Record
-from service.sessions.store import Store
+from onward.service.store import idempotency
+from onward.service.store import record as records
+from onward.service.store.contract import Store
+from onward.service.store.record import Record
 
 if TYPE_CHECKING:
-    from service.sessions.seal import Seal
+    from onward.service.store.signed_tokens import Seal
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +134,7 @@ class Engine:
         threads = gevent.get_hub().threadpool
         self._greenlets = [
             *(gevent.spawn(queue.drain) for queue in self._dispatch.queues.values()),
-            gevent.spawn(self._every, dispatch.LEFT_S, self._dispatch.look_who_left),
+            gevent.spawn(self._every, batcher.LEFT_S, self._dispatch.look_who_left),
             gevent.spawn(self._every, flush_s, lambda: threads.apply(self._store.flush)),
             gevent.spawn(self._every, sweep_s, self._sweep),
         ]
@@ -167,7 +168,7 @@ class Engine:
         if horizon:
             self._origins.hold(model, horizon)
             with refusing():
-                rolling.hold_alone(model.manifest)
+                rollout.hold_alone(model.manifest)
         what = f"{len(sequences)} sequences, each with a horizon of {horizon},"
         self._intake.limit(len(sequences) * horizon, "horizon", what)
         arrays, steps = [], 0
@@ -222,8 +223,8 @@ class Engine:
             surprise = running(surprise, surprises(model, done.outputs))
         record = records.first(tenant, ref_of(model), state.tobytes(), step, surprise, accuracy)
         if seeds is not None:
-            seeded = requests.Known(requests.digest(seeds.tobytes()), step, b"")
-            record = record._replace(requests=requests.remembering(b"", SEEDED, seeded))
+            seeded = idempotency.Known(idempotency.digest(seeds.tobytes()), step, b"")
+            record = record._replace(requests=idempotency.remembering(b"", SEEDED, seeded))
         record = self._with_history(model, record, seeds)
         return self.lives.begin(claim, record, ttl_s), Answer(model, step, outputs, created=True)
 
@@ -273,8 +274,8 @@ class Engine:
                 raise SessionExistsError(session_id, difference)
         model = self.models.of(record)
         if inputs is not None:
-            seeded = requests.find(record.requests, SEEDED)
-            if seeded is None or seeded.digest != requests.digest(self._intake.array(model, inputs).tobytes()):
+            seeded = idempotency.find(record.requests, SEEDED)
+            if seeded is None or seeded.digest != idempotency.digest(self._intake.array(model, inputs).tobytes()):
                 raise SessionExistsError(session_id, "is alive and not known to be seeded with these inputs")
         return session, Answer(model, record.step, model.last_prediction(state_of(model, record)))
 

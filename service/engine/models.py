@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from model.manifest import BundleError
-from model.repository import Opened
-from model.runner import StepModel
-from model.state import State, StateError
-from service.errors import (
+from onward.model.manifest import BundleError
+from onward.model.repository import Opened
+from onward.model.runner import StepModel
+from onward.model.state import State, StateError
+from onward.service.errors import (
     DamagedRecordError,
     ModelGoneError,
     OnwardError,
@@ -14,7 +14,7 @@ from service.errors import (
     UnknownModelError,
     UnknownVersionError,
 )
-from service.sessions.record import Record, Ref
+from onward.service.store.record import Record, Ref
 
 
 class Models:

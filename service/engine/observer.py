@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from model.runner import StepModel
-from model.scoring.figures import Sum
+from onward.model.runner import StepModel
+from onward.model.scoring.layout import Sum
 
 
 class Observer(Protocol):

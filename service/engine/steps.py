@@ -8,14 +8,14 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
-from model.runner import Outputs, StepModel
-from service.engine.dispatch import Dispatch
-from service.engine.executor import MovedError
-from service.engine.inputs import Inputs, Intake
-from service.engine.lives import Lives
-from service.engine.models import Models
-from service.engine.work import Asked, Call, Request, Work
-from service.errors import (
+from onward.model.runner import Outputs, StepModel
+from onward.service.engine.batching.batcher import Dispatch
+from onward.service.engine.batching.executor import MovedError
+from onward.service.engine.batching.work_item import Asked, Call, Request, Work
+from onward.service.engine.input_parsing import Inputs, Intake
+from onward.service.engine.models import Models
+from onward.service.engine.sessions.lifecycle import Lives
+from onward.service.errors import (
     Fault,
     InvalidInputError,
     NotFiniteError,
@@ -28,9 +28,9 @@ from service.errors import (
     UnknownSessionError,
     without_frames,
 )
-from service.sessions import record as records
-from service.sessions.record import Record
-from service.sessions.requests import REMEMBERED
+from onward.service.store import record as records
+from onward.service.store.idempotency import REMEMBERED
+from onward.service.store.record import Record
 
 PLACES = 100_000
 """How many sessions' models a process remembers, so that a step need not read its record to find its queue."""

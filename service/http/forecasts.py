@@ -8,28 +8,28 @@ from typing import NamedTuple, Self
 
 from flask import Response, request
 
-from model import paths
-from model.answers import rolled
-from model.draws import Ended, Wish, told
-from service.engine.engine import Engine
-from service.engine.generate import Draw
-from service.engine.origin import Ahead
-from service.engine.refusing import refusing
-from service.errors import Fault, InvalidInputError
-from service.http import answers, bodies, events, problems, received
-from service.http.connection import client
-from service.http.events import Event
-from service.http.operations import Operation, Query, json
-from service.http.reply import encode
-from service.http.steps import TENANT, checked
+from onward.model.outputs import rolled
+from onward.model.sampling import sample_paths
+from onward.model.sampling.generation import Ended, Wish, told
+from onward.service.engine.engine import Engine
+from onward.service.engine.forecasting.forecast_start import Ahead
+from onward.service.engine.forecasting.generation import Draw
+from onward.service.engine.input_errors import refusing
+from onward.service.errors import Fault, InvalidInputError
+from onward.service.http import problems, request_body, request_schemas, response_schemas, sse
+from onward.service.http.connection import client
+from onward.service.http.operations import Operation, Query, json
+from onward.service.http.reply import encode
+from onward.service.http.sse import Event
+from onward.service.http.steps import TENANT, checked
 
 
 def forecast(engine: Engine, session_id: str) -> Response:
     checked(session_id)
-    body = received.read(bodies.Forecast, engine)
+    body = request_body.read(request_schemas.Forecast, engine)
     ahead = Ahead(body.horizon, body.inputs, body.future)
     with refusing():
-        wanted = paths.wanted(samples=body.samples, levels=body.quantiles, seed=body.seed, paths=body.paths)
+        wanted = sample_paths.wanted(samples=body.samples, levels=body.quantiles, seed=body.seed, paths=body.paths)
     if not wanted:
         answer = engine.forecasts.roll(TENANT, session_id, ahead, has_left=client())
         return json({"step": answer.step, "forecast": rolled(answer.model, answer.outputs)})
@@ -77,7 +77,7 @@ class Place(NamedTuple):
 
 def generate(engine: Engine, session_id: str) -> Response:
     checked(session_id)
-    body = received.read(bodies.Generate, engine)
+    body = request_body.read(request_schemas.Generate, engine)
     digest = blake2b(body.model_dump_json().encode(), digest_size=8).digest()
     reached = _reached(request.headers.get("Last-Event-ID", ""), digest, body.horizon)
     has_left = client()
@@ -91,7 +91,7 @@ def generate(engine: Engine, session_id: str) -> Response:
         has_left=has_left,
     )
     place = Place(draw.seed, draw.record.step, draw.record.revision, digest, reached.told if reached else 0)
-    return events.response(_events(draw, place, request.path), has_left)
+    return sse.response(_events(draw, place, request.path), has_left)
 
 
 def _reached(event_id: str, digest: bytes, horizon: int) -> Place | None:
@@ -130,12 +130,13 @@ OPERATIONS = (
     Operation(
         "forecast_session", "POST", "/v1/sessions/{session_id}/forecast",
         forecast, "Roll predictions forward; the session is unmoved",
-        answers.ForecastAnswer, body=bodies.Forecast, problems=(400, 404, 409, 410, 413, 415, 422, 500, 503),
+        response_schemas.ForecastAnswer, body=request_schemas.Forecast,
+        problems=(400, 404, 409, 410, 413, 415, 422, 500, 503),
     ),
     Operation(
         "generate_session", "POST", "/v1/sessions/{session_id}/generate",
         generate, "Draw a path, an event a step; the session is unmoved",
-        answers.GeneratedEvents, body=bodies.Generate, media=events.MEDIA_TYPE,
+        response_schemas.GeneratedEvents, body=request_schemas.Generate, media=sse.MEDIA_TYPE,
         query=(Query("Last-Event-ID", str, "of the last event that came: the draw goes on after it", "header"),),
         problems=(400, 404, 409, 410, 413, 415, 422, 500, 503),
     ),

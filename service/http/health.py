@@ -4,10 +4,10 @@ from importlib.metadata import version
 
 from flask import Response
 
-from service.engine.engine import Engine
-from service.http import answers, models
-from service.http.operations import Operation, json
-from service.http.problems import NOT_READY, RequestError
+from onward.service.engine.engine import Engine
+from onward.service.http import models, response_schemas
+from onward.service.http.operations import Operation, json
+from onward.service.http.problems import NOT_READY, RequestError
 
 
 def healthz(engine: Engine) -> Response:
@@ -39,15 +39,15 @@ def index(engine: Engine) -> Response:
 
 
 OPERATIONS = (
-    Operation("get_index", "GET", "/", index, "What is here", answers.Index),
-    Operation("get_health", "GET", "/healthz", healthz, "Whether the process is alive", answers.Status),
+    Operation("get_index", "GET", "/", index, "What is here", response_schemas.Index),
+    Operation("get_health", "GET", "/healthz", healthz, "Whether the process is alive", response_schemas.Status),
     Operation(
         "get_readiness",
         "GET",
         "/readyz",
         readyz,
         "Whether it can serve: a model is open and the store answers",
-        answers.Ready,
+        response_schemas.Ready,
         problems=(503,),
     ),
 )

@@ -3,8 +3,8 @@
 from flask import Response, current_app
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from service.engine.engine import Engine
-from service.http.operations import Operation
+from onward.service.engine.engine import Engine
+from onward.service.http.operations import Operation
 
 
 def metrics(engine: Engine) -> Response:

@@ -4,14 +4,14 @@ from typing import Any
 
 from flask import Response, request
 
-from model.answers import rolled, rows
-from model.runner import StepModel
-from service.engine.engine import Engine
-from service.errors import Fault, InvalidInputError
-from service.http import answers, bodies, received
-from service.http.connection import client
-from service.http.operations import Operation, Query, json
-from service.http.steps import TENANT
+from onward.model.outputs import rolled, rows
+from onward.model.runner import StepModel
+from onward.service.engine.engine import Engine
+from onward.service.errors import Fault, InvalidInputError
+from onward.service.http import request_body, request_schemas, response_schemas
+from onward.service.http.connection import client
+from onward.service.http.operations import Operation, Query, json
+from onward.service.http.steps import TENANT
 
 
 def index(engine: Engine) -> Response:
@@ -47,7 +47,7 @@ def show(engine: Engine, model: str) -> Response:
 
 
 def predict(engine: Engine, model: str) -> Response:
-    body = received.read(bodies.Predict, engine)
+    body = request_body.read(request_schemas.Predict, engine)
     chosen = engine.models.named(model, body.version)
     sequences = []
     for one in engine.predict(model, body.version, body.inputs, body.horizon, has_left=client()):
@@ -59,7 +59,7 @@ def predict(engine: Engine, model: str) -> Response:
 
 
 def step(engine: Engine, model: str) -> Response:
-    body = received.read(bodies.HeldStep, engine)
+    body = request_body.read(request_schemas.HeldStep, engine)
     held = engine.carried.step(TENANT, model, body.version, body.inputs, body.state, has_left=client())
     return json({"step": held.step, **rows(held.model, held.outputs), "state": held.state})
 
@@ -80,21 +80,22 @@ def _info(engine: Engine, model: StepModel, live: dict[tuple[str, int], int]) ->
 OPERATIONS = (
     Operation(
         "list_models", "GET", "/v1/models", index, "The models that are served, and the bundles refused",
-        answers.ModelList,
+        response_schemas.ModelList,
     ),
     Operation(
         "get_model", "GET", "/v1/models/{model}",
-        show, "One model: features, head, accuracy, provenance", answers.ModelDetail,
+        show, "One model: features, head, accuracy, provenance", response_schemas.ModelDetail,
         query=(Query("version", int, "the highest if left out"),), problems=(404, 422),
     ),
     Operation(
         "predict_model", "POST", "/v1/models/{model}/predict",
         predict, "Predictions for whole sequences, without a session",
-        answers.PredictAnswer, body=bodies.Predict, problems=(400, 404, 413, 415, 422, 503),
+        response_schemas.PredictAnswer, body=request_schemas.Predict, problems=(400, 404, 413, 415, 422, 503),
     ),
     Operation(
         "step_model", "POST", "/v1/models/{model}/step",
         step, "A step without a session: the client holds the state, sealed",
-        answers.HeldAnswer, body=bodies.HeldStep, problems=(400, 404, 409, 410, 413, 415, 422, 501, 503),
+        response_schemas.HeldAnswer, body=request_schemas.HeldStep,
+        problems=(400, 404, 409, 410, 413, 415, 422, 501, 503),
     ),
 )  # fmt: skip

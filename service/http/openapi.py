@@ -9,9 +9,9 @@ from flask import Flask, Response
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from service.http.answers import Problem
-from service.http.operations import NDJSON, Operation
-from service.http.problems import ALL, MEDIA_TYPE
+from onward.service.http.operations import NDJSON, Operation
+from onward.service.http.problems import ALL, MEDIA_TYPE
+from onward.service.http.response_schemas import Problem
 
 _REF = "#/components/schemas/{model}"
 

@@ -8,9 +8,9 @@ from typing import Any, Literal
 from flask import Flask, Response, request
 from pydantic import BaseModel
 
-from service.engine.engine import Engine
-from service.errors import Fault, InvalidInputError
-from service.http.reply import JSON, encode
+from onward.service.engine.engine import Engine
+from onward.service.errors import Fault, InvalidInputError
+from onward.service.http.reply import JSON, encode
 
 NDJSON = "application/x-ndjson"
 

@@ -14,10 +14,10 @@ from flask import Flask, Response, request
 from pydantic import ValidationError
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
-from service import errors
-from service.errors import Fault, OnwardError
-from service.http.reply import Reply
-from service.http.times import iso
+from onward.service import errors
+from onward.service.errors import Fault, OnwardError
+from onward.service.http.reply import Reply
+from onward.service.http.times import iso
 
 log = logging.getLogger(__name__)
 

@@ -6,23 +6,23 @@ from typing import Any
 
 from flask import Response, request
 
-from model.answers import said
-from service.engine.engine import Engine
-from service.engine.lives import Chosen, Session
-from service.engine.steps import Answer
-from service.errors import Fault, InvalidInputError
-from service.http import answers, bodies, received
-from service.http.connection import client
-from service.http.operations import Operation, Query, json
-from service.http.reply import Empty
-from service.http.steps import TENANT, checked
-from service.http.times import iso
+from onward.model.outputs import said
+from onward.service.engine.engine import Engine
+from onward.service.engine.sessions.lifecycle import Chosen, Session
+from onward.service.engine.steps import Answer
+from onward.service.errors import Fault, InvalidInputError
+from onward.service.http import request_body, request_schemas, response_schemas
+from onward.service.http.connection import client
+from onward.service.http.operations import Operation, Query, json
+from onward.service.http.reply import Empty
+from onward.service.http.steps import TENANT, checked
+from onward.service.http.times import iso
 
 PAGE, LARGEST_PAGE = 100, 1000
 
 
 def create(engine: Engine, model: str) -> Response:
-    body = received.read(bodies.CreateSession, engine, optional=True)
+    body = request_body.read(request_schemas.CreateSession, engine, optional=True)
     session, answer = engine.create(
         TENANT,
         model,
@@ -38,7 +38,7 @@ def create(engine: Engine, model: str) -> Response:
 
 def ensure(engine: Engine, model: str, session_id: str) -> Response:
     checked(session_id)
-    body = received.read(bodies.EnsureSession, engine, optional=True)
+    body = request_body.read(request_schemas.EnsureSession, engine, optional=True)
     session, answer = engine.ensure(
         TENANT,
         model,
@@ -101,7 +101,7 @@ def _seconds(said: str) -> float:
 
 
 def fork(engine: Engine, session_id: str) -> Response:
-    body = received.read(bodies.ForkSession, engine, optional=True)
+    body = request_body.read(request_schemas.ForkSession, engine, optional=True)
     return _born(engine.lives.fork(TENANT, checked(session_id), body.session_id, body.ttl_s))
 
 
@@ -114,7 +114,7 @@ def export(engine: Engine, session_id: str) -> Response:
 
 def restore(engine: Engine, session_id: str) -> Response:
     checked(session_id)
-    body = received.read(bodies.Exported, engine)
+    body = request_body.read(request_schemas.Exported, engine)
     try:
         signed = b64decode(body.state, validate=True)
     except ValueError:
@@ -125,13 +125,17 @@ def restore(engine: Engine, session_id: str) -> Response:
 def rewind(engine: Engine, session_id: str) -> Response:
     checked(session_id)
     return json(
-        _info(engine.past.rewind(TENANT, session_id, received.read(bodies.Rewind, engine).step, has_left=client()))
+        _info(
+            engine.past.rewind(
+                TENANT, session_id, request_body.read(request_schemas.Rewind, engine).step, has_left=client()
+            )
+        )
     )
 
 
 def migrate(engine: Engine, session_id: str) -> Response:
     checked(session_id)
-    body = received.read(bodies.Migrate, engine, optional=True)
+    body = request_body.read(request_schemas.Migrate, engine, optional=True)
     session, replayed = engine.past.migrate(TENANT, session_id, body.version, has_left=client())
     return json(_info(session) | {"replayed": replayed})
 
@@ -159,18 +163,19 @@ def _info(session: Session) -> dict[str, Any]:
 OPERATIONS = (
     Operation(
         "create_session", "POST", "/v1/models/{model}/sessions",
-        create, "Begin a session; inputs seed its state", answers.CreatedSession,
-        body=bodies.CreateSession, body_optional=True, status=201, problems=(400, 404, 409, 413, 415, 422, 503, 507),
+        create, "Begin a session; inputs seed its state", response_schemas.CreatedSession,
+        body=request_schemas.CreateSession, body_optional=True, status=201,
+        problems=(400, 404, 409, 413, 415, 422, 503, 507),
     ),
     Operation(
         "ensure_session", "PUT", "/v1/models/{model}/sessions/{session_id}",
-        ensure, "Begin the session where there is none, or confirm the living one", answers.CreatedSession,
-        body=bodies.EnsureSession, body_optional=True, status=201, confirms=True,
+        ensure, "Begin the session where there is none, or confirm the living one", response_schemas.CreatedSession,
+        body=request_schemas.EnsureSession, body_optional=True, status=201, confirms=True,
         problems=(400, 404, 409, 413, 415, 422, 500, 503, 507),
     ),
     Operation(
         "list_sessions", "GET", "/v1/sessions",
-        index, "The living sessions, by page", answers.SessionList, problems=(422, 503),
+        index, "The living sessions, by page", response_schemas.SessionList, problems=(422, 503),
         query=(
             Query("model", str, "only this model's"),
             Query("after", str, "the id after which the page begins"),
@@ -179,7 +184,7 @@ OPERATIONS = (
     ),
     Operation(
         "get_session", "GET", "/v1/sessions/{session_id}", show, "One session: model, step, times, surprise, accuracy",
-        answers.SessionDetail,
+        response_schemas.SessionDetail,
         problems=(404, 410, 422, 500, 503),
     ),
     Operation(
@@ -189,7 +194,7 @@ OPERATIONS = (
     Operation(
         "delete_sessions", "DELETE", "/v1/sessions",
         delete_many, "End the sessions that are chosen, up to 10,000 a call",
-        answers.EndedSessions, problems=(422, 503, 507),
+        response_schemas.EndedSessions, problems=(422, 503, 507),
         query=(
             Query("model", str, "only this model's"),
             Query("prefix", str, "only those whose id begins so"),
@@ -198,29 +203,31 @@ OPERATIONS = (
     ),
     Operation(
         "fork_session", "POST", "/v1/sessions/{session_id}/fork",
-        fork, "A session of its own in the same state", answers.SessionInfo,
-        body=bodies.ForkSession, body_optional=True, status=201,
+        fork, "A session of its own in the same state", response_schemas.SessionInfo,
+        body=request_schemas.ForkSession, body_optional=True, status=201,
         problems=(400, 404, 409, 410, 413, 415, 422, 500, 503, 507),
     ),
     Operation(
         "rewind_session", "POST", "/v1/sessions/{session_id}/rewind",
         rewind, "Take the session back to an earlier step",
-        answers.SessionInfo, body=bodies.Rewind, problems=(400, 404, 409, 410, 413, 415, 422, 500, 503, 507),
+        response_schemas.SessionInfo, body=request_schemas.Rewind,
+        problems=(400, 404, 409, 410, 413, 415, 422, 500, 503, 507),
     ),
     Operation(
         "migrate_session", "POST", "/v1/sessions/{session_id}/migrate",
         migrate, "Move the session to another version of its model",
-        answers.MigratedSession, body=bodies.Migrate, body_optional=True,
+        response_schemas.MigratedSession, body=request_schemas.Migrate, body_optional=True,
         problems=(400, 404, 409, 410, 413, 415, 422, 500, 503, 507),
     ),
     Operation(
         "export_session", "GET", "/v1/sessions/{session_id}/state",
         export, "The session's record, signed, to carry elsewhere",
-        bodies.Exported, problems=(404, 410, 422, 500, 501, 503),
+        request_schemas.Exported, problems=(404, 410, 422, 500, 501, 503),
     ),
     Operation(
         "restore_session", "PUT", "/v1/sessions/{session_id}/state",
         restore, "Begin a session with a record that was carried here",
-        answers.SessionInfo, body=bodies.Exported, status=201, problems=(400, 409, 413, 415, 422, 500, 501, 503, 507),
+        response_schemas.SessionInfo, body=request_schemas.Exported, status=201,
+        problems=(400, 409, 413, 415, 422, 500, 501, 503, 507),
     ),
 )  # fmt: skip

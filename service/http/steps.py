@@ -13,24 +13,24 @@ import numpy as np
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
-from model.answers import rows
-from service.engine.call import joined
-from service.engine.engine import Engine, Limits
-from service.engine.steps import Answer
-from service.engine.work import Asked
-from service.errors import Fault, InvalidInputError
-from service.http import bodies, parsing, problems
-from service.http.connection import HasLeft
-from service.http.forms import told, written
-from service.http.reply import Reply, encode
+from onward.model.outputs import rows
+from onward.service.engine.batching.model_call import joined
+from onward.service.engine.batching.work_item import Asked
+from onward.service.engine.engine import Engine, Limits
+from onward.service.engine.steps import Answer
+from onward.service.errors import Fault, InvalidInputError
+from onward.service.http import json_parsing, problems, request_schemas
+from onward.service.http.connection import HasLeft
+from onward.service.http.reply import Reply, encode
+from onward.service.http.step_encoding import told, written
 
 TENANT = "public"
 """Whose sessions these are, until keys tell callers apart."""
 
-_SESSION_ID: TypeAdapter[str] = TypeAdapter(bodies.SessionId)
-_PLAIN_ID = re.compile(bodies.SESSION_ID).fullmatch
-_PLAIN_MODEL = re.compile(bodies.MODEL_NAME).fullmatch
-_PLAIN_REQUEST_ID = re.compile(bodies.REQUEST_ID).fullmatch
+_SESSION_ID: TypeAdapter[str] = TypeAdapter(request_schemas.SessionId)
+_PLAIN_ID = re.compile(request_schemas.SESSION_ID).fullmatch
+_PLAIN_MODEL = re.compile(request_schemas.MODEL_NAME).fullmatch
+_PLAIN_REQUEST_ID = re.compile(request_schemas.REQUEST_ID).fullmatch
 
 
 def reply(
@@ -53,14 +53,18 @@ def reply(
 
 def asked(session_id: str, data: bytes, limits: Limits, model: str = "") -> Asked:
     """What a body asks for. Raises RequestError, InvalidInputError, ValidationError."""
-    is_short = len(data) <= parsing.PIECE
-    content = loaded(data) if is_short else parsing.parsed(data, limits)
+    is_short = len(data) <= json_parsing.PIECE
+    content = loaded(data) if is_short else json_parsing.parsed(data, limits)
     plain = _plain(content, session_id, model)
     if plain is None:
-        body = parsing.validated(bodies.Step, data, limits) if is_short else bodies.Step.model_validate(content)
+        body = (
+            json_parsing.validated(request_schemas.Step, data, limits)
+            if is_short
+            else request_schemas.Step.model_validate(content)
+        )
         return Asked(session_id, body.inputs, body.step, body.request_id or "", model)
     if is_short and not _is_each_key_once(data, len(content), plain):
-        parsing.parsed(data, limits)  # says which is not, if one is not
+        json_parsing.parsed(data, limits)  # says which is not, if one is not
     return plain
 
 
@@ -68,7 +72,7 @@ def _is_each_key_once(data: bytes, keys: int, one: Asked) -> bool:
     """Whether that is plain from the quotes in the data: two a key, and two a text. keys: how many it has at least."""
     texts = keys + (one.request_id != "")
     quotes = data.count(b'"')
-    return quotes == 2 * texts or quotes == 2 * (texts + bodies.texts_in(one.inputs))
+    return quotes == 2 * texts or quotes == 2 * (texts + request_schemas.texts_in(one.inputs))
 
 
 def loaded(data: bytes) -> Any:
@@ -87,7 +91,7 @@ def _plain(content: Any, session_id: str | None = None, model: str = "") -> Aske
     if type(content) is not dict:
         return None
     inputs: Any = content.get("inputs")
-    if not bodies.plain_inputs(inputs):
+    if not request_schemas.plain_inputs(inputs):
         return None
     known = 1
     if session_id is None:
@@ -131,13 +135,13 @@ def _many(engine: Engine, data: bytes, has_left: HasLeft | None) -> Reply:
 
 def _listed(data: bytes, limits: Limits) -> tuple[list[Asked], bool]:
     """What is asked for, and whether it was written in columns."""
-    content = parsing.parsed(data, limits, bodies.Many)
+    content = json_parsing.parsed(data, limits, request_schemas.Many)
     columns = type(content) is dict and "session_ids" in content
     many = _plain_columns(content) if columns else _plain_items(content)
     if many is not None:
         return many, columns
     if columns:
-        body = bodies.Columns.model_validate(content)
+        body = request_schemas.Columns.model_validate(content)
         count = len(body.session_ids)
         faults = [
             Fault(name, f"has {len(column)} entries, session_ids {count}")
@@ -152,7 +156,7 @@ def _listed(data: bytes, limits: Limits) -> tuple[list[Asked], bool]:
         return [
             Asked(name, inputs, step, key or "", model or "") for name, inputs, step, key, model in columns_of
         ], True
-    items = bodies.Many.model_validate(content).items
+    items = request_schemas.Many.model_validate(content).items
     return [
         Asked(item.session_id, item.inputs, item.step, item.request_id or "", item.model or "") for item in items
     ], False
@@ -161,7 +165,7 @@ def _listed(data: bytes, limits: Limits) -> tuple[list[Asked], bool]:
 def _plain_items(content: Any) -> list[Asked] | None:
     if type(content) is not dict or content.keys() != {"items"} or type(items := content["items"]) is not list:
         return None
-    if not 0 < len(items) <= bodies.MOST_ITEMS:
+    if not 0 < len(items) <= request_schemas.MOST_ITEMS:
         return None
     plain = [asked for asked in map(_plain, items) if asked is not None]
     return plain if len(plain) == len(items) else None
@@ -169,7 +173,7 @@ def _plain_items(content: Any) -> list[Asked] | None:
 
 _COLUMNS = {
     "session_ids": _is_plain_id,
-    "inputs": bodies.plain_inputs,
+    "inputs": request_schemas.plain_inputs,
     "steps": _is_plain_step,
     "request_ids": _is_plain_request_id,
     "models": lambda name: name is None or _is_plain_model(name),
@@ -182,7 +186,7 @@ def _plain_columns(content: dict[str, Any]) -> list[Asked] | None:
         not content.keys() <= _COLUMNS.keys()
         or type(names) is not list
         or type(inputs) is not list
-        or not 0 < len(names) <= bodies.MOST_ITEMS
+        or not 0 < len(names) <= request_schemas.MOST_ITEMS
     ):
         return None
     steps, request_ids, models = ([None] * len(names) if column is None else column for column in optional)

@@ -2,8 +2,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from client.sync import Client
-from tests.client.twins import Twin
+from onward.client.sync_client import Client
+from tests.client.both_clients import Twin
 from tests.e2e.server import Server
 
 SECRET = "0123456789abcdef0123456789abcdef"

@@ -11,15 +11,16 @@ import pytest
 from click.testing import CliRunner
 
 import onward
-from client.errors import InvalidRequest
-from client.infos import Accuracy, SessionInfo
-from client.sync import Client
-from client.values import Prediction, Predictions
-from model.manifest import Feature
-from tests import kinds
-from tests.client.twins import Twin
+from onward.__main__ import main
+from onward.client.errors import InvalidRequest
+from onward.client.results import Prediction, Predictions
+from onward.client.session_info import Accuracy, SessionInfo
+from onward.client.sync_client import Client
+from onward.model.manifest import Feature
+from tests.client.both_clients import Twin
 from tests.e2e.server import Server
-from tests.reference import ZOO, pulse, weather
+from tests.helpers import numpy_networks
+from tests.helpers.reference_loop import ZOO, pulse, weather
 
 INTERVAL = 0.9
 """Its bounds are known after 9 inputs."""
@@ -175,8 +176,8 @@ def test_an_interval_that_no_service_takes_is_refused_in_process(client: Client,
 def gappy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository of one model of two numbers, which may both be missing."""
     folder: Path = tmp_path_factory.mktemp("gaps") / "models"
-    spoken = kinds.signature([Feature(name="x", nullable=True), Feature(name="y", nullable=True)], "x", "y")
-    kinds.export(kinds.network(spoken, head="gaussian", scaling="causal", units=8), folder)
+    spoken = numpy_networks.signature([Feature(name="x", nullable=True), Feature(name="y", nullable=True)], "x", "y")
+    numpy_networks.export(numpy_networks.network(spoken, head="gaussian", scaling="causal", units=8), folder)
     return folder
 
 
@@ -203,7 +204,7 @@ def test_what_is_missing_has_no_error(gappy: Path, gaps: Server, twin: Twin) -> 
 def test_the_command_tells_it_as_http_does(server: Server) -> None:
     """A line a step, null where nothing is known."""
     arguments, lines = ["stream", "-", "--model", "pulse", "--json"], "".join(f"{row}\n" for row in pulse(30))
-    done = CliRunner().invoke(onward.main, arguments, input=lines, env={"ONWARD_URL": server.url})
+    done = CliRunner().invoke(main, arguments, input=lines, env={"ONWARD_URL": server.url})
     assert done.exit_code == 0, done.output
     told, expected = [json.loads(line) for line in done.stdout.splitlines()], plain(server, "pulse", pulse(30))
     assert [one["error"] for one in told] == expected["error"]

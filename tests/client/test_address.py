@@ -7,17 +7,17 @@ import traceback
 import httpx
 import pytest
 
-from client import drivers
-from tests.client.proxy import Losing
-from tests.client.twins import Twin
+from onward.client.transport import http
+from tests.client.both_clients import Twin
 from tests.e2e.server import Server
+from tests.helpers.losing_proxy import Losing
 
 
 def test_certificates_are_read_for_https_alone() -> None:
     """Over https whoever the machine trusts is trusted; over http, which has no certificates, none are read."""
-    assert drivers._trusted("https://onward.example") is True
+    assert http._trusted("https://onward.example") is True
     for url in ("http://127.0.0.1:8000", "HTTP://onward.example"):
-        trusted = drivers._trusted(url)
+        trusted = http._trusted(url)
         assert isinstance(trusted, ssl.SSLContext)
         assert trusted.verify_mode is ssl.CERT_REQUIRED
         assert trusted.get_ca_certs() == []

@@ -16,11 +16,12 @@ from click.shell_completion import BashComplete
 from click.testing import CliRunner, Result
 
 import onward
-from client.commands import common
-from client.load import Life, replay
-from service import settings
+from onward.__main__ import SECTIONS, TALKING, main
+from onward.client.cli import common
+from onward.client.loadtest.loadtest import Life, replay
+from onward.service import settings
 from tests.e2e.server import Server
-from tests.reference import ROOT, ZOO, BareLoop, pulse, weather
+from tests.helpers.reference_loop import ROOT, ZOO, BareLoop, pulse, weather
 
 PULSE = str(ZOO / "pulse/1")
 NOWHERE = "http://127.0.0.1:1"
@@ -34,7 +35,7 @@ def client(server: Server) -> Iterator[onward.Client]:
 
 def run(server: Server, *arguments: str, **options: Any) -> Result:
     """The command, which must succeed."""
-    done = CliRunner().invoke(onward.main, [*arguments], env={"ONWARD_URL": server.url}, **options)
+    done = CliRunner().invoke(main, [*arguments], env={"ONWARD_URL": server.url}, **options)
     assert done.exit_code == 0, done.output
     return done
 
@@ -46,13 +47,13 @@ def told(server: Server, *arguments: str, **options: Any) -> Any:
 
 def test_every_command_is_listed_where_it_belongs() -> None:
     """With a line of help each, and no command twice."""
-    listed = [name for names in onward.SECTIONS.values() for name in names]
-    assert sorted(listed) == sorted({*onward.main.commands, *onward.TALKING})
-    help_text = CliRunner().invoke(onward.main, ["--help"]).stdout
-    for section in onward.SECTIONS:
+    listed = [name for names in SECTIONS.values() for name in names]
+    assert sorted(listed) == sorted({*main.commands, *TALKING})
+    help_text = CliRunner().invoke(main, ["--help"]).stdout
+    for section in SECTIONS:
         assert f"\n{section}:\n" in help_text
     for name in listed:
-        assert CliRunner().invoke(onward.main, [name, "--help"]).exit_code == 0
+        assert CliRunner().invoke(main, [name, "--help"]).exit_code == 0
 
 
 def test_models_and_sessions_are_listed(server: Server, client: onward.Client) -> None:
@@ -65,7 +66,7 @@ def test_models_and_sessions_are_listed(server: Server, client: onward.Client) -
     assert lines[0].split()[:4] == ["session", "model", "version", "step"]
     assert [line.split()[:4] for line in lines[1:]] == [["cli-a", "pulse", "1", "1"], ["cli-b", "pulse", "1", "1"]]
     declined = CliRunner().invoke(
-        onward.main, ["sessions", "--delete", "--prefix", "cli-"], env={"ONWARD_URL": server.url}, input="n\n"
+        main, ["sessions", "--delete", "--prefix", "cli-"], env={"ONWARD_URL": server.url}, input="n\n"
     )
     assert declined.exit_code == 1
     assert told(server, "sessions", "--delete", "--yes", "--prefix", "cli-") == {"ended": 2}
@@ -225,16 +226,14 @@ def test_how_commands_end(server: Server, tmp_path: Path, monkeypatch: pytest.Mo
         (2, "'127.0.0.1:8000' is no address of a service", ["models", "--url", "127.0.0.1:8000"]),
         (3, "start one with `onward serve`", ["models", "--url", "http://127.0.0.1:1"]),
     ):
-        done = CliRunner().invoke(onward.main, arguments, env={"ONWARD_URL": server.url})
+        done = CliRunner().invoke(main, arguments, env={"ONWARD_URL": server.url})
         assert (done.exit_code, done.stdout) == (status, ""), arguments
         assert said in done.stderr
         assert "Traceback" not in done.stderr
 
 
 def test_a_key_that_cannot_be_sent_is_not_told(server: Server) -> None:
-    done = CliRunner().invoke(
-        onward.main, ["models"], env={"ONWARD_URL": server.url, "ONWARD_API_KEY": "a-secret\nkey"}
-    )
+    done = CliRunner().invoke(main, ["models"], env={"ONWARD_URL": server.url, "ONWARD_API_KEY": "a-secret\nkey"})
     assert (done.exit_code, done.stdout) == (1, "")
     assert "the API key" in done.stderr
     assert "a-secret" not in done.stderr
@@ -250,7 +249,7 @@ def test_the_command_as_people_run_it(server: Server) -> None:
 
 
 def test_shells_complete_commands_that_are_not_loaded_yet() -> None:
-    shell = BashComplete(onward.main, {}, "onward", "_ONWARD_COMPLETE")
+    shell = BashComplete(main, {}, "onward", "_ONWARD_COMPLETE")
     assert [item.value for item in shell.get_completions([], "fore")] == ["forecast"]
     assert "--horizon" in [item.value for item in shell.get_completions(["forecast"], "--h")]
 
@@ -267,14 +266,14 @@ COMMANDS_THAT_ASK = {
 
 
 def test_no_command_that_asks_is_without_a_test() -> None:
-    assert COMMANDS_THAT_ASK.keys() == onward.TALKING.keys()
+    assert COMMANDS_THAT_ASK.keys() == TALKING.keys()
 
 
 @pytest.mark.parametrize("name", COMMANDS_THAT_ASK)
 def test_a_command_without_a_service_says_what_to_do(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where it asked, and both ways out; status 3, and no traceback."""
     monkeypatch.setattr(common, "PATIENCE_S", 0.2)
-    done = CliRunner().invoke(onward.main, [name, *COMMANDS_THAT_ASK[name]], input="500\n", env={"ONWARD_URL": NOWHERE})
+    done = CliRunner().invoke(main, [name, *COMMANDS_THAT_ASK[name]], input="500\n", env={"ONWARD_URL": NOWHERE})
     assert (done.exit_code, done.stdout) == (3, ""), done.output
     assert done.stderr.startswith(f"onward: {NOWHERE}: ")
     assert "start one with `onward serve`, or name another with --url or ONWARD_URL" in done.stderr
@@ -282,6 +281,6 @@ def test_a_command_without_a_service_says_what_to_do(name: str, monkeypatch: pyt
 
 
 def test_without_arguments_it_says_how_to_begin() -> None:
-    done = CliRunner().invoke(onward.main, [])
+    done = CliRunner().invoke(main, [])
     assert "`onward serve`" in done.output
     assert "`onward models` in a second terminal" in done.output

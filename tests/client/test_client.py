@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import onward
-from client import aio, sync
-from client.errors import (
+from onward.client import async_client, sync_client
+from onward.client.errors import (
     InvalidRequest,
     NotFound,
     RequestReused,
@@ -19,17 +19,20 @@ from client.errors import (
     UnknownSession,
     UnreachableError,
 )  # fmt: skip
-from client.sync import Client
-from client.values import Predictions
-from tests.client.proxy import Losing
-from tests.client.twins import Twin
+from onward.client.results import Predictions
+from onward.client.sync_client import Client
+from tests.client.both_clients import Twin
 from tests.e2e.server import Server
-from tests.reference import ZOO, BareLoop, pulse, weather
+from tests.helpers.losing_proxy import Losing
+from tests.helpers.reference_loop import ZOO, BareLoop, pulse, weather
 
 
 def test_the_twins_have_the_same_calls() -> None:
     """By name and by parameters."""
-    for one, other in ((sync.Client, aio.AsyncClient), (sync.Session, aio.AsyncSession)):
+    for one, other in (
+        (sync_client.Client, async_client.AsyncClient),
+        (sync_client.Session, async_client.AsyncSession),
+    ):
         names = {name for name in vars(one) if not name.startswith("__")}
         assert names == {name for name in vars(other) if not name.startswith("__")}
         for name in names - {"_driver"}:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import onward
-from client.values import Prediction
+from onward.client.results import Prediction
 from tests.e2e.server import Server
-from tests.reference import ZOO, BareLoop, Steps, pulse
+from tests.helpers.reference_loop import ZOO, BareLoop, Steps, pulse
 
 SESSIONS, STEPS = 4, 120
 KILLED_AT = (60, 150, 300)

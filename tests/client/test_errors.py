@@ -4,12 +4,12 @@ import pickle
 
 import pytest
 
-from client import calls
-from client.errors import PREFIX, Problem, SessionEnded, StepConflict, answered
-from service.http import bodies
-from service.http.problems import ALL
-from service.sessions import requests
-from service.settings import Settings
+from onward.client import operations
+from onward.client.errors import PREFIX, Problem, SessionEnded, StepConflict, answered
+from onward.service.http import request_schemas
+from onward.service.http.problems import ALL
+from onward.service.settings import Settings
+from onward.service.store import idempotency
 
 
 def test_every_type_is_a_class() -> None:
@@ -20,8 +20,8 @@ def test_every_type_is_a_class() -> None:
 
 def test_a_call_has_what_the_service_remembers_and_takes() -> None:
     """More of a session would be applied again where the answer was lost; more in all would be refused."""
-    assert (calls.REMEMBERED, calls.MOST_ITEMS) == (requests.REMEMBERED, bodies.MOST_ITEMS)
-    assert Settings().max_steps == calls.MOST_STEPS
+    assert (operations.REMEMBERED, operations.MOST_ITEMS) == (idempotency.REMEMBERED, request_schemas.MOST_ITEMS)
+    assert Settings().max_steps == operations.MOST_STEPS
 
 
 def test_members_are_attributes() -> None:

@@ -5,10 +5,10 @@ import json
 import numpy as np
 from click.testing import CliRunner
 
-import onward
-from client.sync import Client
+from onward.__main__ import main
+from onward.client.sync_client import Client
 from tests.e2e.server import Server
-from tests.reference import pulse
+from tests.helpers.reference_loop import pulse
 
 
 def test_paths_are_drawn_and_told_as_quantiles(client: Client) -> None:
@@ -50,11 +50,11 @@ def test_the_command_draws(server: Server, client: Client) -> None:
     with client.session("pulse", inputs=pulse(20)) as session:
         arguments = ["forecast", "--session", session.id, "--horizon", "4", "--samples", "30", "--quantiles", "0.1,0.9"]
         env = {"ONWARD_URL": server.url}
-        shown = CliRunner().invoke(onward.main, [*arguments, "--seed", "5"], env=env)
+        shown = CliRunner().invoke(main, [*arguments, "--seed", "5"], env=env)
         assert shown.exit_code == 0, shown.output
         assert shown.stdout.splitlines()[0].split("  ")[1:] != []
         assert shown.stdout.splitlines()[-1] == "seed: 5"
-        told = json.loads(CliRunner().invoke(onward.main, [*arguments, "--seed", "5", "--json"], env=env).stdout)
+        told = json.loads(CliRunner().invoke(main, [*arguments, "--seed", "5", "--json"], env=env).stdout)
         assert np.array(told["forecast"]["quantiles"]).shape == (4, 1, 2)
 
 
@@ -63,7 +63,7 @@ def test_the_command_tells_likeliest_categories(server: Server, client: Client) 
     with client.session("characters", inputs="The ") as session:
         arguments = ["forecast", "--session", session.id, "--horizon", "3", "--samples", "40", "--seed", "1"]
         ahead, env = session.forecast(3, samples=40, seed=1), {"ONWARD_URL": server.url}
-        shown = CliRunner().invoke(onward.main, arguments, env=env)
+        shown = CliRunner().invoke(main, arguments, env=env)
         assert shown.stdout.splitlines()[0].split() == ["ahead", "likeliest", "probability"], shown.output
-        told = json.loads(CliRunner().invoke(onward.main, [*arguments, "--json"], env=env).stdout)["forecast"]
+        told = json.loads(CliRunner().invoke(main, [*arguments, "--json"], env=env).stdout)["forecast"]
         assert told["top"] == [row.tolist() for row in ahead["top"]]

@@ -13,18 +13,18 @@ import onnx
 import pytest
 
 import onward
-from client import values
-from client.errors import InvalidRequest, NoForecast, NotFinite, StepConflict
-from client.local import Local
-from client.values import Outputs
-from model.manifest import BundleError, Feature
-from service.http.forms import written
-from tests import kinds
-from tests.bundles import draw, make_bundle
+from onward.client import results
+from onward.client.errors import InvalidRequest, NoForecast, NotFinite, StepConflict
+from onward.client.local import Local
+from onward.client.results import Outputs
+from onward.model.manifest import BundleError, Feature
+from onward.service.http.step_encoding import written
 from tests.e2e.server import Server
-from tests.model.documents import Document, put
-from tests.reference import ZOO, BareLoop, pulse, weather
-from tests.scored import serving
+from tests.helpers import numpy_networks
+from tests.helpers.expected_scores import serving
+from tests.helpers.random_bundles import draw, make_bundle
+from tests.helpers.reference_loop import ZOO, BareLoop, pulse, weather
+from tests.model.manifest_edits import Document, put
 
 TEXT = 'The "assert" statement\n'
 INPUTS: dict[str, Any] = {"characters": TEXT, "pulse": pulse(24), "weather": weather(24)}
@@ -94,9 +94,9 @@ def test_the_same_answers_as_a_bare_loops(name: str) -> None:
 def odd(tmp_path_factory: pytest.TempPathFactory) -> Local:
     """A model of labels, with a number that may be missing and a category."""
     features = (Feature(name="x", nullable=True), Feature(name="kind", kind="category", categories=(3, 5, 8)))
-    spoken = kinds.signature(features, "who", classes=("ann", "bob"))
+    spoken = numpy_networks.signature(features, "who", classes=("ann", "bob"))
     folder = tmp_path_factory.mktemp("models")
-    kinds.export(kinds.network(spoken, head="label", scaling="causal", units=8), folder)
+    numpy_networks.export(numpy_networks.network(spoken, head="label", scaling="causal", units=8), folder)
     return onward.load(folder / "tiny/1")
 
 
@@ -152,12 +152,16 @@ def test_every_head_is_told_as_the_engine_tells_it(tmp_path: Path, head: str) ->
     """Answers number by number, seeded and not, and what is kept of them."""
     inputs: list[Any] = draw(1, 40, 3)[0].tolist()
     if head in {"categorical", "label"}:
-        letters = [kinds.category("c", 4, unknown=True)]
+        letters = [numpy_networks.category("c", 4, unknown=True)]
         if head == "label":
-            network = kinds.network(kinds.signature(letters, "k", classes=("p", "q")), head=head, units=6)
+            network = numpy_networks.network(
+                numpy_networks.signature(letters, "k", classes=("p", "q")), head=head, units=6
+            )
         else:
-            network = kinds.network(kinds.signature(letters, "c"), head=head, units=6, counts=[1, 2, 3, 4, 5])
-        model, inputs = kinds.export(network), [[f"c{place % 6}"] for place in range(40)]
+            network = numpy_networks.network(
+                numpy_networks.signature(letters, "c"), head=head, units=6, counts=[1, 2, 3, 4, 5]
+            )
+        model, inputs = numpy_networks.export(network), [[f"c{place % 6}"] for place in range(40)]
     else:
         model = make_bundle(tmp_path / "models", head=head, features=("x", "y", "z"), targets=("z", "x"))
     engine = serving(tmp_path / "store", model)
@@ -165,7 +169,7 @@ def test_every_head_is_told_as_the_engine_tells_it(tmp_path: Path, head: str) ->
         session, _ = engine.create("t", "tiny", inputs=seed)
         here = Local(model).session(inputs=seed)
         for start, stop in ((5, 6), (6, 30), (30, 40)):
-            told = values.predictions(
+            told = results.predictions(
                 json.loads(written(engine.steps.one("t", session.session_id, inputs[start:stop])))
             )
             mine = here.steps(inputs[start:stop])

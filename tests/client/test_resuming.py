@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from client.errors import Overloaded, Problem, SessionEnded, UnreachableError
-from client.flow import Emit, Feed, Lost, Patience, Reply, Sleep
-from client.generating import Events, Open, Read, generate
-from client.streams import Ask, Broken, Dial, Given, Heard, Over, Stream, Tell, Wait
-from client.values import Done
+from onward.client.command_flow import Emit, Feed, Lost, Patience, Reply, Sleep
+from onward.client.errors import Overloaded, Problem, SessionEnded, UnreachableError
+from onward.client.generation import Events, Open, Read, generate
+from onward.client.results import Done
+from onward.client.step_stream import Ask, Broken, Dial, Given, Heard, Over, Stream, Tell, Wait
 
 PATIENCE = Patience(total_s=10.0)
 CUT = Broken(ConnectionResetError())

@@ -13,12 +13,13 @@ import pytest
 from click.testing import CliRunner
 
 import onward
-from client.errors import InvalidRequest, SessionEnded
-from client.sync import Client
-from client.values import Prediction
-from tests.client.twins import Twin
+from onward.__main__ import main
+from onward.client.errors import InvalidRequest, SessionEnded
+from onward.client.results import Prediction
+from onward.client.sync_client import Client
+from tests.client.both_clients import Twin
 from tests.e2e.server import Server
-from tests.reference import ZOO, BareLoop, Steps, pulse
+from tests.helpers.reference_loop import ZOO, BareLoop, Steps, pulse
 
 
 def assert_same(told: list[Prediction], expected: Steps, count: int) -> None:
@@ -123,12 +124,12 @@ def test_a_name_that_has_ended_is_begun_anew(server: Server) -> None:
     arguments = ["stream", "-", "--session", "again", "--json"]
     with onward.Client(server.url) as client:
         client.session("pulse", "again", inputs=[1.0, 2.0]).delete()
-        ended = CliRunner().invoke(onward.main, arguments, input="515\n", env=env)
+        ended = CliRunner().invoke(main, arguments, input="515\n", env=env)
         assert (ended.exit_code, ended.stdout) == (1, "")
         assert "[session-ended]" in ended.stderr
-        done = CliRunner().invoke(onward.main, [*arguments, "--model", "pulse"], input="515\n", env=env)
+        done = CliRunner().invoke(main, [*arguments, "--model", "pulse"], input="515\n", env=env)
         assert json.loads(done.stdout)["step"] == 1, done.output
-        other = CliRunner().invoke(onward.main, [*arguments, "--model", "characters"], input='"a"\n', env=env)
+        other = CliRunner().invoke(main, [*arguments, "--model", "characters"], input='"a"\n', env=env)
         assert (other.exit_code, other.stdout) == (1, "")
         assert "'again' is of the model 'pulse', not of 'characters'" in other.stderr
         assert client.attach("again").step_count == 1
@@ -138,7 +139,7 @@ def test_a_bad_line_ends_the_command_where_it_is(server: Server) -> None:
     """What comes behind it is not applied."""
     lines, env = "511\n512\n[513, 1]\n514\n515\n", {"ONWARD_URL": server.url}
     arguments = ["stream", "-", "--model", "pulse", "--session", "bad-line", "--json"]
-    done = CliRunner().invoke(onward.main, arguments, input=lines, env=env)
+    done = CliRunner().invoke(main, arguments, input=lines, env=env)
     assert done.exit_code == 1
     assert "[invalid-request]" in done.stderr
     assert [json.loads(line)["step"] for line in done.stdout.splitlines()] == [1, 2]
@@ -151,8 +152,8 @@ def test_a_line_in_is_a_line_out(server: Server) -> None:
     lines = "".join(f"{row}\n" for row in pulse(3))
     arguments = ["stream", "-", "--model", "pulse", "--session", "lines", "--json"]
     for steps in ([1, 2, 3], [4, 5, 6]):
-        done = CliRunner().invoke(onward.main, arguments, input=lines, env={"ONWARD_URL": server.url})
+        done = CliRunner().invoke(main, arguments, input=lines, env={"ONWARD_URL": server.url})
         assert done.exit_code == 0, done.output
         assert [json.loads(line)["step"] for line in done.stdout.splitlines()] == steps
-    table = CliRunner().invoke(onward.main, arguments[:-1], input=lines, env={"ONWARD_URL": server.url})
+    table = CliRunner().invoke(main, arguments[:-1], input=lines, env={"ONWARD_URL": server.url})
     assert [line.split("\t")[0] for line in table.stdout.splitlines()] == ["7", "8", "9"]

@@ -11,14 +11,14 @@ from typing import Any
 
 import click
 
-import onward
-from model.manifest import Manifest
-from service.app import OPERATIONS
-from service.http import openapi
-from service.http.problems import ALL
-from service.settings import OF_CLIENTS, PREFIX, Settings
-from service.telemetry import Telemetry
-from training.config import Config
+from onward.__main__ import main
+from onward.model.manifest import Manifest
+from onward.service.app import OPERATIONS
+from onward.service.http import openapi
+from onward.service.http.problems import ALL
+from onward.service.metrics.telemetry import Telemetry
+from onward.service.settings import OF_CLIENTS, PREFIX, Settings
+from onward.training.config import Config
 
 LIST = Path(__file__).with_name("public_names.txt")
 
@@ -39,7 +39,7 @@ def names() -> list[str]:
         *(f"metric {metric}" for metric in re.findall(r"(?m)^# TYPE (.*)$", Telemetry().text().decode())),
         *(f"manifest.json: {field}" for field in document_fields(Manifest.model_json_schema())),
         *(f"configuration of training: {field}" for field in document_fields(Config.model_json_schema())),
-        *commands(onward.main, "onward"),
+        *commands(main, "onward"),
     ]
     return sorted(set(lines))
 

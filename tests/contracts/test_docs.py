@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-import onward
-from service.app import OPERATIONS
-from service.banner import requests
-from service.http.problems import ALL
-from service.settings import PREFIX, Settings
-from tests import events
+from onward.__main__ import TALKING
+from onward.service.app import OPERATIONS
+from onward.service.http.problems import ALL
+from onward.service.server.start_banner import requests
+from onward.service.settings import PREFIX, Settings
 from tests.e2e.server import Server
-from tests.reference import ROOT, ZOO
+from tests.helpers import sse_reader
+from tests.helpers.reference_loop import ROOT, ZOO
 
 README = (ROOT / "README.md").read_text()
 API = (ROOT / "docs/api.md").read_text()
@@ -44,7 +44,7 @@ def run(command: str, url: str, folder: Path = Path()) -> tuple[int, Any]:
     body, _, status = output.rpartition("\n")
     if arguments[1] == "-sN":
         lines = [json.loads(line) for line in body.splitlines() if line.startswith("{")]
-        return int(status), lines or [event.data for event in events.read(body)]
+        return int(status), lines or [event.data for event in sse_reader.read(body)]
     return int(status), json.loads(body) if body[:1] in {"{", "["} else body or None
 
 
@@ -130,7 +130,7 @@ def test_every_example_of_the_command_line_runs(tmp_path: Path) -> None:
                 capture_output=True, text=True, check=False,
             )  # fmt: skip
             assert done.returncode == 0, f"{command}: {done.stderr}"
-    for name in onward.TALKING:
+    for name in TALKING:
         assert re.search(rf"onward {name}\b|\*\*`{name}\b", text), name
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.reference import ROOT
+from tests.helpers.reference_loop import ROOT
 
 
 def loaded(statement: str) -> set[str]:
@@ -17,23 +17,31 @@ def loaded(statement: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "statement", ["import service.app", "import service.wsgi", "import model.repository", "import onward"]
+    "statement",
+    [
+        "import onward.service.app",
+        "import onward.service.server.wsgi",
+        "import onward.model.repository",
+        "import onward",
+    ],
 )
 def test_serving_loads_nothing_of_training(statement: str) -> None:
     """The service runs where torch, onnx and polars are not installed."""
-    assert not loaded(statement) & {"torch", "onnx", "polars", "training"}
+    assert not loaded(statement) & {"torch", "onnx", "polars", "onward.training"}
 
 
-@pytest.mark.parametrize("statement", ["import onward", "import service.app", "import service.serve"])
+@pytest.mark.parametrize(
+    "statement", ["import onward", "import onward.service.app", "import onward.service.server.serve"]
+)
 def test_serving_loads_nothing_of_the_client(statement: str) -> None:
     """`import onward` is cheap, and the service runs where httpx is not installed."""
-    assert not loaded(statement) & {"client", "httpx"}
+    assert not loaded(statement) & {"onward.client", "httpx"}
 
 
 def test_a_client_needs_no_models_and_a_bundle_no_httpx() -> None:
     """Each of them loads what it needs."""
     assert "onnxruntime" not in loaded("import onward; onward.Client")
-    assert not loaded("import onward; onward.load") & {"httpx", "websockets", "service"}
+    assert not loaded("import onward; onward.load") & {"httpx", "websockets", "onward.service"}
 
 
 def test_a_missing_extra_is_named() -> None:
@@ -43,7 +51,9 @@ def test_a_missing_extra_is_named() -> None:
     assert "ImportError: onward.Client needs httpx: pip install 'onward[client]'" in done.stderr
 
 
-@pytest.mark.parametrize("statement", ["import service.worker", "import service.banner"])
+@pytest.mark.parametrize(
+    "statement", ["import onward.service.server.worker", "import onward.service.server.start_banner"]
+)
 def test_gunicorns_master_does_not_load_onnx_runtime(statement: str) -> None:
     """It starts a thread, which a fork does not copy: workers would abort at their end."""
     assert "onnxruntime" not in loaded(statement)
@@ -51,7 +61,8 @@ def test_gunicorns_master_does_not_load_onnx_runtime(statement: str) -> None:
 
 HELD = """
 import sys
-import gunicorn.app.wsgiapp, service.banner, service.lane, service.worker
+import gunicorn.app.wsgiapp, onward.service.server.start_banner
+import onward.service.server.fast_path, onward.service.server.worker
 before = dict(sys.modules)
 from gevent import monkey
 monkey.patch_all()
@@ -66,7 +77,7 @@ HARMLESS = {
     "click.globals threading.local", "numpy._core.arrayprint threading.get_ident",  # never of another greenlet
     "jinja2.utils threading.Lock", "prometheus_client.metrics threading.Lock", "werkzeug.routing.map threading.Lock",
     "prometheus_client.registry threading.Lock", "prometheus_client.values threading.Lock",  # held without waiting
-    "service.http.connection select.poll",  # meant
+    "onward.service.http.connection select.poll",  # meant
 }  # fmt: skip
 
 
@@ -80,7 +91,7 @@ def test_gunicorns_master_holds_nothing_that_gevent_replaces() -> None:
 PATCHED = """
 import importlib.metadata, socket
 from gevent import events
-from service.worker import Worker
+from onward.service.server.worker import Worker
 asked, told = [], []
 importlib.metadata.entry_points = lambda **group: asked.append(group) or ()
 before = events.notify_and_call_entry_points

@@ -1,6 +1,6 @@
 """No public name changes by accident: not by a renamed file, module, class or function."""
 
-from service.app import OPERATIONS
+from onward.service.app import OPERATIONS
 from tests.contracts.public_names import LIST, names
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from service.errors import DamagedRecordError, ForeignRecordError
-from service.sessions import record as records
-from service.sessions.known import Known
-from service.sessions.opening import open_store
-from service.sessions.record import TOMBSTONE_S, Record, Ref, Tombstone
-from service.sessions.redis import RedisStore
-from service.sessions.store import Change, Store
-from tests.valkey import Server
+from onward.service.errors import DamagedRecordError, ForeignRecordError
+from onward.service.store import record as records
+from onward.service.store.contract import Change, Store
+from onward.service.store.opening import open_store
+from onward.service.store.record import TOMBSTONE_S, Record, Ref, Tombstone
+from onward.service.store.record_cache import Known
+from onward.service.store.redis import RedisStore
+from tests.helpers.valkey_server import Server
 
 NOW = 1_800_000_000.0
 

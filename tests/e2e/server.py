@@ -9,6 +9,7 @@ import ssl
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +17,7 @@ from typing import Self
 
 import httpx
 
-from tests.reference import ROOT
+from tests.helpers.reference_loop import ROOT
 
 START_S = 60
 ESTABLISHED = "01"
@@ -31,6 +32,9 @@ class Server:
 
     `log` is what it has printed, line by line; all of it is there once the service has ended.
     """
+
+    command: Sequence[str | Path] = COMMAND
+    cwd = ROOT
 
     def __init__(self, folder: Path, **settings: str) -> None:
         self._environment = {name: value for name, value in os.environ.items() if not name.startswith("ONWARD_")}
@@ -53,7 +57,7 @@ class Server:
 
     def _launch(self) -> tuple["subprocess.Popen[str]", threading.Event]:
         self._process = subprocess.Popen(
-            COMMAND, env=self._environment, cwd=ROOT, text=True, start_new_session=True,
+            self.command, env=self._environment, cwd=self.cwd, text=True, start_new_session=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         up = threading.Event()
@@ -68,7 +72,9 @@ class Server:
 
     def refusal(self) -> str:
         """What it prints where it must not start."""
-        done = subprocess.run(COMMAND, env=self._environment, cwd=ROOT, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            self.command, env=self._environment, cwd=self.cwd, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 1, done.stderr
         assert not done.stdout
         return done.stderr

@@ -11,13 +11,13 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from service.app import OPERATIONS
-from service.http import answers, openapi
-from service.http.operations import Operation
+from onward.service.app import OPERATIONS
+from onward.service.http import openapi, response_schemas
+from onward.service.http.operations import Operation
 from tests.e2e.server import Server
-from tests.problems import assert_problem
-from tests.reference import INPUTS, ZOO, BareLoop, assert_same_bits
-from tests.websocket import KEY
+from tests.helpers.problem_assertions import assert_problem
+from tests.helpers.reference_loop import INPUTS, ZOO, BareLoop, assert_same_bits
+from tests.helpers.websocket_client import KEY
 
 JSON = {"Content-Type": "application/json"}
 STEPS, FORECAST = "/v1/sessions/kept/steps", "/v1/sessions/kept/forecast"
@@ -214,7 +214,7 @@ def test_a_head_that_is_too_long_is_refused_as_described(server: Server, operati
     ):
         said, _, body = raw(server, head).partition(b"\r\n\r\n")
         assert said.split()[1] == status
-        answers.Problem.model_validate_json(body)
+        response_schemas.Problem.model_validate_json(body)
         assert list(described[status.decode()]["content"]) == ["application/problem+json"]
         assert b"Content-Type: application/problem+json" in said
 

@@ -7,7 +7,7 @@ from threading import Barrier
 import numpy as np
 
 from tests.e2e.server import Server
-from tests.reference import INPUTS, ZOO, BareLoop, assert_same_bits
+from tests.helpers.reference_loop import INPUTS, ZOO, BareLoop, assert_same_bits
 
 RACE = 200
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.e2e.server import Server
-from tests.reference import INPUTS, ZOO, BareLoop, assert_same_bits
+from tests.helpers.reference_loop import INPUTS, ZOO, BareLoop, assert_same_bits
 
 STEPS_URL = "/v1/sessions/s/steps"
 STEPS = 500

@@ -16,10 +16,10 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from tests import events
 from tests.e2e.server import Server
-from tests.reference import ZOO, BareLoop, assert_same_bits, pulse
-from tests.websocket import Frames, frame, handshake
+from tests.helpers import sse_reader
+from tests.helpers.reference_loop import ZOO, BareLoop, assert_same_bits, pulse
+from tests.helpers.websocket_client import Frames, frame, handshake
 
 INPUTS = pulse(2)
 EXPECTED = BareLoop(ZOO / "pulse/1").run(INPUTS)
@@ -211,7 +211,7 @@ def test_a_draw_cut_at_any_byte_goes_on(server: Server, client: httpx.Client) ->
     """With the id of the last event that came whole: every event comes, once, those of one uncut draw."""
     path, body = "/v1/sessions/s/generate", {"horizon": 3, "seed": 7}
     assert client.post("/v1/models/pulse/sessions", json={"session_id": "s"}).status_code == 201
-    expected = [(one.name, one.data) for one in events.read(client.post(path, json=body).text)]
+    expected = [(one.name, one.data) for one in sse_reader.read(client.post(path, json=body).text)]
     assert [kind for kind, _ in expected] == ["message"] * 3 + ["done"]
     budget, over = 0, False
     while not over:
@@ -226,10 +226,10 @@ def test_a_draw_cut_at_any_byte_goes_on(server: Server, client: httpx.Client) ->
         over = cut.whole
         cut.close()
         whole = unchunked(said.partition(b"\r\n\r\n")[2]).rpartition(b"\n\n")[0]
-        came = events.read(whole.decode() + "\n\n")
+        came = sse_reader.read(whole.decode() + "\n\n")
         if len(came) < len(expected):
             headers = {"Last-Event-ID": came[-1].id} if came else {}
-            came += events.read(client.post(path, json=body, headers=headers).text)
+            came += sse_reader.read(client.post(path, json=body, headers=headers).text)
         assert [(one.name, one.data) for one in came] == expected, budget
         budget += FURTHER
     assert budget > 400

@@ -15,10 +15,10 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from service.app import OPERATIONS
-from service.http.operations import NDJSON
+from onward.service.app import OPERATIONS
+from onward.service.http.operations import NDJSON
 from tests.e2e.server import Server, open_files
-from tests.reference import ZOO, BareLoop, assert_same_bits
+from tests.helpers.reference_loop import ZOO, BareLoop, assert_same_bits
 
 JSON = "application/json"
 MOST_OFFSETS = 150

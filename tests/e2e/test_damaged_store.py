@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 
-from service.crashes import MOST
+from onward.service.server.crashes import MOST
 from tests.e2e.server import START_S, Server
 
 

@@ -10,11 +10,11 @@ import httpx
 import numpy as np
 import pytest
 
-from model.repository import open_bundle
+from onward.model.repository import open_bundle
 from tests.e2e.server import Server, open_files
-from tests.events import Told, read
-from tests.problems import assert_problem
-from tests.reference import ZOO, BareLoop, pulse
+from tests.helpers.problem_assertions import assert_problem
+from tests.helpers.reference_loop import ZOO, BareLoop, pulse
+from tests.helpers.sse_reader import Told, read
 
 URL = "/v1/sessions/text/generate"
 TOKENS: dict[str, Any] = {"horizon": 30, "inputs": "The ", "temperature": 0.8, "top_p": 0.9, "seed": 7}

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from tests.bundles import draw, make_network
+from onward.training.export.export_bundle import PARITY_STEPS, export
 from tests.e2e.server import Server
-from training.export import PARITY_STEPS, export
+from tests.helpers.random_bundles import draw, make_network
 
 ROWS, CALLS = 256, 20
 

@@ -11,12 +11,12 @@ import httpx
 import numpy as np
 import pytest
 
-from service.sessions import record as records
-from service.sessions.lmdb import LmdbStore
-from tests.bundles import draw, make_bundle
+from onward.service.store import record as records
+from onward.service.store.lmdb import LmdbStore
 from tests.contracts.test_stores import damage
 from tests.e2e.server import Server
-from tests.reference import pulse
+from tests.helpers.random_bundles import draw, make_bundle
+from tests.helpers.reference_loop import pulse
 
 STEPS = 300
 

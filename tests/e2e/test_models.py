@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from model.manifest import Feature
-from tests import kinds
+from onward.model.manifest import Feature
 from tests.e2e.server import Server
-from tests.problems import assert_problem
-from tests.reference import ZOO, BareLoop, weather
+from tests.helpers import numpy_networks
+from tests.helpers.problem_assertions import assert_problem
+from tests.helpers.reference_loop import ZOO, BareLoop, weather
 
 
 def test_a_damaged_bundle_is_refused_and_the_others_serve(tmp_path: Path) -> None:
@@ -149,8 +149,8 @@ def test_a_text_is_read_and_categories_are_told_by_name(tmp_path: Path) -> None:
 def test_missing_values_and_labels_over_http(tmp_path: Path) -> None:
     """Null where a feature may be missing, and nowhere else; classes by name; the same bits as a bare loop's."""
     features = (Feature(name="x", nullable=True), Feature(name="kind", kind="category", categories=(3, 5, 8)))
-    spoken = kinds.signature(features, "who", classes=("ann", "bob"))
-    kinds.export(kinds.network(spoken, head="label", scaling="causal", units=8), tmp_path / "models")
+    spoken = numpy_networks.signature(features, "who", classes=("ann", "bob"))
+    numpy_networks.export(numpy_networks.network(spoken, head="label", scaling="causal", units=8), tmp_path / "models")
     rows: list[list[float | None]] = [[1.5, 3], [None, 8], [2.0, 5], [None, 3]]
     expected = BareLoop(tmp_path / "models/tiny/1").run(
         [[np.nan if x is None else x, (3, 5, 8).index(int(kind or 0))] for x, kind in rows]

@@ -12,11 +12,11 @@ import httpx
 import numpy as np
 import pytest
 
-from model.repository import open_bundle
-from tests import bare
+from onward.model.repository import open_bundle
 from tests.e2e.server import Server
-from tests.e2e.test_stream import begin, resident
-from tests.reference import ZOO, BareLoop, assert_same_bits, pulse
+from tests.e2e.test_websocket import begin, resident
+from tests.helpers import plain_onnxruntime
+from tests.helpers.reference_loop import ZOO, BareLoop, assert_same_bits, pulse
 
 HEADERS = {"Content-Type": "application/x-ndjson"}
 LINES = 1_000_000
@@ -61,11 +61,11 @@ def test_a_million_lines_in_flat_memory(tmp_path: Path) -> None:
             answers = np.array([told(json.loads(line)) for line in said], np.float32)
         assert peak - before < 20 * 2**20
         assert client.get("/v1/sessions/s").json()["step"] == LINES
-    opened, manifest = bare.session(ZOO / "pulse/1/model.onnx"), open_bundle(ZOO / "pulse/1").manifest
-    state, parts = bare.zeros(manifest, 1), []
+    opened, manifest = plain_onnxruntime.session(ZOO / "pulse/1/model.onnx"), open_bundle(ZOO / "pulse/1").manifest
+    state, parts = plain_onnxruntime.zeros(manifest, 1), []
     for start in range(0, LINES, 10_000):
         part = values[start : start + 10_000, np.newaxis]
-        outputs, state = bare.call(opened, part, [len(part)], state)
+        outputs, state = plain_onnxruntime.call(opened, part, [len(part)], state)
         parts.append(np.stack([outputs[name].reshape(-1) for name in ("mean", "std", "surprise")], axis=1))
     assert answers.tobytes() == np.concatenate(parts).tobytes()
 

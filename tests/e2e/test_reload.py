@@ -17,10 +17,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.bundles import draw, make_bundle
 from tests.e2e.models import ask, request, settled
 from tests.e2e.server import Server
-from tests.reference import BareLoop, assert_same_bits
+from tests.helpers.random_bundles import draw, make_bundle
+from tests.helpers.reference_loop import BareLoop, assert_same_bits
 
 ROWS: list[list[float]] = draw(1, 40)[0].tolist()
 CREATE = "/v1/models/tiny/sessions"

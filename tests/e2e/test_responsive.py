@@ -7,9 +7,9 @@ from threading import Thread
 
 import httpx
 
-from tests.bundles import draw, make_network
+from onward.training.export.export_bundle import PARITY_STEPS, export
 from tests.e2e.server import Server
-from training.export import PARITY_STEPS, export
+from tests.helpers.random_bundles import draw, make_network
 
 BOUND_S = 0.010
 """What is asked of the service. A batch of this model takes several times as long here, on any machine that runs the

@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 from tests.e2e.server import Server
-from tests.reference import ROOT
-from tests.websocket import WebSocket
+from tests.helpers.reference_loop import ROOT
+from tests.helpers.websocket_client import WebSocket
 
 STALLED_S, MARGIN_S = 5.0, 30.0
 """How long a client may stall here, where a minute would be long."""
@@ -31,7 +31,7 @@ def chunk(data: bytes) -> bytes:
 
 def impatient(folder: Path) -> None:
     """Services whose Python path has this folder wait STALLED_S."""
-    setting = f"import service.http.connection as connection\nconnection.STALLED_S = {STALLED_S}\n"
+    setting = f"import onward.service.http.connection as connection\nconnection.STALLED_S = {STALLED_S}\n"
     (folder / "sitecustomize.py").write_text(setting)
 
 

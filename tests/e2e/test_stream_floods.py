@@ -9,8 +9,8 @@ from threading import Thread
 import pytest
 
 from tests.e2e.server import Server
-from tests.e2e.test_stream import resident
-from tests.websocket import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, WebSocket, frame
+from tests.e2e.test_websocket import resident
+from tests.helpers.websocket_client import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, WebSocket, frame
 
 FRAMES, PER_SEND, GROWTH = 200_000, 5000, 8 * 2**20
 FLOODS = {

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tests.e2e.server import Server
-from tests.websocket import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, WebSocket, frame
+from tests.helpers.websocket_client import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, WebSocket, frame
 
 MOST = 4096
 STEP = b'{"inputs": [[500]]}'

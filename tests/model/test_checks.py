@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from model.checks import CheckError, check, plausible
-from model.runner import Outputs, StepModel
-from model.state import Layout, State
-from tests.bundles import FEATURES, draw, make_bundle
-from training.config import Cell
+from onward.model.checks import CheckError, check, plausible
+from onward.model.runner import Outputs, StepModel
+from onward.model.state import Layout, State
+from onward.training.config import Cell
+from tests.helpers.random_bundles import FEATURES, draw, make_bundle
 
 ULP = 2.0**-23
 """One unit in the last place, relative."""

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from model import distribution
-from model.distribution import Array
-from model.manifest import Head
+from onward.model import distribution
+from onward.model.distribution import Array
+from onward.model.manifest import Head
 
 GAUSSIAN = Head(kind="gaussian", outputs=("mean", "std"), targets=("x", "y"))
 STUDENT_T = Head(kind="student_t", outputs=("mean", "scale", "df"), targets=("x", "y"))

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from model.inputs import InputError, Inputs, to_array
-from model.manifest import Feature
+from onward.model.inputs import InputError, Inputs, to_array
+from onward.model.manifest import Feature
 
 FLOAT32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
 ROWS = st.lists(st.tuples(FLOAT32, FLOAT32), min_size=1, max_size=20)

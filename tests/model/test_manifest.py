@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from model import manifest as manifests
-from model.manifest import BundleError, Manifest, StatePair, Tensor
-from tests.bundles import FEATURES, make_bundle
-from tests.model.documents import Document, drop, put
+from onward.model import manifest as manifests
+from onward.model.manifest import BundleError, Manifest, StatePair, Tensor
+from tests.helpers.random_bundles import FEATURES, make_bundle
+from tests.model.manifest_edits import Document, drop, put
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 import pytest
 
-from model.manifest import BundleError
-from model.repository import bundles, next_version, open_all, open_bundle, read_bundle
-from tests.bundles import make_bundle
+from onward.model.manifest import BundleError
+from onward.model.repository import bundles, next_version, open_all, open_bundle, read_bundle
+from tests.helpers.random_bundles import make_bundle
 
 
 @pytest.fixture

@@ -6,13 +6,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from model import ZOO
-from model.manifest import BundleError
-from model.repository import open_bundle
-from model.runner import StepModel
-from tests import bare
-from tests.bundles import FEATURES, draw, make_bundle, moments
-from tests.cells import nll
+from onward.model import ZOO
+from onward.model.manifest import BundleError
+from onward.model.repository import open_bundle
+from onward.model.runner import StepModel
+from tests.helpers import plain_onnxruntime
+from tests.helpers.numpy_cells import nll
+from tests.helpers.random_bundles import FEATURES, draw, make_bundle, moments
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -31,12 +31,12 @@ def beats(steps: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
 
 def test_single_steps_are_the_bare_runtimes_bit_for_bit(pulse: StepModel) -> None:
     """Nothing is added to, lost from or reordered in what ONNX Runtime says, step by step on real data."""
-    opened = bare.session(ZOO / "pulse" / "1" / "model.onnx")
+    opened = plain_onnxruntime.session(ZOO / "pulse" / "1" / "model.onnx")
     for row in beats(300):
-        state, theirs = pulse.layout.initial(1), bare.zeros(pulse.manifest, 1)
+        state, theirs = pulse.layout.initial(1), plain_onnxruntime.zeros(pulse.manifest, 1)
         for step in row:
             outputs, state = pulse.run_row(step[None], state)
-            expected, theirs = bare.call(opened, step[None, None], [1], theirs)
+            expected, theirs = plain_onnxruntime.call(opened, step[None, None], [1], theirs)
             for name, value in expected.items():
                 assert outputs[name][0].tobytes() == value[0, 0].tobytes()
             for name, value in theirs.items():
@@ -48,11 +48,11 @@ def test_ragged_batches_are_the_bare_runtimes_single_steps(pulse: StepModel) -> 
     """Rows of different lengths in one call give, bit for bit, what the bare runtime gives each alone step by step."""
     data, lengths = beats(120), [120, 1, 64, 7]
     outputs, state = pulse.run(data, np.array(lengths, np.int32), pulse.layout.initial(4))
-    opened = bare.session(ZOO / "pulse" / "1" / "model.onnx")
+    opened = plain_onnxruntime.session(ZOO / "pulse" / "1" / "model.onnx")
     for row, length in enumerate(lengths):
-        theirs = bare.zeros(pulse.manifest, 1)
+        theirs = plain_onnxruntime.zeros(pulse.manifest, 1)
         for step in range(length):
-            expected, theirs = bare.call(opened, data[row, step][None, None], [1], theirs)
+            expected, theirs = plain_onnxruntime.call(opened, data[row, step][None, None], [1], theirs)
             for name, value in expected.items():
                 assert outputs[name][row, step].tobytes() == value[0, 0].tobytes()
         for name, value in theirs.items():

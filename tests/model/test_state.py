@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.manifest import StatePair
-from model.state import Layout, State, StateError
+from onward.model.manifest import StatePair
+from onward.model.state import Layout, State, StateError
 
 PAIRS = (
     StatePair(input="h", output="h2", shape=(2, "batch", 3)),

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
-from model import ZOO
-from model.checks import check
-from model.repository import bundles, open_all, open_bundle
-from training import config, data, evaluate
+from onward.model import ZOO
+from onward.model.checks import check
+from onward.model.repository import bundles, open_all, open_bundle
+from onward.training import config
+from onward.training.data import datasets
+from onward.training.evaluation import evaluation
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = [bundle.relative_to(ZOO).as_posix() for bundle in bundles(ZOO)]
@@ -54,12 +56,12 @@ def test_a_shipped_bundle_keeps_its_word(place: str) -> None:
     same = provenance["data"]["sha256"] == hashlib.sha256(settings.data_file.read_bytes()).hexdigest()
     assert same or settings.data.package  # each release of the package has a text of its own
     declared = (model.manifest.features, model.manifest.head.classes)
-    series = data.load(settings.data_file, settings.data, declared).series
+    series = datasets.load(settings.data_file, settings.data, declared).series
     told: Any = model.manifest.metrics
-    again = evaluate.measure(model, series, settings.data.period, settings.data.horizon).metrics
+    again = evaluation.measure(model, series, settings.data.period, settings.data.horizon).metrics
     assert again["task"] == told["task"] == model.manifest.task
     known, found = (flat({key: part for key, part in each.items() if key != "task"}) for each in (told, again))
     assert {key: found.get(key) for key in known} == pytest.approx(known, rel=1e-6 if same else 0.1)
-    assert not evaluate.unbeaten_baselines(told)
+    assert not evaluation.unbeaten_baselines(told)
     for table in told["targets"].values():
         assert set(table) >= {"model", "better", *NAIVE[told["task"]]}

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from model.repository import open_all
-from service.engine.engine import Engine, Limits
-from service.sessions.lmdb import LmdbStore
-from tests.reference import ZOO
+from onward.model.repository import open_all
+from onward.service.engine.engine import Engine, Limits
+from onward.service.store.lmdb import LmdbStore
+from tests.helpers.reference_loop import ZOO
 
 
 class Clock:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from service import settings
-from service.settings import SettingsError
+from onward.service import settings
+from onward.service.settings import SettingsError
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.reference import ROOT
-from training import config
-from training.config import ConfigError
+from onward.training import config
+from onward.training.config import ConfigError
+from tests.helpers.reference_loop import ROOT
 
 GOOD = """
 name = "tide"

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from model.repository import open_bundle
-from training import config, run
-from training.config import Config
+from onward.model.repository import open_bundle
+from onward.training import config, run
+from onward.training.config import Config
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(ROOT.glob("examples/*/*.toml"))

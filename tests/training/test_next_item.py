@@ -13,8 +13,8 @@ import pytest
 from numpy.typing import NDArray
 from polars.testing import assert_frame_equal
 
-from training import ranking
-from training.ranking import Bigram
+from onward.training.evaluation import ranking_metrics
+from onward.training.evaluation.ranking_metrics import Bigram
 
 FOLDER = Path(__file__).parents[2] / "examples" / "next-item"
 POPULAR = np.array([1 / i for i in range(1, 51)]) / sum(1 / i for i in range(1, 51))
@@ -93,12 +93,12 @@ def test_counts_of_pairs_reach_what_item_to_item_can_and_no_more() -> None:
     model = Bigram([np.array(session) for session in sessions()[:cut]], 50)
     context = np.concatenate([session[:-1] for session in sessions()[cut:]])
     actual = np.concatenate([session[1:] for session in sessions()[cut:]])
-    told = ranking.tokens(*model.bigram(context, actual, 20), actual)
+    told = ranking_metrics.tokens(*model.bigram(context, actual, 20), actual)
     chain = optimum["item-to-item, not the first event"]
     assert chain.bits < told["bits"] < 1.03 * chain.bits
     assert told["accuracy"] == pytest.approx(chain.accuracy, abs=0.02)
     assert told["mrr"] == pytest.approx(chain.mrr, abs=0.02)
-    told = ranking.tokens(*model.unigram(actual, 20), actual)
+    told = ranking_metrics.tokens(*model.unigram(actual, 20), actual)
     assert told["bits"] == pytest.approx(optimum["popularity, every event"].bits, rel=0.02)
     assert optimum["whole session, not the first event"].bits < 0.85 * chain.bits
 

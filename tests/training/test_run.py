@@ -14,14 +14,15 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
-from model.manifest import Feature
-from model.repository import open_bundle
-from onward import main
-from tests.bundles import make_bundle
-from training import config, evaluate
-from training.data import Dataset, Series, load
-from training.moments import scaling
-from training.run import sample, train
+from onward.__main__ import main
+from onward.model.manifest import Feature
+from onward.model.repository import open_bundle
+from onward.training import config
+from onward.training.data.datasets import Dataset, Series, load
+from onward.training.data.training_statistics import scaling
+from onward.training.evaluation import evaluation
+from onward.training.run import sample, train
+from tests.helpers.random_bundles import make_bundle
 
 ROOT = Path(__file__).parents[2]
 
@@ -129,7 +130,7 @@ def test_a_good_model_passes_must_beat(project: Path) -> None:
     better = CONFIG.replace("epochs = 3", "epochs = 40").replace("period = 12\n", "").replace("units = 6", "units = 16")
     (project / "tide.toml").write_text(better)
     bundle, model = train(config.read(project / "tide.toml"), quiet=True, must_beat=True)
-    assert not evaluate.unbeaten_baselines(dict(model.manifest.metrics))
+    assert not evaluation.unbeaten_baselines(dict(model.manifest.metrics))
     assert bundle.is_dir()
 
 
@@ -209,7 +210,7 @@ def test_the_provenance_is_enough_to_make_it_again(project: Path) -> None:
     norms = told["gradient_norms"]
     assert len(norms["mean"]) == len(norms["largest"]) == told["epochs"]
     assert all(0 < mean < largest for mean, largest in zip(norms["mean"], norms["largest"], strict=True))
-    assert model.manifest.metrics == evaluate.measure(model, dataset.series, 12, 12).metrics
+    assert model.manifest.metrics == evaluation.measure(model, dataset.series, 12, 12).metrics
     assert model.manifest.description == "two tides"
 
 

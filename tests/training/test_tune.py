@@ -7,12 +7,12 @@ import tomlkit
 import torch
 from click.testing import CliRunner
 
-from model.repository import open_bundle
-from onward import main
+from onward.__main__ import main
+from onward.model.repository import open_bundle
+from onward.training import config, run
+from onward.training.config import ConfigError
+from onward.training.fit.training_loop import History
 from tests.training.test_run import project
-from training import config, run
-from training.config import ConfigError
-from training.loop import History
 
 __all__ = ["project"]
 

@@ -18,8 +18,8 @@ from tests.e2e.faults import repository
 from tests.e2e.faults.load import Tally, clients
 from tests.e2e.faults.repository import Repository
 from tests.e2e.server import Server
-from tests.reference import ROOT
-from tests.valkey import Server as Valkey
+from tests.helpers.reference_loop import ROOT
+from tests.helpers.valkey_server import Server as Valkey
 
 CLIENTS, SESSIONS = 16, 200
 PAUSE_S = 0.7

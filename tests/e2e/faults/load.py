@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from tests.e2e.faults.repository import FIRST
-from tests.reference import ZOO, BareLoop, pulse
+from tests.helpers.reference_loop import ZOO, BareLoop, pulse
 
 ANSWER_S = 2.0
 CUT, CUT_BODY, BULK, FLASK = 0.03, 0.03, 0.2, 0.1

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from tests.e2e.models import request, settled_somehow
 from tests.e2e.server import Server
-from tests.reference import ZOO, pulse
+from tests.helpers.reference_loop import ZOO, pulse
 
 MODEL, FIRST = "pulse", 1
 PROBES = 8

@@ -1,0 +1,1 @@
+"""Load on a service whose every answer is checked."""

@@ -1,0 +1,1 @@
+"""How requests reach a service: HTTP by httpx, WebSockets, and addresses."""

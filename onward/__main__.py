@@ -1,0 +1,227 @@
+"""The `onward` command: serving, asking a service, training, and bundles. Each command imports what it needs."""
+
+import json
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+TALKING = {
+    "models": "listing", "sessions": "listing", "predict": "predictions", "stream": "predictions",
+    "forecast": "predictions", "generate": "predictions", "load": "loadtest",
+}  # fmt: skip
+"""The modules below `onward.client.cli` of the commands that talk to a service."""
+SECTIONS = {
+    "Serving": ("serve",),
+    "Asking a service (--url, or ONWARD_URL)": tuple(TALKING),
+    "Training": ("train", "tune", "export"),
+    "Bundles": ("verify", "evaluate", "inspect"),
+}
+
+
+class _Commands(click.Group):
+    """Imports a command of the client when it is used, and lists all by what they are for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  (click's signature)
+        return [name for names in SECTIONS.values() for name in names]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in TALKING:
+            return super().get_command(ctx, cmd_name)
+        command = getattr(import_module(f"onward.client.cli.{TALKING[cmd_name]}"), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for section, names in SECTIONS.items():
+            found = [(name, self.get_command(ctx, name)) for name in names]
+            with formatter.section(section):
+                formatter.write_dl([(name, command.get_short_help_str(90)) for name, command in found if command])
+
+
+@click.group(cls=_Commands)
+@click.version_option(package_name="onward")
+def main() -> None:
+    """Serve recurrent models with their memory.
+
+    To begin: `onward serve` here, then `onward models` in a second terminal. Each command explains itself: `onward
+    COMMAND --help`.
+
+    Exit statuses: 0 done, 1 refused or wrong, 2 usage, 3 no service answers.
+    """
+
+
+@main.command()
+def serve() -> None:
+    """Serve the models of ONWARD_MODELS; every setting is an ONWARD_* environment variable (docs/settings.md)."""
+    from onward.service.server.serve import serve as start
+
+    start()
+
+
+@main.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("--quiet", is_flag=True, help="no progress bar")
+@click.option("--resume", is_flag=True, help="go on where a run of this CONFIG was stopped")
+@click.option("--must-beat", is_flag=True, help="publish nothing, status 1, where a naive forecast is not beaten")
+def train(config: Path, *, quiet: bool, resume: bool, must_beat: bool) -> None:
+    """Train, export, prove and measure the model that the TOML file CONFIG describes.
+
+    For several GPUs or machines: torchrun ... -m onward train CONFIG.
+    """
+    try:
+        from onward.training import run
+        from onward.training.config import ConfigError, read
+        from onward.training.errors import DataError, TrainingError
+        from onward.training.export.export_bundle import ExportError
+        from onward.training.fit import devices
+        from onward.training.report import report_table
+        from onward.training.report.html_report import REPORT
+        from onward.training.run import LosesError
+    except ModuleNotFoundError as error:
+        _fail(f"training needs {error.name}: pip install 'onward[train]'")
+    from onward.model.checks import CheckError
+
+    try:
+        settings = read(config)
+        stopped = settings.checkpoint_file.exists()
+        if devices.first() and stopped != resume:
+            found = f"{settings.checkpoint_file}: " + (
+                "a run was stopped here" if stopped else "no run was stopped here"
+            )
+            click.echo(f"onward: {found}; this one starts anew" + (", --resume goes on" if stopped else ""), err=True)
+        fitted = run.fit(settings, quiet=quiet or None, resume=resume)
+        if not devices.first():
+            return
+        bundle, model = run.publish(settings, fitted, must_beat=must_beat)
+    except LosesError as error:
+        click.echo(str(error))
+        _fail("the model loses to a naive forecast, so with --must-beat nothing is published")
+    except (ConfigError, DataError, TrainingError, ExportError, CheckError, OSError) as error:
+        _fail(str(error))
+    click.echo(report_table.text(model.manifest))
+    click.echo(f"\nbundle: {bundle}\nserve it: ONWARD_MODELS={bundle.parent.parent} onward serve")
+    click.echo(f"read about it: {bundle / REPORT}")
+
+
+@main.command()
+@click.argument("config", type=click.Path(path_type=Path))
+def export(config: Path) -> None:
+    """Export, prove and measure what a stopped run of the TOML file CONFIG has come to: its best weights so far."""
+    try:
+        from onward.training import run
+        from onward.training.config import ConfigError, read
+        from onward.training.errors import DataError, TrainingError
+        from onward.training.export.export_bundle import ExportError
+        from onward.training.report import report_table
+    except ModuleNotFoundError as error:
+        _fail(f"exporting needs {error.name}: pip install 'onward[train]'")
+    from onward.model.checks import CheckError
+
+    try:
+        settings = read(config)
+        bundle, model = run.publish(settings, run.stopped(settings), finished=False)
+    except (ConfigError, DataError, TrainingError, ExportError, CheckError, OSError) as error:
+        _fail(str(error))
+    click.echo(report_table.text(model.manifest))
+    click.echo(f"\nbundle: {bundle}\nthe run can still go on: onward train {config} --resume")
+
+
+@main.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("--trials", type=click.IntRange(min=1), default=20, show_default=True, help="runs to try")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="where the better TOML goes; CONFIG.tuned.toml if left out"
+)
+def tune(config: Path, *, trials: int, out: Path | None) -> None:
+    """Search for better settings of the TOML file CONFIG, as its [tune.search] says, and write them to another."""
+    try:
+        from onward.training import tune as tuning
+        from onward.training.config import ConfigError, read
+        from onward.training.errors import DataError
+    except ModuleNotFoundError as error:
+        _fail(f"tuning needs {error.name}: pip install 'onward[train,tune]'")
+
+    target = out or config.with_suffix(".tuned.toml")
+    try:
+        found = tuning.search(read(config), trials, click.echo)
+        if found.settings:
+            tuning.write(config, found.settings, target)
+    except (ConfigError, DataError, OSError) as error:
+        _fail(str(error))
+    if not found.settings:
+        click.echo(f"\nnone of {found.runs - 1} runs was better than {config} as it is: {found.loss_before:.6g}")
+        return
+    click.echo(
+        f"\nbest validation loss {found.loss:.6g}, {found.loss_before:.6g} as it was\nnow: onward train {target}"
+    )
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+def verify(bundle: Path) -> None:
+    """Hold the folder BUNDLE to its checksum, its manifest, its parity vectors and the checks of model/checks.py."""
+    from onward.model.checks import CheckError, check
+    from onward.model.manifest import BundleError
+    from onward.model.repository import open_bundle
+
+    try:
+        model = open_bundle(bundle)
+        check(model)
+    except (BundleError, CheckError) as error:
+        _fail(str(error))
+    click.echo(f"{model.manifest.name} {model.manifest.version}: verified")
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("table", type=click.Path(path_type=Path))
+@click.option("--config", type=click.Path(path_type=Path), help="TOML file that says how to read TABLE")
+def evaluate(bundle: Path, table: Path, *, config: Path | None) -> None:
+    """Measure the folder BUNDLE on the last part of each series of TABLE, a CSV or Parquet file."""
+    try:
+        from onward.training.config import ConfigError, read
+        from onward.training.errors import DataError
+        from onward.training.evaluation import evaluate_bundle
+        from onward.training.report.report_table import text
+    except ModuleNotFoundError as error:
+        _fail(f"evaluating needs {error.name}: pip install 'onward[train]'")
+    from onward.model.manifest import BundleError
+    from onward.model.repository import open_bundle
+
+    try:
+        model = open_bundle(bundle)
+        found = evaluate_bundle.measure(model, table, read(config) if config else None)
+    except (BundleError, ConfigError, DataError, OSError) as error:
+        _fail(str(error))
+    click.echo(text(model.manifest.model_copy(update={"metrics": found.metrics})))
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="the same as JSON")
+def inspect(bundle: Path, *, as_json: bool) -> None:
+    """Tell what the folder BUNDLE asks for and costs: tensors, state, head, sizes, and the time of a step."""
+    try:
+        from onward.training.evaluation import inspect_bundle
+    except ModuleNotFoundError as error:
+        _fail(f"inspecting needs {error.name}: pip install 'onward[train]'")
+    from onward.model.manifest import BundleError
+    from onward.model.repository import open_bundle
+
+    try:
+        description = inspect_bundle.inspect(bundle, open_bundle(bundle))
+    except BundleError as error:
+        _fail(str(error))
+    click.echo(json.dumps(description, indent=2) if as_json else inspect_bundle.text(description))
+
+
+def _fail(message: str) -> NoReturn:
+    click.echo(f"onward: {message}", err=True)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Requests of many sessions are run together: the scheduler, the batcher and the call of the model."""

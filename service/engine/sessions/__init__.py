@@ -1,0 +1,1 @@
+"""The lifecycle of sessions: creation, expiry, forks, rewind, migration and transfer."""

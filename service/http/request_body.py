@@ -1,0 +1,57 @@
+"""The body of the request that is being answered: whole, said to be JSON, and as one of
+`onward.service.http.request_schemas`.
+"""
+
+from typing import TypeVar
+
+from flask import request
+from gunicorn.http.errors import ParseException
+from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
+
+from onward.service.engine.engine import Engine
+from onward.service.errors import Fault
+from onward.service.http import json_parsing
+from onward.service.http.problems import HTTP_KINDS, MEDIA, RequestError
+from onward.service.http.request_schemas import Body
+
+B = TypeVar("B", bound=Body)
+
+
+def broken_off(why: str) -> RequestError:
+    detail = f"the body is not whole: {why}"
+    return RequestError(HTTP_KINDS[400], detail, [Fault("body", detail)])
+
+
+def cut(came: int, announced: int) -> RequestError:
+    """The problem of a body that ends before its announced length."""
+    return broken_off(f"{came} of {announced} bytes came")
+
+
+def read(form: type[B], engine: Engine, *, optional: bool = False) -> B:
+    """The request's body as `form`; an empty one as its defaults where it is optional.
+
+    Raises RequestError, InvalidInputError, ValidationError, or werkzeug's 413.
+    """
+    data = body(optional=optional)
+    return form() if optional and not data else json_parsing.validated(form, data, engine.limits)
+
+
+def body(*, optional: bool = False) -> bytes:
+    """The request's body, whole and said to be JSON. Raises RequestError, or werkzeug's 413."""
+    if request.content_encoding not in (None, "identity"):
+        detail = f"Content-Encoding {request.content_encoding!r} is not supported; send the JSON as it is"
+        raise RequestError(MEDIA, detail, [Fault("Content-Encoding", detail)])
+    try:
+        data = request.get_data(cache=False)
+    except ClientDisconnected as error:  # werkzeug's, of what it was told by the connection
+        raise broken_off(getattr(error.__context__, "strerror", None) or "the client has gone") from error
+    except (OSError, ParseException) as error:  # gunicorn's, of a chunked body whose framing is broken
+        raise broken_off(getattr(error, "strerror", None) or str(error)) from error
+    if request.content_length is not None and len(data) < request.content_length:
+        raise cut(len(data), request.content_length)
+    if request.content_length is None and len(data) == request.max_content_length:
+        raise RequestEntityTooLarge  # werkzeug cuts a chunked body off at the limit, without a word
+    if request.mimetype != "application/json" and (data or not optional):
+        detail = f"expected Content-Type: application/json, not {request.mimetype or 'none'}"
+        raise RequestError(MEDIA, detail, [Fault("Content-Type", detail)])
+    return data

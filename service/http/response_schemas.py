@@ -1,0 +1,296 @@
+"""The wire: what answers look like, as pydantic models, from which the OpenAPI document is made.
+
+No answer is made through them: what a step says is written without a model. Tests hold answers against them.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, Json, RootModel
+
+from onward.service.http.request_schemas import Body
+
+Said = list[float] | list[list[float]] | list[str | int | None]
+"""Of one step: a number a target, or a row of them, such as one a quantile level; or categories, null for any other."""
+Rows = dict[str, list[Said]]
+
+
+class Predictions(Body):
+    """What the model says of the next input, a row a step: the head's parameters by name, in the targets' order."""
+
+    predictions: Annotated[Rows, Field(description="by output of the head, such as mean and std")]
+    surprise: Annotated[
+        list[float] | None, Field(description="the score of each input under the prediction made before it")
+    ] = None
+
+
+class Bounds(Body):
+    """Of the next input, after each step; null: none is known yet, or it would have to be without end."""
+
+    low: list[list[float | None]]
+    high: list[list[float | None]]
+
+
+class Seen(Body):
+    """What is seen of the prediction made before each input; null where the input, or some target of it, is missing."""
+
+    error: Annotated[
+        list[list[float | None]] | None, Field(description="the input minus its prediction, by target")
+    ] = None
+    anomaly: Annotated[
+        list[float | None] | None,
+        Field(description="from 0 to 1, how unusual the surprise is among the session's last 256; null below 19"),
+    ] = None
+    interval: Annotated[Bounds | None, Field(description="of a session that asked for intervals")] = None
+
+
+class Problem(BaseModel):
+    """RFC 9457. Some types carry more members, such as `expected_step`, `reason` and `ended_at`."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list[dict[str, str]] = []
+    more_errors: Annotated[int, Field(description="how many faults are not among the errors")] = 0
+
+
+class StepAnswer(Predictions, Seen):
+    step: Annotated[int, Field(description="inputs consumed so far")]
+
+
+class HeldAnswer(Predictions):
+    step: Annotated[int, Field(description="inputs consumed so far")]
+    state: Annotated[str, Field(description="to send with the next step; nobody else can read or alter it")]
+
+
+class ItemAnswer(Seen):
+    session_id: str
+    status: Annotated[int, Field(description="as a step of its own would have been answered")]
+    step: int | None = None
+    predictions: Rows | None = None
+    surprise: list[float] | None = None
+    problem: Annotated[Problem | None, Field(description="where the status is not 200")] = None
+
+
+class ManyAnswer(Body):
+    items: Annotated[list[ItemAnswer], Field(description="in the order of the items")]
+
+
+class ColumnBounds(Body):
+    low: list[list[list[float | None]] | None]
+    high: list[list[list[float | None]] | None]
+
+
+class ColumnsAnswer(Body):
+    statuses: list[int]
+    steps: list[int | None]
+    predictions: Annotated[
+        dict[str, list[list[Said] | None]],
+        Field(description="by output of the head, and session, the rows of its steps"),
+    ]
+    surprise: list[list[float] | None] = Field(default_factory=list)
+    error: list[list[list[float | None]] | None] = Field(default_factory=list)
+    anomaly: list[list[float | None] | None] = Field(default_factory=list)
+    interval: Annotated[ColumnBounds | None, Field(description="by bound, and session")] = None
+    problems: Annotated[dict[str, Problem], Field(description="by place in the request, where the status is not 200")]
+
+
+class BulkAnswer(RootModel[ManyAnswer | ColumnsAnswer]):
+    """As the request was written."""
+
+
+class ForecastAnswer(Body):
+    step: int
+    forecast: Annotated[
+        dict[str, list[Said | list[list[str | int]]]],
+        Field(
+            description="the head's first output, each step fed back as the next input; of sample paths mean and "
+            "quantiles, or top and probability of categories, a row a step, and paths, a list a path"
+        ),
+    ]
+    seed: Annotated[int | None, Field(description="of sample paths: it draws the same again")] = None
+    samples: int | None = None
+    levels: Annotated[list[float] | None, Field(description="of the quantiles, in their order")] = None
+
+
+class TokenEvent(Body):
+    ahead: Annotated[int, Field(description="how many steps ahead of the session, from 1")]
+    token: str | int
+    log_probability: Annotated[float, Field(description="the model's own, whatever it was drawn by")]
+    top: Annotated[list[str | int | None] | None, Field(description="the likeliest, null for any other")] = None
+    log_probabilities: list[float] | None = None
+
+
+class ValuesEvent(Body):
+    ahead: int
+    values: Annotated[list[float], Field(description="in the order of the targets")]
+
+
+class EndEvent(Body):
+    """Of the event `done`."""
+
+    reason: Literal["horizon", "stop"]
+    seed: Annotated[int, Field(description="it draws the same again")]
+    step: Annotated[int, Field(description="of the session, which did not move")]
+    text: Annotated[str | None, Field(description="all that was drawn, where the model reads a text")] = None
+
+
+EventId = Annotated[str, Field(description="opaque; as Last-Event-ID, the draw goes on after this event")]
+
+
+class StepEvent(Body):
+    """Of a step, without a name: a browser calls it `message`."""
+
+    id: EventId
+    data: Json[TokenEvent | ValuesEvent]
+
+
+class DoneEvent(Body):
+    """The last one."""
+
+    event: Literal["done"]
+    id: EventId
+    data: Json[EndEvent]
+
+
+class ProblemEvent(Body):
+    """The last one, where the draw could not go on."""
+
+    event: Literal["problem"]
+    id: EventId
+    data: Json[Problem]
+
+
+class GeneratedEvents(RootModel[list[StepEvent | DoneEvent | ProblemEvent]]):
+    """Server-Sent Events in their order, each by its fields; `data` is one line of JSON."""
+
+
+class EndedSessions(Body):
+    ended: int
+    more: Annotated[bool, Field(description="whether more may be left: call again")]
+
+
+class SequenceAnswer(Predictions):
+    forecast: Rows | None = None
+
+
+class PredictAnswer(Body):
+    model: str
+    version: int
+    sequences: list[SequenceAnswer]
+
+
+class SurpriseInfo(Body):
+    count: int
+    mean: float
+    recent: Annotated[float, Field(description="a mean that forgets: the last input weighs 0.1")]
+
+
+class SessionInfo(Body):
+    session_id: str
+    model: str
+    version: int
+    step: int
+    created_at: str
+    last_step_at: str
+    expires_at: str
+    ttl_s: float
+    surprise: Annotated[SurpriseInfo | None, Field(description="null before the first input")]
+
+
+class TargetAccuracy(Body):
+    """Of the inputs so far; null where the model does not say what it takes, or nothing came yet."""
+
+    inputs: Annotated[int, Field(description="those that had a prediction")]
+    mae: Annotated[float | None, Field(description="mean absolute error")]
+    mase: Annotated[float | None, Field(description="mae over that of the value before as the prediction")]
+    coverage: Annotated[float | None, Field(description="share of inputs inside the model's own central interval")]
+    level: Annotated[float | None, Field(description="share that this interval should hold")]
+    hits: Annotated[float | None, Field(description="share of inputs that were the likeliest category")]
+
+
+class IntervalInfo(Body):
+    """Of intervals that are corrected by how often they missed."""
+
+    wanted: float
+    coverage: Annotated[dict[str, float | None], Field(description="share of inputs that they held, by target")]
+    alpha: Annotated[dict[str, float], Field(description="the share that is left out at present, by target")]
+
+
+class SessionDetail(SessionInfo):
+    accuracy: Annotated[dict[str, TargetAccuracy] | None, Field(description="by target; null where none is known")]
+    interval: IntervalInfo | None
+
+
+class CreatedSession(SessionInfo):
+    prediction: Annotated[dict[str, Said], Field(description="of the next input; empty where the model keeps none")]
+
+
+class MigratedSession(SessionInfo):
+    replayed: Annotated[int, Field(description="how many of the session's last inputs made its state anew")]
+
+
+class SessionList(Body):
+    sessions: list[SessionInfo]
+    after: Annotated[str | None, Field(description="pass it as ?after= for the next page; null at the end")]
+
+
+class ModelInfo(Body):
+    name: str
+    versions: list[int]
+    task: str
+    description: str
+    features: list[str]
+    targets: list[str]
+    live_sessions: int
+
+
+class Refused(Body):
+    file: str
+    reason: str
+
+
+class ModelList(Body):
+    models: list[ModelInfo]
+    refused: Annotated[list[Refused], Field(description="bundles that failed verification and are not served")]
+
+
+class FeatureInfo(Body):
+    name: str
+    kind: Annotated[str, Field(description="number or category")]
+    role: Annotated[str, Field(description="observed, known in advance, or static: the same for a whole session")]
+    nullable: Annotated[bool, Field(description="whether null may stand for a missing value")]
+    formula: Annotated[str | None, Field(description="how the client computes it, where it is not measured")]
+    categories: Annotated[list[str | int], Field(description="what a category may be")]
+    unknown: Annotated[bool, Field(description="whether other categories are taken, all of them alike")]
+    text: Annotated[str | None, Field(description="characters or bytes, where inputs may be a text")]
+
+
+class ModelDetail(ModelInfo):
+    version: int
+    inputs: Annotated[list[FeatureInfo], Field(description="what a step is made of, in order")]
+    head: dict[str, Any]
+    exact: bool
+    metrics: dict[str, Any]
+    provenance: dict[str, Any]
+    sha256: str
+    state_bytes: int
+
+
+class Status(Body):
+    status: str
+
+
+class Ready(Status):
+    models: dict[str, list[int]]
+    refused: Annotated[list[Refused], Field(description="bundles that failed verification and are not served")]
+    unserved_sessions: Annotated[
+        dict[str, int],
+        Field(description="living sessions whose version is not served here, by that version, such as pulse/1"),
+    ]
+
+
+class Index(Body):
+    service: str
+    version: str
+    links: dict[str, str]

@@ -1,0 +1,72 @@
+"""Metrics in Prometheus' text form: how the predictions of each model come true, over all worker processes.
+
+Owns the names of metrics. Where gunicorn has set a folder (PROMETHEUS_MULTIPROC_DIR), each worker counts in files of
+its own there, on from what one that has ended left in them, and any worker answers with the sum of all.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest, values
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from onward.model.runner import StepModel
+from onward.model.scoring.layout import Sum
+from onward.service.metrics import multiprocess
+
+_MEANINGS = {
+    "inputs": ("scored_inputs", "inputs of sessions that have a surprise"),
+    "surprise": ("surprise_sum", "their surprise; it may fall, as a likelihood's may"),
+    "alarms": ("anomalies", "those with an anomaly of 0.99 or more"),
+    "predicted": ("predicted_inputs", "inputs that had a prediction"),
+    "absolute_error": ("absolute_error", "errors of these predictions, without signs"),
+    "naive_absolute_error": ("naive_absolute_error", "errors of the value before as the prediction"),
+    "inside": ("inside_interval", "inputs inside the model's own central interval"),
+    "hits": ("hits", "inputs that were the likeliest category"),
+}
+_OF_MODEL, _OF_TARGET = ("model", "version"), ("model", "version", "target")
+
+
+class Telemetry:
+    """Satisfies the engine's Observer. One a process."""
+
+    def __init__(self) -> None:
+        if self._shared:
+            place = multiprocess.place()
+            values.ValueClass = values.MultiProcessValue(lambda: place)  # type: ignore[no-untyped-call]
+        self._registry = CollectorRegistry()
+        self._of = {name: self._metric(name, *told) for name, told in _MEANINGS.items()}
+        self._damaged = Counter("onward_damaged_records", "damaged records that were met", registry=self._registry)
+
+    @property
+    def _shared(self) -> bool:
+        """Whether other processes count too."""
+        return multiprocess.VARIABLE in os.environ
+
+    def _metric(self, name: str, named: str, meaning: str) -> Counter | Gauge:
+        labels = _OF_MODEL if name in {"inputs", "surprise", "alarms"} else _OF_TARGET
+        if name == "surprise":
+            return Gauge(f"onward_{named}", meaning, labels, registry=self._registry, multiprocess_mode="sum")
+        return Counter(f"onward_{named}", meaning, labels, registry=self._registry)
+
+    def watched(self, model: StepModel, sums: Sequence[Sum]) -> Callable[[Sequence[float]], None]:
+        of = (model.manifest.name, str(model.manifest.version))
+        children = [self._of[one.name].labels(*of, *([one.target] if one.target else [])) for one in sums]
+
+        def gained(by: Sequence[float]) -> None:
+            for child, amount in zip(children, by, strict=True):
+                if amount:
+                    child.inc(amount)
+
+        return gained
+
+    def damaged(self) -> None:
+        self._damaged.inc()
+
+    def text(self) -> bytes:
+        """What has been counted so far, by all workers."""
+        registry = self._registry
+        if self._shared:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return generate_latest(registry)

@@ -1,0 +1,57 @@
+"""gunicorn's configuration, from Onward's settings; read by the master, before workers are forked."""
+
+from pathlib import Path
+from typing import Any
+
+from onward.service import model_catalogue, settings
+from onward.service.metrics import multiprocess
+from onward.service.server.crashes import Crashes
+from onward.service.store.opening import without_secrets
+
+_settings = settings.read()
+_crashes = Crashes(without_secrets(_settings.store))
+
+wsgi_app = "onward.service.server.wsgi:create()"
+bind = _settings.bind
+workers = _settings.workers
+worker_class = "onward.service.server.worker.Worker"
+worker_connections = _settings.connections
+worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108  (a heartbeat file; must not touch a disk)
+preload_app = False  # ONNX Runtime sessions and LMDB environments are opened after the fork
+keepalive = 10  # seconds; a stop waits for idle connections too, so not longer
+graceful_timeout = int(_settings.timeout_s) + 5  # whoever was let in is answered
+timeout = 30  # seconds that a worker's event loop may stand still; one that is stopped, or hangs, is replaced then
+control_socket_disable = True
+errorlog = "-"
+
+
+def on_starting(server: Any) -> None:
+    """The workers' metrics lie in a folder of this service's own: what another left there would be counted as ours.
+
+    Models are read once for all workers, and once more with each reload.
+    """
+    del server
+    model_catalogue.begin(_settings.models)
+    multiprocess.begin(worker_tmp_dir)
+    from onward.service.server import start_banner  # noqa: F401, PLC0415  (all that workers need: once, not in each)
+
+
+def on_reload(server: Any) -> None:
+    del server
+    model_catalogue.renew(_settings.models)
+
+
+def child_exit(server: Any, worker: Any) -> None:
+    _crashes.look_at(server.log, worker.pid, worker.trace, timed_out=worker.aborted)
+
+
+def on_exit(server: Any) -> None:
+    del server
+    multiprocess.end()
+
+
+def post_worker_init(worker: Any) -> None:
+    if worker.age == 1:
+        from onward.service.server import start_banner  # noqa: PLC0415  (as above)
+
+        print(start_banner.text(_settings, worker.wsgi, worker.sockets[0].getsockname()), flush=True)  # noqa: T201  (it is what `onward serve` tells people)

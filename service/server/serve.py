@@ -1,0 +1,58 @@
+"""`onward serve`: checks what can be checked, then becomes gunicorn."""
+
+import errno
+import os
+import runpy
+import socket
+import sys
+from pathlib import Path
+
+from gunicorn.util import parse_address
+
+from onward.model.manifest import BundleError
+from onward.model.repository import bundles
+from onward.service import settings
+from onward.service.errors import StoreUnavailableError
+from onward.service.settings import SettingsError
+from onward.service.store import opening
+
+
+def serve() -> None:
+    """Becomes gunicorn's master, until it ends. Exits 1 with a message where it could not serve."""
+    try:
+        told = settings.read()
+        found = list(bundles(told.models))
+    except (SettingsError, BundleError) as error:
+        sys.exit(f"onward: {error}")
+    if not found:
+        sys.exit(f"onward: {told.models}: no bundle <name>/<version>/ is in it; `onward train` makes one")
+    if refusal := _bind_refusal(told.bind):
+        sys.exit(f"onward: {refusal}")
+    try:
+        opening.try_lmdb(told.store)
+    except StoreUnavailableError as error:
+        sys.exit(f"onward: the session store cannot be opened: {error.why}")
+    configuration = Path(__file__).with_name("gunicorn.conf.py")
+    sys.argv[1:] = ["--config", str(configuration)]
+    runpy.run_module("gunicorn", run_name="__main__", alter_sys=True)  # `python -m gunicorn`, without a second start
+
+
+def _bind_refusal(bind: str) -> str | None:
+    """Why the service cannot listen there, and the way out; gunicorn would try for five seconds and say less."""
+    address = parse_address(bind)
+    if not isinstance(address, tuple):  # a Unix socket, which gunicorn makes anew
+        return None
+    host, port = address
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return (
+                f"{bind} is in use by another process, perhaps by another `onward serve`; stop that one, or set "
+                f"ONWARD_BIND={host if ':' not in host else f'[{host}]'}:{port + 1} (port 0 takes any free one)"
+            )
+        return f"ONWARD_BIND={bind}: cannot listen there: {os.strerror(error.errno) if error.errno else error}"
+    return None

@@ -1,0 +1,1 @@
+"""Steps over a WebSocket: framing, connections and the endpoint."""

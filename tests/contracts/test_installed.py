@@ -1,0 +1,159 @@
+"""An installed Onward works in a folder with packages of any name, and puts nothing but `onward` on the path."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.e2e.server import Server
+from tests.helpers.reference_loop import ROOT, ZOO
+
+FOLDERS = ("client", "model", "service", "training")
+SOURCES = (*FOLDERS, "onward", "pyproject.toml", "README.md", "LICENSE", "NOTICE", "examples")
+PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+OFFLINE = ["--quiet", "--no-deps", "--no-index"]
+CONFIGURATION = """
+name = "wave"
+[data]
+path = "wave.csv"
+targets = ["level"]
+horizon = 1
+[model]
+cell = "gru"
+units = 4
+[train]
+epochs = 1
+window = 20
+[output]
+repository = "models"
+"""
+
+
+@dataclass(frozen=True)
+class Installation:
+    """An environment with Onward installed, and a folder in which packages have the names of its parts."""
+
+    python: Path
+    folder: Path
+
+    @property
+    def command(self) -> Path:
+        return self.python.with_name("onward")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "PYTHONHOME"}}
+
+    def run(self, *command: str | Path) -> str:
+        """What the command prints, run in the folder; it must succeed."""
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy, so that nothing is left in the repository, and nothing that was left there gets into it."""
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    leave = shutil.ignore_patterns("__pycache__", "bundles", ".training")
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=leave)
+        elif (ROOT / name).exists():
+            shutil.copy(ROOT / name, source)
+    command: list[str | Path] = [*PIP, "wheel", *OFFLINE, "--no-build-isolation", "--wheel-dir", target, source]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (built,) = target.glob("*.whl")
+    return built
+
+
+def environment_with(wheel: Path, folder: Path) -> Path:
+    """The interpreter of a new virtual environment with the wheel; what it needs is read from this one's packages."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    python = folder / "bin" / "python"
+    subprocess.run([*PIP, "--python", python, "install", *OFFLINE, wheel], check=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    # a path in a .pth file adds the packages there, but none that is installed as editable
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return python
+
+
+@pytest.fixture(scope="module", params=["editable", "wheel"])
+def installation(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Installation:
+    folder = tmp_path_factory.mktemp("hostile")
+    for name in (*FOLDERS, "tests"):
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text(f'raise RuntimeError("{name} of the user was imported")\n')
+    if request.param == "editable":
+        return Installation(Path(sys.executable), folder)
+    wheel = request.getfixturevalue("wheel")
+    return Installation(environment_with(wheel, tmp_path_factory.mktemp("environment")), folder)
+
+
+def test_the_wheel_has_one_package(wheel: Path) -> None:
+    """With all that it needs beside its code."""
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.partition("/")[0].partition("-")[0] for name in names} == {"onward"}
+    files = {
+        "onward/py.typed", "onward/model/zoo/pulse/1/model.onnx", "onward/service/server/gunicorn.conf.py",
+        "onward/service/store/lua/commit.lua", "onward/training/report/report.css",
+    }  # fmt: skip
+    assert files <= set(names)
+    assert not [name for name in names if "/tests/" in name or name.endswith(".pyc")]
+
+
+def test_only_onward_can_be_imported(installation: Installation) -> None:
+    """-I leaves the current folder out: what is found is installed."""
+    code = f"import importlib.util as u; print([name for name in {('onward', *FOLDERS)} if u.find_spec(name)])"
+    assert installation.run(installation.python, "-I", "-c", code) == "['onward']\n"
+
+
+def test_it_is_imported_beside_packages_of_the_user(installation: Installation) -> None:
+    """The client, and a bundle in process."""
+    code = (
+        "import onward; onward.Client, onward.AsyncClient\n"
+        f"print(onward.load({str(ZOO / 'pulse/1')!r}).session().step([1.0]).step)"
+    )
+    assert installation.run(installation.python, "-c", code) == "1\n"
+
+
+def test_it_runs_as_a_module_and_as_a_command(installation: Installation) -> None:
+    """`python -m` puts the current folder on the path first."""
+    for command in ([installation.python, "-m", "onward"], [installation.command]):
+        assert "verified" in installation.run(*command, "verify", ZOO / "pulse/1")
+
+
+def test_it_trains_beside_packages_of_the_user(installation: Installation) -> None:
+    """The bundle that `onward train` makes can be loaded."""
+    rows = [str(number % 7) for number in range(200)]
+    (installation.folder / "wave.csv").write_text("level\n" + "\n".join(rows) + "\n")
+    (installation.folder / "wave.toml").write_text(CONFIGURATION)
+    assert "bundle:" in installation.run(installation.command, "train", "--quiet", "wave.toml")
+    assert json.loads((installation.folder / "models/wave/1/manifest.json").read_text())["name"] == "wave"
+
+
+class InstalledServer(Server):
+    """`onward serve` of an installation, started in its folder."""
+
+    def __init__(self, installation: Installation, store: Path) -> None:
+        super().__init__(store, PYTHONPATH="", ONWARD_WORKERS="1")
+        self.command, self.cwd = [installation.command, "serve"], installation.folder
+
+
+def test_it_serves_beside_packages_of_the_user(installation: Installation, tmp_path: Path) -> None:
+    """The command finds its own configuration of gunicorn, its workers and its models."""
+    with InstalledServer(installation, tmp_path) as server:
+        created = httpx.post(f"{server.url}/v1/models/pulse/sessions", json={"session_id": "s"})
+        stepped = httpx.post(f"{server.url}/v1/sessions/s/steps", json={"inputs": [1.0]})
+    assert (created.status_code, stepped.status_code, stepped.json()["step"]) == (201, 200, 1)

@@ -1,0 +1,144 @@
+"""Models whose every number is known, as graphs written out: what is drawn from them has a closed form.
+
+`ar1` is x' = phi x + sigma e, with a normal e. `markov` draws the next category by the last one alone.
+"""
+
+import json
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import parser
+
+from onward.model.repository import GRAPH, MANIFEST
+
+LAST = """
+    one = Constant <value_ints: ints = [1]> ()
+    long = Cast <to: int = 7> (lengths)
+    wide = Unsqueeze (long, one)
+    at = Sub (wide, one)
+"""
+"""`at`: (batch, 1) of each row the place of its last step."""
+
+
+def ar1(repository: Path, phi: float, sigma: float, *, name: str = "ar1") -> None:
+    """Feature x, head gaussian, first prediction 0 with deviation 1."""
+    graph = f"""
+    <ir_version: 10, opset_import: ["": 17]>
+    known (float[batch, time, 1] inputs, int32[batch] lengths, float[batch, 1] mean_in, float[batch, 1] std_in)
+    => (float[batch, time, 1] mean, float[batch, time, 1] std, float[batch, 1] mean_out, float[batch, 1] std_out)
+    <float phi = {{{phi}}}, float sigma = {{{sigma}}}, float zero = {{0.0}}>
+    {{
+        mean = Mul (inputs, phi)
+        nothing = Mul (inputs, zero)
+        std = Add (nothing, sigma)
+        {LAST}
+        mean_out = GatherND <batch_dims: int = 1> (mean, at)
+        std_out = GatherND <batch_dims: int = 1> (std, at)
+    }}"""
+    _publish(
+        repository / name / "1",
+        graph,
+        name=name,
+        task="forecast",
+        outputs=[_tensor("mean", "batch", "time", 1), _tensor("std", "batch", "time", 1)],
+        state=[
+            {"input": f"{one}_in", "output": f"{one}_out", "shape": ["batch", 1], "init": init}
+            for one, init in (("mean", 0.0), ("std", 1.0))
+        ],
+        features=[{"name": "x"}],
+        head={
+            "kind": "gaussian", "outputs": ["mean", "std"], "targets": ["x"],
+            "last": {"mean": "mean_in", "std": "std_in"},
+        },
+        parity={"inputs": [[[2.0]]], "lengths": [1], "outputs": {"mean": [[[2 * phi]]], "std": [[[sigma]]]}},
+    )  # fmt: skip
+
+
+def markov(
+    repository: Path,
+    chances: Sequence[Sequence[float]],
+    categories: Sequence[str | int],
+    *,
+    told: int | None = None,
+    name: str = "markov",
+    **feature: Any,
+) -> None:
+    """Feature token. chances: of each place (rows) the chance of each to follow; at first as after the first place.
+
+    told: how many places are told, all if left out. With `unknown=True` there is one place more than categories.
+    """
+    table = np.array(chances)
+    top = np.argsort(-table, axis=1, kind="stable")[:, :told]
+    scores = np.log(np.take_along_axis(table, top, axis=1)).astype(np.float32)
+    rows, width = top.shape
+
+    def listed(array: np.ndarray[Any, Any]) -> str:
+        return ", ".join(map(str, array.reshape(-1).tolist()))
+
+    graph = f"""
+    <ir_version: 10, opset_import: ["": 17]>
+    known (float[batch, time, 1] inputs, int32[batch] lengths, int64[batch, {width}] top_in,
+           float[batch, {width}] score_in)
+    => (int64[batch, time, {width}] top, float[batch, time, {width}] log_probability, int64[batch, {width}] top_out,
+        float[batch, {width}] score_out)
+    <int64[{rows}, {width}] tops = {{{listed(top)}}}, float[{rows}, {width}] scores = {{{listed(scores)}}},
+     float zero = {{0.0}}, float most = {{{rows - 1}.0}}>
+    {{
+        last = Constant <value_ints: ints = [2]> ()
+        flat = Squeeze (inputs, last)
+        inside = Clip (flat, zero, most)
+        place = Cast <to: int = 7> (inside)
+        top = Gather (tops, place)
+        log_probability = Gather (scores, place)
+        {LAST}
+        top_out = GatherND <batch_dims: int = 1> (top, at)
+        score_out = GatherND <batch_dims: int = 1> (log_probability, at)
+    }}"""
+    _publish(
+        repository / name / "1",
+        graph,
+        name=name,
+        task="tokens",
+        outputs=[
+            _tensor("top", "batch", "time", width) | {"dtype": "int64"},
+            _tensor("log_probability", "batch", "time", width),
+        ],
+        state=[
+            {"input": "top_in", "output": "top_out", "shape": ["batch", width], "dtype": "int64",
+             "init": top[0].tolist()},
+            {"input": "score_in", "output": "score_out", "shape": ["batch", width], "init": scores[0].tolist()},
+        ],
+        features=[{"name": "token", "kind": "category", "categories": list(categories), **feature}],
+        head={
+            "kind": "categorical", "outputs": ["top", "log_probability"], "targets": ["token"],
+            "last": {"top": "top_in", "log_probability": "score_in"},
+        },
+        parity={
+            "inputs": [[[1]]], "lengths": [1],
+            "outputs": {"top": [[top[1].tolist()]], "log_probability": [[scores[1].tolist()]]},
+        },
+    )  # fmt: skip
+
+
+def _tensor(name: str, *shape: str | int) -> dict[str, Any]:
+    return {"name": name, "shape": list(shape)}
+
+
+def _publish(bundle: Path, graph: str, **manifest: Any) -> None:
+    proto = parser.parse_model(graph)
+    onnx.checker.check_model(proto)
+    data = proto.SerializeToString()
+    bundle.mkdir(parents=True)
+    (bundle / GRAPH).write_bytes(data)
+    told = {
+        "version": 1,
+        "inputs": [_tensor("inputs", "batch", "time", 1)],
+        "lengths": _tensor("lengths", "batch") | {"dtype": "int32"},
+        "exact": True,
+        "sha256": sha256(data).hexdigest(),
+    }
+    (bundle / MANIFEST).write_text(json.dumps(told | manifest))

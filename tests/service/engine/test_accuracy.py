@@ -1,0 +1,278 @@
+"""How predictions come true: what sessions keep and tell of it, against plain sums over their whole series."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import gevent
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from onward.model.manifest import Feature
+from onward.model.repository import Opened, open_all
+from onward.model.runner import StepModel
+from onward.model.scoring.layout import ANOMALY, ERROR, HIGH, LOW
+from onward.service.engine.batching.work_item import Asked
+from onward.service.engine.engine import Engine, Limits
+from onward.service.engine.forecasting.forecast_start import Ahead
+from onward.service.engine.steps import Answer
+from onward.service.errors import InvalidInputError
+from tests.contracts.test_stores import beside
+from tests.helpers.expected_scores import STEPS, anomaly, before, serving
+from tests.helpers.numpy_networks import category, export, network, played, signature
+from tests.helpers.random_bundles import draw, make_bundle
+from tests.helpers.reference_loop import ZOO, pulse
+
+T = "tenant"
+HEADS = ["point", "gaussian", "student_t", "quantiles"]
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Engine]]:
+    """By head, with two targets of three features; each engine has another beside it, on the same store."""
+    made = {}
+    for head in HEADS:
+        folder = tmp_path_factory.mktemp(head)
+        model = make_bundle(folder / "models", head=head, features=("x", "y", "z"), targets=("z", "x"))
+        made[head] = serving(folder / "store", model)
+    yield made
+    for engine in made.values():
+        engine.close()
+
+
+def expected(model: StepModel, series: NDArray[np.float32]) -> dict[str, Any]:
+    """By target, over the whole series at once. series: (steps, features)."""
+    outputs = played(model, series)
+    said, head = before(model, outputs), model.manifest.head
+    actual = series[:, [2, 0]].astype(np.float64)
+    error = actual - said[head.outputs[0]]
+    told: dict[str, Any] = {"error": error, "anomaly": anomaly(outputs["surprise"])}
+    inside: NDArray[np.bool_] | None = None
+    match head.kind:
+        case "gaussian":
+            inside = np.abs(error) <= NormalDist().inv_cdf(0.9) * said["std"]
+        case "student_t":
+            cut = [float(np.quantile(np.random.default_rng(0).standard_t(df, 10**6), 0.9)) for df in said["df"][0]]
+            near = np.abs(np.abs(error) / said["scale"] - cut) < 0.01  # the cut is of draws, and only so exact
+            assert near.mean() < 0.02
+            inside = np.abs(error) <= np.array(cut) * said["scale"]
+            told["slack"] = near.sum(axis=0)
+        case "quantiles":
+            inside = (actual >= said["quantiles"][..., 0]) & (actual <= said["quantiles"][..., 2])
+    mae = np.abs(error).mean(axis=0)
+    told["mae"], told["mase"] = mae, mae / np.abs(np.diff(actual, axis=0)).mean(axis=0)
+    told["coverage"] = None if inside is None else inside.mean(axis=0)
+    return told
+
+
+@pytest.mark.parametrize("head", HEADS)
+@settings(max_examples=8, deadline=None)
+@given(cuts=st.lists(st.integers(1, STEPS - 1), max_size=5), seed=st.integers(0, 5), seeded=st.booleans())
+def test_sums_are_those_of_the_whole_series(
+    engines: dict[str, Engine], head: str, cuts: list[int], seed: int, seeded: bool
+) -> None:
+    """Whatever the calls, chunks, neighbours and processes; errors and anomalies in the answers are so to the bit."""
+    engine = engines[head]
+    model, series = engine.models.named("tiny"), draw(1, STEPS, 3, seed=seed)[0]
+    wanted = expected(model, series)
+    places = [0, *sorted(set(cuts)), STEPS]
+    parts = [series[start:end].tolist() for start, end in pairwise(places)]
+    first = parts.pop(0) if seeded else None
+    session, _ = engine.create(T, "tiny", inputs=first)
+    other, _ = engine.create(T, "tiny")
+    elsewhere = Engine(
+        Opened({"tiny": dict(engine.models.by_name["tiny"])}, []),
+        beside(vars(engine)["_store"]),
+        Limits(),
+    )
+    elsewhere.start()
+    answers = []
+    for turn, part in enumerate(parts):
+        neighbour = gevent.spawn(
+            (engine, elsewhere)[turn % 2].steps.one, T, other.session_id, series[: turn + 1].tolist()
+        )
+        answers.append((engine, elsewhere)[turn % 2].steps.one(T, session.session_id, part).outputs)
+        neighbour.get()
+    gevent.killall(vars(elsewhere)["_greenlets"])  # its store is the other's too
+    targets, interval = engine.accuracy(engine.lives.session(T, session.session_id).record)
+    assert interval is None
+    assert targets is not None
+    for place, target in enumerate(("z", "x")):
+        told = targets[target]
+        assert told.inputs == STEPS
+        assert told.mae == pytest.approx(wanted["mae"][place])
+        assert told.mase == pytest.approx(wanted["mase"][place])
+        if wanted["coverage"] is None:
+            assert (told.coverage, told.level) == (None, None)
+        else:
+            assert told.level == 0.8
+            slack = wanted.get("slack", np.zeros(2))[place] / STEPS
+            assert told.coverage == pytest.approx(wanted["coverage"][place], abs=slack + 1e-9)
+    if answers:
+        outputs = np.concatenate(answers)
+        assert outputs[ERROR].tobytes() == wanted["error"][-len(outputs) :].astype(np.float32).tobytes()
+        assert outputs[ANOMALY].tobytes() == np.array(wanted["anomaly"], np.float32)[-len(outputs) :].tobytes()
+
+
+@pytest.mark.parametrize("interval", [None, 0.9])
+def test_what_is_kept_does_not_depend_on_calls(engines: dict[str, Engine], interval: float | None) -> None:
+    """The same bits however the inputs were cut, and beside whatever rows."""
+    engine, series = engines["gaussian"], draw(1, STEPS, 3)[0].tolist()
+    for name, size in (("one", 1), ("some", 7), ("many", 100), ("all", STEPS)):
+        engine.create(T, "tiny", session_id=f"{name}-{interval}", interval=interval)
+        for start in range(0, STEPS, size):
+            engine.steps.one(T, f"{name}-{interval}", series[start : start + size])
+    kept = {engine.lives.session(T, f"{name}-{interval}").record.accuracy for name in ("one", "some", "many", "all")}
+    assert len(kept) == 1
+    assert kept != {b""}
+
+
+def test_predictions_are_what_they_were(tmp_path: Path) -> None:
+    """Counting changes no bit of them, and where it is off nothing is kept or told."""
+    model = make_bundle(tmp_path / "models")
+    on, off = (serving(tmp_path / name, model, accuracy=name == "on") for name in ("on", "off"))
+    series = draw(1, 60)[0].tolist()
+    told = []
+    for engine in (on, off):
+        engine.create(T, "tiny", session_id="s", inputs=series[:20])
+        told.append(engine.steps.one(T, "s", series[20:]).outputs)
+    assert all(told[0][name].tobytes() == told[1][name].tobytes() for name in model.output_dtype.names or ())
+    assert told[1].dtype == model.output_dtype
+    record = off.lives.session(T, "s").record
+    assert (record.accuracy, off.accuracy(record)) == (b"", (None, None))
+    with pytest.raises(InvalidInputError, match="interval"):
+        off.create(T, "tiny", interval=0.9)
+    on.close()
+    off.close()
+
+
+def test_answers_of_when_it_was_counted_are_told_where_it_is_off(tmp_path: Path) -> None:
+    """A retry gets the first's bytes, errors and intervals with them, and what runs beside it its own answer."""
+    model, series = make_bundle(tmp_path / "models"), draw(1, 40)[0].tolist()
+    engine, many = serving(tmp_path / "store", model), list[Asked]()
+    for name, interval in (("plain", None), ("corrected", 0.8), ("neighbour", None)):
+        engine.create(T, "tiny", session_id=name, inputs=series[:30], interval=interval)
+        many.append(Asked(name, series[30:], None, "r"))
+    first = told(engine.steps.many(T, many))
+    kept = [engine.lives.session(T, one.session_id).record.accuracy for one in many]
+    engine.close()
+    engine = serving(tmp_path / "store", model, accuracy=False)
+    again = [*many[:2], many[2]._replace(request_id="another")]
+    second = told(engine.steps.many(T, again))
+    assert [one.outputs.tobytes() for one in second[:2]] == [one.outputs.tobytes() for one in first[:2]]
+    assert (second[2].step, second[2].outputs.dtype) == (50, model.output_dtype)
+    told(engine.steps.many(T, [one._replace(request_id="more") for one in many]))
+    assert [engine.lives.session(T, one.session_id).record.accuracy for one in many] == kept
+    engine.close()
+
+
+def told(answers: list[Answer | Exception]) -> list[Answer]:
+    """Where none of them went wrong."""
+    assert not [one for one in answers if isinstance(one, Exception)]
+    return [one for one in answers if isinstance(one, Answer)]
+
+
+def test_hits_of_categories_and_labels_have_none(tmp_path: Path) -> None:
+    """A categorical head is right when its likeliest category comes; a label's predicts no input, and has anomalies."""
+    spoken = signature([category("c", 4, nullable=True)], "c")
+    model = export(network(spoken, head="categorical", counts=[1, 2, 3, 4], units=6))
+    engine = serving(tmp_path, model)
+    rng = np.random.default_rng(0)
+    inputs: list[Any] = [None if one == 4 else int(one) for one in rng.integers(5, size=200)]
+    engine.create(T, "tiny", session_id="s")
+    outputs = np.concatenate(
+        [engine.steps.one(T, "s", inputs[:1]).outputs, engine.steps.one(T, "s", inputs[1:]).outputs]
+    )
+    said = np.concatenate([model.last_prediction(model.layout.initial(1))["top"], outputs["top"][:-1]])[:, 0]
+    there = [step for step, one in enumerate(inputs) if one is not None]
+    targets, _ = engine.accuracy(engine.lives.session(T, "s").record)
+    assert targets is not None
+    assert targets["c"].inputs == len(there)
+    assert targets["c"].hits == pytest.approx(np.mean([inputs[step] == said[step] for step in there]))
+    assert ERROR not in (outputs.dtype.names or ())
+    told = np.full(200, np.nan, np.float32)
+    told[there] = anomaly(outputs["surprise"][there])
+    assert outputs[ANOMALY].tobytes() == told.tobytes()
+    with pytest.raises(InvalidInputError, match="interval"):
+        engine.create(T, "tiny", interval=0.9)
+    engine.close()
+
+
+def test_a_missing_input_is_not_scored(tmp_path: Path) -> None:
+    """It has no error and no anomaly, is no part of the ring, and the last true value stays the one before it."""
+    spoken = signature([Feature(name="x", nullable=True), Feature(name="y", nullable=True)], "x", "y")
+    model = export(network(spoken, head="gaussian", units=6))
+    engine = serving(tmp_path, model)
+    series = np.random.default_rng(0).normal(10, 2, (200, 2)).astype(np.float32)
+    series[np.random.default_rng(1).random((200, 2)) < 0.2] = np.nan
+    written = [[None if np.isnan(value) else float(value) for value in row] for row in series]
+    engine.create(T, "tiny", session_id="s")
+    outputs = np.concatenate(
+        [engine.steps.one(T, "s", written[start:end]).outputs for start, end in ((0, 3), (3, 4), (4, 200))]
+    )
+    error = series.astype(np.float64) - before(model, outputs)["mean"]
+    assert outputs[ERROR].tobytes() == error.astype(np.float32).tobytes()
+    whole = ~np.isnan(series).any(axis=1)
+    told = np.full(200, np.nan, np.float32)
+    told[whole] = anomaly(outputs["surprise"][whole])
+    assert outputs[ANOMALY].tobytes() == told.tobytes()
+    targets, _ = engine.accuracy(engine.lives.session(T, "s").record)
+    assert targets is not None
+    for place, target in enumerate("xy"):
+        there = series[~np.isnan(series[:, place]), place].astype(np.float64)
+        mae = np.nanmean(np.abs(error[:, place]))
+        assert targets[target].inputs == len(there)
+        assert targets[target].mae == pytest.approx(mae)
+        assert targets[target].mase == pytest.approx(mae / np.abs(np.diff(there)).mean())
+    engine.close()
+
+
+def test_a_retry_gets_the_same_bytes(engines: dict[str, Engine]) -> None:
+    """Errors, anomalies and intervals are of the answer, and a retry's answer is the first's, whatever came since."""
+    engine, series = engines["student_t"], draw(1, 60, 3)[0].tolist()
+    engine.create(T, "tiny", session_id="retry", interval=0.8)
+    first = [engine.steps.one(T, "retry", series[at : at + 6], request_id=f"r{at}") for at in range(0, 60, 6)]
+    again = [engine.steps.one(T, "retry", series[at : at + 6], request_id=f"r{at}") for at in range(0, 60, 6)]
+    assert [one.outputs.tobytes() for one in again] == [one.outputs.tobytes() for one in first]
+    assert {LOW, HIGH, ERROR, ANOMALY} <= set(again[0].outputs.dtype.names or ())
+
+
+def test_forks_keep_and_going_back_restores(tmp_path: Path) -> None:
+    """A fork goes on from the same sums. What is gone back to is as if what came after had never been, to the bit."""
+    model = make_bundle(tmp_path / "models")
+    engine = serving(tmp_path / "store", model, history=20)
+    series = draw(1, 80)[0].tolist()
+    kept = []
+    for interval in (None, 0.9):
+        session, _ = engine.create(T, "tiny", interval=interval)
+        name = session.session_id
+        for step in range(80):
+            engine.steps.one(T, name, series[step : step + 1])
+            kept.append(engine.lives.session(T, name).record.accuracy)
+        assert engine.lives.fork(T, name, None, None).record.accuracy == kept[-1]
+        for back in (75, 63):
+            assert engine.past.rewind(T, name, back).record.accuracy == kept[-80 + back - 1]
+        engine.steps.one(T, name, series[63:])
+        assert engine.lives.session(T, name).record.accuracy == kept[-1]
+        assert engine.past.migrate(T, name, None)[0].record.accuracy != kept[-1]
+        _, moved = engine.accuracy(engine.lives.session(T, name).record)
+        assert (moved and moved.wanted) == interval
+    engine.close()
+
+
+def test_what_stands_for_no_session_says_nothing(tmp_path: Path) -> None:
+    """Stateless predictions and forecasts have the model's outputs alone, also beside sessions' rows."""
+    engine = serving(tmp_path, open_all(ZOO).models["pulse"][1])
+    engine.create(T, "pulse", session_id="s")
+    stepping = gevent.spawn(engine.steps.one, T, "s", pulse(3))
+    (predicted,) = engine.predict("pulse", None, [pulse(3)], 2)
+    assert ERROR in (stepping.get().outputs.dtype.names or ())
+    plain = engine.models.named("pulse").output_dtype
+    assert predicted.outputs.dtype == plain
+    assert engine.forecasts.roll(T, "s", Ahead(3)).outputs.dtype == plain
+    engine.close()

@@ -1,0 +1,192 @@
+"""What waits, in process: deadlines, bounds, clients that leave, shares of models, and failures on the way."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import gevent
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from onward.model.repository import open_all
+from onward.model.runner import Outputs, StepModel
+from onward.model.sampling.generation import Wish
+from onward.model.sampling.rollout_inputs import Feed
+from onward.service.engine.batching.batcher import outcome
+from onward.service.engine.batching.executor import Executor
+from onward.service.engine.batching.work_item import Asked, Work
+from onward.service.engine.engine import Engine, Limits
+from onward.service.engine.forecasting.forecast_start import Ahead
+from onward.service.errors import (
+    AbandonedError,
+    DeadlineError,
+    NotFiniteError,
+    OverloadedError,
+    StoreUnavailableError,
+)
+from onward.service.store.lmdb import LmdbStore
+from onward.service.store.signed_tokens import Seal
+from tests.helpers.reference_loop import ZOO
+from tests.service.conftest import Clock
+
+T = "tenant"
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "error"),
+    [
+        (LmdbStore, "commit_many", StoreUnavailableError("gone fishing")),
+        (StepModel, "run", ZeroDivisionError()),
+        (Executor, "run", ZeroDivisionError()),
+    ],
+    ids=["the store", "a bug in running", "a bug outside running"],
+)
+def test_what_fails_answers_each_that_waits(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, owner: type, method: str, error: Exception
+) -> None:
+    """Whatever is raised reaches the client, nobody waits for ever, and the next batch runs."""
+    engine.create(T, "pulse", session_id="s")
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(owner, method, fail)
+    with pytest.raises(type(error)) as raised:
+        engine.steps.one(T, "s", [[500]])
+    assert raised.value is error
+    monkeypatch.undo()
+    assert engine.steps.one(T, "s", [[500]]).step == 1
+
+
+def test_a_row_that_cannot_go_on_fails_alone(engine: Engine) -> None:
+    """A feed that raises, as a draw from a nonsensical distribution does: the rows beside it are answered."""
+    engine.create(T, "pulse", session_id="s")
+    model, dispatch = engine.models.named("pulse"), engine._dispatch
+
+    def say(outputs: Outputs) -> NDArray[np.float32]:
+        raise ValueError("nothing can be drawn")
+
+    call, state = dispatch.call(3), model.layout.initial(1)
+    step = np.full((1, 1), 500, np.float32)
+    bad = dispatch.free_work(model, step, call, state, horizon=3, feed=Feed(model, say=say))
+    good = [dispatch.free_work(model, step, call, state, horizon=3) for _ in range(2)]
+    dispatch.run(call, [good[0], bad, good[1]])
+    assert isinstance(bad.outcome, ValueError)
+    assert [len(outcome(work).outputs) for work in good] == [4, 4]
+    assert engine.steps.one(T, "s", [[500]]).step == 1
+
+
+def test_what_waits_too_long_is_told_and_not_applied(
+    engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deadline passes while the item waits: an error, and the session unmoved."""
+    engine.create(T, "pulse", session_id="s")
+    run = Executor.run
+
+    def slow(self: Executor, batch: list[Work]) -> None:
+        clock.now += 31
+        run(self, batch)
+
+    monkeypatch.setattr(Executor, "run", slow)
+    with pytest.raises(DeadlineError):
+        engine.steps.one(T, "s", [[500]] * 65)  # two calls; the second is too late
+    monkeypatch.undo()
+    assert engine.lives.session(T, "s").record.step == 0
+
+
+def test_more_than_may_wait_is_refused_at_once(tmp_path: Path) -> None:
+    """The queue is bounded, and the refusal comes before any work."""
+    engine = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits(max_waiting=3))
+    engine.start()
+    with pytest.raises(OverloadedError):
+        engine.predict("pulse", None, [[[500]]] * 4, 0)
+    engine.close()
+
+
+def test_what_its_client_left_is_dropped_before_it_runs_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long call ends between two of its chunks, the session unmoved; one that was committed stays committed."""
+    monkeypatch.setattr("onward.service.engine.batching.batcher.LEFT_S", 0.0)
+    engine = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits())
+    engine.start()
+    engine.create(T, "pulse", session_id="s")
+    with pytest.raises(AbandonedError):
+        engine.steps.one(T, "s", [[500.0]] * 100_000, has_left=lambda: True)
+    assert engine.lives.session(T, "s").record.step == 0
+    assert engine.steps.one(T, "s", [[500.0]]).step == 1
+    assert sum(queue.waiting for queue in engine._dispatch.queues.values()) == 0
+    engine.close()
+
+
+STEPS = [[500.0]] * 20_000
+LONG: dict[str, Callable[[Engine, Callable[[], bool]], object]] = {
+    "step": lambda engine, left: engine.steps.one(T, "s", STEPS, has_left=left),
+    "steps in order": lambda engine, left: raised(engine.steps.in_order(T, [Asked("s", STEPS)] * 9, has_left=left)),
+    "bulk": lambda engine, left: raised(engine.steps.many(T, [Asked(name, STEPS) for name in "st"], has_left=left)),
+    "create": lambda engine, left: engine.create(T, "pulse", inputs=STEPS, has_left=left),
+    "predict": lambda engine, left: engine.predict("pulse", None, [[500]], 9999, has_left=left),
+    "held step": lambda engine, left: engine.carried.step(T, "pulse", None, STEPS, None, has_left=left),
+    "forecast": lambda engine, left: engine.forecasts.roll(T, "s", Ahead(9999), has_left=left),
+    "forecast after inputs": lambda engine, left: engine.forecasts.roll(T, "s", Ahead(2, STEPS), has_left=left),
+    "sample paths": lambda engine, left: engine.forecasts.sample(T, "s", Ahead(9999), samples=9, has_left=left),
+    "draw": lambda engine, left: list(engine.draws.begin(T, "s", Ahead(9999), Wish(), has_left=left).steps()),
+    "rewind": lambda engine, left: engine.past.rewind(T, "old", 1999, has_left=left),
+    "migrate": lambda engine, left: engine.past.migrate(T, "old", None, has_left=left),
+}
+
+
+def raised(answers: Sequence[object]) -> None:
+    for answer in answers:
+        assert isinstance(answer, Exception)
+        raise answer
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_whatever_its_client_left_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Whatever was asked for: it runs while the client is there, and no further once it has gone."""
+    monkeypatch.setattr("onward.service.engine.batching.batcher.LEFT_S", 0.0)
+    engine = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits(history=2000), seal=Seal(["0123456789abcdef" * 2]))
+    engine.start()
+    for session_id in "st":
+        engine.create(T, "pulse", session_id=session_id)
+    engine.create(T, "pulse", session_id="old")
+    engine.steps.one(T, "old", [[500.0]] * 2000)
+    calls = []
+    run = Executor.run
+
+    def counted(self: Executor, batch: list[Work]) -> None:
+        calls.append(len(batch))
+        run(self, batch)
+
+    monkeypatch.setattr(Executor, "run", counted)
+    with pytest.raises(AbandonedError):
+        LONG[name](engine, lambda: len(calls) > 3)
+    assert 3 < len(calls) < 100
+    gevent.sleep(0)
+    assert engine.steps.one(T, "t", [[500.0]]).step == 1
+    assert sum(queue.waiting for queue in engine._dispatch.queues.values()) == 0
+    assert engine.lives.session(T, "s").record.step == 0
+    assert engine.lives.session(T, "old").record.step == 2000
+    engine.close()
+
+
+def test_models_have_fair_shares(engine: Engine) -> None:
+    """One model's long call does not hold up another's steps, nor a step of its own."""
+    engine.create(T, "pulse", session_id="long")
+    engine.create(T, "pulse", session_id="beside")
+    engine.create(T, "weather", session_id="other")
+    long = gevent.spawn(engine.steps.one, T, "long", [[500.0]] * 50_000)
+    for step in range(1, 31):
+        assert engine.steps.one(T, "other", [[1, 2, 3, 4]]).step == step
+        assert engine.steps.one(T, "beside", [[500.0]]).step == step
+    assert not long.ready()
+    assert long.get().step == 50_000
+
+
+def test_a_failed_sequence_ends_its_siblings(engine: Engine) -> None:
+    """Where one sequence of a predict call fails, the others do not run on for nobody."""
+    sequences = [[[3e38]], *([[500.0]] * 500 for _ in range(20))]
+    with pytest.raises(NotFiniteError):
+        engine.predict("pulse", None, sequences, 4000)
+    gevent.sleep(0)
+    engine.predict("pulse", None, [[[500.0]]], 0)
+    assert sum(queue.waiting for queue in engine._dispatch.queues.values()) == 0

@@ -1,0 +1,368 @@
+"""The use-cases in process, with a clock that the test turns: expiry, races between processes, failures."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import gevent
+import numpy as np
+import pytest
+
+from onward.model.manifest import BundleError
+from onward.model.repository import Opened, open_all
+from onward.model.runner import Outputs, StepModel
+from onward.model.scoring.layout import Sum
+from onward.model.state import State
+from onward.service.engine.engine import Engine, Limits
+from onward.service.engine.event_loop import turn
+from onward.service.engine.forecasting.forecast_start import Ahead
+from onward.service.engine.sessions.lifecycle import Chosen
+from onward.service.errors import (
+    DamagedRecordError,
+    ForeignRecordError,
+    InvalidInputError,
+    ModelGoneError,
+    NotFiniteError,
+    ReloadedError,
+    SessionEndedError,
+    SessionExistsError,
+    StepConflictError,
+    UnknownSessionError,
+)
+from onward.service.store import record as records
+from onward.service.store.contract import Change
+from onward.service.store.lmdb import LmdbStore
+from onward.service.store.record import TOMBSTONE_S, Record
+from tests.contracts.test_stores import another_format, beside, damage, set_bytes, stored_bytes
+from tests.helpers.reference_loop import ZOO, BareLoop, pulse
+from tests.service.conftest import Clock
+
+T = "tenant"
+
+
+def test_idle_time_ends_a_session_and_steps_prolong_it(engine: Engine, store: LmdbStore, clock: Clock) -> None:
+    """A session lives ttl_s after its last step; then 410 for a day, then it never existed."""
+    engine.create(T, "pulse", session_id="s", ttl_s=10)
+    clock.now += 9
+    engine.steps.one(T, "s", [[500]])
+    clock.now += 9
+    assert engine.lives.session(T, "s").record.step == 1
+    clock.now += 1
+    due = clock.now
+    for _ in range(2):  # before a sweep, and after
+        with pytest.raises(SessionEndedError) as ended:
+            engine.steps.one(T, "s", [[500]])
+        assert (ended.value.reason, ended.value.ended_at) == ("expired", due)
+        store.sweep(clock.now)
+    clock.now = due + TOMBSTONE_S
+    with pytest.raises(UnknownSessionError):
+        engine.lives.session(T, "s")
+
+
+def test_an_expired_sessions_id_is_free_at_once(engine: Engine, clock: Clock) -> None:
+    """Without waiting for a sweep; a living one's is not."""
+    engine.create(T, "pulse", session_id="s", ttl_s=10, inputs=[[500]])
+    with pytest.raises(SessionExistsError):
+        engine.create(T, "pulse", session_id="s")
+    clock.now += 10
+    session, _ = engine.create(T, "weather", session_id="s")
+    assert (session.record.step, session.record.ref.model) == (0, "weather")
+    engine.steps.one(T, "s", [[1, 2, 3, 4]])
+
+
+def test_a_session_created_anew_on_another_model_is_found_there(engine: Engine, store: LmdbStore) -> None:
+    """A step queued for the old model notices that the id now lives on another, and goes there."""
+    engine.create(T, "pulse", session_id="s")
+    engine.steps.one(T, "s", [[500]])
+    old = store.load_many([records.key(T, "s")])[0]
+    assert isinstance(old, Record)
+    other, _ = engine.create(T, "weather", session_id="other")
+    store.commit_many([Change(records.key(T, "s"), old.revision, other.record)])  # as another process would
+    assert engine.steps.one(T, "s", [[1, 2, 3, 4]]).model.manifest.name == "weather"
+
+
+def test_tenants_do_not_see_each_other(engine: Engine) -> None:
+    """The same id in two tenants is two sessions."""
+    engine.create(T, "pulse", session_id="s")
+    with pytest.raises(UnknownSessionError):
+        engine.steps.one("another", "s", [[500]])
+    engine.create("another", "pulse", session_id="s", inputs=[[500], [501]])
+    assert engine.lives.session(T, "s").record.step == 0
+    assert [one.session_id for one in engine.lives.sessions("another", "", 10, None)[0]] == ["s"]
+
+
+def test_a_step_that_another_process_overtook_is_computed_anew(
+    engine: Engine, store: LmdbStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between this process's load and its commit another commits: both inputs count, each once, in some order."""
+    inputs = pulse(3)
+    engine.create(T, "pulse", session_id="s")
+    engine.steps.one(T, "s", inputs[:1])
+    model = engine.models.named("pulse")
+    run = StepModel.run
+    overtaken: list[bool] = []
+
+    def overtake(self: StepModel, *args: Any) -> object:
+        if not overtaken:
+            overtaken.append(True)
+            before = store.load_many([records.key(T, "s")])[0]
+            assert isinstance(before, Record)
+            state = model.layout.stack([before.state])
+            _, after = model.run(np.array([inputs[1:2]], np.float32), np.array([1], np.int32), state)
+            step = Record(**{
+                **before._asdict(),
+                "revision": before.revision + 1, "step": 2, "state": after.tobytes(),
+            })  # fmt: skip
+            assert store.commit_many([Change(records.key(T, "s"), before.revision, step)]) == [True]
+        return run(self, *args)
+
+    monkeypatch.setattr(StepModel, "run", overtake)
+    answer = engine.steps.one(T, "s", inputs[2:])
+    assert overtaken
+    assert answer.step == 3
+    expected = BareLoop(ZOO / "pulse/1").run(inputs)
+    assert answer.outputs["mean"].tobytes() == expected["mean"][2:].tobytes()
+
+
+def test_what_another_process_did_since_is_known(engine: Engine, store: LmdbStore) -> None:
+    """A process that remembers a session goes on from what the others made of it: steps, retries, ends."""
+    inputs = pulse(4)
+    for name in "abc":
+        engine.create(T, "pulse", session_id=name)
+        engine.steps.one(T, name, inputs[:1], request_id="first")
+    elsewhere = Engine(open_all(ZOO), beside(store), Limits(), clock=vars(engine)["_clock"])
+    elsewhere.start()
+    told = elsewhere.steps.one(T, "a", inputs[1:2], request_id="second")
+    elsewhere.steps.one(T, "b", inputs[1:2])
+    elsewhere.lives.delete(T, "c")
+    again = engine.steps.one(T, "a", inputs[1:2], request_id="second")
+    assert (again.step, again.outputs.tobytes()) == (2, told.outputs.tobytes())
+    with pytest.raises(StepConflictError) as conflict:
+        engine.steps.one(T, "b", inputs[2:3], step=1)
+    assert conflict.value.expected == 2
+    assert engine.steps.one(T, "b", inputs[2:3], step=2).step == 3
+    elsewhere.steps.one(T, "b", inputs[3:])
+    with pytest.raises(SessionEndedError):
+        engine.steps.one(T, "c", inputs[1:2])
+    elsewhere.create(T, "pulse", session_id="c")
+    assert engine.steps.one(T, "c", inputs[1:2]).step == 1  # another session, and no step of it is lost
+    elsewhere.lives.delete(T, "c")
+    elsewhere.create(T, "weather", session_id="c")
+    assert engine.steps.one(T, "c", [[1, 2, 3, 4]]).step == 1
+    expected = BareLoop(ZOO / "pulse/1").run(inputs)
+    after = elsewhere.steps.one(T, "b", inputs[:1])
+    assert after.outputs.tobytes() != told.outputs.tobytes()
+    assert engine.steps.one(T, "a", inputs[2:]).outputs["mean"].tobytes() == expected["mean"][2:].tobytes()
+    gevent.killall(vars(elsewhere)["_greenlets"])  # its store is the other's too
+
+
+def test_an_overtaken_step_that_named_its_step_conflicts(
+    engine: Engine, store: LmdbStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Computed anew it would be another step than the client meant: it is told, and nothing is applied."""
+    engine.create(T, "pulse", session_id="s")
+    commit = LmdbStore.commit_many
+
+    def lose(self: LmdbStore, changes: list[Change]) -> list[bool]:
+        monkeypatch.undo()
+        before = self.load_many([changes[0].key])[0]
+        assert isinstance(before, Record)
+        faster = Record(**{
+            **before._asdict(),
+            "revision": before.revision + 1, "step": before.step + 1,
+        })  # fmt: skip
+        commit(self, [Change(changes[0].key, before.revision, faster)])
+        return commit(self, changes)
+
+    monkeypatch.setattr(LmdbStore, "commit_many", lose)
+    with pytest.raises(StepConflictError) as conflict:
+        engine.steps.one(T, "s", [[500]], step=0)
+    assert conflict.value.expected == 1
+    assert store.load_many([records.key(T, "s")])[0].step == 1  # type: ignore[union-attr]
+
+
+def test_a_damaged_record_is_said_to_be(engine: Engine, store: LmdbStore) -> None:
+    """Never guessed at: the session answers with damage, its neighbour steps on."""
+    for name in ("good", "bad"):
+        engine.create(T, "pulse", session_id=name)
+    damage(store, records.key(T, "bad"))
+    with pytest.raises(DamagedRecordError):
+        engine.steps.one(T, "bad", [[500]])
+    with pytest.raises(DamagedRecordError):
+        engine.create(T, "pulse", session_id="bad")
+    assert engine.steps.one(T, "good", [[500]]).step == 1
+    engine.lives.delete(T, "bad")
+    assert engine.create(T, "pulse", session_id="bad")[0].record.step == 0
+
+
+def test_a_record_of_another_version_is_left_to_that_version(engine: Engine, store: LmdbStore) -> None:
+    """Nothing is done with it here, DELETE included; others are served, listed and ended around it."""
+    for name in "abc":
+        engine.create(T, "pulse", session_id=name)
+    good = stored_bytes(store, records.key(T, "b"))
+    set_bytes(store, records.key(T, "b"), another_format(good))
+    for attempt in (
+        lambda: engine.steps.one(T, "b", [[500]]),
+        lambda: engine.create(T, "pulse", session_id="b"),
+        lambda: engine.lives.session(T, "b"),
+        lambda: engine.lives.delete(T, "b"),
+    ):
+        with pytest.raises(ForeignRecordError, match="another version of Onward wrote it"):
+            attempt()
+    assert engine.steps.one(T, "c", [[500]]).step == 1
+    assert engine.lives.delete_many(T, Chosen()) == (2, False)
+    assert store.count() == {("pulse", 1): 1}
+    set_bytes(store, records.key(T, "b"), good)
+    assert engine.steps.one(T, "b", [[500]]).step == 1
+
+
+def test_a_session_whose_bundle_is_gone_says_so(tmp_path: Path) -> None:
+    """A removed or replaced bundle does not guess with another: the session is kept, and the way out is named."""
+    first = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits())
+    first.start()
+    first.create(T, "pulse", session_id="s", inputs=[[500]])
+    first.close()
+    without = open_all(ZOO)
+    del without.models["pulse"]
+    refused = Opened(without.models, [BundleError(ZOO / "pulse/1/model.onnx", "broken")])
+    replaced = open_all(ZOO)
+    replaced.models["pulse"][1].digest = bytes(32)
+    for opened, why in ((without, "not served"), (refused, "was refused \\(broken\\)"), (replaced, "replaced")):
+        engine = Engine(opened, LmdbStore(tmp_path), Limits())
+        engine.start()
+        with pytest.raises(ModelGoneError, match=why):
+            engine.steps.one(T, "s", [[500]])
+        with pytest.raises(ModelGoneError, match=why):
+            engine.forecasts.roll(T, "s", Ahead(3))
+        assert engine.lives.session(T, "s").record.step == 1
+        engine.close()
+    again = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits())
+    again.start()
+    assert again.steps.one(T, "s", [[500]]).step == 2
+    again.close()
+    behind = Engine(without, LmdbStore(tmp_path), Limits(), is_superseded=lambda: True)
+    behind.start()
+    for unknown in (
+        lambda: behind.steps.one(T, "s", [[500]]),
+        lambda: behind.create(T, "pulse"),
+        lambda: behind.create(T, "weather", version=2),
+    ):
+        with pytest.raises(ReloadedError):  # another worker has what this one has not
+            unknown()
+    assert behind.create(T, "weather")[0].record.ref.version == 1
+    behind.close()
+
+
+def test_a_seeded_session_is_where_a_stepped_one_is(engine: Engine) -> None:
+    """Seeding from history equals stepping through it, to the bit, and its statistics too."""
+    inputs = pulse(150)
+    seeded, answer = engine.create(T, "pulse", session_id="seeded", inputs=inputs)
+    engine.create(T, "pulse", session_id="stepped")
+    last = engine.steps.one(T, "stepped", inputs)
+    stepped = engine.lives.session(T, "stepped")
+    assert (seeded.record.step, seeded.record.state) == (stepped.record.step, stepped.record.state)
+    assert seeded.record.surprise == stepped.record.surprise
+    assert answer.outputs["mean"].tobytes() == last.outputs["mean"][-1:].tobytes()
+
+
+def test_a_session_created_anew_is_another_one(engine: Engine, store: LmdbStore, clock: Clock) -> None:
+    """A commit computed from a session that was ended and created anew meanwhile, at the same step, is not applied."""
+    engine.create(T, "pulse", session_id="s")
+    key = records.key(T, "s")
+    (old,) = store.load_many([key])
+    engine.lives.delete(T, "s")
+    clock.now += 1
+    engine.create(T, "pulse", session_id="s")
+    (new,) = store.load_many([key])
+    assert isinstance(old, Record)
+    assert isinstance(new, Record)
+    assert old.step == new.step
+    assert store.commit_many([Change(key, old.revision, old._replace(revision=old.revision + 1, step=1))]) == [False]
+    assert engine.lives.session(T, "s").record.step == 0
+
+
+def test_a_state_that_is_not_finite_is_never_kept(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where every output is finite: the row is refused, and its neighbour in the batch is not."""
+    for name in ("good", "bad"):
+        engine.create(T, "pulse", session_id=name)
+    run = StepModel.run
+
+    def spoil(
+        self: StepModel, inputs: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any], state: State
+    ) -> tuple[Outputs, State]:
+        outputs, after = run(self, inputs, lengths, state)
+        after["h_in"][inputs[:, 0, 0] == 666] = np.inf
+        return outputs, after
+
+    monkeypatch.setattr(StepModel, "run", spoil)
+    good, bad = (gevent.spawn(engine.steps.one, T, name, [[value]]) for name, value in (("good", 500), ("bad", 666)))
+    assert good.get().step == 1
+    bad.join()
+    assert isinstance(bad.exception, NotFiniteError)
+    assert engine.lives.session(T, "bad").record.step == 0
+
+
+def test_a_call_has_a_most_of_steps(tmp_path: Path) -> None:
+    """A longer one is refused before any work, with the limit."""
+    engine = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits(max_steps=3))
+    engine.start()
+    engine.create(T, "pulse", session_id="s", inputs=[[500]] * 3)
+    with pytest.raises(InvalidInputError, match="inputs: at most 3 steps a call, not 4"):
+        engine.steps.one(T, "s", [[500]] * 4)
+    with pytest.raises(InvalidInputError, match=r"inputs\[1\]: at most 3 steps"):
+        engine.predict("pulse", None, [[[500]], [[500]] * 4], 0)
+    engine.close()
+
+
+def test_the_engine_sweeps(tmp_path: Path, clock: Clock) -> None:
+    """What expires is ended without anyone asking for it, however much expires at once."""
+    store = LmdbStore(tmp_path)
+    engine = Engine(open_all(ZOO), store, Limits(), clock=clock)
+    engine.create(T, "pulse", session_id="s", ttl_s=10)
+    (template,) = store.load_many([records.key(T, "s")])
+    assert isinstance(template, Record)
+    store.commit_many([Change(records.key(T, f"s{number}"), None, template) for number in range(2500)])
+    clock.now += 11
+    engine.start(sweep_s=0.01)
+    with gevent.Timeout(20):
+        while engine.live_sessions()["pulse", 1]:
+            gevent.sleep(0.01)
+    engine.close()
+
+
+class Watching:
+    """Satisfies the engine's Observer, and fails until `told` is there to be told."""
+
+    def __init__(self) -> None:
+        self.told: list[list[float]] | None = None
+
+    def watched(self, model: StepModel, sums: Sequence[Sum]) -> Callable[[Sequence[float]], None]:
+        del model, sums
+        return self._gained
+
+    def _gained(self, by: Sequence[float]) -> None:
+        if self.told is None:
+            raise OSError("no space left")
+        self.told.append(list(by))
+
+    def damaged(self) -> None:
+        """Not counted here."""
+
+
+def test_what_is_counted_holds_up_no_answer(store: LmdbStore, caplog: pytest.LogCaptureFixture) -> None:
+    """Answers come first. That counting fails is logged, and what comes after is counted."""
+    watching = Watching()
+    engine = Engine(open_all(ZOO), store, Limits(), observer=watching)
+    engine.start()
+    engine.create(T, "pulse", session_id="s")
+    assert engine.steps.one(T, "s", [[500]]).step == 1
+    for _ in range(2):
+        turn()
+    assert "what was committed could not be counted" in caplog.text
+    watching.told = told = list[list[float]]()
+    assert engine.steps.one(T, "s", [[500], [500]]).step == 3
+    assert told == []
+    for _ in range(2):
+        turn()
+    assert [inputs for inputs, *_ in told] == [2.0]
+    engine.close()

@@ -1,0 +1,328 @@
+"""Forecasts: sample paths against closed forms, what is told beside them, and what they leave untouched."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import gevent
+import numpy as np
+import pytest
+from flask.testing import FlaskClient
+
+from onward.model import checks, distribution
+from onward.model.repository import open_all, open_bundle
+from onward.service.app import create_app
+from onward.service.engine.batching.work_item import Work
+from onward.service.engine.engine import Engine, Limits
+from onward.service.engine.event_loop import by_turns
+from onward.service.engine.forecasting.forecast_start import Ahead
+from onward.service.errors import InvalidInputError, NoForecastError, NotFiniteError
+from onward.service.http import response_schemas
+from onward.service.settings import Settings
+from onward.service.store import record as records
+from onward.service.store.lmdb import LmdbStore
+from onward.service.store.record import Record
+from tests.helpers.analytic_models import ar1, markov
+from tests.helpers.random_bundles import FEATURES, make_bundle
+from tests.helpers.reference_loop import ZOO, BareLoop, pulse
+
+T = "tenant"
+PHI, SIGMA = 0.8, 0.5
+CHANCES = [[0.5, 0.2, 0.2, 0.1], [0.1, 0.1, 0.7, 0.1], [0.3, 0.3, 0.3, 0.1], [0.25, 0.25, 0.25, 0.25]]
+
+Opener = Callable[..., Engine]
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[Opener]:
+    """An engine over the models that the test has put into `tmp_path`/models."""
+    engines: list[Engine] = []
+
+    def opener(**limits: Any) -> Engine:
+        engines.append(Engine(open_all(tmp_path / "models"), LmdbStore(tmp_path / "store"), Limits(**limits)))
+        engines[-1].start()
+        return engines[-1]
+
+    yield opener
+    for engine in engines:
+        engine.close()
+
+
+@pytest.mark.parametrize(
+    "write", [lambda at: ar1(at, PHI, SIGMA, name="m"), lambda at: markov(at, CHANCES, "abc", unknown=True, name="m")]
+)
+def test_the_models_written_by_hand_are_sound(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    """What the tests here rest on passes what any bundle must."""
+    write(tmp_path)
+    checks.check(open_bundle(tmp_path / "m/1"), steps=40)
+
+
+def test_paths_have_the_closed_forms_quantiles(tmp_path: Path, opened: Opener) -> None:
+    """Of x' = phi x + sigma e: mean phi^h x, variance sigma^2 (1 - phi^2h) / (1 - phi^2); the first step exactly."""
+    ar1(tmp_path / "models", PHI, SIGMA)
+    engine, start, samples = opened(), 3.0, 1000
+    engine.create(T, "ar1", session_id="s", inputs=[start])
+    levels = (0.05, 0.25, 0.5, 0.9, 0.99)
+    told = engine.forecasts.sample(T, "s", Ahead(24), samples=samples, levels=levels, seed=7)
+    assert told.mean is not None
+    assert told.quantiles is not None
+    assert (told.mean.shape, told.quantiles.shape, told.paths.shape) == ((24, 1), (24, 1, 5), (samples, 24, 1))
+    for ahead in (1, 5, 24):
+        mean = PHI**ahead * start
+        std = SIGMA * math.sqrt((1 - PHI ** (2 * ahead)) / (1 - PHI**2))
+        error = 1e-6 if ahead == 1 else 4 * std / math.sqrt(samples)
+        assert told.mean[ahead - 1, 0] == pytest.approx(mean, abs=error)
+        for place, level in enumerate(levels):
+            z = NormalDist().inv_cdf(level)
+            error = 4 * std * math.sqrt(level * (1 - level) / samples) / NormalDist().pdf(z) if ahead > 1 else 1e-6
+            assert told.quantiles[ahead - 1, 0, place] == pytest.approx(mean + std * z, abs=error), (ahead, level)
+    drawn = told.paths[:, :, 0]
+    assert np.corrcoef(drawn[:, 10], drawn[:, 11])[0, 1] == pytest.approx(PHI, abs=0.08)  # paths, not single steps
+
+
+def test_the_same_seed_draws_the_same_bits_in_any_batch(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alone, and beside live steps and other paths in the same batches; another seed draws others."""
+    inputs = pulse(30)
+    engine.create(T, "pulse", session_id="f", inputs=inputs[:10])
+    engine.create(T, "pulse", session_id="s")
+    alone = engine.forecasts.sample(T, "f", Ahead(20), samples=6, seed=11)
+    sizes: list[int] = []
+    executor = engine._dispatch.queues[engine.models.named("pulse")].executor
+    run = executor.run
+
+    def counted(batch: Sequence[Work]) -> None:
+        sizes.append(len(batch))
+        run(batch)
+
+    monkeypatch.setattr(executor, "run", counted)
+    drawing = [
+        gevent.spawn(engine.forecasts.sample, T, "f", Ahead(20), samples=samples, seed=seed)
+        for samples, seed in ((6, 11), (40, 11), (6, 12))
+    ]
+    for row in inputs:
+        engine.steps.one(T, "s", [row])
+    same, more, other = (one.get() for one in drawing)
+    assert same.paths.tobytes() == alone.paths.tobytes()
+    assert np.array_equal(same.quantiles, alone.quantiles)  # type: ignore[arg-type]
+    assert more.paths[:6].tobytes() == alone.paths.tobytes()  # a path is its number's, however many there are
+    assert not np.isin(other.paths, alone.paths).any()
+    assert max(sizes) == 6 + 40 + 6 + 1
+    told = [engine.forecasts.sample(T, "f", Ahead(2), samples=2) for _ in range(2)]
+    assert told[0].seed != told[1].seed
+    again = engine.forecasts.sample(T, "f", Ahead(2), samples=2, seed=told[0].seed)
+    assert again.paths.tobytes() == told[0].paths.tobytes()
+
+
+def test_what_if_is_a_step_that_never_was(engine: Engine, store: LmdbStore) -> None:
+    """A forecast after inputs that the session has not had says what it says after them, and not a byte has moved."""
+    inputs = pulse(100)
+    engine.create(T, "pulse", session_id="s", inputs=inputs[:10])
+    (before,) = store.load_many([records.key(T, "s")])
+    assert isinstance(before, Record)
+    rolled = engine.forecasts.roll(T, "s", Ahead(7, inputs[10:]))
+    drawn = engine.forecasts.sample(T, "s", Ahead(7, inputs[10:]), samples=5, seed=3)
+    (after,) = store.load_many([records.key(T, "s")])
+    assert isinstance(after, Record)
+    assert after.to_bytes() == before.to_bytes()
+    assert (rolled.step, drawn.step) == (10, 10)
+    engine.steps.one(T, "s", inputs[10:])
+    assert engine.forecasts.roll(T, "s", Ahead(7)).outputs["mean"].tobytes() == rolled.outputs["mean"].tobytes()
+    later = engine.forecasts.sample(T, "s", Ahead(7), samples=5, seed=3)
+    assert later.paths.tobytes() == drawn.paths.tobytes()
+    assert np.array_equal(later.quantiles, drawn.quantiles)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("head", ["gaussian", "student_t", "quantiles"])
+def test_the_first_step_is_exact(tmp_path: Path, opened: Opener, head: str) -> None:
+    """Whatever the paths: what the head says of it, in closed form."""
+    model = make_bundle(tmp_path / "models", head=head, features=("x", "y"))
+    engine = opened()
+    _, answer = engine.create(T, "tiny", session_id="s", inputs=[[11.0, 19.0]])
+    levels = (0.01, 0.3, 0.97)
+    told = engine.forecasts.sample(T, "s", Ahead(3), samples=50, levels=levels, seed=1)
+    assert told.quantiles is not None
+    assert told.mean is not None
+    said = model.manifest.head
+    assert np.array_equal(told.quantiles[0], distribution.quantile(said, answer.outputs, levels)[0])
+    assert np.array_equal(told.mean[0], distribution.mean(said, answer.outputs)[0])
+    for place, level in enumerate(levels):
+        at = told.quantiles[0, :, place]
+        assert np.abs((told.paths[:, 0] <= at).mean(axis=0) - level).max() < 4 * math.sqrt(0.25 / 50)
+
+
+def test_a_model_is_rolled_with_what_it_does_not_predict(tmp_path: Path, opened: Opener) -> None:
+    """As a bare loop is: predictions in their own columns, in whatever order, and the client's future in the others."""
+    make_bundle(tmp_path / "models", features=FEATURES, targets=("z", "x"))
+    engine, loop = opened(), BareLoop(tmp_path / "models/tiny/1")
+    given = [[10.0, 20.0, 30.0], [12.0, 21.0, 29.0]]
+    engine.create(T, "tiny", session_id="s", inputs=given)
+    said = [loop.run(given)["mean"][-1]]
+    future = [22.0, 25.0, 19.0]
+    for y in future:
+        z, x = said[-1].tolist()
+        said.append(loop.step([x, y, z])["mean"])
+    for written in (future, [[y] for y in future], [{"y": y} for y in future], [*future, 1.0]):
+        rolled = engine.forecasts.roll(T, "s", Ahead(4, future=written))
+        assert rolled.outputs["mean"].tobytes() == np.stack(said).tobytes()
+    other = engine.forecasts.roll(T, "s", Ahead(4, future=[22.0, 25.0, 20.0]))
+    assert np.array_equal(other.outputs["mean"][:3], np.stack(said[:3]))
+    assert not np.array_equal(other.outputs["mean"][3], said[3])
+    paths = engine.forecasts.sample(T, "s", Ahead(4, future=future), samples=3, seed=1).paths
+    cold = loop_along(tmp_path / "models/tiny/1", given, future, paths[0])
+    assert paths.shape == (3, 4, 2)
+    again = np.random.default_rng(np.random.SeedSequence(1, spawn_key=(0,)))
+    drawn = [row["mean"] + row["std"] * again.standard_normal(2) for row in cold]
+    assert np.allclose(paths[0], drawn, rtol=1e-6)
+
+
+def loop_along(
+    bundle: Path, given: list[list[float]], future: list[float], path: np.ndarray[Any, Any]
+) -> list[dict[str, np.ndarray[Any, Any]]]:
+    """What the model says at each step of a path (horizon, (z, x)), fed by a bare loop."""
+    loop = BareLoop(bundle)
+    said = [{name: rows[-1] for name, rows in loop.run(given).items()}]
+    for (z, x), y in zip(path, future, strict=False):
+        said.append(loop.step([x, y, z]))
+    return said
+
+
+def test_categories_are_counted(tmp_path: Path, opened: Opener) -> None:
+    """Of a Markov chain the frequencies h steps ahead are the chain's; what stands for any other is never drawn."""
+    markov(tmp_path / "models", CHANCES, "abc", unknown=True)
+    engine = opened()
+    engine.create(T, "markov", session_id="s", inputs=["b"])
+    told = engine.forecasts.sample(T, "s", Ahead(4), samples=1000, seed=5)
+    assert told.top is not None
+    assert told.probability is not None
+    assert told.top[0] == [2, 0, 1, 3]
+    assert told.probability[0] == pytest.approx([0.7, 0.1, 0.1, 0.1])
+    listed = np.array(CHANCES)[:3, :3]
+    listed /= listed.sum(axis=1, keepdims=True)
+    for ahead in (2, 3, 4):
+        chances = np.linalg.matrix_power(listed, ahead)[1]
+        found = dict(zip(told.top[ahead - 1], told.probability[ahead - 1], strict=True))
+        assert sorted(found) == [0, 1, 2]
+        assert list(found.values()) == sorted(found.values(), reverse=True)
+        for place, chance in enumerate(chances):
+            assert found[place] == pytest.approx(chance, abs=4 * math.sqrt(chance * (1 - chance) / 1000))
+
+
+def test_paths_beyond_finite_numbers_are_refused(tmp_path: Path, opened: Opener) -> None:
+    """At the last step too, which no model sees; a live step in the same batches is none the worse."""
+    ar1(tmp_path / "models", PHI, 3e38)
+    engine = opened()
+    for name in "ab":
+        engine.create(T, "ar1", session_id=name, inputs=[1.0])
+    for horizon in (1, 3):
+        drawing = gevent.spawn(engine.forecasts.sample, T, "a", Ahead(horizon), samples=100, seed=1)
+        assert engine.steps.one(T, "b", [[2.0]]).outputs["mean"][0, 0] == pytest.approx(2 * PHI)
+        with pytest.raises(NotFiniteError):
+            drawing.get()
+
+
+@pytest.fixture
+def client(tmp_path: Path, opened: Opener) -> FlaskClient:
+    """Sessions `m` of a Markov chain, `p` of points, `c` with a covariate, `g` of the pulse model."""
+    models = tmp_path / "models"
+    markov(models, CHANCES, "abc", unknown=True)
+    make_bundle(models, name="points", head="point")
+    make_bundle(models, name="covariate", features=FEATURES, targets=("x",))
+    (models / "pulse").symlink_to(ZOO / "pulse")
+    made = create_app(Settings(), opened(max_sequences=50, max_steps=500)).test_client()
+    for name, model in {"m": "markov", "p": "points", "c": "covariate", "g": "pulse"}.items():
+        assert made.post(f"/v1/models/{model}/sessions", json={"session_id": name}).status_code == 201
+    return made
+
+
+@pytest.mark.parametrize(
+    ("session", "body", "field", "says"),
+    [
+        ("m", {"quantiles": [0.5]}, "quantiles", "categories have no order"),
+        ("p", {"samples": 5}, "samples", "says no distribution; without it a forecast feeds back"),
+        ("p", {"quantiles": [0.5]}, "quantiles", "says no distribution"),
+        ("c", {}, "future", "does not predict y, z; say what they are at 9 steps"),
+        ("c", {"samples": 3}, "future", "does not predict y, z"),
+        ("c", {"future": [[1, 2]] * 8}, "future", "8 steps of y, z; a horizon of 10 needs 9"),
+        ("c", {"future": [[1]] * 9}, "future[0]", "2 numbers (y, z)"),
+        ("c", {"future": [[1, "a"]] * 9}, "future[0][1]", "'a' (z) is not a number"),
+        ("c", {"future": [[1, True]] * 9}, "future[0][1]", "number"),
+        ("c", {"future": [{"y": 1, "x": 2}] * 9}, "future[0].z", "missing"),
+        ("g", {"future": [1] * 9}, "future", "predicts all of its features"),
+        ("g", {"samples": 51}, "samples", "at most 50"),
+        ("g", {"samples": 50, "horizon": 11}, "samples", "50 paths of 11 steps are 550 steps; at most 500 a call"),
+        ("g", {"samples": 1}, "samples", "greater than or equal to 2"),
+        ("g", {"quantiles": [0.5, 0.5]}, "quantiles", "levels rise"),
+        ("g", {"quantiles": [0.0]}, "quantiles[0]", "greater than 0"),
+        ("g", {"quantiles": [(place + 1) / 200 for place in range(100)]}, "quantiles", "at most 99"),
+        ("g", {"samples": 2, "seed": 2**63}, "seed", "less than"),
+        ("g", {"seed": 0}, "seed", "belongs to sample paths"),
+        ("g", {"paths": True}, "paths", "belongs to sample paths"),
+        ("g", {"inputs": []}, "inputs", "at least 1"),
+        ("g", {"inputs": [["a"]]}, "inputs[0][0]", "not a number"),
+        ("g", {"horizon": 100_000}, "horizon", "at most 10000"),
+    ],
+)
+def test_what_cannot_be_forecast_says_why(
+    client: FlaskClient, session: str, body: dict[str, Any], field: str, says: str
+) -> None:
+    """With the field, and the session where it was."""
+    answer = client.post(f"/v1/sessions/{session}/forecast", json={"horizon": 10} | body)
+    assert answer.status_code == 422, answer.text
+    assert answer.json is not None
+    assert answer.json["type"] == "urn:onward:problem:invalid-request"
+    assert {error["field"]: error["message"] for error in answer.json["errors"]}[field].count(says) == 1, answer.json
+
+
+def test_answers_have_their_form(client: FlaskClient) -> None:
+    """Defaults, levels, paths where they are asked for, categories by name; the same without paths as it always was."""
+
+    def ask(session: str, **body: Any) -> dict[str, Any]:
+        answer = client.post(f"/v1/sessions/{session}/forecast", json=body)
+        assert answer.status_code == 200, answer.text
+        response_schemas.ForecastAnswer.model_validate_json(answer.data)
+        assert answer.json is not None
+        return dict(answer.json)
+
+    assert ask("g", horizon=2).keys() == {"step", "forecast"}
+    drawn = ask("g", horizon=2, samples=5)
+    assert (drawn["step"], drawn["samples"], drawn["levels"]) == (0, 5, [0.1, 0.5, 0.9])
+    assert drawn["forecast"].keys() == {"mean", "quantiles"}
+    assert np.array(drawn["forecast"]["mean"]).shape == (2, 1)
+    told = ask("g", horizon=2, samples=5, seed=drawn["seed"], quantiles=[0.1, 0.7], paths=True)
+    assert told["forecast"]["mean"] == drawn["forecast"]["mean"]
+    assert np.array(told["forecast"]["quantiles"]).shape == (2, 1, 2)
+    paths = np.array(told["forecast"]["paths"])
+    assert paths.shape == (5, 2, 1)
+    assert np.quantile(paths[:, 1], 0.7) == pytest.approx(told["forecast"]["quantiles"][1][0][1])
+    assert ask("g", horizon=1, quantiles=[0.5])["samples"] == 50
+    words = ask("m", horizon=3, samples=20, seed=1, paths=True)
+    assert words["forecast"]["top"][0] == ["a", "b", "c", None]
+    assert all(word in "abc" for row in words["forecast"]["top"][1:] for word in row)
+    assert {word for path in words["forecast"]["paths"] for (word,) in path} <= set("abc")
+    assert [len(path) for path in words["forecast"]["paths"]] == [3] * 20
+    point = ask("p", horizon=3, inputs=[[10.0]])
+    assert len(point["forecast"]["point"]) == 3
+
+
+def test_paths_are_made_by_turns() -> None:
+    """A thousand of them are not made before anyone else runs, and none is lost."""
+    seen: list[int] = []
+    other = gevent.spawn(lambda: seen.append(-1))
+    seen.extend(by_turns(range(200)))
+    assert [place for place in seen if place >= 0] == [*range(200)]
+    assert 0 < seen.index(-1) < 100
+    other.get()
+
+
+def test_predictions_without_a_session_do_not_take_a_future(tmp_path: Path, opened: Opener) -> None:
+    """They say so, and where it can be told."""
+    make_bundle(tmp_path / "models", features=FEATURES, targets=("x",))
+    engine = opened()
+    with pytest.raises(NoForecastError, match="does not predict y, z; forecast a session, which takes `future`"):
+        engine.predict("tiny", None, [[[1, 2, 3]]], 2)
+    engine.create(T, "tiny", session_id="s")
+    with pytest.raises(InvalidInputError, match="future"):
+        engine.forecasts.roll(T, "s", Ahead(2))
+    assert len(engine.forecasts.roll(T, "s", Ahead(1)).outputs) == 1

@@ -1,0 +1,298 @@
+"""Paths drawn step by step: what is drawn, how a draw ends, goes on, and stops when nobody asks any more."""
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flask.testing import FlaskClient
+
+from onward.model.repository import open_all
+from onward.model.sampling.generation import Drawn, Ended, Wish
+from onward.service.app import create_app
+from onward.service.engine.engine import Engine, Limits
+from onward.service.engine.forecasting.forecast_start import Ahead
+from onward.service.http import response_schemas
+from onward.service.settings import Settings
+from onward.service.store.lmdb import LmdbStore
+from tests.helpers.analytic_models import ar1, markov
+from tests.helpers.random_bundles import FEATURES, make_bundle
+from tests.helpers.reference_loop import ZOO, BareLoop, pulse
+from tests.helpers.sse_reader import Told, fields_of, read
+
+T = "tenant"
+CHANCES = [[0.5, 0.2, 0.2, 0.1], [0.1, 0.1, 0.7, 0.1], [0.3, 0.3, 0.3, 0.1], [0.25, 0.25, 0.25, 0.25]]
+PROMPT = "The "
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Markov chain and a process written by hand, a model with covariates, points, and what ships."""
+    folder = tmp_path_factory.mktemp("models")
+    markov(folder, CHANCES, "abc", unknown=True)
+    markov(folder, [[0.2] * 5] * 5, (10, 20, 30, 40, 50), name="even")
+    ring = [[0.1, 0.8, 0.1], [0.1, 0.1, 0.8], [0.8, 0.1, 0.1]]
+    markov(folder, ring, (0xE2, 0x82, 0xAC), name="bytes", text="bytes")
+    ar1(folder, 1e30, 1.0)
+    make_bundle(folder, name="covariate", features=FEATURES, targets=("z", "x"))
+    make_bundle(folder, name="points", head="point")
+    for name in ("pulse", "characters"):
+        (folder / name).symlink_to(ZOO / name)
+    return folder
+
+
+@pytest.fixture
+def engine(models: Path, tmp_path: Path) -> Iterator[Engine]:
+    started = Engine(open_all(models), LmdbStore(tmp_path), Limits())
+    started.start()
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def client(engine: Engine) -> FlaskClient:
+    """A session `s` of each model, by the model's name."""
+    made = create_app(Settings(), engine).test_client()
+    for model in engine.models.by_name:
+        assert made.post(f"/v1/models/{model}/sessions", json={"session_id": model}).status_code == 201
+    return made
+
+
+def drawn(engine: Engine, session: str, ahead: Ahead, wish: Wish = Wish(), seed: int = 1) -> list[Drawn]:  # noqa: B008
+    """The steps of a draw that comes to its horizon."""
+    *steps, end = engine.draws.begin(T, session, ahead, wish, seed=seed).steps()
+    assert isinstance(end, Ended)
+    assert end.reason == "horizon"
+    assert len(steps) == ahead.horizon
+    return [step for step in steps if isinstance(step, Drawn)]
+
+
+def tokens(steps: Sequence[Drawn]) -> list[int]:
+    return [int(step.values[0]) for step in steps]
+
+
+def ask(client: FlaskClient, session: str, headers: dict[str, str] | None = None, **body: Any) -> list[Told]:
+    answer = client.post(f"/v1/sessions/{session}/generate", json=body, headers=headers or {})
+    assert (answer.status_code, answer.content_type) == (200, "text/event-stream"), answer.text
+    assert (answer.headers["Cache-Control"], answer.headers["X-Accel-Buffering"]) == ("no-store", "no")
+    response_schemas.GeneratedEvents.model_validate(fields_of(answer.text))
+    return read(answer.text)
+
+
+def test_tokens_follow_the_chain(engine: Engine) -> None:
+    """Each is drawn by what the model says after the one before; what stands for any other never is."""
+    engine.create(T, "markov", session_id="s")
+    steps = drawn(engine, "s", Ahead(3000))
+    places = tokens(steps)
+    listed = np.array(CHANCES)[:3, :3]
+    listed /= listed.sum(axis=1, keepdims=True)
+    for place in range(3):
+        followed = [after for before, after in itertools.pairwise(places) if before == place]
+        for after, chance in enumerate(listed[place]):
+            error = 4 * math.sqrt(chance * (1 - chance) / len(followed))
+            assert followed.count(after) / len(followed) == pytest.approx(chance, abs=error)
+    for before, step in zip([0, *places], steps, strict=False):  # the model's own, nothing shared out
+        assert step.log_probability == pytest.approx(math.log(CHANCES[before][int(step.values[0])]), rel=1e-6)
+
+
+def test_a_draw_is_the_first_sample_path(engine: Engine) -> None:
+    """The same seed draws the same by steps and by whole paths: numbers, tokens, and with covariates."""
+    engine.create(T, "pulse", session_id="p", inputs=pulse(20))
+    engine.create(T, "characters", session_id="c", inputs=PROMPT)
+    engine.create(T, "covariate", session_id="v")
+    for session, ahead in {
+        "p": Ahead(12),
+        "c": Ahead(12, "next"),
+        "v": Ahead(5, [[10, 20, 30]], [[21], [22], [19], [18]]),
+    }.items():
+        path = engine.forecasts.sample(T, session, ahead, samples=2, seed=5).paths[0]
+        steps = drawn(engine, session, ahead, seed=5)
+        assert np.stack([step.values for step in steps]).tobytes() == path.tobytes()
+        assert [step.ahead for step in steps] == [*range(1, ahead.horizon + 1)]
+        assert tokens(drawn(engine, session, ahead, seed=6)) != tokens(steps)
+
+
+def test_without_heat_a_draw_is_what_a_forecast_feeds_back(engine: Engine) -> None:
+    """Numbers are the centre, tokens the likeliest; points are themselves at any temperature."""
+    engine.create(T, "pulse", session_id="p", inputs=pulse(20))
+    engine.create(T, "points", session_id="o", inputs=pulse(5))
+    engine.create(T, "characters", session_id="c")
+    for session, inputs, temperature, name in (("p", None, 0.0, "mean"), ("o", None, 1.0, "point")):
+        rolled = engine.forecasts.roll(T, session, Ahead(9, inputs)).outputs[name]
+        steps = drawn(engine, session, Ahead(9, inputs), Wish(temperature))
+        assert np.stack([step.values for step in steps]).tobytes() == rolled.tobytes()
+    loop, names = BareLoop(ZOO / "characters/1"), engine.models.named("characters").manifest.categories
+    said = loop.run([[names.index(character)] for character in PROMPT])
+    greedy = [int(said["top"][-1, 0])]
+    for _ in range(29):
+        greedy.append(int(loop.step([greedy[-1]])["top"][0]))
+    assert tokens(drawn(engine, "c", Ahead(30, PROMPT), Wish(0.0))) == greedy
+    assert tokens(drawn(engine, "c", Ahead(30, PROMPT), Wish(top_k=1))) == greedy
+    assert tokens(drawn(engine, "c", Ahead(30, PROMPT), Wish(top_p=1e-9))) == greedy
+    assert tokens(drawn(engine, "c", Ahead(30, PROMPT))) != greedy
+
+
+def test_temperature_scales_the_spread(engine: Engine) -> None:
+    """Of numbers, around the centre, exactly: the same draw at half the heat is half as far away."""
+    engine.create(T, "pulse", session_id="p", inputs=pulse(20))
+    (centre,), (whole,), (half,) = (drawn(engine, "p", Ahead(1), Wish(temperature)) for temperature in (0.0, 1.0, 0.5))
+    assert half.values - centre.values == pytest.approx((whole.values - centre.values) / 2, rel=1e-3)
+    assert abs(whole.values - centre.values).max() > 0
+
+
+def test_what_was_drawn_or_read_is_penalised(engine: Engine) -> None:
+    """Of equal categories, with a penalty that nothing outweighs, each comes once before any comes twice."""
+    engine.create(T, "even", session_id="s")
+    for seed in range(5):
+        assert sorted(tokens(drawn(engine, "s", Ahead(5), Wish(repetition_penalty=50), seed))) == [0, 1, 2, 3, 4]
+        after = tokens(drawn(engine, "s", Ahead(3, [20, 40]), Wish(repetition_penalty=50), seed))
+        assert sorted(after) == [0, 2, 4]
+    assert len(set(tokens(drawn(engine, "s", Ahead(5), seed=3)))) < 5
+
+
+def test_a_draw_ends_after_a_stop(client: FlaskClient) -> None:
+    """Which is told too: a category, or a text of any length at the first place where it ends."""
+    whole = ask(client, "characters", horizon=60, inputs=PROMPT, seed=3)
+    text = whole[-1].data["text"]
+    assert whole[-1].data == {"reason": "horizon", "seed": 3, "step": 0, "text": text}
+    assert text == "".join(one.data["token"] for one in whole[:-1])
+    for stop in (text[7], text[20:23], text[30:41]):
+        *steps, end = ask(client, "characters", horizon=60, inputs=PROMPT, seed=3, stop=["zzzz", stop])
+        assert end.name == "done"
+        assert end.data["reason"] == "stop"
+        assert end.data["text"] == text[: text.index(stop) + len(stop)]
+        assert [one.data for one in steps] == [one.data for one in whole[: len(steps)]]
+    *_, end = ask(client, "even", horizon=100, stop=[30], seed=1)
+    assert end.data == {"reason": "stop", "seed": 1, "step": 0}
+    *steps, end = ask(client, "markov", horizon=100, stop=["c", 1], seed=1)  # where they are words, by place too
+    assert {one.data["token"] for one in steps[:-1]} <= {"a"}
+    assert steps[-1].data["token"] in "bc"
+
+
+def test_bytes_are_told_as_the_text_that_they_are(client: FlaskClient) -> None:
+    """A character of several bytes is a stop too; half a one is told as what it is not."""
+    whole = ask(client, "bytes", horizon=9, inputs="\u20ac", temperature=0.0)
+    assert [one.data["token"] for one in whole[:-1]] == [0xE2, 0x82, 0xAC] * 3
+    assert whole[-1].data["text"] == "\u20ac" * 3
+    *steps, end = ask(client, "bytes", horizon=9, temperature=0.0, stop=["\u20ac\u20ac"])
+    assert (len(steps), end.data["reason"]) == (8, "stop")  # it begins within a character
+    assert end.data["text"] == "\ufffd\ufffd\u20ac\u20ac"
+    assert len(ask(client, "bytes", horizon=9, temperature=0.0, stop=[0xAC])) == 2 + 1
+
+
+def test_events_have_their_form(client: FlaskClient) -> None:
+    """Numbers by target; tokens with the model's own log-probabilities, and the likeliest where they are asked for."""
+    *steps, end = ask(client, "pulse", horizon=3)
+    assert [(one.name, one.data.keys(), one.data["ahead"]) for one in steps] == [
+        ("message", {"ahead", "values"}, ahead) for ahead in (1, 2, 3)
+    ]
+    assert end.name == "done"
+    assert (end.data["reason"], end.data["step"]) == ("horizon", 0)
+    assert [one.data for one in ask(client, "pulse", horizon=3, seed=end.data["seed"])[:-1]] == [
+        one.data for one in steps
+    ]
+    (first, _) = ask(client, "markov", horizon=1, inputs=["b"], logprobs=3, temperature=0.0)
+    assert first.data["token"] == "c"
+    assert first.data["log_probability"] == pytest.approx(math.log(0.7))
+    assert first.data["top"] == ["c", "a", "b"]
+    assert first.data["log_probabilities"] == pytest.approx(np.log([0.7, 0.1, 0.1]).tolist())
+    (first, _) = ask(client, "markov", horizon=1, logprobs=4, top_k=1)
+    assert first.data["top"] == ["a", "b", "c", None]
+    assert len({one.id for one in steps}) == 3
+
+
+@pytest.mark.parametrize(
+    ("session", "body"),
+    [
+        ("characters", {"horizon": 25, "inputs": PROMPT, "stop": ["zzzz"], "repetition_penalty": 1.2, "logprobs": 2}),
+        ("pulse", {"horizon": 12, "temperature": 0.7}),
+    ],
+)
+def test_a_draw_goes_on_wherever_it_was_cut(client: FlaskClient, session: str, body: dict[str, Any]) -> None:
+    """From each event's id on: the very rest, ids included, with the seed that the service had chosen."""
+    whole = ask(client, session, **body)
+    for cut, one in enumerate(whole[:-1]):
+        assert ask(client, session, {"Last-Event-ID": one.id}, **body) == whole[cut + 1 :]
+    assert ask(client, session, {"Last-Event-ID": whole[-1].id}, **body) == whole[-1:]
+    assert ask(client, session, {"Last-Event-ID": ""}, **body)[-1].data["seed"] != whole[-1].data["seed"]
+
+
+def test_a_draw_does_not_go_on_elsewhere(client: FlaskClient) -> None:
+    """With another body, from another state, or from what is no event's id: it says which."""
+    url = "/v1/sessions/pulse/generate"
+    body: dict[str, Any] = {"horizon": 5}
+    told = ask(client, "pulse", **body)
+    again = {"Last-Event-ID": told[1].id}
+
+    def refused(status: int, name: str, says: str, headers: dict[str, str], body: dict[str, Any]) -> None:
+        answer = client.post(url, json=body, headers=headers)
+        assert answer.status_code == status, answer.text
+        assert answer.json is not None
+        assert answer.json["type"] == f"urn:onward:problem:{name}"
+        assert says in answer.json["detail"]
+        assert answer.json["errors"][0]["field"] == "Last-Event-ID"
+
+    refused(422, "invalid-request", "another body", again, {"horizon": 6})
+    refused(422, "invalid-request", "another body", again, {"horizon": 5, "seed": 1})
+    for wrong in ("x", "x" * 48, told[1].id[:-4], told[1].id + "AAAA", "\xe9" * 48):
+        refused(422, "invalid-request", "", {"Last-Event-ID": wrong}, body)
+    assert client.post(url, data=b' {"horizon":5 }', content_type="application/json", headers=again).status_code == 200
+    client.post("/v1/sessions/pulse/steps", json={"inputs": [500]})
+    refused(
+        409, "draw-moved", "was at step 0 when this draw began, and has changed since: it is at step 1", again, body
+    )
+    client.delete("/v1/sessions/pulse")
+    client.post("/v1/models/pulse/sessions", json={"session_id": "pulse"})
+    refused(409, "draw-moved", "it is at step 0", again, body)
+
+
+@pytest.mark.parametrize(
+    ("session", "body", "field", "says"),
+    [
+        ("pulse", {"top_k": 3}, "top_k", "predicts numbers"),
+        ("pulse", {"top_p": 0.5}, "top_p", "predicts numbers"),
+        ("pulse", {"repetition_penalty": 1}, "repetition_penalty", "predicts numbers"),
+        ("pulse", {"stop": [1]}, "stop", "predicts numbers"),
+        ("pulse", {"logprobs": 1}, "logprobs", "predicts numbers"),
+        ("pulse", {"future": [1, 2, 3]}, "future", "predicts all of its features"),
+        ("pulse", {"temperature": -1}, "temperature", "greater than or equal to 0"),
+        ("pulse", {"samples": 3}, "samples", "Extra inputs"),
+        ("covariate", {}, "future", "does not predict y"),
+        ("markov", {"logprobs": 5}, "logprobs", "the likeliest 4"),
+        ("markov", {"stop": []}, "stop", "at least 1"),
+        ("markov", {"stop": ["d"]}, "stop[0]", "never drawn"),
+        ("markov", {"stop": ["a", 3]}, "stop[1]", "never drawn"),
+        ("markov", {"stop": ["a", 4]}, "stop[1]", "none of the 3 categories"),
+        ("markov", {"stop": [-1]}, "stop[0]", "none of the 3 categories"),
+        ("markov", {"stop": ["a", True]}, "stop[1]", "valid"),
+        ("markov", {"stop": [""]}, "stop[0]", "at least 1"),
+        ("characters", {"stop": [None]}, "stop[0]", "valid"),
+        ("markov", {"top_p": 0}, "top_p", "greater than 0"),
+        ("markov", {"repetition_penalty": 0.9}, "repetition_penalty", "greater than or equal to 1"),
+        ("characters", {"stop": ["a\u20ac"]}, "stop[0]", "never drawn"),
+        ("characters", {"horizon": 10_001}, "horizon", "at most 10000"),
+    ],
+)
+def test_what_cannot_be_drawn_says_why(
+    client: FlaskClient, session: str, body: dict[str, Any], field: str, says: str
+) -> None:
+    """Before the first event, as any request does."""
+    answer = client.post(f"/v1/sessions/{session}/generate", json={"horizon": 4} | body)
+    assert (answer.status_code, answer.content_type) == (422, "application/problem+json"), answer.text
+    assert answer.json is not None
+    ((named, why),) = {error["field"]: error["message"] for error in answer.json["errors"]}.items()
+    assert named == field
+    assert says in why
+
+
+def test_what_fails_midway_is_an_event(client: FlaskClient) -> None:
+    """A problem like any other, with an id to go on from; what came before it stands."""
+    told = ask(client, "ar1", horizon=9, seed=1)
+    assert [one.name for one in told] == ["message"] * (len(told) - 1) + ["problem"]
+    assert 1 < len(told) < 9
+    assert (told[-1].data["status"], told[-1].data["type"]) == (422, "urn:onward:problem:not-finite")
+    assert told[-1].id == told[-2].id
+    assert ask(client, "ar1", {"Last-Event-ID": told[-1].id}, horizon=9, seed=1) == told[-1:]

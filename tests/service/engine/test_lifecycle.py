@@ -1,0 +1,152 @@
+"""The lives of sessions: forks, exports, states that clients hold, and the end of many."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from onward.model.repository import open_all
+from onward.service.engine.engine import Engine, Limits
+from onward.service.engine.sessions.lifecycle import Chosen
+from onward.service.errors import (
+    InvalidInputError,
+    ModelGoneError,
+    NoSecretError,
+    SessionEndedError,
+    SessionExistsError,
+    StateExpiredError,
+    UnknownSessionError,
+)
+from onward.service.store.lmdb import LmdbStore
+from onward.service.store.signed_tokens import Seal
+from tests.helpers.reference_loop import ZOO, BareLoop, pulse
+from tests.service.conftest import Clock
+
+T = "tenant"
+SECRET = "0123456789abcdef0123456789abcdef"
+
+
+@pytest.fixture
+def sealing(store: LmdbStore, clock: Clock) -> Iterator[Engine]:
+    """An engine that has a secret."""
+    started = Engine(open_all(ZOO), store, Limits(), seal=Seal([SECRET]), clock=clock, monotonic=clock)
+    started.start(flush_s=1000, sweep_s=1000)
+    yield started
+    started.close()
+
+
+def test_a_fork_goes_its_own_way(engine: Engine) -> None:
+    """From the same state, also a fork's fork; neither moves the other, and requests are each one's own."""
+    inputs = pulse(6)
+    expected = BareLoop(ZOO / "pulse/1").run(inputs)["mean"]
+    engine.create(T, "pulse", session_id="a", ttl_s=50)
+    engine.steps.one(T, "a", inputs[:3], request_id="r")
+    forked = engine.lives.fork(T, "a", "b", None)
+    assert (forked.record.step, forked.record.ttl_s) == (3, 50)
+    assert forked.record.surprise == engine.lives.session(T, "a").record.surprise
+    assert engine.steps.one(T, "b", [[600.0]], request_id="r").step == 4
+    again = engine.lives.fork(T, "b", None, 70)
+    assert (again.record.step, again.record.ttl_s) == (4, 70)
+    assert engine.steps.one(T, "a", inputs[3:]).outputs["mean"].tobytes() == expected[3:].tobytes()
+    one, other = (engine.steps.one(T, name, inputs[3:]).outputs.tobytes() for name in ("b", again.session_id))
+    assert one == other
+    with pytest.raises(SessionExistsError):
+        engine.lives.fork(T, "a", "b", None)
+    with pytest.raises(UnknownSessionError):
+        engine.lives.fork(T, "nobody", None, None)
+
+
+def test_a_session_is_carried_away_and_back(sealing: Engine) -> None:
+    """With its last requests: retries get their answers. Not where it lives, nor altered."""
+    inputs = pulse(4)
+    sealing.create(T, "pulse", session_id="a")
+    first = [sealing.steps.one(T, "a", inputs[at : at + 1], request_id=f"r{at}") for at in range(2)]
+    _, signed = sealing.carried.exported(T, "a")
+    with pytest.raises(SessionExistsError):
+        sealing.carried.restored(T, "a", signed)
+    for wrong in (signed[:-1] + bytes([signed[-1] ^ 1]), signed[:40], b"", Seal(["x" * 32]).signed(signed[36:])):
+        with pytest.raises(InvalidInputError):
+            sealing.carried.restored(T, "b", wrong)
+    with pytest.raises(InvalidInputError, match="another tenant"):
+        sealing.carried.restored("other", "b", signed)
+    sealing.steps.one(T, "a", inputs[3:])
+    sealing.lives.delete(T, "a")
+    assert sealing.carried.restored(T, "a", signed).record.step == 2
+    again = [sealing.steps.one(T, "a", inputs[at : at + 1], request_id=f"r{at}") for at in range(2)]
+    assert [(one.step, one.outputs.tobytes()) for one in again] == [
+        (n, one.outputs.tobytes()) for n, one in enumerate(first, 1)
+    ]
+    expected = BareLoop(ZOO / "pulse/1").run(inputs)["mean"]
+    assert sealing.steps.one(T, "a", inputs[2:]).outputs["mean"].tobytes() == expected[2:].tobytes()
+    sealing.models.named("pulse").digest = bytes(32)
+    with pytest.raises(ModelGoneError):
+        sealing.carried.restored(T, "c", signed)
+
+
+def test_a_record_of_another_version_of_onward_is_not_called_forged(sealing: Engine) -> None:
+    """It was signed with this secret, and cannot be read here: which of the two is said."""
+    sealing.create(T, "pulse", session_id="a")
+    seal = Seal([SECRET])
+    data = seal.verified(sealing.carried.exported(T, "a")[1])
+    with pytest.raises(InvalidInputError, match="it is of format 3, and this version reads formats 4 and 5"):
+        sealing.carried.restored(T, "b", seal.signed(data[:3] + b"\x03" + data[4:]))
+    with pytest.raises(InvalidInputError, match="not a record that this service's secret has signed"):
+        sealing.carried.restored(T, "b", data)
+
+
+def test_a_state_that_its_client_holds(sealing: Engine, clock: Clock) -> None:
+    """Steps as a session's, with nothing kept; not with another model, tenant or version, and not for ever."""
+    inputs = pulse(5)
+    expected = BareLoop(ZOO / "pulse/1").run(inputs)["mean"]
+    held = sealing.carried.step(T, "pulse", None, inputs[:2], None)
+    assert (held.step, held.outputs["mean"].tobytes()) == (2, expected[:2].tobytes())
+    for _ in range(2):  # from any state, as often as one likes
+        after = sealing.carried.step(T, "pulse", 1, inputs[2:], held.state)
+        assert (after.step, after.outputs["mean"].tobytes()) == (5, expected[2:].tobytes())
+    for tenant, name, version, state in (
+        ("other", "pulse", None, held.state),
+        (T, "weather", None, held.state),
+        (T, "pulse", 2, held.state),
+        (T, "pulse", None, held.state[:-8]),
+        (T, "pulse", None, "2" + held.state[1:]),
+        (T, "pulse", None, "nonsense"),
+    ):
+        with pytest.raises((InvalidInputError, ModelGoneError)):
+            sealing.carried.step(tenant, name, version, [[1, 2, 3, 4]] if name == "weather" else inputs[:1], state)
+    clock.now += 86_400
+    sealing.carried.step(T, "pulse", None, inputs[:1], held.state)
+    clock.now += 1
+    with pytest.raises(StateExpiredError):
+        sealing.carried.step(T, "pulse", None, inputs[:1], held.state)
+    assert sealing.live_sessions() == {}
+
+
+def test_without_a_secret_nothing_leaves(engine: Engine) -> None:
+    """And the way out is named."""
+    engine.create(T, "pulse", session_id="a")
+    for ask in (
+        lambda: engine.carried.exported(T, "a"),
+        lambda: engine.carried.restored(T, "b", b""),
+        lambda: engine.carried.step(T, "pulse", None, [[500]], None),
+    ):
+        with pytest.raises(NoSecretError, match="ONWARD_SECRET"):
+            ask()
+
+
+def test_many_are_ended_by_model_age_and_prefix(engine: Engine, clock: Clock) -> None:
+    """Those that are chosen and no others; more than one page of them."""
+    for number in range(700):
+        engine.create(T, "pulse", session_id=f"a{number:03}")
+    for name in ("b1", "b2"):
+        engine.create(T, "weather", session_id=name)
+    engine.create("other", "pulse", session_id="a0")
+    clock.now += 100
+    engine.steps.one(T, "a007", [[500]])
+    assert engine.lives.delete_many(T, Chosen("weather", "a")) == (0, False)
+    assert engine.lives.delete_many(T, Chosen(prefix="a", idle_s=100)) == (699, False)
+    assert [one.session_id for one in engine.lives.sessions(T, "", 10, None)[0]] == ["a007", "b1", "b2"]
+    with pytest.raises(SessionEndedError) as ended:
+        engine.steps.one(T, "a008", [[500]])
+    assert ended.value.reason == "deleted"
+    assert engine.lives.delete_many(T, Chosen("weather")) == (2, False)
+    assert engine.lives.delete_many(T, Chosen()) == (1, False)
+    assert engine.lives.session("other", "a0").record.step == 0

@@ -1,0 +1,170 @@
+"""Going back, and moving to another version, against a bare loop that never did either."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onward.model.repository import open_all
+from onward.model.scoring.surprise import Means, running
+from onward.service.engine.engine import Engine, Limits
+from onward.service.engine.sessions import history
+from onward.service.engine.sessions.history import Point
+from onward.service.errors import HistoryError, InvalidInputError, LateRequestError, ModelGoneError, UnknownVersionError
+from onward.service.store.lmdb import LmdbStore
+from tests.helpers.random_bundles import make_bundle
+from tests.helpers.reference_loop import ZOO, BareLoop, pulse
+
+T = "tenant"
+KEEP = 20
+INPUTS = pulse(400)
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """One that keeps 20 steps of each session."""
+    started = Engine(open_all(ZOO), LmdbStore(tmp_path_factory.mktemp("store")), Limits(history=KEEP))
+    started.start()
+    yield started
+    started.close()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data(), st.integers(0, 90), st.lists(st.integers(1, 90), min_size=1, max_size=6))
+def test_any_of_the_last_steps_can_be_gone_back_to(
+    engine: Engine, data: st.DataObject, seed: int, calls: list[int]
+) -> None:
+    """Whatever the lengths of calls: from there on all is as if what came after had never been, to the bit."""
+    session, _ = engine.create(T, "pulse", inputs=INPUTS[:seed] or None)
+    name, step = session.session_id, seed
+    for length in calls:
+        engine.steps.one(T, name, INPUTS[step % 200 : step % 200 + length])
+        step += length
+    consumed = list(INPUTS[:seed])
+    at = seed
+    for length in calls:
+        consumed += INPUTS[at % 200 : at % 200 + length]
+        at += length
+    back = data.draw(st.integers(max(seed, step - KEEP), step))
+    expected = BareLoop(ZOO / "pulse/1").run([*consumed[:back], *INPUTS[300:310]])
+    rewound = engine.past.rewind(T, name, back).record
+    assert rewound.step == back
+    assert rewound.surprise[0] == back
+    again = engine.steps.one(T, name, INPUTS[300:310])
+    assert (again.step, again.outputs["mean"].tobytes()) == (back + 10, expected["mean"][back:].tobytes())
+    stepped, _ = engine.create(T, "pulse", inputs=[*consumed[:back], *INPUTS[300:310]])
+    assert engine.lives.session(T, name).record.surprise == pytest.approx(stepped.record.surprise)
+    kept = history.from_bytes(engine.lives.session(T, name).record.history)
+    assert len(kept.points) <= 3
+    assert len(kept.inputs) <= 2 * KEEP + 64
+
+
+def test_what_cannot_be_gone_back_to_is_said(engine: Engine) -> None:
+    """Too long ago, ahead, or never kept; and a request that was undone is not taken for a new one."""
+    engine.create(T, "pulse", session_id="a")
+    for step in range(100):
+        engine.steps.one(T, "a", INPUTS[step : step + 1], request_id=f"r{step}")
+    for step in (0, 30):
+        with pytest.raises(HistoryError, match="ONWARD_HISTORY"):
+            engine.past.rewind(T, "a", step)
+    with pytest.raises(InvalidInputError):
+        engine.past.rewind(T, "a", 101)
+    assert engine.past.rewind(T, "a", 100).record.step == 100
+    assert engine.past.rewind(T, "a", 90).record.step == 90
+    with pytest.raises(LateRequestError):
+        engine.steps.one(T, "a", INPUTS[99:100], request_id="r99")
+    assert engine.past.rewind(T, "a", 85).record.step == 85
+
+
+def test_without_a_history_there_is_no_way_back(tmp_path: Path) -> None:
+    """The default: nothing is kept, and it costs nothing."""
+    plain = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits())
+    plain.start()
+    plain.create(T, "pulse", session_id="a", inputs=INPUTS[:5])
+    assert plain.lives.session(T, "a").record.history == b""
+    for ask in (lambda: plain.past.rewind(T, "a", 4), lambda: plain.past.migrate(T, "a", None)):
+        with pytest.raises(HistoryError):
+            ask()
+    plain.close()
+
+
+def test_a_session_moves_to_another_version(tmp_path: Path) -> None:
+    """By replaying what it keeps, from the new version's first state; also off a version that is no longer served."""
+    for version, units in ((1, 8), (2, 9)):
+        make_bundle(tmp_path / "models", name="m", units=units, features=("x",))
+        if version == 1:
+            shutil.move(tmp_path / "models/m/1", tmp_path / "one")
+    shutil.move(tmp_path / "models/m/1", tmp_path / "models/m/2")
+    shutil.move(tmp_path / "one", tmp_path / "models/m/1")
+    manifest = tmp_path / "models/m/2/manifest.json"
+    manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 2'))
+    both = open_all(tmp_path / "models")
+    assert not both.refused
+    engine = Engine(both, LmdbStore(tmp_path / "store"), Limits(history=KEEP))
+    engine.start()
+    rows = [[value / 100] for (value,) in INPUTS[:70]]
+    for name, steps in (("young", 15), ("old", 70)):
+        engine.create(T, "m", version=1, session_id=name)
+        for step in range(steps):
+            engine.steps.one(T, name, rows[step : step + 1])
+    with pytest.raises(UnknownVersionError):
+        engine.past.migrate(T, "young", 3)
+    session, replayed = engine.past.migrate(T, "young", None)
+    assert (session.record.ref.version, session.record.step, replayed) == (2, 15, 15)
+    expected = BareLoop(tmp_path / "models/m/2").run(rows[:16])
+    assert engine.steps.one(T, "young", rows[15:16]).outputs["mean"].tobytes() == expected["mean"][15:].tobytes()
+    assert engine.live_sessions() == {("m", 1): 1, ("m", 2): 1}
+    engine.close()
+    del both.models["m"][1]
+    engine = Engine(both, LmdbStore(tmp_path / "store"), Limits(history=KEEP))
+    engine.start()
+    with pytest.raises(ModelGoneError):
+        engine.steps.one(T, "old", rows[:1])
+    session, replayed = engine.past.migrate(T, "old", 2)
+    assert session.record.step == 70
+    assert KEEP <= replayed <= 2 * KEEP + 1
+    expected = BareLoop(tmp_path / "models/m/2").run([*rows[70 - replayed :], rows[0]])
+    assert engine.steps.one(T, "old", rows[:1]).outputs["mean"].tobytes() == expected["mean"][-1:].tobytes()
+    engine.close()
+
+
+def test_other_features_cannot_be_replayed(engine: Engine) -> None:
+    """A version that reads something else is refused, and the session stays where it is."""
+    engine.create(T, "pulse", session_id="b", inputs=INPUTS[:3])
+    features = engine.models.named("pulse").manifest.features
+    renamed = [one.model_copy(update={"name": "other"}) for one in features]
+    assert history.meaning(features) != history.meaning(renamed)
+    (record,) = engine._store.load_many([b"tenant/b"])
+    foreign = history.from_bytes(record.history)._replace(features=history.meaning(renamed))  # type: ignore[union-attr]
+    assert engine.lives.replaced(T, "b", record, record._replace(history=foreign.to_bytes()))  # type: ignore[arg-type,call-arg,union-attr]
+    with pytest.raises(HistoryError, match="other features"):
+        engine.past.migrate(T, "b", None)
+    assert engine.lives.session(T, "b").record.step == 3
+
+
+def test_a_history_comes_back_from_its_bytes() -> None:
+    points = (Point(3, (3, 0.5, 0.25), b"state"), Point(9, (0, 0.0, 0.0), b""))
+    features = open_all(ZOO).models["weather"][1].manifest.features
+    kept = history.begun(features, points[0], None)._replace(points=points)
+    again = history.from_bytes(kept.to_bytes())
+    assert (again.features, again.points, again.inputs.shape) == (kept.features, points, (0, 4))
+
+
+def test_a_long_call_counts_each_surprise_once_for_its_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many points lie on the way: from the start for each of them would hold up the worker."""
+    counted = []
+
+    def counting(before: Means, told: list[float]) -> Means:
+        counted.append(len(told))
+        return running(before, told)
+
+    monkeypatch.setattr("onward.service.engine.batching.executor.running", counting)
+    engine = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits(history=100))
+    engine.start()
+    engine.create(T, "pulse", session_id="s")
+    engine.steps.one(T, "s", [500.0] * 5000)
+    assert sum(counted) <= 2 * 5000
+    engine.close()

@@ -1,0 +1,33 @@
+"""What a long rollout keeps of its way."""
+
+import sys
+
+import numpy as np
+
+from onward.model.repository import open_bundle
+from onward.model.sampling.rollout_inputs import Feed
+from onward.service.engine.batching.work_item import Call, Work
+from tests.helpers.reference_loop import ZOO
+
+STEPS = 4000
+
+
+def test_a_rollout_keeps_numbers_and_no_objects() -> None:
+    """Whatever its horizon: objects for each step of a thousand rows would hold up the worker when they are freed."""
+    model = open_bundle(ZOO / "pulse/1")
+    initial, feed = model.layout.initial(1), Feed(model)
+    start = np.full((1, 1), 500, np.float32)
+    work = Work(model, 1, 1e9, 64, Call(1, 0.0), b"line", inputs=start, horizon=STEPS, feed=feed)
+    work.state = initial.tobytes()
+    expected, blocks = bytearray(), []
+    for step in range(STEPS + 1):
+        if step in (STEPS // 2, STEPS):
+            blocks.append(sys.getallocatedblocks())
+        outputs, after = model.run_row(work.take(), np.frombuffer(work.state, model.layout.dtype))
+        expected += outputs.tobytes()
+        work.advance(outputs, after.tobytes())
+    assert work.finished
+    assert feed.path().shape == (STEPS, 1)
+    assert work.all_outputs() is work.all_outputs()
+    assert work.all_outputs().tobytes() == expected
+    assert blocks[1] - blocks[0] < STEPS / 10

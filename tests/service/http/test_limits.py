@@ -1,0 +1,133 @@
+"""What a request may multiply is bounded as a product, on every route, before any of it is computed."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+
+from onward.model.repository import open_all
+from onward.service.app import OPERATIONS, create_app
+from onward.service.engine.batching.batcher import Dispatch
+from onward.service.engine.batching.cost import MOST_CHUNK
+from onward.service.engine.batching.executor import Executor
+from onward.service.engine.engine import Engine, Limits
+from onward.service.settings import Settings
+from onward.service.store.lmdb import LmdbStore
+from onward.service.store.signed_tokens import Seal
+from tests.helpers.random_bundles import FEATURES, make_bundle
+
+MOST = 60
+LEVELS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+HISTORY = 20
+
+TOO_MUCH: list[tuple[str, str, dict[str, Any], str, str]] = [
+    ("/v1/models/{model}/predict", "tiny", {"inputs": [[10]] * 7, "horizon": 9}, "horizon", "are 63 steps"),
+    ("/v1/models/{model}/predict", "tiny", {"inputs": [[10]] * 6, "horizon": 10}, "inputs", "are 66 steps"),
+    ("/v1/models/{model}/predict", "tiny", {"inputs": [[10] * 31] * 2}, "inputs", "are 62 steps"),
+    ("/v1/models/{model}/sessions", "tiny", {"inputs": [10] * 61}, "inputs", "not 61"),
+    ("/v1/models/{model}/step", "tiny", {"inputs": [10] * 61}, "inputs", "not 61"),
+    ("/v1/sessions/{session_id}/steps", "s", {"inputs": [10] * 61}, "inputs", "not 61"),
+    ("/v1/models/{model}/sessions/{session_id}/steps", "tiny", {"inputs": [10] * 61}, "inputs", "not 61"),
+    ("/v1/sessions/{session_id}/forecast", "s", {"horizon": 1, "inputs": [10] * 61}, "inputs", "not 61"),
+    ("/v1/sessions/{session_id}/forecast", "s", {"horizon": 31, "samples": 2}, "samples", "are 62 steps"),
+    ("/v1/sessions/{session_id}/forecast", "c", {"horizon": 2, "future": [[1, 2]] * 41}, "future", "at most 40"),
+    (
+        "/v1/sessions/{session_id}/forecast", "s",
+        {"horizon": 7, "samples": 2, "quantiles": LEVELS}, "quantiles", "are 63 steps",
+    ),
+    ("/v1/sessions/{session_id}/generate", "s", {"horizon": 1, "inputs": [10] * 61}, "inputs", "not 61"),
+    ("/v1/sessions/{session_id}/generate", "s", {"horizon": 41}, "horizon", "at most 40"),
+    ("/v1/sessions/{session_id}/generate", "c", {"horizon": 2, "future": [[1, 2]] * 41}, "future", "at most 40"),
+    ("/v1/steps", "", {"items": [{"session_id": "s", "inputs": [10] * 31}] * 2}, "inputs", "are 62 steps"),
+    ("/v1/steps", "", {"session_ids": ["s", "t"], "inputs": [[10] * 31] * 2}, "inputs", "are 62 steps"),
+]  # fmt: skip
+COMPUTES_NOTHING = {"/v1/sessions/{session_id}/fork"}
+BOUNDED_BY_ITS_SESSION = {"/v1/sessions/{session_id}/rewind", "/v1/sessions/{session_id}/migrate"}
+"""They replay what a session keeps, see below."""
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    models = tmp_path / "models"
+    make_bundle(models, name="tiny")
+    make_bundle(models, name="covariate", features=FEATURES, targets=("x",))
+    limits = Limits(max_steps=MOST, max_horizon=40, history=HISTORY)
+    started = Engine(open_all(models), LmdbStore(tmp_path / "store"), limits, seal=Seal(["0123456789abcdef" * 2]))
+    started.start()
+    for name, model in {"s": "tiny", "t": "tiny", "c": "covariate"}.items():
+        started.create("public", model, session_id=name)
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def client(engine: Engine) -> FlaskClient:
+    return create_app(Settings(), engine).test_client()
+
+
+def test_every_route_that_takes_a_body_is_looked_at() -> None:
+    """A route that is added is bounded, and is in the list here."""
+    posted = {one.path for one in OPERATIONS if one.method == "POST"}
+    assert posted == {path for path, *_ in TOO_MUCH} | COMPUTES_NOTHING | BOUNDED_BY_ITS_SESSION
+
+
+@pytest.mark.parametrize(("path", "of", "body", "field", "says"), TOO_MUCH)
+def test_too_much_is_refused_before_any_of_it_runs(
+    client: FlaskClient,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    of: str,
+    body: dict[str, Any],
+    field: str,
+    says: str,
+) -> None:
+    """With the field, how much it is, and the limit."""
+
+    def run(*_: object) -> None:
+        raise AssertionError("it ran")
+
+    monkeypatch.setattr(Executor, "run", run)
+    answer = client.post(path.replace("{model}", of).replace("{session_id}", of), json=body)
+    assert answer.status_code == 422, answer.text
+    assert answer.json is not None
+    ((told, message),) = ((error["field"], error["message"]) for error in answer.json["errors"])
+    assert told == field
+    assert says in message
+    assert "at most" in message
+
+
+def test_as_much_as_may_be_is_answered(client: FlaskClient) -> None:
+    """The bounds are reached, not only approached."""
+    for path, body in {
+        "/v1/models/tiny/predict": {"inputs": [[10]] * 6, "horizon": 9},
+        "/v1/sessions/s/forecast": {"horizon": 30, "samples": 2, "quantiles": [0.1, 0.9]},
+        "/v1/sessions/c/forecast": {"horizon": 40, "future": [[1, 2]] * 40},
+        "/v1/steps": {"items": [{"session_id": name, "inputs": [10] * 30} for name in "st"]},
+    }.items():
+        answer = client.post(path, json=body)
+        assert answer.status_code == 200, answer.text
+
+
+def test_a_replay_is_no_longer_than_twice_the_history(
+    client: FlaskClient, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However a session came to where it is: what rewind and migrate compute again is bounded by its record."""
+    replayed = []
+    run = Dispatch.run_free
+
+    def counting(self: Dispatch, model: Any, inputs: Any, *more: Any, **named: Any) -> Any:
+        replayed.append(len(inputs))
+        return run(self, model, inputs, *more, **named)
+
+    monkeypatch.setattr(Dispatch, "run_free", counting)
+    for steps in (1, 60, 7, 33, 60):
+        client.post("/v1/sessions/s/steps", json={"inputs": [10.0] * steps})
+        now = engine.lives.session("public", "s").record.step
+        for name, path, body in (("r", "rewind", {"step": max(0, now - HISTORY)}), ("m", "migrate", {})):
+            client.post("/v1/sessions/s/fork", json={"session_id": f"{name}{now}"})
+            answer = client.post(f"/v1/sessions/{name}{now}/{path}", json=body)
+            assert answer.status_code == 200, answer.text
+    assert replayed
+    assert max(replayed) <= 2 * HISTORY + MOST_CHUNK, replayed

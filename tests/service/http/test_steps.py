@@ -1,0 +1,239 @@
+"""Steps of many sessions in one call, and the plain form of a body against its definition."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import gevent
+import numpy as np
+import orjson
+import pytest
+from flask.testing import FlaskClient
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from onward.model.repository import Opened, open_all
+from onward.service.app import create_app
+from onward.service.engine.batching.work_item import Asked, Work
+from onward.service.engine.engine import Engine, Limits
+from onward.service.engine.forecasting.forecast_start import Ahead
+from onward.service.http import request_schemas, steps
+from onward.service.settings import Settings
+from onward.service.store.lmdb import LmdbStore
+from tests.helpers.random_bundles import draw, make_bundle
+from tests.helpers.reference_loop import ZOO, BareLoop, pulse
+
+T = steps.TENANT
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    started = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits())
+    started.start()
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def client(engine: Engine) -> FlaskClient:
+    return create_app(Settings(), engine).test_client()
+
+
+def post(client: FlaskClient, body: Any) -> Any:
+    answer = client.post("/v1/steps", json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json
+
+
+def test_each_item_has_its_own_status(client: FlaskClient, engine: Engine) -> None:
+    """What is wrong with one is told in its place, as its own call would have been answered; the rest go on."""
+    for name, model in (("a", "pulse"), ("w", "weather")):
+        engine.create(T, model, session_id=name)
+    items: list[dict[str, Any]] = [
+        {"session_id": "a", "inputs": [[500]]},
+        {"session_id": "nobody", "inputs": [[500]]},
+        {"session_id": "w", "inputs": [[1, 2]]},
+        {"session_id": "a", "inputs": [501, 502], "step": 1, "request_id": "r"},
+        {"session_id": "a", "inputs": [503], "step": 1},
+        {"session_id": "w", "inputs": [[1, 2, 3, 4]]},
+    ]
+    told = post(client, {"items": items})["items"]
+    assert [item["session_id"] for item in told] == [item["session_id"] for item in items]
+    assert [item["status"] for item in told] == [200, 404, 422, 200, 409, 200]
+    assert [item.get("step") for item in told] == [1, None, None, 3, None, 1]
+    assert told[1]["problem"]["type"] == "urn:onward:problem:unknown-session"
+    assert told[2]["problem"]["errors"][0]["field"] == "inputs[0]"
+    assert told[4]["problem"]["expected_step"] == 3
+    again = post(client, {"items": [items[3]]})["items"][0]
+    assert again == told[3]
+
+
+def test_columns_are_items_in_another_form(client: FlaskClient, engine: Engine) -> None:
+    """The same answers, column by column, whether all is well or not."""
+    expected = BareLoop(ZOO / "pulse/1").run(pulse(4))
+    names = ["a", "b", "a", "b"]
+    for name in "ab":
+        engine.create(T, "pulse", session_id=name)
+    inputs = [pulse(1), pulse(1), pulse(1, 1), pulse(1, 1)]
+    told = post(client, {"session_ids": names, "inputs": inputs, "request_ids": ["r", None, None, None]})
+    assert (told["statuses"], told["steps"], told["problems"]) == ([200] * 4, [1, 1, 2, 2], {})
+    for place, step in enumerate((0, 0, 1, 1)):
+        for name, rows in {**told["predictions"], "surprise": told["surprise"]}.items():
+            assert np.array(rows[place], np.float32).tobytes() == expected[name][step : step + 1].tobytes()
+    told = post(client, {"session_ids": ["a", "nobody", "b"], "inputs": [pulse(2, 2), [[1]], pulse(1, 2)]})
+    assert (told["statuses"], told["steps"]) == ([200, 404, 200], [4, None, 3])
+    assert told["problems"]["1"]["type"] == "urn:onward:problem:unknown-session"
+    assert [rows and len(rows) for rows in told["predictions"]["mean"]] == [2, None, 1]
+    assert np.array(told["predictions"]["mean"][0], np.float32).tobytes() == expected["mean"][2:].tobytes()
+    assert told["predictions"]["mean"][1] is told["surprise"][1] is None
+
+
+def test_a_list_that_does_not_fit_is_refused_whole(client: FlaskClient, engine: Engine) -> None:
+    """Nothing moves where the call itself is wrong: more than may be, columns of other lengths, an id that none has."""
+    engine.create(T, "pulse", session_id="a")
+    item = {"session_id": "a", "inputs": [500]}
+    wrong: list[tuple[Any, str]] = [
+        ({"items": []}, "items"),
+        ({"items": [item] * 10_001}, "items"),
+        ({"items": [item, {"session_id": "a/b", "inputs": [500]}]}, "items[1].session_id"),
+        ({"items": [item, {"session_id": "a", "inputs": [True]}]}, "items[1].inputs[0]"),
+        ({"session_ids": ["a", "a"], "inputs": [[500]]}, "inputs"),
+        ({"session_ids": ["a"], "inputs": [[500]], "steps": []}, "steps"),
+        ({"session_ids": ["a"], "inputs": [[500]], "step": [0]}, "step"),
+    ]
+    for body, field in wrong:
+        answer = client.post("/v1/steps", json=body)
+        assert answer.status_code == 422, answer.text
+        assert field in [error["field"] for error in answer.json["errors"]], answer.text  # type: ignore[index]
+    assert engine.lives.session(T, "a").record.step == 0
+
+
+def test_ten_thousand_items_keep_each_sessions_order(client: FlaskClient, engine: Engine) -> None:
+    """As many as may be in one call, of few sessions: each session's steps count up in the order of its items."""
+    names = [f"s{number}" for number in range(40)]
+    for name in names:
+        engine.create(T, "pulse", session_id=name)
+    told = post(client, {"items": [{"session_id": name, "inputs": [500]} for _ in range(250) for name in names]})
+    assert [item["step"] for item in told["items"]] == [step for step in range(1, 251) for _ in names]
+
+
+NUMBER = st.one_of(st.integers(-(2**70), 2**70), st.floats(), st.booleans(), st.none(), st.just("1"))
+INPUTS = st.one_of(
+    st.lists(NUMBER, max_size=3),
+    st.lists(st.lists(NUMBER, max_size=3), max_size=3),
+    st.lists(st.one_of(NUMBER, st.lists(NUMBER, max_size=2), st.dictionaries(st.just("x"), NUMBER)), max_size=3),
+    NUMBER,
+)
+BODY = st.fixed_dictionaries(
+    {"inputs": INPUTS},
+    optional={
+        "step": st.one_of(NUMBER, st.integers(0, 5)),
+        "request_id": st.one_of(st.text(max_size=3), st.none(), st.integers()),
+        "x": st.none(),
+    },
+)
+
+
+@given(BODY)
+def test_the_plain_form_is_within_the_definition(body: dict[str, Any]) -> None:
+    """Whatever orjson's way takes, pydantic takes too, and reads the same; the rest is pydantic's to judge."""
+    data = orjson.dumps(body, option=orjson.OPT_PASSTHROUGH_SUBCLASS, default=str) if _fits(body) else b"{}"
+    plain = steps._plain(steps.loaded(data), "s")
+    if plain is None:
+        return
+    defined = request_schemas.Step.model_validate_json(data)
+    assert plain == Asked("s", defined.inputs, defined.step, defined.request_id or "")
+
+
+def _fits(body: dict[str, Any]) -> bool:
+    """Whether orjson can write it: whole numbers of 64 bits."""
+    try:
+        orjson.dumps(body)
+    except TypeError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"inputs": [[500.5], [1]]}',
+        b'{"inputs": [1, 2.5], "step": 3, "request_id": "r"}',
+        b'{"inputs": [["a", null], [1, "b"]]}',
+    ],
+)
+def test_ordinary_bodies_are_plain(data: bytes) -> None:
+    """They take the quick way, and wrong ones do not."""
+    assert steps._plain(orjson.loads(data), "s") is not None
+    with pytest.raises(ValidationError):
+        request_schemas.Step.model_validate_json(data.replace(b"1", b"true"))
+    assert steps._plain(orjson.loads(data.replace(b"1", b"true")), "s") is None
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"steps": None, "request_ids": None}, {"steps": [3, None]}, {"request_ids": [None, "r"]}],
+)
+def test_columns_are_read_as_they_are_defined(more: dict[str, Any]) -> None:
+    """What may be left out may be null as well."""
+    content = {"session_ids": ["a", "b"], "inputs": [[1], [[2.5]]], **more}
+    defined = request_schemas.Columns.model_validate(content)
+    nothing = [None, None]
+    steps_of, ids = defined.steps or nothing, defined.request_ids or nothing
+    columns = zip(defined.session_ids, defined.inputs, steps_of, ids, strict=True)
+    expected = [Asked(name, inputs, step, key or "") for name, inputs, step, key in columns]
+    assert steps._plain_columns(dict(content)) == expected
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"steps": [3]}, {"steps": [-1, 0]}, {"request_ids": ["r", 1]}, {"inputs": [[1]]}, {"session_ids": ["a/b", "b"]},
+     {"x": None}, {"inputs": None}, {"session_ids": []}],
+)  # fmt: skip
+def test_columns_that_are_not_plain_are_left_to_the_definition(wrong: dict[str, Any]) -> None:
+    content = {"session_ids": ["a", "b"], "inputs": [[1], [[2.5]]], **wrong}
+    assert steps._plain_columns(content) is None
+
+
+def test_exact_makes_plain_rnn_answers_the_same_bits_anywhere(tmp_path: Path) -> None:
+    """With ONWARD_EXACT, a batch of ragged rows of an RNN equals each row stepped alone, to the bit."""
+    model = make_bundle(tmp_path / "models", cell="rnn_tanh", layers=2, units=64)
+    assert not model.manifest.exact
+    engine = Engine(Opened({"tiny": {1: model}}), LmdbStore(tmp_path / "store"), Limits(exact=True))
+    engine.start()
+    inputs = draw(16, 9)
+    for row in range(16):
+        engine.create(T, "tiny", session_id=f"s{row}")
+    lengths = [1 + row % 9 for row in range(16)]
+    told = engine.steps.many(T, [Asked(f"s{row}", inputs[row, :length].tolist()) for row, length in enumerate(lengths)])
+    for row, (length, answer) in enumerate(zip(lengths, told, strict=True)):
+        assert not isinstance(answer, Exception)
+        loop = BareLoop(tmp_path / "models/tiny/1").run(inputs[row, :length].tolist())
+        for name, value in loop.items():
+            assert answer.outputs[name].tobytes() == value.tobytes(), name
+    engine.close()
+
+
+def test_rollouts_share_batches_with_steps(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forecast joins live steps row by row, each with the bits it has alone, and never moves its session."""
+    inputs = pulse(40)
+    expected = BareLoop(ZOO / "pulse/1").run(inputs)
+    engine.create(T, "pulse", session_id="f", inputs=inputs[:10])
+    engine.create(T, "pulse", session_id="s")
+    alone = engine.forecasts.roll(T, "f", Ahead(30)).outputs
+    sizes: list[int] = []
+    executor = engine._dispatch.queues[engine.models.named("pulse")].executor
+    run = executor.run
+
+    def counted(batch: Sequence[Work]) -> None:
+        sizes.append(len(batch))
+        run(batch)
+
+    monkeypatch.setattr(executor, "run", counted)
+    forecast = gevent.spawn(engine.forecasts.roll, T, "f", Ahead(30))
+    told = [engine.steps.one(T, "s", [row]) for row in inputs]
+    assert forecast.get().outputs.tobytes() == alone.tobytes()
+    assert np.concatenate([one.outputs["mean"] for one in told]).tobytes() == expected["mean"].tobytes()
+    assert sizes.count(2) > 10, sizes
+    assert engine.lives.session(T, "f").record.step == 10

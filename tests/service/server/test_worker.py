@@ -1,0 +1,28 @@
+"""The server that accepts a worker's connections."""
+
+from typing import Any
+
+import gevent.socket
+import pytest
+from gevent.pool import Pool
+
+from onward.service.server.worker import Server
+
+
+@pytest.mark.parametrize(("room", "most_waiting", "expected"), [(100, 100, 20), (7, 100, 7), (100, 5, 5)])
+def test_what_waits_is_accepted_before_the_listening_socket_closes(room: int, most_waiting: int, expected: int) -> None:
+    """As far as the worker has room for connections, and no more than can have waited, however many come meanwhile."""
+    handled: list[Any] = []
+    with gevent.socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(50)
+        clients = [gevent.socket.create_connection(listening.getsockname()) for _ in range(20)]
+        pool = Pool(room)
+        server = Server(listening, handle=lambda _, address: handled.append(address), spawn=pool)
+        server.most_waiting = most_waiting
+        server.start()
+        server.close()  # before the event loop has turned
+        pool.join()
+        assert handled == [client.getsockname() for client in clients[:expected]]
+        for client in clients:
+            client.close()

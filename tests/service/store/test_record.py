@@ -1,0 +1,93 @@
+"""The record's bytes."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onward.service.errors import DamagedRecordError, ForeignRecordError
+from onward.service.store import record as records
+from onward.service.store.record import Record, Ref, Tombstone
+from tests.contracts.test_stores import FORMAT_4_TOMBSTONE
+
+TIMES = st.floats(0, 4e9)
+RECORDS = st.builds(
+    Record,
+    revision=st.integers(0, 2**64 - 1),
+    tenant=st.text("abc", max_size=64),
+    ref=st.builds(Ref, st.text("abc-", max_size=64), st.integers(0, 2**32 - 1), st.binary(min_size=32, max_size=32)),
+    step=st.integers(0, 2**64 - 1),
+    created_at=TIMES,
+    last_step_at=TIMES,
+    ttl_s=TIMES,
+    expires_at=TIMES,
+    state=st.binary(max_size=300),
+    surprise=st.tuples(st.integers(0, 2**64 - 1), st.floats(-1e9, 1e9), st.floats(-1e9, 1e9)),
+    requests=st.binary(max_size=300),
+    history=st.binary(max_size=300),
+    accuracy=st.binary(max_size=300),
+)
+TOMBSTONES = st.builds(Tombstone, st.integers(0, 2**64 - 1), st.sampled_from(["expired", "deleted"]), TIMES)
+
+
+@given(RECORDS | TOMBSTONES)
+def test_a_record_comes_back_from_its_bytes(record: Record | Tombstone) -> None:
+    """Every field survives, and the revision can be read alone."""
+    data = record.to_bytes()
+    assert records.from_bytes(data) == record
+    assert records.revision_of(data) == record.revision
+
+
+@given(RECORDS | TOMBSTONES, st.data())
+def test_any_flipped_bit_is_damage(record: Record | Tombstone, data: st.DataObject) -> None:
+    """No bit can change without being noticed; nor can bytes be missing or added. The format's number is left out."""
+    good = record.to_bytes()
+    bad = bytearray(good)
+    bad[data.draw(st.integers(0, len(good) - 1).filter(lambda index: index != 3))] ^= 1 << data.draw(st.integers(0, 7))
+    for wrong in (bytes(bad), good[: data.draw(st.integers(0, len(good) - 1))], good + b"\0"):
+        with pytest.raises(DamagedRecordError):
+            records.from_bytes(wrong)
+
+
+@given(RECORDS | TOMBSTONES, st.integers(0, 255))
+def test_another_formats_number_never_makes_another_record(record: Record | Tombstone, number: int) -> None:
+    """A number that is not known here is another version's, one that is known has another layout."""
+    good = record.to_bytes()
+    if number == good[3]:
+        return
+    with pytest.raises(DamagedRecordError if number in (4, 5) else ForeignRecordError):
+        records.from_bytes(good[:3] + bytes([number]) + good[4:])
+
+
+def test_what_a_version_wrote_every_later_one_reads() -> None:
+    """Bytes that were written once, by the version that each format came with."""
+    ref = Ref("pulse", 3, bytes(range(32)))
+    record = Record(
+        0x0123456789ABCDEF, "public", ref, 7, 1_700_000_000.25, 1_700_000_060.5, 3600.0, 1_700_003_660.5, b"state",
+        (7, 0.5, 0.25), b"requests", b"history", b"accuracy",
+    )  # fmt: skip
+    assert records.from_bytes(FORMAT_4) == record
+    assert record.to_bytes() == FORMAT_4
+    tombstone = Tombstone(0xFEDCBA9876543210, "deleted", 1_700_000_100.0)
+    assert records.from_bytes(FORMAT_4_TOMBSTONE) == tombstone
+    assert records.from_bytes(FORMAT_5) == tombstone
+    assert tombstone.to_bytes() == FORMAT_5
+
+
+FORMAT_4 = bytes.fromhex(
+    "4f575204f26c837eefcdab8967452301070000000000000000001040fc54d9410000204ffc54d941000000000020ac40000020d3ff54d941"
+    "000700000000000000000000000000e03f000000000000d03f03000000000102030405060708090a0b0c0d0e0f101112131415161718191a"
+    "1b1c1d1e1f06000500080000000700000008000000050000007075626c696370756c73657265717565737473686973746f72796163637572"
+    "6163797374617465"
+)
+FORMAT_5 = bytes.fromhex("4f5752058ef3e8881032547698badcfe0200000059fc54d941")
+
+
+def test_a_record_of_another_version_of_onward_is_not_called_damaged() -> None:
+    """It says which format it is of, and which is read here; what is no record at all says that."""
+    data = Record(1, "public", Ref("m", 1, bytes(32)), 0, 0.0, 0.0, 1.0, 1.0, b"").to_bytes()
+    for other in (3, 6):
+        with pytest.raises(ForeignRecordError, match=f"of format {other}, and this version reads formats 4 and 5"):
+            records.from_bytes(data[:3] + bytes([other]) + data[4:])
+    for nothing in (b"", b"OWR", data[:15], b"\x00" * 300):
+        with pytest.raises(DamagedRecordError, match="it is no record of Onward's, or cut short"):
+            records.from_bytes(nothing)

@@ -1,0 +1,292 @@
+"""What is the networked store's own: broken connections, a server that is away, full, or has lost what it had."""
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onward.model.repository import open_all
+from onward.service.engine.engine import Engine, Limits
+from onward.service.errors import StepConflictError, StoreFullError, StoreUnavailableError
+from onward.service.store import record as records
+from onward.service.store.contract import Change
+from onward.service.store.opening import without_secrets
+from onward.service.store.record import Record
+from onward.service.store.redis import RedisStore
+from tests.contracts.test_stores import NOW, damage, key, session
+from tests.helpers import tls_proxy
+from tests.helpers.reference_loop import ZOO, BareLoop, pulse
+from tests.helpers.valkey_server import Server
+
+T = "tenant"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """One of its own, which the test may stop."""
+    started = Server(tmp_path / "valkey")
+    yield started
+    started.kill()
+
+
+@pytest.fixture
+def store(server: Server) -> Iterator[RedisStore]:
+    opened = RedisStore(server.uri)
+    yield opened
+    opened.close()
+
+
+def test_a_commit_that_is_sent_twice_is_applied_once(store: RedisStore) -> None:
+    """As after a connection that broke before the answer came: the second is told that it is done."""
+    store.commit_many([Change(key("a"), None, session(1))])
+    step = Change(key("a"), 1, session(records.new_revision(), step=1), advances=True)
+    assert store.commit_many([step]) == [True]
+    assert store.commit_many([step]) == [True]
+    other = Change(key("a"), 1, session(records.new_revision(), step=1), advances=True)
+    assert store.commit_many([other]) == [False]
+    assert store.load_many([key("a")]) == [step.record]
+
+
+class Cutting:
+    """A proxy that cuts the connection once: a commit reaches the server, and its answer does not come back."""
+
+    def __init__(self, port: int, then: Callable[[], object]) -> None:
+        self._port, self._then, self._cut = port, then, False
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.uri = f"redis://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with contextlib.suppress(OSError), client, socket.create_connection(("127.0.0.1", self._port)) as server:
+            while data := client.recv(1 << 20):
+                server.sendall(data)
+                answer = server.recv(1 << 20)
+                if b"EVALSHA" in data and b"NOSCRIPT" not in answer and not self._cut:
+                    self._cut = True
+                    self._then()
+                    return
+                client.sendall(answer)
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_commit_whose_answer_was_lost(server: Server, store: RedisStore, moved: bool) -> None:
+    """It is applied once, and said to be; where the session has moved since, it is not known, which is said too."""
+    store.commit_many([Change(key("a"), None, session(1))])
+    mine = session(records.new_revision(), step=1)
+    after = session(records.new_revision(), step=2)
+
+    def then() -> None:
+        if moved:
+            assert store.commit_many([Change(key("a"), mine.revision, after, advances=True)]) == [True]
+
+    proxy = Cutting(server.port, then)
+    cut = RedisStore(proxy.uri)
+    step = [Change(key("a"), 1, mine, advances=True)]
+    if moved:
+        with pytest.raises(StoreUnavailableError, match="may have been applied"):
+            cut.commit_many(step)
+    else:
+        assert cut.commit_many(step) == [True]
+    assert store.load_many([key("a")]) == [after if moved else mine]
+    cut.close()
+    proxy.close()
+
+
+def test_a_server_that_is_away_is_said_to_be_and_comes_back(server: Server, store: RedisStore) -> None:
+    """Every operation is an error of the store's meanwhile; what was committed is there afterwards."""
+    store.commit_many([Change(key("a"), None, session(1))])
+    server.kill()
+    for operation in (
+        lambda: store.load_many([key("a")]),
+        lambda: store.commit_many([Change(key("a"), 1, session(2))]),
+        store.count,
+        lambda: store.sweep(NOW),
+        lambda: store.page(b"t/", b"t/", 10, now=NOW),
+    ):
+        with pytest.raises(StoreUnavailableError):
+            operation()
+    server.start()
+    assert store.load_many([key("a")]) == [session(1)]
+    assert store.commit_many([Change(key("a"), 1, session(2))]) == [True]
+
+
+def test_it_opens_although_the_server_is_away(server: Server) -> None:
+    """A service that starts before its store says so per request, and serves once it is there."""
+    server.kill()
+    for uri in (server.uri, server.uri.replace("redis:", "redis+cluster:")):
+        store = RedisStore(uri)
+        with pytest.raises(StoreUnavailableError):
+            store.count()
+        store.close()
+    server.start()
+
+
+def test_a_full_server_is_said_to_be(server: Server, store: RedisStore) -> None:
+    """Nothing is changed, and what was acknowledged stays."""
+    store.commit_many([Change(key("a"), None, session(1))])
+    server.client().config_set("maxmemory", 1)
+    with pytest.raises(StoreFullError):
+        store.commit_many([Change(key("a"), 1, session(2), advances=True)])
+    assert store.load_many([key("a")]) == [session(1)]
+    store.commit_many([Change(key("a"), 1, session(1).tombstone("deleted", NOW))])  # what ends needs no room
+    assert store.load_many([key("a")]) == [None]
+    assert store.page(b"t/", b"t/", 10, now=NOW).sessions == []
+    server.client().config_set("maxmemory", 0)
+    assert store.commit_many([Change(key("a"), None, session(1))]) == [True]
+    assert store.commit_many([Change(key("a"), 1, session(2), advances=True)]) == [True]
+
+
+def test_scripts_that_the_server_forgot_are_sent_again(server: Server, store: RedisStore) -> None:
+    """A restart or a failover loses scripts."""
+    store.commit_many([Change(key("a"), None, session(1))])
+    server.client().script_flush()
+    assert store.commit_many([Change(key("a"), 1, session(2), advances=True)]) == [True]
+
+
+def test_a_session_that_was_never_swept_is_forgotten_by_the_server(server: Server, store: RedisStore) -> None:
+    """A day after it expired; a tombstone when its time is over."""
+    store.commit_many([Change(key("a"), None, session(1, ttl_s=60)), Change(key("b"), None, session(1, ttl_s=60))])
+    store.commit_many([Change(key("b"), 1, session(1).tombstone("deleted", NOW))])
+    expires = [server.client().pexpiretime("onward:session:{t/" + name + "}") for name in "ab"]
+    assert expires == [(NOW + 60 + 86_400) * 1000, (NOW + 86_400) * 1000]
+
+
+def test_a_deleted_session_keeps_100_bytes_beside_its_key(server: Server, store: RedisStore) -> None:
+    """The server's own bookkeeping included, whatever the record had; and nothing of it is in an index."""
+    names = [key(f"{number:032x}") for number in range(50)]
+    store.commit_many([Change(name, None, session()._replace(state=bytes(4096))) for name in names])
+    store.commit_many([Change(name, 1, session().tombstone("deleted", NOW)) for name in names])
+    for name in names:
+        usage = server.client().memory_usage(b"onward:session:{" + name + b"}")
+        assert usage is not None
+        assert usage <= 100 + len(b"onward:session:{" + name + b"}")
+    assert sorted(server.client().keys()) == sorted(
+        [b"onward:groups", *(b"onward:session:{" + n + b"}" for n in names)]
+    )
+
+
+def test_what_an_older_version_noted_of_tombstones_is_cleared(server: Server, store: RedisStore) -> None:
+    """Once its time is over: nobody else would."""
+    server.client().zadd("onward:ended", {"t/a": NOW + 1, "t/b": NOW + 3})
+    store.sweep(NOW + 2)
+    assert server.client().zrange("onward:ended", 0, -1) == [b"t/b"]
+
+
+def test_a_commit_that_is_refused_leaves_no_entry(server: Server, store: RedisStore) -> None:
+    """Neither in the counts nor in the listing: it was entered before it was sent."""
+    store.commit_many([Change(key("a"), None, session(1))])
+    assert store.commit_many([Change(key(name), 5, session(2, model="n")) for name in "ab"]) == [False, False]
+    assert store.count() == {("m", 1): 1, ("n", 1): 0}
+    assert server.client().zrange("onward:ids:t", 0, -1) == [b"a"]
+
+
+def test_a_record_that_was_written_anew_is_not_set_aside(server: Server, store: RedisStore) -> None:
+    """The server compares: what was found damaged may have been replaced by a step since it was read."""
+    store.commit_many([Change(key("a"), None, session(1))])
+    damage(store, key("a"))
+    get = vars(RedisStore)["_get"]
+
+    class Late(RedisStore):
+        def _get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+            found: list[bytes | None] = get(self, keys)
+            store.commit_many([Change(key("a"), 1, session(2, step=1), advances=True)])
+            return found
+
+    late = Late(server.uri)
+    late.set_aside(key("a"))
+    late.close()
+    assert store.load_many([key("a")]) == [session(2, step=1)]
+    assert store.count() == {("m", 1): 1}
+
+
+def test_what_a_stopped_process_left_behind_is_cleared(server: Server, store: RedisStore) -> None:
+    """An entry without a session counts until it is due, is never listed, and goes then."""
+    server.client().zadd("onward:due:m/1", {key("ghost"): NOW})
+    server.client().zadd("onward:ids:t", {"ghost": 0})
+    store.commit_many([Change(key("a"), None, session(1))])
+    assert [found for found, _ in store.page(b"t/", b"t/", 10, now=NOW).sessions] == [key("a")]
+    assert store.count() == {("m", 1): 2}
+    assert store.sweep(NOW + 1) == 1
+    assert store.count() == {("m", 1): 1}
+    assert server.client().zrange("onward:ids:t", 0, -1) == [b"a"]
+
+
+def test_steps_that_the_server_has_lost_are_not_hidden(server: Server, store: RedisStore) -> None:
+    """After a failover to a replica that was behind, the client is told the step that the store has."""
+    engine = Engine(open_all(ZOO), store, Limits())
+    engine.start()
+    engine.create(T, "pulse", session_id="s")
+    inputs = pulse(4)
+    name = b"onward:session:{tenant/s}"
+    engine.steps.one(T, "s", inputs[:1])
+    before: Any = server.client().get(name)
+    engine.steps.one(T, "s", inputs[1:2])
+    server.client().set(name, before)
+    with pytest.raises(StepConflictError) as conflict:
+        engine.steps.one(T, "s", inputs[2:3])
+    assert conflict.value.expected == 1
+    again = engine.steps.one(T, "s", inputs[1:], step=1)
+    assert again.step == 4
+    assert again.outputs["mean"].tobytes() == BareLoop(ZOO / "pulse/1").run(inputs)["mean"][1:].tobytes()
+    (record,) = store.load_many([records.key(T, "s")])
+    assert isinstance(record, Record)
+    engine.close()
+
+
+def test_tls_and_a_password(server: Server, tmp_path: Path) -> None:
+    """rediss:// with a certificate of one's own: what is not trusted, or has no password, is no store."""
+    server.client().config_set("requirepass", "secret")
+    file = tls_proxy.certificate(tmp_path)
+    with tls_proxy.in_front_of(server.port, file) as port:
+        store = RedisStore(f"rediss://:secret@127.0.0.1:{port}/0?ssl_ca_certs={file}")
+        assert store.commit_many([Change(key("a"), None, session(1))]) == [True]
+        assert store.load_many([key("a")]) == [session(1)]
+        store.close()
+        for uri in (f"rediss://:secret@127.0.0.1:{port}/0", f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={file}"):
+            refused = RedisStore(uri)
+            with pytest.raises(StoreUnavailableError) as error:
+                refused.count()
+            assert "secret" not in str(error.value)
+            refused.close()
+
+
+def test_a_step_is_one_round_trip_where_its_worker_committed_the_last(server: Server, store: RedisStore) -> None:
+    """Nothing is read then; another process, which knows nothing of the session, reads it once."""
+
+    def asked(engine: Engine, steps: int) -> tuple[int, int]:
+        server.client().config_resetstat()
+        for _ in range(steps):
+            engine.steps.one(T, "s", [[500]])
+        told: Any = server.client().info("commandstats")
+        return tuple(told.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("mget", "evalsha"))
+
+    engine = Engine(open_all(ZOO), store, Limits())
+    engine.start(sweep_s=1000)
+    engine.create(T, "pulse", session_id="s")
+    engine.steps.one(T, "s", [[500]])  # the session's model is found, once
+    assert asked(engine, 10) == (0, 10)
+    other = Engine(open_all(ZOO), RedisStore(server.uri), Limits())
+    other.start(sweep_s=1000)
+    assert asked(other, 10) == (2, 10)  # the session's model, and its state
+    for one in (engine, other):
+        one.close()
+
+
+def test_a_password_is_not_shown() -> None:
+    """Neither before the host nor in the query."""
+    assert without_secrets("rediss://me:secret@host:6379/0?password=secret") == "rediss://host:6379/0"
+    assert without_secrets("unix:///run/valkey.sock?password=secret") == "unix:///run/valkey.sock"
+    assert without_secrets("lmdb:///var/lib/onward") == "lmdb:///var/lib/onward"

@@ -1,0 +1,100 @@
+"""Calendar features: against Python's own calendar, and on their way to the manifest."""
+
+import json
+import math
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from onward.training.config import Config, ConfigError, Data, read
+from onward.training.data import calendar, datasets
+from onward.training.errors import DataError
+from onward.training.run import train
+
+UNITS = ("hour", "day", "week", "year")
+TIMES = [datetime(2023, 12, 30) + timedelta(hours=7.37 * step) for step in range(300)]  # noqa: DTZ001  (wall clock)
+
+
+def expected(time: datetime) -> list[float]:
+    """The four cycles by Python's datetime."""
+    hours = time.hour + time.minute / 60 + time.second / 3600
+    turns = [
+        (time.minute + time.second / 60) / 60,
+        hours / 24,
+        (time.isoweekday() - 1 + time.hour / 24) / 7,
+        (time.timetuple().tm_yday - 1) / 365.25,
+    ]
+    return [wave(2 * math.pi * turn) for turn in turns for wave in (math.sin, math.cos)]
+
+
+def table(folder: Path, times: list[object], name: str = "t.csv") -> Path:
+    frame = pl.DataFrame({"when": times, "x": np.sin(np.arange(len(times)))})
+    (frame.write_csv if name.endswith("csv") else frame.write_parquet)(folder / name)
+    return folder / name
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_the_features_are_the_calendars(tmp_path: Path, name: str) -> None:
+    """Over two years with a leap day, to the second."""
+    wanted = Data(path=name, targets=("x",), time="when", calendar=UNITS)  # type: ignore[arg-type]
+    (one,) = datasets.load(table(tmp_path, list(TIMES), name), wanted).series
+    assert wanted.inputs == ("x", *calendar.names("when", UNITS))
+    np.testing.assert_allclose(one.values[:, 1:], [expected(time) for time in TIMES], atol=1e-6)
+
+
+def test_each_feature_has_its_formula() -> None:
+    """As a client would compute it."""
+    told = calendar.formulas("when", ("year",))
+    assert told == {
+        "when_year_sin": "sin(2 pi (day of the year - 1) / 365.25) of when",
+        "when_year_cos": "cos(2 pi (day of the year - 1) / 365.25) of when",
+    }
+    assert set(calendar.formulas("when", UNITS)) == set(calendar.names("when", UNITS))
+
+
+@pytest.mark.parametrize(
+    ("times", "units", "says"),
+    [
+        (list(range(50)), ("year",), "column when: a calendar needs dates or times"),
+        ([time.date() for time in TIMES[::4]], ("day",), "column when: dates have no place in the day"),
+    ],
+)
+def test_a_column_without_such_a_cycle_is_refused(
+    tmp_path: Path, times: list[object], units: tuple[str, ...], says: str
+) -> None:
+    """Numbers have no calendar, and dates no hours."""
+    wanted = Data(path="t.csv", targets=("x",), time="when", calendar=units)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=says):
+        datasets.load(table(tmp_path, times), wanted)
+
+
+def configuration(folder: Path, *, keys: str) -> Path:
+    file = folder / "c.toml"
+    file.write_text(
+        f'name = "c"\n[data]\npath = "t.csv"\ntargets = ["x"]\n{keys}\n[model]\nunits = 4\n'
+        '[train]\nepochs = 1\n[output]\nrepository = "models"\n'
+    )
+    return file
+
+
+def test_a_calendar_without_a_time_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="calendar needs a time column"):
+        read(configuration(tmp_path, keys='calendar = ["year"]'))
+    with pytest.raises(ConfigError, match="calendar names a cycle twice"):
+        read(configuration(tmp_path, keys='time = "when"\ncalendar = ["year", "year"]'))
+
+
+def test_the_manifest_tells_clients(tmp_path: Path) -> None:
+    """A trained bundle has the features in order, with their formulas; to be rolled forward it must be told them."""
+    table(tmp_path, list(TIMES))
+    config: Config = read(configuration(tmp_path, keys='time = "when"\ncalendar = ["day", "year"]'))
+    bundle, model = train(config, quiet=True)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    told = {feature["name"]: (feature["role"], feature["formula"] is not None) for feature in manifest["features"]}
+    assert list(told) == ["x", "when_day_sin", "when_day_cos", "when_year_sin", "when_year_cos"]
+    assert list(told.values()) == [("observed", False), *[("known", True)] * 4]
+    assert model.manifest.forecasts
+    assert model.manifest.future == ("when_day_sin", "when_day_cos", "when_year_sin", "when_year_cos")

@@ -1,0 +1,187 @@
+"""Tables, and what is wrong with them."""
+
+import hashlib
+from collections.abc import Sequence
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from onward.training.config import Data
+from onward.training.data import datasets
+from onward.training.data.datasets import Dataset
+from onward.training.errors import DataError
+
+
+def load(file: Path, **told: Any) -> Dataset:
+    return datasets.load(file, Data.model_validate({"path": file.name, "targets": ["x"]} | told))
+
+
+def csv(tmp_path: Path, text: str, name: str = "table.csv") -> Path:
+    file = tmp_path / name
+    file.write_text(text)
+    return file
+
+
+def column(values: Sequence[object], name: str = "x") -> str:
+    return f"{name}\n" + "".join(f"{value}\n" for value in values)
+
+
+def values(dataset: Dataset, series: int = 0, feature: int = 0) -> list[float]:
+    found = dataset.series[series].values[:, feature].tolist()
+    assert isinstance(found, list)
+    return found
+
+
+def test_csv_and_parquet_are_the_same(tmp_path: Path) -> None:
+    """The format of the file changes no value, no order, no name and no split."""
+    days = [date(2020, 1, 1) + timedelta(days=i % 20) for i in range(40)]
+    rng = np.random.default_rng(0)
+    table = pl.DataFrame(
+        {
+            "day": [days[i] for i in rng.permutation(20)] + days[20:],
+            "who": ["b"] * 20 + ["a"] * 20,
+            "x": rng.standard_normal(40) * 1e3,
+            "n": rng.integers(-9, 9, 40),
+        }
+    )
+    table.write_csv(tmp_path / "t.csv")
+    table.write_parquet(tmp_path / "t.parquet")
+    told = {"features": ["n", "x"], "series": "who", "time": "day"}
+    one, two = load(tmp_path / "t.csv", **told), load(tmp_path / "t.parquet", **told)
+    assert [series.name for series in one.series] == [series.name for series in two.series] == ["b", "a"]
+    for a, b in zip(one.series, two.series, strict=True):
+        assert a.values.dtype == np.float32
+        assert a.values.tobytes() == b.values.tobytes()
+        assert (a.validation_from, a.test_from) == (b.validation_from, b.test_from)
+    assert one.steps == 40
+    second = table.tail(20)
+    assert one.series[1].values.tolist() == second.select("n", "x").to_numpy().astype(np.float32).tolist()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("y\n" + "1\n" * 9, "no column x; it has y"),
+        (column([1, 2, "", 4, 5]), "row 3, column x: no value (1 such rows)"),
+        (column([1, 2, "oops", 4, 5]), "row 3, column x: 'oops' is not a number"),
+        (column(["2020-01-01"] * 5), "row 1, column x: datetime.date(2020, 1, 1) is not a number"),
+        (column([1, 2, 3, "NaN", 5]), "row 4, column x: nan is no finite 32-bit number"),
+        (column([1, "inf", 3, 4, 5]), "row 2, column x: inf is no finite 32-bit number"),
+        (column([1, 2, 3, 4, "-1e39"]), "row 5, column x: -1e+39 is no finite 32-bit number"),
+        ("", "cannot be read: empty CSV"),
+        ("x\n", "has no rows"),
+        ("x\n1\n2,3\n4\n5\n", "cannot be read: "),
+        (column([1, 2, 3]), "series series has 3 steps; training, validation and test need at least 4"),
+    ],
+)
+def test_a_wrong_table_says_where(text: str, says: str, tmp_path: Path) -> None:
+    """Nothing is filled in, dropped or rounded away: the error names the file, the row and the column."""
+    file = csv(tmp_path, text)
+    with pytest.raises(DataError) as refused:
+        load(file)
+    assert str(refused.value).startswith(f"{file}: ")
+    assert says in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["number", "__row", "index", "literal", ""])
+def test_a_column_may_have_any_name(name: str, tmp_path: Path) -> None:
+    """No name is taken by the loader itself, neither in a good table nor in an error."""
+    header = name or '""'
+    assert values(load(csv(tmp_path, column(range(9), header)), targets=[name])) == list(range(9))
+    with pytest.raises(DataError, match=f"row 3, column {name}: 'a' is not a number"):
+        load(csv(tmp_path, column([1, 2, "a", 4, 5], header)), targets=[name])
+
+
+@pytest.mark.parametrize(
+    ("cells", "says"),
+    [
+        ([[1.0]] * 9, "row 1, column x: .* is not a number$"),
+        ([timedelta(days=1)] * 9, "row 1, column x: .* is not a number$"),
+        (["1"] * 9, "row 1, column x: '1' is not a number"),
+        ([1.0, None] * 9, "row 2, column x: no value"),
+        ([1.0, float("-inf")] * 9, "row 2, column x: -inf is no finite"),
+    ],
+)
+def test_a_wrong_parquet_table_says_where(cells: list[object], says: str, tmp_path: Path) -> None:
+    """Parquet has types that a CSV has not; none of them is taken for a number."""
+    file = tmp_path / "t.parquet"
+    pl.DataFrame({"x": cells}).write_parquet(file)
+    with pytest.raises(DataError, match=says):
+        load(file)
+
+
+def test_a_file_that_is_no_table(tmp_path: Path) -> None:
+    """An unknown suffix, an absent file and damaged bytes are each said with the file."""
+    with pytest.raises(DataError, match=r"t\.xlsx: expected a file that ends in \.csv or \.parquet"):
+        load(csv(tmp_path, "x\n1\n", "t.xlsx"))
+    with pytest.raises(DataError, match=r"absent\.csv: cannot be read: "):
+        load(tmp_path / "absent.csv")
+    with pytest.raises(DataError, match=r"t\.parquet: cannot be read: "):
+        load(csv(tmp_path, "junk", "t.parquet"))
+    (tmp_path / "latin.csv").write_bytes(b"x\n\xff\n1\n2\n3\n4\n")
+    with pytest.raises(DataError, match=r"latin\.csv: cannot be read: "):
+        load(tmp_path / "latin.csv")
+
+
+def test_times_are_sorted_within_each_series(tmp_path: Path) -> None:
+    """Each series is in time order whatever the file's order, and numbers and dates sort as such, not as text."""
+    rows = [(name, day) for day in (3, 10, 1, 2, 9) for name in "ba"]
+    text = "who,day,x\n" + "".join(f"{name},{day},{day * (1 if name == 'a' else -1)}\n" for name, day in rows)
+    dataset = load(csv(tmp_path, text), series="who", time="day")
+    assert [one.name for one in dataset.series] == ["b", "a"]
+    assert values(dataset, 0) == [-1, -2, -3, -9, -10]
+    assert values(dataset, 1) == [1, 2, 3, 9, 10]
+    dates = "day,x\n" + "".join(f"2020/{day:02}/01,{day}\n" for day in (12, 3, 1, 11, 2, 10))
+    assert values(load(csv(tmp_path, dates), time="day")) == [1, 2, 3, 10, 11, 12]
+    assert values(load(csv(tmp_path, dates))) == [12, 3, 1, 11, 2, 10]
+
+
+def test_a_time_twice_in_one_series_is_refused(tmp_path: Path) -> None:
+    """Two steps at one time have no order; the same time in two series is no fault."""
+    text = "who,day,x\n" + "".join(f"{name},{day},{day}\n" for name in "ab" for day in range(6))
+    assert load(csv(tmp_path, text), series="who", time="day").steps == 12
+    with pytest.raises(DataError, match="row 13, column day: 3 appears twice in series b"):
+        load(csv(tmp_path, text + "b,3,1\n"), series="who", time="day")
+
+
+def test_times_that_are_text_are_refused(tmp_path: Path) -> None:
+    """Text sorts as text ("t10" before "t9"), which would train on a shuffled past without a word."""
+    text = "t,x\n" + "".join(f"t{i},{i}\n" for i in range(12))
+    with pytest.raises(DataError, match="row 1, column t: 't0' has no place in time; write numbers, or dates"):
+        load(csv(tmp_path, text), time="t")
+
+
+def test_a_period_needs_that_much_past(tmp_path: Path) -> None:
+    """A season longer than what precedes the test part is said before any training, not after it."""
+    file = csv(tmp_path, column(range(20)))
+    assert load(file, period=17).steps == 20
+    with pytest.raises(DataError, match="series series has 17 steps before its test part, fewer than period 18"):
+        load(file, period=18)
+
+
+@pytest.mark.parametrize("steps", [4, 5, 13, 14, 100, 1001])
+def test_the_split_is_by_time(steps: int, tmp_path: Path) -> None:
+    """Training, validation and test follow each other without overlap or gap, in the shares promised."""
+    (one,) = load(csv(tmp_path, column(range(steps)))).series
+    assert one.train.tolist() == one.values[: one.validation_from].tolist()
+    assert 2 <= one.validation_from < one.test_from < steps
+    assert steps - one.test_from == max(1, int(steps * 0.15))
+    assert one.test_from - one.validation_from == max(1, int(steps * 0.15))
+    assert one.values[:, 0].tolist() == list(range(steps))
+
+
+def test_the_hash_is_of_the_file(tmp_path: Path) -> None:
+    """A bundle's provenance tells its data from any other: one changed cell changes the hash."""
+    first = load(csv(tmp_path, column(range(9)))).sha256
+    assert first == hashlib.sha256(column(range(9)).encode()).hexdigest()
+    assert load(csv(tmp_path, column([*range(8), 9]))).sha256 != first
+    assert load(csv(tmp_path, column(range(9)))).sha256 == first
+
+
+def test_float32_limits_are_in(tmp_path: Path) -> None:
+    """The largest 32-bit number is a number."""
+    assert max(values(load(csv(tmp_path, column([1, 2, 3, 3.4028234663852886e38, 5]))))) == float(np.finfo("f4").max)

@@ -1,0 +1,131 @@
+"""Which steps lie side by side: streams with carried state, and random windows with a burn-in."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onward.training.config import Train
+from onward.training.data import sampling
+from onward.training.data.sampling import Stream, Window
+from onward.training.data.training_examples import Example
+
+LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=6).filter(lambda lengths: max(lengths) > 1)
+"""Of series; one of a single step has nothing to be trained on."""
+
+
+def counted(lengths: list[int]) -> tuple[list[Example], list[int]]:
+    """Series of numbers that tell series and step, each held to the next; and how many of its steps are trained."""
+    examples = []
+    for i, length in enumerate(lengths):
+        numbers = torch.arange(length + 1, dtype=torch.float32)[:, None] + 1000 * i
+        weights = torch.ones(length, 1)
+        weights[-1] = 0
+        examples.append(Example(numbers[:-1], numbers[1:], weights, length - 1, (0, 0)))
+    return examples, [one.trained for one in examples]
+
+
+@given(LENGTHS, st.integers(1, 9), st.integers(1, 70))
+def test_every_pair_is_trained_on_once(lengths: list[int], batch: int, window: int) -> None:
+    """However series are cut, grouped and windowed, each step with its successor appears exactly once, in order."""
+    examples, trained = counted(lengths)
+    streams = sampling.cut(trained, batch)
+    groups = sampling.grouped(streams, batch)
+    assert Counter(stream for group in groups for stream in group) == Counter(streams)
+    assert all(1 <= len(group) <= batch for group in groups)
+    seen: Counter[tuple[float, float]] = Counter()
+    for group in groups:
+        at = [float(examples[stream.series].inputs[stream.start]) for stream in group]
+        steps = 0
+        for inputs, answers, weights, scored in sampling.windows(examples, group, window):
+            assert inputs.shape == answers.shape == weights.shape == (len(inputs), len(group), 1)
+            assert 1 <= len(inputs) <= window
+            assert scored == int(weights.sum()) > 0
+            steps += len(inputs)
+            for time, row, _ in weights.nonzero().tolist():
+                assert float(inputs[time, row]) == at[row]
+                at[row] += 1
+                seen[float(inputs[time, row]), float(answers[time, row])] += 1
+        assert steps == sampling.group_steps(group)
+    expected = {(1000.0 * i + t, 1000.0 * i + t + 1) for i, n in enumerate(lengths) for t in range(n - 1)}
+    assert seen == Counter(dict.fromkeys(expected, 1))
+
+
+def test_one_series_becomes_as_many_streams_as_asked() -> None:
+    """A long series is cut into about `batch` even streams; many series stay whole."""
+    streams = sampling.cut([10_000], 32)
+    assert 30 <= len(streams) <= 33
+    assert {stream.stop - stream.start for stream in streams[:-1]} == {streams[0].stop}
+    assert sampling.cut([4, 8, 6], 2) == [Stream(0, 0, 4), Stream(1, 0, 8), Stream(2, 0, 6)]
+
+
+def told(**given: object) -> Train:
+    return Train.model_validate({"sampling": "windows"} | given)
+
+
+@given(LENGTHS, st.integers(1, 9), st.integers(1, 70), st.integers(0, 30), st.integers(0, 99))
+def test_random_windows_score_every_pair_once(
+    lengths: list[int], batch: int, window: int, warm: int, seed: int
+) -> None:
+    """Wherever the cuts fall each pair is scored once, after the burn-in or all the steps that its series has."""
+    examples, trained = counted(lengths)
+    settings = told(window=window, burn_in=warm, batch=batch)
+    groups = sampling.sampler(trained, settings)(np.random.default_rng(seed))
+    assert sampling.optimiser_steps(groups, settings) == len(groups)
+    seen: Counter[tuple[float, float]] = Counter()
+    for group in groups:
+        assert 1 <= len(group) <= batch
+        ((inputs, answers, weights, scored),) = sampling.windows(examples, group, sampling.span(settings))
+        assert scored == int(weights.sum()) > 0
+        for row, stream in enumerate(group):
+            at = [int(time) for time in weights[:, row, 0].nonzero()]
+            assert at == list(range(at[0], stream.steps))
+            assert len(at) <= window
+            start = int(inputs[at[0], row, 0]) % 1000
+            assert at[0] == min(warm, start)
+            for time in range(stream.steps):
+                assert int(inputs[time, row, 0]) == 1000 * stream.series + start - at[0] + time
+                if time in at:
+                    seen[float(inputs[time, row, 0]), float(answers[time, row, 0])] += 1
+    expected = {(1000.0 * i + t, 1000.0 * i + t + 1) for i, n in enumerate(lengths) for t in range(n - 1)}
+    assert seen == Counter(dict.fromkeys(expected, 1))
+
+
+def test_random_windows_are_random() -> None:
+    """Long series are cut elsewhere every epoch, windows of all series are mixed, and a short series stays whole."""
+    sample = sampling.sampler([399, 399, 29], told(window=40, batch=4))
+    rng = np.random.default_rng(0)
+    first, second = sample(rng), sample(rng)
+    assert {stream for group in first for stream in group} != {stream for group in second for stream in group}
+    assert sum(len({stream.series for stream in group}) > 1 for group in first) > len(first) / 2
+    for groups in (first, second):
+        assert Stream(2, 0, 29) in [stream for group in groups for stream in group]
+    assert sample(np.random.default_rng(0)) == first
+
+
+@given(LENGTHS, st.integers(1, 7), st.integers(1, 50), st.integers(0, 20), st.integers(1, 4))
+def test_processes_divide_the_streams(lengths: list[int], batch: int, window: int, warm: int, world: int) -> None:
+    """The shares of a window are together the whole: as many windows, the same total, each scored step in one share."""
+    examples, trained = counted(lengths)
+    settings = told(window=window, burn_in=warm, batch=batch)
+    group = sampling.sampler(trained, settings)(np.random.default_rng(0))[0]
+
+    def pairs(parts: Iterable[Window]) -> Counter[tuple[float, float]]:
+        return Counter(
+            (float(part.inputs[time, row, 0]), float(part.answers[time, row, 0]))
+            for part in parts
+            for time, row, _ in part.weights.nonzero().tolist()
+        )
+
+    whole = list(sampling.windows(examples, group, 7))
+    shares = [list(sampling.windows(examples, group, 7, rank=rank, world=world)) for rank in range(world)]
+    for i, one in enumerate(whole):
+        parts = [share[i] for share in shares]
+        assert pairs([one]) == pairs(parts)
+        assert {part.scored for part in parts} == {one.scored}
+        assert {len(part.inputs) for part in parts} == {len(one.inputs)}
+        assert all(part.inputs.shape[1] == part.weights.shape[1] >= 1 for part in parts)
+    assert {len(share) for share in shares} == {len(whole)}

@@ -1,0 +1,120 @@
+"""Texts by characters and by bytes, and the strings of Python files."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onward.training.config import Data
+from onward.training.data import datasets
+from onward.training.data.datasets import Dataset
+from onward.training.errors import DataError
+
+
+def load(file: Path, text: str = "characters", **told: Any) -> Dataset:
+    return datasets.load(file, Data.model_validate({"path": file.name, "text": text} | told))
+
+
+def written(tmp_path: Path, content: str | bytes, name: str = "t.txt") -> Path:
+    file = tmp_path / name
+    file.write_bytes(content.encode() if isinstance(content, str) else content)
+    return file
+
+
+def read(dataset: Dataset) -> str:
+    """The text again, from the places."""
+    categories = dataset.features[0].categories
+    told = [categories[int(place)] for place in dataset.series[0].values[:, 0]]
+    return "".join(one if isinstance(one, str) else chr(one) for one in told)
+
+
+TEXT = "naïve \N{SNOWMAN}\r\n\N{GRINNING FACE} \x00\t" * 9
+
+
+def test_characters_are_code_points(tmp_path: Path) -> None:
+    """Beyond the basic plane too, line ends as they are; one feature, a category that tells how the text is cut."""
+    dataset = load(written(tmp_path, TEXT))
+    assert read(dataset) == TEXT
+    (feature,) = dataset.features
+    assert (feature.name, feature.kind, feature.text) == ("token", "category", "characters")
+    assert feature.categories == tuple(sorted(set(TEXT)))
+    (one,) = dataset.series
+    held = int(0.15 * len(TEXT))
+    assert (one.validation_from, one.test_from) == (len(TEXT) - 2 * held, len(TEXT) - held)
+
+
+def test_bytes_are_any(tmp_path: Path) -> None:
+    """All 256 have a place, their own number, whether they occur or not, and nothing need be UTF-8."""
+    content = bytes([0xFF, 0xFE, 0, 10, 200]) * 5
+    dataset = load(written(tmp_path, content), "bytes")
+    assert dataset.features[0].categories == tuple(range(256))
+    assert dataset.features[0].text == "bytes"
+    assert dataset.series[0].values[:, 0].tolist() == list(content)
+    assert bytes(int(x) for x in load(written(tmp_path, TEXT), "bytes").series[0].values[:, 0]).decode() == TEXT
+
+
+@pytest.mark.parametrize("name", ["t.txt", "t.py"])
+def test_what_is_not_utf_8_says_where(name: str, tmp_path: Path) -> None:
+    """With the place of the first wrong byte, and what to do."""
+    file = written(tmp_path, b"a\n" * 20 + b"\xe9bc\n", name)
+    with pytest.raises(DataError) as refused:
+        load(file)
+    way_out = '; with text = "bytes" it may be anything' if name == "t.txt" else ""
+    assert str(refused.value) == f"{file}: byte 40: not UTF-8{way_out}"
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"absent\.txt: cannot be read: No such file"):
+        load(tmp_path / "absent.txt")
+
+
+def test_strange_characters_are_refused_or_unknown(tmp_path: Path) -> None:
+    """One that training does not have is said with its line; with `unknown` it takes the place after the last."""
+    text = "ab\n" * 30 + "ab\naXb\n"
+    file = written(tmp_path, text)
+    with pytest.raises(DataError) as refused:
+        load(file)
+    assert str(refused.value) == (
+        f"{file}: line 32: 'X' does not occur in the training part; with unknown = true it may occur"
+    )
+    dataset = load(file, unknown=True)
+    assert dataset.features[0].places == 4
+    assert dataset.series[0].values[-4:, 0].tolist() == [1, 3, 2, 0]
+    rare = load(written(tmp_path, "q" + text), unknown=True, min_count=2)
+    assert rare.features[0].categories == ("\n", "a", "b")
+    assert rare.series[0].values[:4, 0].tolist() == [3, 1, 2, 0]
+
+
+def test_of_python_the_strings_are_the_text(tmp_path: Path) -> None:
+    """Each string constant, docstrings among them, one after another; code and comments are not."""
+    source = '"""Docs."""\n# comment\nnumber = 12345\nx = {"one": "two", "b": b"bytes"}\n' + 's = "é" "joined"\n'
+    file = written(tmp_path, source, "m.py")
+    lines = read(load(file, "bytes")).encode("latin-1").decode().split("\n")
+    assert lines[0] == "Docs."
+    assert sorted(lines) == sorted(["Docs.", "one", "two", "b", "éjoined"])
+
+
+def test_python_that_is_not(tmp_path: Path) -> None:
+    file = written(tmp_path, "x = 1\ny = = 2\n", "m.py")
+    with pytest.raises(DataError, match=r"m\.py: line 2: not Python: "):
+        load(file)
+
+
+@pytest.mark.parametrize("text", ["characters", "bytes"])
+def test_half_a_character_in_a_string_is_refused(text: str, tmp_path: Path) -> None:
+    """Python's strings may hold surrogates alone, which no text has."""
+    file = written(tmp_path, 'x = "a" * 9\ny = "b\\ud800c"\n', "m.py")
+    with pytest.raises(DataError) as refused:
+        load(file, text)
+    assert str(refused.value) == f"{file}: a string constant has '\\ud800', which is no character"
+
+
+def test_too_short_a_text(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"t\.txt: series series has 3 steps"):
+        load(written(tmp_path, "abc"))
+
+
+def test_the_hash_changes_with_a_character(tmp_path: Path) -> None:
+    """Of the bytes of the file."""
+    first, second = (load(written(tmp_path, text)).sha256 for text in ("abab" * 9, "abab" * 8 + "abaa"))
+    assert first != second

@@ -1,0 +1,201 @@
+"""Every head with every cell and every scaling, as a graph; and what the choosing heads say, computed plainly.
+
+Each is exported, which is a proof and passes `onward.model.checks`, and is proven again over 200 steps: the graph
+agrees with the network to 1e-5, alone and in a batch, even and ragged, in single steps and in one call.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from onward.model.manifest import Feature
+from onward.model.repository import open_bundle
+from onward.model.runner import Outputs, StepModel
+from onward.training.config import Model
+from onward.training.export.export_bundle import prove
+from onward.training.export.graph import contract
+from onward.training.network.network import Network, Signature
+from tests.helpers import numpy_networks
+from tests.helpers.numpy_networks import Floats, category, draw, signature
+
+CELLS = ("rnn_tanh", "rnn_relu", "lstm", "gru")
+
+NUMBERS = signature(
+    (
+        Feature(name="x", nullable=True),
+        Feature(name="hour", role="known", nullable=True),
+        Feature(name="y"),
+        category("kind", 3, nullable=True),
+        Feature(name="place", role="static"),
+    ),
+    "y",
+    "x",
+)
+
+
+def proven(made: Network, tmp_path: Path) -> StepModel:
+    """Exported and proven; its bundle opens again, with its parity vectors."""
+    numpy_networks.export(made, tmp_path)
+    model = open_bundle(tmp_path / "tiny" / "1")
+    assert model.manifest.exact is (made.config.cell in {"lstm", "gru"})
+    assert model.manifest.features == made.signature.features
+    assert prove(made, contract(made), model, draw(made.signature.features, 7, 200, seed=2)) <= 1e-5
+    return model
+
+
+@pytest.mark.parametrize("scaling", ["fixed", "causal", "mean"])
+@pytest.mark.parametrize("head", ["point", "gaussian", "student_t", "quantiles"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_numbers_export(cell: str, head: str, scaling: str, tmp_path: Path) -> None:
+    """Two targets, one that may be missing, among what is known, static and a category."""
+    proven(numpy_networks.network(NUMBERS, cell=cell, units=3, head=head, scaling=scaling), tmp_path)
+
+
+MIXED = (Feature(name="x", nullable=True), category("word", 9), category("kind", 3, nullable=True), Feature(name="y"))
+
+TOKENS: dict[str, tuple[Signature, dict[str, Any]]] = {
+    "plain": (signature((category("word", 9),), "word"), {"top": 4}),
+    "tied": (signature((category("word", 9),), "word"), {"tied": True, "embedding": 4}),
+    "tied by a projection": (signature((category("word", 9),), "word"), {"tied": True, "embedding": 6, "top": 9}),
+    "nullable and unknown": (signature((category("word", 9, nullable=True, unknown=True),), "word"), {"top": 10}),
+    "tied, nullable and unknown": (
+        signature((category("word", 9, nullable=True, unknown=True),), "word"),
+        {"tied": True, "embedding": 4, "top": 5},
+    ),
+    "mixed": (signature(MIXED, "word"), {"tied": True, "embedding": 5, "top": 1, "scaling": "causal"}),
+}
+
+
+LABELS: dict[str, tuple[Signature, dict[str, Any]]] = {
+    "of each step": (signature((Feature(name="x"),), "who", classes=("a", "b", "c")), {}),
+    "of a sequence": (
+        signature(MIXED, "who", classes=(3, 5, 7, 9), per_sequence=True),
+        {"scaling": "causal", "top": 2},
+    ),
+}
+
+
+@pytest.mark.parametrize(("head", "cell"), [("categorical", "gru"), ("label", "lstm"), ("label", "rnn_relu")])
+def test_deep_choosers_export(head: str, cell: str, tmp_path: Path) -> None:
+    """Stacked with residual connections and layer normalisation."""
+    spoken = signature((category("word", 9),), "word")
+    if head == "label":
+        spoken = signature((Feature(name="x"), category("word", 9)), "who", classes=("a", "b", "c"))
+    more: dict[str, Any] = {"layers": 2, "residual": True, "layer_norm": True}
+    proven(numpy_networks.network(spoken, cell=cell, units=4, head=head, **more), tmp_path)
+
+
+def log_probabilities(made: Network, row: NDArray[np.float32]) -> Floats:
+    """(1 + time, places) before anything was read and after each step, from the weights alone."""
+    plainly = numpy_networks.reading(made, row)
+    inputs = [part for part in (plainly.dense, plainly.embedded) if part.size]
+    hidden = numpy_networks.hidden(made, np.concatenate(inputs, axis=1))
+    hidden = np.concatenate([np.zeros_like(hidden[:1]), hidden])
+    weights = {name: value.double().numpy() for name, value in made.state_dict().items()}
+    if "head.projection.weight" in weights:
+        hidden = hidden @ weights["head.projection.weight"].T + weights["head.projection.bias"]
+    places = len(weights["head.bias"])
+    if made.config.tied:
+        table = [feature.name for feature in made.signature.features if feature.kind == "category"].index("word")
+        matrix = weights[f"reading.embeddings.{table}.weight"][:places]
+    else:
+        matrix = weights["head.own"]
+    logits = hidden @ matrix.T + weights["head.bias"]
+    told: Floats = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    return told
+
+
+def ranked(outputs: Outputs, expected: Floats, top: int) -> None:
+    """Places fall by their probability; no two of these are as near as rounding."""
+    order = np.argsort(-expected, axis=1)[:, :top]
+    assert np.abs(np.diff(np.sort(expected, axis=1), axis=1)).min() > 1e-5
+    assert np.array_equal(outputs["top"], order)
+    np.testing.assert_allclose(outputs["log_probability"], np.take_along_axis(expected, order, 1), atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", TOKENS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_tokens_export_and_are_those_of_a_plain_softmax(cell: str, kind: str, tmp_path: Path) -> None:
+    """The likeliest, how likely they are, and each category's surprise under what was said before it.
+
+    The first one's is under what is said of nothing; a missing one surprises no one.
+    """
+    spoken, told = TOKENS[kind]
+    counts = np.arange(1.0, spoken.chosen + 1).tolist()
+    made = numpy_networks.network(spoken, cell=cell, units=4, head="categorical", counts=counts, **told)
+    model = proven(made, tmp_path)
+    row = draw(spoken.features, 1, 60, seed=12)[0]
+    outputs, expected = numpy_networks.played(model, row), log_probabilities(made, row)
+    ranked(outputs, expected[1:], min(told.get("top", 20), spoken.chosen))
+    actual = row[:, spoken.places[0]]
+    missing = np.isnan(actual)
+    assert bool(missing.any()) is spoken.features[spoken.places[0]].nullable
+    nll = -expected[np.arange(60), np.where(missing, 0, actual).astype(int)]
+    np.testing.assert_allclose(outputs["surprise"], np.where(missing, 0, nll), atol=3e-6)
+    assert np.array_equal(outputs["surprise"][missing], np.zeros(missing.sum()))
+
+
+@pytest.mark.parametrize("kind", LABELS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_labels_export_and_are_those_of_a_plain_softmax(cell: str, kind: str, tmp_path: Path) -> None:
+    """The surprise is the divergence of what is believed after a step from what was believed before it."""
+    spoken, told = LABELS[kind]
+    counts = np.arange(2.0, len(spoken.classes) + 2).tolist()
+    made = numpy_networks.network(spoken, cell=cell, units=4, head="label", counts=counts, **told)
+    model = proven(made, tmp_path)
+    row = draw(spoken.features, 1, 60, seed=13)[0]
+    outputs, expected = numpy_networks.played(model, row), log_probabilities(made, row)
+    ranked(outputs, expected[1:], min(told.get("top", 20), len(spoken.classes)))
+    divergence = (np.exp(expected[1:]) * (expected[1:] - expected[:-1])).sum(axis=1)
+    assert (divergence >= 0).all()
+    assert divergence.max() > 1e-3
+    np.testing.assert_allclose(outputs["surprise"], divergence, atol=3e-6)
+
+
+@pytest.mark.parametrize("scaling", ["fixed", "causal", "mean"])
+def test_the_surprise_of_numbers_is_their_likelihood(scaling: str) -> None:
+    """Of the values present, under the mean and deviation told the step before; at first under the training part's."""
+    made = numpy_networks.network(NUMBERS, cell="gru", units=4, head="gaussian", scaling=scaling)
+    model = numpy_networks.export(made)
+    row = draw(NUMBERS.features, 1, 60, seed=14)[0]
+    row[:2, 0] = np.nan
+    row[30, 2] *= 1000
+    outputs = numpy_networks.played(model, row)
+    mean = np.concatenate([[[numpy_networks.MEAN] * 2], outputs["mean"][:-1].astype(np.float64)])
+    std = np.concatenate([[[numpy_networks.STD] * 2], outputs["std"][:-1].astype(np.float64)])
+    actual = row[:, [2, 0]].astype(np.float64)
+    nll = 0.5 * ((actual - mean) / std) ** 2 + np.log(std) + 0.5 * np.log(2 * np.pi)
+    assert np.isnan(nll).sum() > 2
+    np.testing.assert_allclose(outputs["surprise"], np.nansum(nll, axis=1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("head", ["point", "gaussian", "student_t", "quantiles"])
+def test_what_is_missing_altogether_surprises_no_one(head: str) -> None:
+    """Zero, to the bit, for every head, while the prediction goes on."""
+    spoken = signature((Feature(name="x", nullable=True), Feature(name="z", nullable=True)), "x", "z")
+    made = numpy_networks.network(spoken, cell="lstm", units=4, head=head, scaling="causal")
+    row = draw(spoken.features, 1, 20, seed=15)[0]
+    row[:3] = row[10:13] = np.nan
+    outputs = numpy_networks.played(numpy_networks.export(made), row)
+    assert outputs["surprise"][[0, 1, 2, 10, 11, 12]].tolist() == [0.0] * 6
+    assert np.count_nonzero(outputs["surprise"]) == np.count_nonzero(~np.isnan(row).all(axis=1))
+    assert len(np.unique(outputs[model_output(head)][10:13, 0])) == 3
+
+
+def model_output(head: str) -> str:
+    return {"point": "point", "gaussian": "mean", "student_t": "mean", "quantiles": "median"}[head]
+
+
+def test_the_first_guess_is_the_training_share() -> None:
+    """Before it has learnt anything a category's likelihood is its share of the training part, one added to each."""
+    spoken = signature((category("word", 4),), "word")
+    model = Model.model_validate({"cell": "gru", "units": 4, "head": "categorical"})
+    made = Network(model, spoken, numpy_networks.scaling(spoken), torch.tensor([5.0, 0.0, 2.0, 9.0]))
+    first = made.head.marginal(None)
+    shares = np.array([6, 1, 3, 10]) / 20
+    assert first["top"].tolist() == [3, 0, 2, 1]
+    np.testing.assert_allclose(first["log_probability"].numpy(), np.log(shares[[3, 0, 2, 1]]), atol=1e-6)

@@ -1,0 +1,81 @@
+"""The optimiser's decay and the learning rate of every step."""
+
+import math
+
+import pytest
+import torch
+
+from onward.training.config import Train
+from onward.training.fit import optimisation
+from tests.helpers.random_bundles import make_network
+
+
+def rates(validation: list[float] | None = None, *, before: int = 0, steps: int = 4, **told: object) -> list[float]:
+    settings = Train.model_validate({"learning_rate": 0.8, "epochs": 4} | told)
+    return list(optimisation.rates(settings, before=before, steps=steps, validation=validation or []))
+
+
+def test_matrices_decay_and_biases_do_not() -> None:
+    """Without a gradient a step shrinks weights by rate times decay, and no bias; without decay nothing moves."""
+    for decay in (0.5, 0.0):
+        network = make_network(cell="gru", layers=2)
+        before = {name: value.detach().clone() for name, value in network.named_parameters()}
+        optimiser = optimisation.adamw(network, Train(learning_rate=0.1, weight_decay=decay))
+        for parameter in network.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimiser.step()
+        for name, value in network.named_parameters():
+            kept = 1.0 if "bias" in name else 1 - 0.1 * decay
+            torch.testing.assert_close(value.detach(), before[name] * kept)
+
+
+def test_without_decay_it_is_adam() -> None:
+    """The first step is of the learning rate's own size in every weight (Kingma and Ba 2015, section 2.1)."""
+    network = make_network()
+    before = torch.cat([parameter.detach().flatten().clone() for parameter in network.parameters()])
+    optimiser = optimisation.adamw(network, Train(learning_rate=0.01))
+    for parameter in network.parameters():
+        parameter.grad = torch.full_like(parameter, 3.0)
+    optimiser.step()
+    after = torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+    torch.testing.assert_close(before - after, torch.full_like(before, 0.01))
+
+
+def test_a_constant_rate_is_constant() -> None:
+    """As it is told, to the last bit, in every epoch."""
+    assert rates([3.0, 4.0, 5.0], before=12) == [0.8] * 4
+
+
+def test_the_rate_warms_up_linearly_over_epochs() -> None:
+    """From a first small share to the whole rate at step `warmup`, counted on from one epoch to the next."""
+    expected = [0.8 * share / 6 for share in range(1, 7)] + [0.8] * 2
+    assert rates(warmup=6) + rates([1.0], before=4, warmup=6) == pytest.approx(expected)
+
+
+def test_the_cosine_falls_over_the_whole_run() -> None:
+    """Half a cosine from the whole rate at the first step to next to nothing at the last of all epochs' steps."""
+    run = [rate for epoch in range(4) for rate in rates([1.0] * epoch, before=4 * epoch, schedule="cosine")]
+    assert run == pytest.approx([0.4 * (1 + math.cos(math.pi * step / 16)) for step in range(16)])
+    assert run == sorted(run, reverse=True)
+    warm = [rate for epoch in range(4) for rate in rates([1.0] * epoch, before=4 * epoch, schedule="cosine", warmup=4)]
+    assert warm[3:] == run[3:]
+    assert warm[:3] == pytest.approx([run[i] * (i + 1) / 4 for i in range(3)])
+
+
+@pytest.mark.parametrize(
+    ("validation", "expected"),
+    [
+        ([], 0.8),
+        ([5, 4, 3, 2, 1], 0.8),
+        ([5, 6], 0.8),
+        ([5, 6, 5], 0.4),  # two epochs that were no better
+        ([5, 6, 4, 6, 6], 0.4),  # a better one counts anew
+        ([5, 6, 6, 6], 0.4),
+        ([5, 6, 6, 6, 6], 0.2),
+        ([5, 6, 6, 4, 3], 0.4),  # what is halved stays halved
+    ],
+)
+def test_the_plateau_halves(validation: list[float], expected: float) -> None:
+    """Every third of `patience` epochs without a better validation loss halves the rate for good."""
+    assert rates(validation, schedule="plateau", patience=6) == [expected] * 4
+    assert rates(validation, patience=6) == [0.8] * 4

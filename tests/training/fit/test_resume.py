@@ -1,0 +1,149 @@
+"""A run that is killed goes on to the weights that it would have had."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from onward.__main__ import main
+from onward.model.repository import open_bundle
+from onward.training import config
+from onward.training.errors import TrainingError
+from onward.training.run import fit, train
+from tests.training.test_run import ROOT, project
+
+__all__ = ["project"]
+
+WINDOWS = """
+layers = 2
+dropout = 0.3
+[train]
+sampling = "windows"
+burn_in = 5
+warmup = 20
+schedule = "cosine"
+weight_decay = 0.01
+seed = 3
+epochs = 6
+"""
+STREAMS = """
+layers = 2
+dropout = 0.3
+[train]
+schedule = "plateau"
+patience = 3
+seed = 3
+epochs = 9
+"""
+"""All that is random or carried over from epoch to epoch."""
+
+KILLED = """
+import os, signal, sys
+from torch.optim.optimizer import register_optimizer_step_post_hook
+what, left = sys.argv.pop(1), int(sys.argv.pop(1))
+
+def moment(seen):
+    global left
+    left -= seen == what
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+register_optimizer_step_post_hook(lambda *_: moment("step"))
+def heard(event, told):
+    if event == "os.rename" and ".training" in str(told[0]):
+        moment("replace")
+
+sys.addaudithook(heard)
+
+from onward.__main__ import main
+main()
+"""
+"""`onward`, with a kill -9 at the n-th optimiser step, or when the n-th checkpoint is written and not yet in place."""
+
+
+def killed(folder: Path, what: str, after: int) -> None:
+    command = [sys.executable, "-c", KILLED, what, str(after), "train", "tide.toml", "--resume"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def write(folder: Path, hard: str) -> config.Config:
+    file = folder / "tide.toml"
+    text = file.read_text().replace("[train]", hard, 1)
+    file.write_text(text.replace("seed = 3\nepochs = 3\n", ""))
+    return config.read(file)
+
+
+@pytest.mark.parametrize(
+    ("hard", "moments"),
+    [
+        (WINDOWS, [("step", 1), ("step", 14), ("replace", 2)]),
+        (STREAMS, [("step", 14)]),
+    ],
+    ids=["windows", "streams"],
+)
+def test_a_killed_run_goes_on_to_the_same_weights(hard: str, moments: list[tuple[str, int]], project: Path) -> None:
+    """Killed at its first step, within epochs and while it writes, and resumed each time, it gives the same graph."""
+    settings = write(project, hard)
+    _, whole = train(settings, quiet=True)
+    assert not (project / ".training").exists()
+    for what, after in moments:
+        killed(project, what, after)
+    assert settings.checkpoint_file.exists()
+    done = CliRunner().invoke(main, ["train", str(project / "tide.toml"), "--resume", "--quiet"])
+    assert (done.exit_code, done.stderr) == (0, "")
+    resumed = open_bundle(project / "models" / "tide" / "2")
+    assert resumed.digest == whole.digest
+    assert resumed.manifest.provenance == whole.manifest.provenance
+    assert not (project / ".training").exists()
+    assert sorted(path.name for path in (project / "models" / "tide").iterdir()) == ["1", "2"]
+
+
+def test_another_run_is_not_gone_on_with(project: Path) -> None:
+    """Other settings and other data are refused by name, and the checkpoint waits; without --resume it is left."""
+    settings = write(project, STREAMS)
+    killed(project, "replace", 2)
+    before = settings.checkpoint_file.read_bytes()
+    faster = settings.model_copy(update={"train": settings.train.model_copy(update={"learning_rate": 0.03})})
+    with pytest.raises(
+        TrainingError, match=r"another run: train\.learning_rate is 0\.03 and was 0\.02; put it back, or"
+    ):
+        train(faster, quiet=True, resume=True)
+    data = settings.data_file.read_text()
+    settings.data_file.write_text(data.replace("north,0,", "north,0,1", 1))
+    with pytest.raises(TrainingError, match=r"another run: data file\.sha256 is '\w+' and was '\w+'; put it back, or"):
+        train(settings, quiet=True, resume=True)
+    assert settings.checkpoint_file.read_bytes() == before
+    settings.data_file.write_text(data)
+    done = CliRunner().invoke(main, ["train", str(project / "tide.toml"), "--quiet"])
+    assert done.exit_code == 0
+    assert done.stderr == (
+        f"onward: {settings.checkpoint_file}: a run was stopped here; this one starts anew, --resume goes on\n"
+    )
+    assert not (project / ".training").exists()
+    _, whole = train(settings, quiet=True)
+    assert open_bundle(project / "models" / "tide" / "1").digest == whole.digest
+
+
+@pytest.mark.parametrize("patience", [1, 9])
+def test_a_run_that_had_ended_is_not_trained_further(patience: int, project: Path) -> None:
+    """Killed between its last epoch and the export, a run is exported as it was, ended early or not."""
+    told = write(project, STREAMS)
+    settings = told.model_copy(
+        update={"train": told.train.model_copy(update={"patience": patience, "learning_rate": 1.0})}
+    )
+    whole = fit(settings, quiet=True)
+    assert (len(whole.history.train) == 9) == (patience == 9)
+    assert whole.history.best < len(whole.history.train) - 1 or patience == 9
+    kept = settings.checkpoint_file.read_bytes()
+    again = fit(settings, quiet=True, resume=True)
+    assert again.history == whole.history
+    for name, tensor in whole.network.state_dict().items():
+        assert torch.equal(again.network.state_dict()[name], tensor)
+    assert settings.checkpoint_file.read_bytes() == kept

@@ -1,0 +1,1 @@
+"""Bundles are measured on held-out data, beside naive baselines."""

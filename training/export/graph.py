@@ -1,0 +1,219 @@
+"""The ONNX graph of a network, and what it declares of itself.
+
+Owns the graph's shape: layers, state, what is kept of the last prediction. It is written node by node, because torch's
+exporters unroll or freeze recurrent layers without an error. Knows nothing of files or of proofs.
+"""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+from torch import nn
+
+from onward.model.manifest import Dtype, Head, StatePair, Tensor
+from onward.training.export.onnx_ops import Graph, GraphOps
+from onward.training.network.heads import kept
+from onward.training.network.network import Network
+from onward.training.network.ops import TorchOps
+
+OPSET, IR_VERSION = 21, 10
+
+Array = NDArray[np.float32]
+
+GATES = {"rnn_tanh": (0,), "rnn_relu": (0,), "lstm": (0, 3, 1, 2), "gru": (1, 0, 2)}
+"""Places of torch's gates in ONNX's order: LSTM i,f,g,o -> i,o,f,c; GRU r,z,n -> z,r,h."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """The graph's tensors, as the manifest declares them."""
+
+    inputs: tuple[Tensor, ...]
+    lengths: Tensor
+    outputs: tuple[Tensor, ...]
+    state: tuple[StatePair, ...]
+    head: Head
+
+
+def contract(network: Network) -> Contract:
+    """What the graph of this network reads and returns.
+
+    The last prediction is state too. Before anything was read it is what the head says of nothing: for numbers the
+    moments of the training part, so that the first input has a surprise as well.
+    """
+    config, head, signature = network.config, network.head, network.signature
+    last, near = ({name: value.cpu().numpy() for name, value in told.items()} for told in marginal(network))
+    streaming = len(network.reading.streaming)
+    state = [
+        StatePair(input=f"{name}_in", output=f"{name}_out", shape=(config.layers, "batch", config.units))
+        for name in _carried(network)
+    ]
+    state += [
+        StatePair(input=f"{name}_in", output=f"{name}_out", shape=("batch", streaming), dtype="float64")
+        for name in network.reading.sums
+    ]
+    if moved := len(network.reading.changes):
+        first = network.reading.first_values.tolist()
+        state += [
+            StatePair(input="previous_in", output="previous_out", shape=("batch", moved), init=first),
+            StatePair(input="begun_in", output="begun_out", shape=("batch", moved), dtype="float64"),
+        ]
+    state += [
+        StatePair(
+            input=f"last_{name}_in",
+            output=f"last_{name}_out",
+            shape=("batch", *value.shape),
+            dtype=_dtype(value),
+            init=value.tolist(),
+        )
+        for name, value in last.items()
+    ]
+    state += [
+        StatePair(
+            input=f"near_{name}_in", output=f"near_{name}_out", shape=("batch", *value.shape), init=value.tolist()
+        )
+        for name, value in near.items()
+    ]
+    return Contract(
+        inputs=(Tensor(name="inputs", shape=("time", "batch", len(signature.features))),),
+        lengths=Tensor(name="lengths", shape=("batch",), dtype="int32"),
+        outputs=(
+            *(
+                Tensor(name=name, shape=("time", "batch", *last[name].shape), dtype=_dtype(last[name]))
+                for name in head.outputs
+            ),
+            Tensor(name="surprise", shape=("time", "batch")),
+        ),
+        state=tuple(state),
+        head=Head(
+            kind=config.head,
+            outputs=head.outputs,
+            targets=signature.targets,
+            surprise="surprise",
+            score=head.score,
+            levels=head.levels,
+            last={name: f"last_{name}_in" for name in head.outputs},
+            classes=signature.classes,
+            per="sequence" if signature.per_sequence else "step",
+        ),
+    )
+
+
+def marginal(network: Network) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """What is told before anything was read, by name; and around the level, where there is one."""
+    numbers, head = network.signature.numbers, network.head
+    unit = network.reading.initial_unit(numbers) if numbers else None
+    return kept(TorchOps(), head, head.marginal(unit), unit)
+
+
+def build(network: Network, declared: Contract) -> onnx.ModelProto:
+    """The graph: reading, native recurrent nodes, head, surprise; dynamic batch and time, ragged lengths."""
+    graph = Graph()
+    ops, signature, head = GraphOps(graph), network.signature, network.head
+    inputs = ops.value("inputs")
+    read = network.reading.numbers(ops, inputs, signature.numbers)
+    terms = read.terms
+    if network.reading.categories:
+        terms += network.reading.embedded(ops, ops.columns(inputs, network.reading.categories))
+    hidden = ops.value(_recurrent(graph, network, ops.join(terms).name))
+    around = head.told(ops, head.say(ops, hidden), read.unit)
+    told, near = kept(ops, head, around, read.unit)
+    before = {name: ops.before(f"last_{name}", value) for name, value in told.items()}
+    before |= {name: ops.before(f"near_{name}", value) for name, value in near.items()}
+    actual = ops.columns(inputs, signature.places)  # of a label, none
+    nullable = any(signature.features[place].nullable for place in signature.places)
+    there = ops.present(actual) if nullable else None
+    if nullable:
+        actual = ops.filled(actual, ops.constant("missing", torch.zeros(1)))
+    if read.base is not None:
+        actual = actual - read.base
+    scores = head.surprise(ops, before, around, actual)
+    if nullable:  # what is missing surprises no one
+        scores = scores * there
+    ones = graph.constant("ones", np.ones((len(signature.targets), 1), np.float32))
+    total = graph.op("MatMul", scores.name, ones)  # a sum over the targets, exact in any batch
+    graph.add("Squeeze", [total, graph.integers(2)], "surprise")
+    for name in head.outputs:
+        graph.rename(told[name].name, name)
+    proto = helper.make_model(
+        helper.make_graph(
+            graph.nodes,
+            "onward",
+            [_info(tensor) for tensor in (*declared.inputs, declared.lengths)]
+            + [_info(pair.tensor(pair.input)) for pair in declared.state],
+            [_info(tensor) for tensor in declared.outputs]
+            + [_info(pair.tensor(pair.output)) for pair in declared.state],
+            graph.used_constants(),
+        ),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="onward",
+    )
+    onnx.checker.check_model(proto, full_check=True)
+    return proto
+
+
+def _carried(network: Network) -> tuple[str, ...]:
+    return ("h", "c") if network.config.cell == "lstm" else ("h",)
+
+
+def _recurrent(graph: Graph, network: Network, scaled: str) -> str:
+    """One native node a layer; returns the name of the top layer's outputs, (time, batch, units)."""
+    cell, layers = network.config.cell, network.config.layers
+    kind = {"lstm": "LSTM", "gru": "GRU"}.get(cell, "RNN")
+    attributes: dict[str, Any] = {"hidden_size": network.config.units}
+    if cell == "gru":
+        attributes["linear_before_reset"] = 1
+    if kind == "RNN":
+        attributes["activations"] = ["Relu" if cell == "rnn_relu" else "Tanh"]
+    carried = _carried(network)
+    for name in carried:
+        split = [f"{name}_in_{layer}" for layer in range(layers)]
+        graph.add("Split", [f"{name}_in"], split, axis=0, num_outputs=layers)
+    hidden = scaled
+    for layer in range(layers):
+        below = hidden
+        weights = _layer_weights(network, layer)
+        names = [graph.constant(f"{name}_{layer}", value) for name, value in weights.items()]
+        into = [below, *names, "lengths", *(f"{name}_in_{layer}" for name in carried)]
+        directed = f"directed_{layer}"
+        graph.add(kind, into, [directed, *(f"{name}_out_{layer}" for name in carried)], **attributes)
+        hidden = graph.op("Squeeze", directed, graph.integers(1))
+        if network.config.residual and layer > 0:
+            hidden = graph.op("Add", hidden, below)
+        if network.config.layer_norm:
+            norm = cast("nn.LayerNorm", network.norms[layer])
+            scale = graph.constant(f"norm_scale_{layer}", norm.weight.detach().cpu().numpy())
+            shift = graph.constant(f"norm_shift_{layer}", norm.bias.detach().cpu().numpy())
+            hidden = graph.op("LayerNormalization", hidden, scale, shift, axis=-1, epsilon=norm.eps)
+    for name in carried:
+        graph.add("Concat", [f"{name}_out_{layer}" for layer in range(layers)], f"{name}_out", axis=0)
+    return hidden
+
+
+def _layer_weights(network: Network, layer: int) -> dict[str, Array]:
+    """W (1, gates x units, inputs), R (1, gates x units, units), B (1, 2 x gates x units), in ONNX's gate order."""
+    order = GATES[network.config.cell]
+
+    def reordered(name: str) -> Array:
+        weight = getattr(network.layers[layer], f"{name}_l0").detach().cpu().numpy()
+        gates = np.split(weight, len(order))
+        return np.concatenate([gates[place] for place in order])
+
+    bias = np.concatenate([reordered("bias_ih"), reordered("bias_hh")])
+    return {"W": reordered("weight_ih")[None], "R": reordered("weight_hh")[None], "B": bias[None]}
+
+
+def _info(tensor: Tensor) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(tensor.name, getattr(TensorProto, _ONNX[tensor.dtype]), list(tensor.shape))
+
+
+def _dtype(value: NDArray[Any]) -> Dtype:
+    return "int64" if value.dtype == np.int64 else "float32"
+
+
+_ONNX = {"float32": "FLOAT", "float64": "DOUBLE", "int32": "INT32", "int64": "INT64"}

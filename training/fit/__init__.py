@@ -1,0 +1,1 @@
+"""Networks are fitted to series: the training loop, the optimiser, checkpoints and devices."""

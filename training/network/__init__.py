@@ -1,0 +1,1 @@
+"""The network: the input layer, recurrent layers and heads."""
