@@ -1,4 +1,7 @@
-"""The held-out errors of a bundle as a table for people."""
+"""The held-out scores of a bundle as a plain-text table, and the labels of measures and baselines.
+
+Owns the text that `onward train` and `onward evaluate` print.
+"""
 
 from typing import Any, cast
 
@@ -26,89 +29,87 @@ MEASURES = {
     "mrr": "MRR@20",
 }
 SHARES = frozenset({"smape", "accuracy", "recall_10", "recall_20"})
-"""Measures that people read in percent."""
+"""The measures that are written in percent."""
 
-WHAT = {
+SCORED = {
     "forecast": "one step ahead on {:,} held-out steps",
     "tokens": "the next category on {:,} held-out steps",
     "label": "{:,} held-out labels",
 }
-"""By task, what was measured."""
+"""By task, the scored predictions in words."""
 
 
 def text(manifest: Manifest) -> str:
-    """One table a target: the model beside each naive forecast, and by how much it is better."""
+    """Returns a table for each target: the scores of the model and of each naive forecast, and how they compare."""
     metrics = cast("dict[str, Any]", manifest.metrics)
-    decide = evaluation.DECISIVE[metrics["task"]]
-    against = ", ".join(MEASURES[measure] for measure in decide)
-    lines = [f"{manifest.name} {manifest.version}: {WHAT[metrics['task']].format(metrics['steps'])}"]
-    for target, table in metrics["targets"].items():
-        shown = [measure for measure in MEASURES if measure in table["model"]]
-        head = "".join(f"{MEASURES[measure]:>12}" for measure in shown)
-        lines += ["", f"{target:<20}{head}   model's {against} against it"]
+    decisive = ", ".join(MEASURES[measure] for measure in evaluation.DECISIVE[metrics["task"]])
+    lines = [f"{manifest.name} {manifest.version}: {SCORED[metrics['task']].format(metrics['steps'])}"]
+    for target, scores in metrics["targets"].items():
+        measures = [measure for measure in MEASURES if measure in scores["model"]]
+        head = "".join(f"{MEASURES[measure]:>12}" for measure in measures)
+        lines += ["", f"{target:<20}{head}   {decisive} of the model relative to it"]
         for name, label in NAMES.items():
-            if name in table:
-                row = f"  {label:<18}" + "".join(f"{written(measure, table[name][measure]):>12}" for measure in shown)
-                if better := table["better"].get(name):
-                    row += "   " + ", ".join(f"{_change(*each):+.1%}" for each in better.items())
+            if name in scores:
+                row = f"  {label:<18}" + "".join(f"{_formatted(key, scores[name][key]):>12}" for key in measures)
+                if better := scores["better"].get(name):
+                    row += "   " + ", ".join(f"{_change(*item):+.1%}" for item in better.items())
                 lines.append(row)
-        lines += _distribution(table["model"]) + _ahead(metrics, target)
-    if losing := lost(metrics):
-        lines += ["", "WARNING: the model loses to a naive forecast: " + "; ".join(losing)]
-    if losing := lost_ahead(metrics):
-        lines += ["", f"WARNING: over {metrics['horizons']['steps']} steps the model loses: " + "; ".join(losing)]
+        lines += _distribution(scores["model"]) + _ahead(metrics, target)
+    if losses := unbeaten(metrics):
+        lines += ["", "WARNING: the model loses to a naive forecast: " + "; ".join(losses)]
+    if losses := unbeaten_ahead(metrics):
+        lines += ["", f"WARNING: over {metrics['horizons']['steps']} steps the model loses: " + "; ".join(losses)]
     return "\n".join(lines)
 
 
-def _change(measure: str, better: float) -> float:
-    """How the measure itself changes: errors fall where the model is better."""
-    return better if measure in evaluation.HIGHER_IS_BETTER else -better
-
-
-def lost(metrics: dict[str, Any]) -> list[str]:
-    """In words: every target, measure and naive forecast that the model does not beat one step ahead."""
+def unbeaten(metrics: dict[str, Any]) -> list[str]:
+    """Returns in words each target, measure and naive forecast that the model does not beat one step ahead."""
     return [
         f"{target} by {MEASURES[measure]} against {NAMES[name]}"
         for target, name, measure in evaluation.unbeaten_baselines(metrics)
     ]
 
 
-def lost_ahead(metrics: dict[str, Any]) -> list[str]:
-    """In words: where the MAE, taken over all steps ahead, is not below a naive forecast's."""
-    told = []
-    for target, table in metrics.get("horizons", {}).get("targets", {}).items():
-        if not metrics["horizons"]["steps"]:
-            continue
-        own = sum(table["model"]["mae"])
-        if lower := [NAMES[name] for name in table if name != "model" and not own < sum(table[name]["mae"])]:
-            told.append(f"{target} by MAE against {', '.join(lower)}")
-    return told
+def unbeaten_ahead(metrics: dict[str, Any]) -> list[str]:
+    """Returns in words each target and naive forecast whose MAE over all steps ahead the model's is not below."""
+    horizons = metrics.get("horizons", {})
+    if not horizons.get("steps"):
+        return []
+    losses = []
+    for target, errors in horizons["targets"].items():
+        own = sum(errors["model"]["mae"])
+        names = [NAMES[name] for name in errors if name != "model" and not own < sum(errors[name]["mae"])]
+        if names:
+            losses.append(f"{target} by MAE against {', '.join(names)}")
+    return losses
 
 
-def written(measure: str, value: float) -> str:
-    """As people read it: shares in percent, the others with four digits."""
+def _change(measure: str, better: float) -> float:
+    """Returns how the measure itself changes: an error falls if the model is better."""
+    return better if measure in evaluation.HIGHER_IS_BETTER else -better
+
+
+def _formatted(measure: str, value: float) -> str:
     return f"{value:.1%}" if measure in SHARES else f"{value:.4g}"
 
 
-def _distribution(own: dict[str, float]) -> list[str]:
-    told = []
-    if "coverage_80" in own:
-        told.append(f"80% interval covers {own['coverage_80']:.1%}")
-    if "crps" in own:
-        told.append(f"CRPS {own['crps']:.4g}")
-    if "weighted_quantile_loss" in own:
-        told.append(f"weighted quantile loss {own['weighted_quantile_loss']:.4g}")
-    return [f"  {', '.join(told)}"] if told else []
+def _distribution(scores: dict[str, float]) -> list[str]:
+    parts = []
+    if "coverage_80" in scores:
+        parts.append(f"80% interval covers {scores['coverage_80']:.1%}")
+    if "crps" in scores:
+        parts.append(f"CRPS {scores['crps']:.4g}")
+    if "weighted_quantile_loss" in scores:
+        parts.append(f"weighted quantile loss {scores['weighted_quantile_loss']:.4g}")
+    return [f"  {', '.join(parts)}"] if parts else []
 
 
 def _ahead(metrics: dict[str, Any], target: str) -> list[str]:
-    if "horizons" not in metrics:
-        return []
-    horizons = metrics["horizons"]
+    horizons = metrics.get("horizons", {})
     lines = []
     if "diverges_at" in horizons:
-        lines.append(f"  fed back, its predictions diverge at step {horizons['diverges_at']}")
-    if steps := horizons["steps"]:
-        errors = [f"{NAMES[name]} {each['mae'][-1]:.4g}" for name, each in horizons["targets"][target].items()]
+        lines.append(f"  predictions that are fed back diverge at step {horizons['diverges_at']}")
+    if steps := horizons.get("steps"):
+        errors = [f"{NAMES[name]} {scores['mae'][-1]:.4g}" for name, scores in horizons["targets"][target].items()]
         lines.append(f"  MAE {steps} steps ahead: {', '.join(errors)}")
     return lines

@@ -153,7 +153,7 @@ def test_the_table_says_what_the_report_says(tmp_path: Path) -> None:
     assert text.splitlines() == [
         "tiny 1: one step ahead on 12,345 held-out steps",
         "",
-        "x                            MAE        RMSE   model's MAE, RMSE against it",
+        "x                            MAE        RMSE   MAE, RMSE of the model relative to it",
         "  this model                   1           1",
         "  last value                   4           4   -75.0%, -75.0%",
     ]

@@ -1,4 +1,4 @@
-"""The report: whole, self-contained, and saying what the manifest says."""
+"""The HTML report is well-formed and self-contained, and its figures are those of the manifest."""
 
 import math
 import re
@@ -23,12 +23,12 @@ FORECASTS = ("model", *baselines.NAMES)
 
 
 class Page(HTMLParser):
-    """Reads a page and holds every element to be closed; `text` is what a reader sees, cells are the tables'."""
+    """Parses a page and asserts that every element is closed; `text` is the visible text, `cells` those of tables."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
         self.open: list[str] = []
-        self.seen: set[str] = set()
+        self.tags: set[str] = set()
         self.text = ""
         self.cells: list[str] = []
         self.addresses: list[str] = []
@@ -36,7 +36,7 @@ class Page(HTMLParser):
         self.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.add(tag)
+        self.tags.add(tag)
         self.addresses += [value or "" for name, value in attrs if name in {"src", "href", "xlink:href", "action"}]
         if tag not in VOID:
             self.open.append(tag)
@@ -44,7 +44,7 @@ class Page(HTMLParser):
             self.cells.append("")
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.add(tag)
+        self.tags.add(tag)
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -56,7 +56,7 @@ class Page(HTMLParser):
             self.cells[-1] += data
 
 
-def made(
+def evaluated(
     tmp_path: Path, *, head: str = "gaussian", features: tuple[str, ...] = ("x",), **more: Any
 ) -> tuple[Manifest, Evaluation]:
     model = make_bundle(tmp_path, head=head, features=features)
@@ -71,23 +71,23 @@ def made(
         "versions": {"torch": "2.13"},
         "proof": {"largest_difference": 1e-7, "allowed": 1e-5, "steps": 200},
     }
-    told = {"metrics": found.metrics, "provenance": provenance, "description": "a tide"} | more
-    return model.manifest.model_copy(update=told), found
+    update = {"metrics": found.metrics, "provenance": provenance, "description": "a tide"} | more
+    return model.manifest.model_copy(update=update), found
 
 
 @pytest.mark.parametrize("head", ["point", "gaussian", "student_t", "quantiles"])
-def test_the_report_says_what_the_manifest_says(head: str, tmp_path: Path) -> None:
-    """Every figure of the manifest's one-step metrics is in the page, as the page writes numbers."""
-    manifest, found = made(tmp_path, head=head, features=("x", "y"))
+def test_the_figures_of_the_report_are_those_of_the_manifest(head: str, tmp_path: Path) -> None:
+    """Every one-step metric of the manifest is in the page, in the number format of the page."""
+    manifest, found = evaluated(tmp_path, head=head, features=("x", "y"))
     page = Page(html_report.html(manifest, found.illustration))
     assert not page.open
-    for told in found.metrics["targets"].values():
+    for scores in found.metrics["targets"].values():
         for name in FORECASTS:
-            for measure, value in told[name].items():
+            for measure, value in scores[name].items():
                 percent = measure in {"smape", "coverage_80"}
                 assert (f"{value:.1%}" if percent else charts.number(value)) in page.cells, (name, measure)
             if name != "model":
-                share = told["better"][name]["mae"]
+                share = scores["better"][name]["mae"]
                 assert f"{abs(share):.1%} {'better' if share > 0 else 'worse'}" in page.cells
     assert charts.number(found.metrics["mean_surprise"]) in page.cells
     assert f"{found.metrics['horizons']['origins']}" in page.cells
@@ -97,58 +97,58 @@ def test_the_report_says_what_the_manifest_says(head: str, tmp_path: Path) -> No
     assert ("Reliability" in page.text) is (head != "point")
 
 
-def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
-    """No script, no address and no style from elsewhere: it reads the same on any machine, at any time."""
-    manifest, found = made(tmp_path)
+def test_the_page_is_self_contained(tmp_path: Path) -> None:
+    """The page has no script, address or external style, so it looks the same on any machine at any time."""
+    manifest, found = evaluated(tmp_path)
     page = html_report.html(manifest, found.illustration)
     assert Page(page).addresses == []
-    assert not Page(page).seen & {"script", "link", "img", "iframe", "object", "base", "foreignobject"}
+    assert not Page(page).tags & {"script", "link", "img", "iframe", "object", "base", "foreignobject"}
     assert not re.search(r"https?://|url\(|@import|javascript:", page)
     assert "prefers-color-scheme: dark" in page
 
 
-def test_what_the_data_says_is_text(tmp_path: Path) -> None:
-    """Markup in the name of a feature, of a series, in a description, a file or the configuration stays text."""
-    plain, known = made(tmp_path / "plain", features=("x", "y"))
-    manifest, found = made(tmp_path / "nasty", features=("x", NASTY), series=NASTY, description=NASTY)
+def test_markup_from_the_data_is_escaped(tmp_path: Path) -> None:
+    """Markup in the name of a feature or series, a description, a file or the configuration is shown as text."""
+    plain, plain_found = evaluated(tmp_path / "plain", features=("x", "y"))
+    manifest, found = evaluated(tmp_path / "nasty", features=("x", NASTY), series=NASTY, description=NASTY)
     provenance: Any = manifest.provenance
     provenance |= {"data": {"file": NASTY}, "config": {NASTY: NASTY}, "versions": {NASTY: NASTY}}
     page = Page(html_report.html(manifest, found.illustration))
     assert not page.open
-    assert page.seen == Page(html_report.html(plain, known.illustration)).seen
+    assert page.tags == Page(html_report.html(plain, plain_found.illustration)).tags
     assert page.text.count("<script>alert(") >= 9
 
 
-def test_a_loss_is_said_in_words(tmp_path: Path) -> None:
-    """Not by colour alone: the page says of each naive forecast whether the model is better or worse."""
-    manifest, found = made(tmp_path)
+def test_a_loss_is_written_in_words(tmp_path: Path) -> None:
+    """The page says in words, not by colour alone, whether the model beats the naive forecasts."""
+    manifest, found = evaluated(tmp_path)
     metrics = found.metrics
-    own = metrics["targets"]["x"]["model"]
-    own["mae"] = 1e6
+    scores = metrics["targets"]["x"]["model"]
+    scores["mae"] = 1e6
     worse = Page(html_report.html(manifest, found.illustration)).text
-    assert (
-        "It loses to a naive forecast one step ahead: x by MAE against last value; x by MAE against seasonal" in worse
-    )
-    own["mae"] = own["rmse"] = 1e-6
+    assert "The model loses to a naive forecast one step ahead: x by MAE against last value; x by MAE" in worse
+    scores["mae"] = scores["rmse"] = 1e-6
     metrics["targets"]["x"]["better"] = evaluation._better(
         {name: metrics["targets"]["x"][name] for name in FORECASTS}, evaluation.DECISIVE["forecast"]
     )
     metrics["horizons"]["targets"]["x"]["model"]["mae"] = [1e-6] * 6
     better = Page(html_report.html(manifest, found.illustration)).text
-    assert "It beats every naive forecast one step ahead" in better
+    assert "The model beats every naive forecast one step ahead" in better
     assert "loses" not in better
     metrics["horizons"]["targets"]["x"]["model"]["mae"] = [1e6] * 6
     further = Page(html_report.html(manifest, found.illustration)).text
-    assert "Further ahead it loses, taking 6 steps together: x by MAE against last value, seasonal naive" in further
+    assert (
+        "Further ahead the model loses, over 6 steps together: x by MAE against last value, seasonal naive" in further
+    )
 
 
-def test_an_older_bundle_has_a_report_too(tmp_path: Path) -> None:
-    """Metrics and provenance without the newer keys are shown as far as they go."""
-    manifest, found = made(tmp_path, provenance={})
-    for told in found.metrics["targets"].values():
-        del told["drift"], told["mean"], told["better"]["drift"], told["better"]["mean"], told["reliability"]
+def test_an_older_bundle_has_a_report(tmp_path: Path) -> None:
+    """Metrics and provenance without the newer keys still give a report."""
+    manifest, found = evaluated(tmp_path, provenance={})
+    for scores in found.metrics["targets"].values():
+        del scores["drift"], scores["mean"], scores["better"]["drift"], scores["better"]["mean"], scores["reliability"]
         for name in ("model", "last_value", "seasonal_naive"):
-            told[name] = {measure: told[name][measure] for measure in ("mae", "rmse")}
+            scores[name] = {measure: scores[name][measure] for measure in ("mae", "rmse")}
     del found.metrics["horizons"]
     page = Page(html_report.html(manifest, found.illustration))
     assert "seasonal naive" in page.text
@@ -160,7 +160,7 @@ def test_an_older_bundle_has_a_report_too(tmp_path: Path) -> None:
     [(0, 10, [0, 2, 4, 6, 8, 10]), (0.2, 1.1, [0.2, 0.4, 0.6, 0.8, 1.0]), (-3e6, 1e6, [-3e6, -2e6, -1e6, 0, 1e6])],
 )
 def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None:
-    """One, two or five times a power of ten apart, within the limits."""
+    """Ticks lie within the limits, spaced by 1, 2 or 5 times a power of ten."""
     assert charts.ticks(low, high, 5) == pytest.approx(expected)
 
 
@@ -175,8 +175,8 @@ def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None
         (4e9, "4.000e+09"),
     ],
 )
-def test_numbers_are_written_for_people(value: float, text: str) -> None:
-    """Four digits, with a thousands separator, and powers of ten only where they are needed."""
+def test_numbers_are_formatted(value: float, text: str) -> None:
+    """Numbers have four digits and thousands separators, and powers of ten only if needed."""
     assert charts.number(value) == text
 
 
@@ -185,7 +185,7 @@ def test_numbers_are_written_for_people(value: float, text: str) -> None:
     [[5.0], [0.0, 0.0], [1e-30, 2e-30], [1e30, -1e30], [math.nan, 1.0, math.inf, 2.0], [math.nan], [-4.0, -4.0]],
 )
 def test_any_line_can_be_drawn(values: list[float]) -> None:
-    """Constant, tiny, huge and missing values give a drawing whose every coordinate is a number within it."""
+    """Constant, tiny, huge and missing values give a drawing whose coordinates all lie within it."""
     xs = np.arange(1.0, len(values) + 1)
     drawn = charts.chart("what", [Line("a", "model", xs, np.array(values), dots=True)], x_label="x", y_label="y")
     assert not re.search(r"nan|inf", drawn)
@@ -195,8 +195,8 @@ def test_any_line_can_be_drawn(values: list[float]) -> None:
         assert 0 <= float(y) <= 260
 
 
-def test_a_line_is_where_its_numbers_are() -> None:
-    """The lowest point is drawn lowest, the first leftmost, and a missing one breaks the line."""
+def test_a_line_follows_its_numbers() -> None:
+    """The smallest value is drawn lowest, the first point leftmost, and a missing value breaks the line."""
     ys = np.array([1.0, 3.0, math.nan, 2.0])
     drawn = charts.chart("what", [Line("a", "model", np.arange(4.0), ys)], x_label="x", y_label="y")
     path = re.findall(r'<path class="line model" d="([^"]+)"', drawn)[-1]
