@@ -50,62 +50,76 @@ class Settings(BaseSettings):
     bind: Annotated[str, Field(description="address to listen on: host:port, or unix:/path")] = "127.0.0.1:8000"
     allow_anyone: Annotated[
         bool,
-        Field(description="listen beyond this machine although there are no keys: whoever reaches the port may use it"),
+        Field(description="listen beyond this machine: anyone who reaches the port may use the service"),
     ] = False
     workers: Annotated[int, Field(ge=1, le=256)] = Field(
-        default_factory=_cores, description="worker processes; default: the cores"
+        default_factory=_cores, description="number of worker processes; default: the number of available cores"
     )
-    connections: Annotated[int, Field(ge=1, le=1_000_000, description="open connections a worker process takes")] = 4000
+    connections: Annotated[
+        int, Field(ge=1, le=1_000_000, description="maximum number of open connections of a worker process")
+    ] = 4000
     store: str = Field(
         default_factory=_default_store,
-        description="where sessions live: lmdb:///path or redis://host:port/0; default: the user's data folder",
+        description="store of the sessions: lmdb:///path or redis://host:port/0; default: the user's data folder",
     )
-    models: Annotated[Path, Field(description="the repository of models; default: the bundles that ship")] = ZOO
-    threads: Annotated[int, Field(ge=1, le=256, description="ONNX Runtime's threads for one call")] = 1
+    models: Annotated[Path, Field(description="folder of the model repository; default: the bundles that ship")] = ZOO
+    threads: Annotated[
+        int, Field(ge=1, le=256, description="number of threads that ONNX Runtime uses for one call")
+    ] = 1
     exact: Annotated[
         bool,
-        Field(description="run models whose kernels round differently in a batch row by row and step by step: slower"),
+        Field(description="run models whose kernels round differently in a batch row by row: exact, but slower"),
     ] = False
     lane: Annotated[
-        bool, Field(description="answer steps ahead of Flask; the answers are the same, several times as many a second")
+        bool, Field(description="answer step requests ahead of Flask: the same responses at several times the rate")
     ] = True
-    ttl_s: Annotated[float, Field(gt=0, le=31_536_000, description="seconds a session may idle before it expires")] = (
-        3600
-    )
+    ttl_s: Annotated[
+        float, Field(gt=0, le=31_536_000, description="seconds without a step after which a session expires")
+    ] = 3600
     timeout_s: Annotated[
-        float, Field(gt=0, le=3600, description="seconds a request may take before it is answered 503")
+        float, Field(gt=0, le=3600, description="seconds that a request may take before it is answered 503")
     ] = 30
-    max_body_bytes: Annotated[int, Field(ge=1024, description="largest request body")] = 8 * 2**20
+    max_body_bytes: Annotated[int, Field(ge=1024, description="maximum size of a request body in bytes")] = 8 * 2**20
     max_steps: Annotated[
         int,
         Field(
             ge=1,
-            description="most steps of one call: inputs and horizons of all its sequences, paths or items together",
+            description="maximum number of steps of one call: inputs and horizons of all its sequences or items",
         ),
     ] = 100_000
-    max_horizon: Annotated[int, Field(ge=1, description="most steps of a forecast")] = 10_000
+    max_horizon: Annotated[int, Field(ge=1, description="maximum number of steps of a forecast")] = 10_000
     max_sequences: Annotated[
-        int, Field(ge=1, description="most sequences in one predict call, or sample paths in one forecast")
+        int,
+        Field(ge=1, description="maximum number of sequences in one predict call, and of sample paths in one forecast"),
     ] = 1024
-    max_waiting: Annotated[int, Field(ge=1, description="most requests that may wait in a worker process")] = 10_000
-    flush_s: Annotated[float, Field(gt=0, le=3600, description="seconds between flushes of the store to disk")] = 1.0
+    max_waiting: Annotated[int, Field(ge=1, description="maximum number of requests that wait in a worker process")] = (
+        10_000
+    )
+    flush_s: Annotated[float, Field(gt=0, le=3600, description="seconds between flushes of the LMDB store to disk")] = (
+        1.0
+    )
     fsync: Annotated[
         Literal["interval", "always"],
-        Field(description="LMDB: when a commit is on disk, at the next flush or before it is answered"),
+        Field(description="LMDB: a commit is on disk after the next flush (interval) or before its answer (always)"),
     ] = "interval"
     history: Annotated[
-        int, Field(ge=0, le=10_000, description="steps that sessions can be taken back by; they keep as many inputs")
+        int,
+        Field(
+            ge=0,
+            le=10_000,
+            description="number of steps by which a session can be rewound; its record stores at least as many inputs",
+        ),
     ] = 0
     accuracy: Annotated[
-        bool, Field(description="count how each session's predictions come true, and tell it with each answer")
+        bool, Field(description="score the predictions of each session, and return the scores with each step")
     ] = True
     secret: Annotated[
         SecretStr | None,
-        Field(description="signs what leaves and comes back: 32 characters or more; by commas, the newest first"),
+        Field(description="key that signs exported states: 32 characters or more; several by commas, newest first"),
     ] = None
-    state_age_s: Annotated[float, Field(gt=0, description="seconds that a state which its client holds may be old")] = (
-        86_400
-    )
+    state_age_s: Annotated[
+        float, Field(gt=0, description="maximum age in seconds of a state that its client holds")
+    ] = 86_400
     sweep_s: Annotated[float, Field(gt=0, le=3600, description="seconds between sweeps of expired sessions")] = 5.0
 
     @field_validator("bind")
