@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from onward.service.engine.engine import Engine
 from onward.service.errors import Fault, InvalidInputError
-from onward.service.http.reply import JSON, encode
+from onward.service.http.reply import JSON, encode_by_turns
 
 NDJSON = "application/x-ndjson"
 
@@ -69,4 +69,4 @@ def _answer(operation: Operation, engine: Engine, **parameters: str) -> Response
 
 
 def json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(encode(content), status, headers, content_type=JSON)
+    return Response(encode_by_turns(content), status, headers, content_type=JSON)

@@ -15,7 +15,7 @@ from onward.model.outputs import rows
 from onward.model.runner import StepModel
 from onward.service.engine.batching.model_call import all_float32
 from onward.service.engine.steps import Answer
-from onward.service.http.reply import encode
+from onward.service.http.reply import encode, encode_by_turns
 
 _FLOAT32 = np.dtype(np.float32)
 _NUMBER = re.compile(rb"([0-9]+)\.0")
@@ -26,7 +26,7 @@ def written(answer: Answer) -> bytes:
     outputs = answer.outputs
     form = _form(answer.model, outputs.dtype) if len(outputs) == 1 else None
     if form is None:
-        return encode(told(answer))
+        return encode_by_turns(told(answer))
     numbers = orjson.dumps(np.frombuffer(outputs, _FLOAT32), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",")
     return form % (answer.step, *numbers)
 

@@ -1,0 +1,69 @@
+"""The encoding of answers."""
+
+import gevent
+import numpy as np
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.engine.turn import Turns
+from service.http import reply
+from service.http.reply import encode, encode_by_turns
+
+LONG = np.arange(300_000, dtype=np.float32) / 7
+LARGE = {
+    "an array": LONG,
+    "rows": LONG.reshape(-1, 3),
+    "long rows": LONG.reshape(3, -1),
+    "columns": {"step": 7, "predictions": {'a "name"': LONG[:5000], "b": LONG[:3]}, "none": None},
+    "a list": list(range(10_000)),
+    "many": [{"step": number, "values": LONG[number : number + 9], "text": ["a", None]} for number in range(1000)],
+    "one that is long among short ones": [1, [2, 3], LONG, "text", LONG[:2], []],
+    "fragments": {"problems": {str(number): orjson.Fragment(b'{"a": 1}') for number in range(5000)}},
+    "empty ones": [[], {}, LONG[:0], LONG],
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_pieces_are_the_same_bytes(name: str) -> None:
+    assert encode_by_turns(LARGE[name]) == encode(LARGE[name])
+
+
+@given(
+    st.recursive(
+        st.none() | st.integers(-9, 9) | st.text(max_size=3) | st.integers(0, 30).map(lambda count: LONG[:count]),
+        lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=3), inner, max_size=5),
+        max_leaves=30,
+    )
+)
+def test_pieces_of_any_content_are_the_same_bytes(content: object) -> None:
+    """Wherever it is cut."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reply, "PIECE", 3)
+        assert encode_by_turns(content) == encode(content)
+
+
+def test_others_have_their_turns_while_a_large_answer_is_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A piece has few values, and between two pieces whoever waits for the event loop runs."""
+    sizes: list[int] = []
+
+    def counted(content: object) -> bytes:
+        data = encode(content)
+        sizes.append(len(data))
+        return data
+
+    monkeypatch.setattr(reply, "encode", counted)
+    ran = []
+
+    def beside() -> None:
+        turns = Turns()
+        while True:
+            ran.append(len(sizes))
+            turns.take()
+
+    other = gevent.spawn(beside)
+    data = encode_by_turns({"predictions": {"mean": LONG, "rows": LONG.reshape(-1, 3)}})
+    other.kill()
+    assert max(sizes) < len(data) / 50
+    assert len(set(ran)) > len(data) / reply.PIECE_BYTES / 3
