@@ -7,7 +7,7 @@ service and whoever runs a bundle in process read inputs by these rules.
 
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -49,13 +49,36 @@ def to_array(inputs: Inputs, features: Sequence[Feature], field: str = "inputs")
 
     `field` is what errors call the inputs. Raises InputError, naming the step and the feature.
     """
+    (array,) = arrays(inputs, features, field)
+    return array
+
+
+def arrays(
+    inputs: Inputs, features: Sequence[Feature], field: str = "inputs", at_once: int | None = None
+) -> Iterator[NDArray[np.float32]]:
+    """The array of `to_array` in consecutive parts of `at_once` steps, each made when it is asked for."""
     if not len(inputs):
         raise InputError(Fault(field, "needs at least one step"))
-    if isinstance(inputs, str):
-        return _text(inputs, features, field)
-    if isinstance(inputs, bytes):
-        return _floats(inputs, features, field)
-    rows = _rows(inputs, features, field)
+    steps: Any = _text(inputs, features, field) if isinstance(inputs, str) else inputs
+    width = 4 * len(features) if isinstance(inputs, bytes) else 1  # items of a step
+    if len(steps) % width:
+        raise InputError(
+            Fault(
+                field, f"a step is {_said(features)} of 4 bytes each; {len(steps)} bytes are no whole number of steps"
+            )
+        )
+    form = _form(type(steps[0]))
+    for start in range(0, len(steps), width * (at_once or len(steps))):
+        part = steps if at_once is None else steps[start : start + width * at_once]
+        if isinstance(part, bytes):
+            yield _floats(part, features, field, start // width)
+        else:
+            yield _array(part, features, field, start, form)
+
+
+def _array(inputs: Any, features: Sequence[Feature], field: str, first: int, form: str) -> NDArray[np.float32]:
+    """(steps, features) of steps in that form, the first of which is number `first` of its request."""
+    rows = _rows(inputs, features, field, first, form)
     if all(feature.kind == "number" for feature in features) and set(map(type, chain.from_iterable(rows))) <= _PLAIN:
         few = len(rows) * len(features) <= _FEW
         if few and (packed := _packed(list(chain.from_iterable(rows)))) is not None:
@@ -63,31 +86,31 @@ def to_array(inputs: Inputs, features: Sequence[Feature], field: str = "inputs")
         array = _wide(rows)
     else:
         columns = [
-            _column([row[place] for row in rows], feature, place, field) for place, feature in enumerate(features)
+            _column([row[place] for row in rows], feature, place, field, first)
+            for place, feature in enumerate(features)
         ]
         array = _wide(columns).T
-    return _finite(array, features, field)
+    return _finite(array, features, field, first)
 
 
-def _rows(inputs: Any, features: Sequence[Feature], field: str) -> Sequence[Sequence[Value]]:
+def _rows(inputs: Any, features: Sequence[Feature], field: str, first: int, form: str) -> Sequence[Sequence[Value]]:
     listed: Sequence[Sequence[Value]] = inputs
-    if set(map(type, inputs)) == {list} and set(map(len, inputs)) == {len(features)}:
+    if form == _LISTED and set(map(type, inputs)) == {list} and set(map(len, inputs)) == {len(features)}:
         return listed
-    form = _form(type(inputs[0]))
     if any(_form(kind) != form for kind in set(map(type, inputs))):
-        place, other = next(found for found in enumerate(map(_form, map(type, inputs))) if found[1] != form)
+        place, other = next(found for found in enumerate(map(_form, map(type, inputs)), first) if found[1] != form)
         raise InputError(Fault(f"{field}[{place}]", f"is {other}, where the first step is {form}"))
     if form == _NAMED:
         names = [feature.name for feature in features]
         wanted = set(names)
         if all(step.keys() == wanted for step in inputs):
             return [[step[name] for name in names] for step in inputs]
-        return [_by_name(step, features, f"{field}[{place}]") for place, step in enumerate(inputs)]
+        return [_by_name(step, features, f"{field}[{place}]") for place, step in enumerate(inputs, first)]
     if form == _ONE:
         if len(features) != 1:
             raise InputError(Fault(f"{field}[0]", f"a step is {_said(features)}, not one value"))
         return [[value] for value in inputs]
-    for place, row in enumerate(inputs):
+    for place, row in enumerate(inputs, first):
         if len(row) != len(features):
             raise InputError(Fault(f"{field}[{place}]", f"a step is {_said(features)}; this one has {len(row)}"))
     return listed
@@ -99,10 +122,10 @@ def _form(kind: type) -> str:
     return _LISTED if issubclass(kind, (list, tuple)) else _ONE
 
 
-def _column(values: Sequence[Value], feature: Feature, column: int, field: str) -> list[float]:
+def _column(values: Sequence[Value], feature: Feature, column: int, field: str, first: int) -> list[float]:
     """(steps,) of one feature."""
     found = []
-    for step, value in enumerate(values):
+    for step, value in enumerate(values, first):
         number = np.nan if value is None and feature.nullable else _number(value, feature)
         if number is None:
             raise InputError(Fault(f"{field}[{step}][{column}]", _refusal(value, feature)))
@@ -138,25 +161,20 @@ def _refusal(value: Value, feature: Feature) -> str:
     return f"{said} ({name}) is none of the {len(feature.categories):,} categories: {some}{more}"
 
 
-def _text(text: str, features: Sequence[Feature], field: str) -> NDArray[np.float32]:
+def _text(text: str, features: Sequence[Feature], field: str) -> Sequence[Value]:
+    """A value for each step."""
     (feature, *others) = features
     if feature.text is None or others:
         raise InputError(Fault(field, f"the model reads no text; a step is {_said(features)}"))
     if feature.text == "bytes":
         try:
-            values: Sequence[Value] = list(text.encode())
+            return list(text.encode())
         except UnicodeEncodeError as error:
             raise InputError(Fault(f"{field}[{error.start}]", "half a surrogate pair is no character")) from None
-    else:
-        values = list(text)
-    return _finite(np.array([_column(values, feature, 0, field)], np.float64).T, features, field)
+    return list(text)
 
 
-def _floats(data: bytes, features: Sequence[Feature], field: str) -> NDArray[np.float32]:
-    if len(data) % (4 * len(features)):
-        raise InputError(
-            Fault(field, f"a step is {_said(features)} of 4 bytes each; {len(data)} bytes are no whole number of steps")
-        )
+def _floats(data: bytes, features: Sequence[Feature], field: str, first: int) -> NDArray[np.float32]:
     array = np.frombuffer(data, "<f4").reshape(-1, len(features))
     if np.isfinite(array).all() and all(feature.kind == "number" for feature in features):
         return array
@@ -167,7 +185,7 @@ def _floats(data: bytes, features: Sequence[Feature], field: str) -> NDArray[np.
         ]
         for row in array.tolist()
     ]
-    return to_array(rows, features, field)
+    return _array(rows, features, field, first, _LISTED)
 
 
 def _packed(values: Sequence[Any]) -> bytes | None:
@@ -187,7 +205,7 @@ def _wide(rows: Any) -> NDArray[np.float64]:
         return np.array([[np.inf if abs(value) > most else value for value in row] for row in rows], np.float64)
 
 
-def _finite(wide: NDArray[np.float64], features: Sequence[Feature], field: str) -> NDArray[np.float32]:
+def _finite(wide: NDArray[np.float64], features: Sequence[Feature], field: str, first: int) -> NDArray[np.float32]:
     with np.errstate(over="ignore"):
         array = wide.astype(np.float32)
     wrong = np.isinf(array)
@@ -195,7 +213,7 @@ def _finite(wide: NDArray[np.float64], features: Sequence[Feature], field: str) 
         place, column = (int(where[0]) for where in np.nonzero(wrong))
         raise InputError(
             Fault(
-                f"{field}[{place}][{column}]",
+                f"{field}[{first + place}][{column}]",
                 f"{wide[place, column]:g} ({features[column].name}) is no finite 32-bit number",
             )
         )

@@ -1,6 +1,6 @@
 """A turn of the event loop."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any, TypeVar
 
 import gevent
@@ -37,9 +37,20 @@ def turn() -> None:
         turns.close()
 
 
-def by_turns(items: Iterable[T]) -> Iterator[T]:
-    """The items, a few in each turn: so many that what is done with all of them at once would hold others up."""
-    for place, item in enumerate(items):
-        if place and place % AT_ONCE == 0:
-            turn()
-        yield item
+def by_turns(items: Iterable[T], at_once: int = AT_ONCE) -> Iterable[T]:
+    """The items, `at_once` of them in each turn, so that work on all of them does not hold up the rest of the worker.
+
+    A collection that has no more than that comes back as it is, at no cost.
+    """
+    return items if isinstance(items, Sized) and len(items) <= at_once else _by_turns(items, at_once)
+
+
+def _by_turns(items: Iterable[T], at_once: int) -> Iterator[T]:
+    turns = Turns()
+    try:
+        for number, item in enumerate(items):
+            if number and number % at_once == 0:
+                turns.take()
+            yield item
+    finally:
+        turns.close()

@@ -7,12 +7,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from onward.model.inputs import Inputs, to_array
+from onward.model.inputs import Inputs, arrays, to_array
 from onward.model.runner import StepModel
 from onward.service.engine.input_errors import refusing
+from onward.service.engine.event_loop import by_turns
 from onward.service.errors import Fault, InvalidInputError
 
 __all__ = ["Inputs", "Intake", "array_of"]
+
+PIECE = 4096
+"""Steps that are read at once."""
+LONG = 256
+"""Inputs of more steps are read before they wait in a queue, so that no batch is held up while they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +45,22 @@ class Intake:
 
         Raises InvalidInputError.
         """
-        array = array_of(model, inputs, field) if isinstance(inputs, bytes) else None
-        length = len(inputs) if array is None else len(array)
+        is_packed = isinstance(inputs, bytes)
+        length = len(inputs) // (4 * len(model.features)) if is_packed else len(inputs)
         if length > self.max_steps:
             raise InvalidInputError(Fault(field, f"at most {self.max_steps} steps a call, not {length}"))
-        return length, array
+        if not is_packed and length <= LONG:
+            return length, None
+        array = array_of(model, inputs, field)
+        return len(array), array
 
 
 def array_of(model: StepModel, inputs: Inputs, field: str = "inputs") -> NDArray[np.float32]:
     """(steps, features), see `onward.model.inputs.to_array`. Raises InvalidInputError, naming the step and the
     feature.
     """
+    features = model.manifest.features
     with refusing():
-        return to_array(inputs, model.manifest.features, field)
+        if len(inputs) <= PIECE:
+            return to_array(inputs, features, field)
+        return np.concatenate(list(by_turns(arrays(inputs, features, field, PIECE), 1)))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from onward.model.inputs import InputError, Inputs, to_array
+from onward.model.inputs import InputError, Inputs, arrays, to_array
 from onward.model.manifest import Feature
 
 FLOAT32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -123,3 +123,36 @@ def test_steps_are_all_written_in_one_way(inputs: Any, says: str) -> None:
     with pytest.raises(InputError) as error:
         array(inputs, (A,))
     assert str(error.value) == says
+
+
+PARTS: dict[str, tuple[Any, tuple[Feature, ...]]] = {
+    "numbers": ([0.5, 1, 2, 3.5, 4, 5, 6], (A,)),
+    "lists": ([[0.5], [1], [2], [3.5], [4], [5], [6]], (A,)),
+    "by name": ([{"a": number} for number in range(7)], (A,)),
+    "bytes": (np.arange(7, dtype="<f4").tobytes(), (A,)),
+    "a text": ("abc def", (BYTE,)),
+    "the last is null": ([0, 1, 2, 3, 4, 5, None], (A,)),
+    "the last is too large": ([0, 1, 2, 3, 4, 5, 1e40], (A,)),
+    "the last is a list": ([0, 1, 2, 3, 4, 5, [6]], (A,)),
+    "the last has two values": ([[0], [1], [2], [3], [4], [5], [6, 7]], (A,)),
+    "the last has another name": ([*({"a": number} for number in range(6)), {"co2": 1}], (A,)),
+    "the last part is of another form": ([0, 1, 2, 3, 4, 5, {"a": 1}], (A,)),
+    "bytes over": (bytes(27), (A,)),
+    "nothing": ([], (A,)),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_say_what_the_whole_says(name: str) -> None:
+    """Wherever inputs are cut: the same numbers, or the same fault under the same place."""
+    inputs, features = PARTS[name]
+    for at_once in (1, 2, 3, 6, 7, 9):
+        try:
+            whole: Any = to_array(inputs, features).tolist()
+        except InputError as error:
+            whole = error.faults
+        try:
+            parts: Any = np.concatenate(list(arrays(inputs, features, at_once=at_once))).tolist()
+        except InputError as error:
+            parts = error.faults
+        assert parts == whole

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.engine.turn import Turns
-from service.http import reply
-from service.http.reply import encode, encode_by_turns
+from onward.service.engine.event_loop import Turns
+from onward.service.http import reply
+from onward.service.http.reply import encode, encode_by_turns
 
 LONG = np.arange(300_000, dtype=np.float32) / 7
 LARGE = {

@@ -1,0 +1,72 @@
+"""What is long gives the rest of its worker a turn in between."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gevent
+import pytest
+
+from onward.model.repository import open_all
+from onward.model.runner import StepModel
+from onward.service.engine.input_parsing import PIECE, Intake
+from onward.service.engine.event_loop import AT_ONCE, Turns, by_turns
+from onward.service.errors import InvalidInputError
+from tests.helpers.bundles import make_bundle
+
+MOST = 100_000
+
+
+@contextmanager
+def counting(what: Callable[[], Any] = lambda: None) -> Iterator[list[Any]]:
+    """What the function says in each turn that another greenlet has meanwhile."""
+    seen: list[Any] = []
+
+    def beside() -> None:
+        turns = Turns()
+        while True:
+            seen.append(what())
+            turns.take()
+
+    other = gevent.spawn(beside)
+    yield seen
+    other.kill()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> StepModel:
+    folder = tmp_path_factory.mktemp("models")
+    make_bundle(folder, name="tiny")
+    return open_all(folder).models["tiny"][1]
+
+
+def test_few_items_are_given_without_a_turn() -> None:
+    few = list(range(AT_ONCE))
+    assert by_turns(few) is few
+
+
+def test_items_are_given_a_few_in_each_turn() -> None:
+    done: list[int] = []
+    with counting(lambda: len(done)) as seen:
+        done.extend(by_turns(range(1000)))
+    assert done == list(range(1000))
+    assert len(seen) >= 1000 // AT_ONCE
+
+
+def test_long_inputs_are_read_in_pieces(model: StepModel) -> None:
+    """As bytes and as numbers alike, before they wait in a queue."""
+    intake = Intake(MOST)
+    for inputs in ([10.0] * MOST, [[10.0]] * MOST, bytes(4 * MOST)):
+        with counting() as seen:
+            _, array = intake.measured(model, inputs)
+        assert array is not None
+        assert array.shape == (MOST, 1)
+        assert len(seen) >= MOST // PIECE
+
+
+def test_a_fault_in_a_later_piece_is_named_by_its_place(model: StepModel) -> None:
+    inputs: list[Any] = [10.0] * MOST
+    inputs[-1] = None
+    with pytest.raises(InvalidInputError, match=rf"inputs\[{MOST - 1}\]\[0\]: null"):
+        Intake(MOST).array(model, inputs)
