@@ -19,7 +19,7 @@ from onward.model.repository import Opened
 from onward.model.runner import Outputs, StepModel
 from onward.model.sampling import rollout
 from onward.model.scoring.statistics import Interval, Target
-from onward.model.scoring.surprise import NONE, running, surprises
+from onward.model.scoring.surprise import NONE
 from onward.service.engine.batching import batcher
 from onward.service.engine.batching.batcher import Dispatch
 from onward.service.engine.event_loop import by_turns, turn
@@ -215,12 +215,12 @@ class Engine:
         outputs, surprise = model.last_prediction(state), NONE
         seeds = None if inputs is None else self._intake.array(model, inputs)
         if seeds is not None:
-            done = self._dispatch.run_free(model, seeds, state, accuracy=accuracy, has_left=has_left)
+            done = self._dispatch.run_free(model, seeds, state, accuracy=accuracy, surprise=surprise, has_left=has_left)
             assert done.state is not None
+            assert done.surprise is not None
             accuracy = done.accuracy or b""
             state = np.frombuffer(done.state, model.layout.dtype)
-            step, outputs = len(done.outputs), done.outputs[-1:]
-            surprise = running(surprise, surprises(model, done.outputs))
+            step, outputs, surprise = len(done.outputs), done.outputs[-1:], done.surprise
         record = records.first(tenant, ref_of(model), state.tobytes(), step, surprise, accuracy)
         if seeds is not None:
             seeded = idempotency.Known(idempotency.digest(seeds.tobytes()), step, b"")

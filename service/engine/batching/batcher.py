@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onward.model.runner import StepModel
 from onward.model.sampling.rollout_inputs import Feed
 from onward.model.scoring.accuracy import Accuracy
+from onward.model.scoring.surprise import Means
 from onward.model.state import State
 from onward.service.engine.batching import cost
 from onward.service.engine.batching.executor import Executor
@@ -101,16 +102,18 @@ class Dispatch:
         horizon: int = 0,
         feed: Feed | None = None,
         accuracy: bytes | None = None,
+        surprise: Means | None = None,
     ) -> Work:
         """An item of no session: inputs (steps, features) from state (1,) on, then `horizon` steps fed back.
 
-        accuracy: what is kept of predictions so far; None: they are not scored.
+        accuracy: what is kept of predictions so far; None: they are not scored. surprise: of inputs so far; None: it is
+        not counted.
         """
         self._alone += 1
         line = self._alone.to_bytes(8)  # sessions' keys have a / in them, and are longer
         work = self._work(model, len(inputs), call, line)
         work.inputs, work.horizon, work.feed, work.state = inputs, horizon, feed or Feed(model), state.tobytes()
-        work.accuracy = accuracy if self.accuracy(model).on else None
+        work.accuracy, work.surprise = accuracy if self.accuracy(model).on else None, surprise
         return work
 
     def run(self, call: Call, works: Sequence[Work]) -> Sequence[Work]:
@@ -139,12 +142,14 @@ class Dispatch:
         state: State,
         *,
         accuracy: bytes | None = None,
+        surprise: Means | None = None,
         has_left: Callable[[], bool] | None = None,
         since: float | None = None,
     ) -> Done:
-        """One item of no session. since: see `call`. Raises what went wrong."""
+        """One item of no session, see `free_work`. since: see `call`. Raises what went wrong."""
         call = self.call(1, has_left=has_left, since=since)
-        (work,) = self.run(call, [self.free_work(model, inputs, call, state, accuracy=accuracy)])
+        work = self.free_work(model, inputs, call, state, accuracy=accuracy, surprise=surprise)
+        self.run(call, [work])
         return outcome(work)
 
     def look_who_left(self) -> None:

@@ -135,6 +135,7 @@ class Executor:
                 broken = request.outcome  # nothing of the item overtakes it
         if todo:
             work.state, work.accuracy = record.state, record.accuracy if self.accuracy.on else None
+            work.surprise = record.surprise
             arrays = [request.inputs for request in todo if request.inputs is not None]
             work.inputs = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
             work.length = len(work.inputs)
@@ -179,7 +180,8 @@ class Executor:
         for row, (work, good) in enumerate(zip(rows, sound, strict=True)):
             if good:
                 answer = answers[row] if alike else answers[row][: sizes[row]]
-                work.advance(answer, memories[row], accuracies[row])
+                surprise = None if work.surprise is None else running(work.surprise, surprises(self._model, answer))
+                work.advance(answer, memories[row], accuracies[row], surprise)
             else:
                 work.settle(NotFiniteError())
 
@@ -190,7 +192,7 @@ class Executor:
         for work in ended:
             told = work.all_outputs()
             if not work.requests:
-                work.settle(Done(told, work.state, accuracy=work.accuracy))
+                work.settle(Done(told, work.state, accuracy=work.accuracy, surprise=work.surprise))
             else:
                 works.append(work)
                 outputs.append(told)
@@ -218,7 +220,7 @@ class Executor:
         before = work.record
         assert before is not None
         assert work.state is not None
-        surprised = surprises(self._model, outputs)
+        assert work.surprise is not None
         record = Record(
             new_revision(),
             before.tenant,
@@ -229,24 +231,23 @@ class Executor:
             before.ttl_s,
             now + before.ttl_s,
             work.state,
-            running(before.surprise, surprised),
+            work.surprise,
             _remembering(before, work.requests, outputs, self._most_answers),
-            self._history(work, before, surprised) if self._keep else b"",
+            self._history(work, before) if self._keep else b"",
             before.accuracy if work.accuracy is None else work.accuracy,
         )
         return Change(work.line, work.stored, record, advances=not work.creates)
 
-    def _history(self, work: Work, before: Record, surprised: list[float]) -> bytes:
+    def _history(self, work: Work, before: Record) -> bytes:
         """The session's history after the item's inputs."""
         assert work.inputs is not None
         start = Point(before.step, before.surprise, before.state, before.accuracy)
         known = history.from_bytes(before.history) if before.history else history.begun(self._features, start)
         step, way = before.step + len(work.inputs), [start]
-        surprise, counted = before.surprise, 0
-        for consumed, state, accuracy in list(work.trail or ())[:-1]:  # the last is where the session is now
+        for consumed, state, accuracy, surprise in list(work.trail or ())[:-1]:  # the last is where the session is now
             if len(way) > 1 and before.step + consumed <= step - self._keep:
                 way.pop()  # a later one is old enough
-            surprise, counted = running(surprise, surprised[counted:consumed]), consumed
+            assert surprise is not None
             way.append(Point(before.step + consumed, surprise, state, accuracy or b""))
         return known.advanced(way, work.inputs, step, self._keep).to_bytes()
 

@@ -15,6 +15,7 @@ from gevent.hub import Waiter
 from numpy.typing import NDArray
 
 from onward.model.runner import Outputs, StepModel
+from onward.model.scoring.surprise import Means
 from onward.service.engine.input_parsing import Inputs
 from onward.service.errors import without_frames
 from onward.service.store.record import Record
@@ -60,13 +61,14 @@ class Asked(NamedTuple):
 
 class Done(NamedTuple):
     """What was asked is done: every step's outputs (steps,), the state after them (1,), the session's step then, and
-    how predictions came true, where that is counted.
+    how predictions came true and how surprising the inputs were, where that is counted.
     """
 
     outputs: Outputs
     state: bytes | None
     step: int = 0
     accuracy: bytes | None = None
+    surprise: Means | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -98,6 +100,7 @@ class Work:
     feed: Callable[[Outputs], NDArray[np.float32]] | None = None  # outputs (1,) -> inputs (1, features) rolled on with
     state: bytes | None = None  # a row's memory, None until the record is loaded
     accuracy: bytes | None = None  # how its predictions came true so far, None where that is not counted
+    surprise: Means | None = None  # how surprising its inputs were so far, None where that is not counted
     record: Record | None = None
     first: Record | None = None  # what the session begins as, where the first request may create it
     stored: int | None = None  # revision of what the store has under the key, None where it has nothing
@@ -106,8 +109,8 @@ class Work:
     outcome: Done | Exception | None = None
     outputs: Outputs | None = None  # of the last call
     _before: bytearray | None = None  # the memory of those of the calls before it: it grows by a share, not by objects
-    trail: deque[tuple[int, bytes, bytes | None]] | None = None
-    """Where a history is kept: how many inputs led to which state and accuracy."""
+    trail: deque[tuple[int, bytes, bytes | None, Means | None]] | None = None
+    """Where a history is kept: how many inputs led to which state, accuracy and surprise."""
     _consumed: int = 0
     _rolled: int = 0
 
@@ -136,8 +139,10 @@ class Work:
         assert self.outputs is not None
         return self.feed(self.outputs[-1:])
 
-    def advance(self, outputs: Outputs, state: bytes, accuracy: bytes | None = None) -> None:
-        """Takes in the answer, outputs (steps,) and the state and accuracy after them, to what `take` gave."""
+    def advance(
+        self, outputs: Outputs, state: bytes, accuracy: bytes | None = None, surprise: Means | None = None
+    ) -> None:
+        """Takes in the answer to what `take` gave: outputs (steps,), and what the row has come to after them."""
         if self._consumed < self.length:
             self._consumed += len(outputs)
         else:
@@ -147,9 +152,9 @@ class Work:
                 self._before = bytearray()
             self._before += self.outputs.tobytes()
         self.outputs = outputs
-        self.state, self.accuracy = state, accuracy
+        self.state, self.accuracy, self.surprise = state, accuracy, surprise
         if self.trail is not None:
-            self.trail.append((self._consumed, state, accuracy))
+            self.trail.append((self._consumed, state, accuracy, surprise))
 
     def restart(self) -> None:
         """Forgets all progress: another process moved the session in between."""
@@ -162,7 +167,7 @@ class Work:
 
     def undecided(self) -> None:
         """Nothing is known of the session."""
-        self.state, self.accuracy, self.record = None, None, None
+        self.state, self.accuracy, self.surprise, self.record = None, None, None, None
         self.stored, self.creates = None, False
         for request in self.requests:
             request.outcome = None

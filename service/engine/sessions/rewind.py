@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from onward.model.scoring.layout import wanted
-from onward.model.scoring.surprise import NONE, running, surprises
+from onward.model.scoring.surprise import NONE
 from onward.service.engine.batching.batcher import Dispatch
 from onward.service.engine.models import Models, ref_of, state_of
 from onward.service.engine.sessions import history
@@ -38,9 +38,12 @@ class Past:
             state, surprise, accuracy = point.state, point.surprise, point.accuracy
             if len(inputs):
                 begun = state_of(model, record._replace(state=state))
-                done = self._dispatch.run_free(model, inputs, begun, accuracy=accuracy, has_left=has_left, since=since)
+                done = self._dispatch.run_free(
+                    model, inputs, begun, accuracy=accuracy, surprise=surprise, has_left=has_left, since=since
+                )
                 assert done.state is not None
-                state, surprise = done.state, running(surprise, surprises(model, done.outputs))
+                assert done.surprise is not None
+                state, surprise = done.state, done.surprise
                 accuracy = accuracy if done.accuracy is None else done.accuracy
             before = record._replace(
                 step=step, state=state, surprise=surprise, history=past.to_bytes(), accuracy=accuracy
@@ -72,10 +75,11 @@ class Past:
             accuracy = self._dispatch.accuracy(model).begun(wanted(record.accuracy))
             if len(past.inputs):
                 done = self._dispatch.run_free(
-                    model, past.inputs, initial, accuracy=accuracy, has_left=has_left, since=since
+                    model, past.inputs, initial, accuracy=accuracy, surprise=surprise, has_left=has_left, since=since
                 )
                 assert done.state is not None
-                state, surprise = done.state, running(surprise, surprises(model, done.outputs))
+                assert done.surprise is not None
+                state, surprise = done.state, done.surprise
                 accuracy = done.accuracy or b""
             past = past._replace(points=(Point(record.step, surprise, state, accuracy),))
             moved = record._replace(
