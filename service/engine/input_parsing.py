@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from onward.model.inputs import Inputs, arrays, to_array
 from onward.model.runner import StepModel
-from onward.service.engine.input_errors import refusing
 from onward.service.engine.event_loop import by_turns
+from onward.service.engine.input_errors import refusing
 from onward.service.errors import Fault, InvalidInputError
 
 __all__ = ["Inputs", "Intake", "array_of"]

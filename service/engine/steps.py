@@ -12,6 +12,7 @@ from onward.model.runner import Outputs, StepModel
 from onward.service.engine.batching.batcher import Dispatch
 from onward.service.engine.batching.executor import MovedError
 from onward.service.engine.batching.work_item import Asked, Call, Request, Work
+from onward.service.engine.event_loop import by_turns
 from onward.service.engine.input_parsing import Inputs, Intake
 from onward.service.engine.models import Models
 from onward.service.engine.sessions.lifecycle import Lives
@@ -123,7 +124,7 @@ class Steps:
         self._intake.limit(sum(len(asked.inputs) for asked in many), "inputs", f"those of {len(many)} items")
         lines: dict[str, _Line] = {}
         own = []
-        for asked in many:
+        for asked in by_turns(many):
             line = lines.get(asked.session_id)
             if line is None:
                 line = lines[asked.session_id] = _Line([])
@@ -136,14 +137,14 @@ class Steps:
         """Until all is told, or held up. What cannot be one row goes in another, by the first one's deadline."""
         while True:
             begun = []
-            for line in lines:
+            for line in by_turns(lines):
                 try:
                     begun.append((line, self._work(tenant, line.next(), call)))
                 except Exception as error:  # noqa: BLE001  (whatever it is, it is the next one's alone)
                     line.tell(error)
                     call.settled(error)
             self._dispatch.run(call, [work for _, work in begun])
-            for line, work in begun:
+            for line, work in by_turns(begun):
                 if isinstance(work.outcome, MovedError):
                     self._places.pop(work.line, None)
                 else:

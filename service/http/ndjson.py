@@ -18,6 +18,7 @@ from gunicorn.http.errors import ParseException
 from pydantic import ValidationError
 
 from onward.service.engine.engine import Engine, Limits
+from onward.service.engine.event_loop import by_turns
 from onward.service.engine.steps import Answer
 from onward.service.errors import Fault, InvalidInputError, NotFiniteError
 from onward.service.http import json_parsing, problems, request_body, request_schemas, steps
@@ -101,7 +102,7 @@ class _Upload:
     def answers(self, arrivals: Iterator[Sequence[Line]], body: Any, most: int) -> Iterator[bytes]:
         """What is said to lines as they arrive; ends after a problem. most: bytes of the rest that are still read."""
         for lines in arrivals:
-            for _, alike in groupby(lines, lambda line: _form(line.step)):
+            for _, alike in groupby(by_turns(lines), lambda line: _form(line.step)):
                 yield b"".join(self._said(list(alike)))
                 if self._over:
                     self._clock.begin()
@@ -123,7 +124,7 @@ class _Upload:
                     yield from self._said(lines[cut:])
         else:
             first, self._reached = answer.step - len(lines) + 1, answer.step
-            for place in range(len(lines)):
+            for place in by_turns(range(len(lines))):
                 yield written(Answer(answer.model, first + place, answer.outputs[place : place + 1])) + b"\n"
 
     def _step(self, inputs: list[Any]) -> Answer:
@@ -169,7 +170,11 @@ def _lines(body: Any, longest: int, alive: Callable[[], bool], limits: Limits, c
         for piece in _pieces(body):
             *whole, rest = (rest + piece).split(b"\n")
             begins = len(rest) <= len(piece)
-            yield [_line(at, text, limits) for at, text in enumerate(whole, number + 1) if text and not text.isspace()]
+            yield [
+                _line(at, text, limits)
+                for at, text in enumerate(by_turns(whole), number + 1)
+                if text and not text.isspace()
+            ]
             if not rest:
                 clock.wait_long()
             elif begins:

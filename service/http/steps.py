@@ -17,11 +17,12 @@ from onward.model.outputs import rows
 from onward.service.engine.batching.model_call import joined
 from onward.service.engine.batching.work_item import Asked
 from onward.service.engine.engine import Engine, Limits
+from onward.service.engine.event_loop import by_turns
 from onward.service.engine.steps import Answer
 from onward.service.errors import Fault, InvalidInputError
 from onward.service.http import json_parsing, problems, request_schemas
 from onward.service.http.connection import HasLeft
-from onward.service.http.reply import Reply, encode
+from onward.service.http.reply import Reply, encode_by_turns
 from onward.service.http.step_encoding import told, written
 
 TENANT = "public"
@@ -130,7 +131,7 @@ def _is_plain_request_id(name: Any) -> bool:
 def _many(engine: Engine, data: bytes, has_left: HasLeft | None) -> Reply:
     many, columns = _listed(data, engine.limits)
     answers = engine.steps.many(TENANT, many, has_left=has_left)
-    return Reply(200, encode(_columns(answers)) if columns else _items(many, answers))
+    return Reply(200, encode_by_turns(_columns(answers)) if columns else _items(many, answers))
 
 
 def _listed(data: bytes, limits: Limits) -> tuple[list[Asked], bool]:
@@ -167,7 +168,7 @@ def _plain_items(content: Any) -> list[Asked] | None:
         return None
     if not 0 < len(items) <= request_schemas.MOST_ITEMS:
         return None
-    plain = [asked for asked in map(_plain, items) if asked is not None]
+    plain = [asked for asked in map(_plain, by_turns(items)) if asked is not None]
     return plain if len(plain) == len(items) else None
 
 
@@ -191,14 +192,14 @@ def _plain_columns(content: dict[str, Any]) -> list[Asked] | None:
         return None
     steps, request_ids, models = ([None] * len(names) if column is None else column for column in optional)
     for column, is_plain in zip((names, inputs, steps, request_ids, models), _COLUMNS.values(), strict=True):
-        if type(column) is not list or len(column) != len(names) or not all(map(is_plain, column)):
+        if type(column) is not list or len(column) != len(names) or not all(map(is_plain, by_turns(column))):
             return None
     texts = ([name or "" for name in column] for column in (request_ids, models))
     return list(map(Asked, names, inputs, steps, *texts))
 
 
 def _items(many: Sequence[Asked], answers: Sequence[Answer | Exception]) -> bytes:
-    return b'{"items":[' + b",".join(map(_item, many, answers)) + b"]}"
+    return b'{"items":[' + b",".join(map(_item, by_turns(many), answers)) + b"]}"
 
 
 def _item(asked: Asked, answer: Answer | Exception) -> bytes:
@@ -222,8 +223,10 @@ def _columns(answers: Sequence[Answer | Exception]) -> dict[str, Any]:
         outputs = rows(first.model, joined([answer.outputs for answer in alike])[:, np.newaxis])
         statuses, reached = [_status(answer) for answer in alike], [answer.step for answer in alike]
         return {"statuses": statuses, "steps": reached, **outputs, "problems": {}}
-    each = [told(answer) if isinstance(answer, Answer) else None for answer in answers]
-    refused = {place: _problem(answer) for place, answer in enumerate(answers) if isinstance(answer, Exception)}
+    each = [told(answer) if isinstance(answer, Answer) else None for answer in by_turns(answers)]
+    refused = {
+        place: _problem(answer) for place, answer in enumerate(by_turns(answers)) if isinstance(answer, Exception)
+    }
     names = sorted({name for one in each if one for name in one["predictions"]})
     return {
         "statuses": [

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import gevent
@@ -10,8 +9,8 @@ import pytest
 
 from onward.model.repository import open_all
 from onward.model.runner import StepModel
-from onward.service.engine.input_parsing import PIECE, Intake
 from onward.service.engine.event_loop import AT_ONCE, Turns, by_turns
+from onward.service.engine.input_parsing import PIECE, Intake
 from onward.service.errors import InvalidInputError
 from tests.helpers.random_bundles import make_bundle
 
