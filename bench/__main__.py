@@ -35,7 +35,7 @@ from onward.service.store.lmdb import LmdbStore
 from onward.service.store.record import Record
 from onward.training.config import Model
 from onward.training.export.export_bundle import PROOF_STEPS, export
-from onward.training.network.input_layer import Scaling
+from onward.training.network.input_layer import TrainingStatistics
 from onward.training.network.network import Network, Signature
 
 REPORT = Path(__file__).with_name("report.json")
@@ -88,7 +88,7 @@ class Bench:
             torch.manual_seed(0)
             model = Model(cell="lstm", layers=layers, units=units)
             signature = Signature((Feature(name="x"),), ("x",))
-            network = Network(model, signature, Scaling(torch.zeros(1), torch.ones(1)))
+            network = Network(model, signature, TrainingStatistics(torch.zeros(1), torch.ones(1)))
             sample = np.random.default_rng(0).standard_normal((7, PROOF_STEPS, 1)).astype(np.float32)
             export(network, bundle=bundle, sample=sample)
             self._made.add(bundle)

@@ -28,10 +28,10 @@ from onward.model.manifest import Feature
 from onward.training.config import Cell, Model, Train
 from onward.training.data import sampling
 from onward.training.data.datasets import Series
-from onward.training.data.training_examples import Example, example
+from onward.training.data.training_examples import Example, make_example
 from onward.training.fit import optimisation, training_loop
 from onward.training.fit.checkpoint import Checkpoint
-from onward.training.network.input_layer import Scaling
+from onward.training.network.input_layer import TrainingStatistics
 from onward.training.network.network import Network, Signature
 from onward.training.network.ops import TorchOps
 
@@ -72,8 +72,8 @@ def lstm(units: int) -> Network:
     return Network(Model(cell="lstm", units=units), Signature((Feature(name="x"),), ("x",)), unscaled(1))
 
 
-def unscaled(features: int) -> Scaling:
-    return Scaling(torch.zeros(features), torch.ones(features))
+def unscaled(features: int) -> TrainingStatistics:
+    return TrainingStatistics(torch.zeros(features), torch.ones(features))
 
 
 def ours(units: int, one: Series) -> int:
@@ -86,10 +86,10 @@ def ours(units: int, one: Series) -> int:
 def bare(units: int, one: Series) -> int:
     """The least that trains the same: streams cut beforehand, Adam, clipping, validation once an epoch."""
     network, scaled = lstm(units), torch.from_numpy(one.values)
-    streams = sampling.cut([one.validation_from - 1], SETTINGS.batch)
+    streams = sampling.cut_streams([one.validation_from - 1], SETTINGS.batch)
     size = min(stream.steps for stream in streams)
     data = torch.stack([scaled[stream.start : stream.start + size + 1] for stream in streams], dim=1)
-    validated = [example(network, one)]
+    validated = [make_example(network, one)]
     optimiser, steps = torch.optim.AdamW(network.parameters(), lr=SETTINGS.learning_rate, weight_decay=0.0), 0
     for _ in range(EPOCHS):
         network.train()
@@ -167,7 +167,7 @@ def copied(said: Tensor, actual: Tensor) -> bool:
 def answered(network: Network, inputs: Tensor, steps: int) -> Tensor:
     """(steps, batch, 1) the number that is said of the last steps."""
     hidden, _ = network(inputs, network.initial(inputs.shape[1]))
-    said: Tensor = network.head.say(TorchOps(), hidden[-steps:])[0]
+    said: Tensor = network.head.read_out(TorchOps(), hidden[-steps:])[0]
     return said
 
 
@@ -186,7 +186,7 @@ def solve(
     test = make(np.random.default_rng(1), batch=1000)
     began, steps, done = time.perf_counter(), 0, False
     while not done and steps < MOST:
-        for rate in optimisation.rates(settings, before=steps, steps=50, validation=[]):
+        for rate in optimisation.learning_rates(settings, steps_before=steps, steps=50, validation=[]):
             for group in optimiser.param_groups:
                 group["lr"] = rate
             inputs, actual = make(rng)

@@ -87,13 +87,13 @@ def train(config: Path, *, quiet: bool, resume: bool, must_beat: bool) -> None:
     try:
         settings = read(config)
         stopped = settings.checkpoint_file.exists()
-        if devices.first() and stopped != resume:
+        if devices.is_first_process() and stopped != resume:
             found = f"{settings.checkpoint_file}: " + (
                 "a run was stopped here" if stopped else "no run was stopped here"
             )
             click.echo(f"onward: {found}; this one starts anew" + (", --resume goes on" if stopped else ""), err=True)
         fitted = run.fit(settings, quiet=quiet or None, resume=resume)
-        if not devices.first():
+        if not devices.is_first_process():
             return
         bundle, model = run.publish(settings, fitted, must_beat=must_beat)
     except LosesError as error:

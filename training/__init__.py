@@ -1,1 +1,1 @@
-"""Training stateful recurrent models and exporting them as bundles. The only importer of torch and onnx."""
+"""Training of stateful recurrent models and their export as bundles. The only package that imports torch and onnx."""

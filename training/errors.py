@@ -1,9 +1,9 @@
-"""What every part of a training run may raise. Knows nothing of the parts."""
+"""The errors that any part of a training run may raise. Knows nothing of the parts."""
 
 
 class TrainingError(Exception):
-    """A run that cannot begin or go on; the message says where it stands and what to try."""
+    """A run that cannot begin or go on. The message says at which point, and what to try."""
 
 
 class DataError(Exception):
-    """A file that cannot be learnt from; the message names it, and the row and column where there is one."""
+    """A file that cannot be used as training data. The message names it, and the row and column where there is one."""

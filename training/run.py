@@ -68,13 +68,19 @@ def fitted(
     quiet: bool | None = None,
     checkpoint: Checkpoint | None = None,
     resume: bool = False,
-    watch: training_loop.Watch | None = None,
+    on_epoch_end: training_loop.EpochCallback | None = None,
 ) -> Fitted:
     """The network, fitted to data that were loaded before. Raises as `loop.fit` does."""
     torch.manual_seed(config.train.seed)
     network = build(config, loaded)
     history = training_loop.fit(
-        network, loaded.series, config.train, quiet=quiet, checkpoint=checkpoint, resume=resume, watch=watch
+        network,
+        loaded.series,
+        config.train,
+        quiet=quiet,
+        checkpoint=checkpoint,
+        resume=resume,
+        on_epoch_end=on_epoch_end,
     )
     return Fitted(loaded, network, history)
 
@@ -134,10 +140,13 @@ def build(config: Config, dataset: Dataset) -> Network:
         config.data.predicted,
         dataset.classes,
         per_sequence=config.data.label is not None and config.data.per == "sequence",
-        changes=config.data.changes,
+        differenced=config.data.changes,
     )
     return Network(
-        config.model, signature, training_statistics.scaling(dataset), training_statistics.counts(dataset, signature)
+        config.model,
+        signature,
+        training_statistics.compute(dataset),
+        training_statistics.category_counts(dataset, signature),
     )
 
 

@@ -51,7 +51,7 @@ def search(config: Config, trials: int, told: Told) -> Found:
         settings = {} if one.number == 0 else {key: _suggested(one, key, among) for key, among in ranges.items()}
         try:
             tried = configs.changed(document, settings, config.folder)
-            fitted = run.fitted(tried, dataset, quiet=True, watch=lambda history: _watch(one, history))
+            fitted = run.fitted(tried, dataset, quiet=True, on_epoch_end=lambda history: _watch(one, history))
         except optuna.TrialPruned:
             told(f"run {one.number}: given up, behind the others; {_said(settings)}")
             raise

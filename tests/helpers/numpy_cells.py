@@ -71,7 +71,7 @@ def run(network: Network, inputs: NDArray[np.float32]) -> tuple[dict[str, Array]
         {short: weights[f"layers.{layer}.{long}_l0"] for short, long in _NAMES.items()}
         for layer in range(config.layers)
     ]
-    mean, std = weights["reading.scaling.mean"], weights["reading.scaling.std"]
+    mean, std = weights["input_layer.statistics.mean"], weights["input_layer.statistics.std"]
     tensors = 2 if config.cell == "lstm" else 1
     states = [[np.zeros(config.units)] * tensors for _ in layers]
     said = []

@@ -19,7 +19,7 @@ from onward.model.manifest import Feature
 from onward.model.runner import Outputs, StepModel
 from onward.training.config import Model
 from onward.training.export import export_bundle as exports
-from onward.training.network.input_layer import Scaling
+from onward.training.network.input_layer import TrainingStatistics
 from onward.training.network.network import Network, Prepared, Signature
 from onward.training.network.ops import TorchOps
 
@@ -37,9 +37,9 @@ def signature(features: Sequence[Feature], *targets: str, **told: Any) -> Signat
     return Signature(tuple(features), targets, **told)
 
 
-def scaling(spoken: Signature) -> Scaling:
+def scaling(spoken: Signature) -> TrainingStatistics:
     numbers = [feature.kind == "number" for feature in spoken.features]
-    return Scaling(
+    return TrainingStatistics(
         torch.tensor([MEAN if number else 0.0 for number in numbers], dtype=torch.float64),
         torch.tensor([STD if number else 1.0 for number in numbers], dtype=torch.float64),
     )
@@ -133,7 +133,7 @@ def _moments(kind: str, seen: Floats) -> tuple[float, float]:
 def _embedded(made: Network, step: Floats) -> list[float]:
     told: list[float] = []
     categories = [i for i, feature in enumerate(made.signature.features) if feature.kind == "category"]
-    for i, table in zip(categories, made.reading.embeddings, strict=True):
+    for i, table in zip(categories, made.input_layer.embeddings, strict=True):
         weight = cast("nn.Embedding", table).weight.detach().double().numpy()
         told += weight[made.signature.features[i].places if np.isnan(step[i]) else int(step[i])].tolist()
     return told
@@ -154,4 +154,4 @@ def hidden(made: Network, inputs: Floats) -> Floats:
 def told(made: Network, prepared: Prepared) -> dict[str, torch.Tensor]:
     """What the network says after each step of prepared sessions, (time, batch, ...) by name."""
     found, ops = made(prepared.inputs, made.initial(prepared.inputs.shape[1]))[0], TorchOps()
-    return made.head.told(ops, made.head.say(ops, found), prepared.unit)
+    return made.head.predict(ops, made.head.read_out(ops, found), prepared.target_scale)

@@ -19,8 +19,8 @@ from onward.model.repository import GRAPH, MANIFEST, open_bundle
 from onward.model.runner import StepModel
 from onward.training.config import Cell, Model
 from onward.training.export.export_bundle import PROOF_STEPS, export
-from onward.training.network.heads import Numbers
-from onward.training.network.input_layer import Scaling
+from onward.training.network.heads import NumberHead
+from onward.training.network.input_layer import TrainingStatistics
 from onward.training.network.network import Network, Signature
 
 FEATURES = ("x", "y", "z")
@@ -71,7 +71,7 @@ def make_network(
     model = Model.model_validate({"cell": cell, "layers": layers, "units": units, "head": head, **dict(more)})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        scaling = Scaling(torch.from_numpy(mean), torch.from_numpy(std))
+        scaling = TrainingStatistics(torch.from_numpy(mean), torch.from_numpy(std))
         network = Network(model, signature(features, targets), scaling)
     with torch.no_grad():
         for parameter_name, parameter in network.named_parameters():
@@ -89,7 +89,7 @@ def signature(features: tuple[str, ...] = ("x",), targets: tuple[str, ...] | Non
 
 def readout(network: Network) -> nn.Linear:
     """Of a head that predicts numbers."""
-    assert isinstance(network.head, Numbers)
+    assert isinstance(network.head, NumberHead)
     return network.head.readout
 
 

@@ -19,7 +19,7 @@ from onward.model.manifest import Feature
 from onward.model.repository import open_bundle
 from onward.training import config
 from onward.training.data.datasets import Dataset, Series, load
-from onward.training.data.training_statistics import scaling
+from onward.training.data.training_statistics import compute
 from onward.training.evaluation import evaluation
 from onward.training.run import sample, train
 from tests.helpers.random_bundles import make_bundle
@@ -218,9 +218,9 @@ def test_scaling_is_of_the_training_parts_alone() -> None:
     """Held-out values do not leak through the mean and deviation."""
     one = Series("a", np.array([[1.0], [3.0], [1e6], [1e6]], np.float32), 2, 3)
     two = Series("b", np.array([[5.0], [7.0], [1e6], [1e6]], np.float32), 2, 3)
-    fitted = scaling(Dataset((one, two), "", (Feature(name="level"),)))
-    assert fitted.mean.tolist() == [4.0]
-    assert fitted.std.tolist() == pytest.approx([np.std([1.0, 3.0, 5.0, 7.0])])
+    statistics = compute(Dataset((one, two), "", (Feature(name="level"),)))
+    assert statistics.mean.tolist() == [4.0]
+    assert statistics.std.tolist() == pytest.approx([np.std([1.0, 3.0, 5.0, 7.0])])
 
 
 @pytest.mark.parametrize("steps", [4, 150, 200, 3000])

@@ -118,7 +118,7 @@ def test_a_stopped_run_is_exported_and_goes_on(project: Path) -> None:
 
     loaded = run.dataset(settings)
     with pytest.raises(StopError):
-        run.fitted(settings, loaded, quiet=True, checkpoint=run.checkpoint(settings, loaded), watch=stop)
+        run.fitted(settings, loaded, quiet=True, checkpoint=run.checkpoint(settings, loaded), on_epoch_end=stop)
     done = runner.invoke(main, ["export", file])
     assert done.exit_code == 0, done.output
     assert f"the run can still go on: onward train {file} --resume" in done.output

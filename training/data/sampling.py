@@ -1,7 +1,7 @@
-"""Which steps are trained on together: streams with carried state, or random windows with a burn-in.
+"""Sampling: which steps are trained on together, as streams with carried state or as random windows with a burn-in.
 
-Owns how series are cut, grouped and laid side by side. Knows nothing of networks. Either way every step with its
-successor is scored exactly once an epoch.
+Owns how series are cut, grouped and batched. Knows nothing of networks. In both ways every trained step is scored
+exactly once an epoch.
 """
 
 import math
@@ -22,13 +22,13 @@ from onward.training.data.training_examples import Example
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """Steps [start, stop) of one series."""
+    """The steps [start, stop) of one series."""
 
     series: int
     start: int
     stop: int
     burn_in: int = 0
-    """The first steps, that warm the state and are not scored."""
+    """The number of first steps that warm up the state and are not scored."""
 
     @property
     def steps(self) -> int:
@@ -36,37 +36,39 @@ class Stream:
 
 
 class Window(NamedTuple):
-    """What one optimiser step reads."""
+    """The batch of one optimiser step."""
 
     inputs: Tensor  # (time, batch, read)
-    answers: Tensor  # (time, batch, targets)
-    weights: Tensor  # (time, batch, targets): 0 where the prediction is not scored
-    scored: float
+    targets: Tensor  # (time, batch, targets)
+    mask: Tensor  # (time, batch, targets): 0 where the prediction is not scored
+    scored_steps: float
     """Scored steps of the whole window, those of other processes included; a step may be scored in part."""
 
 
 Groups = list[list[Stream]]
+"""Streams that are trained on side by side. A group's state starts from zero."""
 
 
-def sampler(lengths: Sequence[int], settings: Train) -> Callable[[np.random.Generator], Groups]:
-    """What gives each epoch's groups, in order, from a generator of its own. A group's state begins anew."""
+def make_sampler(lengths: Sequence[int], settings: Train) -> Callable[[np.random.Generator], Groups]:
+    """Returns a function from an epoch's random generator to that epoch's groups, in order."""
     if settings.sampling == "windows":
         return lambda rng: _random_windows(lengths, settings, rng)
-    groups = grouped(cut(lengths, settings.batch), settings.batch)
+    groups = group_by_length(cut_streams(lengths, settings.batch), settings.batch)
     return lambda rng: [groups[i] for i in rng.permutation(len(groups))]
 
 
-def span(settings: Train) -> int:
-    """Steps that one optimiser step reads at most."""
+def steps_per_window(settings: Train) -> int:
+    """Returns the largest number of time steps in one optimiser step."""
     return settings.window + (settings.burn_in if settings.sampling == "windows" else 0)
 
 
 def optimiser_steps(groups: Groups, settings: Train) -> int:
-    return sum(math.ceil(group_steps(group) / span(settings)) for group in groups)
+    """Returns the number of optimiser steps that an epoch of these groups takes."""
+    return sum(math.ceil(group_steps(group) / steps_per_window(settings)) for group in groups)
 
 
-def cut(lengths: Sequence[int], batch: int) -> list[Stream]:
-    """Series of these lengths as streams: about `batch` of equal length, or one each where there are more series."""
+def cut_streams(lengths: Sequence[int], batch: int) -> list[Stream]:
+    """Cuts series into about `batch` streams of equal length, or one stream each where there are more series."""
     size = max(lengths)
     while sum(math.ceil(length / max(1, size - 1)) for length in lengths) <= batch and size > 1:
         size = max(1, min(size - 1, int(size * 0.98)))
@@ -77,21 +79,22 @@ def cut(lengths: Sequence[int], batch: int) -> list[Stream]:
     ]
 
 
-def grouped(streams: Sequence[Stream], batch: int) -> Groups:
-    """Streams of like length together, at most `batch` at a time, so that little is padding."""
+def group_by_length(streams: Sequence[Stream], batch: int) -> Groups:
+    """Groups streams of similar length, at most `batch` together, so that there is little padding."""
     by_length = sorted(streams, key=lambda stream: (-stream.steps, stream.series, stream.start))
     return [by_length[i : i + batch] for i in range(0, len(by_length), batch)]
 
 
 def group_steps(group: Sequence[Stream]) -> int:
+    """Returns the length of the group's longest stream."""
     return max(stream.steps for stream in group)
 
 
 def _random_windows(lengths: Sequence[int], settings: Train, rng: np.random.Generator) -> Groups:
-    """Each series cut at every `window` steps from a random first cut on, the pieces shuffled into batches.
+    """Cuts each series at every `window` steps from a random first cut on, and shuffles the pieces into batches.
 
-    A piece begins up to `burn_in` steps early, to warm its state. One at its series' own beginning needs no warming:
-    that is where sessions begin.
+    A piece begins up to `burn_in` steps early, to warm up its state. A piece at its series' own beginning needs no
+    warm-up: that is where sessions begin.
     """
     pieces = []
     for series, usable in enumerate(lengths):
@@ -100,8 +103,8 @@ def _random_windows(lengths: Sequence[int], settings: Train, rng: np.random.Gene
         first = int(rng.integers(1, settings.window + 1)) if usable > settings.window else usable
         cuts = [0, *range(first, usable, settings.window), usable]
         for start, stop in pairwise(cuts):
-            warm = min(start, settings.burn_in)
-            pieces.append(Stream(series, start - warm, stop, warm))
+            burn_in = min(start, settings.burn_in)
+            pieces.append(Stream(series, start - burn_in, stop, burn_in))
     order = [pieces[i] for i in rng.permutation(len(pieces))]
     return [order[i : i + settings.batch] for i in range(0, len(order), settings.batch)]
 
@@ -109,33 +112,35 @@ def _random_windows(lengths: Sequence[int], settings: Train, rng: np.random.Gene
 def windows(
     examples: Sequence[Example], group: Sequence[Stream], size: int, *, rank: int = 0, world: int = 1
 ) -> Iterator[Window]:
-    """A group's windows of `size` steps in time order, or the share in them of process `rank` of `world`.
+    """Yields a group's windows of `size` steps in time order, or the share of process `rank` of `world` in them.
 
-    The processes get every `world`-th stream each and all see the same number of windows; one that no stream falls to
-    gets one to read that is not scored, so that it takes part in every step.
+    Each process gets every `world`-th stream, and all see the same number of windows. A process to which no stream
+    falls gets one with a mask of zeros, so that it takes part in every optimiser step.
     """
     longest = group_steps(group)
-    weights = _padded([_scored(examples[stream.series].weights, stream) for stream in group], longest)
-    of_all = weights.mean(dim=-1).sum(dim=-1).tolist()
-    mine, own = list(group[rank::world]), weights[:, rank::world]
-    if not mine:
-        mine, own = [group[0]], torch.zeros_like(weights[:, :1])
-    inputs, answers = (
-        _padded([getattr(examples[stream.series], name)[stream.start : stream.stop] for stream in mine], longest)
-        for name in ("inputs", "answers")
+    mask = _padded([_scored_mask(examples[stream.series].mask, stream) for stream in group], longest)
+    scored_steps = mask.mean(dim=-1).sum(dim=-1).tolist()
+    local_streams, local_mask = list(group[rank::world]), mask[:, rank::world]
+    if not local_streams:
+        local_streams, local_mask = [group[0]], torch.zeros_like(mask[:, :1])
+    inputs, targets = (
+        _padded(
+            [getattr(examples[stream.series], name)[stream.start : stream.stop] for stream in local_streams], longest
+        )
+        for name in ("inputs", "targets")
     )
     for start in range(0, longest, size):
         part = slice(start, min(start + size, longest))
-        yield Window(inputs[part], answers[part], own[part], math.fsum(of_all[part]))
+        yield Window(inputs[part], targets[part], local_mask[part], math.fsum(scored_steps[part]))
 
 
-def _scored(weights: Tensor, stream: Stream) -> Tensor:
-    own = weights[stream.start : stream.stop].clone()
-    own[: stream.burn_in] = 0
-    return own
+def _scored_mask(mask: Tensor, stream: Stream) -> Tensor:
+    scored = mask[stream.start : stream.stop].clone()
+    scored[: stream.burn_in] = 0
+    return scored
 
 
 def _padded(rows: Sequence[Tensor], steps: int) -> Tensor:
-    """(steps, batch, ...) with zeros after each row's end."""
-    together = pad_sequence(list(rows))
-    return pad(together, (0, 0, 0, 0, 0, steps - len(together)))
+    """Returns (steps, batch, ...) with zeros after each row's end."""
+    batch = pad_sequence(list(rows))
+    return pad(batch, (0, 0, 0, 0, 0, steps - len(batch)))

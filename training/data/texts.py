@@ -1,6 +1,6 @@
 """Texts as streams of characters or bytes.
 
-Owns how a text becomes places. Knows nothing of tables.
+Owns how a text becomes token indices. Knows nothing of tables.
 """
 
 import ast
@@ -17,23 +17,23 @@ Unit = Literal["characters", "bytes"]
 
 
 def read(file: Path, unit: Unit) -> NDArray[np.int64]:
-    """(length,) the code points of a UTF-8 text, or its bytes. Raises DataError.
+    """Returns the code points of a UTF-8 text, or its bytes: (length,). Raises DataError.
 
-    Of a file of Python, the string constants are the text.
+    The text of a Python file is its string constants.
     """
     try:
         content = file.read_bytes()
         if file.suffix == ".py":
-            content = _constants(content.decode()).encode()
+            content = _string_constants(content.decode()).encode()
         text = content.decode() if unit == "characters" else ""
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        way_out = "" if file.suffix == ".py" else '; with text = "bytes" it may be anything'
-        raise DataError(f"{file}: byte {error.start}: not UTF-8{way_out}") from error
+        advice = "" if file.suffix == ".py" else '; with text = "bytes" any file is accepted'
+        raise DataError(f"{file}: byte {error.start}: not UTF-8{advice}") from error
     except UnicodeEncodeError as error:
         raise DataError(
-            f"{file}: a string constant has {error.object[error.start]!r}, which is no character"
+            f"{file}: a string constant has {error.object[error.start]!r}, which is not a character"
         ) from error
     except SyntaxError as error:
         raise DataError(f"{file}: line {error.lineno}: not Python: {error.msg}") from error
@@ -43,29 +43,32 @@ def read(file: Path, unit: Unit) -> NDArray[np.int64]:
 
 
 def categories(codes: NDArray[np.int64], unit: Unit, min_count: int) -> tuple[Category, ...]:
-    """Those that occur often enough, in rising order; every byte, for bytes."""
+    """Returns the characters that occur at least `min_count` times, in rising order; all 256 values for bytes."""
     if unit == "bytes":
         return tuple(range(256))
-    found, counts = np.unique(codes, return_counts=True)
-    return tuple(chr(code) for code in found[counts >= min_count])
+    distinct, counts = np.unique(codes, return_counts=True)
+    return tuple(chr(code) for code in distinct[counts >= min_count])
 
 
-def places(file: Path, codes: NDArray[np.int64], feature: Feature) -> NDArray[np.int64]:
-    """(length,) the place of each code. Raises DataError, naming the line, for what has none."""
-    known = np.array([ord(one) if isinstance(one, str) else one for one in feature.categories], np.int64)
-    found = np.searchsorted(known, codes)
-    strange = known[np.minimum(found, len(known) - 1)] != codes
-    if strange.any() and not feature.unknown:
-        at = int(strange.argmax())
-        line = 1 + int(np.count_nonzero(codes[:at] == ord("\n")))
+def encode(file: Path, codes: NDArray[np.int64], feature: Feature) -> NDArray[np.int64]:
+    """Returns the index of each code's category, (length,); the one after the last for an unknown code.
+
+    Raises DataError, naming the line, for an unknown code where the feature allows none.
+    """
+    categories = np.array([ord(item) if isinstance(item, str) else item for item in feature.categories], np.int64)
+    indices = np.searchsorted(categories, codes)
+    unknown = categories[np.minimum(indices, len(categories) - 1)] != codes
+    if unknown.any() and not feature.unknown:
+        first = int(unknown.argmax())
+        line = 1 + int(np.count_nonzero(codes[:first] == ord("\n")))
         raise DataError(
-            f"{file}: line {line}: {chr(codes[at])!r} does not occur in the training part; "
-            "with unknown = true it may occur"
+            f"{file}: line {line}: {chr(codes[first])!r} does not occur in the training part; "
+            "with unknown = true it is accepted"
         )
-    return np.where(strange, len(known), found)
+    return np.where(unknown, len(categories), indices)
 
 
-def _constants(source: str) -> str:
+def _string_constants(source: str) -> str:
     strings = [
         node.value
         for node in ast.walk(ast.parse(source))

@@ -1,7 +1,7 @@
-"""A series as tensors: what the network reads, what its predictions are held to, and which of them count.
+"""Training examples: a series as tensors of inputs, targets and mask.
 
-Owns the shift from inputs to answers: a prediction is held to the next step, a label to its own. Nothing else in the
-training knows which.
+Owns the shift from inputs to targets: the target of a prediction is the next step's value, that of a label is the
+step's own. No other module of the training depends on which it is.
 """
 
 from dataclasses import dataclass
@@ -15,48 +15,44 @@ from onward.training.network.network import Network
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """Of one series: (time, ...) each."""
+    """One series as tensors (time, ...)."""
 
     inputs: Tensor
-    """(time, read) as the network reads them."""
-    answers: Tensor
-    """(time, targets) in scaled units, or places."""
-    weights: Tensor
-    """(time, targets) 0 where there is nothing to be held to: beyond the end, or where a value is missing."""
-    trained: int
-    """The steps, from the first on, whose predictions are trained."""
-    validated: tuple[int, int]
+    """The prepared inputs of the network, (time, read)."""
+    targets: Tensor
+    """The targets in scaled units, or category indices: (time, targets)."""
+    mask: Tensor
+    """The weight of each target, (time, targets): 0 beyond the end of the series, and where a value is missing."""
+    training_steps: int
+    """The number of steps, from the first on, whose predictions are trained."""
+    validation_range: tuple[int, int]
     """The steps [from, to) whose predictions are validated."""
 
 
-def example(network: Network, series: Series, device: torch.device | str = "cpu") -> Example:
+def make_example(network: Network, series: Series, device: torch.device | str = "cpu") -> Example:
+    """Returns the series as the network's input layer prepares it, on `device`."""
     signature = network.signature
     raw = torch.from_numpy(series.values).to(device)[:, None]
     prepared = network.prepare(raw)
     if series.labels is not None:
-        ahead, answers = 0, torch.from_numpy(series.labels).to(device)[:, None].float()
-        weights = torch.ones_like(answers)
+        shift, targets = 0, torch.from_numpy(series.labels).to(device)[:, None].float()
+        mask = torch.ones_like(targets)
         if signature.per_sequence:
-            weights[:-1] = 0
+            mask[:-1] = 0
     else:
-        ahead, following = 1, raw[1:, 0, signature.places]
-        weights = (~following.isnan()).float()
-        answers = following.nan_to_num(0.0)
-        if prepared.unit is not None:
-            mean, std = (_over_time(moment, raw) for moment in (prepared.unit.mean, prepared.unit.std))
-            level = 0.0 if prepared.unit.level is None else prepared.unit.level[:-1, 0]
-            answers = (answers - level - mean[:-1]) / std[:-1]
-        beyond = torch.zeros_like(raw[:1, 0, signature.places])
-        answers, weights = torch.cat((answers * weights, beyond)), torch.cat((weights, beyond))
-    return Example(
-        prepared.inputs[:, 0],
-        answers,
-        weights,
-        max(0, series.validation_from - ahead),
-        (max(0, series.validation_from - ahead), max(0, series.test_from - ahead)),
-    )
+        shift, following = 1, raw[1:, 0, signature.target_columns]
+        mask = (~following.isnan()).float()
+        targets = following.nan_to_num(0.0)
+        if scale := prepared.target_scale:
+            mean, std = (_over_time(value, raw) for value in (scale.mean, scale.std))
+            level = 0.0 if scale.level is None else scale.level[:-1, 0]
+            targets = (targets - level - mean[:-1]) / std[:-1]
+        beyond_end = torch.zeros_like(raw[:1, 0, signature.target_columns])
+        targets, mask = torch.cat((targets * mask, beyond_end)), torch.cat((mask, beyond_end))
+    training_steps, validation_end = (max(0, end - shift) for end in (series.validation_from, series.test_from))
+    return Example(prepared.inputs[:, 0], targets, mask, training_steps, (training_steps, validation_end))
 
 
-def _over_time(moment: Tensor, raw: Tensor) -> Tensor:
-    """(time, targets) of moments (targets,) or (time, 1, targets)."""
-    return moment.expand(len(raw), -1) if moment.ndim == 1 else moment[:, 0]
+def _over_time(value: Tensor, raw: Tensor) -> Tensor:
+    """Returns (time, targets) of a mean or deviation that is (targets,) or (time, 1, targets)."""
+    return value.expand(len(raw), -1) if value.ndim == 1 else value[:, 0]

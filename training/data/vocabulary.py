@@ -1,6 +1,6 @@
-"""Categories and their places.
+"""The vocabulary: the categories of a column, and their indices.
 
-Owns which categories a model knows, and how a column becomes places. Knows nothing of embeddings.
+Owns which categories a model has, and how a column becomes indices. Knows nothing of embeddings.
 """
 
 from collections.abc import Sequence
@@ -14,39 +14,44 @@ from onward.training.data.table_reader import Table
 from onward.training.errors import DataError
 
 
-def of(table: Table, column: str, trained: NDArray[np.bool_], min_count: int) -> tuple[Category, ...]:
-    """The categories of the rows trained on that occur often enough, in rising order. Raises DataError."""
-    counted = _words(table, column).filter(pl.Series(trained)).drop_nulls().value_counts(name="count")
-    found = counted.filter(pl.col("count") >= min_count)[column].sort().to_list()
-    if not found:
+def build(table: Table, column: str, in_training: NDArray[np.bool_], min_count: int) -> tuple[Category, ...]:
+    """Returns the categories that occur at least `min_count` times in training, in rising order. Raises DataError."""
+    counted = _words(table, column).filter(pl.Series(in_training)).drop_nulls().value_counts(name="count")
+    categories = counted.filter(pl.col("count") >= min_count)["category"].sort().to_list()
+    if not categories:
         raise DataError(f"{table.file}: column {column}: no category occurs {min_count} times in the training part")
-    return tuple(found)
+    return tuple(categories)
 
 
-def places(
+def encode(
     table: Table, column: str, categories: Sequence[Category], *, unknown: bool = False, nullable: bool = False
 ) -> NDArray[np.float32]:
-    """(rows,) the place of each; one after the last for what is unknown, NaN where missing. Raises DataError."""
+    """Returns the index of each row's category, (rows,); the one after the last if unknown, NaN if missing.
+
+    Raises DataError for an unknown category where none is allowed.
+    """
     words = _words(table, column)
-    known = pl.DataFrame({column: pl.Series(categories, dtype=words.dtype), "place": np.arange(len(categories))})
-    found = words.to_frame().join(known, on=column, how="left", maintain_order="left")["place"]
-    strange = found.is_null() & words.is_not_null()
-    if strange.any() and not unknown:
-        row = strange.arg_max() or 0
-        raise table.fail(
-            row, column, f"{words[row]!r} is no category of the training part; with unknown = true it may occur"
+    vocabulary = pl.DataFrame(
+        {"category": pl.Series(categories, dtype=words.dtype), "index": np.arange(len(categories))}
+    )
+    indices = words.to_frame().join(vocabulary, on="category", how="left", maintain_order="left")["index"]
+    not_in_vocabulary = indices.is_null() & words.is_not_null()
+    if not_in_vocabulary.any() and not unknown:
+        row = not_in_vocabulary.arg_max() or 0
+        raise table.error_at(
+            row, column, f"{words[row]!r} is not a category of the training part; with unknown = true it is accepted"
         )
-    column_places = found.fill_null(len(categories)).to_numpy().astype(np.float32)
+    encoded = indices.fill_null(len(categories)).to_numpy().astype(np.float32)
     if nullable:
-        column_places[words.is_null().to_numpy()] = np.nan
-    return column_places
+        encoded[words.is_null().to_numpy()] = np.nan
+    return encoded
 
 
 def _words(table: Table, column: str) -> pl.Series:
-    """Strings, or whole numbers."""
-    values = table.rows[column]
+    """Returns the column as strings or as integers, named `category`. Raises DataError for any other type."""
+    values = table.rows[column].alias("category")
     if values.dtype.is_integer():
         return values.cast(pl.Int64)
     if values.dtype in (pl.String, pl.Categorical, pl.Enum, pl.Boolean):
         return values.cast(pl.String)
-    raise table.fail(0, column, f"{values[0]!r} is neither a word nor a whole number, so no category")
+    raise table.error_at(0, column, f"{values[0]!r} is neither a word nor a whole number, so it cannot be a category")

@@ -21,7 +21,7 @@ from onward.model.manifest import RANKED, Manifest, Parity
 from onward.model.runner import StepModel
 from onward.training.export.graph import Array, Contract, build, contract, marginal
 from onward.training.export.publish import Measured, publish
-from onward.training.network.heads import kept
+from onward.training.network.heads import stored_prediction
 from onward.training.network.network import Network
 from onward.training.network.ops import TorchOps
 
@@ -51,15 +51,17 @@ def reference(network: Network, declared: Contract, inputs: Array) -> Said:
     raw = torch.from_numpy(inputs).transpose(0, 1)  # (time, batch, features)
     prepared = network.prepare(raw)
     hidden, state = network(prepared.inputs, network.initial(raw.shape[1]))
-    around = network.head.told(ops, network.head.say(ops, hidden), prepared.unit)
-    told, near = kept(ops, network.head, around, prepared.unit)
-    first_told, first_near = marginal(network)
-    before = {name: _shifted(first_told[name], value) for name, value in told.items()}
+    around = network.head.predict(ops, network.head.read_out(ops, hidden), prepared.target_scale)
+    told, near = stored_prediction(ops, network.head, around, prepared.target_scale)
+    first_stored, first_near = marginal(network)
+    before = {name: _shifted(first_stored[name], value) for name, value in told.items()}
     before |= {name: _shifted(first_near[name], value) for name, value in near.items()}
-    actual = raw[..., signature.places].nan_to_num(0.0)
-    scores = network.head.surprise(ops, before, around, actual if prepared.base is None else actual - prepared.base)
-    if signature.places:
-        scores = torch.where(raw[..., signature.places].isnan(), 0.0, scores)
+    actual = raw[..., signature.target_columns].nan_to_num(0.0)
+    scores = network.head.surprise(
+        ops, before, around, actual if prepared.previous_level is None else actual - prepared.previous_level
+    )
+    if signature.target_columns:
+        scores = torch.where(raw[..., signature.target_columns].isnan(), 0.0, scores)
     outputs = {name: told[name] for name in declared.head.outputs} | {"surprise": scores.sum(dim=-1)}
     states = {f"{name}_in": tensor.transpose(0, 1) for name, tensor in zip(("h", "c"), state, strict=False)}
     states |= {f"{name}_in": value for name, value in _carried(network, raw).items()}
@@ -78,11 +80,11 @@ def _shifted(first: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
 
 def _carried(network: Network, raw: torch.Tensor) -> dict[str, torch.Tensor]:
     """(batch, ...) what the reading has kept after raw (time, batch, features), plainly, step by step."""
-    reading = network.reading
+    reading = network.input_layer
     last = reading.first_values.expand(raw.shape[1], -1)
     begun, changed = torch.zeros_like(last), raw.clone()
-    for now, step in zip(changed, raw[..., reading.changes], strict=True) if reading.changes else ():
-        now[:, reading.changes] = torch.where(begun > 0, step - last, step - step)
+    for now, step in zip(changed, raw[..., reading.differenced], strict=True) if reading.differenced else ():
+        now[:, reading.differenced] = torch.where(begun > 0, step - last, step - step)
         begun = begun + (~step.isnan()).float()
         last = torch.where(step.isnan(), last, step)
     values = changed[..., reading.streaming].double()
@@ -90,11 +92,11 @@ def _carried(network: Network, raw: torch.Tensor) -> dict[str, torch.Tensor]:
     values = values.nan_to_num(0.0)
     kept = {
         "seen": there.double().sum(0),
-        "sum": (values.abs() if reading.kind == "mean" else values).sum(0),
+        "sum": (values.abs() if reading.scaling_kind == "mean" else values).sum(0),
         "squares": (values * values).sum(0),
     }
-    kept = {name: kept[name] for name in reading.sums}
-    return kept | ({"previous": last, "begun": begun} if reading.changes else {})
+    kept = {name: kept[name] for name in reading.running_sums}
+    return kept | ({"previous": last, "begun": begun} if reading.differenced else {})
 
 
 def prove(network: Network, declared: Contract, model: StepModel, sample: Array) -> float:

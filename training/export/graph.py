@@ -16,7 +16,7 @@ from torch import nn
 
 from onward.model.manifest import Dtype, Head, StatePair, Tensor
 from onward.training.export.onnx_ops import Graph, GraphOps
-from onward.training.network.heads import kept
+from onward.training.network.heads import stored_prediction
 from onward.training.network.network import Network
 from onward.training.network.ops import TorchOps
 
@@ -47,17 +47,17 @@ def contract(network: Network) -> Contract:
     """
     config, head, signature = network.config, network.head, network.signature
     last, near = ({name: value.cpu().numpy() for name, value in told.items()} for told in marginal(network))
-    streaming = len(network.reading.streaming)
+    streaming = len(network.input_layer.streaming)
     state = [
         StatePair(input=f"{name}_in", output=f"{name}_out", shape=(config.layers, "batch", config.units))
         for name in _carried(network)
     ]
     state += [
         StatePair(input=f"{name}_in", output=f"{name}_out", shape=("batch", streaming), dtype="float64")
-        for name in network.reading.sums
+        for name in network.input_layer.running_sums
     ]
-    if moved := len(network.reading.changes):
-        first = network.reading.first_values.tolist()
+    if moved := len(network.input_layer.differenced):
+        first = network.input_layer.first_values.tolist()
         state += [
             StatePair(input="previous_in", output="previous_out", shape=("batch", moved), init=first),
             StatePair(input="begun_in", output="begun_out", shape=("batch", moved), dtype="float64"),
@@ -105,9 +105,9 @@ def contract(network: Network) -> Contract:
 
 def marginal(network: Network) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """What is told before anything was read, by name; and around the level, where there is one."""
-    numbers, head = network.signature.numbers, network.head
-    unit = network.reading.initial_unit(numbers) if numbers else None
-    return kept(TorchOps(), head, head.marginal(unit), unit)
+    numbers, head = network.signature.number_columns, network.head
+    unit = network.input_layer.initial_target_scale(numbers) if numbers else None
+    return stored_prediction(TorchOps(), head, head.marginal(unit), unit)
 
 
 def build(network: Network, declared: Contract) -> onnx.ModelProto:
@@ -115,22 +115,22 @@ def build(network: Network, declared: Contract) -> onnx.ModelProto:
     graph = Graph()
     ops, signature, head = GraphOps(graph), network.signature, network.head
     inputs = ops.value("inputs")
-    read = network.reading.numbers(ops, inputs, signature.numbers)
+    read = network.input_layer.scale_numbers(ops, inputs, signature.number_columns)
     terms = read.terms
-    if network.reading.categories:
-        terms += network.reading.embedded(ops, ops.columns(inputs, network.reading.categories))
+    if network.input_layer.categories:
+        terms += network.input_layer.embed(ops, ops.columns(inputs, network.input_layer.categories))
     hidden = ops.value(_recurrent(graph, network, ops.join(terms).name))
-    around = head.told(ops, head.say(ops, hidden), read.unit)
-    told, near = kept(ops, head, around, read.unit)
-    before = {name: ops.before(f"last_{name}", value) for name, value in told.items()}
-    before |= {name: ops.before(f"near_{name}", value) for name, value in near.items()}
-    actual = ops.columns(inputs, signature.places)  # of a label, none
-    nullable = any(signature.features[place].nullable for place in signature.places)
+    around = head.predict(ops, head.read_out(ops, hidden), read.target_scale)
+    told, near = stored_prediction(ops, head, around, read.target_scale)
+    before = {name: ops.previous(f"last_{name}", value) for name, value in told.items()}
+    before |= {name: ops.previous(f"near_{name}", value) for name, value in near.items()}
+    actual = ops.columns(inputs, signature.target_columns)  # of a label, none
+    nullable = any(signature.features[place].nullable for place in signature.target_columns)
     there = ops.present(actual) if nullable else None
     if nullable:
-        actual = ops.filled(actual, ops.constant("missing", torch.zeros(1)))
-    if read.base is not None:
-        actual = actual - read.base
+        actual = ops.fill_missing(actual, ops.constant("missing", torch.zeros(1)))
+    if read.previous_level is not None:
+        actual = actual - read.previous_level
     scores = head.surprise(ops, before, around, actual)
     if nullable:  # what is missing surprises no one
         scores = scores * there

@@ -167,10 +167,10 @@ class GraphOps:
         there = self.graph.op("Not", self.graph.op("IsNaN", x.name))
         return self.value(self.graph.op("Cast", there, to=onnx.TensorProto.FLOAT))
 
-    def filled(self, x: Value, value: Value) -> Value:
+    def fill_missing(self, x: Value, value: Value) -> Value:
         return self.value(self.graph.like(x.name, "Where", self.graph.op("IsNaN", x.name), value.name, x.name))
 
-    def running(self, name: str, x: Value) -> Value:
+    def running_sum(self, name: str, x: Value) -> Value:
         """Summed in order from the carried sum on: the same bits in any chunks."""
         axis = self.graph.constant("time_axis", np.array(0, np.int64))
         sums = self.graph.op("CumSum", self._after_state(name, x), axis)
@@ -179,7 +179,7 @@ class GraphOps:
         self.graph.doubles.add(later)
         return self.value(later)
 
-    def before(self, name: str, x: Value, first: Any = None) -> Value:
+    def previous(self, name: str, x: Value, first: Any = None) -> Value:
         """(time, batch, ...) x of the step before; and the last of each row, kept as state.
 
         With the one kept from before in front, what came before input t is at t, and a row's last at its length. The
@@ -190,7 +190,7 @@ class GraphOps:
         self._keep(name, both)
         return self.value(self.graph.op("Slice", both, *(self.graph.integers(n) for n in (0, -1, 0))))
 
-    def last_seen(self, name: str, x: Value, first: Any) -> Value:
+    def last_present(self, name: str, x: Value, first: Any) -> Value:
         """Step by step: no operator fills forward."""
         del first
         step = [
@@ -243,20 +243,20 @@ class GraphOps:
         self.graph.add("Split", [x.name], names, axis=-1, num_outputs=count)
         return [self.value(name) for name in names]
 
-    def columns(self, x: Value, places: Sequence[int]) -> Value:
-        taken = self.graph.constant("columns_" + "_".join(map(str, places)), np.array(places, np.int64))
+    def columns(self, x: Value, indices: Sequence[int]) -> Value:
+        taken = self.graph.constant("columns_" + "_".join(map(str, indices)), np.array(indices, np.int64))
         return self.value(self.graph.like(x.name, "Gather", x.name, taken, axis=-1))
 
-    def place(self, x: Value, places: int) -> Value:
-        """What lies beyond a row's length may be no place: it is made one."""
-        within = self.clip(x, 0.0, places - 1.0)
-        missing = self.filled(x, self.value(self.graph.number(x.name, float(places))))
+    def category_index(self, x: Value, count: int) -> Value:
+        """Returns x as indices. Steps beyond a row's length may hold any number, so x is clipped to the valid range."""
+        within = self.clip(x, 0.0, count - 1.0)
+        missing = self.fill_missing(x, self.value(self.graph.number(x.name, float(count))))
         found = self.graph.op("Where", self.graph.op("IsNaN", x.name), missing.name, within.name)
         whole = self.graph.op("Cast", found, to=onnx.TensorProto.INT64)
         return self.value(self.graph.op("Squeeze", whole, self.graph.integers(-1)))
 
-    def rows(self, table: Value, places: Value) -> Value:
-        return self.value(self.graph.op("Gather", table.name, places.name, axis=0))
+    def gather_rows(self, table: Value, indices: Value) -> Value:
+        return self.value(self.graph.op("Gather", table.name, indices.name, axis=0))
 
     def linear(self, x: Value, weight: Value, bias: Value) -> Value:
         turned = self.graph.op("Transpose", weight.name, perm=[1, 0])  # of a constant: done once, when it is opened
@@ -272,7 +272,7 @@ class GraphOps:
     def log_sum_exp(self, x: Value) -> Value:
         return self.value(self.graph.op("ReduceLogSumExp", x.name, self.graph.integers(-1), keepdims=1))
 
-    def top(self, x: Value, count: int) -> tuple[Value, Value]:
+    def top_k(self, x: Value, count: int) -> tuple[Value, Value]:
         scores, places = self.graph.fresh("top_scores"), self.graph.fresh("top_places")
         self.graph.add("TopK", [x.name, self.graph.integers(count)], [scores, places], axis=-1, largest=1, sorted=1)
         return self.value(scores), self.value(places)

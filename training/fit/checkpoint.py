@@ -1,7 +1,7 @@
-"""What a run needs in order to go on after it was killed: one file, written whole or not at all.
+"""The checkpoint from which a killed run is resumed: one file, written whole or not at all.
 
-Owns the file, and who may go on with it. Knows nothing of what is in a run's state, which is made of tensors, numbers,
-texts, lists and dicts: reading it runs no code.
+Owns the file, and the check that it belongs to the run. Knows nothing of what a run's state is, except that it is made
+of tensors, numbers, strings, lists and dicts: reading it runs no code.
 """
 
 import contextlib
@@ -20,29 +20,32 @@ from onward.training.errors import TrainingError
 
 State = dict[str, Any]
 
-_ANEW = "start anew without --resume"
+FORMAT = 2
+"""The version of the state's layout. It counts up when the names of weights or of the history change."""
+
+_ADVICE = "start anew without --resume"
 _DAMAGE = (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError)
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The file of one run, of which `run` says by name all that it depends on."""
+    """The file of one run. `run` holds, by name, all that the run depends on: its configuration and its data."""
 
     file: Path
     run: State
 
     def write(self, state: State) -> None:
-        """In place of the last one, in one move: whoever is killed leaves that or this."""
+        """Replaces the file by one rename, so that a killed run leaves either the last checkpoint or this one."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         scratch = self.file.with_name(f"{self.file.name}.{os.getpid()}")
         with scratch.open("wb") as file:
-            torch.save({"run": self.run, "state": state}, file)
+            torch.save({"format": FORMAT, "run": self.run, "state": state}, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(scratch, self.file)
 
     def read(self) -> bytes | None:
-        """The file as it is, None where there is none. Raises TrainingError."""
+        """Returns the file's content, None if there is no file. Raises TrainingError."""
         try:
             return self.file.read_bytes()
         except FileNotFoundError:
@@ -51,29 +54,31 @@ class Checkpoint:
             raise TrainingError(f"{self.file}: cannot be read: {error.strerror}") from error
 
     def state(self, content: bytes) -> State:
-        """The state in the file's content. Raises TrainingError where it is damaged or another run's."""
+        """Returns the state in the file's content. Raises TrainingError if it is damaged, or of another run."""
         try:
-            damaged = zipfile.ZipFile(io.BytesIO(content)).testzip()  # torch itself leaves the checksums unread
-            kept = {} if damaged else torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-            was, state = _flat(kept["run"]), State(kept["state"])
+            damaged = zipfile.ZipFile(io.BytesIO(content)).testzip()  # torch itself does not verify the checksums
+            stored = {} if damaged else torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            stored_run, state, version = _flat(stored["run"]), State(stored["state"]), stored.get("format", 1)
         except _DAMAGE as error:
-            raise TrainingError(f"{self.file}: no checkpoint, or a damaged one; {_ANEW}") from error
-        now = _flat(self.run)
-        if other := [name for name in sorted(now | was) if now.get(name) != was.get(name)]:
-            told = "; ".join(f"{name} is {now.get(name)!r} and was {was.get(name)!r}" for name in other)
-            raise TrainingError(f"{self.file}: is of another run: {told}; put it back, or {_ANEW}")
+            raise TrainingError(f"{self.file}: not a checkpoint, or a damaged one; {_ADVICE}") from error
+        if version != FORMAT:
+            raise TrainingError(f"{self.file}: was written by another version of onward; {_ADVICE}")
+        run = _flat(self.run)
+        if differing := [name for name in sorted(run | stored_run) if run.get(name) != stored_run.get(name)]:
+            changes = "; ".join(f"{name} is {run.get(name)!r} and was {stored_run.get(name)!r}" for name in differing)
+            raise TrainingError(f"{self.file}: is of another run: {changes}; restore the old values, or {_ADVICE}")
         return state
 
 
 def remove(file: Path) -> None:
-    """The run's folder with all that is in it, and the folder of all runs if it was the last."""
+    """Removes the run's folder with all its files, and the folder of all runs if it is empty then."""
     shutil.rmtree(file.parent, ignore_errors=True)
-    with contextlib.suppress(OSError):  # another run's is in it, or it was never made
+    with contextlib.suppress(OSError):  # it holds another run's folder, or it was never made
         file.parent.parent.rmdir()
 
 
-def _flat(told: State, prefix: str = "") -> State:
+def _flat(nested: State, prefix: str = "") -> State:
     flat: State = {}
-    for name, value in told.items():
+    for name, value in nested.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat

@@ -1,7 +1,7 @@
-"""The optimiser and its learning rate.
+"""The optimiser and its learning-rate schedule.
 
-The rate of a step is a function of the settings, the step's place and the validation losses before it. Nothing here
-has state of its own to be kept or restored, but the optimiser.
+The rate of a step is a function of the settings, the step's number and the validation losses before it. Only the
+optimiser has a state that a checkpoint must store.
 """
 
 import math
@@ -14,45 +14,48 @@ from onward.training.config import Train
 
 
 def adamw(network: nn.Module, settings: Train) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019); biases and other vectors do not decay, matrices do."""
+    """Returns AdamW (Loshchilov and Hutter 2019) with decay of matrices, and none of biases and other vectors."""
     parameters = list(network.parameters())
     return torch.optim.AdamW(
         [
-            {"params": [one for one in parameters if one.ndim >= 2], "weight_decay": settings.weight_decay},
-            {"params": [one for one in parameters if one.ndim < 2], "weight_decay": 0.0},
+            {"params": [weight for weight in parameters if weight.ndim >= 2], "weight_decay": settings.weight_decay},
+            {"params": [weight for weight in parameters if weight.ndim < 2], "weight_decay": 0.0},
         ],
         lr=settings.learning_rate,
         fused=True,
     )
 
 
-def rates(settings: Train, *, before: int, steps: int, validation: Sequence[float]) -> Iterator[float]:
-    """The learning rate of each of an epoch's `steps`.
+def learning_rates(settings: Train, *, steps_before: int, steps: int, validation: Sequence[float]) -> Iterator[float]:
+    """Yields the learning rate of each of an epoch's `steps`.
 
-    before: optimiser steps before this epoch; validation: the loss of each epoch before it. Warm-up multiplies the
-    schedule: it rises linearly over the first `warmup` steps. `cosine` falls to nothing at the last of all epochs
+    steps_before: optimiser steps before this epoch; validation: the loss of each epoch before it. Warm-up multiplies
+    the schedule: it rises linearly over the first `warmup` steps. `cosine` falls to zero at the last of all epochs
     (Loshchilov and Hutter 2017, without restarts); `plateau` halves.
     """
     scheduled = settings.learning_rate
     if settings.schedule == "plateau":
-        scheduled *= 0.5 ** halvings(validation, max(1, settings.patience // 3))
+        scheduled *= 0.5 ** plateau_count(validation, max(1, settings.patience // 3))
     for step in range(steps):
         rate = scheduled
         if settings.schedule == "cosine":
             rate *= (1 + math.cos(math.pi * (len(validation) + step / steps) / settings.epochs)) / 2
-        if before + step + 1 < settings.warmup:
-            rate *= (before + step + 1) / settings.warmup
+        if steps_before + step + 1 < settings.warmup:
+            rate *= (steps_before + step + 1) / settings.warmup
         yield rate
 
 
-def halvings(validation: Sequence[float], stale: int) -> int:
-    """How often `stale` epochs in a row, counted anew after each halving, brought no better validation loss."""
-    best, waited, count = math.inf, 0, 0
+def plateau_count(validation: Sequence[float], length: int) -> int:
+    """Returns how many times `length` epochs in a row did not improve the validation loss.
+
+    The epochs are counted anew after each such plateau.
+    """
+    best, stale, plateaus = math.inf, 0, 0
     for loss in validation:
         if loss < best:
-            best, waited = loss, 0
+            best, stale = loss, 0
         else:
-            waited += 1
-        if waited == stale:
-            waited, count = 0, count + 1
-    return count
+            stale += 1
+        if stale == length:
+            stale, plateaus = 0, plateaus + 1
+    return plateaus

@@ -1,8 +1,8 @@
-"""What a network says of the next input: the distributions and scores it can be asked for.
+"""The heads: the distribution that a network predicts for the next input, and the score of the input that follows.
 
-Owns the meaning of the readout's numbers. Each head is two formulas, written once for torch and for the graph: what is
-told of the next input in the data's units, and the surprise of an input under what was told before it. The training
-loss is that surprise in scaled units, so what a session reports is what the network was trained to make small.
+Each head is two formulas, written once for torch and for the graph: the prediction of the next input in the data's
+units, and the surprise of an input under the prediction made before it. The training loss is that surprise in scaled
+units, so that a session reports the quantity that the network was trained to minimise.
 """
 
 import math
@@ -17,11 +17,11 @@ from torch.nn.functional import softplus
 
 from onward.model.manifest import RANKED, Score
 from onward.training.config import Model
-from onward.training.network.input_layer import Unit
+from onward.training.network.input_layer import TargetScale
 from onward.training.network.ops import Ops, TorchOps
 
 LOG_BOUND = 7.0
-"""A deviation stays within exp(-7) and exp(7) of the target's own, so that no likelihood is infinite."""
+"""A predicted deviation stays within exp(-7) and exp(7) of the target's own, so that no likelihood is infinite."""
 
 HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
@@ -29,42 +29,49 @@ _torch = TorchOps()
 
 
 class Head(nn.Module):
-    """`outputs` are what clients are told, the first is fed back. Readouts are (..., units) -> `said`, a few terms."""
+    """A readout of the hidden state, and the meaning of its values.
+
+    A prediction is a dict of named values: `outputs`, which clients receive and of which the first is fed back, and
+    whatever else the surprise needs.
+    """
 
     outputs: ClassVar[tuple[str, ...]]
-    located: ClassVar[tuple[str, ...]] = ()
-    """Of them those that lie on the target's own axis, and move with its level."""
+    location_outputs: ClassVar[tuple[str, ...]] = ()
+    """The outputs that lie on the target's own axis, and so move with its level."""
     score: Score
     levels: tuple[float, ...] = ()
 
-    def say(self, ops: Ops, hidden: Any) -> list[Any]:
-        """The readout's numbers, each (..., targets) or as wide as the head needs."""
+    def read_out(self, ops: Ops, hidden: Any) -> list[Any]:
+        """Returns the readout's values for hidden (..., units): each (..., targets), or as wide as the head needs."""
         raise NotImplementedError
 
-    def told(self, ops: Ops, said: Sequence[Any], unit: Unit | None) -> dict[str, Any]:
-        """In the data's units, around the level: `outputs`, and what else the surprise needs of the prediction."""
+    def predict(self, ops: Ops, readouts: Sequence[Any], scale: TargetScale | None) -> dict[str, Any]:
+        """Returns the prediction in the data's units, relative to the level where `scale` has one."""
         raise NotImplementedError
 
-    def surprise(self, ops: Ops, before: Mapping[str, Any], told: Mapping[str, Any], actual: Any) -> Any:
-        """(..., targets) the score of the actual values under what was told before them."""
+    def surprise(self, ops: Ops, previous: Mapping[str, Any], current: Mapping[str, Any], actual: Any) -> Any:
+        """Returns the score of the actual values, (..., targets).
+
+        `previous` is the prediction made before them, `current` the one made after them.
+        """
         raise NotImplementedError
 
-    def marginal(self, unit: Unit | None) -> dict[str, Tensor]:
-        """What is told before anything was read, without time and batch."""
+    def marginal(self, scale: TargetScale | None) -> dict[str, Tensor]:
+        """Returns the prediction before any input, without time and batch axes."""
         raise NotImplementedError
 
-    def shifted(self, ops: Ops, told: Mapping[str, Any], level: Any) -> dict[str, Any]:
-        """What was told around a level, at it."""
+    def shift(self, ops: Ops, prediction: Mapping[str, Any], level: Any) -> dict[str, Any]:
+        """Returns a prediction that is relative to a level as an absolute one."""
         del ops
-        return {name: value + level if name in self.located else value for name, value in told.items()}
+        return {name: value + level if name in self.location_outputs else value for name, value in prediction.items()}
 
-    def loss(self, hidden: Tensor, answers: Tensor) -> Tensor:
-        """(..., targets) of one prediction each. answers: (..., targets), numbers in scaled units."""
+    def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Returns the loss of each prediction, (..., targets). targets: (..., targets), numbers in scaled units."""
         raise NotImplementedError
 
 
-class Numbers(Head):
-    """`width` numbers of the readout for each target. The loss is the surprise in scaled units."""
+class NumberHead(Head):
+    """A head of `width` readouts for each target. The loss is the surprise in scaled units."""
 
     def __init__(self, units: int, targets: int, width: int) -> None:
         super().__init__()
@@ -72,24 +79,24 @@ class Numbers(Head):
         self.readout = nn.Linear(units, width * targets)
         nn.init.zeros_(self.readout.bias)
 
-    def say(self, ops: Ops, hidden: Any) -> list[Any]:
+    def read_out(self, ops: Ops, hidden: Any) -> list[Any]:
         weight, bias = (
             ops.constant(f"readout_{name}", value)
             for name, value in (("weight", self.readout.weight), ("bias", self.readout.bias))
         )
         return ops.split(ops.linear(hidden, weight, bias), self.width)
 
-    def loss(self, hidden: Tensor, answers: Tensor) -> Tensor:
-        told = self.told(_torch, self.say(_torch, hidden), Unit.scaled(answers))
-        value = self.surprise(_torch, told, told, answers)
+    def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        prediction = self.predict(_torch, self.read_out(_torch, hidden), TargetScale.identity(targets))
+        value = self.surprise(_torch, prediction, prediction, targets)
         assert isinstance(value, Tensor)
         return value
 
 
-class Point(Numbers):
-    """One number. mae: the conditional median, not led by outliers; mse: the mean; huber: between (delta 1)."""
+class Point(NumberHead):
+    """One number. mae: the conditional median, robust to outliers; mse: the mean; huber: between them (delta 1)."""
 
-    outputs = located = ("point",)
+    outputs = location_outputs = ("point",)
 
     def __init__(self, units: int, targets: int, loss: str) -> None:
         super().__init__(units, targets, 1)
@@ -101,14 +108,14 @@ class Point(Numbers):
         }
         self.score = scores[loss]
 
-    def told(self, ops: Ops, said: Sequence[Any], unit: Unit | None) -> dict[str, Any]:
+    def predict(self, ops: Ops, readouts: Sequence[Any], scale: TargetScale | None) -> dict[str, Any]:
         del ops
-        assert unit is not None
-        return {"point": said[0] * unit.std + unit.mean, "unit": said[0] * 0.0 + unit.std}
+        assert scale is not None
+        return {"point": readouts[0] * scale.std + scale.mean, "unit": readouts[0] * 0.0 + scale.std}
 
-    def surprise(self, ops: Ops, before: Mapping[str, Any], told: Mapping[str, Any], actual: Any) -> Any:
-        del told
-        error = ops.abs((actual - before["point"]) / before["unit"])
+    def surprise(self, ops: Ops, previous: Mapping[str, Any], current: Mapping[str, Any], actual: Any) -> Any:
+        del current
+        error = ops.abs((actual - previous["point"]) / previous["unit"])
         if self._loss == "mae":
             return error
         if self._loss == "mse":
@@ -116,43 +123,44 @@ class Point(Numbers):
         near = ops.clip(error, 0.0, 1.0)  # Huber 1964: quadratic up to 1, linear beyond
         return 0.5 * near * near + (error - near)
 
-    def marginal(self, unit: Unit | None) -> dict[str, Tensor]:
-        assert unit is not None
-        return {"point": unit.mean, "unit": unit.std}
+    def marginal(self, scale: TargetScale | None) -> dict[str, Tensor]:
+        assert scale is not None
+        return {"point": scale.mean, "unit": scale.std}
 
 
-class Gaussian(Numbers):
-    """Mean and standard deviation; the surprise is the negative log-likelihood in nats."""
+class Gaussian(NumberHead):
+    """Mean and standard deviation. The surprise is the negative log-likelihood in nats."""
 
-    outputs, located = ("mean", "std"), ("mean",)
+    outputs, location_outputs = ("mean", "std"), ("mean",)
     score = "negative_log_likelihood"
 
     def __init__(self, units: int, targets: int) -> None:
         super().__init__(units, targets, 2)
 
-    def told(self, ops: Ops, said: Sequence[Any], unit: Unit | None) -> dict[str, Any]:
-        assert unit is not None
-        log = ops.clip(said[1], -LOG_BOUND, LOG_BOUND) + unit.log_std
-        return {"mean": said[0] * unit.std + unit.mean, "std": ops.exp(log), "log_std": log}
+    def predict(self, ops: Ops, readouts: Sequence[Any], scale: TargetScale | None) -> dict[str, Any]:
+        assert scale is not None
+        log_std = ops.clip(readouts[1], -LOG_BOUND, LOG_BOUND) + scale.log_std
+        return {"mean": readouts[0] * scale.std + scale.mean, "std": ops.exp(log_std), "log_std": log_std}
 
-    def surprise(self, ops: Ops, before: Mapping[str, Any], told: Mapping[str, Any], actual: Any) -> Any:
-        del ops, told
-        error = (actual - before["mean"]) / before["std"]
-        return 0.5 * error * error + before["log_std"] + HALF_LOG_TWO_PI
+    def surprise(self, ops: Ops, previous: Mapping[str, Any], current: Mapping[str, Any], actual: Any) -> Any:
+        del ops, current
+        error = (actual - previous["mean"]) / previous["std"]
+        return 0.5 * error * error + previous["log_std"] + HALF_LOG_TWO_PI
 
-    def marginal(self, unit: Unit | None) -> dict[str, Tensor]:
-        assert unit is not None
-        return {"mean": unit.mean, "std": unit.std, "log_std": unit.log_std}
+    def marginal(self, scale: TargetScale | None) -> dict[str, Tensor]:
+        assert scale is not None
+        return {"mean": scale.mean, "std": scale.std, "log_std": scale.log_std}
 
 
-class StudentT(Numbers):
-    """Location, scale and degrees of freedom, for data with outliers; the surprise is the negative log-likelihood.
+class StudentT(NumberHead):
+    """Location, scale and degrees of freedom, for data with outliers. The surprise is the negative log-likelihood.
 
-    The degrees of freedom are learnt once for each target, not said anew at each step: their normaliser needs the log
-    of the gamma function, which no graph has, and they describe the noise rather than the moment.
+    The degrees of freedom are one learnt parameter for each target, not a function of the hidden state: their
+    normaliser needs the log-gamma function, which ONNX does not have, and they describe the noise rather than the
+    step.
     """
 
-    outputs, located = ("mean", "scale", "df"), ("mean",)
+    outputs, location_outputs = ("mean", "scale", "df"), ("mean",)
     score = "negative_log_likelihood"
 
     def __init__(self, units: int, targets: int) -> None:
@@ -161,117 +169,123 @@ class StudentT(Numbers):
 
     @property
     def df(self) -> Tensor:
-        """(targets,) above 2, so that the variance is finite."""
+        """The degrees of freedom (targets,), above 2 so that the variance is finite."""
         return 2.0 + softplus(self.free)
 
-    def told(self, ops: Ops, said: Sequence[Any], unit: Unit | None) -> dict[str, Any]:
-        assert unit is not None
-        log = ops.clip(said[1], -LOG_BOUND, LOG_BOUND) + unit.log_std
-        df = said[0] * 0.0 + ops.constant("t_df", self.df)  # one for each step, as the other outputs are
-        return {"mean": said[0] * unit.std + unit.mean, "scale": ops.exp(log), "df": df, "log_scale": log}
+    def predict(self, ops: Ops, readouts: Sequence[Any], scale: TargetScale | None) -> dict[str, Any]:
+        assert scale is not None
+        log_scale = ops.clip(readouts[1], -LOG_BOUND, LOG_BOUND) + scale.log_std
+        df = readouts[0] * 0.0 + ops.constant("t_df", self.df)  # broadcast to every step, as the other outputs are
+        return {
+            "mean": readouts[0] * scale.std + scale.mean,
+            "scale": ops.exp(log_scale),
+            "df": df,
+            "log_scale": log_scale,
+        }
 
-    def surprise(self, ops: Ops, before: Mapping[str, Any], told: Mapping[str, Any], actual: Any) -> Any:
-        """-log of the density of Student's t with location and scale."""
-        del told
+    def surprise(self, ops: Ops, previous: Mapping[str, Any], current: Mapping[str, Any], actual: Any) -> Any:
+        """Returns -log of the density of Student's t with location and scale."""
+        del current
         df = self.df
         normaliser = torch.lgamma(df / 2) - torch.lgamma((df + 1) / 2) + 0.5 * torch.log(df * math.pi)
-        error = (actual - before["mean"]) / before["scale"]
+        error = (actual - previous["mean"]) / previous["scale"]
         tail = ops.log(error * error / ops.constant("t_df", df) + 1.0) * ops.constant("t_exponent", (df + 1) / 2)
-        return tail + before["log_scale"] + ops.constant("t_normaliser", normaliser)
+        return tail + previous["log_scale"] + ops.constant("t_normaliser", normaliser)
 
-    def marginal(self, unit: Unit | None) -> dict[str, Tensor]:
-        assert unit is not None
-        return {"mean": unit.mean, "scale": unit.std, "df": self.df.detach(), "log_scale": unit.log_std}
+    def marginal(self, scale: TargetScale | None) -> dict[str, Tensor]:
+        assert scale is not None
+        return {"mean": scale.mean, "scale": scale.std, "df": self.df.detach(), "log_scale": scale.log_std}
 
 
-class Quantiles(Numbers):
+class Quantiles(NumberHead):
     """Quantiles that cannot cross: the median, and positive distances up and down from it.
 
     The surprise is the quantile loss, twice the mean over the levels in units of the scaling: it approaches the CRPS as
     levels are added (Gneiting and Ranjan 2011), and stands in for the likelihood, which quantiles do not have.
     """
 
-    outputs = located = ("median", "quantiles")
+    outputs = location_outputs = ("median", "quantiles")
     score = "scaled_quantile_loss"
 
     def __init__(self, units: int, targets: int, levels: tuple[float, ...]) -> None:
-        """levels: rising, with 0.5 among them."""
+        """Takes levels in rising order, with 0.5 among them."""
         super().__init__(units, targets, len(levels))
         self.levels, self._middle = levels, levels.index(0.5)
 
-    def told(self, ops: Ops, said: Sequence[Any], unit: Unit | None) -> dict[str, Any]:
-        assert unit is not None
-        places = [said[self._middle]]
-        for number in said[self._middle + 1 :]:
-            places.append(places[-1] + _positive(ops, number))
-        for number in reversed(said[: self._middle]):
-            places.insert(0, places[0] - _positive(ops, number))
-        told = [place * unit.std + unit.mean for place in places]
+    def predict(self, ops: Ops, readouts: Sequence[Any], scale: TargetScale | None) -> dict[str, Any]:
+        assert scale is not None
+        scaled = [readouts[self._middle]]
+        for distance in readouts[self._middle + 1 :]:
+            scaled.append(scaled[-1] + _positive(ops, distance))
+        for distance in reversed(readouts[: self._middle]):
+            scaled.insert(0, scaled[0] - _positive(ops, distance))
+        quantiles = [quantile * scale.std + scale.mean for quantile in scaled]
         return {
-            "median": told[self._middle],
-            "quantiles": ops.stack(told),
-            "unit": said[0] * 0.0 + unit.std,
+            "median": quantiles[self._middle],
+            "quantiles": ops.stack(quantiles),
+            "unit": readouts[0] * 0.0 + scale.std,
         }
 
-    def shifted(self, ops: Ops, told: Mapping[str, Any], level: Any) -> dict[str, Any]:
-        moved = ops.stack([quantile + level for quantile in ops.unstack(told["quantiles"], self.width)])
-        return {**told, "median": told["median"] + level, "quantiles": moved}
+    def shift(self, ops: Ops, prediction: Mapping[str, Any], level: Any) -> dict[str, Any]:
+        shifted = ops.stack([quantile + level for quantile in ops.unstack(prediction["quantiles"], self.width)])
+        return {**prediction, "median": prediction["median"] + level, "quantiles": shifted}
 
-    def surprise(self, ops: Ops, before: Mapping[str, Any], told: Mapping[str, Any], actual: Any) -> Any:
-        del told
+    def surprise(self, ops: Ops, previous: Mapping[str, Any], current: Mapping[str, Any], actual: Any) -> Any:
+        del current
         losses = []
-        for level, quantile in zip(self.levels, ops.unstack(before["quantiles"], self.width), strict=True):
-            error = (actual - quantile) / before["unit"]
+        for level, quantile in zip(self.levels, ops.unstack(previous["quantiles"], self.width), strict=True):
+            error = (actual - quantile) / previous["unit"]
             losses.append(ops.greater(error * level, error * (level - 1.0)))
         total = losses[0]
         for loss in losses[1:]:
             total = total + loss
         return total * (2.0 / self.width)
 
-    def marginal(self, unit: Unit | None) -> dict[str, Tensor]:
-        assert unit is not None
+    def marginal(self, scale: TargetScale | None) -> dict[str, Tensor]:
+        assert scale is not None
         normal = torch.tensor([NormalDist().inv_cdf(level) for level in self.levels])
         return {
-            "median": unit.mean,
-            "quantiles": unit.mean[:, None] + unit.std[:, None] * normal,
-            "unit": unit.std,
+            "median": scale.mean,
+            "quantiles": scale.mean[:, None] + scale.std[:, None] * normal,
+            "unit": scale.std,
         }
 
 
-class Choice(Head):
-    """One of `places`, by a softmax over query . weight[place] + bias[place]: the likeliest places are told.
+class SoftmaxHead(Head):
+    """A softmax over categories or classes, with the scores query . weight[category] + bias[category].
 
-    What is kept of a prediction is its query and the softmax's normaliser: enough for the likelihood of any place, and
-    little where there are 100,000 of them. Before anything was read, the query is that of a hidden state of zeros.
+    Clients receive the likeliest categories. The prediction holds the query and the softmax's normaliser: enough for
+    the likelihood of any category, and small where there are 100,000 of them. Before any input, the query is that of a
+    hidden state of zeros.
     """
 
     outputs = RANKED
 
     def __init__(self, model: Model, target: str, counts: Tensor, embedding: nn.Embedding | None = None) -> None:
-        """counts: (places,) how often the training part has each; the bias begins as their log share.
+        """Initialises the bias to the log share of each category in the training part, from its counts (categories,).
 
-        With the target's embedding the weight is that (Press and Wolf 2017); a hidden state of another width is
-        projected.
+        With `embedding`, the target's, its matrix is the softmax's weight too (Press and Wolf 2017); a hidden state of
+        another width is projected.
         """
         super().__init__()
-        units, places = model.units, len(counts)
-        self.target, self.places, self.top = target, places, min(model.top, places)
+        units, categories = model.units, len(counts)
+        self.target, self.categories, self.top = target, categories, min(model.top, categories)
         share = (counts.double() + 1) / (counts.double() + 1).sum()
         self.bias = nn.Parameter(share.log().float())
         self.tied = embedding
         width = embedding.embedding_dim if embedding is not None else units
         self.projection = nn.Linear(units, width) if width != units else None
-        self.own = None if embedding is not None else nn.Parameter(torch.empty(places, units))
+        self.own = None if embedding is not None else nn.Parameter(torch.empty(categories, units))
         if self.own is not None:
             nn.init.xavier_uniform_(self.own)
 
     @property
     def weight(self) -> Tensor:
-        """(places, width of the query)"""
+        """The softmax's matrix, (categories, width of the query)."""
         if self.own is not None:
             return self.own
         assert self.tied is not None
-        return self.tied.weight[: self.places]
+        return self.tied.weight[: self.categories]
 
     def query(self, ops: Ops, hidden: Any) -> Any:
         if self.projection is None:
@@ -283,107 +297,116 @@ class Choice(Head):
         return ops.linear(hidden, weight, bias)
 
     def _matrix(self, ops: Ops) -> tuple[Any, Any]:
-        whole = self.tied is not None and self.tied.num_embeddings == self.places
-        name = f"embedding_{self.target}" if whole else "choice_weight"  # the one tensor, where it is the one
+        shared = self.tied is not None and self.tied.num_embeddings == self.categories
+        name = f"embedding_{self.target}" if shared else "choice_weight"  # a tied matrix is stored once in the graph
         return ops.constant(name, self.weight), ops.constant("choice_bias", self.bias)
 
-    def say(self, ops: Ops, hidden: Any) -> list[Any]:
+    def read_out(self, ops: Ops, hidden: Any) -> list[Any]:
         query = self.query(ops, hidden)
         return [query, ops.linear(query, *self._matrix(ops))]
 
-    def told(self, ops: Ops, said: Sequence[Any], unit: Unit | None) -> dict[str, Any]:
-        del unit
-        query, logits = said
+    def predict(self, ops: Ops, readouts: Sequence[Any], scale: TargetScale | None) -> dict[str, Any]:
+        del scale
+        query, logits = readouts
         normaliser = ops.log_sum_exp(logits)
-        scores, top = ops.top(logits, self.top)
+        scores, top = ops.top_k(logits, self.top)
         return {"top": top, "log_probability": scores - normaliser, "query": query, "normaliser": normaliser}
 
-    def marginal(self, unit: Unit | None) -> dict[str, Tensor]:
-        del unit
+    def marginal(self, scale: TargetScale | None) -> dict[str, Tensor]:
+        del scale
         units = self.projection.in_features if self.projection is not None else self.weight.shape[1]
         zeros = torch.zeros(units, device=self.bias.device)
-        return {name: value.detach() for name, value in self.told(_torch, self.say(_torch, zeros), None).items()}
+        return {
+            name: value.detach() for name, value in self.predict(_torch, self.read_out(_torch, zeros), None).items()
+        }
 
-    def loss(self, hidden: Tensor, answers: Tensor) -> Tensor:
-        _, logits = self.say(_torch, hidden)
-        return nn.functional.cross_entropy(logits.flatten(0, -2), answers.long().flatten(), reduction="none").view_as(
-            answers
+    def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        _, logits = self.read_out(_torch, hidden)
+        return nn.functional.cross_entropy(logits.flatten(0, -2), targets.long().flatten(), reduction="none").view_as(
+            targets
         )
 
 
-class Categorical(Choice):
-    """The next category; the surprise is the negative log-likelihood in nats."""
+class Categorical(SoftmaxHead):
+    """The next category. The surprise is the negative log-likelihood in nats."""
 
     score = "negative_log_likelihood"
 
-    drawn: Tensor
+    noise_weights: Tensor
+    """The unnormalised probability with which each category is drawn as a negative."""
 
     def __init__(self, model: Model, target: str, counts: Tensor, embedding: nn.Embedding | None = None) -> None:
-        """With `negatives` the loss, while training, is over the true place and so many others, drawn by the square
-        root of their share, each score corrected by how likely its draw was (Bengio and Senecal 2008): the gradient
-        approaches that of the whole softmax as more are drawn. The true one counts as often as it is drawn, or it
-        would seem as likely as the draws are many.
+        """Configures, with `negatives`, a sampled softmax as the loss during training.
+
+        The loss is then over the true category and so many others, drawn with the square root of their share, each
+        score corrected by the expected number of its draws (Bengio and Senecal 2008): the gradient approaches that of
+        the full softmax as more are drawn. The true category's score is corrected in the same way; otherwise it would
+        be overestimated by a factor that grows with the number of draws.
         """
         super().__init__(model, target, counts, embedding)
         self.negatives = model.negatives
-        self.register_buffer("drawn", ((counts.double() + 1) ** 0.5).float(), persistent=False)
+        self.register_buffer("noise_weights", ((counts.double() + 1) ** 0.5).float(), persistent=False)
 
-    def surprise(self, ops: Ops, before: Mapping[str, Any], told: Mapping[str, Any], actual: Any) -> Any:
-        del told
+    def surprise(self, ops: Ops, previous: Mapping[str, Any], current: Mapping[str, Any], actual: Any) -> Any:
+        del current
         weight, _ = self._matrix(ops)
         column = ops.constant("choice_bias_column", self.bias[:, None])
-        places = ops.place(actual, self.places)
-        own = ops.dot(before["query"], ops.rows(weight, places)) + ops.rows(column, places)
-        return before["normaliser"] - own
+        indices = ops.category_index(actual, self.categories)
+        score = ops.dot(previous["query"], ops.gather_rows(weight, indices)) + ops.gather_rows(column, indices)
+        return previous["normaliser"] - score
 
-    def loss(self, hidden: Tensor, answers: Tensor) -> Tensor:
+    def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         if not (self.training and self.negatives):
-            return super().loss(hidden, answers)
-        others = torch.multinomial(self.drawn, self.negatives, replacement=True)
-        expected = (self.drawn / self.drawn.sum() * self.negatives).log()
-        query, true = self.query(_torch, hidden), answers.long()
-        own = (query * self.weight[true.squeeze(-1)]).sum(dim=-1, keepdim=True) + self.bias[true] - expected[true]
-        scores = nn.functional.linear(query, self.weight[others], self.bias[others] - expected[others])
-        nll: Tensor = torch.cat((own, scores), dim=-1).logsumexp(dim=-1, keepdim=True) - own
+            return super().loss(hidden, targets)
+        negatives = torch.multinomial(self.noise_weights, self.negatives, replacement=True)
+        log_expected = (self.noise_weights / self.noise_weights.sum() * self.negatives).log()
+        query, true = self.query(_torch, hidden), targets.long()
+        true_weight = self.weight[true.squeeze(-1)]
+        true_score = (query * true_weight).sum(dim=-1, keepdim=True) + self.bias[true] - log_expected[true]
+        scores = nn.functional.linear(query, self.weight[negatives], self.bias[negatives] - log_expected[negatives])
+        nll: Tensor = torch.cat((true_score, scores), dim=-1).logsumexp(dim=-1, keepdim=True) - true_score
         return nll
 
 
-class Label(Choice):
+class Label(SoftmaxHead):
     """The label of a step, or of the sequence so far.
 
-    No input is predicted, so what stands in for its likelihood is how far it moves what is believed: the divergence of
-    the prediction after it from the one before (Itti and Baldi 2009, "Bayesian surprise"), in nats.
+    No input is predicted, so the surprise is not a likelihood but the Kullback-Leibler divergence of the prediction
+    after the input from the one before it (Itti and Baldi 2009, "Bayesian surprise"), in nats.
     """
 
     score = "bayesian_surprise"
 
-    def told(self, ops: Ops, said: Sequence[Any], unit: Unit | None) -> dict[str, Any]:
-        told = super().told(ops, said, unit)
-        return {**{name: told[name] for name in RANKED}, "belief": said[1] - told["normaliser"]}
+    def predict(self, ops: Ops, readouts: Sequence[Any], scale: TargetScale | None) -> dict[str, Any]:
+        prediction = super().predict(ops, readouts, scale)
+        return {**{name: prediction[name] for name in RANKED}, "belief": readouts[1] - prediction["normaliser"]}
 
-    def surprise(self, ops: Ops, before: Mapping[str, Any], told: Mapping[str, Any], actual: Any) -> Any:
+    def surprise(self, ops: Ops, previous: Mapping[str, Any], current: Mapping[str, Any], actual: Any) -> Any:
         del actual
-        now = told["belief"]
-        return ops.dot(ops.exp(now), now - before["belief"])
+        belief = current["belief"]  # log-probabilities of all classes
+        return ops.dot(ops.exp(belief), belief - previous["belief"])
 
 
 def _positive(ops: Ops, x: Any) -> Any:
-    """exp(x) below 0, at least exp(-7); 1 + x above: smooth, positive, and exact in any batch."""
+    """Returns exp(x) below 0, at least exp(-7), and 1 + x above: smooth, positive, and exact in any batch."""
     return ops.exp(ops.clip(x, -LOG_BOUND, 0.0)) + ops.clip(x, 0.0, float(np.finfo(np.float32).max))
 
 
-def kept(ops: Ops, head: Head, told: Mapping[str, Any], unit: Unit | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a session keeps of a prediction: as clients are told it, and, where there is a level, around that too.
+def stored_prediction(
+    ops: Ops, head: Head, prediction: Mapping[str, Any], scale: TargetScale | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the values of a prediction that a session stores: absolute, and the locations relative to the level.
 
-    An input's surprise is taken around the level: what is added to a high one has lost its last digits.
+    The second dict is empty where there is no level. The surprise is computed relative to the level, because a small
+    difference added to a high level loses its last digits.
     """
-    if unit is None or unit.level is None:
-        return dict(told), {}
-    return head.shifted(ops, told, unit.level), {name: told[name] for name in head.located}
+    if scale is None or scale.level is None:
+        return dict(prediction), {}
+    return head.shift(ops, prediction, scale.level), {name: prediction[name] for name in head.location_outputs}
 
 
-def make(model: Model, targets: int) -> Numbers:
-    """The head that the configuration asks for, of those that predict numbers."""
+def number_head(model: Model, targets: int) -> NumberHead:
+    """Returns the head for numbers that the configuration names. Raises ValueError for a head of categories."""
     match model.head:
         case "point":
             return Point(model.units, targets, model.loss)

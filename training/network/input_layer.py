@@ -1,8 +1,8 @@
-"""What the first layer reads of a step: scaled numbers, masks of what is missing, embeddings of categories.
+"""The input layer: scaled numbers, masks of missing values, and embeddings of categories.
 
-Owns scaling and embedding, for the network and for the graph: each formula is written once, over
+Owns scaling, differencing and embedding, for the network and for the graph: each formula is written once, over
 `onward.training.network.ops`. Time comes first: raw values are (time, batch, features) in the data's units, missing
-ones NaN, categories by place.
+ones NaN, categories as indices.
 """
 
 from collections.abc import Sequence
@@ -17,95 +17,98 @@ from onward.training.config import Model
 from onward.training.network.ops import Ops
 
 GUESS = 0.5
-"""The deviation that a session's first value gives it, as a share of that value; it fades with the number of values."""
+"""The prior deviation of causal scaling at a session's first value, as a share of that value's magnitude.
+
+It fades with the number of values.
+"""
 
 FLOOR = 1e-6
-"""The least deviation, as a share of the training part's: a session of zeros has one too."""
+"""The least deviation, as a share of the training part's, so that a session of zeros can be scaled too."""
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
-    """How a prediction becomes the data's units: (targets,) or (time, batch, targets) each."""
+class TargetScale:
+    """The affine map from scaled predictions to the data's units: (targets,) or (time, batch, targets) each."""
 
     mean: Any
     std: Any
     log_std: Any
     level: Any = None
-    """What is said is around this, (time, batch, targets): the last values seen, where changes are read. It is kept
-    apart from `mean`, since a small change added to a high level would lose its last digits.
+    """The last values seen, (time, batch, targets), where targets are differenced: predictions are relative to it.
+
+    It is not added to `mean`, since a small difference added to a high level would lose its last digits.
     """
 
     @staticmethod
-    def scaled(like: Tensor) -> "Unit":
-        """None of it: the prediction stays in scaled units."""
-        return Unit(torch.zeros_like(like), torch.ones_like(like), torch.zeros_like(like))
+    def identity(like: Tensor) -> "TargetScale":
+        """Returns the scale under which a prediction stays in scaled units."""
+        return TargetScale(torch.zeros_like(like), torch.ones_like(like), torch.zeros_like(like))
 
 
 @dataclass(frozen=True, slots=True)
-class Read:
-    """What is read of a step's numbers."""
+class ScaledNumbers:
+    """The numeric features of a sequence as the network reads them."""
 
     terms: list[Any]
     """Scaled numbers and masks, each (time, batch, some)."""
-    unit: Unit | None
-    """Of the targets, after each step; None where they are no numbers."""
-    base: Any = None
-    """The level before each step, (time, batch, targets): around it came what a prediction is held to."""
+    target_scale: TargetScale | None
+    """The targets' scale after each step; None where the targets are not numbers."""
+    previous_level: Any = None
+    """The level before each step, (time, batch, targets): the step's own value is compared relative to it."""
 
 
-class Scaling(nn.Module):
-    """The training part's moments, kept in the graph so that clients send raw values."""
+class TrainingStatistics(nn.Module):
+    """Mean and deviation of the training part, stored in the graph so that clients send raw values."""
 
     mean: Tensor
     std: Tensor
-    change_mean: Tensor
-    change_std: Tensor
+    difference_mean: Tensor
+    difference_std: Tensor
 
     def __init__(
-        self, mean: Tensor, std: Tensor, change_mean: Tensor | None = None, change_std: Tensor | None = None
+        self, mean: Tensor, std: Tensor, difference_mean: Tensor | None = None, difference_std: Tensor | None = None
     ) -> None:
-        """mean, std: (features,) in the data's units; a constant feature, and a category, has deviation 1.
+        """Takes (features,) each in the data's units. Where a deviation is 0, 1 is stored instead.
 
-        change_mean, change_std: those of the changes from value to value, for features that are read as changes.
+        difference_mean, difference_std: those of the differences from value to value, for differenced features.
         """
         super().__init__()
-        change_mean = torch.zeros_like(mean) if change_mean is None else change_mean
-        change_std = std if change_std is None else change_std
-        for name, moment in (("mean", mean), ("change_mean", change_mean)):
-            self.register_buffer(name, moment.float())
-        for name, moment in (("std", std), ("change_std", change_std)):
-            self.register_buffer(name, torch.where(moment > 0, moment, torch.ones_like(moment)).float())
+        difference_mean = torch.zeros_like(mean) if difference_mean is None else difference_mean
+        difference_std = std if difference_std is None else difference_std
+        for name, value in (("mean", mean), ("difference_mean", difference_mean)):
+            self.register_buffer(name, value.float())
+        for name, value in (("std", std), ("difference_std", difference_std)):
+            self.register_buffer(name, torch.where(value > 0, value, torch.ones_like(value)).float())
 
 
-class Reading(nn.Module):
-    """Numbers that are read as changes become so first: what is said of the next change is added to the last value.
+class InputLayer(nn.Module):
+    """Turns raw values into the input of the first recurrent layer.
 
-    Fixed numbers are scaled by the training part's moments; streaming ones by those of the session itself, so far.
-
-    Streaming are the observed numbers of a model whose scaling is causal, or by the mean: what is known in advance or
-    static has no scale of its own.
+    Differenced numbers are replaced by their differences first; a prediction of the next difference is added to the
+    last value. Fixed numbers are scaled by the training part's statistics, streaming ones by those of the session so
+    far. Streaming are the observed numbers of a model whose scaling is `causal` or `mean`; future covariates and static
+    features always keep the training part's scale.
     """
 
     def __init__(
         self,
         model: Model,
         features: Sequence[Feature],
-        scaling: Scaling,
+        statistics: TrainingStatistics,
         *,
-        changes: Sequence[str] = (),
+        differenced: Sequence[str] = (),
         embedded: str | None = None,
     ) -> None:
-        """`changes` are the features that are read as such; `embedded` is the one whose embedding has the width that
-        the configuration asks for.
-        """
+        """`embedded` is the feature whose embedding has the width that the configuration sets."""
         super().__init__()
-        self.features, self.scaling, self.kind = tuple(features), scaling, model.scaling
-        numbers = [place for place, feature in enumerate(features) if feature.kind == "number"]
+        self.features, self.statistics, self.scaling_kind = tuple(features), statistics, model.scaling
+        # The attributes below are columns of the raw input.
+        numbers = [column for column, feature in enumerate(features) if feature.kind == "number"]
         self.streaming = [i for i in numbers if model.scaling != "fixed" and features[i].role == "observed"]
         self.fixed = [i for i in numbers if i not in self.streaming]
-        self.changes = [i for i in numbers if features[i].name in changes]
+        self.differenced = [i for i in numbers if features[i].name in differenced]
         self.masked = [i for i in numbers if features[i].nullable]
-        self.categories = [place for place, feature in enumerate(features) if feature.kind == "category"]
+        self.categories = [column for column, feature in enumerate(features) if feature.kind == "category"]
         widths = [
             model.embedding if features[i].name == embedded and model.embedding else embedding_width(features[i].places)
             for i in self.categories
@@ -121,125 +124,127 @@ class Reading(nn.Module):
         self.width = self.dense + sum(widths)
 
     @property
-    def moments(self) -> tuple[Tensor, Tensor]:
-        """(features,) mean and deviation of what is scaled: values, or changes."""
-        changed = torch.zeros_like(self.scaling.mean, dtype=torch.bool)
-        changed[self.changes] = True
-        mean = torch.where(changed, self.scaling.change_mean, self.scaling.mean)
-        return mean, torch.where(changed, self.scaling.change_std, self.scaling.std)
+    def scaling_statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation (features,) of the values that are scaled: differences where a feature is differenced."""
+        is_differenced = torch.zeros_like(self.statistics.mean, dtype=torch.bool)
+        is_differenced[self.differenced] = True
+        mean = torch.where(is_differenced, self.statistics.difference_mean, self.statistics.mean)
+        return mean, torch.where(is_differenced, self.statistics.difference_std, self.statistics.std)
 
     @property
-    def sums(self) -> tuple[str, ...]:
-        """The running sums that a session carries, (batch, streaming) each, in double precision."""
+    def running_sums(self) -> tuple[str, ...]:
+        """The names of the running sums that a session carries, (batch, streaming) each, in double precision."""
         return {"fixed": (), "mean": ("seen", "sum"), "causal": ("seen", "sum", "squares")}[
-            self.kind if self.streaming else "fixed"
+            self.scaling_kind if self.streaming else "fixed"
         ]
 
     def table(self, feature: str) -> nn.Embedding:
+        """Returns the embedding of a category feature."""
         tables = zip(self.categories, self.tables, strict=True)
-        return next(table for place, table in tables if self.features[place].name == feature)
+        return next(table for column, table in tables if self.features[column].name == feature)
 
     @property
     def first_values(self) -> Tensor:
-        """(changes,) what a session's first values are changes from: they count as none."""
-        return self.scaling.mean[self.changes]
+        """The level (differenced,) before a session's first values, whose differences from it count as 0."""
+        return self.statistics.mean[self.differenced]
 
-    def initial_unit(self, targets: Sequence[int]) -> Unit:
-        """Before anything was read: the training part's moments of these features."""
-        mean, std = self.scaling.mean[list(targets)], self.scaling.std[list(targets)]
-        if not set(targets) & set(self.changes):
-            return Unit(mean, std, std.log())
-        moved = torch.tensor([float(i in self.changes) for i in targets], device=mean.device)
-        return Unit(mean * (1 - moved), std, std.log(), mean * moved)
+    def initial_target_scale(self, targets: Sequence[int]) -> TargetScale:
+        """Returns the scale before any input: the training part's statistics of these columns."""
+        mean, std = self.statistics.mean[list(targets)], self.statistics.std[list(targets)]
+        if not set(targets) & set(self.differenced):
+            return TargetScale(mean, std, std.log())
+        is_differenced = torch.tensor([float(i in self.differenced) for i in targets], device=mean.device)
+        return TargetScale(mean * (1 - is_differenced), std, std.log(), mean * is_differenced)
 
-    def numbers(self, ops: Ops, raw: Any, targets: Sequence[int]) -> Read:
-        """`targets` are the places of those that are numbers."""
+    def scale_numbers(self, ops: Ops, raw: Any, targets: Sequence[int]) -> ScaledNumbers:
+        """Returns the scaled numbers and masks. `targets` are the columns of the targets that are numbers."""
         terms: list[Any] = []
-        unit, level, base = None, None, None
-        if self.changes:
-            raw, last, previous = self._changed(ops, raw)
-            if set(targets) & set(self.changes):
-                level, base = (self._of_targets(ops, values, targets) for values in (last, previous))
+        scale, level, previous_level = None, None, None
+        if self.differenced:
+            raw, last, previous = self._difference(ops, raw)
+            if set(targets) & set(self.differenced):
+                level, previous_level = (self._of_targets(ops, values, targets) for values in (last, previous))
         if self.fixed:
-            mean, std = self._moments(ops, "scaling", self.fixed)
+            mean, std = self._constants(ops, "scaling", self.fixed)
             value = ops.columns(raw, self.fixed)
             if set(self.fixed) & set(self.masked):
-                value = ops.filled(value, mean)
+                value = ops.fill_missing(value, mean)
             terms.append((value - mean) / std)
         if self.streaming:
-            scaled, unit = self._streaming(ops, ops.columns(raw, self.streaming), targets)
+            scaled, scale = self._scale_streaming(ops, ops.columns(raw, self.streaming), targets)
             terms.append(scaled)
         elif targets:
-            mean, std = self._moments(ops, "target", targets)
-            unit = Unit(mean, std, ops.constant("target_log_std", self.moments[1][list(targets)].log()))
+            mean, std = self._constants(ops, "target", targets)
+            log_std = self.scaling_statistics[1][list(targets)].log()
+            scale = TargetScale(mean, std, ops.constant("target_log_std", log_std))
         if self.masked:
             terms.append(1.0 - ops.present(ops.columns(raw, self.masked)))
-        return Read(terms, None if unit is None else replace(unit, level=level), base)
+        return ScaledNumbers(terms, None if scale is None else replace(scale, level=level), previous_level)
 
-    def _changed(self, ops: Ops, raw: Any) -> tuple[Any, Any, Any]:
-        """Changes in place of values; and the last values seen of what changes, after each step and before it."""
+    def _difference(self, ops: Ops, raw: Any) -> tuple[Any, Any, Any]:
+        """Returns raw with differences in place of values; and the last values seen, after each step and before it."""
         first = ops.constant("first_values", self.first_values)
-        values = ops.columns(raw, self.changes)
-        last = ops.last_seen("previous", values, first) if set(self.changes) & set(self.masked) else values
-        previous, there = ops.before("previous", last, first), ops.present(values)
-        begun = ops.clip(ops.single(ops.running("begun", ops.double(there))) - there, 0.0, 1.0)
+        values = ops.columns(raw, self.differenced)
+        last = ops.last_present("previous", values, first) if set(self.differenced) & set(self.masked) else values
+        previous, present = ops.previous("previous", last, first), ops.present(values)
+        begun = ops.clip(ops.single(ops.running_sum("begun", ops.double(present))) - present, 0.0, 1.0)
         count = len(self.features)
-        places = [count + self.changes.index(i) if i in self.changes else i for i in range(count)]
-        return ops.columns(ops.join([raw, (values - previous) * begun]), places), last, previous
+        columns = [count + self.differenced.index(i) if i in self.differenced else i for i in range(count)]
+        return ops.columns(ops.join([raw, (values - previous) * begun]), columns), last, previous
 
     def _of_targets(self, ops: Ops, values: Any, targets: Sequence[int]) -> Any:
-        """(time, batch, targets) of values (time, batch, changes): 0 for a target that is no change."""
-        at = [self.changes.index(i) if i in self.changes else len(self.changes) for i in targets]
-        return ops.columns(ops.join([values, ops.columns(values, [0]) * 0.0]), at)
+        """Returns (time, batch, targets) of (time, batch, differenced): 0 for a target that is not differenced."""
+        columns = [self.differenced.index(i) if i in self.differenced else len(self.differenced) for i in targets]
+        return ops.columns(ops.join([values, ops.columns(values, [0]) * 0.0]), columns)
 
-    def embedded(self, ops: Ops, places: Any) -> list[Any]:
-        """(time, batch, width) of each category. places: (time, batch, categories)."""
+    def embed(self, ops: Ops, indices: Any) -> list[Any]:
+        """Returns the embedding of each category, (time, batch, width). indices: (time, batch, categories)."""
         terms = []
         for column, (i, table) in enumerate(zip(self.categories, self.tables, strict=True)):
             feature = self.features[i]
-            place = ops.place(ops.columns(places, [column]), feature.places)
-            terms.append(ops.rows(ops.constant(f"embedding_{feature.name}", table.weight), place))
+            index = ops.category_index(ops.columns(indices, [column]), feature.places)
+            terms.append(ops.gather_rows(ops.constant(f"embedding_{feature.name}", table.weight), index))
         return terms
 
-    def _moments(self, ops: Ops, name: str, places: Sequence[int]) -> tuple[Any, Any]:
-        mean, std = self.moments
-        return ops.constant(f"{name}_mean", mean[list(places)]), ops.constant(f"{name}_std", std[list(places)])
+    def _constants(self, ops: Ops, name: str, columns: Sequence[int]) -> tuple[Any, Any]:
+        mean, std = self.scaling_statistics
+        return ops.constant(f"{name}_mean", mean[list(columns)]), ops.constant(f"{name}_std", std[list(columns)])
 
-    def _streaming(self, ops: Ops, raw: Any, targets: Sequence[int]) -> tuple[Any, Unit | None]:
-        """Scaled by the moments of all that the session has seen, this step among it: nothing of the future.
+    def _scale_streaming(self, ops: Ops, raw: Any, targets: Sequence[int]) -> tuple[Any, TargetScale | None]:
+        """Scales by the statistics of all that the session has seen, this step included and nothing of the future.
 
-        causal: running mean and deviation. The deviation of few values says little, so a guess that fades is added:
+        causal: running mean and deviation. The deviation of few values is unreliable, so a prior that fades is added:
         var + (0.5 rms / n)^2, rms being the root of the mean square. mean: 1 plus the mean of the magnitudes (Salinas
         et al. 2020, section 3.4), for positive data. Both follow the data's scale; sums are in double precision.
         """
         first_mean, first_std = (
-            ops.constant(f"first_{name}", moment[self.streaming].double())
-            for name, moment in zip(("mean", "std"), self.moments, strict=True)
+            ops.constant(f"first_{name}", value[self.streaming].double())
+            for name, value in zip(("mean", "std"), self.scaling_statistics, strict=True)
         )
-        there = ops.double(ops.present(raw))
-        value = ops.double(ops.filled(raw, ops.constant("missing", torch.zeros_like(self.scaling.mean[:1]))))
-        seen = ops.running("seen", there)
+        present = ops.double(ops.present(raw))
+        value = ops.double(ops.fill_missing(raw, ops.constant("missing", torch.zeros_like(self.statistics.mean[:1]))))
+        seen = ops.running_sum("seen", present)
         any_seen, count = ops.clip(seen, 0.0, 1.0), ops.clip(seen, 1.0, 2.0**53)
         none_seen = 1.0 - any_seen
-        if self.kind == "mean":
+        if self.scaling_kind == "mean":
             mean = any_seen * 0.0
-            std = ops.running("sum", ops.abs(value)) / count + 1.0 + none_seen * ops.abs(first_mean)
+            std = ops.running_sum("sum", ops.abs(value)) / count + 1.0 + none_seen * ops.abs(first_mean)
         else:
-            average = ops.running("sum", value) / count
-            square = ops.running("squares", value * value) / count
+            average = ops.running_sum("sum", value) / count
+            square = ops.running_sum("squares", value * value) / count
             variance = ops.greater(square - average * average, square * 0.0)
             guess = square * (GUESS * GUESS) / (count * count)
             floor = first_std * first_std * (none_seen + FLOOR * FLOOR)
             mean, std = average + none_seen * first_mean, ops.sqrt(variance + guess + floor)
-        value = ops.filled(ops.double(raw), mean)
+        value = ops.fill_missing(ops.double(raw), mean)
         scaled = ops.single((value - mean) / std)
         if not targets:
             return scaled, None
-        places = [self.streaming.index(target) for target in targets]
-        mean, std = (ops.single(ops.columns(moment, places)) for moment in (mean, std))
-        return scaled, Unit(mean, std, ops.log(std))
+        columns = [self.streaming.index(target) for target in targets]
+        mean, std = (ops.single(ops.columns(value, columns)) for value in (mean, std))
+        return scaled, TargetScale(mean, std, ops.log(std))
 
 
-def embedding_width(places: int) -> int:
-    """A rule of thumb: 1.6 n^0.56, at most 128 (fastai's, from tabular data)."""
-    return min(128, round(1.6 * float(places**0.56)))
+def embedding_width(categories: int) -> int:
+    """Returns a width by a rule of thumb: 1.6 n^0.56, at most 128 (fastai's, from tabular data)."""
+    return min(128, round(1.6 * float(categories**0.56)))

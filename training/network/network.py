@@ -1,4 +1,4 @@
-"""The network: what it reads, a stack of recurrent layers, a head.
+"""The network: an input layer, a stack of recurrent layers, a head.
 
 Owns the mathematics that the export must reproduce, and the initialisation. Knows nothing of ONNX or of data files.
 Time comes first: inputs are (time, batch, features).
@@ -16,7 +16,7 @@ from onward.model.manifest import Category, Feature
 from onward.training.config import Model
 from onward.training.network import heads
 from onward.training.network.heads import Head
-from onward.training.network.input_layer import Reading, Scaling, Unit
+from onward.training.network.input_layer import InputLayer, TargetScale, TrainingStatistics
 from onward.training.network.ops import TorchOps
 
 State = tuple[Tensor, ...]
@@ -27,122 +27,129 @@ _torch = TorchOps()
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """What a network reads and says: the features of a step, and what the head speaks of."""
+    """The features that a network reads, and the targets that it predicts."""
 
     features: tuple[Feature, ...]
     targets: tuple[str, ...]
-    """Features, or the label's name."""
+    """The names of the predicted features, or of the label."""
     classes: tuple[Category, ...] = ()
-    """Of a label."""
+    """The classes of a label."""
     per_sequence: bool = False
-    """Whether the label is that of the whole sequence."""
-    changes: tuple[str, ...] = ()
-    """The features that are read as changes."""
+    """True if the label is that of the whole sequence."""
+    differenced: tuple[str, ...] = ()
+    """The features that are read as differences from the last value."""
 
     @property
-    def places(self) -> list[int]:
-        """Of the targets among the features; none for a label."""
+    def target_columns(self) -> list[int]:
+        """The columns of the targets among the features; none for a label."""
         names = [feature.name for feature in self.features]
         return [] if self.classes else [names.index(target) for target in self.targets]
 
     @property
-    def numbers(self) -> list[int]:
-        """The places of the targets that are numbers."""
-        return [place for place in self.places if self.features[place].kind == "number"]
+    def number_columns(self) -> list[int]:
+        """The columns of the targets that are numbers."""
+        return [column for column in self.target_columns if self.features[column].kind == "number"]
 
     @property
-    def chosen(self) -> int:
-        """How many places the head chooses among; 0 where it predicts numbers."""
-        if self.classes or self.numbers:
+    def category_count(self) -> int:
+        """The number of categories or classes that the head predicts among; 0 where it predicts numbers."""
+        if self.classes or self.number_columns:
             return len(self.classes)
-        return self.features[self.places[0]].places
+        return self.features[self.target_columns[0]].places
 
 
 class Layer(Protocol):
-    """What torch's RNN, LSTM and GRU share."""
+    """The call that torch's RNN, LSTM and GRU have in common."""
 
     def __call__(self, inputs: Tensor, state: Tensor | State) -> tuple[Tensor, Tensor | State]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A sequence as the network reads it, and what its predictions are held to."""
+    """A sequence as the network reads it, and the scale of its predictions."""
 
     inputs: Tensor
-    """(time, batch, read): scaled numbers and masks, then categories by place."""
-    unit: Unit | None
-    """Of the targets, after each step."""
-    base: Tensor | None
-    """The level before each step, around which a prediction is held to what came."""
+    """Scaled numbers and masks, then categories as indices: (time, batch, read)."""
+    target_scale: TargetScale | None
+    """The targets' scale after each step; None where they are not numbers."""
+    previous_level: Tensor | None
+    """The level before each step, (time, batch, targets); None where no target is differenced."""
 
 
 class Network(nn.Module):
-    """`(y_t, s_t) = R(x_t, s_{t-1})`, in training's form: a whole window at once, from prepared inputs."""
+    """The recurrent model `(y_t, s_t) = R(x_t, s_{t-1})` in training's form: whole windows of prepared inputs."""
 
-    def __init__(self, model: Model, signature: Signature, scaling: Scaling, counts: Tensor | None = None) -> None:
-        """counts: (places,) how often the training part has each category or class that the head chooses among."""
+    def __init__(
+        self, model: Model, signature: Signature, statistics: TrainingStatistics, counts: Tensor | None = None
+    ) -> None:
+        """Takes the counts (categories,) of the predicted category or class in the training part, if there is one."""
         super().__init__()
         self.config, self.signature = model, signature
         target = signature.targets[0]
-        self.reading = Reading(model, signature.features, scaling, changes=signature.changes, embedded=target)
+        self.input_layer = InputLayer(
+            model, signature.features, statistics, differenced=signature.differenced, embedded=target
+        )
         kind, extra = {
             "rnn_tanh": (nn.RNN, {"nonlinearity": "tanh"}),
             "rnn_relu": (nn.RNN, {"nonlinearity": "relu"}),
             "lstm": (nn.LSTM, {}),
             "gru": (nn.GRU, {}),
         }[model.cell]
-        widths = [self.reading.width, *[model.units] * model.layers]
+        widths = [self.input_layer.width, *[model.units] * model.layers]
         self.layers = nn.ModuleList(kind(width, model.units, **extra) for width in widths[:-1])
         self.norms = nn.ModuleList(nn.LayerNorm(model.units) for _ in range(model.layers if model.layer_norm else 0))
         self.head: Head
-        if signature.chosen:
-            counts = torch.zeros(signature.chosen) if counts is None else counts
+        if signature.category_count:
+            counts = torch.zeros(signature.category_count) if counts is None else counts
             if signature.classes:
                 self.head = heads.Label(model, target, counts)
             else:
-                self.head = heads.Categorical(model, target, counts, self.reading.table(target) if model.tied else None)
+                self.head = heads.Categorical(
+                    model, target, counts, self.input_layer.table(target) if model.tied else None
+                )
         else:
-            self.head = heads.make(model, len(signature.targets))
-        for place, layer in enumerate(self.layers):
-            initialise(cast("nn.RNNBase", layer), model.cell, first=place == 0)
+            self.head = heads.number_head(model, len(signature.targets))
+        for index, layer in enumerate(self.layers):
+            initialise(cast("nn.RNNBase", layer), model.cell, first=index == 0)
 
     def initial(self, batch: int) -> State:
+        """Returns the state before a session's first step: zeros."""
         device = next(self.parameters()).device
         zeros = torch.zeros(self.config.layers, batch, self.config.units, device=device)
         return (zeros, zeros.clone()) if self.config.cell == "lstm" else (zeros,)
 
     @torch.no_grad()
     def prepare(self, raw: Tensor) -> Prepared:
-        """raw: (time, batch, features) from the sequences' beginning, in the data's units."""
-        read = self.reading.numbers(_torch, raw, self.signature.numbers)
-        inputs = torch.cat([*read.terms, raw[..., self.reading.categories]], dim=-1)
-        return Prepared(inputs, read.unit, read.base)
+        """Scales raw values (time, batch, features), which start at the sequences' beginning."""
+        numbers = self.input_layer.scale_numbers(_torch, raw, self.signature.number_columns)
+        inputs = torch.cat([*numbers.terms, raw[..., self.input_layer.categories]], dim=-1)
+        return Prepared(inputs, numbers.target_scale, numbers.previous_level)
 
     def forward(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
-        """inputs: (time, batch, read) as prepared -> hidden (time, batch, units) of the top layer, state."""
-        dense, places = inputs[..., : self.reading.dense], inputs[..., self.reading.dense :]
-        terms = self.reading.embedded(_torch, places)
-        hidden, after = torch.cat([dense, *terms], dim=-1) if terms else dense, []
-        for place, layer in enumerate(self.layers):
-            below = hidden if place == 0 else self._dropped(hidden)
-            hidden, last = self._step(layer, below, tuple(tensor[place : place + 1] for tensor in state))
-            if self.config.residual and place > 0:
+        """Returns the top layer's hidden state (time, batch, units) and the last state. inputs: (time, batch, read)."""
+        dense, indices = inputs[..., : self.input_layer.dense], inputs[..., self.input_layer.dense :]
+        embeddings = self.input_layer.embed(_torch, indices)
+        hidden, last_states = torch.cat([dense, *embeddings], dim=-1) if embeddings else dense, []
+        for index, layer in enumerate(self.layers):
+            below = hidden if index == 0 else self._dropout(hidden)
+            hidden, last = self._run_layer(layer, below, tuple(tensor[index : index + 1] for tensor in state))
+            if self.config.residual and index > 0:
                 hidden = hidden + below
             if self.config.layer_norm:
-                hidden = self.norms[place](hidden)
-            after.append(last)
-        return hidden, tuple(torch.cat(tensors) for tensors in zip(*after, strict=True))
+                hidden = self.norms[index](hidden)
+            last_states.append(last)
+        return hidden, tuple(torch.cat(tensors) for tensors in zip(*last_states, strict=True))
 
-    def _step(self, layer: nn.Module, inputs: Tensor, state: State) -> tuple[Tensor, State]:
-        given = state if self.config.cell == "lstm" else state[0]
+    def _run_layer(self, layer: nn.Module, inputs: Tensor, state: State) -> tuple[Tensor, State]:
+        initial = state if self.config.cell == "lstm" else state[0]
         if self.training and self.config.weight_drop:
             recurrent = dropout(cast("Tensor", layer.weight_hh_l0), self.config.weight_drop)
-            hidden, after = functional_call(layer, {"weight_hh_l0": recurrent}, (inputs, given))
+            hidden, last = functional_call(layer, {"weight_hh_l0": recurrent}, (inputs, initial))
         else:
-            hidden, after = cast("Layer", layer)(inputs, given)
-        return hidden, after if isinstance(after, tuple) else (after,)
+            hidden, last = cast("Layer", layer)(inputs, initial)
+        return hidden, last if isinstance(last, tuple) else (last,)
 
-    def _dropped(self, hidden: Tensor) -> Tensor:
+    def _dropout(self, hidden: Tensor) -> Tensor:
         if not self.config.locked_dropout:
             return dropout(hidden, self.config.dropout, self.training)
         mask = dropout(torch.ones_like(hidden[:1]), self.config.dropout, self.training)
@@ -150,7 +157,7 @@ class Network(nn.Module):
 
 
 def initialise(rnn: nn.RNNBase, cell: str, *, first: bool) -> None:
-    """What the field knows to matter.
+    """Initialises a recurrent layer in place.
 
     Recurrent weights are orthogonal, gate by gate (Saxe et al. 2014); the identity for ReLU cells, with input weights
     of deviation 0.001 in the first layer (Le, Jaitly and Hinton 2015, section 3), so that an error is carried back

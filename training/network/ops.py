@@ -1,9 +1,9 @@
-"""One way to write a formula, for torch and for the graph.
+"""The operations in which the formulas of heads and input scaling are written: once for torch and for the ONNX graph.
 
-A head's and a scaling's arithmetic is written once, over `+ - * /` and the functions of `Ops`; with `TorchOps` it
-computes, with `onward.training.export.onnx_ops.GraphOps` it emits nodes. So training and graph cannot drift apart.
+A formula uses `+ - * /` and the functions of `Ops`. With `TorchOps` it computes tensors; with
+`onward.training.export.onnx_ops.GraphOps` it emits ONNX nodes. So training and the exported graph cannot drift apart.
 
-What the graph's side must keep to is in `onward.training.export.onnx_ops`.
+The restrictions on the graph's side are described in `onward.training.export.onnx_ops`.
 """
 
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 
 class Ops(Protocol):
-    """The functions that formulas may use. The first are elementwise; time is the first axis of all."""
+    """The functions that formulas may use. Time is the first axis of every value."""
 
     def constant(self, name: str, value: Tensor) -> Any:
-        """Of the value's own type."""
+        """Returns a constant of the value's own dtype."""
 
     def exp(self, x: Any) -> Any: ...
     def log(self, x: Any) -> Any: ...
@@ -29,56 +29,56 @@ class Ops(Protocol):
     def single(self, x: Any) -> Any: ...
 
     def present(self, x: Any) -> Any:
-        """1 where there is a number, 0 where it is missing."""
+        """Returns 1 where x is a number and 0 where it is missing (NaN)."""
 
-    def filled(self, x: Any, value: Any) -> Any:
-        """`value` where x is missing."""
+    def fill_missing(self, x: Any, value: Any) -> Any:
+        """Returns x with `value` where x is missing."""
 
-    def running(self, name: str, x: Any) -> Any:
-        """The sum of x so far, over all that the session has seen: carried from call to call under `name`."""
+    def running_sum(self, name: str, x: Any) -> Any:
+        """Returns the sum of x over all steps of the session so far, carried from call to call under `name`."""
 
-    def before(self, name: str, x: Any, first: Any) -> Any:
-        """What x was a step before, carried from call to call under `name`; at a session's first step `first`."""
+    def previous(self, name: str, x: Any, first: Any) -> Any:
+        """Returns x of the step before, carried from call to call under `name`; `first` at a session's first step."""
 
-    def last_seen(self, name: str, x: Any, first: Any) -> Any:
-        """x, or where it is missing the last one seen; what `before` carries under `name`, or `first`."""
+    def last_present(self, name: str, x: Any, first: Any) -> Any:
+        """Returns x, forward-filled where it is missing: first with the value carried under `name`, or with `first`."""
 
     def stack(self, terms: Sequence[Any]) -> Any:
-        """Terms (...) side by side on a new last axis."""
+        """Returns the terms (...) stacked on a new last axis."""
 
     def unstack(self, term: Any, count: int) -> list[Any]:
-        """The `count` slices of the last axis."""
+        """Returns the `count` slices of the last axis."""
 
     def join(self, terms: Sequence[Any]) -> Any:
-        """Terms one after another on the last axis."""
+        """Returns the terms concatenated on the last axis."""
 
     def split(self, x: Any, count: int) -> list[Any]:
-        """The last axis in `count` equal parts."""
+        """Returns the last axis in `count` equal parts."""
 
-    def columns(self, x: Any, places: Sequence[int]) -> Any:
-        """These places of the last axis."""
+    def columns(self, x: Any, indices: Sequence[int]) -> Any:
+        """Returns these columns of the last axis."""
 
-    def place(self, x: Any, places: int) -> Any:
-        """X (..., 1) as places (...), whole numbers from 0 to `places` - 1, one more where x is missing."""
+    def category_index(self, x: Any, count: int) -> Any:
+        """Returns x (..., 1) as integers (...) from 0 to `count` - 1, and `count` where x is missing."""
 
-    def rows(self, table: Any, places: Any) -> Any:
-        """The table's rows at places (...): (..., width)."""
+    def gather_rows(self, table: Any, indices: Any) -> Any:
+        """Returns the table's rows at the indices (...): (..., width)."""
 
     def linear(self, x: Any, weight: Any, bias: Any) -> Any:
-        """X (..., n) -> (..., m) by weight (m, n) and bias (m,)."""
+        """Maps x (..., n) to (..., m) by weight (m, n) and bias (m,)."""
 
     def dot(self, a: Any, b: Any) -> Any:
-        """(..., 1) the inner products along the last axis."""
+        """Returns the inner products along the last axis, (..., 1)."""
 
     def log_sum_exp(self, x: Any) -> Any:
-        """(..., 1) along the last axis."""
+        """Returns the log-sum-exp along the last axis, (..., 1)."""
 
-    def top(self, x: Any, count: int) -> tuple[Any, Any]:
-        """The largest along the last axis, falling, and their places."""
+    def top_k(self, x: Any, count: int) -> tuple[Any, Any]:
+        """Returns the largest values along the last axis in falling order, and their indices."""
 
 
 class TorchOps:
-    """Computes, from a sequence's beginning on."""
+    """Computes on whole sequences, from their beginning: nothing is carried between calls."""
 
     def constant(self, name: str, value: Tensor) -> Tensor:
         del name
@@ -111,18 +111,18 @@ class TorchOps:
     def present(self, x: Tensor) -> Tensor:
         return (~x.isnan()).float()
 
-    def filled(self, x: Tensor, value: Tensor) -> Tensor:
+    def fill_missing(self, x: Tensor, value: Tensor) -> Tensor:
         return torch.where(x.isnan(), value, x)
 
-    def running(self, name: str, x: Tensor) -> Tensor:
+    def running_sum(self, name: str, x: Tensor) -> Tensor:
         del name
         return x.cumsum(0)
 
-    def before(self, name: str, x: Tensor, first: Tensor) -> Tensor:
+    def previous(self, name: str, x: Tensor, first: Tensor) -> Tensor:
         del name
         return torch.cat((first.expand(1, *x.shape[1:]), x[:-1]))
 
-    def last_seen(self, name: str, x: Tensor, first: Tensor) -> Tensor:
+    def last_present(self, name: str, x: Tensor, first: Tensor) -> Tensor:
         del name
         steps = torch.arange(len(x), device=x.device).reshape(-1, *[1] * (x.ndim - 1)).expand(x.shape)
         last = torch.where(x.isnan(), -1, steps).cummax(0).values
@@ -141,14 +141,14 @@ class TorchOps:
     def split(self, x: Tensor, count: int) -> list[Tensor]:
         return list(x.chunk(count, dim=-1))
 
-    def columns(self, x: Tensor, places: Sequence[int]) -> Tensor:
-        return x[..., list(places)]
+    def columns(self, x: Tensor, indices: Sequence[int]) -> Tensor:
+        return x[..., list(indices)]
 
-    def place(self, x: Tensor, places: int) -> Tensor:
-        return torch.where(x.isnan(), float(places), x.clamp(0, places - 1)).squeeze(-1).long()
+    def category_index(self, x: Tensor, count: int) -> Tensor:
+        return torch.where(x.isnan(), float(count), x.clamp(0, count - 1)).squeeze(-1).long()
 
-    def rows(self, table: Tensor, places: Tensor) -> Tensor:
-        return nn.functional.embedding(places, table)
+    def gather_rows(self, table: Tensor, indices: Tensor) -> Tensor:
+        return nn.functional.embedding(indices, table)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return nn.functional.linear(x, weight, bias)
@@ -159,6 +159,6 @@ class TorchOps:
     def log_sum_exp(self, x: Tensor) -> Tensor:
         return x.logsumexp(dim=-1, keepdim=True)
 
-    def top(self, x: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        found = x.topk(count, dim=-1)
-        return found.values, found.indices
+    def top_k(self, x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        largest = x.topk(count, dim=-1)
+        return largest.values, largest.indices

@@ -59,7 +59,7 @@ def test_each_feature_has_its_formula() -> None:
     ("times", "units", "says"),
     [
         (list(range(50)), ("year",), "column when: a calendar needs dates or times"),
-        ([time.date() for time in TIMES[::4]], ("day",), "column when: dates have no place in the day"),
+        ([time.date() for time in TIMES[::4]], ("day",), "column when: the cycle day needs a time of day"),
     ],
 )
 def test_a_column_without_such_a_cycle_is_refused(

@@ -69,9 +69,9 @@ def test_csv_and_parquet_are_the_same(tmp_path: Path) -> None:
         (column([1, 2, "", 4, 5]), "row 3, column x: no value (1 such rows)"),
         (column([1, 2, "oops", 4, 5]), "row 3, column x: 'oops' is not a number"),
         (column(["2020-01-01"] * 5), "row 1, column x: datetime.date(2020, 1, 1) is not a number"),
-        (column([1, 2, 3, "NaN", 5]), "row 4, column x: nan is no finite 32-bit number"),
-        (column([1, "inf", 3, 4, 5]), "row 2, column x: inf is no finite 32-bit number"),
-        (column([1, 2, 3, 4, "-1e39"]), "row 5, column x: -1e+39 is no finite 32-bit number"),
+        (column([1, 2, 3, "NaN", 5]), "row 4, column x: nan is not a finite 32-bit number"),
+        (column([1, "inf", 3, 4, 5]), "row 2, column x: inf is not a finite 32-bit number"),
+        (column([1, 2, 3, 4, "-1e39"]), "row 5, column x: -1e+39 is not a finite 32-bit number"),
         ("", "cannot be read: empty CSV"),
         ("x\n", "has no rows"),
         ("x\n1\n2,3\n4\n5\n", "cannot be read: "),
@@ -103,7 +103,7 @@ def test_a_column_may_have_any_name(name: str, tmp_path: Path) -> None:
         ([timedelta(days=1)] * 9, "row 1, column x: .* is not a number$"),
         (["1"] * 9, "row 1, column x: '1' is not a number"),
         ([1.0, None] * 9, "row 2, column x: no value"),
-        ([1.0, float("-inf")] * 9, "row 2, column x: -inf is no finite"),
+        ([1.0, float("-inf")] * 9, "row 2, column x: -inf is not a finite"),
     ],
 )
 def test_a_wrong_parquet_table_says_where(cells: list[object], says: str, tmp_path: Path) -> None:
@@ -151,7 +151,9 @@ def test_a_time_twice_in_one_series_is_refused(tmp_path: Path) -> None:
 def test_times_that_are_text_are_refused(tmp_path: Path) -> None:
     """Text sorts as text ("t10" before "t9"), which would train on a shuffled past without a word."""
     text = "t,x\n" + "".join(f"t{i},{i}\n" for i in range(12))
-    with pytest.raises(DataError, match="row 1, column t: 't0' has no place in time; write numbers, or dates"):
+    with pytest.raises(
+        DataError, match="row 1, column t: 't0' is neither a number nor a date; write times as numbers, or"
+    ):
         load(csv(tmp_path, text), time="t")
 
 

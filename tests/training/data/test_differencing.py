@@ -12,8 +12,8 @@ from onward.model.manifest import Feature
 from onward.training import run
 from onward.training.config import Config, Data
 from onward.training.data.datasets import Series
-from onward.training.data.training_examples import example
-from onward.training.data.training_statistics import changes
+from onward.training.data.training_examples import make_example
+from onward.training.data.training_statistics import differences
 from onward.training.export.export_bundle import prove
 from onward.training.export.graph import contract
 from onward.training.network.network import Network
@@ -25,7 +25,7 @@ CHANGES: dict[str, tuple[str, ...]] = {"may be missing": ("x",), "never missing"
 
 
 def made(moved: tuple[str, ...], **more: Any) -> Network:
-    spoken = signature(FEATURES, "y", "x", changes=moved)
+    spoken = signature(FEATURES, "y", "x", differenced=moved)
     return numpy_networks.network(spoken, **{"cell": "gru", "units": 4, "head": "gaussian", **more})
 
 
@@ -49,10 +49,13 @@ def test_inputs_and_units_are_those_of_a_plain_loop(moved: tuple[str, ...], hole
         row[:6, 0] = np.nan
     row[:, 1] += np.arange(50)  # a trend
     told = network.prepare(torch.from_numpy(row)[:, None])
-    assert told.unit is not None
-    assert told.unit.level is not None
-    mean, std = (moment.expand(50, 1, 2)[:, 0].numpy() for moment in (told.unit.mean + told.unit.level, told.unit.std))
-    made_of = example(network, Series("s", row, 40, 45))
+    assert told.target_scale is not None
+    assert told.target_scale.level is not None
+    mean, std = (
+        moment.expand(50, 1, 2)[:, 0].numpy()
+        for moment in (told.target_scale.mean + told.target_scale.level, told.target_scale.std)
+    )
+    made_of = make_example(network, Series("s", row, 40, 45))
     for place, name in ((0, "x"), (1, "y")):
         target = ("y", "x").index(name)
         change, last = plainly(row, place)
@@ -64,8 +67,8 @@ def test_inputs_and_units_are_those_of_a_plain_loop(moved: tuple[str, ...], hole
         np.testing.assert_allclose(mean[:, target], last, rtol=1e-5)
         np.testing.assert_allclose(std[:, target], STD)
         following = (row[1:, place] - np.array(last)[:-1]) / STD
-        np.testing.assert_allclose(made_of.answers[:-1, target], np.nan_to_num(following), rtol=1e-4, atol=1e-4)
-        assert made_of.weights[:, target].tolist() == [*(~np.isnan(following)).astype(float), 0.0]
+        np.testing.assert_allclose(made_of.targets[:-1, target], np.nan_to_num(following), rtol=1e-4, atol=1e-4)
+        assert made_of.mask[:, target].tolist() == [*(~np.isnan(following)).astype(float), 0.0]
 
 
 @pytest.mark.parametrize("scaling", ["fixed", "causal"])
@@ -86,7 +89,7 @@ def test_changes_export(cell: str, moved: tuple[str, ...], scaling: str, tmp_pat
 
 def test_a_small_change_on_a_high_level_keeps_its_digits(tmp_path: Path) -> None:
     """At a level of a million deviations what a change says, and its surprise, agree with the network's to 1e-5."""
-    spoken = signature((Feature(name="x"),), "x", changes=("x",))
+    spoken = signature((Feature(name="x"),), "x", differenced=("x",))
     for head in ("gaussian", "point", "student_t", "quantiles"):
         network = numpy_networks.network(spoken, cell="lstm", units=4, head=head)
         rows = (1e6 * STD + np.cumsum(draw(spoken.features, 7, 200, seed=1) - MEAN, axis=1)).astype(np.float32)
@@ -99,7 +102,7 @@ def test_a_small_change_on_a_high_level_keeps_its_digits(tmp_path: Path) -> None
 def test_changes_of_a_part_are_from_the_last_value_seen() -> None:
     values = np.array([[np.nan, 1.0], [2.0, 4.0], [np.nan, 9.0], [7.0, np.nan], [7.5, 10.0]])
     nan = np.nan
-    np.testing.assert_array_equal(changes(values), [[nan, nan], [nan, 3.0], [nan, 5.0], [5.0, nan], [0.5, 1.0]])
+    np.testing.assert_array_equal(differences(values), [[nan, nan], [nan, 3.0], [nan, 5.0], [5.0, nan], [0.5, 1.0]])
 
 
 def test_a_trend_goes_on_beyond_what_training_saw(tmp_path: Path) -> None:

@@ -25,15 +25,15 @@ def counted(lengths: list[int]) -> tuple[list[Example], list[int]]:
         weights = torch.ones(length, 1)
         weights[-1] = 0
         examples.append(Example(numbers[:-1], numbers[1:], weights, length - 1, (0, 0)))
-    return examples, [one.trained for one in examples]
+    return examples, [one.training_steps for one in examples]
 
 
 @given(LENGTHS, st.integers(1, 9), st.integers(1, 70))
 def test_every_pair_is_trained_on_once(lengths: list[int], batch: int, window: int) -> None:
     """However series are cut, grouped and windowed, each step with its successor appears exactly once, in order."""
     examples, trained = counted(lengths)
-    streams = sampling.cut(trained, batch)
-    groups = sampling.grouped(streams, batch)
+    streams = sampling.cut_streams(trained, batch)
+    groups = sampling.group_by_length(streams, batch)
     assert Counter(stream for group in groups for stream in group) == Counter(streams)
     assert all(1 <= len(group) <= batch for group in groups)
     seen: Counter[tuple[float, float]] = Counter()
@@ -56,10 +56,10 @@ def test_every_pair_is_trained_on_once(lengths: list[int], batch: int, window: i
 
 def test_one_series_becomes_as_many_streams_as_asked() -> None:
     """A long series is cut into about `batch` even streams; many series stay whole."""
-    streams = sampling.cut([10_000], 32)
+    streams = sampling.cut_streams([10_000], 32)
     assert 30 <= len(streams) <= 33
     assert {stream.stop - stream.start for stream in streams[:-1]} == {streams[0].stop}
-    assert sampling.cut([4, 8, 6], 2) == [Stream(0, 0, 4), Stream(1, 0, 8), Stream(2, 0, 6)]
+    assert sampling.cut_streams([4, 8, 6], 2) == [Stream(0, 0, 4), Stream(1, 0, 8), Stream(2, 0, 6)]
 
 
 def told(**given: object) -> Train:
@@ -73,12 +73,12 @@ def test_random_windows_score_every_pair_once(
     """Wherever the cuts fall each pair is scored once, after the burn-in or all the steps that its series has."""
     examples, trained = counted(lengths)
     settings = told(window=window, burn_in=warm, batch=batch)
-    groups = sampling.sampler(trained, settings)(np.random.default_rng(seed))
+    groups = sampling.make_sampler(trained, settings)(np.random.default_rng(seed))
     assert sampling.optimiser_steps(groups, settings) == len(groups)
     seen: Counter[tuple[float, float]] = Counter()
     for group in groups:
         assert 1 <= len(group) <= batch
-        ((inputs, answers, weights, scored),) = sampling.windows(examples, group, sampling.span(settings))
+        ((inputs, answers, weights, scored),) = sampling.windows(examples, group, sampling.steps_per_window(settings))
         assert scored == int(weights.sum()) > 0
         for row, stream in enumerate(group):
             at = [int(time) for time in weights[:, row, 0].nonzero()]
@@ -96,7 +96,7 @@ def test_random_windows_score_every_pair_once(
 
 def test_random_windows_are_random() -> None:
     """Long series are cut elsewhere every epoch, windows of all series are mixed, and a short series stays whole."""
-    sample = sampling.sampler([399, 399, 29], told(window=40, batch=4))
+    sample = sampling.make_sampler([399, 399, 29], told(window=40, batch=4))
     rng = np.random.default_rng(0)
     first, second = sample(rng), sample(rng)
     assert {stream for group in first for stream in group} != {stream for group in second for stream in group}
@@ -111,13 +111,13 @@ def test_processes_divide_the_streams(lengths: list[int], batch: int, window: in
     """The shares of a window are together the whole: as many windows, the same total, each scored step in one share."""
     examples, trained = counted(lengths)
     settings = told(window=window, burn_in=warm, batch=batch)
-    group = sampling.sampler(trained, settings)(np.random.default_rng(0))[0]
+    group = sampling.make_sampler(trained, settings)(np.random.default_rng(0))[0]
 
     def pairs(parts: Iterable[Window]) -> Counter[tuple[float, float]]:
         return Counter(
-            (float(part.inputs[time, row, 0]), float(part.answers[time, row, 0]))
+            (float(part.inputs[time, row, 0]), float(part.targets[time, row, 0]))
             for part in parts
-            for time, row, _ in part.weights.nonzero().tolist()
+            for time, row, _ in part.mask.nonzero().tolist()
         )
 
     whole = list(sampling.windows(examples, group, 7))
@@ -125,7 +125,7 @@ def test_processes_divide_the_streams(lengths: list[int], batch: int, window: in
     for i, one in enumerate(whole):
         parts = [share[i] for share in shares]
         assert pairs([one]) == pairs(parts)
-        assert {part.scored for part in parts} == {one.scored}
+        assert {part.scored_steps for part in parts} == {one.scored_steps}
         assert {len(part.inputs) for part in parts} == {len(one.inputs)}
-        assert all(part.inputs.shape[1] == part.weights.shape[1] >= 1 for part in parts)
+        assert all(part.inputs.shape[1] == part.mask.shape[1] >= 1 for part in parts)
     assert {len(share) for share in shares} == {len(whole)}

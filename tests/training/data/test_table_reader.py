@@ -47,7 +47,7 @@ FAULTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "infinite though it may be missing": (
         rows("x", "w", w={2: "", 7: "inf"}),
         FEATURES | {"missing": ["w"]},
-        "row 7, column w: inf is no finite 32-bit number",
+        "row 7, column w: inf is not a finite 32-bit number",
     ),
     "missing in all of training": (
         rows("x", "w", n=20, w=dict.fromkeys(range(1, 15), "")),
@@ -91,12 +91,12 @@ FAULTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "a category that training has not": (
         rows("x", "w", w=dict.fromkeys(range(1, 12), "a") | {12: "zz"}),
         FEATURES | {"categories": ["w"]},
-        "row 12, column w: 'zz' is no category of the training part; with unknown = true it may occur",
+        "row 12, column w: 'zz' is not a category of the training part; with unknown = true it is accepted",
     ),
     "a label that training has not": (
         rows("x", "who", who=dict.fromkeys(range(1, 12), 3) | {11: 4}),
         {"targets": [], "features": ["x"], "label": "who"},
-        "row 11, column who: 4 is no category of the training part",
+        "row 11, column who: 4 is not a category of the training part",
     ),
 }
 

@@ -59,8 +59,8 @@ def test_what_is_not_utf_8_says_where(name: str, tmp_path: Path) -> None:
     file = written(tmp_path, b"a\n" * 20 + b"\xe9bc\n", name)
     with pytest.raises(DataError) as refused:
         load(file)
-    way_out = '; with text = "bytes" it may be anything' if name == "t.txt" else ""
-    assert str(refused.value) == f"{file}: byte 40: not UTF-8{way_out}"
+    advice = '; with text = "bytes" any file is accepted' if name == "t.txt" else ""
+    assert str(refused.value) == f"{file}: byte 40: not UTF-8{advice}"
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_strange_characters_are_refused_or_unknown(tmp_path: Path) -> None:
     with pytest.raises(DataError) as refused:
         load(file)
     assert str(refused.value) == (
-        f"{file}: line 32: 'X' does not occur in the training part; with unknown = true it may occur"
+        f"{file}: line 32: 'X' does not occur in the training part; with unknown = true it is accepted"
     )
     dataset = load(file, unknown=True)
     assert dataset.features[0].places == 4
@@ -106,7 +106,7 @@ def test_half_a_character_in_a_string_is_refused(text: str, tmp_path: Path) -> N
     file = written(tmp_path, 'x = "a" * 9\ny = "b\\ud800c"\n', "m.py")
     with pytest.raises(DataError) as refused:
         load(file, text)
-    assert str(refused.value) == f"{file}: a string constant has '\\ud800', which is no character"
+    assert str(refused.value) == f"{file}: a string constant has '\\ud800', which is not a character"
 
 
 def test_too_short_a_text(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def load(tmp_path: Path, words: Words, *, suffix: str = ".csv", **told: Any) -> 
     return datasets.load(file, Data.model_validate(document | told))
 
 
-def places(dataset: Dataset) -> list[float]:
+def encoded(dataset: Dataset) -> list[float]:
     found = dataset.series[0].values[:, 0].tolist()
     assert isinstance(found, list)
     return found
@@ -48,14 +48,14 @@ def test_categories_are_in_rising_order(suffix: str, words: Words, known: tuple[
     """Words by their characters, whole numbers by value; each value has its category's place."""
     dataset = load(tmp_path, words * 6, suffix=suffix)
     assert dataset.features[0].categories == known
-    assert places(dataset) == [known.index(word) for word in words * 6]
+    assert encoded(dataset) == [known.index(word) for word in words * 6]
 
 
 def test_truths_of_parquet_are_words(tmp_path: Path) -> None:
     """A column of booleans is two categories."""
     dataset = load(tmp_path, [True, False, False] * 5, suffix=".parquet")
     assert dataset.features[0].categories == ("false", "true")
-    assert places(dataset)[:3] == [1, 0, 0]
+    assert encoded(dataset)[:3] == [1, 0, 0]
 
 
 WORDS = ["a"] * 10 + ["b"] * 3 + ["c", "a"] + ["a"] * 6 + ["d", "a", "c"]
@@ -64,12 +64,12 @@ WORDS = ["a"] * 10 + ["b"] * 3 + ["c", "a"] + ["a"] * 6 + ["d", "a", "c"]
 
 def test_a_category_is_the_training_parts(tmp_path: Path) -> None:
     """One that is only validated or tested on is refused with its row, or is unknown where that is allowed."""
-    with pytest.raises(DataError, match=r"t\.csv: row 22, column word: 'd' is no category of the training part"):
+    with pytest.raises(DataError, match=r"t\.csv: row 22, column word: 'd' is not a category of the training part"):
         load(tmp_path, WORDS)
     dataset = load(tmp_path, WORDS, unknown=True)
     feature = dataset.features[0]
     assert (feature.categories, feature.unknown, feature.places) == (("a", "b", "c"), True, 4)
-    assert [places(dataset)[i] for i in (0, 10, 13, 21, 23)] == [0, 1, 2, 3, 2]
+    assert [encoded(dataset)[i] for i in (0, 10, 13, 21, 23)] == [0, 1, 2, 3, 2]
 
 
 def test_rare_categories_are_unknown(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_rare_categories_are_unknown(tmp_path: Path) -> None:
     for least, known in ((2, ("a", "b")), (3, ("a", "b")), (4, ("a",))):
         dataset = load(tmp_path, WORDS, unknown=True, min_count=least)
         assert dataset.features[0].categories == known
-        assert places(dataset) == [known.index(word) if word in known else len(known) for word in WORDS]
+        assert encoded(dataset) == [known.index(word) if word in known else len(known) for word in WORDS]
     with pytest.raises(DataError, match="column word: no category occurs 99 times in the training part"):
         load(tmp_path, WORDS, unknown=True, min_count=99)
 
@@ -87,7 +87,7 @@ def test_missing_is_not_unknown(tmp_path: Path) -> None:
     words = ["a", None, "b"] * 6 + ["c", None]
     dataset = load(tmp_path, words, unknown=True, missing=["word"])
     assert dataset.features[0].categories == ("a", "b")
-    assert np.array_equal(places(dataset), [0, np.nan, 1] * 6 + [2, np.nan], equal_nan=True)
+    assert np.array_equal(encoded(dataset), [0, np.nan, 1] * 6 + [2, np.nan], equal_nan=True)
 
 
 def test_dates_are_no_categories(tmp_path: Path) -> None:
@@ -96,3 +96,13 @@ def test_dates_are_no_categories(tmp_path: Path) -> None:
         load(tmp_path, [0.5, 1.5] * 6)
     with pytest.raises(DataError, match=r"row 1, column word: .* is neither a word nor a whole number"):
         load(tmp_path, ["2020-01-01", "2020-01-02"] * 6)
+
+
+@pytest.mark.parametrize("name", ["category", "count", "index", "place"])
+def test_a_category_column_may_have_any_name(name: str, tmp_path: Path) -> None:
+    """The names of columns within the encoding itself are not taken."""
+    file = tmp_path / "t.csv"
+    file.write_text(f"{name}\n" + "b\na\n" * 6)
+    dataset = datasets.load(file, Data.model_validate({"path": file.name, "targets": [name], "categories": [name]}))
+    assert dataset.features[0].categories == ("a", "b")
+    assert encoded(dataset) == [1, 0] * 6

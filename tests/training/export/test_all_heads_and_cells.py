@@ -101,7 +101,7 @@ def log_probabilities(made: Network, row: NDArray[np.float32]) -> Floats:
     places = len(weights["head.bias"])
     if made.config.tied:
         table = [feature.name for feature in made.signature.features if feature.kind == "category"].index("word")
-        matrix = weights[f"reading.embeddings.{table}.weight"][:places]
+        matrix = weights[f"input_layer.embeddings.{table}.weight"][:places]
     else:
         matrix = weights["head.own"]
     logits = hidden @ matrix.T + weights["head.bias"]
@@ -125,15 +125,15 @@ def test_tokens_export_and_are_those_of_a_plain_softmax(cell: str, kind: str, tm
     The first one's is under what is said of nothing; a missing one surprises no one.
     """
     spoken, told = TOKENS[kind]
-    counts = np.arange(1.0, spoken.chosen + 1).tolist()
+    counts = np.arange(1.0, spoken.category_count + 1).tolist()
     made = numpy_networks.network(spoken, cell=cell, units=4, head="categorical", counts=counts, **told)
     model = proven(made, tmp_path)
     row = draw(spoken.features, 1, 60, seed=12)[0]
     outputs, expected = numpy_networks.played(model, row), log_probabilities(made, row)
-    ranked(outputs, expected[1:], min(told.get("top", 20), spoken.chosen))
-    actual = row[:, spoken.places[0]]
+    ranked(outputs, expected[1:], min(told.get("top", 20), spoken.category_count))
+    actual = row[:, spoken.target_columns[0]]
     missing = np.isnan(actual)
-    assert bool(missing.any()) is spoken.features[spoken.places[0]].nullable
+    assert bool(missing.any()) is spoken.features[spoken.target_columns[0]].nullable
     nll = -expected[np.arange(60), np.where(missing, 0, actual).astype(int)]
     np.testing.assert_allclose(outputs["surprise"], np.where(missing, 0, nll), atol=3e-6)
     assert np.array_equal(outputs["surprise"][missing], np.zeros(missing.sum()))

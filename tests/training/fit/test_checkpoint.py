@@ -47,7 +47,7 @@ def test_another_run_is_refused_by_name(tmp_path: Path) -> None:
         other.state(content(other))
     assert str(refused.value) == (
         f"{file}: is of another run: train.clip is 1.0 and was None; train.seed is 2 and was 1; "
-        "train.window is None and was 8; put it back, or start anew without --resume"
+        "train.window is None and was 8; restore the old values, or start anew without --resume"
     )
 
 
@@ -76,7 +76,7 @@ def test_a_damaged_checkpoint_is_refused(damage: str, tmp_path: Path) -> None:
         "other": other.read_bytes(),
         "code": (tmp_path / "code").read_bytes(),
     }[damage]
-    with pytest.raises(TrainingError, match=r"checkpoint\.pt: no checkpoint, or a damaged one; start anew without"):
+    with pytest.raises(TrainingError, match=r"checkpoint\.pt: not a checkpoint, or a damaged one; start anew without"):
         kept.state(bad)
     assert not trap.exists()
     pickle.loads(pickle.dumps(Trap(trap)))

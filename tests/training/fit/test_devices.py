@@ -9,7 +9,7 @@ from onward.training.config import Cell
 from onward.training.errors import TrainingError
 from onward.training.fit import training_loop
 from onward.training.fit.checkpoint import Checkpoint
-from onward.training.fit.devices import Place
+from onward.training.fit.devices import Process
 from tests.helpers.random_bundles import make_network
 from tests.training.fit.test_training_loop import noise, series, settings
 
@@ -46,7 +46,7 @@ def test_bfloat16_is_for_the_network_alone(cell: Cell) -> None:
 @pytest.mark.parametrize(
     ("told", "says"),
     [
-        ({"device": "cuda"}, 'train.device: there is no GPU here.*"auto" takes the CPU'),
+        ({"device": "cuda"}, 'train.device: this machine has no GPU.*"auto" uses the CPU'),
         ({"precision": "bfloat16"}, 'train.precision: "bfloat16" needs a GPU .*: use "float32"'),
     ],
 )
@@ -79,7 +79,7 @@ def test_a_gpu_gives_what_the_cpu_gives(precision: str, sampling: str, tmp_path:
 def test_compile_compiles_what_is_trained(compiled: bool) -> None:
     """With `compile` the network with its loss runs compiled, without it as it is; what is exported is the same."""
     network = make_network()
-    stepper = training_loop.stepper(network, settings(compile=compiled), Place(torch.device("cpu")))
+    stepper = training_loop.make_trainer(network, settings(compile=compiled), Process(torch.device("cpu")))
     assert (stepper.objective._compiled_call_impl is not None) == compiled
     assert stepper.network is network
 

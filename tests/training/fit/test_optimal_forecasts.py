@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onward.training.config import Model, Train
 from onward.training.data.datasets import Series
 from onward.training.fit import training_loop
-from onward.training.network.input_layer import Scaling
+from onward.training.network.input_layer import TrainingStatistics
 from onward.training.network.network import Network
 from onward.training.network.ops import TorchOps
 from tests.helpers.random_bundles import signature
@@ -39,14 +39,14 @@ def trained(head: str) -> tuple[Told, NDArray[np.float32]]:
     torch.manual_seed(0)
     levels = (0.1, 0.5, 0.9)
     model = Model.model_validate({"cell": "gru", "units": 8, "head": head, "loss": "mse", "quantiles": levels})
-    network = Network(model, signature(), Scaling(train.mean(dim=0), train.std(dim=0)))
+    network = Network(model, signature(), TrainingStatistics(train.mean(dim=0), train.std(dim=0)))
     told = Train(epochs=25, window=50, batch=16, learning_rate=0.01, patience=25)
     training_loop.fit(network, [one], told, quiet=True)
     network.eval()
     with torch.no_grad():
         prepared = network.prepare(torch.from_numpy(values)[:-1, None])
         hidden, _ = network(prepared.inputs, network.initial(1))
-        said_of = network.head.told(TorchOps(), network.head.say(TorchOps(), hidden), prepared.unit)
+        said_of = network.head.predict(TorchOps(), network.head.read_out(TorchOps(), hidden), prepared.target_scale)
     return {name: value[-HELD:, 0, 0].numpy() for name, value in said_of.items()}, values[-HELD:, 0]
 
 

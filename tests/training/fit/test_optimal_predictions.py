@@ -12,12 +12,12 @@ from onward.model.manifest import Feature
 from onward.training.config import Model, Train
 from onward.training.data import sampling
 from onward.training.data.datasets import Series
-from onward.training.data.training_examples import example
+from onward.training.data.training_examples import make_example
 from onward.training.fit import training_loop
-from onward.training.fit.devices import Place
-from onward.training.fit.training_loop import stepper
+from onward.training.fit.devices import Process
+from onward.training.fit.training_loop import make_trainer
 from onward.training.network.heads import Categorical
-from onward.training.network.input_layer import Scaling
+from onward.training.network.input_layer import TrainingStatistics
 from onward.training.network.network import Network, Signature
 from tests.helpers import numpy_networks
 from tests.helpers.numpy_networks import category, signature
@@ -153,7 +153,7 @@ def sine(values: NDArray[np.float32], steps: tuple[int, int], settings: Train, *
     moments = [torch.from_numpy(of(values[: steps[0]], axis=0)).double() for of in (np.mean, np.std)]
     torch.manual_seed(0)
     told = Model.model_validate({"head": "point", "loss": "mse", **model})
-    made = Network(told, Signature((Feature(name="x"),), ("x",)), Scaling(*moments))
+    made = Network(told, Signature((Feature(name="x"),), ("x",)), TrainingStatistics(*moments))
     training_loop.fit(made, [Series("sine", values, *steps)], settings, quiet=True)
     made.eval()
     with torch.no_grad():
@@ -198,7 +198,7 @@ LABEL = Signature((Feature(name="x"),), ("sign",), ("no", "yes"), per_sequence=T
 def labeller() -> Network:
     torch.manual_seed(0)
     model = Model.model_validate({"cell": "gru", "units": 16, "head": "label"})
-    scaling = Scaling(torch.zeros(1).double(), torch.ones(1).double())
+    scaling = TrainingStatistics(torch.zeros(1).double(), torch.ones(1).double())
     return Network(model, LABEL, scaling, torch.ones(2))
 
 
@@ -224,24 +224,24 @@ def test_a_label_of_whole_sequences_is_learnt(how: dict[str, Any]) -> None:
 def test_only_the_end_of_a_sequence_is_held_to_its_label() -> None:
     """Of a label of each step all are; nothing is shifted, as the step is read before its label is told."""
     series = labelled(1)[0]
-    told = example(labeller(), series)
-    assert told.weights[:, 0].tolist() == [0.0] * (len(series.values) - 1) + [1.0]
+    told = make_example(labeller(), series)
+    assert told.mask[:, 0].tolist() == [0.0] * (len(series.values) - 1) + [1.0]
     assert series.labels is not None
-    assert told.answers[:, 0].tolist() == series.labels.tolist()
+    assert told.targets[:, 0].tolist() == series.labels.tolist()
     made = labeller()
     made.signature = Signature(LABEL.features, LABEL.targets, LABEL.classes)
-    assert example(made, series).weights.all()
+    assert make_example(made, series).mask.all()
 
 
 def test_a_window_without_anything_scored_moves_no_weight() -> None:
     """Neither by the gradient nor by decay or momentum; the state goes on, and the next window learns."""
     made = labeller()
-    examples = [example(made, one) for one in labelled(3, steps=(12, 13))]
+    examples = [make_example(made, one) for one in labelled(3, steps=(12, 13))]
     settings = Train(window=6, batch=3, weight_decay=0.1)
-    step = stepper(made, settings, Place(torch.device("cpu")))
+    step = make_trainer(made, settings, Process(torch.device("cpu")))
     group = [sampling.Stream(place, 0, 12) for place in range(3)]
     first, second = sampling.windows(examples, group, 6)
-    assert (first.scored, second.scored) == (0, 3)
+    assert (first.scored_steps, second.scored_steps) == (0, 3)
     made.train()
     state = made.initial(3)
     step.step(second, state, 0.01)  # so that there is momentum

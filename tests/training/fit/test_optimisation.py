@@ -12,7 +12,7 @@ from tests.helpers.random_bundles import make_network
 
 def rates(validation: list[float] | None = None, *, before: int = 0, steps: int = 4, **told: object) -> list[float]:
     settings = Train.model_validate({"learning_rate": 0.8, "epochs": 4} | told)
-    return list(optimisation.rates(settings, before=before, steps=steps, validation=validation or []))
+    return list(optimisation.learning_rates(settings, steps_before=before, steps=steps, validation=validation or []))
 
 
 def test_matrices_decay_and_biases_do_not() -> None:

@@ -63,9 +63,9 @@ def test_the_time_left_follows_the_epochs() -> None:
     with open(os.devnull, "w") as nowhere, pytest.MonkeyPatch.context() as patch:  # noqa: PTH123
         patch.setattr(sys, "stderr", nowhere)
         with Progress(3, 10, disable=False) as progress:
-            progress.epoch(1, 4)
+            progress.begin_epoch(1, 4)
             assert progress._bar.total == 10 + 2 * 4
             for _ in range(4):
                 progress.step(1.0, 1.0)
-            progress.epoch(2, 5)
+            progress.begin_epoch(2, 5)
             assert progress._bar.total == 14 + 5

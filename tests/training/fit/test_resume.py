@@ -112,12 +112,14 @@ def test_another_run_is_not_gone_on_with(project: Path) -> None:
     before = settings.checkpoint_file.read_bytes()
     faster = settings.model_copy(update={"train": settings.train.model_copy(update={"learning_rate": 0.03})})
     with pytest.raises(
-        TrainingError, match=r"another run: train\.learning_rate is 0\.03 and was 0\.02; put it back, or"
+        TrainingError, match=r"another run: train\.learning_rate is 0\.03 and was 0\.02; restore the old values, or"
     ):
         train(faster, quiet=True, resume=True)
     data = settings.data_file.read_text()
     settings.data_file.write_text(data.replace("north,0,", "north,0,1", 1))
-    with pytest.raises(TrainingError, match=r"another run: data file\.sha256 is '\w+' and was '\w+'; put it back, or"):
+    with pytest.raises(
+        TrainingError, match=r"another run: data file\.sha256 is '\w+' and was '\w+'; restore the old values, or"
+    ):
         train(settings, quiet=True, resume=True)
     assert settings.checkpoint_file.read_bytes() == before
     settings.data_file.write_text(data)

@@ -16,12 +16,12 @@ from onward.model.manifest import Feature
 from onward.training.config import Cell, Model, Train
 from onward.training.data import sampling
 from onward.training.data.datasets import Series
-from onward.training.data.training_examples import Example, example
+from onward.training.data.training_examples import Example, make_example
 from onward.training.errors import TrainingError
 from onward.training.fit import training_loop
 from onward.training.fit.checkpoint import Checkpoint
-from onward.training.fit.devices import Place
-from onward.training.network.input_layer import Scaling
+from onward.training.fit.devices import Process
+from onward.training.network.input_layer import TrainingStatistics
 from onward.training.network.network import Network, Signature
 from onward.training.network.ops import TorchOps
 from tests.helpers.random_bundles import make_network, readout, signature
@@ -58,10 +58,10 @@ def epoch(network: Network, scaled: Sequence[Tensor], told: Train, rate: float) 
 def measured(network: Network, examples: Sequence[Example], told: Train, rate: float) -> tuple[float, list[float]]:
     """The epoch's mean loss, and the gradients' norms."""
     optimiser = torch.optim.SGD(network.parameters())
-    steps = training_loop.Stepper(
-        network, training_loop.Objective(network, told), optimiser, told, Place(torch.device("cpu"))
+    steps = training_loop.Trainer(
+        network, training_loop.Objective(network, told), optimiser, told, Process(torch.device("cpu"))
     )
-    groups = sampling.sampler([one.trained for one in examples], told)(np.random.default_rng(0))
+    groups = sampling.make_sampler([one.training_steps for one in examples], told)(np.random.default_rng(0))
     losses, norms, scored = zip(*steps.epoch(examples, groups, itertools.repeat(rate)), strict=True)
     return sum(losses) / sum(scored), list(norms)
 
@@ -145,7 +145,7 @@ def test_the_same_seed_gives_the_same_weights() -> None:
     def fitted(seed: int, before: int) -> Tensor:
         torch.manual_seed(99)
         model = Model(cell="lstm", layers=2, units=6, dropout=0.3)
-        network = Network(model, signature(), Scaling(torch.zeros(1), torch.ones(1)))
+        network = Network(model, signature(), TrainingStatistics(torch.zeros(1), torch.ones(1)))
         torch.manual_seed(before)
         training_loop.fit(network, data, settings(epochs=3, batch=2, window=16, seed=seed), quiet=True)
         return weights(network)
@@ -163,7 +163,10 @@ def test_early_stopping_keeps_the_best_weights() -> None:
     assert history.validation[history.best] == min(history.validation)
     assert history.best == history.validation.index(min(history.validation))
     assert len(history.train) == len(history.validation) == history.best + 1 + 4 < 200
-    assert training_loop.validate(network, [example(network, one) for one in data]) == history.validation[history.best]
+    assert (
+        training_loop.validate(network, [make_example(network, one) for one in data])
+        == history.validation[history.best]
+    )
     assert history.validation[-1] > history.validation[history.best]
 
 
@@ -177,11 +180,11 @@ def test_validation_is_of_the_validation_steps_alone() -> None:
         said, _ = network(values[:-1, None], network.initial(1))
         each = network.head.loss(said, values[1:, None]).flatten().tolist()  # of predicting steps 1, 2, ...
         losses += each[part.validation_from - 1 : part.test_from - 1]
-    found = training_loop.validate(network, [example(network, part) for part in (one, two)])
+    found = training_loop.validate(network, [make_example(network, part) for part in (one, two)])
     assert found == pytest.approx(sum(losses) / len(losses), rel=1e-5)
     for part in (one, two):
         part.values[part.test_from :] = 1e6
-    assert training_loop.validate(network, [example(network, part) for part in (one, two)]) == found
+    assert training_loop.validate(network, [make_example(network, part) for part in (one, two)]) == found
 
 
 def test_the_test_part_is_never_trained_on() -> None:
@@ -250,7 +253,7 @@ def test_the_gradients_norms_are_kept() -> None:
     told = settings(window=8, epochs=2, learning_rate=1e-9, clip=1e-3)
     history = training_loop.fit(make_network(), [one], told, quiet=True)
     network = make_network()
-    norms = measured(network, [example(network, one)], told, rate=0.0)[1]
+    norms = measured(network, [make_example(network, one)], told, rate=0.0)[1]
     assert len(norms) == 9
     assert history.gradient_mean == pytest.approx([sum(norms) / 9] * 2, rel=1e-3)
     assert history.gradient_largest == pytest.approx([max(norms)] * 2, rel=1e-3)
@@ -275,7 +278,7 @@ def test_a_random_window_is_warmed_up() -> None:
     network, scaled = make_network(), [noise(50, i) for i in range(3)]
     told = settings(sampling="windows", window=9, burn_in=6, batch=4)
     expected = 0.0
-    for stream in itertools.chain(*sampling.sampler([49] * 3, told)(np.random.default_rng(0))):
+    for stream in itertools.chain(*sampling.make_sampler([49] * 3, told)(np.random.default_rng(0))):
         values = scaled[stream.series][stream.start : stream.stop + 1, None]
         _, state = network(values[: stream.burn_in], network.initial(1)) if stream.burn_in else (0, network.initial(1))
         said, _ = network(values[stream.burn_in : -1], state)
@@ -300,14 +303,16 @@ def held_out(network: Network, one: Series) -> tuple[Tensor, NDArray[np.float32]
     with torch.no_grad():
         prepared = network.prepare(torch.from_numpy(one.values)[:, None])
         hidden, _ = network(prepared.inputs[:-1], network.initial(1))
-        said = torch.stack(network.head.say(TorchOps(), hidden), dim=-1)
+        said = torch.stack(network.head.read_out(TorchOps(), hidden), dim=-1)
     return said[one.test_from - 1 :, 0, 0], one.values[one.test_from :, 0]
 
 
 def fitted(one: Series, *, cell: Cell, units: int, **told: object) -> Network:
     torch.manual_seed(0)
     train = torch.from_numpy(one.train)
-    network = Network(Model(cell=cell, units=units), signature(), Scaling(train.mean(dim=0), train.std(dim=0)))
+    network = Network(
+        Model(cell=cell, units=units), signature(), TrainingStatistics(train.mean(dim=0), train.std(dim=0))
+    )
     training_loop.fit(network, [one], settings(**{"clip": 1.0, "window": 50, "batch": 16} | told), quiet=True)
     return network
 
@@ -321,10 +326,10 @@ def test_an_autoregression_is_learnt_to_its_optimum() -> None:
     one = series(values)
     network = fitted(one, cell="gru", units=8, epochs=25, learning_rate=0.01)
     said, actual = held_out(network, one)
-    mean = said[:, 0] * network.reading.scaling.std + network.reading.scaling.mean
+    mean = said[:, 0] * network.input_layer.statistics.std + network.input_layer.statistics.mean
     error = float(np.sqrt(((mean.numpy() - actual) ** 2).mean()))
     assert error == pytest.approx(sigma, rel=0.05)
-    deviation = float((said[:, 1].exp() * network.reading.scaling.std).mean())
+    deviation = float((said[:, 1].exp() * network.input_layer.statistics.std).mean())
     assert deviation == pytest.approx(sigma, rel=0.1)
 
 
@@ -333,7 +338,7 @@ def test_a_sine_is_learnt() -> None:
     one = series(np.sin(np.arange(2000) * 2 * np.pi / 25))
     network = fitted(one, cell="lstm", units=16, epochs=40, learning_rate=0.01)
     said, actual = held_out(network, one)
-    mean = (said[:, 0] * network.reading.scaling.std + network.reading.scaling.mean).numpy()
+    mean = (said[:, 0] * network.input_layer.statistics.std + network.input_layer.statistics.mean).numpy()
     naive = np.abs(one.values[one.test_from - 1 : -1, 0] - actual).mean()
     assert np.abs(mean - actual).mean() < naive / 10
 
@@ -347,7 +352,7 @@ def test_windows_without_anything_to_learn_from_are_read(sampling: str) -> None:
         labels = np.full(50, number % 2)
         data.append(Series(str(number), values, 0 if held else 50, 50, labels))
     kind = Signature((Feature(name="x"),), ("kind",), ("a", "b"), per_sequence=True)
-    network = Network(Model(head="label", units=4), kind, Scaling(torch.zeros(1), torch.ones(1)))
+    network = Network(Model(head="label", units=4), kind, TrainingStatistics(torch.zeros(1), torch.ones(1)))
     history = training_loop.fit(network, data, settings(sampling=sampling, window=16, batch=8, epochs=2), quiet=True)
     assert len(history.train) == 2
     assert all(0 < loss < 2 for loss in history.train + history.validation)

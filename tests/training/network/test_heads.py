@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from onward.training.config import Model
-from onward.training.network.heads import Gaussian, Numbers, Point, Quantiles, StudentT, make
-from onward.training.network.input_layer import Unit
+from onward.training.network.heads import Gaussian, NumberHead, Point, Quantiles, StudentT, number_head
+from onward.training.network.input_layer import TargetScale
 from onward.training.network.ops import TorchOps
 from tests.helpers.random_bundles import Options, make_network
 
-Kind = TypeVar("Kind", bound=Numbers)
+Kind = TypeVar("Kind", bound=NumberHead)
 
 
 def plain(head: Kind) -> Kind:
@@ -23,7 +23,7 @@ def plain(head: Kind) -> Kind:
     return head
 
 
-def density(head: Numbers, location: float, log_scale: float) -> float:
+def density(head: NumberHead, location: float, log_scale: float) -> float:
     """The integral of exp(-loss) over the line, as the head computes it in scaled units."""
     line = torch.linspace(-3000, 3000, 2_400_001, dtype=torch.float64)[:, None]
     said = torch.tensor([location, log_scale], dtype=torch.float64).expand(len(line), 2)
@@ -32,7 +32,7 @@ def density(head: Numbers, location: float, log_scale: float) -> float:
 
 @pytest.mark.parametrize(("location", "log_scale"), [(0.0, 0.0), (3.0, 1.5), (-2.0, -1.0)])
 @pytest.mark.parametrize("head", [plain(Gaussian(2, 1)), plain(StudentT(2, 1))], ids=["gaussian", "student_t"])
-def test_likelihoods_integrate_to_one(head: Numbers, location: float, log_scale: float) -> None:
+def test_likelihoods_integrate_to_one(head: NumberHead, location: float, log_scale: float) -> None:
     """exp(-loss) is a density, for any location and scale."""
     assert density(head, location, log_scale) == pytest.approx(1.0, abs=1e-6)
 
@@ -61,7 +61,7 @@ def test_quantiles_never_cross(levels: tuple[float, ...]) -> None:
     """Whatever the network says, they rise with their levels, and the median is among them."""
     head, generator = Quantiles(8, 3, levels), torch.Generator().manual_seed(1)
     said = torch.randn(500, 3, len(levels), generator=generator) * 20
-    told = head.told(TorchOps(), said.unbind(-1), Unit(torch.zeros(3), torch.ones(3), torch.zeros(3)))
+    told = head.predict(TorchOps(), said.unbind(-1), TargetScale(torch.zeros(3), torch.ones(3), torch.zeros(3)))
     assert bool((told["quantiles"].diff(dim=-1) > 0).all())
     assert torch.equal(told["quantiles"][..., levels.index(0.5)], told["median"])
 
@@ -89,7 +89,7 @@ def test_point_losses(loss: str, expected: list[float]) -> None:
 
 def test_the_configuration_chooses() -> None:
     for name, kind in (("point", Point), ("gaussian", Gaussian), ("student_t", StudentT), ("quantiles", Quantiles)):
-        assert isinstance(make(Model.model_validate({"head": name}), 2), kind)
+        assert isinstance(number_head(Model.model_validate({"head": name}), 2), kind)
 
 
 @pytest.mark.parametrize(
@@ -113,10 +113,10 @@ def test_a_locked_mask_is_the_same_at_each_step() -> None:
     network = make_network(layers=2, units=64, more=(("dropout", 0.5), ("locked_dropout", True)))
     network.train()
     torch.manual_seed(0)
-    dropped = network._dropped(torch.ones(20, 3, 64))
+    dropped = network._dropout(torch.ones(20, 3, 64))
     assert torch.equal(dropped, dropped[:1].expand(20, 3, 64))
     assert 0.3 < float((dropped[0] == 0).float().mean()) < 0.7
-    assert not torch.equal(dropped, network._dropped(torch.ones(20, 3, 64)))
+    assert not torch.equal(dropped, network._dropout(torch.ones(20, 3, 64)))
 
 
 def test_dropped_weights_are_the_recurrent_ones() -> None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from onward.model.manifest import Feature
 from onward.training.data.datasets import Series
-from onward.training.data.training_examples import example
+from onward.training.data.training_examples import make_example
 from onward.training.network.network import Network
 from tests.helpers import numpy_networks
 from tests.helpers.numpy_networks import MEAN, STD, category, draw, signature
@@ -42,7 +42,7 @@ def prepared(network: Network, row: NDArray[np.float32]) -> NDArray[np.float64]:
 
 def units(network: Network, row: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(time, targets) means and deviations."""
-    unit = network.prepare(torch.from_numpy(row)[:, None]).unit
+    unit = network.prepare(torch.from_numpy(row)[:, None]).target_scale
     assert unit is not None
     assert torch.equal(unit.log_std, unit.std.log())
     shape = (len(row), 1, len(network.signature.targets))
@@ -101,7 +101,7 @@ def test_the_layer_reads_numbers_masks_and_embeddings(scaling: str) -> None:
     with torch.no_grad():
         got, _ = network(network.prepare(torch.from_numpy(row)[:, None]).inputs, network.initial(1))
     np.testing.assert_allclose(got[:, 0].numpy(), expected, atol=1e-6)
-    words = [tuple(plainly.embedded[t, : network.reading.tables[0].embedding_dim]) for t in range(60)]
+    words = [tuple(plainly.embedded[t, : network.input_layer.tables[0].embedding_dim]) for t in range(60)]
     assert len(set(words)) == 6  # four, unknown, missing
 
 
@@ -112,7 +112,7 @@ def test_what_is_known_or_static_keeps_the_training_scale(scaling: str) -> None:
     got = prepared(network, row)
     expected = np.nan_to_num((row[:, [0, 4]].astype(np.float64) - MEAN) / STD)
     np.testing.assert_allclose(got[:, :2], expected, atol=1e-6)
-    assert network.reading.streaming == [1, 3, 6]
+    assert network.input_layer.streaming == [1, 3, 6]
 
 
 def test_a_mask_is_one_where_a_value_is_missing() -> None:
@@ -137,7 +137,7 @@ def test_before_any_value_the_training_moments_hold(scaling: str) -> None:
     assert mean[:7, 1].tolist() == pytest.approx([expected[0]] * 7)
     assert std[:7, 1].tolist() == pytest.approx([expected[1]] * 7)
     assert std[7, 1] != expected[1]
-    first = network.reading.initial_unit(TARGETS)
+    first = network.input_layer.initial_target_scale(TARGETS)
     assert (first.mean.tolist(), first.std.tolist()) == ([MEAN] * 2, [STD] * 2)
 
 
@@ -153,28 +153,28 @@ def test_the_future_changes_nothing_before_it(scaling: str) -> None:
         assert not np.array_equal(prepared(network, row)[t:, :8], prepared(network, other)[t:, :8])
         for before, after in zip(units(network, row), units(network, other), strict=True):
             assert np.array_equal(before[:t], after[:t])
-        one, two = (example(network, Series("s", values, 40, 45)) for values in (row, other))
+        one, two = (make_example(network, Series("s", values, 40, 45)) for values in (row, other))
         assert one.inputs[:t].numpy().tobytes() == two.inputs[:t].numpy().tobytes()
-        assert torch.equal(one.answers[: t - 1], two.answers[: t - 1])
-        assert torch.equal(one.weights[: t - 1], two.weights[: t - 1])
-        assert not torch.equal(one.answers[t - 1], two.answers[t - 1])
+        assert torch.equal(one.targets[: t - 1], two.targets[: t - 1])
+        assert torch.equal(one.mask[: t - 1], two.mask[: t - 1])
+        assert not torch.equal(one.targets[t - 1], two.targets[t - 1])
 
 
 @pytest.mark.parametrize("scaling", SCALINGS)
 def test_an_answer_is_the_next_value_in_the_unit_before_it(scaling: str) -> None:
     """A prediction is held to what comes next in the units known when it is made; missing ones do not count."""
     network, row = made(scaling), draw(FEATURES, 1, 50, seed=9)[0]
-    told = example(network, Series("s", row, 40, 45))
+    told = make_example(network, Series("s", row, 40, 45))
     plainly = numpy_networks.reading(network, row)
     following = row[1:, TARGETS].astype(np.float64)
     expected = (following - plainly.mean[:-1, TARGETS]) / plainly.std[:-1, TARGETS]
     there = ~np.isnan(following)
     assert 0 < (~there).sum() < 20
-    np.testing.assert_allclose(told.answers[:-1].numpy(), np.where(there, expected, 0), rtol=1e-5, atol=1e-5)
-    assert np.array_equal(told.weights[:-1].numpy(), there)
-    assert not told.answers[-1].any()
-    assert not told.weights[-1].any()
-    assert (told.trained, told.validated) == (39, (39, 44))
+    np.testing.assert_allclose(told.targets[:-1].numpy(), np.where(there, expected, 0), rtol=1e-5, atol=1e-5)
+    assert np.array_equal(told.mask[:-1].numpy(), there)
+    assert not told.targets[-1].any()
+    assert not told.mask[-1].any()
+    assert (told.training_steps, told.validation_range) == (39, (39, 44))
 
 
 @pytest.mark.parametrize("scaling", ["causal", "mean"])

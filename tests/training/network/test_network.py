@@ -10,9 +10,9 @@ import torch
 
 from onward.training.config import Cell, Model
 from onward.training.data.datasets import Series
-from onward.training.data.training_examples import example
+from onward.training.data.training_examples import make_example
 from onward.training.network.heads import LOG_BOUND
-from onward.training.network.input_layer import Scaling, Unit
+from onward.training.network.input_layer import TargetScale, TrainingStatistics
 from onward.training.network.network import Network
 from onward.training.network.ops import TorchOps
 from tests.helpers.numpy_cells import nll, run
@@ -24,7 +24,7 @@ GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3}
 
 def fresh(cell: Cell, *, layers: int = 2, units: int = 16) -> Network:
     torch.manual_seed(0)
-    model, scaling = Model(cell=cell, layers=layers, units=units), Scaling(torch.zeros(2), torch.ones(2))
+    model, scaling = Model(cell=cell, layers=layers, units=units), TrainingStatistics(torch.zeros(2), torch.ones(2))
     return Network(model, signature(("x", "y")), scaling)
 
 
@@ -82,9 +82,11 @@ def test_the_network_is_the_papers_cell(cell: Cell, head: str) -> None:
     row = draw(1, 50, 3)[0]
     with torch.no_grad():
         hidden, state = network(network.prepare(torch.from_numpy(row)[:, None]).inputs, network.initial(1))
-        said = network.head.say(TorchOps(), hidden)
+        said = network.head.read_out(TorchOps(), hidden)
     expected, expected_state = run(network, row)
-    mean, std = (moment[[2, 0]].numpy() for moment in (network.reading.scaling.mean, network.reading.scaling.std))
+    mean, std = (
+        moment[[2, 0]].numpy() for moment in (network.input_layer.statistics.mean, network.input_layer.statistics.std)
+    )
     centre = said[0][:, 0].numpy() * std + mean
     np.testing.assert_allclose(centre, expected["point" if head == "point" else "mean"], rtol=1e-5)
     if head == "gaussian":
@@ -103,7 +105,7 @@ def test_the_loss_is_the_heads_own() -> None:
         with torch.no_grad():
             readout(network).weight.zero_()
             readout(network).bias.copy_(numbers[: len(readout(network).bias)])
-            answers = example(network, Series("s", raw, 2, 2)).answers[:1]
+            answers = make_example(network, Series("s", raw, 2, 2)).targets[:1]
             losses.append(network.head.loss(torch.zeros(1, 8), answers)[0])
     expected = nll(np.array([-2.0, 1.0]), np.array([0.5, -1.0]), np.exp([0.3, -0.7]))
     np.testing.assert_allclose(losses[0].numpy(), expected, rtol=1e-6)
@@ -117,14 +119,14 @@ def test_the_deviation_is_bounded() -> None:
         for bias, bound in ((-1e3, -LOG_BOUND), (1e3, LOG_BOUND)):
             readout(network).bias[1] = bias
             hidden, _ = network(torch.zeros(3, 1, 1), network.initial(1))
-            unit = Unit(torch.zeros(1), torch.ones(1), torch.zeros(1))
-            told = network.head.told(TorchOps(), network.head.say(TorchOps(), hidden), unit)
+            unit = TargetScale(torch.zeros(1), torch.ones(1), torch.zeros(1))
+            told = network.head.predict(TorchOps(), network.head.read_out(TorchOps(), hidden), unit)
             assert told["log_std"].flatten().tolist() == [bound] * 3
 
 
 def test_a_constant_feature_is_not_divided_by_nought() -> None:
     """Where a feature never varies its deviation is taken as 1."""
-    scaling = Scaling(torch.tensor([5.0, 1.0]), torch.tensor([0.0, 2.0]))
+    scaling = TrainingStatistics(torch.tensor([5.0, 1.0]), torch.tensor([0.0, 2.0]))
     network = Network(Model(), signature(("x", "y")), scaling)
     read = network.prepare(torch.tensor([[[5.0, 3.0]], [[6.0, -1.0]]])).inputs
     assert read[:, 0].tolist() == [[0.0, 1.0], [1.0, -1.0]]
