@@ -122,7 +122,7 @@ def export(config: Path) -> None:
 
     try:
         settings = read(config)
-        bundle, model = run.publish(settings, run.stopped(settings), finished=False)
+        bundle, model = run.publish(settings, run.restore_stopped(settings), finished=False)
     except (ConfigError, DataError, TrainingError, ExportError, CheckError, OSError) as error:
         _fail(str(error))
     click.echo(report_table.text(model.manifest))

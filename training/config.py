@@ -1,6 +1,6 @@
-"""What a training run is told: the TOML file, checked.
+"""The configuration of a training run, read from a TOML file and validated.
 
-Owns the configuration's keys and their meaning. Knows nothing of torch.
+Owns the keys of the configuration and their meaning. Knows nothing of torch.
 """
 
 import difflib
@@ -18,11 +18,11 @@ from onward.training.data import calendar
 Cell = Literal["rnn_tanh", "rnn_relu", "lstm", "gru"]
 Columns = Annotated[tuple[str, ...], Field(min_length=1)]
 TOKEN = "token"  # noqa: S105
-"""The one feature of a text."""
+"""The only feature of a text."""
 
 
 class ConfigError(Exception):
-    """A configuration that cannot be used; the message names the file and every key at fault."""
+    """An invalid configuration; the message names the file and every invalid key."""
 
 
 class Section(BaseModel):
@@ -30,60 +30,72 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    """What is learnt from: a table of series or events, or a text. `path` is relative to the configuration's folder."""
+    """The training data: a table of series or events, or a text. `path` is relative to the configuration's folder."""
 
     path: Annotated[str, Field(description="a CSV or Parquet file, or a text")]
     package: Annotated[
-        str | None, Field(description="an installed Python package in whose folder path lies, instead")
+        str | None, Field(description="an installed Python package; path is then relative to its folder")
     ] = None
     text: Annotated[
         Literal["characters", "bytes"] | None,
-        Field(description="path is a text, cut into these; of a Python file its string constants are the text"),
+        Field(description="path is a text of these tokens; the text of a Python file is its string constants"),
     ] = None
     targets: Annotated[
-        tuple[str, ...], Field(strict=False, description="columns whose next value is predicted: numbers or a category")
+        tuple[str, ...],
+        Field(strict=False, description="columns whose next value is predicted: numbers or a single category"),
     ] = ()
-    label: Annotated[str | None, Field(description="column that is predicted instead, and not read")] = None
+    label: Annotated[
+        str | None, Field(description="column that is predicted instead of targets, and is not an input")
+    ] = None
     per: Annotated[
-        Literal["step", "sequence"], Field(description="whether the label is each step's or its whole series'")
+        Literal["step", "sequence"], Field(description="whether each step or each whole series has a label")
     ] = "step"
     features: Annotated[
         Columns | None,
-        Field(strict=False, description="columns that the model reads, in this order; the targets if left out"),
+        Field(strict=False, description="columns that the model reads, in this order; by default the targets"),
     ] = None
     categories: Annotated[
         tuple[str, ...], Field(strict=False, description="features that are categories: words or whole numbers")
     ] = ()
-    known: Annotated[tuple[str, ...], Field(strict=False, description="features that are known in advance")] = ()
+    known: Annotated[
+        tuple[str, ...], Field(strict=False, description="features whose future values are known in advance")
+    ] = ()
     static: Annotated[
-        tuple[str, ...], Field(strict=False, description="features that are the same throughout a series")
+        tuple[str, ...], Field(strict=False, description="features that are constant within a series")
     ] = ()
     missing: Annotated[
-        tuple[str, ...], Field(strict=False, description="features that may be missing; the model is told so by a mask")
+        tuple[str, ...],
+        Field(strict=False, description="features that may be missing; the model also reads a mask of them"),
     ] = ()
     changes: Annotated[
         tuple[str, ...],
-        Field(strict=False, description="features that are learnt as changes since the last value: what has a trend"),
+        Field(strict=False, description="features that are differenced, because they have a trend"),
     ] = ()
     min_count: Annotated[
-        int, Field(ge=1, description="how often training must have a category; rarer ones are unknown")
+        int, Field(ge=1, description="how often a category must occur in the training part; rarer ones are unknown")
     ] = 1
-    unknown: Annotated[bool, Field(description="categories that training does not have are allowed")] = False
-    series: Annotated[str | None, Field(description="column that tells one series from another")] = None
-    time: Annotated[str | None, Field(description="column to order each series by; file order if left out")] = None
+    unknown: Annotated[bool, Field(description="categories that the training part does not contain are allowed")] = (
+        False
+    )
+    series: Annotated[str | None, Field(description="column that identifies the series of a row")] = None
+    time: Annotated[
+        str | None, Field(description="column by which each series is ordered; by default the order of the file")
+    ] = None
     calendar: Annotated[
         tuple[Literal["hour", "day", "week", "year"], ...],
-        Field(strict=False, description="cycles of the time column that the model is told the place in"),
+        Field(strict=False, description="cycles of the time column whose phase the model reads"),
     ] = ()
     split: Annotated[
         Literal["ends", "sequences"],
-        Field(description="what validates and tests: each series' end, or whole series, the latest by time or drawn"),
+        Field(
+            description="the validation and test parts: the end of each series, or whole series (the latest, or random)"
+        ),
     ] = "ends"
     part: Annotated[
-        str | None, Field(description="column that says train, validation or test of each series, instead of split")
+        str | None, Field(description="column that assigns each series to train, validation or test, instead of split")
     ] = None
-    period: Annotated[int | None, Field(ge=2, description="steps in a season, for the seasonal-naive baseline")] = None
-    horizon: Annotated[int, Field(ge=1, le=10_000, description="most steps ahead that are measured; 1: only one")] = 12
+    period: Annotated[int | None, Field(ge=2, description="steps of a season, for the seasonal naive baseline")] = None
+    horizon: Annotated[int, Field(ge=1, le=10_000, description="the most steps ahead that are evaluated")] = 12
 
     @model_validator(mode="after")
     def _columns_make_sense(self) -> Self:
@@ -98,14 +110,14 @@ class Data(Section):
             raise ValueError("calendar needs a time column to be derived from: set time")
         if unread := [target for target in self.targets if target not in self.columns]:
             raise ValueError(f"features must include every target, or its surprise is unknown: add {', '.join(unread)}")
-        if told := [name for name in self.targets if name in (*self.known, *self.static)]:
-            raise ValueError(f"a target is neither known in advance nor static: {', '.join(told)}")
-        if still := [name for name in self.changes if name in (*self.categories, *self.known, *self.static)]:
-            raise ValueError(f"changes are of observed numbers: {', '.join(still)} is none")
+        if given := [name for name in self.targets if name in (*self.known, *self.static)]:
+            raise ValueError(f"a target is neither known in advance nor static: {', '.join(given)}")
+        if unchanging := [name for name in self.changes if name in (*self.categories, *self.known, *self.static)]:
+            raise ValueError(f"changes must be observed numbers: {', '.join(unchanging)} is none")
         return self
 
     @model_validator(mode="after")
-    def _one_thing_is_predicted(self) -> Self:
+    def _prediction_is_well_defined(self) -> Self:
         if self.min_count > 1 and not self.unknown:
             raise ValueError("with min_count the rarer categories are unknown: set unknown = true")
         if self.text and (self.targets or self.label or self.features or self.series or self.part):
@@ -126,28 +138,29 @@ class Data(Section):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The table's columns that the model reads."""
+        """The columns of the table that the model reads."""
         return self.features or self.targets
 
     @property
     def derived(self) -> dict[str, str]:
-        """The features that are computed from the time, with their formulas."""
+        """The formulas, by name, of the features that are computed from the time."""
         return calendar.formulas(self.time or "", self.calendar)
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The model's features: those columns, and what is derived from the time."""
+        """The features of the model: the columns, then the features derived from the time."""
         return (TOKEN,) if self.text else (*self.columns, *self.derived)
 
     @property
     def predicted(self) -> tuple[str, ...]:
-        """What the head speaks of."""
+        """The names of the predicted columns."""
         if self.text:
             return (TOKEN,)
         return (self.label,) if self.label else self.targets
 
     @property
     def predicts(self) -> Literal["numbers", "categories", "labels"]:
+        """The kind of values that are predicted."""
         if self.label:
             return "labels"
         return "categories" if self.text or set(self.targets) & set(self.categories) else "numbers"
@@ -157,40 +170,50 @@ class Model(Section):
     cell: Cell = "lstm"
     layers: Annotated[int, Field(ge=1, le=16)] = 1
     units: Annotated[int, Field(ge=1, le=8192)] = 64
-    dropout: Annotated[float, Field(ge=0, lt=1, description="between layers, while training")] = 0.0
+    dropout: Annotated[float, Field(ge=0, lt=1, description="dropout between layers, in training")] = 0.0
     residual: Annotated[bool, Field(description="add each layer's input to its output, from the second layer on")] = (
         False
     )
     layer_norm: Annotated[bool, Field(description="normalise each layer's output (Ba et al. 2016)")] = False
     locked_dropout: Annotated[
-        bool, Field(description="one dropout mask for all steps of a window (Gal and Ghahramani 2016)")
+        bool, Field(description="a single dropout mask for all steps of a window (Gal and Ghahramani 2016)")
     ] = False
     weight_drop: Annotated[
-        float, Field(ge=0, lt=1, description="dropout of recurrent weights, while training (Merity et al. 2018)")
+        float, Field(ge=0, lt=1, description="dropout of recurrent weights, in training (Merity et al. 2018)")
     ] = 0.0
     scaling: Annotated[
         Literal["fixed", "causal", "mean"],
-        Field(description="of what is observed: by training's moments, or by the session's own so far"),
+        Field(
+            description="how observed numbers are scaled: by statistics of the training part, or of the session so far"
+        ),
     ] = "fixed"
     embedding: Annotated[
-        int | None, Field(ge=1, le=8192, description="numbers that a predicted category becomes; a rule if left out")
+        int | None,
+        Field(
+            ge=1,
+            le=8192,
+            description="width of a predicted category's embedding; the default depends on the number of categories",
+        ),
     ] = None
-    tied: Annotated[bool, Field(description="the embedding is the readout's matrix too (Press and Wolf 2017)")] = False
+    tied: Annotated[bool, Field(description="the embedding is also the output matrix (Press and Wolf 2017)")] = False
     negatives: Annotated[
-        int, Field(ge=0, description="categories drawn to be told apart from the true one, while training; 0: all")
+        int,
+        Field(
+            ge=0, description="negative categories sampled for the loss in training; 0: the loss is over all categories"
+        ),
     ] = 0
-    top: Annotated[int, Field(ge=1, le=1000, description="the likeliest categories that clients are told")] = 20
+    top: Annotated[int, Field(ge=1, le=1000, description="the number of likeliest categories in a prediction")] = 20
     head: Literal["point", "gaussian", "student_t", "quantiles", "categorical", "label"] = "gaussian"
-    loss: Annotated[Literal["mae", "mse", "huber"], Field(description="of the head point")] = "mae"
+    loss: Annotated[Literal["mae", "mse", "huber"], Field(description="the loss of the point head")] = "mae"
     quantiles: Annotated[
         tuple[Annotated[float, Field(gt=0, lt=1)], ...],
-        Field(strict=False, description="levels of the head quantiles, rising, 0.5 among them"),
+        Field(strict=False, description="levels of the quantiles head, rising and with 0.5"),
     ] = (0.1, 0.5, 0.9)
 
     @model_validator(mode="after")
     def _levels_rise(self) -> Self:
         if 0.5 not in self.quantiles or list(self.quantiles) != sorted(set(self.quantiles)):
-            raise ValueError("quantiles must rise, and 0.5 must be among them: the median is what forecasts feed back")
+            raise ValueError("quantiles must rise, and 0.5 must be among them: forecasts feed back the median")
         return self
 
 
@@ -202,41 +225,49 @@ class Train(Section):
         Field(description="long streams with carried state, or random windows of many short series"),
     ] = "streams"
     window: Annotated[int, Field(ge=1, description="steps between truncations of the gradient")] = 64
-    burn_in: Annotated[int, Field(ge=0, description="steps before a random window that warm the state, unscored")] = 0
-    batch: Annotated[int, Field(ge=1, description="streams or windows trained side by side")] = 32
+    burn_in: Annotated[
+        int, Field(ge=0, description="steps before a random window that warm up the state and are not in the loss")
+    ] = 0
+    batch: Annotated[int, Field(ge=1, description="streams or windows in a batch")] = 32
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
     warmup: Annotated[int, Field(ge=0, description="optimiser steps over which the learning rate rises")] = 0
     schedule: Annotated[
-        Literal["constant", "cosine", "plateau"], Field(description="how the learning rate falls after that")
+        Literal["constant", "cosine", "plateau"], Field(description="how the learning rate falls after the warm-up")
     ] = "constant"
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False, description="AdamW's; biases do not decay")] = 0.0
-    clip: Annotated[float, Field(gt=0, description="largest norm of the gradient")] = 1.0
-    patience: Annotated[int, Field(ge=1, description="epochs without a better validation loss before stopping")] = 10
+    weight_decay: Annotated[
+        float, Field(ge=0, allow_inf_nan=False, description="weight decay of AdamW; biases do not decay")
+    ] = 0.0
+    clip: Annotated[float, Field(gt=0, description="the gradient is clipped to this norm")] = 1.0
+    patience: Annotated[
+        int, Field(ge=1, description="epochs without a better validation loss before early stopping")
+    ] = 10
     device: Annotated[
-        Literal["auto", "cpu", "cuda"], Field(description="where to train; auto is a GPU if there is one")
+        Literal["auto", "cpu", "cuda"], Field(description="the device of the training; auto is a GPU if available")
     ] = "auto"
     precision: Annotated[
-        Literal["float32", "bfloat16"], Field(description="of the training's arithmetic; weights stay float32")
+        Literal["float32", "bfloat16"], Field(description="precision of the training arithmetic; weights stay float32")
     ] = "float32"
-    compile: Annotated[bool, Field(description="torch.compile: slow to start, needs a C++ compiler")] = False
+    compile: Annotated[
+        bool, Field(description="use torch.compile, which is slow to start and needs a C++ compiler")
+    ] = False
 
     @model_validator(mode="after")
-    def _burn_in_has_a_use(self) -> Self:
+    def _burn_in_is_of_windows(self) -> Self:
         if self.burn_in and self.sampling != "windows":
             raise ValueError('burn_in is for sampling = "windows"; streams carry their state')
         return self
 
 
-SPEAKS_OF = {"categorical": "categories", "label": "labels"}
-"""What each head predicts, where it is not numbers."""
+NON_NUMERIC_HEADS = {"categorical": "categories", "label": "labels"}
+"""The kind of values that each head predicts; all other heads predict numbers."""
 
 
 class Output(Section):
-    repository: Annotated[str, Field(description="folder of models, relative to the configuration's own folder")]
+    repository: Annotated[str, Field(description="folder of models, relative to the folder of the configuration")]
 
 
 class Range(Section):
-    """Whole numbers where both ends are."""
+    """A range of a search: of whole numbers if both ends are whole numbers."""
 
     low: int | float
     high: int | float
@@ -253,11 +284,11 @@ COMPARABLE = {
     "model": frozenset({"head", "loss", "quantiles", "scaling"}),
     "train": frozenset({"seed", "device", "precision", "compile"}),
 }
-"""By section, the keys that a search must leave alone: with another loss or scale two runs cannot be compared."""
+"""The keys by section that a search must not change: with another loss or scale two runs cannot be compared."""
 
 
 class Tune(Section):
-    """What `onward tune` tries: by key, such as "model.units", some values or a range."""
+    """The search of `onward tune`: values or a range by key, such as "model.units"."""
 
     search: Annotated[
         dict[str, Range | Annotated[tuple[int | float | str | bool, ...], Field(strict=False, min_length=2)]],
@@ -278,6 +309,8 @@ class Tune(Section):
 
 
 class Config(Section):
+    """The whole configuration file."""
+
     name: Name
     description: str = ""
     data: Data
@@ -287,13 +320,13 @@ class Config(Section):
     output: Output
 
     folder: Annotated[Path, Field(exclude=True)] = Path()
-    """The configuration's own folder; set by `read`, not by the file."""
+    """The folder of the configuration file; set by `read`, not by the file."""
 
     @model_validator(mode="after")
     def _head_fits_data(self) -> Self:
         head, predicts = self.model.head, self.data.predicts
-        fitting = [name for name, what in SPEAKS_OF.items() if what == predicts] or ["gaussian"]
-        if SPEAKS_OF.get(head, "numbers") != predicts:
+        fitting = [name for name, what in NON_NUMERIC_HEADS.items() if what == predicts] or ["gaussian"]
+        if NON_NUMERIC_HEADS.get(head, "numbers") != predicts:
             raise ValueError(f'the data is for predicting {predicts}: set model.head = "{fitting[0]}", not "{head}"')
         if predicts == "categories" and len(self.data.predicted) != 1:
             raise ValueError(f"categories are predicted one at a time, not {', '.join(self.data.predicted)} together")
@@ -301,26 +334,27 @@ class Config(Section):
 
     @property
     def data_file(self) -> Path:
-        """Raises ConfigError where the data lies in a package that is not installed."""
+        """The path of the data. Raises ConfigError if the data is in a package that is not installed."""
         if self.data.package is None:
             return self.folder / self.data.path
-        found = importlib.util.find_spec(self.data.package)
-        if found is None or not found.submodule_search_locations:
+        package = importlib.util.find_spec(self.data.package)
+        if package is None or not package.submodule_search_locations:
             raise ConfigError(f"data.package: no package {self.data.package} is installed")
-        return Path(found.submodule_search_locations[0]) / self.data.path
+        return Path(package.submodule_search_locations[0]) / self.data.path
 
     @property
     def repository(self) -> Path:
+        """The folder of models."""
         return Path(os.path.normpath(self.folder / self.output.repository))
 
     @property
     def checkpoint_file(self) -> Path:
-        """What an unfinished run goes on from; gone once its bundle is published."""
+        """The checkpoint from which an unfinished run resumes; it is deleted when the bundle is published."""
         return self.folder / ".training" / self.name / "checkpoint.pt"
 
 
 def read(file: Path) -> Config:
-    """The configuration in `file`. Raises ConfigError."""
+    """Loads the configuration in `file`. Raises ConfigError."""
     try:
         document = tomllib.loads(file.read_text())
     except OSError as error:
@@ -336,8 +370,8 @@ def read(file: Path) -> Config:
         raise ConfigError(f"{file}: {faults}") from error
 
 
-def changed(document: dict[str, Any], settings: dict[str, Any], folder: Path) -> Config:
-    """The configuration `document` with other settings, by keys such as `model.units`. Raises ConfigError."""
+def with_settings(document: dict[str, Any], settings: dict[str, Any], folder: Path) -> Config:
+    """Returns the configuration `document` with other settings, by keys such as `model.units`. Raises ConfigError."""
     sections = {name: dict(value) if isinstance(value, dict) else value for name, value in document.items()}
     for key, value in settings.items():
         section, _, name = key.partition(".")
@@ -348,10 +382,10 @@ def changed(document: dict[str, Any], settings: dict[str, Any], folder: Path) ->
         raise ConfigError(error.errors()[0]["msg"]) from error
 
 
-def _fault(place: tuple[int | str, ...], kind: str, message: str) -> str:
-    key = ".".join(str(part) for part in place)
+def _fault(location: tuple[int | str, ...], kind: str, message: str) -> str:
+    key = ".".join(str(part) for part in location)
     if kind == "extra_forbidden":
-        near = difflib.get_close_matches(str(place[-1]), _keys(place[:-1]), n=1)
+        near = difflib.get_close_matches(str(location[-1]), _keys(location[:-1]), n=1)
         return f"{key}: unknown key" + (f", did you mean {near[0]}?" if near else "")
     return f"{key}: {message}"
 

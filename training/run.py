@@ -1,6 +1,6 @@
-"""One training run, from configuration to bundle.
+"""A training run, from configuration to bundle.
 
-Owns the order of things: data, fit, export, proof, evaluation. Each of them is another module's.
+Owns the order of the steps: data, fit, export, proof, evaluation, report. Each step is owned by another module.
 """
 
 import hashlib
@@ -30,11 +30,13 @@ from onward.training.report import html_report, report_table
 
 
 class LosesError(Exception):
-    """A network that loses to a naive forecast where it must not; the message is its table."""
+    """The model loses to a naive forecast although it must beat all; the message is the table of scores."""
 
 
 @dataclass(frozen=True, slots=True)
-class Fitted:
+class FittedNetwork:
+    """A trained network with its data and the history of its losses."""
+
     dataset: Dataset
     network: Network
     history: training_loop.History
@@ -43,98 +45,103 @@ class Fitted:
 def train(
     config: Config, *, quiet: bool | None = None, resume: bool = False, must_beat: bool = False
 ) -> tuple[Path, StepModel]:
-    """Fits, exports and measures what `config` says; returns the new bundle's folder and its model.
+    """Fits, exports and evaluates the model of `config`; returns the folder of the new bundle and its model.
 
-    `resume` goes on where a killed run stood. Raises DataError, TrainingError, ExportError, CheckError, OSError from
-    writing, or, where it `must_beat` the naive forecasts, LosesError; then nothing is published. Of several processes
-    only the first is to `publish` what all `fit`.
+    `resume` continues a run that was stopped. Raises DataError, TrainingError, ExportError, CheckError, OSError from
+    writing, or, if the model `must_beat` the naive forecasts and does not, LosesError; then nothing is published. Of
+    several processes all `fit`, and only the first may `publish`.
     """
     return publish(config, fit(config, quiet=quiet, resume=resume), must_beat=must_beat)
 
 
-def fit(config: Config, *, quiet: bool | None = None, resume: bool = False) -> Fitted:
-    loaded = dataset(config)
-    return fitted(config, loaded, quiet=quiet, checkpoint=checkpoint(config, loaded), resume=resume)
+def fit(config: Config, *, quiet: bool | None = None, resume: bool = False) -> FittedNetwork:
+    """Loads the data and fits the network. Raises DataError, TrainingError or OSError."""
+    dataset = load_dataset(config)
+    return fit_dataset(config, dataset, quiet=quiet, checkpoint=checkpoint_of(config, dataset), resume=resume)
 
 
-def dataset(config: Config) -> Dataset:
+def load_dataset(config: Config) -> Dataset:
+    """Loads the data of the configuration. Raises DataError or ConfigError."""
     return datasets.load(config.data_file, config.data)
 
 
-def fitted(
+def fit_dataset(
     config: Config,
-    loaded: Dataset,
+    dataset: Dataset,
     *,
     quiet: bool | None = None,
     checkpoint: Checkpoint | None = None,
     resume: bool = False,
     on_epoch_end: training_loop.EpochCallback | None = None,
-) -> Fitted:
-    """The network, fitted to data that were loaded before. Raises as `loop.fit` does."""
+) -> FittedNetwork:
+    """Fits the network to loaded data. Raises as `training_loop.fit` does."""
     torch.manual_seed(config.train.seed)
-    network = build(config, loaded)
+    network = build_network(config, dataset)
     history = training_loop.fit(
         network,
-        loaded.series,
+        dataset.series,
         config.train,
         quiet=quiet,
         checkpoint=checkpoint,
         resume=resume,
         on_epoch_end=on_epoch_end,
     )
-    return Fitted(loaded, network, history)
+    return FittedNetwork(dataset, network, history)
 
 
-def stopped(config: Config) -> Fitted:
-    """What a run that was stopped has come to: the best weights so far. Raises DataError, TrainingError."""
-    loaded = dataset(config)
-    kept, network = checkpoint(config, loaded), build(config, loaded)
-    content = kept.read()
+def restore_stopped(config: Config) -> FittedNetwork:
+    """Loads the best weights so far of a run that was stopped. Raises DataError or TrainingError."""
+    dataset = load_dataset(config)
+    checkpoint, network = checkpoint_of(config, dataset), build_network(config, dataset)
+    content = checkpoint.read()
     if content is None:
-        raise TrainingError(f"{kept.file}: no run of this configuration was stopped; train it first")
-    return Fitted(loaded, network, training_loop.restore(network, kept.state(content)))
+        raise TrainingError(f"{checkpoint.file}: no run of this configuration was stopped; train it first")
+    return FittedNetwork(dataset, network, training_loop.restore(network, checkpoint.state(content)))
 
 
-def checkpoint(config: Config, loaded: Dataset) -> Checkpoint:
-    """Where the run of this configuration on these data is kept."""
-    told = config.model_dump(mode="json", exclude={"tune"}) | {"data file": {"sha256": loaded.sha256}}
-    return Checkpoint(config.checkpoint_file, told)
+def checkpoint_of(config: Config, dataset: Dataset) -> Checkpoint:
+    """Returns the checkpoint of the run of this configuration on these data."""
+    identity = config.model_dump(mode="json", exclude={"tune"}) | {"data file": {"sha256": dataset.sha256}}
+    return Checkpoint(config.checkpoint_file, identity)
 
 
 def publish(
-    config: Config, fitted: Fitted, *, must_beat: bool = False, finished: bool = True
+    config: Config, fitted: FittedNetwork, *, must_beat: bool = False, finished: bool = True
 ) -> tuple[Path, StepModel]:
-    """A run that is not `finished` can still go on."""
+    """Exports, proves and evaluates a fitted network; returns the bundle's folder and its model.
+
+    The checkpoint of a run that is not `finished` stays, so that the run can resume. Raises as `train` does.
+    """
     dataset = fitted.dataset
     bundle = config.repository / config.name / str(next_version(config.repository, config.name))
     model = export_bundle.export(
         fitted.network,
         bundle=bundle,
-        sample=sample(dataset),
+        sample=proof_sample(dataset),
         description=config.description,
         provenance=provenance(config, dataset, fitted.history),
-        measure=lambda model: measured(model, config, dataset, must_beat=must_beat),
+        measure=lambda model: evaluate(model, config, dataset, must_beat=must_beat),
     )
     if finished:
         checkpoints.remove(config.checkpoint_file)
     return bundle, model
 
 
-def measured(model: StepModel, config: Config, dataset: Dataset, *, must_beat: bool) -> Measured:
-    """The metrics and the report of them. Raises DataError, LosesError."""
+def evaluate(model: StepModel, config: Config, dataset: Dataset, *, must_beat: bool) -> Measured:
+    """Returns the metrics of the model and the report of them. Raises DataError or LosesError."""
     try:
-        found = evaluation.measure(model, dataset.series, config.data.period, config.data.horizon)
+        evaluated = evaluation.measure(model, dataset.series, config.data.period, config.data.horizon)
     except ValueError as error:
         raise DataError(f"{config.data_file}: {error}") from error
-    if must_beat and evaluation.unbeaten_baselines(found.metrics):
-        raise LosesError(report_table.text(model.manifest.model_copy(update={"metrics": found.metrics})))
+    if must_beat and evaluation.unbeaten_baselines(evaluated.metrics):
+        raise LosesError(report_table.text(model.manifest.model_copy(update={"metrics": evaluated.metrics})))
     return Measured(
-        found.metrics, lambda manifest: {html_report.REPORT: html_report.html(manifest, found.illustration)}
+        evaluated.metrics, lambda manifest: {html_report.REPORT: html_report.html(manifest, evaluated.illustration)}
     )
 
 
-def build(config: Config, dataset: Dataset) -> Network:
-    """The network that the configuration asks for, with its first weights."""
+def build_network(config: Config, dataset: Dataset) -> Network:
+    """Returns the network of the configuration with its initial weights."""
     signature = Signature(
         dataset.features,
         config.data.predicted,
@@ -150,8 +157,8 @@ def build(config: Config, dataset: Dataset) -> Network:
     )
 
 
-def sample(dataset: Dataset, rows: int = 7) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    """(rows, 200, features) real stretches, spread over the series; short series are repeated to that length."""
+def proof_sample(dataset: Dataset, rows: int = 7) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """Returns (rows, 200, features) stretches of the data, spread over the series; short series are repeated."""
     stretches = []
     for row in range(rows):
         values = dataset.series[row % len(dataset.series)].values
@@ -161,8 +168,7 @@ def sample(dataset: Dataset, rows: int = 7) -> np.ndarray[tuple[int, ...], np.dt
 
 
 def provenance(config: Config, dataset: Dataset, history: training_loop.History) -> dict[str, Any]:
-    """Where the bundle comes from: enough to make it again."""
-    told = config.model_dump(mode="json", exclude={"tune"})
+    """Returns the origin of the bundle, in enough detail to reproduce it."""
     return {
         "data": {
             "file": config.data_file.name,
@@ -172,7 +178,7 @@ def provenance(config: Config, dataset: Dataset, history: training_loop.History)
             "validation_share": split.VALIDATION,
             "test_share": split.TEST,
         },
-        "config": told,
+        "config": config.model_dump(mode="json", exclude={"tune"}),
         "config_sha256": hashlib.sha256(config.model_dump_json(exclude={"tune"}).encode()).hexdigest(),
         "epochs": len(history.train),
         "best_epoch": history.best + 1,

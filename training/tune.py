@@ -1,7 +1,7 @@
-"""A search for better settings, by Optuna: many runs of one configuration, each with other values.
+"""A search for better settings by Optuna: many runs of a configuration, each with other values.
 
-Owns what is searched and how a run is judged: by its best validation loss, so the test part is seen by none. Runs that
-fall behind are given up. Needs the extra `tune`.
+Owns the search space and the objective, which is the best validation loss, so that no run uses the test part. Runs that
+fall behind are pruned. Needs the extra `tune`.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,10 @@ from onward.training.config import Config, ConfigError, Range
 from onward.training.errors import TrainingError
 from onward.training.fit import training_loop
 
-Told = Callable[[str], None]
-
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """The best run's settings, by key, and its validation loss; that of the configuration as it is; runs made."""
+class SearchResult:
+    """The settings by key and the validation loss of the best run; the loss before the search; the number of runs."""
 
     settings: dict[str, Any]
     loss: float
@@ -31,15 +29,16 @@ class Found:
     runs: int
 
 
-def search(config: Config, trials: int, told: Told) -> Found:
-    """Runs the configuration as it is, then with other values `trials` times.
+def search(config: Config, trials: int, report: Callable[[str], None]) -> SearchResult:
+    """Runs the configuration as it is, then `trials` times with other values, and returns the best run.
 
-    `told` is given a line a run. Raises ConfigError where there is nothing to search or no run ends well.
+    `report` is called with a line for each run. Raises ConfigError if there is nothing to search, or if the
+    configuration as it is cannot be run.
     """
     if config.tune is None:
         raise ConfigError('nothing to search: add [tune.search], with lines such as "model.units" = [32, 64]')
     ranges = config.tune.search
-    dataset = run.dataset(config)
+    dataset = run.load_dataset(config)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(
         sampler=optuna.samplers.TPESampler(seed=config.train.seed),
@@ -47,34 +46,36 @@ def search(config: Config, trials: int, told: Told) -> Found:
     )
     document = config.model_dump(mode="json", exclude={"tune"})
 
-    def trial(one: optuna.Trial) -> float:
-        settings = {} if one.number == 0 else {key: _suggested(one, key, among) for key, among in ranges.items()}
+    def objective(trial: optuna.Trial) -> float:
+        settings = {} if trial.number == 0 else {key: _suggest(trial, key, values) for key, values in ranges.items()}
         try:
-            tried = configs.changed(document, settings, config.folder)
-            fitted = run.fitted(tried, dataset, quiet=True, on_epoch_end=lambda history: _watch(one, history))
+            config_of_trial = configs.with_settings(document, settings, config.folder)
+            fitted = run.fit_dataset(
+                config_of_trial, dataset, quiet=True, on_epoch_end=lambda history: _prune(trial, history)
+            )
         except optuna.TrialPruned:
-            told(f"run {one.number}: given up, behind the others; {_said(settings)}")
+            report(f"run {trial.number}: pruned, behind the other runs; {_text(settings)}")
             raise
         except (ConfigError, TrainingError) as error:
-            told(f"run {one.number}: failed; {_said(settings)}: {error}")
+            report(f"run {trial.number}: failed; {_text(settings)}: {error}")
             raise optuna.TrialPruned from error
         loss = min(fitted.history.validation)
-        told(f"run {one.number}: validation loss {loss:.6g}; {_said(settings)}")
+        report(f"run {trial.number}: validation loss {loss:.6g}; {_text(settings)}")
         return loss
 
-    study.optimize(trial, n_trials=trials + 1)
-    ended = {one.number: one for one in study.get_trials(states=[optuna.trial.TrialState.COMPLETE])}
-    if 0 not in ended:
+    study.optimize(objective, n_trials=trials + 1)
+    complete = {trial.number: trial for trial in study.get_trials(states=[optuna.trial.TrialState.COMPLETE])}
+    if 0 not in complete:
         raise ConfigError("the configuration as it is cannot be run; see the line of run 0")
     best = study.best_trial
-    before = ended[0].value
+    before = complete[0].value
     assert best.value is not None
     assert before is not None
-    return Found(dict(best.params), best.value, before, len(study.trials))
+    return SearchResult(dict(best.params), best.value, before, len(study.trials))
 
 
 def write(file: Path, settings: dict[str, Any], target: Path) -> None:
-    """The configuration in `file` with these settings, its comments kept, as `target`."""
+    """Writes the configuration in `file` with these settings to `target`, and preserves its comments."""
     document: Any = tomlkit.parse(file.read_text())
     for key, value in settings.items():
         section, name = key.split(".")
@@ -82,26 +83,23 @@ def write(file: Path, settings: dict[str, Any], target: Path) -> None:
     target.write_text(tomlkit.dumps(document))
 
 
-def _suggested(one: optuna.Trial, key: str, among: Range | tuple[Any, ...]) -> Any:
-    if not isinstance(among, Range):
-        return one.suggest_categorical(key, among)
-    low, high = among.low, among.high
+def _suggest(trial: optuna.Trial, key: str, values: Range | tuple[Any, ...]) -> Any:
+    if not isinstance(values, Range):
+        return trial.suggest_categorical(key, values)
+    low, high = values.low, values.high
     if isinstance(low, int) and isinstance(high, int):
-        return one.suggest_int(key, low, high, log=among.log)
-    return one.suggest_float(key, low, high, log=among.log)
+        return trial.suggest_int(key, low, high, log=values.log)
+    return trial.suggest_float(key, low, high, log=values.log)
 
 
-def _watch(one: optuna.Trial, history: training_loop.History) -> None:
-    one.report(history.validation[-1], len(history.validation))
-    if one.number and one.should_prune():
+def _prune(trial: optuna.Trial, history: training_loop.History) -> None:
+    trial.report(history.validation[-1], len(history.validation))
+    if trial.number and trial.should_prune():
         raise optuna.TrialPruned
 
 
-def _said(settings: dict[str, Any]) -> str:
-    return (
-        ", ".join(
-            f"{key} = {value:.4g}" if isinstance(value, float) else f"{key} = {value}"
-            for key, value in settings.items()
-        )
-        or "as it is"
-    )
+def _text(settings: dict[str, Any]) -> str:
+    pairs = [
+        f"{key} = {value:.4g}" if isinstance(value, float) else f"{key} = {value}" for key, value in settings.items()
+    ]
+    return ", ".join(pairs) or "as it is"

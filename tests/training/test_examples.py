@@ -17,7 +17,7 @@ def small(file: Path, repository: Path) -> Config:
     """The configuration with few units and one epoch, and its bundle and checkpoint elsewhere."""
     told = config.read(file)
     settings = {**SMALL, "output.repository": str(repository), "data.path": str(told.data_file), "data.package": None}
-    return config.changed(told.model_dump(mode="json"), settings, repository)
+    return config.with_settings(told.model_dump(mode="json"), settings, repository)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

@@ -21,7 +21,7 @@ from onward.training import config
 from onward.training.data.datasets import Dataset, Series, load
 from onward.training.data.training_statistics import compute
 from onward.training.evaluation import evaluation
-from onward.training.run import sample, train
+from onward.training.run import proof_sample, train
 from tests.helpers.random_bundles import make_bundle
 
 ROOT = Path(__file__).parents[2]
@@ -230,7 +230,7 @@ def test_the_proof_runs_on_real_stretches(steps: int) -> None:
         Series(str(i), np.stack([np.arange(steps) + 1e4 * i, -np.arange(steps)], axis=1).astype(np.float32), 2, 3)
         for i in range(3)
     ]
-    rows = sample(Dataset(tuple(parts), "", (Feature(name="up"), Feature(name="down"))))
+    rows = proof_sample(Dataset(tuple(parts), "", (Feature(name="up"), Feature(name="down"))))
     assert rows.shape == (7, 200, 2)
     for row, stretch in enumerate(rows):
         start = int(-stretch[0, 1])

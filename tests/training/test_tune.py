@@ -116,15 +116,15 @@ def test_a_stopped_run_is_exported_and_goes_on(project: Path) -> None:
         if len(history.train) == 2:
             raise StopError
 
-    loaded = run.dataset(settings)
+    loaded = run.load_dataset(settings)
     with pytest.raises(StopError):
-        run.fitted(settings, loaded, quiet=True, checkpoint=run.checkpoint(settings, loaded), on_epoch_end=stop)
+        run.fit_dataset(settings, loaded, quiet=True, checkpoint=run.checkpoint_of(settings, loaded), on_epoch_end=stop)
     done = runner.invoke(main, ["export", file])
     assert done.exit_code == 0, done.output
     assert f"the run can still go on: onward train {file} --resume" in done.output
     early = open_bundle(project / "models/tide/2")
     assert early.manifest.provenance["epochs"] == 2
-    kept = run.stopped(settings)
+    kept = run.restore_stopped(settings)
     assert torch.equal(
         torch.tensor(kept.history.validation),
         torch.tensor(early.manifest.provenance["losses"]["validation"]),  # type: ignore[index,call-overload]

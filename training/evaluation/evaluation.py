@@ -14,7 +14,7 @@ from onward.training.evaluation.backtest import Trace
 from onward.training.evaluation.classification import Confusion, Stretch
 
 DECISIVE = {"label": ("accuracy", "macro_f1"), "tokens": ("bits", "mrr"), "forecast": ("mae", "rmse")}
-"""By task, the measures by which a model is better or worse than a naive forecast."""
+"""The measures by task that decide whether a model beats a naive forecast."""
 
 HIGHER_IS_BETTER = frozenset({"accuracy", "macro_f1", "mrr", "recall_10", "recall_20"})
 

@@ -1,7 +1,6 @@
-"""From a trained network to a bundle: the graph, proven equal to the network, with its manifest.
+"""Exports a trained network as a bundle: the graph, proven to agree with the network, and its manifest.
 
-Owns the proof. The graph itself is `onward.training.export.graph`'s, and the publishing
-`onward.training.export.publish`'s.
+Owns the proof. `onward.training.export.graph` owns the graph, and `onward.training.export.publish` the publishing.
 """
 
 import hashlib
@@ -26,25 +25,27 @@ from onward.training.network.network import Network
 from onward.training.network.ops import TorchOps
 
 Values = NDArray[Any]
-Said = tuple[dict[str, Values], dict[str, Values]]
-"""Outputs, and state by input."""
+Result = tuple[dict[str, Values], dict[str, Values]]
+"""Outputs by name, and the final state by the name of its input."""
 
 TASKS: dict[str, Literal["tokens", "label"]] = {"categorical": "tokens", "label": "label"}
-"""By head; the others forecast."""
+"""The task by head; all other heads forecast."""
 
 TOLERANCE = 1e-5
+"""The largest difference allowed, in units of the largest magnitude of a tensor."""
+
 PROOF_STEPS, PARITY_STEPS = 200, 24
 
 
 class ExportError(Exception):
-    """The graph does not agree with the network; the message says where and by how much."""
+    """The graph does not agree with the network; the message names the tensor and the difference."""
 
 
 @torch.no_grad()
-def reference(network: Network, declared: Contract, inputs: Array) -> Said:
-    """What the network itself says: inputs (batch, time, features) -> outputs (batch, time, ...), state by input.
+def reference(network: Network, declared: Contract, inputs: Array) -> Result:
+    """Returns the network's own outputs (batch, time, ...) and final state for inputs (batch, time, features).
 
-    The independent side of the proof: torch's own recurrence over the whole sequence, from the initial state.
+    This is the independent side of the proof: torch's own recurrence over the whole sequence, from the initial state.
     """
     network.eval()
     ops, signature = TorchOps(), network.signature
@@ -52,9 +53,9 @@ def reference(network: Network, declared: Contract, inputs: Array) -> Said:
     prepared = network.prepare(raw)
     hidden, state = network(prepared.inputs, network.initial(raw.shape[1]))
     around = network.head.predict(ops, network.head.read_out(ops, hidden), prepared.target_scale)
-    told, near = stored_prediction(ops, network.head, around, prepared.target_scale)
-    first_stored, first_near = marginal(network)
-    before = {name: _shifted(first_stored[name], value) for name, value in told.items()}
+    last, near = stored_prediction(ops, network.head, around, prepared.target_scale)
+    first_last, first_near = marginal(network)
+    before = {name: _shifted(first_last[name], value) for name, value in last.items()}
     before |= {name: _shifted(first_near[name], value) for name, value in near.items()}
     actual = raw[..., signature.target_columns].nan_to_num(0.0)
     scores = network.head.surprise(
@@ -62,10 +63,10 @@ def reference(network: Network, declared: Contract, inputs: Array) -> Said:
     )
     if signature.target_columns:
         scores = torch.where(raw[..., signature.target_columns].isnan(), 0.0, scores)
-    outputs = {name: told[name] for name in declared.head.outputs} | {"surprise": scores.sum(dim=-1)}
+    outputs = {name: last[name] for name in declared.head.outputs} | {"surprise": scores.sum(dim=-1)}
     states = {f"{name}_in": tensor.transpose(0, 1) for name, tensor in zip(("h", "c"), state, strict=False)}
-    states |= {f"{name}_in": value for name, value in _carried(network, raw).items()}
-    states |= {f"last_{name}_in": value[-1] for name, value in told.items()}
+    states |= {f"{name}_in": value for name, value in _input_layer_state(network, raw).items()}
+    states |= {f"last_{name}_in": value[-1] for name, value in last.items()}
     states |= {f"near_{name}_in": value[-1] for name, value in near.items()}
     return (
         {name: value.transpose(0, 1).numpy() for name, value in outputs.items()},
@@ -74,41 +75,41 @@ def reference(network: Network, declared: Contract, inputs: Array) -> Said:
 
 
 def _shifted(first: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """(time, batch, ...) of the step before; `first` has no time and no batch."""
+    """Returns (time, batch, ...) the values of the previous step; `first` has neither a time nor a batch axis."""
     return torch.cat((first.expand(1, *values.shape[1:]), values[:-1]))
 
 
-def _carried(network: Network, raw: torch.Tensor) -> dict[str, torch.Tensor]:
-    """(batch, ...) what the reading has kept after raw (time, batch, features), plainly, step by step."""
-    reading = network.input_layer
-    last = reading.first_values.expand(raw.shape[1], -1)
+def _input_layer_state(network: Network, raw: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Returns (batch, ...) the state of the input layer after raw (time, batch, features), computed step by step."""
+    layer = network.input_layer
+    last = layer.first_values.expand(raw.shape[1], -1)
     begun, changed = torch.zeros_like(last), raw.clone()
-    for now, step in zip(changed, raw[..., reading.differenced], strict=True) if reading.differenced else ():
-        now[:, reading.differenced] = torch.where(begun > 0, step - last, step - step)
+    for now, step in zip(changed, raw[..., layer.differenced], strict=True) if layer.differenced else ():
+        now[:, layer.differenced] = torch.where(begun > 0, step - last, step - step)
         begun = begun + (~step.isnan()).float()
         last = torch.where(step.isnan(), last, step)
-    values = changed[..., reading.streaming].double()
-    there = ~values.isnan()
+    values = changed[..., layer.streaming].double()
+    present = ~values.isnan()
     values = values.nan_to_num(0.0)
-    kept = {
-        "seen": there.double().sum(0),
-        "sum": (values.abs() if reading.scaling_kind == "mean" else values).sum(0),
+    state = {
+        "seen": present.double().sum(0),
+        "sum": (values.abs() if layer.scaling_kind == "mean" else values).sum(0),
         "squares": (values * values).sum(0),
     }
-    kept = {name: kept[name] for name in reading.running_sums}
-    return kept | ({"previous": last, "begun": begun} if reading.differenced else {})
+    state = {name: state[name] for name in layer.running_sums}
+    return state | ({"previous": last, "begun": begun} if layer.differenced else {})
 
 
 def prove(network: Network, declared: Contract, model: StepModel, sample: Array) -> float:
-    """Holds the graph to the network over single steps and over one chunk, at batch 1 and 7, even and ragged.
+    """Compares the graph with the network over single steps and over one chunk, at batch 1 and 7, even and ragged.
 
     sample: (7, steps, features). Differences are measured in units of each tensor's largest magnitude over the sample.
-    Returns the largest. Raises ExportError where it is above 1e-5.
+    Returns the largest difference. Raises ExportError if it is above 1e-5.
     """
     worst, time = 0.0, sample.shape[1]
 
     @cache
-    def expected(row: int, length: int) -> Said:
+    def expected(row: int, length: int) -> Result:
         return reference(network, declared, sample[row : row + 1, :length])
 
     even, ragged = [time] * len(sample), [max(1, time - 13 * i) for i in range(len(sample))]
@@ -124,22 +125,22 @@ def _difference(
     rows: Array,
     lengths: list[int],
     chunk: int,
-    expected_of: Callable[[int, int], Said],
+    expected_of: Callable[[int, int], Result],
 ) -> float:
     state, outputs = model.layout.initial(len(rows)), np.zeros(rows.shape[:2], model.output_dtype)
-    left = np.array(lengths)
+    remaining = np.array(lengths)
     for start in range(0, rows.shape[1], chunk):
-        going = np.flatnonzero(left > start)
-        taken = np.minimum(left[going] - start, chunk).astype(np.int32)
-        end = start + int(taken.max())
-        outputs[going, start:end], state[going] = model.run(rows[going, start:end], taken, state[going])
+        active = np.flatnonzero(remaining > start)
+        steps = np.minimum(remaining[active] - start, chunk).astype(np.int32)
+        end = start + int(steps.max())
+        outputs[active, start:end], state[active] = model.run(rows[active, start:end], steps, state[active])
     worst = 0.0
-    for i, length in enumerate(lengths):
-        expected, expected_state = expected_of(i, length)
-        pairs = [(name, outputs[name][i, :length], value[0]) for name, value in expected.items()]
-        pairs += [(name, state[name][i], value[0]) for name, value in expected_state.items()]
-        for name, got, value in pairs:
-            difference = _apart(declared, name, got, value, expected, expected_state)
+    for row, length in enumerate(lengths):
+        expected, expected_state = expected_of(row, length)
+        pairs = [(name, outputs[name][row, :length], value[0]) for name, value in expected.items()]
+        pairs += [(name, state[name][row], value[0]) for name, value in expected_state.items()]
+        for name, actual, value in pairs:
+            difference = _relative_difference(declared, name, actual, value, expected | expected_state)
             if not difference <= TOLERANCE:
                 raise ExportError(
                     f"{name!r} differs from the network by {difference:.3g}, {TOLERANCE:.0e} allowed "
@@ -149,15 +150,19 @@ def _difference(
     return worst
 
 
-def _apart(
-    declared: Contract, name: str, got: Values, value: Values, outputs: dict[str, Values], state: dict[str, Values]
+def _relative_difference(
+    declared: Contract, name: str, actual: Values, value: Values, expected: dict[str, Values]
 ) -> float:
-    """The largest difference in units of the largest magnitude, at least 1; of places, infinite where one is wrong."""
-    by = dict([RANKED, declared.head.last_ranked or RANKED]) if declared.head.ranks else {}
-    if name in by:
-        ranked = (outputs | state)[by[name]][0]
-        return float("inf") if tolerance.misplaced(got, value, ranked, TOLERANCE * tolerance.magnitude(ranked)) else 0.0
-    return tolerance.difference(got, value) / max(tolerance.magnitude(value), 1.0)
+    """Returns the largest difference in units of the largest magnitude, or of 1 if that is larger.
+
+    For ranked categories the difference is infinite if a category has a wrong rank, and 0 otherwise.
+    """
+    scores_of = dict([RANKED, declared.head.last_ranked or RANKED]) if declared.head.ranks else {}
+    if name in scores_of:
+        scores = expected[scores_of[name]][0]
+        wrong = tolerance.misplaced(actual, value, scores, TOLERANCE * tolerance.magnitude(scores))
+        return float("inf") if wrong else 0.0
+    return tolerance.difference(actual, value) / max(tolerance.magnitude(value), 1.0)
 
 
 def export(
@@ -169,11 +174,11 @@ def export(
     provenance: dict[str, JsonValue] | None = None,
     measure: Callable[[StepModel], Measured] = lambda _: Measured(),
 ) -> StepModel:
-    """Publishes the bundle `<repository>/<name>/<version>` once it is proven, whole or not at all; returns its model.
+    """Proves and publishes the bundle `<repository>/<name>/<version>`, complete or not at all; returns its model.
 
-    sample: (7, 200, features) of real or plausible inputs, on which the proof runs. `measure` is given the proven model
-    and returns the manifest's metrics, and what else lies in the bundle. Raises ExportError, CheckError, or
-    FileExistsError where the version is taken.
+    sample: (7, 200, features) of real or plausible inputs, on which the proof runs. `measure` is called with the proven
+    model and returns the manifest's metrics and further files of the bundle. Raises ExportError, CheckError, or
+    FileExistsError if the version exists already.
     """
     declared, signature = contract(network), network.signature
     graph = build(network, declared).SerializeToString()

@@ -1,7 +1,8 @@
-"""The ONNX graph of a network, and what it declares of itself.
+"""The ONNX graph of a network, and the contract of its inputs, outputs and state.
 
-Owns the graph's shape: layers, state, what is kept of the last prediction. It is written node by node, because torch's
-exporters unroll or freeze recurrent layers without an error. Knows nothing of files or of proofs.
+Owns the structure of the graph: layers, state, and which values of the last prediction are stored. The graph is written
+node by node, because torch's exporters unroll or freeze recurrent layers without an error. Knows nothing of files or of
+the proof.
 """
 
 from dataclasses import dataclass
@@ -25,12 +26,12 @@ OPSET, IR_VERSION = 21, 10
 Array = NDArray[np.float32]
 
 GATES = {"rnn_tanh": (0,), "rnn_relu": (0,), "lstm": (0, 3, 1, 2), "gru": (1, 0, 2)}
-"""Places of torch's gates in ONNX's order: LSTM i,f,g,o -> i,o,f,c; GRU r,z,n -> z,r,h."""
+"""The indices of torch's gates in ONNX's order: LSTM i,f,g,o -> i,o,f,c; GRU r,z,n -> z,r,h."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """The graph's tensors, as the manifest declares them."""
+    """The tensors of the graph, as the manifest declares them."""
 
     inputs: tuple[Tensor, ...]
     lengths: Tensor
@@ -40,27 +41,27 @@ class Contract:
 
 
 def contract(network: Network) -> Contract:
-    """What the graph of this network reads and returns.
+    """Returns the contract of the graph of this network.
 
-    The last prediction is state too. Before anything was read it is what the head says of nothing: for numbers the
-    moments of the training part, so that the first input has a surprise as well.
+    The last prediction is state too. In a new session it is the head's marginal prediction, for numbers the mean and
+    deviation of the training part, so that the first input also has a surprise.
     """
     config, head, signature = network.config, network.head, network.signature
-    last, near = ({name: value.cpu().numpy() for name, value in told.items()} for told in marginal(network))
+    last, near = ({name: value.cpu().numpy() for name, value in values.items()} for values in marginal(network))
     streaming = len(network.input_layer.streaming)
     state = [
         StatePair(input=f"{name}_in", output=f"{name}_out", shape=(config.layers, "batch", config.units))
-        for name in _carried(network)
+        for name in _recurrent_state(network)
     ]
     state += [
         StatePair(input=f"{name}_in", output=f"{name}_out", shape=("batch", streaming), dtype="float64")
         for name in network.input_layer.running_sums
     ]
-    if moved := len(network.input_layer.differenced):
+    if differenced := len(network.input_layer.differenced):
         first = network.input_layer.first_values.tolist()
         state += [
-            StatePair(input="previous_in", output="previous_out", shape=("batch", moved), init=first),
-            StatePair(input="begun_in", output="begun_out", shape=("batch", moved), dtype="float64"),
+            StatePair(input="previous_in", output="previous_out", shape=("batch", differenced), init=first),
+            StatePair(input="begun_in", output="begun_out", shape=("batch", differenced), dtype="float64"),
         ]
     state += [
         StatePair(
@@ -104,14 +105,14 @@ def contract(network: Network) -> Contract:
 
 
 def marginal(network: Network) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """What is told before anything was read, by name; and around the level, where there is one."""
+    """Returns by name the prediction before any input, and the same relative to the level if there is one."""
     numbers, head = network.signature.number_columns, network.head
     unit = network.input_layer.initial_target_scale(numbers) if numbers else None
     return stored_prediction(TorchOps(), head, head.marginal(unit), unit)
 
 
 def build(network: Network, declared: Contract) -> onnx.ModelProto:
-    """The graph: reading, native recurrent nodes, head, surprise; dynamic batch and time, ragged lengths."""
+    """Returns the graph: input layer, native recurrent nodes, head and surprise, with dynamic batch and time axes."""
     graph = Graph()
     ops, signature, head = GraphOps(graph), network.signature, network.head
     inputs = ops.value("inputs")
@@ -121,24 +122,24 @@ def build(network: Network, declared: Contract) -> onnx.ModelProto:
         terms += network.input_layer.embed(ops, ops.columns(inputs, network.input_layer.categories))
     hidden = ops.value(_recurrent(graph, network, ops.join(terms).name))
     around = head.predict(ops, head.read_out(ops, hidden), read.target_scale)
-    told, near = stored_prediction(ops, head, around, read.target_scale)
-    before = {name: ops.previous(f"last_{name}", value) for name, value in told.items()}
+    last, near = stored_prediction(ops, head, around, read.target_scale)
+    before = {name: ops.previous(f"last_{name}", value) for name, value in last.items()}
     before |= {name: ops.previous(f"near_{name}", value) for name, value in near.items()}
-    actual = ops.columns(inputs, signature.target_columns)  # of a label, none
-    nullable = any(signature.features[place].nullable for place in signature.target_columns)
-    there = ops.present(actual) if nullable else None
+    actual = ops.columns(inputs, signature.target_columns)  # a label has no columns
+    nullable = any(signature.features[column].nullable for column in signature.target_columns)
+    present = ops.present(actual) if nullable else None
     if nullable:
         actual = ops.fill_missing(actual, ops.constant("missing", torch.zeros(1)))
     if read.previous_level is not None:
         actual = actual - read.previous_level
     scores = head.surprise(ops, before, around, actual)
-    if nullable:  # what is missing surprises no one
-        scores = scores * there
+    if nullable:  # a missing value has a surprise of 0
+        scores = scores * present
     ones = graph.constant("ones", np.ones((len(signature.targets), 1), np.float32))
     total = graph.op("MatMul", scores.name, ones)  # a sum over the targets, exact in any batch
     graph.add("Squeeze", [total, graph.integers(2)], "surprise")
     for name in head.outputs:
-        graph.rename(told[name].name, name)
+        graph.rename(last[name].name, name)
     proto = helper.make_model(
         helper.make_graph(
             graph.nodes,
@@ -157,12 +158,12 @@ def build(network: Network, declared: Contract) -> onnx.ModelProto:
     return proto
 
 
-def _carried(network: Network) -> tuple[str, ...]:
+def _recurrent_state(network: Network) -> tuple[str, ...]:
     return ("h", "c") if network.config.cell == "lstm" else ("h",)
 
 
 def _recurrent(graph: Graph, network: Network, scaled: str) -> str:
-    """One native node a layer; returns the name of the top layer's outputs, (time, batch, units)."""
+    """Adds a native node for each layer, and returns the name of the top layer's outputs, (time, batch, units)."""
     cell, layers = network.config.cell, network.config.layers
     kind = {"lstm": "LSTM", "gru": "GRU"}.get(cell, "RNN")
     attributes: dict[str, Any] = {"hidden_size": network.config.units}
@@ -170,8 +171,8 @@ def _recurrent(graph: Graph, network: Network, scaled: str) -> str:
         attributes["linear_before_reset"] = 1
     if kind == "RNN":
         attributes["activations"] = ["Relu" if cell == "rnn_relu" else "Tanh"]
-    carried = _carried(network)
-    for name in carried:
+    state = _recurrent_state(network)
+    for name in state:
         split = [f"{name}_in_{layer}" for layer in range(layers)]
         graph.add("Split", [f"{name}_in"], split, axis=0, num_outputs=layers)
     hidden = scaled
@@ -179,9 +180,9 @@ def _recurrent(graph: Graph, network: Network, scaled: str) -> str:
         below = hidden
         weights = _layer_weights(network, layer)
         names = [graph.constant(f"{name}_{layer}", value) for name, value in weights.items()]
-        into = [below, *names, "lengths", *(f"{name}_in_{layer}" for name in carried)]
+        inputs = [below, *names, "lengths", *(f"{name}_in_{layer}" for name in state)]
         directed = f"directed_{layer}"
-        graph.add(kind, into, [directed, *(f"{name}_out_{layer}" for name in carried)], **attributes)
+        graph.add(kind, inputs, [directed, *(f"{name}_out_{layer}" for name in state)], **attributes)
         hidden = graph.op("Squeeze", directed, graph.integers(1))
         if network.config.residual and layer > 0:
             hidden = graph.op("Add", hidden, below)
@@ -190,19 +191,19 @@ def _recurrent(graph: Graph, network: Network, scaled: str) -> str:
             scale = graph.constant(f"norm_scale_{layer}", norm.weight.detach().cpu().numpy())
             shift = graph.constant(f"norm_shift_{layer}", norm.bias.detach().cpu().numpy())
             hidden = graph.op("LayerNormalization", hidden, scale, shift, axis=-1, epsilon=norm.eps)
-    for name in carried:
+    for name in state:
         graph.add("Concat", [f"{name}_out_{layer}" for layer in range(layers)], f"{name}_out", axis=0)
     return hidden
 
 
 def _layer_weights(network: Network, layer: int) -> dict[str, Array]:
-    """W (1, gates x units, inputs), R (1, gates x units, units), B (1, 2 x gates x units), in ONNX's gate order."""
+    """Returns W (1, gates x units, inputs), R (1, gates x units, units), B (1, 2 x gates x units) in ONNX's order."""
     order = GATES[network.config.cell]
 
     def reordered(name: str) -> Array:
         weight = getattr(network.layers[layer], f"{name}_l0").detach().cpu().numpy()
         gates = np.split(weight, len(order))
-        return np.concatenate([gates[place] for place in order])
+        return np.concatenate([gates[index] for index in order])
 
     bias = np.concatenate([reordered("bias_ih"), reordered("bias_hh")])
     return {"W": reordered("weight_ih")[None], "R": reordered("weight_hh")[None], "B": bias[None]}

@@ -36,7 +36,7 @@ SCORED = {
     "tokens": "the next category on {:,} held-out steps",
     "label": "{:,} held-out labels",
 }
-"""By task, the scored predictions in words."""
+"""The scored predictions by task, in words."""
 
 
 def text(manifest: Manifest) -> str:

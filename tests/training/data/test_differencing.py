@@ -133,7 +133,7 @@ def test_a_trend_goes_on_beyond_what_training_saw(tmp_path: Path) -> None:
 
 def test_only_observed_numbers_are_changes() -> None:
     for key in ("categories", "known", "static"):
-        with pytest.raises(ValueError, match="changes are of observed numbers: y is none"):
+        with pytest.raises(ValueError, match="changes must be observed numbers: y is none"):
             Data.model_validate(
                 {"path": "x.csv", "targets": ("x",), "features": ("x", "y"), key: ("y",), "changes": ("y",)}
             )

@@ -1,4 +1,4 @@
-"""The exported graph against numpy in float64, and what publishing promises."""
+"""The exported graph agrees with numpy in float64, and publishing is complete or leaves nothing behind."""
 
 import hashlib
 import itertools
@@ -37,7 +37,7 @@ KINDS = [
     ("rnn_tanh", 1, "gaussian", FEATURES, ("z", "y", "x")),
 ]
 
-MORE: list[tuple[Cell, int, str, tuple[str, ...], Options]] = [
+OPTIONS: list[tuple[Cell, int, str, tuple[str, ...], Options]] = [
     *((cell, 1, "student_t", FEATURES[:1], ()) for cell in CELLS),
     *((cell, 1, "quantiles", FEATURES[:1], ()) for cell in CELLS),
     ("lstm", 2, "student_t", FEATURES, (("residual", True),)),
@@ -58,51 +58,51 @@ MORE: list[tuple[Cell, int, str, tuple[str, ...], Options]] = [
         for cell, layers, head, features, targets in KINDS
     ],
 )
-def test_the_graph_is_the_papers_cell(
+def test_the_graph_computes_the_equations_of_the_cell(
     cell: Cell, layers: int, head: str, features: tuple[str, ...], targets: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """Export proves itself and passes the checks; and its graph, in the bare runtime on a ragged batch of 50 steps in
-    two calls, gives the outputs and the state of the cell's equations in float64.
+    """An export passes its proof and the checks; in plain ONNX Runtime, on a ragged batch of 50 steps in two calls, its
+    graph computes the outputs and the state of the cell's equations in float64.
     """
     model = make_bundle(tmp_path, cell=cell, layers=layers, head=head, features=features, targets=targets)
     network = make_network(cell=cell, layers=layers, head=head, features=features, targets=targets)
-    _hold_to_equations(model, network, tmp_path)
+    _compare_with_equations(model, network, tmp_path)
 
 
-@pytest.mark.parametrize(("cell", "layers", "head", "features", "more"), MORE, ids=str)
-def test_every_head_and_option_is_its_equations(
+@pytest.mark.parametrize(("cell", "layers", "head", "features", "more"), OPTIONS, ids=str)
+def test_the_graph_computes_the_equations_of_every_head_and_option(
     cell: Cell, layers: int, head: str, features: tuple[str, ...], more: Options, tmp_path: Path
 ) -> None:
-    """The same for the other heads and losses, residual connections and layer normalisation; nothing is dropped."""
+    """The other heads and losses, residual connections and layer normalisation agree with their equations too."""
     model = make_bundle(tmp_path, cell=cell, layers=layers, head=head, features=features, more=more)
     network = make_network(cell=cell, layers=layers, head=head, features=features, more=more)
-    _hold_to_equations(model, network, tmp_path)
+    _compare_with_equations(model, network, tmp_path)
 
 
-def _hold_to_equations(model: StepModel, network: Network, tmp_path: Path) -> None:
+def _compare_with_equations(model: StepModel, network: Network, tmp_path: Path) -> None:
     features = model.features
     network.eval()
     rows = draw(len(LENGTHS), 50, len(features), seed=5)
     expected = [numpy_cells.run(network, row[:length]) for row, length in zip(rows, LENGTHS, strict=True)]
     opened = plain_onnxruntime.session(tmp_path / "tiny" / "1" / "model.onnx")
     state, outputs = plain_onnxruntime.zeros(model.manifest, len(rows)), []
-    for start in (0, 25):  # a row of nought steps is not allowed: the second call takes those that go on
-        going = [row for row, length in enumerate(LENGTHS) if length > start]
-        left = [min(25, LENGTHS[row] - start) for row in going]
-        held = {name: np.take(value, going, _batch_axis(model, name)) for name, value in state.items()}
-        chunk = np.ascontiguousarray(rows[going, start : start + 25].transpose(1, 0, 2))
-        said, held = plain_onnxruntime.call(opened, chunk, left, held)
-        outputs.append((going, said))
-        for name, value in held.items():
-            index = (slice(None),) * _batch_axis(model, name) + (going,)
+    for start in (0, 25):  # a row of 0 steps is not allowed: the second call has only the rows that continue
+        active = [row for row, length in enumerate(LENGTHS) if length > start]
+        steps = [min(25, LENGTHS[row] - start) for row in active]
+        carried = {name: np.take(value, active, _batch_axis(model, name)) for name, value in state.items()}
+        chunk = np.ascontiguousarray(rows[active, start : start + 25].transpose(1, 0, 2))
+        predicted, carried = plain_onnxruntime.call(opened, chunk, steps, carried)
+        outputs.append((active, predicted))
+        for name, value in carried.items():
+            index = (slice(None),) * _batch_axis(model, name) + (active,)
             state[name][index] = value
-    for row, (told, held_after) in enumerate(expected):
-        for name, value in told.items():
-            parts = [said[name][:, going.index(row)] for going, said in outputs if row in going]
+    for row, (expected_outputs, expected_state) in enumerate(expected):
+        for name, value in expected_outputs.items():
+            parts = [predicted[name][:, active.index(row)] for active, predicted in outputs if row in active]
             _close(name, np.concatenate(parts)[: LENGTHS[row]], value)
-        for name, value in held_after.items():
+        for name, value in expected_state.items():
             _close(name, np.take(state[name], row, _batch_axis(model, name)), value)
-        assert {f"{name.removesuffix('_in')}_in" for name in held_after} == set(state)
+        assert {f"{name.removesuffix('_in')}_in" for name in expected_state} == set(state)
 
 
 def _batch_axis(model: StepModel, state: str) -> int:
@@ -110,53 +110,53 @@ def _batch_axis(model: StepModel, state: str) -> int:
     return pair.shape.index("batch")
 
 
-def _close(name: str, got: np.ndarray[Any, Any], expected: numpy_cells.Array) -> None:
+def _close(name: str, actual: np.ndarray[Any, Any], expected: numpy_cells.Array) -> None:
     allowed = TOLERANCE * max(1.0, float(np.abs(expected).max()))
-    assert got.shape == expected.shape
-    np.testing.assert_allclose(got, expected, rtol=0, atol=allowed, err_msg=name)
+    assert actual.shape == expected.shape
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=allowed, err_msg=name)
 
 
-def published(tmp_path: Path, *, cell: Cell = "lstm", version: str = "1", **told: Any) -> StepModel:
+def published(tmp_path: Path, *, cell: Cell = "lstm", version: str = "1", **options: Any) -> StepModel:
     network = make_network(cell=cell)
     sample = draw(7, 200)
-    return export(network, bundle=tmp_path / "tiny" / version, sample=sample, **told)
+    return export(network, bundle=tmp_path / "tiny" / version, sample=sample, **options)
 
 
-def everything(folder: Path) -> list[str]:
+def files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_a_wrong_graph_is_never_published(cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gates in torch's order instead of ONNX's make a graph that opens and runs, and the proof refuses it."""
-    places = (0, 1, 2, 3) if cell == "lstm" else (0, 1, 2)
-    monkeypatch.setitem(graph.GATES, cell, places)
+    """The proof refuses a graph with gates in torch's order, although the graph opens and runs."""
+    torch_order = (0, 1, 2, 3) if cell == "lstm" else (0, 1, 2)
+    monkeypatch.setitem(graph.GATES, cell, torch_order)
     with pytest.raises(ExportError, match=r"differs from the network by .* allowed"):
         published(tmp_path, cell=cell)
-    assert everything(tmp_path) == []
+    assert files(tmp_path) == []
 
 
-def test_a_slip_in_any_constant_is_never_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every number of the graph is held to the network by the proof: one that is a thousandth off is found."""
-    straight = onnx_ops.Graph.constant
+def test_an_error_in_any_constant_is_never_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proof compares every number of the graph with the network: an error of a thousandth is found."""
+    original = onnx_ops.Graph.constant
     network = make_network(cell="gru", layers=2)
     constants = graph.build(network, graph.contract(network)).graph.initializer
-    bounds = {"number_-7.0", "number_7.0"}  # of the deviation: held to below
-    real = sorted({one.name for one in constants if one.data_type == onnx.TensorProto.FLOAT} - bounds)
-    assert {"W_0", "R_1", "B_1", "scaling_mean", "number_0.9189385332046727", "target_log_std"} <= set(real)
-    for name in real:
+    bounds = {"number_-7.0", "number_7.0"}  # of the deviation, which has a test of its own
+    numbers = sorted({constant.name for constant in constants if constant.data_type == onnx.TensorProto.FLOAT} - bounds)
+    assert {"W_0", "R_1", "B_1", "scaling_mean", "number_0.9189385332046727", "target_log_std"} <= set(numbers)
+    for name in numbers:
 
-        def slipped(self: onnx_ops.Graph, of: str, value: Any, name: str = name) -> str:
-            return straight(self, of, (value * 1.001).astype(value.dtype) if of == name else value)
+        def wrong(self: onnx_ops.Graph, added: str, value: Any, name: str = name) -> str:
+            return original(self, added, (value * 1.001).astype(value.dtype) if added == name else value)
 
-        monkeypatch.setattr(onnx_ops.Graph, "constant", slipped)
+        monkeypatch.setattr(onnx_ops.Graph, "constant", wrong)
         with pytest.raises(ExportError, match="differs from the network"):
             export(network, bundle=tmp_path / "t" / "1", sample=draw(7, 200))
-    assert everything(tmp_path) == []
+    assert files(tmp_path) == []
 
 
-class Unsteady(StepModel):
-    """A model whose answers in a batch are off by their last bit: far within the proof's tolerance."""
+class InexactModel(StepModel):
+    """A model whose outputs in a batch differ in the last bit, far within the tolerance of the proof."""
 
     def run(self, inputs: graph.Array, lengths: NDArray[np.int32], state: State) -> tuple[Outputs, State]:
         outputs, after = super().run(inputs, lengths, state)
@@ -165,16 +165,16 @@ class Unsteady(StepModel):
         return outputs, after
 
 
-def test_what_fails_the_checks_is_never_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Agreement with the network is not enough: a bundle must also pass the checks that serving rests on."""
-    monkeypatch.setattr("onward.training.export.publish.StepModel", Unsteady)
+def test_a_bundle_that_fails_the_checks_is_never_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Agreement with the network is not enough: a bundle must also pass the checks that the service relies on."""
+    monkeypatch.setattr("onward.training.export.publish.StepModel", InexactModel)
     with pytest.raises(CheckError, match="a batch of 7 rows against row 0 alone: output 'mean' differs"):
         published(tmp_path)
-    assert everything(tmp_path) == []
+    assert files(tmp_path) == []
 
 
 def test_bounds_of_the_deviation_are_in_the_graph(tmp_path: Path) -> None:
-    """A network that is far too sure is bounded in the graph as in training."""
+    """The graph bounds the deviation of an overconfident network as training does."""
     network = make_network()
     with torch.no_grad():
         readout(network).bias[1] = -50.0
@@ -184,43 +184,43 @@ def test_bounds_of_the_deviation_are_in_the_graph(tmp_path: Path) -> None:
 
 
 def test_a_failed_measurement_publishes_nothing(tmp_path: Path) -> None:
-    """Whatever fails after the proof leaves nothing behind either, and what was there before stays."""
+    """A failure after the proof leaves no file behind, and earlier versions stay."""
 
     def measure(_: StepModel) -> Measured:
         raise CheckError("no")
 
     with pytest.raises(CheckError):
         published(tmp_path, measure=measure)
-    assert everything(tmp_path) == []
+    assert files(tmp_path) == []
     published(tmp_path)
-    before = everything(tmp_path)
+    before = files(tmp_path)
     assert before == ["tiny", "tiny/1", "tiny/1/manifest.json", "tiny/1/model.onnx"]
     with pytest.raises(CheckError):
         published(tmp_path, version="2", measure=measure)
-    assert everything(tmp_path) == before
+    assert files(tmp_path) == before
 
 
 def test_further_files_are_published_with_the_bundle(tmp_path: Path) -> None:
-    """They are made from the finished manifest and appear with it; where making them fails, nothing appears."""
+    """Further files are made from the finished manifest and appear with it; if making them fails, nothing appears."""
 
-    def told(manifest: Manifest) -> dict[str, str]:
+    def notes(manifest: Manifest) -> dict[str, str]:
         return {"note.txt": f"{manifest.metrics} \N{SNOWMAN} {manifest.provenance['proof']}"}
 
-    model = published(tmp_path, measure=lambda _: Measured({"a": 1}, told))
+    model = published(tmp_path, measure=lambda _: Measured({"a": 1}, notes))
     note = (tmp_path / "tiny" / "1" / "note.txt").read_text(encoding="utf-8")
     assert note == f"{{'a': 1}} \N{SNOWMAN} {model.manifest.provenance['proof']}"
-    before = everything(tmp_path)
+    before = files(tmp_path)
 
     def broken(_: Manifest) -> dict[str, str]:
         raise CheckError("no")
 
     with pytest.raises(CheckError):
         published(tmp_path, version="2", measure=lambda _: Measured({}, broken))
-    assert everything(tmp_path) == before
+    assert files(tmp_path) == before
 
 
 def test_a_version_is_never_overwritten(tmp_path: Path) -> None:
-    """Sessions hold on to a version: what it is never changes."""
+    """Sessions keep using a version, so a version never changes."""
     published(tmp_path)
     file = tmp_path / "tiny" / "1" / "manifest.json"
     before = file.read_bytes()
@@ -231,8 +231,8 @@ def test_a_version_is_never_overwritten(tmp_path: Path) -> None:
     assert sorted(open_all(tmp_path).models["tiny"]) == [1, 2]
 
 
-def test_the_manifest_tells_of_the_bundle(tmp_path: Path) -> None:
-    """What was said at export is in the bundle when it is opened: description, provenance, proof, metrics."""
+def test_the_manifest_describes_the_bundle(tmp_path: Path) -> None:
+    """An opened bundle has the description, provenance, proof and metrics of its export."""
     returned = published(
         tmp_path,
         description="a tide",
@@ -251,12 +251,12 @@ def test_the_manifest_tells_of_the_bundle(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_only_gated_cells_claim_equal_bits(cell: Cell, tmp_path: Path) -> None:
-    """A plain RNN differs in the last place between batches, and its bundles do not claim otherwise."""
+    """A plain RNN differs in the last bit between batches, and its bundles do not claim equal bits."""
     assert make_bundle(tmp_path, cell=cell).manifest.exact is (cell in {"lstm", "gru"})
 
 
-def test_the_first_prior_is_the_training_marginal(tmp_path: Path) -> None:
-    """Before anything was read a session expects the mean and deviation of the training part, target by target."""
+def test_the_first_prediction_is_the_training_marginal(tmp_path: Path) -> None:
+    """A new session predicts the mean and deviation of the training part of each target."""
     model = make_bundle(tmp_path, features=FEATURES, targets=("z", "x"))
     state = model.layout.initial(1)
     np.testing.assert_allclose(state["last_mean_in"], [[30.0, 10.0]])
@@ -265,8 +265,8 @@ def test_the_first_prior_is_the_training_marginal(tmp_path: Path) -> None:
 
 
 def test_the_same_arguments_give_the_same_bundle(tmp_path: Path) -> None:
-    """Test bundles and exports can be had again, byte for byte; another seed is another model."""
-    one, two = make_bundle(tmp_path / "a"), make_bundle(tmp_path / "b")
-    assert one.manifest == two.manifest
-    assert published(tmp_path).digest == one.digest
-    assert make_bundle(tmp_path / "c", seed=1).digest != one.digest
+    """Exports are reproducible byte for byte, and another seed gives another model."""
+    first, second = make_bundle(tmp_path / "a"), make_bundle(tmp_path / "b")
+    assert first.manifest == second.manifest
+    assert published(tmp_path).digest == first.digest
+    assert make_bundle(tmp_path / "c", seed=1).digest != first.digest
