@@ -1,4 +1,4 @@
-"""The example whose optimum is known: its log comes from its process, and its optimum is what the process scores."""
+"""The generated example: its log comes from its process, and its optimum is the score of the process itself."""
 
 import importlib.util
 import math
@@ -37,36 +37,37 @@ def log() -> pl.DataFrame:
 
 @cache
 def sessions() -> list[list[int]]:
-    """Items from 0, in the order of the file."""
+    """Returns the items of each session, numbered from 0, in the order of the file."""
     items = log().group_by("session", maintain_order=True).agg("item")["item"].to_list()
     return [[int(item.removeprefix("item-")) - 1 for item in session] for session in items]
 
 
 def after(before: list[int]) -> NDArray[np.float64]:
-    """The probability of each item, as the README describes the process."""
+    """Returns the probability of each next item, as the README describes the process."""
     if len(before) < 2:
         return POPULAR
     step, shift = [(3, 1), (7, 18), (9, 31)][before[-2] % 3]
-    told = 0.4 * POPULAR
-    told[(step * before[-1] + shift) % 50] += 0.6
-    return told
+    following = 0.4 * POPULAR
+    following[(step * before[-1] + shift) % 50] += 0.6
+    return following
 
 
 def scored() -> Iterator[tuple[int, float, float, float, float]]:
-    """Of every event: its place in its session, its bits, whether it was the likeliest, among 10, reciprocal rank."""
+    """Yields for each event its position in its session, bits, top-1 and top-10 hits, and reciprocal rank."""
     for session in sessions():
-        for place, item in enumerate(session):
-            told = after(session[:place])
-            rank = 1 + int((told > told[item]).sum()) + int((told[:item] == told[item]).sum())
-            yield place, -math.log2(told[item]), rank == 1, rank <= 10, 1 / rank if rank <= 20 else 0
+        for position, item in enumerate(session):
+            following = after(session[:position])
+            chance = following[item]
+            rank = 1 + int((following > chance).sum()) + int((following[:item] == chance).sum())
+            yield position, -math.log2(chance), rank == 1, rank <= 10, 1 / rank if rank <= 20 else 0
 
 
-def test_the_file_is_what_the_generator_makes() -> None:
+def test_the_generator_writes_the_file() -> None:
     assert_frame_equal(generator().events(), log())
 
 
-def test_the_log_is_one() -> None:
-    """Time rises over the log while sessions overlap, each has 5 to 20 events, and every item is there."""
+def test_the_log_is_well_formed() -> None:
+    """Time rises over the log while sessions overlap, each session has 5 to 20 events, and every item occurs."""
     assert log().schema == {"session": pl.Int32, "time": pl.Int32, "item": pl.String}
     assert log()["time"].is_sorted()
     assert log().select(pl.struct("session", "time").is_unique().all()).item()
@@ -78,34 +79,34 @@ def test_the_log_is_one() -> None:
 @pytest.mark.parametrize(
     ("name", "first"), [("whole session, not the first event", 1), ("whole session, every event", 0)]
 )
-def test_the_optimum_is_what_the_process_scores_on_the_file(name: str, first: int) -> None:
-    """Each figure within four standard errors of its mean over the file's events, and those errors are small."""
-    values = np.array([figures for place, *figures in scored() if place >= first], np.float64)
+def test_the_process_scores_the_optimum_on_the_file(name: str, first: int) -> None:
+    """Each score is within four standard errors of its mean over the events of the file, and those errors are small."""
+    values = np.array([figures for position, *figures in scored() if position >= first], np.float64)
     error = values.std(axis=0) / math.sqrt(len(values))
     assert (error < [0.02, 0.01, 0.01, 0.01]).all()
     assert (np.abs(values.mean(axis=0) - generator().optimum()[name]) < 4 * error).all()
 
 
-def test_counts_of_pairs_reach_what_item_to_item_can_and_no_more() -> None:
-    """On held-out sessions they come within 3% of it, and the whole session is worth much more."""
+def test_counts_of_pairs_reach_the_item_to_item_optimum() -> None:
+    """On held-out sessions they are within 3% of it and not below, and the whole session is worth much more."""
     optimum = generator().optimum()
     cut = len(sessions()) * 7 // 10
     model = Bigram([np.array(session) for session in sessions()[:cut]], 50)
     context = np.concatenate([session[:-1] for session in sessions()[cut:]])
     actual = np.concatenate([session[1:] for session in sessions()[cut:]])
-    told = ranking_metrics.tokens(*model.bigram(context, actual, 20), actual)
+    scores = ranking_metrics.tokens(*model.bigram(context, actual, 20), actual)
     chain = optimum["item-to-item, not the first event"]
-    assert chain.bits < told["bits"] < 1.03 * chain.bits
-    assert told["accuracy"] == pytest.approx(chain.accuracy, abs=0.02)
-    assert told["mrr"] == pytest.approx(chain.mrr, abs=0.02)
-    told = ranking_metrics.tokens(*model.unigram(actual, 20), actual)
-    assert told["bits"] == pytest.approx(optimum["popularity, every event"].bits, rel=0.02)
+    assert chain.bits < scores["bits"] < 1.03 * chain.bits
+    assert scores["accuracy"] == pytest.approx(chain.accuracy, abs=0.02)
+    assert scores["mrr"] == pytest.approx(chain.mrr, abs=0.02)
+    scores = ranking_metrics.tokens(*model.unigram(actual, 20), actual)
+    assert scores["bits"] == pytest.approx(optimum["popularity, every event"].bits, rel=0.02)
     assert optimum["whole session, not the first event"].bits < 0.85 * chain.bits
 
 
 def test_the_readme_has_the_optimum() -> None:
-    """To the digits that it shows."""
+    """The README shows the optimum to four digits."""
     text = (FOLDER / "README.md").read_text()
     for name, figures in generator().optimum().items():
-        shown = f"| {name} | {' | '.join(f'{figure:.4f}' for figure in figures)} |"
-        assert shown in text
+        row = f"| {name} | {' | '.join(f'{figure:.4f}' for figure in figures)} |"
+        assert row in text
