@@ -25,7 +25,7 @@ from onward.service.engine.event_loop import turn
 from onward.service.http.operations import Operation
 from onward.service.settings import Settings
 from onward.service.store.lmdb import LmdbStore
-from onward.service.store.signed_tokens import Seal
+from onward.service.store.signed_tokens import SignedTokens
 from tests.helpers.reference_loop import ZOO
 
 LARGEST = Settings().max_body_bytes
@@ -160,7 +160,7 @@ def main() -> None:
     pattern = re.compile(sys.argv[1] if len(sys.argv) > 1 else "")
     with tempfile.TemporaryDirectory() as folder:
         limits = Limits(history=5)
-        engine = Engine(open_all(ZOO), LmdbStore(Path(folder)), limits, seal=Seal(["0123456789abcdef" * 2]))
+        engine = Engine(open_all(ZOO), LmdbStore(Path(folder)), limits, seal=SignedTokens(["0123456789abcdef" * 2]))
         engine.start()
         gc.set_threshold(10_000)  # as a worker does
         app = create_app(Settings(), engine)

@@ -22,16 +22,22 @@ from onward.client.operations import new_id
 from onward.client.results import Done, Forecast, Generated, Predicted, Prediction, Predictions, Step, Steps
 from onward.client.session_info import IntervalInfo, SessionInfo, Surprise
 from onward.model.inputs import InputError, to_array
-from onward.model.outputs import rolled, rows, said
+from onward.model.outputs import forecast_fields, readable_outputs, step_fields
 from onward.model.repository import open_bundle
 from onward.model.runner import Outputs, StepModel
 from onward.model.sampling import rollout
-from onward.model.sampling.generation import Ended, Path, Start, Wish, told
-from onward.model.sampling.rollout_inputs import Feed
-from onward.model.sampling.sample_paths import SAMPLES, feed, hold, sampled, wanted
+from onward.model.sampling.generation import (
+    GeneratedPath,
+    GenerationEnd,
+    GenerationOptions,
+    GenerationStart,
+    generated_fields,
+)
+from onward.model.sampling.rollout_inputs import RolloutInputs
+from onward.model.sampling.sample_paths import SAMPLES, draws_paths, path_inputs, require_distribution, summarise_paths
 from onward.model.sampling.samplers import new_seed
 from onward.model.scoring.accuracy import Accuracy
-from onward.model.scoring.surprise import NONE, Means, running, surprises
+from onward.model.scoring.surprise import NO_SURPRISES, SurpriseMeans, surprises, update_means
 from onward.model.state import State
 
 NOT_FINITE = "these inputs drive the model beyond finite numbers; the session is unmoved"
@@ -58,7 +64,7 @@ class Local:
     """One version of one model, in process."""
 
     def __init__(self, model: StepModel, *, accuracy: bool = True) -> None:
-        self.model, self._counted = model, Accuracy(model, on=accuracy)
+        self.model, self._counted = model, Accuracy(model, enabled=accuracy)
 
     def __repr__(self) -> str:
         return f"<Local {self.model.manifest.name} {self.model.manifest.version}>"
@@ -68,7 +74,7 @@ class Local:
     ) -> "LocalSession":
         """A new session; `inputs` seed its state. interval: as `Client.session` has it."""
         _hold_to_limits(interval=interval)
-        if interval is not None and (why := self._counted.without_intervals) is not None:
+        if interval is not None and (why := self._counted.why_no_intervals) is not None:
             raise InvalidRequest.here(f"interval: {why}", [("interval", why)])
         return LocalSession(self.model, session_id or new_id(), self._counted, inputs, interval)
 
@@ -77,10 +83,10 @@ class Local:
 
         Raises as `LocalSession.steps` and `forecast` do, and NoForecast where `future` would have to be told.
         """
-        found, alone = [], Accuracy(self.model, on=False)
+        found, alone = [], Accuracy(self.model, enabled=False)
         if horizon:
             with _refusing():
-                rollout.hold_alone(self.model.manifest)
+                rollout.require_rollout_without_future(self.model.manifest)
         for sequence in sequences:
             session = LocalSession(self.model, new_id(), alone)
             told = session.steps(sequence)
@@ -106,8 +112,8 @@ class LocalSession:
         self.prediction: Prediction | None = None
         """Of the next input: the last answer, and before the first what the model keeps, if it does."""
         self._began = self._stepped = datetime.now(UTC)
-        self._counted, self._accuracy = counted, counted.begun(interval)
-        self._surprise: Means = NONE
+        self._counted, self._accuracy = counted, counted.initial(interval)
+        self._surprise: SurpriseMeans = NO_SURPRISES
         if inputs is not None:
             self._advanced(results.steps(inputs), None)
         self.prediction = self._next()
@@ -125,7 +131,10 @@ class LocalSession:
 
     def info(self) -> SessionInfo:
         """As a service's, without an end."""
-        targets, interval = self._counted.targets_of(self._accuracy), self._counted.interval_of(self._accuracy)
+        targets, interval = (
+            self._counted.target_statistics(self._accuracy),
+            self._counted.interval_statistics(self._accuracy),
+        )
         return SessionInfo(
             self.id,
             self.model,
@@ -165,22 +174,22 @@ class LocalSession:
         levels = None if quantiles is None else [float(level) for level in quantiles]
         model = self._model
         with _refusing():
-            draws = wanted(samples=samples, levels=levels, seed=seed, paths=paths)
+            draws = draws_paths(samples=samples, levels=levels, seed=seed, paths=paths)
             start = self._start(horizon, inputs, future)
             if not draws:
-                outputs = self._rolled(start, horizon, [Feed(model, start.known)])
-                return Forecast(results.outputs(rolled(model, np.concatenate(outputs))), self.step_count)
-            hold(model.manifest.head, samples=samples, levels=levels)
+                outputs = self._rolled(start, horizon, [RolloutInputs(model, start.known)])
+                return Forecast(results.outputs(forecast_fields(model, np.concatenate(outputs))), self.step_count)
+            require_distribution(model.manifest.head, samples=samples, levels=levels)
             seed, count = new_seed() if seed is None else seed, SAMPLES if samples is None else samples
             if count * horizon > MOST_STEPS:
                 what = f"{count} paths of {horizon} steps are {count * horizon} steps; at most {MOST_STEPS} a call"
                 raise InvalidRequest.here(f"samples: {what}", [("samples", what)])
-            feeds = [feed(model, start.known, seed, path) for path in range(count)]
+            feeds = [path_inputs(model, start.known, seed, path) for path in range(count)]
             last = self._rolled(start, horizon, feeds)[-1]
             for row, one in enumerate(feeds):
-                one.say(last[row : row + 1])
-            drawn = sampled(model, self.step_count, seed, feeds, start.outputs, levels)
-        return Forecast(results.outputs(drawn.told(paths=paths)), self.step_count, seed, count, drawn.levels)
+                one.next_targets(last[row : row + 1])
+            drawn = summarise_paths(model, self.step_count, seed, feeds, start.outputs, levels)
+        return Forecast(results.outputs(drawn.fields(paths=paths)), self.step_count, seed, count, drawn.levels)
 
     def generate(self, horizon: int, **choices: Unpack[Choices]) -> Iterator[Generated | Done]:
         """Draws up to `horizon` steps, each as it is drawn, and Done; the session stays. choices: see `Choices`."""
@@ -189,12 +198,14 @@ class LocalSession:
         _hold_to_limits(horizon=horizon, seed=seed, **{name: wish[name] for name in wish if name in LIMITS})
         seed = new_seed() if seed is None else seed
         with _refusing():
-            path = Path(self._model, self._start(horizon, inputs, future), horizon, Wish(**wish), seed)
+            path = GeneratedPath(
+                self._model, self._start(horizon, inputs, future), horizon, GenerationOptions(**wish), seed
+            )
             for one in path.steps(self._run):
-                if isinstance(one, Ended):
+                if isinstance(one, GenerationEnd):
                     yield Done(one.reason, seed, self.step_count, one.text)
                 else:
-                    yield results.generated(told(self._model, one))
+                    yield results.generated(generated_fields(self._model, one))
 
     def fork(self, session_id: str | None = None) -> "LocalSession":
         """A session of its own in the same state."""
@@ -203,11 +214,11 @@ class LocalSession:
         other._began = other._stepped = datetime.now(UTC)  # noqa: SLF001  (its own)
         return other
 
-    def _start(self, horizon: int, inputs: Steps | None, future: Steps | None) -> Start:
+    def _start(self, horizon: int, inputs: Steps | None, future: Steps | None) -> GenerationStart:
         """Here, or after `inputs`, and what is known of the features that are not predicted."""
         manifest = self._model.manifest
-        rollout.hold(manifest)
-        known = rollout.known(manifest, horizon, None if future is None else results.steps(future))
+        rollout.require_rollout(manifest)
+        known = rollout.future_covariates(manifest, horizon, None if future is None else results.steps(future))
         if inputs is None:
             read, state = np.zeros((0, len(manifest.features)), np.float32), self._state
             outputs = self._model.last_prediction(state)
@@ -215,9 +226,9 @@ class LocalSession:
             read = to_array(results.steps(inputs), manifest.features)
             outputs, state = self._run(read, self._state)
         _hold_finite(outputs)
-        return Start(outputs[-1:], state, read, known)
+        return GenerationStart(outputs[-1:], state, read, known)
 
-    def _rolled(self, start: Start, horizon: int, feeds: Sequence[Feed]) -> list[Outputs]:
+    def _rolled(self, start: GenerationStart, horizon: int, feeds: Sequence[RolloutInputs]) -> list[Outputs]:
         """Of each step, outputs (feeds,), with what each feed makes of its row as the next input."""
         ones = np.ones(len(feeds), np.int32)
         said, state = [np.repeat(start.outputs, len(feeds))], np.repeat(start.state, len(feeds))
@@ -238,24 +249,26 @@ class LocalSession:
             array = to_array(inputs, self._model.manifest.features)
         outputs, after = self._run(array, self._state)
         outputs = self._scored(array, outputs)
-        self._state, self._surprise = after, running(self._surprise, surprises(self._model, outputs))
+        self._state, self._surprise = after, update_means(self._surprise, surprises(self._model, outputs))
         self.step_count += len(array)
         self._stepped = datetime.now(UTC)
-        told = results.predictions({**_known(rows(self._model, outputs)), "step": self.step_count})
+        told = results.predictions({**_known(step_fields(self._model, outputs)), "step": self.step_count})
         self.prediction = told.last
         return told
 
     def _scored(self, inputs: NDArray[np.float32], outputs: Outputs) -> Outputs:
         """(steps,) the answers to inputs (steps, features), which made outputs (steps,) of the state so far."""
-        kept = self._accuracy if self._counted.on else None
+        kept = self._accuracy if self._counted.enabled else None
         batch = inputs[np.newaxis], [len(inputs)], self._state, outputs[np.newaxis]
-        (told,), (after,) = self._counted.score([kept], *batch)
+        (told,), (after,) = self._counted.score_steps([kept], *batch)
         self._accuracy = after or b""
         return told
 
     def _next(self) -> Prediction | None:
         """What the model says of the next input, where it keeps it."""
-        told = said(self._model, self._model.last_prediction(self._state)[0], self._model.manifest.head.last)
+        told = readable_outputs(
+            self._model, self._model.last_prediction(self._state)[0], self._model.manifest.head.last
+        )
         return Prediction(results.outputs(told), None, self.step_count) if told else None
 
     def _run(self, inputs: NDArray[np.float32], state: State) -> tuple[Outputs, State]:
@@ -291,7 +304,7 @@ def _refusing() -> Iterator[None]:
         yield
     except InputError as error:
         raise InvalidRequest.here(str(error), error.faults) from error
-    except rollout.NoRollingError as error:
+    except rollout.RolloutUnsupportedError as error:
         raise NoForecast.here(str(error), [("horizon", str(error))]) from error
     except rollout.NonFiniteError as error:
         raise NotFinite.here(NOT_FINITE) from error

@@ -63,7 +63,7 @@ def _column(
     feature: Feature, sample: NDArray[np.float64], shape: tuple[int, int], rng: np.random.Generator
 ) -> NDArray[np.float64]:
     if feature.kind == "category":
-        column = rng.integers(feature.places, size=shape).astype(np.float64)
+        column = rng.integers(feature.category_count, size=shape).astype(np.float64)
     else:
         seen = sample[~np.isnan(sample)]
         mean, std = (float(seen.mean()), float(seen.std())) if len(seen) else (0.0, 1.0)
@@ -76,16 +76,18 @@ def _column(
 def same(model: StepModel, what: str, got: Answer, expected: Answer) -> None:
     """Holds one row's outputs (time,) and state (1,) to another's. Raises CheckError."""
     exact = model.manifest.exact
-    least = 1.0 if model.manifest.head.ranks else 1e-30  # log-probabilities have no unit, numbers may be small
+    least = (
+        1.0 if model.manifest.head.ranks_categories else 1e-30
+    )  # log-probabilities have no unit, numbers may be small
     for part, name, a, b, scores in _pairs(model, got, expected):
         if exact and not (a.shape == b.shape and a.tobytes() == b.tobytes()):
-            raise CheckError(f"{what}: {part} {name!r} differs by up to {tolerance.difference(a, b):.3g}")
+            raise CheckError(f"{what}: {part} {name!r} differs by up to {tolerance.max_difference(a, b):.3g}")
         if exact:
             continue
         if scores is not None:
-            if moved := tolerance.misplaced(a, b, scores, TOLERANCE * tolerance.magnitude(scores)):
+            if moved := tolerance.count_misranked(a, b, scores, TOLERANCE * tolerance.max_magnitude(scores)):
                 raise CheckError(f"{what}: {part} {name!r} differs in {moved} places that are not tied")
-        elif not (worst := tolerance.difference(a, b)) <= TOLERANCE * max(tolerance.magnitude(b), least):
+        elif not (worst := tolerance.max_difference(a, b)) <= TOLERANCE * max(tolerance.max_magnitude(b), least):
             raise CheckError(f"{what}: {part} {name!r} differs by up to {worst:.3g}")
 
 
@@ -95,9 +97,9 @@ Tensor = NDArray[np.generic]
 def _pairs(model: StepModel, got: Answer, expected: Answer) -> Iterator[tuple[str, str, Tensor, Tensor, Tensor | None]]:
     """Each tensor of both answers, and what a ranking is by."""
     head = model.manifest.head
-    for part, a, b, by in (("output", got[0], expected[0], RANKED), ("state", got[1], expected[1], head.last_ranked)):
+    for part, a, b, by in (("output", got[0], expected[0], RANKED), ("state", got[1], expected[1], head.last_ranking)):
         for name in b.dtype.names or ():
-            yield part, name, a[name], b[name], b[by[1]] if head.ranks and by and name == by[0] else None
+            yield part, name, a[name], b[name], b[by[1]] if head.ranks_categories and by and name == by[0] else None
 
 
 def _finite(what: str, answer: Answer) -> None:

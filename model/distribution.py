@@ -36,7 +36,7 @@ _BLOCK = 4096
 """Numbers integrated at once: bounded memory for any length of series."""
 
 
-def known(head: Head) -> bool:
+def has_distribution(head: Head) -> bool:
     """Whether the outputs say a distribution of numbers: not those of points, of categories, or of one quantile."""
     needed = _NEEDED.get(head.kind)
     return needed is not None and needed <= set(head.outputs) and (head.kind != "quantiles" or len(head.levels) > 1)

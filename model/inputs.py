@@ -143,8 +143,8 @@ def _number(value: Value, feature: Feature) -> float | None:
     if type(value) is not str and type(value) is not int:
         return None
     if type(value) is int and isinstance(feature.categories[0], str):
-        return value if 0 <= value < feature.places else None
-    place = feature.place_of.get(value)
+        return value if 0 <= value < feature.category_count else None
+    place = feature.category_index.get(value)
     if place is None and feature.unknown and isinstance(value, str) == isinstance(feature.categories[0], str):
         return len(feature.categories)
     return place

@@ -119,12 +119,12 @@ class Feature(Frozen):
     """How a text is cut into this feature's values."""
 
     @cached_property
-    def place_of(self) -> dict[Category, int]:
+    def category_index(self) -> dict[Category, int]:
         """The place of each category."""
         return {category: place for place, category in enumerate(self.categories)}
 
     @property
-    def places(self) -> int:
+    def category_count(self) -> int:
         """How many places a category can take."""
         return len(self.categories) + self.unknown
 
@@ -166,12 +166,12 @@ class Head(Frozen):
     """Whether a label is that of each step, or of the whole sequence: then what is said last counts."""
 
     @property
-    def ranks(self) -> bool:
+    def ranks_categories(self) -> bool:
         """Whether it says places in falling order of their probability."""
         return self.kind in ("categorical", "label")
 
     @property
-    def last_ranked(self) -> tuple[str, str] | None:
+    def last_ranking(self) -> tuple[str, str] | None:
         """The state tensors that hold the last ranking: places and log-probabilities."""
         held = tuple(self.last[name] for name in RANKED if name in self.last)
         return (held[0], held[1]) if len(held) == len(RANKED) else None
@@ -219,7 +219,7 @@ class Manifest(Frozen):
             ("output", [tensor.name for tensor in self.outputs]),
             ("state input", [pair.input for pair in self.state]),
             ("state output", [pair.output for pair in self.state]),
-            ("feature", list(self.names)),
+            ("feature", list(self.feature_names)),
             ("target", list(self.head.targets)),
         ):
             if twice := {name for name in names if names.count(name) > 1}:
@@ -248,7 +248,7 @@ class Manifest(Frozen):
         for name, held in self.head.last.items():
             if outputs[name].inner != states[held].tensor(held).inner:
                 raise ValueError(f"the state {held!r} does not have the shape of the output {name!r} that it holds")
-        if self.head.ranks:
+        if self.head.ranks_categories:
             self._ranks(outputs)
         else:
             self._numbers(outputs)
@@ -264,7 +264,7 @@ class Manifest(Frozen):
                     f"output {name!r} has shape {list(outputs[name].shape)}, "
                     f"but there are {len(self.head.targets)} targets" + (f" and {levels[0]} levels" if levels else "")
                 )
-        if missing := [name for name in self.head.targets if name not in self.names]:
+        if missing := [name for name in self.head.targets if name not in self.feature_names]:
             raise ValueError(f"targets that are not features: {', '.join(missing)}")
         if wrong := [name for name in self.head.targets if self.feature(name).kind != "number"]:
             raise ValueError(f"the head {self.head.kind} predicts numbers, not {', '.join(wrong)}")
@@ -274,19 +274,19 @@ class Manifest(Frozen):
             raise ValueError(f"the head {self.head.kind} has the outputs {', '.join(RANKED)}")
         if len(self.head.targets) != 1:
             raise ValueError(f"the head {self.head.kind} predicts one target, not {len(self.head.targets)}")
-        if self.head.kind == "categorical" and self.head.targets[0] not in self.names:
+        if self.head.kind == "categorical" and self.head.targets[0] not in self.feature_names:
             raise ValueError(f"the target {self.head.targets[0]!r} is not a feature")
         top, scores = (outputs[name] for name in RANKED)
         if top.dtype != "int64" or top.inner != scores.inner or len(top.inner) != 1:
             raise ValueError("the outputs top and log_probability are as many each, and places are int64")
-        if not self.categories or top.inner[0] > self.places:
-            raise ValueError(f"there are {self.places} categories, and the output top has {top.inner[0]}")
+        if not self.categories or top.inner[0] > self.category_count:
+            raise ValueError(f"there are {self.category_count} categories, and the output top has {top.inner[0]}")
 
     def feature(self, name: str) -> Feature:
         return next(feature for feature in self.features if feature.name == name)
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def feature_names(self) -> tuple[str, ...]:
         """Of the features."""
         return tuple(feature.name for feature in self.features)
 
@@ -298,19 +298,19 @@ class Manifest(Frozen):
         return self.feature(self.head.targets[0]).categories if self.head.kind == "categorical" else ()
 
     @property
-    def places(self) -> int:
+    def category_count(self) -> int:
         """How many places the head chooses among."""
         if self.head.kind == "label":
             return len(self.head.classes)
-        return self.feature(self.head.targets[0]).places if self.head.kind == "categorical" else 0
+        return self.feature(self.head.targets[0]).category_count if self.head.kind == "categorical" else 0
 
     @property
-    def future(self) -> tuple[str, ...]:
+    def future_covariates(self) -> tuple[str, ...]:
         """The features that a rollout must be told, because they are not predicted."""
-        return tuple(name for name in self.names if name not in self.head.targets)
+        return tuple(name for name in self.feature_names if name not in self.head.targets)
 
     @property
-    def forecasts(self) -> bool:
+    def can_forecast(self) -> bool:
         """Whether predictions can be fed back as inputs: they are of inputs, and the last one is state.
 
         The features in `future` are told beside them.

@@ -13,26 +13,26 @@ from onward.model.runner import Outputs, StepModel
 from onward.model.scoring.layout import ANOMALY, ERROR, HIGH, LOW
 
 
-def said(model: StepModel, outputs: Outputs, names: Iterable[str]) -> dict[str, Any]:
+def readable_outputs(model: StepModel, outputs: Outputs, names: Iterable[str]) -> dict[str, Any]:
     """These of the outputs (...): arrays, or, for places of categories, nested lists of what they stand for."""
     manifest = model.manifest
     told: dict[str, Any] = {name: np.ascontiguousarray(outputs[name]) for name in names}
-    if manifest.head.ranks and (places := told.get(RANKED[0])) is not None:
-        told[RANKED[0]] = named(places.tolist(), manifest.categories)
+    if manifest.head.ranks_categories and (places := told.get(RANKED[0])) is not None:
+        told[RANKED[0]] = category_names(places.tolist(), manifest.categories)
     return told
 
 
-def named(places: Any, categories: Sequence[Category]) -> Any:
+def category_names(places: Any, categories: Sequence[Category]) -> Any:
     """Places, however nested, by name; None for those that are no category's."""
     if isinstance(places, list):
-        return [named(place, categories) for place in places]
+        return [category_names(place, categories) for place in places]
     return categories[places] if places < len(categories) else None
 
 
-def rows(model: StepModel, outputs: Outputs) -> dict[str, Any]:
+def step_fields(model: StepModel, outputs: Outputs) -> dict[str, Any]:
     """`predictions` and `surprise` of outputs (steps,), and of a session's what its answers have beside them."""
     head = model.manifest.head
-    told: dict[str, Any] = {"predictions": said(model, outputs, head.outputs)}
+    told: dict[str, Any] = {"predictions": readable_outputs(model, outputs, head.outputs)}
     if head.surprise is not None:
         told["surprise"] = np.ascontiguousarray(outputs[head.surprise])
     names = outputs.dtype.names or ()
@@ -44,8 +44,8 @@ def rows(model: StepModel, outputs: Outputs) -> dict[str, Any]:
     return told
 
 
-def rolled(model: StepModel, outputs: Outputs) -> dict[str, Any]:
+def forecast_fields(model: StepModel, outputs: Outputs) -> dict[str, Any]:
     """A forecast (horizon,): what was fed back, and nothing that holds for one step ahead only."""
     head = model.manifest.head
-    told = said(model, outputs, head.outputs[:1])
-    return {name: [row[:1] for row in rows] for name, rows in told.items()} if head.ranks else told
+    told = readable_outputs(model, outputs, head.outputs[:1])
+    return {name: [row[:1] for row in rows] for name, rows in told.items()} if head.ranks_categories else told

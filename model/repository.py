@@ -142,14 +142,14 @@ def _verify_parity(file: Path, model: StepModel) -> None:
         except Exception as error:  # ONNX Runtime's errors share no base class but Exception
             raise BundleError(file, f"parity: the graph does not run as the manifest declares it: {error}") from error
         for name, values in expected.items():
-            if model.manifest.head.ranks and name == RANKED[0]:
+            if model.manifest.head.ranks_categories and name == RANKED[0]:
                 scores = expected[RANKED[1]][valid]
-                allowed = parity.tolerance * tolerance.magnitude(scores)
-                if moved := tolerance.misplaced(outputs[name][valid], values[valid], scores, allowed):
+                allowed = parity.tolerance * tolerance.max_magnitude(scores)
+                if moved := tolerance.count_misranked(outputs[name][valid], values[valid], scores, allowed):
                     raise BundleError(file, f"parity: {moved} places in the output {name!r} are not the network's")
                 continue
-            worst = tolerance.difference(outputs[name][valid], values[valid])
-            allowed = parity.tolerance * tolerance.magnitude(values[valid])
+            worst = tolerance.max_difference(outputs[name][valid], values[valid])
+            allowed = parity.tolerance * tolerance.max_magnitude(values[valid])
             if not worst <= allowed:  # a NaN is no agreement either
                 raise BundleError(
                     file, f"parity: output {name!r} is {worst:.3g} off the trained network, {allowed:.3g} allowed"

@@ -61,7 +61,7 @@ class StepModel:
         self._placed = _into(manifest.inputs[0].shape, (BATCH, TIME))
         self._predicted = [self.features.index(name) for name in manifest.head.targets if name in self.features]
         self._in_order = list(range(len(self.features)))
-        self._others = [self.features.index(name) for name in manifest.future]
+        self._others = [self.features.index(name) for name in manifest.future_covariates]
         self._outputs = [(out.name, _out_of(out.shape, (BATCH, TIME))) for out in manifest.outputs]
         self._states = [
             (pair.input, _into(pair.shape, (BATCH,)), _out_of(pair.shape, (BATCH,))) for pair in manifest.state
@@ -70,7 +70,7 @@ class StepModel:
     @property
     def features(self) -> tuple[str, ...]:
         """The names of a step's numbers, in order."""
-        return self.manifest.names
+        return self.manifest.feature_names
 
     def run(self, inputs: NDArray[np.float32], lengths: NDArray[np.int32], state: State) -> tuple[Outputs, State]:
         """Advances every row by its own number of steps.
@@ -111,7 +111,7 @@ class StepModel:
             predictions[output] = state[held]
         return predictions
 
-    def fed_back(self, predictions: Outputs) -> NDArray[np.float32]:
+    def feedback(self, predictions: Outputs) -> NDArray[np.float32]:
         """(..., targets) the inputs that a rollout takes predictions for."""
         head = self.manifest.head
         return np.asarray(predictions[head.outputs[0]][..., : len(head.targets)], np.float32)
@@ -119,7 +119,7 @@ class StepModel:
     def next_inputs(self, said: NDArray[np.float32], known: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """(rows, features): what is said of the targets (rows, targets), each in its own column.
 
-        known: (rows, others) of the features that are not predicted, in the order of `manifest.future`.
+        known: (rows, others) of the features that are not predicted, in the order of `manifest.future_covariates`.
         """
         if self._predicted == self._in_order:
             return said

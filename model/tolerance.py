@@ -9,18 +9,18 @@ from numpy.typing import NDArray
 Numbers = NDArray[np.generic]
 
 
-def difference(got: Numbers, expected: Numbers) -> float:
+def max_difference(got: Numbers, expected: Numbers) -> float:
     """The largest absolute difference; NaN where either has one, infinite where the shapes differ."""
     if got.shape != expected.shape:
         return float("inf")
     return float(np.abs(got.astype(np.float64) - expected.astype(np.float64)).max(initial=0.0))
 
 
-def magnitude(numbers: Numbers) -> float:
+def max_magnitude(numbers: Numbers) -> float:
     return float(np.abs(numbers.astype(np.float64)).max(initial=0.0))
 
 
-def misplaced(got: Numbers, expected: Numbers, scores: Numbers, allowed: float) -> int:
+def count_misranked(got: Numbers, expected: Numbers, scores: Numbers, allowed: float) -> int:
     """How many places stand at a rank that is not theirs, nor tied with theirs to within `allowed`.
 
     got, expected: (..., ranks) places; scores: (..., ranks) of the expected ones, falling. A place that is not expected

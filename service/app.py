@@ -14,7 +14,7 @@ from onward.service.store.opening import open_store
 from onward.service.websocket import endpoint
 
 if TYPE_CHECKING:
-    from onward.service.store.signed_tokens import Seal
+    from onward.service.store.signed_tokens import SignedTokens
 
 OPERATIONS = (
     *health.OPERATIONS, *metrics.OPERATIONS, *models.OPERATIONS, *sessions.OPERATIONS, *step_routes.OPERATIONS,
@@ -46,12 +46,12 @@ def create_engine(settings: Settings, catalogue: Catalogue, telemetry: Telemetry
     )
 
 
-def _seal(settings: Settings) -> "Seal | None":
+def _seal(settings: Settings) -> "SignedTokens | None":
     if settings.secret is None:
         return None
-    from onward.service.store.signed_tokens import Seal  # noqa: PLC0415  (4 MB of memory that only those who set a secret need)
+    from onward.service.store.signed_tokens import SignedTokens  # noqa: PLC0415  (4 MB of memory that only those who set a secret need)
 
-    return Seal(settings.secret.get_secret_value().split(","))
+    return SignedTokens(settings.secret.get_secret_value().split(","))
 
 
 def create_app(settings: Settings, engine: Engine, telemetry: Telemetry | None = None) -> Flask:

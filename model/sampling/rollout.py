@@ -11,7 +11,7 @@ from onward.model.inputs import Fault, InputError, Inputs, to_array
 from onward.model.manifest import Manifest
 
 
-class NoRollingError(ValueError):
+class RolloutUnsupportedError(ValueError):
     """The model cannot be rolled forward."""
 
     def __init__(self, model: str, why: str) -> None:
@@ -23,38 +23,38 @@ class NonFiniteError(ArithmeticError):
     """What was drawn led to numbers that are not finite."""
 
 
-def hold(manifest: Manifest) -> None:
-    """Raises NoRollingError where predictions cannot be fed back."""
-    if not manifest.forecasts:
+def require_rollout(manifest: Manifest) -> None:
+    """Raises RolloutUnsupportedError where predictions cannot be fed back."""
+    if not manifest.can_forecast:
         label = manifest.head.kind == "label"
         why = "it predicts a label, not its inputs" if label else "it does not keep its last prediction"
-        raise NoRollingError(manifest.name, why)
+        raise RolloutUnsupportedError(manifest.name, why)
 
 
-def hold_alone(manifest: Manifest) -> None:
-    """Raises NoRollingError where a sequence that stands alone, for which no `future` is told, cannot be rolled."""
-    hold(manifest)
-    if manifest.future:
-        why = f"it does not predict {', '.join(manifest.future)}; forecast a session, which takes `future`"
-        raise NoRollingError(manifest.name, why)
+def require_rollout_without_future(manifest: Manifest) -> None:
+    """Raises RolloutUnsupportedError where `future` would be needed, or rollout is impossible."""
+    require_rollout(manifest)
+    if manifest.future_covariates:
+        why = f"it does not predict {', '.join(manifest.future_covariates)}; forecast a session, which takes `future`"
+        raise RolloutUnsupportedError(manifest.name, why)
 
 
-def known(manifest: Manifest, horizon: int, future: Inputs | None) -> NDArray[np.float32] | None:
+def future_covariates(manifest: Manifest, horizon: int, future: Inputs | None) -> NDArray[np.float32] | None:
     """(horizon - 1 or more, others) the features that are not predicted, as `future` says they are at each step that is
     fed back; None where all are predicted. Raises InputError.
     """
-    names, fed_back = manifest.future, horizon - 1
+    names, feedback = manifest.future_covariates, horizon - 1
     if not names:
         if future is not None:
             raise InputError(Fault("future", "the model predicts all of its features"))
         return None
-    if future is None and fed_back:
-        what = f"the model does not predict {', '.join(names)}; say what they are at {fed_back} steps"
+    if future is None and feedback:
+        what = f"the model does not predict {', '.join(names)}; say what they are at {feedback} steps"
         raise InputError(Fault("future", what))
     if future is None:
         return np.zeros((0, len(names)), np.float32)
     told = to_array(future, [manifest.feature(name) for name in names], "future")
-    if len(told) < fed_back:
-        what = f"{len(told)} steps of {', '.join(names)}; a horizon of {horizon} needs {fed_back}"
+    if len(told) < feedback:
+        what = f"{len(told)} steps of {', '.join(names)}; a horizon of {horizon} needs {feedback}"
         raise InputError(Fault("future", what))
     return told

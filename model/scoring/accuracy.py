@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from onward.model.manifest import Head
 from onward.model.runner import Outputs, StepModel
-from onward.model.scoring.layout import Figures
-from onward.model.scoring.statistics import Interval, Ledger, Target
+from onward.model.scoring.layout import StatisticsLayout
+from onward.model.scoring.statistics import IntervalStatistics, RunningStatistics, TargetStatistics
 from onward.model.state import State
 
 
@@ -21,36 +21,38 @@ class Accuracy:
     on: whether predictions are scored; where not, answers of when they were are told still.
     """
 
-    def __init__(self, model: StepModel, *, on: bool = True) -> None:
-        plain, corrected = Figures(model), Figures(model, intervals=True)
-        self.on = on and (bool(plain.targets) or model.manifest.head.surprise is not None)
-        self.without_intervals = None if self.on and plain.numbers else _without_intervals(model.manifest.head, on=on)
+    def __init__(self, model: StepModel, *, enabled: bool = True) -> None:
+        plain, corrected = StatisticsLayout(model), StatisticsLayout(model, intervals=True)
+        self.enabled = enabled and (bool(plain.targets) or model.manifest.head.surprise is not None)
+        self.why_no_intervals = (
+            None if self.enabled and plain.numbers else _why_no_intervals(model.manifest.head, enabled=enabled)
+        )
         """Why no session can have intervals; None: they can."""
         self.sums = plain.sums
         self._plain, self._corrected, self._first = plain, corrected, plain.first()
         known = [plain, corrected] if plain.numbers else [plain]  # also where off: what was kept before is read on
-        self._by_size = {figures.size: Ledger(figures) for figures in known}
+        self._by_size = {figures.size: RunningStatistics(figures) for figures in known}
         self._by_size[0] = self._by_size[plain.size]
         self._answers = {one.itemsize: one for one in (model.output_dtype, *(figures.answer for figures in known))}
 
-    def begun(self, wanted: float | None) -> bytes:
+    def initial(self, wanted: float | None) -> bytes:
         """Of a session that has seen nothing; of one that wants no intervals that is nothing."""
-        return self._corrected.first(wanted) if wanted and self.without_intervals is None else b""
+        return self._corrected.first(wanted) if wanted and self.why_no_intervals is None else b""
 
-    def knows(self, kept: bytes) -> bool:
-        return not self.on or len(kept) in self._by_size
+    def can_read(self, kept: bytes) -> bool:
+        return not self.enabled or len(kept) in self._by_size
 
-    def answer(self, data: bytes, steps: int) -> Outputs:
+    def decode_outputs(self, data: bytes, steps: int) -> Outputs:
         """(steps,) an answer that was kept as bytes: how long it is says what it has beside outputs."""
         return np.frombuffer(data, self._answers[len(data) // steps])
 
     @property
-    def widest(self) -> int:
+    def max_step_bytes(self) -> int:
         """Bytes of the longest answer to a step."""
         return max(self._answers)
 
     @np.errstate(all="ignore")
-    def score(
+    def score_steps(
         self,
         kept: Sequence[bytes | None],
         inputs: NDArray[np.float32],
@@ -77,25 +79,25 @@ class Accuracy:
                 answers[row], after[row] = answer, one
         return answers, after
 
-    def gained(self, before: Sequence[bytes], after: Sequence[bytes]) -> list[float]:
+    def increments(self, before: Sequence[bytes], after: Sequence[bytes]) -> list[float]:
         """What each of `sums` has grown by from one to the other, over rows."""
         sums, rows = self._plain.summed([*after, *(one or self._first for one in before)]), len(after)
         total: list[float] = np.add.reduce(sums[:rows] - sums[rows:]).tolist()
         return total
 
-    def targets_of(self, kept: bytes) -> dict[str, Target] | None:
+    def target_statistics(self, kept: bytes) -> dict[str, TargetStatistics] | None:
         """By target, of a session that keeps these bytes; None where nothing is kept."""
-        return self._by_size[len(kept)].targets_of(kept) if kept and self.on else None
+        return self._by_size[len(kept)].target_statistics(kept) if kept and self.enabled else None
 
-    def interval_of(self, kept: bytes) -> Interval | None:
+    def interval_statistics(self, kept: bytes) -> IntervalStatistics | None:
         """None where the session asked for none."""
-        return self._by_size[len(kept)].interval_of(kept) if kept and self.on else None
+        return self._by_size[len(kept)].interval_statistics(kept) if kept and self.enabled else None
 
 
-def _without_intervals(head: Head, *, on: bool) -> str:
-    if not on:
+def _why_no_intervals(head: Head, *, enabled: bool) -> str:
+    if not enabled:
         why = "accuracy is not counted here"
-    elif head.ranks or head.kind == "label":
+    elif head.ranks_categories or head.kind == "label":
         why = "the model predicts no numbers"
     else:
         why = "the model does not keep its last prediction in its state"

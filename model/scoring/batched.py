@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from onward.model.manifest import RANKED
 from onward.model.runner import Outputs
-from onward.model.scoring.conformal import HELD, anomalies_of_rows
-from onward.model.scoring.layout import ALARM, ALARMS, ANOMALY, ERROR, INPUTS, LAST, SURPRISE, Figures
+from onward.model.scoring.conformal import RING_SIZE, anomalies_of_rows
+from onward.model.scoring.layout import ALARM, ALARMS, ANOMALY, ERROR, INPUTS, LAST, SURPRISE, StatisticsLayout
 from onward.model.state import State
 
 TOGETHER = 4
@@ -16,9 +16,9 @@ TOGETHER = 4
 
 
 def together(
-    of: Figures, kept: Sequence[bytes], inputs: NDArray[np.float32], before: State, outputs: Outputs
+    of: StatisticsLayout, kept: Sequence[bytes], inputs: NDArray[np.float32], before: State, outputs: Outputs
 ) -> tuple[Outputs, list[bytes]]:
-    """As `Ledger.score` of rows without intervals and with all targets. inputs: (rows, features)."""
+    """As `RunningStatistics.score` of rows without intervals and with all targets. inputs: (rows, features)."""
     memory, rows = bytearray().join(kept), len(kept)
     numbers = np.ndarray((rows, of.row.size // 8), np.float64, memory, 0, (of.size, 8))
     gains = np.zeros((rows, 1 + len(of.sums)))
@@ -42,7 +42,7 @@ def together(
             by_name["hits"][...] = actual == said[RANKED[0]][:, :1]
     if of.head.surprise is not None:
         surprise = outputs[of.head.surprise][:, 0]
-        rings = np.ndarray((rows, HELD), np.float32, memory, of.ring.start, (of.size, 4))
+        rings = np.ndarray((rows, RING_SIZE), np.float32, memory, of.ring.start, (of.size, 4))
         found = anomalies_of_rows(rings, numbers[:, INPUTS], surprise)
         told[ANOMALY][:, 0] = found
         gains[:, INPUTS], gains[:, SURPRISE], gains[:, ALARMS] = 1, surprise, found >= ALARM

@@ -24,14 +24,14 @@ _NORMAL = NormalDist().inv_cdf(LEVELS[1])
 _LEAST = float(np.finfo(np.float32).tiny)
 
 
-class Central:
+class CentralInterval:
     def __init__(self, head: Head) -> None:
         self._kind, self._centre = head.kind, head.outputs[0]
         self._places = (0, len(head.levels) - 1)
         self._df, self._t = np.zeros(0), np.zeros(0)
         self.level: float | None = None
         """The share that its interval is to hold; None where it says none."""
-        if distribution.known(head):
+        if distribution.has_distribution(head):
             low, high = LEVELS
             if self._kind == "quantiles":
                 if set(LEVELS) <= set(head.levels):

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from onward.model.manifest import RESERVED
 from onward.model.runner import StepModel
-from onward.model.scoring.central_interval import Central
+from onward.model.scoring.central_interval import CentralInterval
 from onward.model.scoring.conformal import EMPTY, UNFILLED
 
 ALARM = 0.99
 """An anomaly of so much counts as one."""
 ERROR, ANOMALY, LOW, HIGH = (RESERVED + name for name in ("error", "anomaly", "low", "high"))
-ADDED = (ERROR, ANOMALY, LOW, HIGH)
+SCORING_OUTPUTS = (ERROR, ANOMALY, LOW, HIGH)
 """What an answer may have beside the model's outputs, in this order; no output has such a name."""
 OF_NUMBERS = ("predicted", "absolute_error", "naive_absolute_error", "inside")
 OF_RANKS = ("predicted", "hits")
@@ -43,16 +43,16 @@ class Sum(NamedTuple):
     target: str | None = None
 
 
-class Figures:
+class StatisticsLayout:
     """Of one model; with `intervals`, of the sessions that asked for them."""
 
     def __init__(self, model: StepModel, *, intervals: bool = False) -> None:
         self.head = head = model.manifest.head
         predicts = set(head.outputs) <= set(head.last) and head.kind != "label"
         self.targets = head.targets if predicts else ()
-        self.numbers = predicts and not head.ranks
+        self.numbers = predicts and not head.ranks_categories
         """Whether what is predicted are numbers, not categories."""
-        self.intervals, self.central = intervals, Central(head)
+        self.intervals, self.central = intervals, CentralInterval(head)
         self.columns = [model.features.index(target) for target in self.targets]
         self.nullable = any(model.manifest.feature(name).nullable for name in self.targets)
         self.names = OF_NUMBERS if self.numbers else OF_RANKS
@@ -95,7 +95,7 @@ class Figures:
         return np.frombuffer(b"".join([one[_WANTED.size : end] for one in kept]), np.float64).reshape(len(kept), -1)
 
 
-def wanted(kept: bytes) -> float:
+def nominal_coverage(kept: bytes) -> float:
     """The share that corrected intervals are to hold, whatever the model; 0: there are none."""
     share: float = _WANTED.unpack_from(kept)[0] if kept else 0.0
     return share

@@ -20,8 +20,18 @@ from onward.model.manifest import RANKED
 from onward.model.runner import Outputs
 from onward.model.scoring.batched import TOGETHER, together
 from onward.model.scoring.central_interval import Named
-from onward.model.scoring.conformal import Course, anomalies, corrected, least
-from onward.model.scoring.layout import ALARM, ALARMS, INPUTS, LAST, OF_NUMBERS, OF_RANKS, SURPRISE, Figures, wanted
+from onward.model.scoring.conformal import IntervalState, anomalies, correct_interval, min_scores_for_interval
+from onward.model.scoring.layout import (
+    ALARM,
+    ALARMS,
+    INPUTS,
+    LAST,
+    OF_NUMBERS,
+    OF_RANKS,
+    SURPRISE,
+    StatisticsLayout,
+    nominal_coverage,
+)
 from onward.model.state import State
 
 _MOST = float(np.finfo(np.float32).max)
@@ -40,7 +50,7 @@ class Said(NamedTuple):
     above: Rows
 
 
-class Target(NamedTuple):
+class TargetStatistics(NamedTuple):
     """Of a target so far. MASE is scaled by the error of the value before (Hyndman and Koehler 2006, section 3)."""
 
     inputs: int
@@ -51,7 +61,7 @@ class Target(NamedTuple):
     hits: float | None = None
 
 
-class Interval(NamedTuple):
+class IntervalStatistics(NamedTuple):
     """Corrected ones: the share that they are to hold, and by target the share that they held, and alpha_t."""
 
     wanted: float
@@ -59,10 +69,10 @@ class Interval(NamedTuple):
     alpha: dict[str, float]
 
 
-class Ledger:
+class RunningStatistics:
     """Counts what sessions of one model keep."""
 
-    def __init__(self, figures: Figures) -> None:
+    def __init__(self, figures: StatisticsLayout) -> None:
         self._of = figures
         self._alone = figures.intervals or figures.nullable
 
@@ -198,7 +208,7 @@ class Ledger:
         """The same of one row. scores: (targets, steps) errors in scales, float32."""
         courses, rings, widths = [], [], []
         for course, ring, its in zip(self._courses(kept), self._of.rings, scores, strict=True):
-            width, then, held = corrected(wanted(kept), course, kept[ring], its)
+            width, then, held = correct_interval(nominal_coverage(kept), course, kept[ring], its)
             widths.append(width)
             courses.append(then)
             rings.append(held)
@@ -226,7 +236,7 @@ class Ledger:
         except OverflowError:  # numbers as large as single precision has
             return self._of.told.pack(*(math.copysign(math.inf, one) if abs(one) > _MOST else one for one in told))
 
-    def targets_of(self, kept: bytes) -> dict[str, Target]:
+    def target_statistics(self, kept: bytes) -> dict[str, TargetStatistics]:
         """By target, of a session that keeps these bytes."""
         numbers = self._of.row.unpack_from(kept)
         return {
@@ -234,27 +244,31 @@ class Ledger:
             for place, target in enumerate(self._of.targets)
         }
 
-    def _target(self, count: float, missed: float, naive: float = 0.0, inside: float = 0.0) -> Target:
+    def _target(self, count: float, missed: float, naive: float = 0.0, inside: float = 0.0) -> TargetStatistics:
         """Of its sums."""
         if not self._of.numbers:
-            return Target(int(count), hits=_ratio(missed, count))
+            return TargetStatistics(int(count), hits=_ratio(missed, count))
         mae, scale, level = _ratio(missed, count), _ratio(naive, count - 1), self._of.central.level
         mase = None if mae is None or scale is None else _ratio(mae, scale)
-        return Target(int(count), mae, mase, None if level is None else _ratio(inside, count), level)
+        return TargetStatistics(int(count), mae, mase, None if level is None else _ratio(inside, count), level)
 
-    def interval_of(self, kept: bytes) -> Interval | None:
+    def interval_statistics(self, kept: bytes) -> IntervalStatistics | None:
         if not self._of.intervals:
             return None
-        coverage, alpha, uncounted = dict[str, float | None](), dict[str, float](), least(wanted(kept))
+        coverage, alpha, uncounted = (
+            dict[str, float | None](),
+            dict[str, float](),
+            min_scores_for_interval(nominal_coverage(kept)),
+        )
         for target, course in zip(self._of.targets, self._courses(kept), strict=True):
             coverage[target] = _ratio(course.covered, course.entered - uncounted)
             alpha[target] = 1 - course.level
-        return Interval(wanted(kept), coverage, alpha)
+        return IntervalStatistics(nominal_coverage(kept), coverage, alpha)
 
-    def _courses(self, kept: bytes) -> list[Course]:
+    def _courses(self, kept: bytes) -> list[IntervalState]:
         """Of each target."""
         numbers, wide = self._of.course.unpack_from(kept, self._of.ring.stop), len(self._of.targets)
-        return [Course(*numbers[target::wide]) for target in range(wide)]
+        return [IntervalState(*numbers[target::wide]) for target in range(wide)]
 
 
 def _ratio(some: float, all_of: float) -> float | None:

@@ -7,9 +7,9 @@ from onward.model.runner import Outputs, StepModel
 _RECENT_WEIGHT = 0.1
 """Of the newest in the mean that forgets."""
 
-Means = tuple[int, float, float]
+SurpriseMeans = tuple[int, float, float]
 """How many, their mean, and the mean that forgets."""
-NONE: Means = (0, 0.0, 0.0)
+NO_SURPRISES: SurpriseMeans = (0, 0.0, 0.0)
 
 
 def surprises(model: StepModel, outputs: Outputs) -> list[float]:
@@ -18,7 +18,7 @@ def surprises(model: StepModel, outputs: Outputs) -> list[float]:
     return [] if name is None else outputs[name].tolist()
 
 
-def running(before: Means, told: Iterable[float]) -> Means:
+def update_means(before: SurpriseMeans, told: Iterable[float]) -> SurpriseMeans:
     """What came before with these, one after another."""
     count, mean, recent = before
     for one in told:

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from onward.model.repository import Opened
 from onward.model.runner import Outputs, StepModel
 from onward.model.sampling import rollout
-from onward.model.scoring.statistics import Interval, Target
-from onward.model.scoring.surprise import NONE
+from onward.model.scoring.statistics import IntervalStatistics, TargetStatistics
+from onward.model.scoring.surprise import NO_SURPRISES
 from onward.service.engine.batching import batcher
 from onward.service.engine.batching.batcher import Dispatch
 from onward.service.engine.event_loop import by_turns, turn
@@ -50,7 +50,7 @@ from onward.service.store.contract import Store
 from onward.service.store.record import Record
 
 if TYPE_CHECKING:
-    from onward.service.store.signed_tokens import Seal
+    from onward.service.store.signed_tokens import SignedTokens
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class Engine:
         store: Store,
         limits: Limits,
         *,
-        seal: "Seal | None" = None,
+        seal: "SignedTokens | None" = None,
         observer: Observer | None = None,
         is_superseded: Callable[[], bool] = bool,
         clock: Callable[[], float] = time.time,
@@ -168,7 +168,7 @@ class Engine:
         if horizon:
             self._origins.hold(model, horizon)
             with refusing():
-                rollout.hold_alone(model.manifest)
+                rollout.require_rollout_without_future(model.manifest)
         what = f"{len(sequences)} sequences, each with a horizon of {horizon},"
         self._intake.limit(len(sequences) * horizon, "horizon", what)
         arrays, steps = [], 0
@@ -207,12 +207,12 @@ class Engine:
         """
         model = self.models.named(name, version)
         counted = self._dispatch.accuracy(model)
-        if interval is not None and counted.without_intervals is not None:
-            raise InvalidInputError(Fault("interval", counted.without_intervals))
-        accuracy = counted.begun(interval)
+        if interval is not None and counted.why_no_intervals is not None:
+            raise InvalidInputError(Fault("interval", counted.why_no_intervals))
+        accuracy = counted.initial(interval)
         claim = self.lives.claim(tenant, session_id)
         step, state = 0, model.layout.initial(1)
-        outputs, surprise = model.last_prediction(state), NONE
+        outputs, surprise = model.last_prediction(state), NO_SURPRISES
         seeds = None if inputs is None else self._intake.array(model, inputs)
         if seeds is not None:
             done = self._dispatch.run_free(model, seeds, state, accuracy=accuracy, surprise=surprise, has_left=has_left)
@@ -221,10 +221,10 @@ class Engine:
             accuracy = done.accuracy or b""
             state = np.frombuffer(done.state, model.layout.dtype)
             step, outputs, surprise = len(done.outputs), done.outputs[-1:], done.surprise
-        record = records.first(tenant, ref_of(model), state.tobytes(), step, surprise, accuracy)
+        record = records.new_record(tenant, ref_of(model), state.tobytes(), step, surprise, accuracy)
         if seeds is not None:
-            seeded = idempotency.Known(idempotency.digest(seeds.tobytes()), step, b"")
-            record = record._replace(requests=idempotency.remembering(b"", SEEDED, seeded))
+            seeded = idempotency.AppliedRequest(idempotency.digest(seeds.tobytes()), step, b"")
+            record = record._replace(requests=idempotency.remember(b"", SEEDED, seeded))
         record = self._with_history(model, record, seeds)
         return self.lives.begin(claim, record, ttl_s), Answer(model, step, outputs, created=True)
 
@@ -281,8 +281,8 @@ class Engine:
 
     def _first_record(self, tenant: str, model: StepModel) -> Record:
         """What a session with the service's defaults begins with, before its first input."""
-        accuracy = self._dispatch.accuracy(model).begun(None)
-        record = records.first(tenant, ref_of(model), model.layout.initial(1).tobytes(), 0, NONE, accuracy)
+        accuracy = self._dispatch.accuracy(model).initial(None)
+        record = records.new_record(tenant, ref_of(model), model.layout.initial(1).tobytes(), 0, NO_SURPRISES, accuracy)
         return self._with_history(model, record._replace(ttl_s=self.limits.ttl_s), None)
 
     def _with_history(self, model: StepModel, record: Record, seeds: NDArray[np.float32] | None) -> Record:
@@ -293,13 +293,13 @@ class Engine:
         recent = None if seeds is None else seeds[-self.limits.history :]
         return record._replace(history=history.begun(model.manifest.features, point, recent).to_bytes())
 
-    def accuracy(self, record: Record) -> tuple[dict[str, Target] | None, Interval | None]:
+    def accuracy(self, record: Record) -> tuple[dict[str, TargetStatistics] | None, IntervalStatistics | None]:
         """How the session's predictions came true, by target, and its corrected intervals; None: not known."""
         try:
             counted = self._dispatch.accuracy(self.models.of(record))
         except ModelGoneError:
             return None, None
-        return counted.targets_of(record.accuracy), counted.interval_of(record.accuracy)
+        return counted.target_statistics(record.accuracy), counted.interval_statistics(record.accuracy)
 
     def _every(self, seconds: float, work: Callable[[], object]) -> None:
         while True:

@@ -14,7 +14,7 @@ from onward.service.errors import (
     UnknownModelError,
     UnknownVersionError,
 )
-from onward.service.store.record import Record, Ref
+from onward.service.store.record import BundleRef, Record
 
 
 class Models:
@@ -65,8 +65,8 @@ class Models:
         return ReloadedError() if self._is_superseded() else error
 
 
-def ref_of(model: StepModel) -> Ref:
-    return Ref(model.manifest.name, model.manifest.version, model.digest)
+def ref_of(model: StepModel) -> BundleRef:
+    return BundleRef(model.manifest.name, model.manifest.version, model.digest)
 
 
 def state_of(model: StepModel, record: Record) -> State:

@@ -30,7 +30,7 @@ from onward.service.errors import (
     without_frames,
 )
 from onward.service.store import record as records
-from onward.service.store.idempotency import REMEMBERED
+from onward.service.store.idempotency import MAX_REQUESTS
 from onward.service.store.record import Record
 
 PLACES = 100_000
@@ -119,7 +119,7 @@ class Steps:
         than a call may, or more of a session's have a request id than are remembered: sent again, the first of them
         would be applied again.
         """
-        if len(many) > REMEMBERED:
+        if len(many) > MAX_REQUESTS:
             _hold_retries(many)
         self._intake.limit(sum(len(asked.inputs) for asked in many), "inputs", f"those of {len(many)} items")
         lines: dict[str, _Line] = {}
@@ -246,7 +246,7 @@ class _Line:
     def next(self) -> Sequence[Asked]:
         """What may go in one row."""
         start = len(self.told)
-        return self.asked[start : start + (1 if start < self._alone else REMEMBERED)]
+        return self.asked[start : start + (1 if start < self._alone else MAX_REQUESTS)]
 
     def take(self) -> Answer | Exception:
         """What is told to the next: the same as the last where that has held it up."""
@@ -281,6 +281,8 @@ def holds_up(told: Answer | Exception) -> bool:
 def _hold_retries(many: Sequence[Asked]) -> None:
     named = Counter(asked.session_id for asked in many if asked.request_id)
     for session_id, count in named.most_common(1):
-        if count > REMEMBERED:
-            why = f"{count} of session {session_id!r} have one, and its last {REMEMBERED} are known; send them in parts"
+        if count > MAX_REQUESTS:
+            why = (
+                f"{count} of session {session_id!r} have one, and its last {MAX_REQUESTS} are known; send them in parts"
+            )
             raise InvalidInputError(Fault("request_id", why))

@@ -8,9 +8,9 @@ from typing import NamedTuple, Self
 
 from flask import Response, request
 
-from onward.model.outputs import rolled
+from onward.model.outputs import forecast_fields
 from onward.model.sampling import sample_paths
-from onward.model.sampling.generation import Ended, Wish, told
+from onward.model.sampling.generation import GenerationEnd, GenerationOptions, generated_fields
 from onward.service.engine.engine import Engine
 from onward.service.engine.forecasting.forecast_start import Ahead
 from onward.service.engine.forecasting.generation import Draw
@@ -29,10 +29,10 @@ def forecast(engine: Engine, session_id: str) -> Response:
     body = request_body.read(request_schemas.Forecast, engine)
     ahead = Ahead(body.horizon, body.inputs, body.future)
     with refusing():
-        wanted = sample_paths.wanted(samples=body.samples, levels=body.quantiles, seed=body.seed, paths=body.paths)
+        wanted = sample_paths.draws_paths(samples=body.samples, levels=body.quantiles, seed=body.seed, paths=body.paths)
     if not wanted:
         answer = engine.forecasts.roll(TENANT, session_id, ahead, has_left=client())
-        return json({"step": answer.step, "forecast": rolled(answer.model, answer.outputs)})
+        return json({"step": answer.step, "forecast": forecast_fields(answer.model, answer.outputs)})
     drawn = engine.forecasts.sample(
         TENANT,
         session_id,
@@ -43,7 +43,7 @@ def forecast(engine: Engine, session_id: str) -> Response:
         has_left=client(),
     )
     counts = {"step": drawn.step, "seed": drawn.seed, "samples": len(drawn.paths), "levels": drawn.levels}
-    return json(counts | {"forecast": drawn.told(paths=body.paths)})
+    return json(counts | {"forecast": drawn.fields(paths=body.paths)})
 
 
 # Drawn step by step
@@ -85,7 +85,7 @@ def generate(engine: Engine, session_id: str) -> Response:
         TENANT,
         session_id,
         Ahead(body.horizon, body.inputs, body.future),
-        Wish(*(getattr(body, name) for name in Wish._fields)),
+        GenerationOptions(*(getattr(body, name) for name in GenerationOptions._fields)),
         seed=reached.seed if reached else body.seed,
         since=(reached.step, reached.revision) if reached else None,
         has_left=has_left,
@@ -115,13 +115,13 @@ def _events(draw: Draw, place: Place, path: str) -> Iterator[Event]:
     seen = place.told
     try:
         for one in draw.steps():
-            if isinstance(one, Ended):
+            if isinstance(one, GenerationEnd):
                 end = {"reason": one.reason, "seed": draw.seed, "step": draw.record.step}
                 text = {} if one.text is None else {"text": one.text}
                 yield Event(str(place), encode(end | text), "done")
             elif one.ahead > seen:
                 place = place._replace(told=one.ahead)
-                yield Event(str(place), encode(told(draw.model, one)))
+                yield Event(str(place), encode(generated_fields(draw.model, one)))
     except Exception as error:  # noqa: BLE001  (whatever it is, the client is told)
         yield Event(str(place), problems.of(error, "POST", path).body, "problem")
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from flask import Response, request
 
-from onward.model.outputs import rolled, rows
+from onward.model.outputs import forecast_fields, step_fields
 from onward.model.runner import StepModel
 from onward.service.engine.engine import Engine
 from onward.service.errors import Fault, InvalidInputError
@@ -51,9 +51,9 @@ def predict(engine: Engine, model: str) -> Response:
     chosen = engine.models.named(model, body.version)
     sequences = []
     for one in engine.predict(model, body.version, body.inputs, body.horizon, has_left=client()):
-        told = rows(chosen, one.outputs)
+        told = step_fields(chosen, one.outputs)
         if one.forecast is not None:
-            told["forecast"] = rolled(chosen, one.forecast)
+            told["forecast"] = forecast_fields(chosen, one.forecast)
         sequences.append(told)
     return json({"model": model, "version": chosen.manifest.version, "sequences": sequences})
 
@@ -61,7 +61,7 @@ def predict(engine: Engine, model: str) -> Response:
 def step(engine: Engine, model: str) -> Response:
     body = request_body.read(request_schemas.HeldStep, engine)
     held = engine.carried.step(TENANT, model, body.version, body.inputs, body.state, has_left=client())
-    return json({"step": held.step, **rows(held.model, held.outputs), "state": held.state})
+    return json({"step": held.step, **step_fields(held.model, held.outputs), "state": held.state})
 
 
 def _info(engine: Engine, model: StepModel, live: dict[tuple[str, int], int]) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def _info(engine: Engine, model: StepModel, live: dict[tuple[str, int], int]) ->
         "versions": sorted(engine.models.by_name[manifest.name]),
         "task": manifest.task,
         "description": manifest.description,
-        "features": manifest.names,
+        "features": manifest.feature_names,
         "targets": manifest.head.targets,
         "live_sessions": sum(count for (name, _), count in live.items() if name == manifest.name),
     }

@@ -6,7 +6,7 @@ from typing import Any
 
 from flask import Response, request
 
-from onward.model.outputs import said
+from onward.model.outputs import readable_outputs
 from onward.service.engine.engine import Engine
 from onward.service.engine.sessions.lifecycle import Chosen, Session
 from onward.service.engine.steps import Answer
@@ -54,7 +54,10 @@ def ensure(engine: Engine, model: str, session_id: str) -> Response:
 
 def _created(session: Session, answer: Answer) -> Response:
     """The session with its last prediction: 201 where it was created, 200 where it was there."""
-    last = {name: rows[0] for name, rows in said(answer.model, answer.outputs, answer.model.manifest.head.last).items()}
+    last = {
+        name: rows[0]
+        for name, rows in readable_outputs(answer.model, answer.outputs, answer.model.manifest.head.last).items()
+    }
     headers = {"Location": f"/v1/sessions/{session.session_id}"}
     return json(_info(session) | {"prediction": last}, 201 if answer.created else 200, headers)
 

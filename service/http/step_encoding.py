@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from onward.model.outputs import rows
+from onward.model.outputs import step_fields
 from onward.model.runner import StepModel
 from onward.service.engine.batching.model_call import all_float32
 from onward.service.engine.steps import Answer
@@ -33,7 +33,7 @@ def written(answer: Answer) -> bytes:
 
 def told(answer: Answer) -> dict[str, Any]:
     """The same before it is encoded."""
-    return {"step": answer.step, **rows(answer.model, answer.outputs)}
+    return {"step": answer.step, **step_fields(answer.model, answer.outputs)}
 
 
 @lru_cache(1000)
@@ -43,7 +43,7 @@ def _form(model: StepModel, dtype: np.dtype[np.void]) -> bytes | None:
         return None
     count = dtype.itemsize // 4
     numbered = np.arange(count, dtype=np.float32).view(dtype)
-    *texts, end = _NUMBER.split(encode(rows(model, numbered)).replace(b"%", b"%%"))
+    *texts, end = _NUMBER.split(encode(step_fields(model, numbered)).replace(b"%", b"%%"))
     if [int(number) for number in texts[1::2]] != list(range(count)):
         return None
     return b'{"step":%d,' + b"%b".join([texts[0].removeprefix(b"{"), *texts[2::2], end])

@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
-from onward.model.outputs import rows
+from onward.model.outputs import step_fields
 from onward.service.engine.batching.model_call import joined
 from onward.service.engine.batching.work_item import Asked
 from onward.service.engine.engine import Engine, Limits
@@ -220,7 +220,7 @@ def _columns(answers: Sequence[Answer | Exception]) -> dict[str, Any]:
         for answer in answers
     ):
         alike = [answer for answer in answers if isinstance(answer, Answer)]
-        outputs = rows(first.model, joined([answer.outputs for answer in alike])[:, np.newaxis])
+        outputs = step_fields(first.model, joined([answer.outputs for answer in alike])[:, np.newaxis])
         statuses, reached = [_status(answer) for answer in alike], [answer.step for answer in alike]
         return {"statuses": statuses, "steps": reached, **outputs, "problems": {}}
     each = [told(answer) if isinstance(answer, Answer) else None for answer in by_turns(answers)]

@@ -6,10 +6,10 @@ from typing import Any
 from onward.service import model_catalogue, settings
 from onward.service.metrics import multiprocess
 from onward.service.server.crashes import Crashes
-from onward.service.store.opening import without_secrets
+from onward.service.store.opening import redact_uri
 
 _settings = settings.read()
-_crashes = Crashes(without_secrets(_settings.store))
+_crashes = Crashes(redact_uri(_settings.store))
 
 wsgi_app = "onward.service.server.wsgi:create()"
 bind = _settings.bind

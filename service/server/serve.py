@@ -29,7 +29,7 @@ def serve() -> None:
     if refusal := _bind_refusal(told.bind):
         sys.exit(f"onward: {refusal}")
     try:
-        opening.try_lmdb(told.store)
+        opening.probe_lmdb(told.store)
     except StoreUnavailableError as error:
         sys.exit(f"onward: the session store cannot be opened: {error.why}")
     configuration = Path(__file__).with_name("gunicorn.conf.py")

@@ -8,7 +8,7 @@ from onward.model.manifest import Feature
 from onward.model.runner import StepModel
 from onward.service.server.wsgi import engine_of
 from onward.service.settings import Settings
-from onward.service.store.opening import without_secrets
+from onward.service.store.opening import redact_uri
 
 
 def text(settings: Settings, app: Flask, listening: str | tuple[str, int]) -> str:
@@ -18,7 +18,7 @@ def text(settings: Settings, app: Flask, listening: str | tuple[str, int]) -> st
     if not isinstance(listening, str):
         host = bind.rpartition(":")[0]
         bind = f"{'127.0.0.1' if host in {'0.0.0.0', '[::]'} else host}:{listening[1]}"  # noqa: S104  (an address to try)
-    lines = ["", f"Onward serves {settings.models} at {_url(bind)}, sessions in {without_secrets(settings.store)}", ""]
+    lines = ["", f"Onward serves {settings.models} at {_url(bind)}, sessions in {redact_uri(settings.store)}", ""]
     for name, versions in sorted(engine.models.by_name.items()):
         lines.append(
             f"  {name} {', '.join(map(str, sorted(versions)))}: {versions[max(versions)].manifest.description}"
@@ -41,7 +41,7 @@ def requests(bind: str, models: Mapping[str, Mapping[int, StepModel]]) -> list[s
         for row in model.manifest.parity.inputs[0][:2]
     )
     session, json = f"{_url(bind)}/v1/sessions/demo", "-H 'Content-Type: application/json' -d"
-    rolls = model.manifest.forecasts and not model.manifest.future
+    rolls = model.manifest.can_forecast and not model.manifest.future_covariates
     return [
         f"curl -s {_url(bind)}/v1/models/{name}/sessions/demo/steps {json} '{{\"inputs\": [[{first}]]}}'",
         f"curl -s {session}/steps {json} '{{\"inputs\": [[{second}]]}}'",

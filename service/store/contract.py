@@ -67,7 +67,7 @@ class Store(Protocol):
         that cannot be read are left alone, and hold up nothing that is due behind them.
         """
 
-    def set_aside(self, key: bytes) -> None:
+    def quarantine(self, key: bytes) -> None:
         """Takes a damaged record out of the way, and keeps its bytes for inspection. Never one of another version."""
 
     def flush(self) -> None:

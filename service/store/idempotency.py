@@ -8,20 +8,20 @@ import struct
 from hashlib import blake2b
 from typing import NamedTuple
 
-REMEMBERED = 32
+MAX_REQUESTS = 32
 """How many of a session's last requests are known when they come again."""
-MOST_ANSWERS = 4096
+MAX_ANSWER_BYTES = 4096
 """Bytes of answers that are kept beside the newest's; without its answer a request is known all the same.
 
-More for a model of which REMEMBERED answers of a step each are longer, so that they are kept: up to WIDEST a step.
+More for a model of which MAX_REQUESTS answers of a step each are longer, so that they are kept too.
 """
-WIDEST = 2048
+MAX_STEP_ANSWER_BYTES = 2048
 
 _MARK_BYTES, _DIGEST_BYTES = 8, 8
 _HEAD = struct.Struct("<8sQI")  # of the inputs, the step that was reached, the answer's length: 0 where it is not kept
 
 
-class Known(NamedTuple):
+class AppliedRequest(NamedTuple):
     """A request that was applied: the digest of its inputs, the step that it led to, its answer; empty: not kept."""
 
     digest: bytes
@@ -33,15 +33,15 @@ def digest(inputs: bytes) -> bytes:
     return blake2b(inputs, digest_size=_DIGEST_BYTES).digest()
 
 
-def most_answers(step_bytes: int) -> int:
+def max_answer_bytes(step_bytes: int) -> int:
     """How many bytes of answers are kept where a step's answer has so many."""
-    return max(MOST_ANSWERS, REMEMBERED * min(step_bytes, WIDEST))
+    return max(MAX_ANSWER_BYTES, MAX_REQUESTS * min(step_bytes, MAX_STEP_ANSWER_BYTES))
 
 
-def remembering(kept: bytes, request_id: str, known: Known, most: int = MOST_ANSWERS) -> bytes:
-    """With one more request; the oldest is forgotten where there are REMEMBERED. most: bytes of answers before it."""
+def remember(kept: bytes, request_id: str, known: AppliedRequest, most: int = MAX_ANSWER_BYTES) -> bytes:
+    """With one more request; the oldest is forgotten where there are MAX_REQUESTS. most: bytes of answers before it."""
     marks, heads, answers = _sections(kept)
-    if len(marks) == REMEMBERED * _MARK_BYTES:
+    if len(marks) == MAX_REQUESTS * _MARK_BYTES:
         *_, oldest = _HEAD.unpack_from(heads, len(heads) - _HEAD.size)
         marks, heads, answers = marks[:-_MARK_BYTES], heads[: -_HEAD.size], answers[: len(answers) - oldest]
     if len(answers) > most:
@@ -51,7 +51,7 @@ def remembering(kept: bytes, request_id: str, known: Known, most: int = MOST_ANS
     return b"".join((count, _mark(request_id), marks, head, heads, known.answer, answers))
 
 
-def find(kept: bytes, request_id: str) -> Known | None:
+def find(kept: bytes, request_id: str) -> AppliedRequest | None:
     """The request, where it is one of the last."""
     if not kept:
         return None
@@ -65,10 +65,10 @@ def find(kept: bytes, request_id: str) -> Known | None:
     for *_, length in _HEAD.iter_unpack(heads[: before * _HEAD.size]):
         start += length
     of, step, length = _HEAD.unpack_from(heads, before * _HEAD.size)
-    return Known(of, step, answers[start : start + length])
+    return AppliedRequest(of, step, answers[start : start + length])
 
 
-def unanswered(kept: bytes) -> bytes:
+def without_answers(kept: bytes) -> bytes:
     """The same requests without their answers."""
     marks, heads, answers = _sections(kept)
     return kept[:1] + marks + _lightened(heads, answers, 0)[0]

@@ -36,8 +36,8 @@ from onward.service.store import lmdb_file
 from onward.service.store import record as records
 from onward.service.store.contract import Change, Loaded, Page
 from onward.service.store.record import Record, Tombstone
-from onward.service.store.record_cache import Known
-from onward.service.store.sweeping import Pass
+from onward.service.store.record_cache import RecordCache
+from onward.service.store.sweeping import SweepPass
 from onward.service.store.write_lock import WriteLock
 
 OPENING_S = 60.0
@@ -77,8 +77,8 @@ class LmdbStore:
             except (OSError, lmdb.Error) as error:
                 raise StoreUnavailableError(f"{folder}: {error}") from error
             self._closing = opened.pop_all()
-        self._known = Known()
-        self._pass: Pass[bytes] = Pass()
+        self._known = RecordCache()
+        self._pass: SweepPass[bytes] = SweepPass()
         self._dirty = True  # a process that was killed may have left commits that no one has flushed
 
     def _opened(self, opened: ExitStack, name: str) -> int:
@@ -141,7 +141,7 @@ class LmdbStore:
         if change.advances:
             txn.put(change.key, data)
         else:
-            self._replace(txn, change.key, records.decoded(stored), change.record, data)
+            self._replace(txn, change.key, records.decode(stored), change.record, data)
         return True
 
     def _replace(self, txn: Any, key: bytes, before: Loaded, after: Record | Tombstone, data: bytes) -> None:
@@ -158,7 +158,7 @@ class LmdbStore:
 
     def _remove_tombstone(self, txn: Any, key: bytes) -> None:
         digest = _digest(key)
-        tombstone = records.decoded(txn.get(digest, db=self._ended))
+        tombstone = records.decode(txn.get(digest, db=self._ended))
         if isinstance(tombstone, Tombstone):
             txn.delete(digest, db=self._ended)
             txn.delete(_second(tombstone.forgotten_at), digest, db=self._forgetting)
@@ -195,7 +195,7 @@ class LmdbStore:
             while more and (key := cursor.key()).startswith(prefix):
                 if len(found) == limit or scanned == SCANNED_PER_PAGE:
                     return Page(found, last)
-                record = records.decoded(cursor.value())
+                record = records.decode(cursor.value())
                 if isinstance(record, Record) and record.alive(now) and model in (None, record.ref.model):
                     found.append((key, record))
                 last, scanned, more = key, scanned + 1, cursor.next()
@@ -264,7 +264,7 @@ class LmdbStore:
     def _expire(self, txn: Any, entry: bytes, now: float) -> bool:
         """Removes or moves an entry of `expiry`; False where its record cannot be read, so that it has to stay."""
         key = entry[_TIME.size :]
-        found = records.decoded(txn.get(key))
+        found = records.decode(txn.get(key))
         if isinstance(found, UnreadableRecordError):
             return False
         txn.delete(entry, db=self._expiry)
@@ -290,10 +290,10 @@ class LmdbStore:
         its = row[: _TIME.size]
         return its <= _time(record.expires_at) and txn.get(its + key, db=self._expiry) is not None
 
-    def set_aside(self, key: bytes) -> None:
+    def quarantine(self, key: bytes) -> None:
         def move(txn: Any) -> None:
             stored = txn.get(key)
-            found = records.decoded(stored)
+            found = records.decode(stored)
             if isinstance(found, DamagedRecordError):
                 txn.put(key, stored, db=self._damaged)
                 txn.delete(key)

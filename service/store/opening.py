@@ -25,7 +25,7 @@ def open_store(uri: str, *, fsync: bool = False) -> Store:
     return RedisStore(uri)
 
 
-def try_lmdb(uri: str) -> None:
+def probe_lmdb(uri: str) -> None:
     """Opens an LMDB store in a process of its own, which what is damaged may kill; another store is let be.
 
     Raises StoreUnavailableError where it cannot be opened. Call it before any thread is started: it forks.
@@ -51,7 +51,7 @@ def try_lmdb(uri: str) -> None:
         raise StoreUnavailableError(why)
 
 
-def without_secrets(uri: str) -> str:
+def redact_uri(uri: str) -> str:
     """The URI as it may be shown: what stands before the host, and the query, may hold a password."""
     parts = urlsplit(uri)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 
 from onward.service.errors import DamagedRecordError, ForeignRecordError, UnreadableRecordError
 
-Ended = Literal["expired", "deleted"]
+EndReason = Literal["expired", "deleted"]
 
 TOMBSTONE_S = 86_400.0
 """How long it is known why a session ended."""
@@ -31,10 +31,10 @@ REVISION = slice(_CRC.size, _CRC.size + 8)
 _HEAD = struct.Struct("<QQddddBQddI32sHHIIII")
 _START = _CRC.size + _HEAD.size
 _END = struct.Struct("<QBd")
-_ENDED: tuple[Ended | None, ...] = (None, "expired", "deleted")
+_ENDED: tuple[EndReason | None, ...] = (None, "expired", "deleted")
 
 
-class Ref(NamedTuple):
+class BundleRef(NamedTuple):
     """The bundle that a session runs on: its name, its version, and the digest of its graph and layout."""
 
     model: str
@@ -49,7 +49,7 @@ class Tombstone(NamedTuple):
     """
 
     revision: int
-    ended: Ended
+    ended: EndReason
     ended_at: float
 
     @property
@@ -71,7 +71,7 @@ class Record(NamedTuple):
 
     revision: int
     tenant: str
-    ref: Ref
+    ref: BundleRef
     step: int
     created_at: float
     last_step_at: float
@@ -99,7 +99,7 @@ class Record(NamedTuple):
     def alive(self, now: float) -> bool:
         return now < self.expires_at
 
-    def tombstone(self, reason: Ended, at: float) -> Tombstone:
+    def tombstone(self, reason: EndReason, at: float) -> Tombstone:
         """What is left of the session where it ended at `at`."""
         return Tombstone(new_revision(), reason, at)
 
@@ -155,7 +155,7 @@ def _tombstone(data: bytes) -> Tombstone:
     return Tombstone(revision, _reason(ended), ended_at)
 
 
-def _reason(number: int) -> Ended:
+def _reason(number: int) -> EndReason:
     if number < len(_ENDED) and (reason := _ENDED[number]):
         return reason
     raise DamagedRecordError(f"it says {number} for why the session ended")
@@ -166,13 +166,13 @@ _READERS: dict[int, Callable[[bytes], Record | Tombstone]] = {_RECORD: _record, 
 
 
 @lru_cache(1024)
-def _told(names: bytes, tenant: int, version: int, digest: bytes) -> tuple[str, Ref]:
+def _told(names: bytes, tenant: int, version: int, digest: bytes) -> tuple[str, BundleRef]:
     """The tenant, whose name has so many bytes, and the bundle: nearly every record's are those of one before."""
-    return names[:tenant].decode(), Ref(names[tenant:].decode(), version, digest)
+    return names[:tenant].decode(), BundleRef(names[tenant:].decode(), version, digest)
 
 
-def first(
-    tenant: str, ref: Ref, state: bytes, step: int, surprise: tuple[int, float, float], accuracy: bytes = b""
+def new_record(
+    tenant: str, ref: BundleRef, state: bytes, step: int, surprise: tuple[int, float, float], accuracy: bytes = b""
 ) -> Record:
     """Of a session that is not begun: its times, and its revision, are set when it is."""
     return Record(
@@ -181,7 +181,7 @@ def first(
     )  # fmt: skip
 
 
-def decoded(data: bytes | None) -> Record | Tombstone | UnreadableRecordError | None:
+def decode(data: bytes | None) -> Record | Tombstone | UnreadableRecordError | None:
     """What `from_bytes` says, or the error that it raises; None of nothing."""
     if data is None:
         return None

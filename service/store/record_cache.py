@@ -7,14 +7,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 from onward.service.store.contract import Change, Loaded
-from onward.service.store.record import Record, decoded
+from onward.service.store.record import Record, decode
 
 MOST_BYTES = 4 * 2**20
 _OBJECTS = 900
 """What a record takes beside its bytes, as Python's objects: about so many bytes."""
 
 
-class Known:
+class RecordCache:
     """Bounded by bytes; what was committed longest ago is forgotten first."""
 
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
@@ -28,7 +28,7 @@ class Known:
         known = [None if fresh else self.get(key) for key in keys]
         unknown = [key for key, record in zip(keys, known, strict=True) if record is None]
         loaded = iter(load(unknown) if unknown else ())
-        return [decoded(next(loaded)) if record is None else record for record in known]
+        return [decode(next(loaded)) if record is None else record for record in known]
 
     def committed(self, changes: Sequence[Change], done: Sequence[bool]) -> None:
         """Keeps the records that were committed, forgets what was refused or has ended."""

@@ -36,8 +36,8 @@ from onward.service.errors import DamagedRecordError, StoreFullError, StoreUnava
 from onward.service.store import record as records
 from onward.service.store.contract import Change, Loaded, Page
 from onward.service.store.record import TOMBSTONE_S, Record, Tombstone
-from onward.service.store.record_cache import Known
-from onward.service.store.sweeping import Pass
+from onward.service.store.record_cache import RecordCache
+from onward.service.store.sweeping import SweepPass
 
 CLUSTER = "+cluster"
 ANSWER_S, CONNECT_S = 2.0, 1.0
@@ -59,10 +59,12 @@ class RedisStore:
 
     def __init__(self, uri: str) -> None:
         """uri: redis://, rediss:// (TLS), unix://, or redis+cluster:// and rediss+cluster:// with any node of it."""
-        self._known = Known()
-        self._pass: Pass[dict[bytes, int]] = Pass()  # how many entries of each `due` are left alone at its beginning
-        self._commit_script, self._forget_script, self._set_aside_script = (
-            (_LUA / name).read_text() for name in ("commit.lua", "forget.lua", "set_aside.lua")
+        self._known = RecordCache()
+        self._pass: SweepPass[dict[bytes, int]] = (
+            SweepPass()
+        )  # how many entries of each `due` are left alone at its beginning
+        self._commit_script, self._forget_script, self._quarantine_script = (
+            (_LUA / name).read_text() for name in ("commit.lua", "forget.lua", "quarantine.lua")
         )
         self._waits = ExponentialWithJitterBackoff(base=FIRST_WAIT_S, cap=LONGEST_WAIT_S)
         self._options: dict[str, Any] = {
@@ -161,7 +163,7 @@ class RedisStore:
                 pipe.execute()
             keys = [change.key for change in changes]
             found = self._get(keys)
-            return {key: records.decoded(data) for key, data in zip(keys, found, strict=True)}
+            return {key: records.decode(data) for key, data in zip(keys, found, strict=True)}
 
         return self._guarded(announce)
 
@@ -202,7 +204,7 @@ class RedisStore:
         pipe.execute()
         keys = [key for _, key in left]
         for (due, key), data in zip(left, self._get(keys), strict=True):
-            record = records.decoded(data)
+            record = records.decode(data)
             if isinstance(record, Record):
                 self._enter(pipe, key, record)
             elif isinstance(record, UnreadableRecordError):
@@ -228,7 +230,7 @@ class RedisStore:
                         return Page(found, None)
                     if len(found) == limit:
                         return Page(found, last)
-                    record = records.decoded(data)
+                    record = records.decode(data)
                     if isinstance(record, Record) and record.alive(now) and model in (None, record.ref.model):
                         found.append((key, record))
                     last = key
@@ -291,12 +293,12 @@ class RedisStore:
             self.commit_many(expired)
         return unreadable
 
-    def set_aside(self, key: bytes) -> None:
+    def quarantine(self, key: bytes) -> None:
         def move() -> None:
             (data,) = self._get([key])
-            if data is not None and isinstance(records.decoded(data), DamagedRecordError):
+            if data is not None and isinstance(records.decode(data), DamagedRecordError):
                 names = [_session(key), b"onward:damaged:{" + key + b"}"]
-                self._run(self._set_aside_script, names, [data[records.REVISION]])
+                self._run(self._quarantine_script, names, [data[records.REVISION]])
                 self._leave([(_due_of(group), key) for group in self._server.smembers(_GROUPS)])
 
         self._known.forget(key)

@@ -9,7 +9,7 @@ PASS_S = 60.0
 Position = TypeVar("Position")
 
 
-class Pass(Generic[Position]):
+class SweepPass(Generic[Position]):
     """The calls of `Store.sweep` from the first entry that is due to the last.
 
     Entries that can be handled are removed or moved, so that the next call finds others in the same place. Entries

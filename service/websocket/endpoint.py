@@ -16,7 +16,7 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 from websockets.typing import Origin
 
-from onward.model.scoring.layout import ADDED
+from onward.model.scoring.layout import SCORING_OUTPUTS
 from onward.service.engine.batching.work_item import Asked
 from onward.service.engine.engine import Engine
 from onward.service.engine.steps import Answer, holds_up
@@ -109,7 +109,7 @@ def _request_id(data: bytes) -> str:
 def _values(answer: Answer) -> bytes:
     """float32 (steps, values): the head's outputs, then the surprise and what else the answer has."""
     head, told = answer.model.manifest.head, answer.outputs.dtype.names or ()
-    names = [*head.outputs, *(name for name in (head.surprise, *ADDED) if name in told)]
+    names = [*head.outputs, *(name for name in (head.surprise, *SCORING_OUTPUTS) if name in told)]
     columns = [answer.outputs[name].reshape(len(answer.outputs), -1) for name in names]
     return np.concatenate(columns, axis=1, dtype=np.float32, casting="same_kind").tobytes()
 

@@ -20,7 +20,7 @@ def test_every_type_is_a_class() -> None:
 
 def test_a_call_has_what_the_service_remembers_and_takes() -> None:
     """More of a session would be applied again where the answer was lost; more in all would be refused."""
-    assert (operations.REMEMBERED, operations.MOST_ITEMS) == (idempotency.REMEMBERED, request_schemas.MOST_ITEMS)
+    assert (operations.REMEMBERED, operations.MOST_ITEMS) == (idempotency.MAX_REQUESTS, request_schemas.MOST_ITEMS)
     assert Settings().max_steps == operations.MOST_STEPS
 
 

@@ -12,8 +12,8 @@ from onward.service.errors import DamagedRecordError, ForeignRecordError
 from onward.service.store import record as records
 from onward.service.store.contract import Change, Store
 from onward.service.store.opening import open_store
-from onward.service.store.record import TOMBSTONE_S, Record, Ref, Tombstone
-from onward.service.store.record_cache import Known
+from onward.service.store.record import TOMBSTONE_S, BundleRef, Record, Tombstone
+from onward.service.store.record_cache import RecordCache
 from onward.service.store.redis import RedisStore
 from tests.helpers.valkey_server import Server
 
@@ -22,8 +22,8 @@ NOW = 1_800_000_000.0
 
 def session(revision: int = 1, *, model: str = "m", version: int = 1, step: int = 0, ttl_s: float = 60.0) -> Record:
     return Record(
-        revision=revision, tenant="t", ref=Ref(model, version, bytes(32)), step=step, created_at=NOW, last_step_at=NOW,
-        ttl_s=ttl_s, expires_at=NOW + ttl_s, state=b"state",
+        revision=revision, tenant="t", ref=BundleRef(model, version, bytes(32)), step=step, created_at=NOW,
+        last_step_at=NOW, ttl_s=ttl_s, expires_at=NOW + ttl_s, state=b"state",
     )  # fmt: skip
 
 
@@ -284,7 +284,7 @@ def test_a_damaged_record_is_set_aside_on_demand(uri: str) -> None:
     store.commit_many([Change(key(name), None, session()) for name in "ab"])
     damage(store, key("b"))
     for name in "ab":
-        store.set_aside(key(name))
+        store.quarantine(key(name))
     assert store.load_many([key("a"), key("b")]) == [session(), None]
     assert store.commit_many([Change(key("b"), None, session(9))]) == [True]
     store.close()
@@ -297,7 +297,7 @@ def test_a_damaged_record_that_is_set_aside_counts_no_more(uri: str) -> None:
     damage(store, key("b"))
     assert store.count() == {("m", 1): 2}
     for _ in range(2):
-        store.set_aside(key("b"))
+        store.quarantine(key("b"))
         assert store.count() == {("m", 1): 1}
     store.commit_many([Change(key("b"), None, session(9, model="n"))])
     store.commit_many([Change(key("b"), 9, session(9).tombstone("deleted", NOW))])
@@ -377,7 +377,7 @@ def test_a_record_of_another_version_is_never_set_aside(uri: str) -> None:
     store.commit_many([Change(key("a"), None, session(1))])
     good = stored_bytes(store, key("a"))
     set_bytes(store, key("a"), another_format(good))
-    store.set_aside(key("a"))
+    store.quarantine(key("a"))
     assert store.count() == {("m", 1): 1}
     set_bytes(store, key("a"), good)
     assert store.commit_many([Change(key("a"), 1, session(2, step=1), advances=True)]) == [True]
@@ -410,7 +410,7 @@ FORMAT_4_TOMBSTONE = bytes.fromhex(
 def beside(store: Store) -> Store:
     """The same store as another process has it: with a memory of its own. LMDB opens a file once a process."""
     other = copy(store)
-    vars(other)["_known"] = Known()
+    vars(other)["_known"] = RecordCache()
     return other
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from onward.model.repository import Opened
 from onward.model.runner import Outputs, StepModel
-from onward.model.scoring.conformal import HELD, LEAST
+from onward.model.scoring.conformal import MIN_SCORES, RING_SIZE
 from onward.service.engine.engine import Engine, Limits
 from onward.service.store.lmdb import LmdbStore
 
@@ -35,7 +35,7 @@ def anomaly(surprise: NDArray[np.float32]) -> list[float]:
     """One by one, from a list of what came before."""
     told = []
     for step, one in enumerate(surprise):
-        last = surprise[max(0, step - HELD) : step]
+        last = surprise[max(0, step - RING_SIZE) : step]
         p = (1 + sum(float(other) >= float(one) for other in last)) / (len(last) + 1)
-        told.append(1 - p if len(last) >= LEAST else math.nan)
+        told.append(1 - p if len(last) >= MIN_SCORES else math.nan)
     return told

@@ -66,7 +66,7 @@ def draw(features: Sequence[Feature], rows: int, steps: int, *, seed: int = 0) -
     for feature in features:
         column = rng.normal(MEAN, STD, (rows, steps))
         if feature.kind == "category":
-            column = rng.integers(feature.places, size=(rows, steps)).astype(np.float64)
+            column = rng.integers(feature.category_count, size=(rows, steps)).astype(np.float64)
         if feature.nullable:
             column[rng.random((rows, steps)) < 0.1] = np.nan
         columns.append(column)
@@ -135,7 +135,7 @@ def _embedded(made: Network, step: Floats) -> list[float]:
     categories = [i for i, feature in enumerate(made.signature.features) if feature.kind == "category"]
     for i, table in zip(categories, made.input_layer.embeddings, strict=True):
         weight = cast("nn.Embedding", table).weight.detach().double().numpy()
-        told += weight[made.signature.features[i].places if np.isnan(step[i]) else int(step[i])].tolist()
+        told += weight[made.signature.features[i].category_count if np.isnan(step[i]) else int(step[i])].tolist()
     return told
 
 

@@ -221,8 +221,8 @@ def test_what_says_no_distribution_is_known() -> None:
     point = Head(kind="point", outputs=("point",), targets=("x",))
     one = QUANTILES.model_copy(update={"levels": (0.5,)})
     categorical = Head(kind="categorical", outputs=("top", "log_probability"), targets=("x",))
-    assert [distribution.known(head) for head in (point, one, categorical)] == [False, False, False]
-    assert all(distribution.known(head) for head, _ in SPOKEN.values())
+    assert [distribution.has_distribution(head) for head in (point, one, categorical)] == [False, False, False]
+    assert all(distribution.has_distribution(head) for head, _ in SPOKEN.values())
     outputs = said(point=[[1]])
     with pytest.raises(ValueError, match="point says no distribution"):
         distribution.draw(point, outputs, np.random.default_rng(1))

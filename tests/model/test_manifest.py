@@ -125,10 +125,12 @@ def test_axes_are_found_by_name() -> None:
 
 def test_a_model_that_keeps_its_last_prediction_forecasts(tmp_path: Path) -> None:
     """A rollout feeds predictions back as inputs, in any order; the features that it must be told are named."""
-    assert make_bundle(tmp_path, name="all", features=FEATURES).manifest.forecasts
+    assert make_bundle(tmp_path, name="all", features=FEATURES).manifest.can_forecast
     some = make_bundle(tmp_path, name="some", features=FEATURES, targets=("z", "x")).manifest
-    assert (some.forecasts, some.future) == (True, ("y",))
+    assert (some.can_forecast, some.future_covariates) == (True, ("y",))
     whole = make_bundle(tmp_path, name="again", features=FEATURES).manifest
     head = whole.head
-    assert whole.future == ()
-    assert not whole.model_copy(update={"head": head.model_copy(update={"last": {"mean": "last_mean_in"}})}).forecasts
+    assert whole.future_covariates == ()
+    assert not whole.model_copy(
+        update={"head": head.model_copy(update={"last": {"mean": "last_mean_in"}})}
+    ).can_forecast

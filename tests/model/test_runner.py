@@ -104,7 +104,7 @@ def test_the_state_remembers_the_last_prediction(pulse: StepModel) -> None:
         for name in ("mean", "std"):
             assert said[name][row].tobytes() == outputs[name][row, length - 1].tobytes()
     assert said["surprise"].tolist() == [0.0] * 4
-    assert pulse.fed_back(said).tolist() == said["mean"].tolist()
+    assert pulse.feedback(said).tolist() == said["mean"].tolist()
     fresh = pulse.last_prediction(pulse.layout.initial(2))
     inits = {pair.input: pair.init for pair in pulse.manifest.state}
     assert fresh["mean"].tolist() == [inits["last_mean_in"]] * 2

@@ -26,13 +26,13 @@ def ids(*values: int) -> Any:
 
 def test_differences_are_the_largest() -> None:
     """Whatever the sign and the type; another shape is no agreement, and neither is a NaN."""
-    assert tolerance.difference(np.array([1, 2, -3], np.float32), np.array([1, 2.5, -5])) == 2
-    assert tolerance.difference(ids(2**53), ids(2**53)) == 0
-    assert tolerance.difference(np.zeros((2, 1)), np.zeros((2, 2))) == np.inf
-    assert np.isnan(tolerance.difference(np.array([np.nan, 1.0]), np.array([0.0, 1.0])))
-    assert not tolerance.difference(np.array([np.nan]), np.array([np.nan])) <= 1
-    assert tolerance.magnitude(np.array([-3.0, 2.0])) == 3
-    assert tolerance.magnitude(np.zeros((0, 3))) == tolerance.difference(np.zeros(0), np.zeros(0)) == 0
+    assert tolerance.max_difference(np.array([1, 2, -3], np.float32), np.array([1, 2.5, -5])) == 2
+    assert tolerance.max_difference(ids(2**53), ids(2**53)) == 0
+    assert tolerance.max_difference(np.zeros((2, 1)), np.zeros((2, 2))) == np.inf
+    assert np.isnan(tolerance.max_difference(np.array([np.nan, 1.0]), np.array([0.0, 1.0])))
+    assert not tolerance.max_difference(np.array([np.nan]), np.array([np.nan])) <= 1
+    assert tolerance.max_magnitude(np.array([-3.0, 2.0])) == 3
+    assert tolerance.max_magnitude(np.zeros((0, 3))) == tolerance.max_difference(np.zeros(0), np.zeros(0)) == 0
 
 
 SCORES = np.array([[5.0, 3.0, 3.0, 1.0]])
@@ -53,16 +53,16 @@ SCORES = np.array([[5.0, 3.0, 3.0, 1.0]])
 )
 def test_places_may_differ_where_they_are_tied(got: Any, wrong: int) -> None:
     """Rounding may swap equal scores, and no others."""
-    assert tolerance.misplaced(got[np.newaxis], ids(7, 4, 2, 9)[np.newaxis], SCORES, 1e-6) == wrong
+    assert tolerance.count_misranked(got[np.newaxis], ids(7, 4, 2, 9)[np.newaxis], SCORES, 1e-6) == wrong
 
 
 def test_nearness_is_what_is_allowed() -> None:
     """Scores within it are tied, those beyond are not; every row is judged by its own."""
     expected, got = np.tile(ids(0, 1, 2), (2, 1)), np.tile(ids(1, 0, 2), (2, 1))
     scores = np.array([[1.0, 0.99, 0.0], [1.0, 0.9, 0.0]])
-    assert tolerance.misplaced(got, expected, scores, 0.02) == 2
-    assert tolerance.misplaced(got, expected, scores, 0.2) == 0
-    assert tolerance.misplaced(got, expected, scores, 0.001) == 4
+    assert tolerance.count_misranked(got, expected, scores, 0.02) == 2
+    assert tolerance.count_misranked(got, expected, scores, 0.2) == 0
+    assert tolerance.count_misranked(got, expected, scores, 0.001) == 4
 
 
 class Swapped(StepModel):
@@ -259,9 +259,9 @@ def test_what_a_manifest_says_of_its_categories(bundle: Path, tmp_path: Path) ->
     """Of tokens those of the target, with one place more where unknown ones are allowed; of labels the classes."""
     told = manifests.read(bundle / "manifest.json")
     assert told.categories == ("word0", "word1", "word2", "word3", "word4")
-    assert (told.places, told.future, told.forecasts) == (6, ("x",), True)
-    assert told.head.last_ranked == ("last_top_in", "last_log_probability_in")
+    assert (told.category_count, told.future_covariates, told.can_forecast) == (6, ("x",), True)
+    assert told.head.last_ranking == ("last_top_in", "last_log_probability_in")
     spoken = signature((Feature(name="x"),), "who", classes=(4, 2))
     told = numpy_networks.export(numpy_networks.network(spoken, cell="gru", units=4, head="label")).manifest
-    assert (told.task, told.categories, told.places, told.future) == ("label", (4, 2), 2, ("x",))
-    assert not told.forecasts
+    assert (told.task, told.categories, told.category_count, told.future_covariates) == ("label", (4, 2), 2, ("x",))
+    assert not told.can_forecast

@@ -70,7 +70,7 @@ def tokens(model: StepModel, series: Sequence[Series]) -> tuple[dict[str, Any], 
     if not parts:
         raise ValueError("no category is held out: every held-out sequence has a single step")
     surprise, top, actual, context = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    counts = ranking_metrics.Bigram([_training_ids(item, column) for item in series], manifest.places)
+    counts = ranking_metrics.Bigram([_training_ids(item, column) for item in series], manifest.category_count)
     ranks = min(MAX_RANK, top.shape[1])
     table = {"model": ranking_metrics.tokens(surprise, top[:, :ranks], actual)}
     table["unigram"] = ranking_metrics.tokens(*counts.unigram(actual, ranks), actual)

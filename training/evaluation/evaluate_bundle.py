@@ -56,9 +56,9 @@ def data_settings(manifest: Manifest, file: Path, config: Config | None) -> Data
         settings = Data.model_validate({"path": file.name, **keys})
     except ValidationError as error:
         raise ConfigError(f"{file}: {error.errors()[0]['msg']}") from error
-    if settings.inputs != manifest.names:
+    if settings.inputs != manifest.feature_names:
         raise ConfigError(
-            f"{file}: the bundle reads {', '.join(manifest.names)}, "
+            f"{file}: the bundle reads {', '.join(manifest.feature_names)}, "
             f"the configuration would give it {', '.join(settings.inputs)}"
         )
     return settings

@@ -26,7 +26,7 @@ def centre(head: Head, outputs: NDArray[np.void]) -> Array:
 
 def quantiles(head: Head, outputs: NDArray[np.void]) -> dict[float, Array]:
     """Returns (steps, targets) quantiles by level; an empty dict for a head without a distribution."""
-    if not (head.levels or distribution.known(head)):
+    if not (head.levels or distribution.has_distribution(head)):
         return {}
     levels = head.levels or LEVELS
     values = distribution.quantile(head, outputs, levels)

@@ -34,8 +34,8 @@ def session(model: StepModel, values: NDArray[np.float32], origins: Iterable[int
 def can_roll_out(model: StepModel) -> bool:
     """True if a backtest can feed predictions back: every feature is predicted or known in advance."""
     manifest = model.manifest
-    unknown = [name for name in manifest.future if manifest.feature(name).role == "observed"]
-    return not unknown and manifest.forecasts and not manifest.head.ranks
+    unknown = [name for name in manifest.future_covariates if manifest.feature(name).role == "observed"]
+    return not unknown and manifest.can_forecast and not manifest.head.ranks_categories
 
 
 def roll_out(model: StepModel, state: State, future: NDArray[np.float32]) -> Array:
@@ -53,7 +53,7 @@ def roll_out(model: StepModel, state: State, future: NDArray[np.float32]) -> Arr
     for step in range(horizon):
         if step:
             inputs = future[:, step - 1 : step].copy()
-            inputs[:, 0, targets] = model.fed_back(outputs)
+            inputs[:, 0, targets] = model.feedback(outputs)
             following, state = model.run(inputs, ones, state)
             outputs = following[:, 0]
         forecasts[:, step] = probabilistic_metrics.centre(head, outputs)

@@ -157,12 +157,12 @@ def _relative_difference(
 
     For ranked categories the difference is infinite if a category has a wrong rank, and 0 otherwise.
     """
-    scores_of = dict([RANKED, declared.head.last_ranked or RANKED]) if declared.head.ranks else {}
+    scores_of = dict([RANKED, declared.head.last_ranking or RANKED]) if declared.head.ranks_categories else {}
     if name in scores_of:
         scores = expected[scores_of[name]][0]
-        wrong = tolerance.misplaced(actual, value, scores, TOLERANCE * tolerance.magnitude(scores))
+        wrong = tolerance.count_misranked(actual, value, scores, TOLERANCE * tolerance.max_magnitude(scores))
         return float("inf") if wrong else 0.0
-    return tolerance.difference(actual, value) / max(tolerance.magnitude(value), 1.0)
+    return tolerance.max_difference(actual, value) / max(tolerance.max_magnitude(value), 1.0)
 
 
 def export(

@@ -110,11 +110,13 @@ class InputLayer(nn.Module):
         self.masked = [i for i in numbers if features[i].nullable]
         self.categories = [column for column, feature in enumerate(features) if feature.kind == "category"]
         widths = [
-            model.embedding if features[i].name == embedded and model.embedding else embedding_width(features[i].places)
+            model.embedding
+            if features[i].name == embedded and model.embedding
+            else embedding_width(features[i].category_count)
             for i in self.categories
         ]
         self.tables = [
-            nn.Embedding(features[i].places + features[i].nullable, width)
+            nn.Embedding(features[i].category_count + features[i].nullable, width)
             for i, width in zip(self.categories, widths, strict=True)
         ]
         self.embeddings = nn.ModuleList(self.tables)
@@ -202,7 +204,7 @@ class InputLayer(nn.Module):
         terms = []
         for column, (i, table) in enumerate(zip(self.categories, self.tables, strict=True)):
             feature = self.features[i]
-            index = ops.category_index(ops.columns(indices, [column]), feature.places)
+            index = ops.category_index(ops.columns(indices, [column]), feature.category_count)
             terms.append(ops.gather_rows(ops.constant(f"embedding_{feature.name}", table.weight), index))
         return terms
 

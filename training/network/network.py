@@ -55,7 +55,7 @@ class Signature:
         """The number of categories or classes that the head predicts among; 0 where it predicts numbers."""
         if self.classes or self.number_columns:
             return len(self.classes)
-        return self.features[self.target_columns[0]].places
+        return self.features[self.target_columns[0]].category_count
 
 
 class Layer(Protocol):

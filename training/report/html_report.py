@@ -260,7 +260,7 @@ def _facts(manifest: Manifest, provenance: dict[str, Any]) -> dict[str, Any]:
         "steps": data.get("steps"),
         "configuration, sha256": provenance.get("config_sha256"),
         "graph, sha256": manifest.sha256,
-        "features": ", ".join(manifest.names),
+        "features": ", ".join(manifest.feature_names),
         "proof": _proof(provenance.get("proof")),
         "made with": ", ".join(f"{name} {version}" for name, version in provenance.get("versions", {}).items()),
     }

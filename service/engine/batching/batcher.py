@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onward.model.runner import StepModel
-from onward.model.sampling.rollout_inputs import Feed
+from onward.model.sampling.rollout_inputs import RolloutInputs
 from onward.model.scoring.accuracy import Accuracy
-from onward.model.scoring.surprise import Means
+from onward.model.scoring.surprise import SurpriseMeans
 from onward.model.state import State
 from onward.service.engine.batching import cost
 from onward.service.engine.batching.executor import Executor
@@ -52,7 +52,7 @@ class Dispatch:
         self.queues: dict[StepModel, Queue] = {}
         for model in models:
             costs = cost.measure(model)
-            counted = Accuracy(model, on=accuracy)
+            counted = Accuracy(model, enabled=accuracy)
             executor = Executor(model, costs, store, clock, counted, observer, exact=exact, keep=keep)
             scheduler: Scheduler[Work] = Scheduler(cost.MOST_ROWS, costs.cells)
             self.queues[model] = Queue(executor, scheduler, monotonic, timeout_s)
@@ -100,9 +100,9 @@ class Dispatch:
         call: Call,
         state: State,
         horizon: int = 0,
-        feed: Feed | None = None,
+        feed: RolloutInputs | None = None,
         accuracy: bytes | None = None,
-        surprise: Means | None = None,
+        surprise: SurpriseMeans | None = None,
     ) -> Work:
         """An item of no session: inputs (steps, features) from state (1,) on, then `horizon` steps fed back.
 
@@ -112,8 +112,13 @@ class Dispatch:
         self._alone += 1
         line = self._alone.to_bytes(8)  # sessions' keys have a / in them, and are longer
         work = self._work(model, len(inputs), call, line)
-        work.inputs, work.horizon, work.feed, work.state = inputs, horizon, feed or Feed(model), state.tobytes()
-        work.accuracy, work.surprise = accuracy if self.accuracy(model).on else None, surprise
+        work.inputs, work.horizon, work.feed, work.state = (
+            inputs,
+            horizon,
+            feed or RolloutInputs(model),
+            state.tobytes(),
+        )
+        work.accuracy, work.surprise = accuracy if self.accuracy(model).enabled else None, surprise
         return work
 
     def run(self, call: Call, works: Sequence[Work]) -> Sequence[Work]:
@@ -142,7 +147,7 @@ class Dispatch:
         state: State,
         *,
         accuracy: bytes | None = None,
-        surprise: Means | None = None,
+        surprise: SurpriseMeans | None = None,
         has_left: Callable[[], bool] | None = None,
         since: float | None = None,
     ) -> Done:

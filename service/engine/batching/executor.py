@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from onward.model.runner import Outputs, StepModel
 from onward.model.scoring.accuracy import Accuracy
-from onward.model.scoring.surprise import running, surprises
+from onward.model.scoring.surprise import surprises, update_means
 from onward.service.engine.batch_inputs import read
 from onward.service.engine.batching import cost
 from onward.service.engine.batching.cost import Cost
@@ -34,7 +34,7 @@ from onward.service.errors import (
     UnknownSessionError,
     without_frames,
 )
-from onward.service.store import idempotency as kept
+from onward.service.store import idempotency
 from onward.service.store.contract import Change, Loaded, Store
 from onward.service.store.record import Record, Tombstone, new_revision
 
@@ -70,9 +70,9 @@ class Executor:
         self._model, self._costs, self._store, self._clock = model, costs, store, clock
         self._keep, self._features = keep, model.manifest.features
         self.accuracy, self._observer = accuracy, observer
-        self._gained = observer.watched(model, accuracy.sums) if observer and accuracy.on else None
+        self._gained = observer.watched(model, accuracy.sums) if observer and accuracy.enabled else None
         self._uncounted: list[tuple[bytes, bytes | None]] = []  # what records kept before commits, and after
-        self._most_answers = kept.most_answers(accuracy.widest)
+        self._max_answer_bytes = idempotency.max_answer_bytes(accuracy.max_step_bytes)
         self._call, self._ref, self._bytes = Caller(model, alone=alone), ref_of(model), model.layout.dtype.itemsize
 
     def run(self, batch: Sequence[Work]) -> None:
@@ -134,7 +134,7 @@ class Executor:
             elif isinstance(request.outcome, Exception) and broken is None and _look_at(request.outcome):
                 broken = request.outcome  # nothing of the item overtakes it
         if todo:
-            work.state, work.accuracy = record.state, record.accuracy if self.accuracy.on else None
+            work.state, work.accuracy = record.state, record.accuracy if self.accuracy.enabled else None
             work.surprise = record.surprise
             arrays = [request.inputs for request in todo if request.inputs is not None]
             work.inputs = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
@@ -144,7 +144,7 @@ class Executor:
     def _mine(self, record: Record) -> Record:
         if record.ref != self._ref:
             raise MovedError
-        if len(record.state) != self._bytes or not self.accuracy.knows(record.accuracy):
+        if len(record.state) != self._bytes or not self.accuracy.can_read(record.accuracy):
             raise DamagedRecordError("its state is not its model's")
         return record
 
@@ -156,14 +156,14 @@ class Executor:
         asked = request.asked
         if asked.request_id:
             assert request.inputs is not None
-            request.digest = kept.digest(request.inputs.tobytes())
-            known = kept.find(record.requests, asked.request_id)
+            request.digest = idempotency.digest(request.inputs.tobytes())
+            known = idempotency.find(record.requests, asked.request_id)
             if known is not None and known.digest != request.digest:
                 raise RequestReusedError(asked.request_id)
             if known is not None and not known.answer:
                 raise LateRequestError(asked.session_id, asked.request_id, step)
             if known is not None:
-                return Done(self.accuracy.answer(known.answer, request.length), None, known.step)
+                return Done(self.accuracy.decode_outputs(known.answer, request.length), None, known.step)
         believed = lost.step if asked.step is None and lost is not None else asked.step
         if believed is not None and believed != step:
             raise StepConflictError(asked.session_id, believed, step)
@@ -174,13 +174,17 @@ class Executor:
         states = self._model.layout.stack([work.state for work in rows if work.state is not None])
         seconds = self._costs.seconds(*inputs.shape[:2])
         outputs, after, sound = cost.run(lambda: self._call(inputs, sizes, states), seconds)
-        answers, accuracies = self.accuracy.score([work.accuracy for work in rows], inputs, sizes, states, outputs)
+        answers, accuracies = self.accuracy.score_steps(
+            [work.accuracy for work in rows], inputs, sizes, states, outputs
+        )
         alike = outputs.shape[1] == 1
         memories = self._call.memories(after)
         for row, (work, good) in enumerate(zip(rows, sound, strict=True)):
             if good:
                 answer = answers[row] if alike else answers[row][: sizes[row]]
-                surprise = None if work.surprise is None else running(work.surprise, surprises(self._model, answer))
+                surprise = (
+                    None if work.surprise is None else update_means(work.surprise, surprises(self._model, answer))
+                )
                 work.advance(answer, memories[row], accuracies[row], surprise)
             else:
                 work.settle(NotFiniteError())
@@ -214,7 +218,7 @@ class Executor:
         if self._gained is not None and self._uncounted:
             before, after = zip(*self._uncounted, strict=True)
             self._uncounted.clear()
-            self._gained(self.accuracy.gained(before, after))
+            self._gained(self.accuracy.increments(before, after))
 
     def _change(self, work: Work, outputs: Outputs, now: float) -> Change:
         before = work.record
@@ -232,7 +236,7 @@ class Executor:
             now + before.ttl_s,
             work.state,
             work.surprise,
-            _remembering(before, work.requests, outputs, self._most_answers),
+            _remember(before, work.requests, outputs, self._max_answer_bytes),
             self._history(work, before) if self._keep else b"",
             before.accuracy if work.accuracy is None else work.accuracy,
         )
@@ -282,15 +286,15 @@ def _taken(rows: Sequence[Work]) -> tuple[list[Work], list[NDArray[np.float32]]]
     return sound, taken
 
 
-def _remembering(before: Record, requests: Sequence[Request], outputs: Outputs, most: int) -> bytes:
+def _remember(before: Record, requests: Sequence[Request], outputs: Outputs, most: int) -> bytes:
     """The session's last requests with these, whose outputs follow one another."""
     said, end = before.requests, 0
     for request in requests:
         if request.outcome is None:
             start, end = end, end + request.length
             if request.asked.request_id:
-                known = kept.Known(request.digest, before.step + end, outputs[start:end].tobytes())
-                said = kept.remembering(said, request.asked.request_id, known, most)
+                known = idempotency.AppliedRequest(request.digest, before.step + end, outputs[start:end].tobytes())
+                said = idempotency.remember(said, request.asked.request_id, known, most)
     return said
 
 

@@ -15,7 +15,7 @@ from gevent.hub import Waiter
 from numpy.typing import NDArray
 
 from onward.model.runner import Outputs, StepModel
-from onward.model.scoring.surprise import Means
+from onward.model.scoring.surprise import SurpriseMeans
 from onward.service.engine.input_parsing import Inputs
 from onward.service.errors import without_frames
 from onward.service.store.record import Record
@@ -68,7 +68,7 @@ class Done(NamedTuple):
     state: bytes | None
     step: int = 0
     accuracy: bytes | None = None
-    surprise: Means | None = None
+    surprise: SurpriseMeans | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -100,7 +100,7 @@ class Work:
     feed: Callable[[Outputs], NDArray[np.float32]] | None = None  # outputs (1,) -> inputs (1, features) rolled on with
     state: bytes | None = None  # a row's memory, None until the record is loaded
     accuracy: bytes | None = None  # how its predictions came true so far, None where that is not counted
-    surprise: Means | None = None  # how surprising its inputs were so far, None where that is not counted
+    surprise: SurpriseMeans | None = None  # how surprising its inputs were so far, None where that is not counted
     record: Record | None = None
     first: Record | None = None  # what the session begins as, where the first request may create it
     stored: int | None = None  # revision of what the store has under the key, None where it has nothing
@@ -109,7 +109,7 @@ class Work:
     outcome: Done | Exception | None = None
     outputs: Outputs | None = None  # of the last call
     _before: bytearray | None = None  # the memory of those of the calls before it: it grows by a share, not by objects
-    trail: deque[tuple[int, bytes, bytes | None, Means | None]] | None = None
+    trail: deque[tuple[int, bytes, bytes | None, SurpriseMeans | None]] | None = None
     """Where a history is kept: how many inputs led to which state, accuracy and surprise."""
     _consumed: int = 0
     _rolled: int = 0
@@ -140,7 +140,7 @@ class Work:
         return self.feed(self.outputs[-1:])
 
     def advance(
-        self, outputs: Outputs, state: bytes, accuracy: bytes | None = None, surprise: Means | None = None
+        self, outputs: Outputs, state: bytes, accuracy: bytes | None = None, surprise: SurpriseMeans | None = None
     ) -> None:
         """Takes in the answer to what `take` gave: outputs (steps,), and what the row has come to after them."""
         if self._consumed < self.length:

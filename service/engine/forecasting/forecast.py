@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from onward.model.runner import Outputs, StepModel
 from onward.model.sampling import sample_paths
-from onward.model.sampling.rollout_inputs import Feed
-from onward.model.sampling.sample_paths import SAMPLES, Sampled
+from onward.model.sampling.rollout_inputs import RolloutInputs
+from onward.model.sampling.sample_paths import SAMPLES, SampleForecast
 from onward.model.sampling.samplers import new_seed
 from onward.service.engine.batching.batcher import Dispatch
 from onward.service.engine.batching.model_call import joined
@@ -36,7 +36,7 @@ class Forecasts:
     def roll(self, tenant: str, session_id: str, ahead: Ahead, *, has_left: Callable[[], bool] | None = None) -> Rolled:
         """Raises as `Origins.of` does, and what running raises."""
         origin = self._origins.of(tenant, session_id, ahead, has_left)
-        (outputs,) = self._outputs(origin, ahead.horizon, [Feed(origin.model, origin.known)], has_left)
+        (outputs,) = self._outputs(origin, ahead.horizon, [RolloutInputs(origin.model, origin.known)], has_left)
         return Rolled(origin.model, origin.record.step, outputs)
 
     def sample(
@@ -49,7 +49,7 @@ class Forecasts:
         levels: Sequence[float] | None = None,
         seed: int | None = None,
         has_left: Callable[[], bool] | None = None,
-    ) -> Sampled:
+    ) -> SampleForecast:
         """Each path has a generator of its own, of the seed and its number: the same seed gives the same paths.
 
         Raises as `roll` does, and InvalidInputError where the model says no distribution.
@@ -64,16 +64,16 @@ class Forecasts:
         origin = self._origins.of(tenant, session_id, ahead, has_left)
         model, seed = origin.model, new_seed() if seed is None else seed
         with refusing():
-            sample_paths.hold(model.manifest.head, samples=samples, levels=levels)
-            feeds = [sample_paths.feed(model, origin.known, seed, path) for path in by_turns(range(count))]
+            sample_paths.require_distribution(model.manifest.head, samples=samples, levels=levels)
+            feeds = [sample_paths.path_inputs(model, origin.known, seed, path) for path in by_turns(range(count))]
         ends = self._outputs(origin, ahead.horizon, feeds, has_left)
         for feed, outputs in by_turns(zip(feeds, ends, strict=True)):
-            feed.say(outputs[-1:])
+            feed.next_targets(outputs[-1:])
         with refusing():
-            return sample_paths.sampled(model, origin.record.step, seed, feeds, origin.outputs, levels)
+            return sample_paths.summarise_paths(model, origin.record.step, seed, feeds, origin.outputs, levels)
 
     def _outputs(
-        self, origin: Origin, horizon: int, feeds: Sequence[Feed], has_left: Callable[[], bool] | None
+        self, origin: Origin, horizon: int, feeds: Sequence[RolloutInputs], has_left: Callable[[], bool] | None
     ) -> list[Outputs]:
         """Of each feed, outputs (horizon,)."""
         if horizon == 1:

@@ -64,7 +64,7 @@ class Origins:
         if ahead.future is not None and len(ahead.future) > self._max_horizon:
             raise InvalidInputError(Fault("future", f"at most {self._max_horizon} steps; horizon - 1 are read"))
         with refusing():
-            known = rollout.known(model.manifest, ahead.horizon, ahead.future)
+            known = rollout.future_covariates(model.manifest, ahead.horizon, ahead.future)
         state = state_of(model, record)
         if ahead.inputs is None:
             outputs, read = model.last_prediction(state), np.zeros((0, len(model.features)), np.float32)
@@ -82,4 +82,4 @@ class Origins:
         if horizon > self._max_horizon:
             raise InvalidInputError(Fault("horizon", f"at most {self._max_horizon}"))
         with refusing():
-            rollout.hold(model.manifest)
+            rollout.require_rollout(model.manifest)

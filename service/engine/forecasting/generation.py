@@ -10,7 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onward.model.runner import Outputs
-from onward.model.sampling.generation import Drawn, Ended, Path, Start, Wish
+from onward.model.sampling.generation import (
+    GeneratedPath,
+    GeneratedStep,
+    GenerationEnd,
+    GenerationOptions,
+    GenerationStart,
+)
 from onward.model.sampling.samplers import new_seed
 from onward.model.state import State
 from onward.service.engine.batching.batcher import Dispatch
@@ -26,7 +32,7 @@ class Draw:
         self,
         origin: Origin,
         horizon: int,
-        wish: Wish,
+        wish: GenerationOptions,
         seed: int,
         dispatch: Dispatch,
         has_left: Callable[[], bool] | None = None,
@@ -35,10 +41,10 @@ class Draw:
         self.model, self.record, self.seed = origin.model, origin.record, seed
         self._dispatch, self._has_left = dispatch, has_left
         with refusing():
-            start = Start(origin.outputs, origin.state, origin.read, origin.known)
-            self._path = Path(origin.model, start, horizon, wish, seed)
+            start = GenerationStart(origin.outputs, origin.state, origin.read, origin.known)
+            self._path = GeneratedPath(origin.model, start, horizon, wish, seed)
 
-    def steps(self) -> Iterator[Drawn | Ended]:
+    def steps(self) -> Iterator[GeneratedStep | GenerationEnd]:
         """Each step, and at last the end; once. Raises NotFiniteError, AbandonedError, and what running raises."""
         with refusing():
             yield from self._path.steps(self._step)
@@ -60,7 +66,7 @@ class Draws:
         tenant: str,
         session_id: str,
         ahead: Ahead,
-        wish: Wish,
+        wish: GenerationOptions,
         *,
         seed: int | None = None,
         since: tuple[int, int] | None = None,

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onward.model.manifest import Feature
-from onward.model.scoring.surprise import Means
+from onward.model.scoring.surprise import SurpriseMeans
 
 _HEAD, _POINT = struct.Struct("<8sIIH"), struct.Struct("<QQddII")
 
@@ -23,7 +23,7 @@ class Point(NamedTuple):
     """A step that can be gone back to: the statistics, the state, and how predictions came true until then."""
 
     step: int
-    surprise: Means
+    surprise: SurpriseMeans
     state: bytes
     accuracy: bytes = b""
 

@@ -108,7 +108,7 @@ class Lives:
         while not committed:  # until no step came in between
             now, found = self._clock(), self.load(key)
             if isinstance(found, DamagedRecordError):
-                self._store.set_aside(key)
+                self._store.quarantine(key)
                 return
             record = living(session_id, found, now)
             (committed,) = self._store.commit_many([Change(key, record.revision, record.tombstone("deleted", now))])

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from onward.model.scoring.layout import wanted
-from onward.model.scoring.surprise import NONE
+from onward.model.scoring.layout import nominal_coverage
+from onward.model.scoring.surprise import NO_SURPRISES
 from onward.service.engine.batching.batcher import Dispatch
 from onward.service.engine.models import Models, ref_of, state_of
 from onward.service.engine.sessions import history
@@ -48,7 +48,7 @@ class Past:
             before = record._replace(
                 step=step, state=state, surprise=surprise, history=past.to_bytes(), accuracy=accuracy
             )
-            if session := self._lives.replaced(tenant, session_id, record, _unanswered(before)):
+            if session := self._lives.replaced(tenant, session_id, record, _without_answers(before)):
                 return session
 
     def migrate(
@@ -67,12 +67,12 @@ class Past:
             initial, features = model.layout.initial(1), model.manifest.features
             if not record.history and record.step:
                 raise HistoryError(f"session {session_id!r} keeps no inputs to replay")
-            start = Point(record.step, NONE, initial.tobytes())
+            start = Point(record.step, NO_SURPRISES, initial.tobytes())
             past = history.from_bytes(record.history) if record.history else history.begun(features, start)
             if past.features != history.meaning(features):
                 raise HistoryError(f"version {model.manifest.version} of {record.ref.model!r} has other features")
-            state, surprise = initial.tobytes(), NONE
-            accuracy = self._dispatch.accuracy(model).begun(wanted(record.accuracy))
+            state, surprise = initial.tobytes(), NO_SURPRISES
+            accuracy = self._dispatch.accuracy(model).initial(nominal_coverage(record.accuracy))
             if len(past.inputs):
                 done = self._dispatch.run_free(
                     model, past.inputs, initial, accuracy=accuracy, surprise=surprise, has_left=has_left, since=since
@@ -85,10 +85,10 @@ class Past:
             moved = record._replace(
                 ref=ref_of(model), state=state, surprise=surprise, history=past.to_bytes(), accuracy=accuracy
             )
-            if session := self._lives.replaced(tenant, session_id, record, _unanswered(moved)):
+            if session := self._lives.replaced(tenant, session_id, record, _without_answers(moved)):
                 return session, len(past.inputs)
 
 
-def _unanswered(record: Record) -> Record:
+def _without_answers(record: Record) -> Record:
     """Without the answers of the last requests, which are not this state's: they are known as late."""
-    return record._replace(requests=idempotency.unanswered(record.requests))
+    return record._replace(requests=idempotency.without_answers(record.requests))

@@ -24,7 +24,7 @@ from onward.service.errors import (
 from onward.service.store import record as records
 
 if TYPE_CHECKING:
-    from onward.service.store.signed_tokens import Seal
+    from onward.service.store.signed_tokens import SignedTokens
 
 _HEAD = struct.Struct("<dQ")  # when it was issued, in seconds since 1970 UTC, and the step it is at
 
@@ -45,7 +45,7 @@ class Carried:
         models: Models,
         intake: Intake,
         dispatch: Dispatch,
-        seal: "Seal | None",
+        seal: "SignedTokens | None",
         *,
         clock: Callable[[], float],
         age_s: float,
@@ -55,7 +55,7 @@ class Carried:
         self._secrets, self._clock, self._age_s = seal, clock, age_s
 
     @property
-    def _seal(self) -> "Seal":
+    def _seal(self) -> "SignedTokens":
         if self._secrets is None:
             raise NoSecretError
         return self._secrets
@@ -63,7 +63,7 @@ class Carried:
     def exported(self, tenant: str, session_id: str) -> tuple[Session, bytes]:
         """The session, and its record signed. Raises as `Lives.session` does, and NoSecretError."""
         session = self._lives.session(tenant, session_id)
-        return session, self._seal.signed(session.record.to_bytes())
+        return session, self._seal.sign(session.record.to_bytes())
 
     def restored(self, tenant: str, session_id: str, signed: bytes) -> Session:
         """A session from what `exported` gave, wherever that was, with its last request and answer.
@@ -72,7 +72,7 @@ class Carried:
         `Lives.claim` does.
         """
         try:
-            record = records.from_bytes(self._seal.verified(signed))
+            record = records.from_bytes(self._seal.verify(signed))
         except ValueError:
             raise InvalidInputError(Fault("state", "not a record that this service's secret has signed")) from None
         except UnreadableRecordError as error:
@@ -110,7 +110,7 @@ class Carried:
         assert done.state is not None
         step += len(done.outputs)
         content = _HEAD.pack(self._clock(), step) + done.state
-        sealed = seal.sealed(content, _bound_to(tenant, model))
+        sealed = seal.encrypt(content, _bound_to(tenant, model))
         return Held(model, step, done.outputs, f"{model.manifest.version}.{sealed}")
 
     def _opened(self, tenant: str, name: str, version: int | None, token: str) -> tuple[StepModel, int, bytes]:
@@ -127,7 +127,7 @@ class Carried:
         except UnknownVersionError:
             raise ModelGoneError(name, int(its), "which is not served any more") from None
         try:
-            content = self._seal.opened(sealed, _bound_to(tenant, model))
+            content = self._seal.decrypt(sealed, _bound_to(tenant, model))
         except ValueError:
             raise InvalidInputError(Fault("state", "not a state that this service gave for this model")) from None
         issued_at, step = _HEAD.unpack_from(content)

@@ -7,7 +7,7 @@ import numpy as np
 import orjson
 import pytest
 
-from onward.model.outputs import rows
+from onward.model.outputs import step_fields
 from onward.model.repository import open_all
 from onward.model.scoring.accuracy import Accuracy
 from onward.model.scoring.layout import ERROR
@@ -35,10 +35,10 @@ def test_rows_counted_together_have_the_bits_of_rows_counted_alone(tmp_path: Pat
     for step in range(40):
         now = inputs[:, step : step + 1]
         outputs, after = model.run(now, np.ones(7, np.int32), state)
-        told, together = map(list, counted.score(together, now, [1] * 7, state, outputs))
+        told, together = map(list, counted.score_steps(together, now, [1] * 7, state, outputs))
         for row in range(7):
             of = slice(row, row + 1)
-            (one,), (alone[row],) = counted.score([alone[row]], now[of], [1], state[of], outputs[of])
+            (one,), (alone[row],) = counted.score_steps([alone[row]], now[of], [1], state[of], outputs[of])
             assert one.tobytes() == told[row].tobytes()
         assert together == alone
         state = after
@@ -54,14 +54,17 @@ def test_large_numbers_do_no_harm() -> None:
     model = open_all(ZOO).models["weather"][1]
     counted = Accuracy(model)
     most = float(np.finfo(np.float32).max)
-    for kept in (b"", counted.begun(0.9)):
+    for kept in (b"", counted.initial(0.9)):
         outputs, state = np.zeros((1, 2), model.output_dtype), model.layout.initial(1)
         outputs["point"] = -most
         inputs = np.array([[[most, 1, 2, 3], [most, 1, 2, 3]]], np.float32)
-        (answer,), (after,) = counted.score([kept], inputs, [2], state, outputs)
+        (answer,), (after,) = counted.score_steps([kept], inputs, [2], state, outputs)
         assert after is not None
-        assert orjson.loads(orjson.dumps(rows(model, answer), option=orjson.OPT_SERIALIZE_NUMPY))["error"][1][0] is None
-        targets = counted.targets_of(after)
+        assert (
+            orjson.loads(orjson.dumps(step_fields(model, answer), option=orjson.OPT_SERIALIZE_NUMPY))["error"][1][0]
+            is None
+        )
+        targets = counted.target_statistics(after)
         assert targets is not None
         assert targets["precipitation"].mae == pytest.approx(1.5 * most)
 
@@ -76,11 +79,11 @@ def test_errors_beyond_single_precision_keep_their_sign(rows: int) -> None:
     for said, actual, expected in ((-most, most, math.inf), (most, -most, -math.inf), (most, math.nan, math.nan)):
         state[centre] = said
         inputs = np.full((rows, 1, 4), actual, np.float32)
-        answers, _ = Accuracy(model).score([b""] * rows, inputs, [1] * rows, state, outputs)
+        answers, _ = Accuracy(model).score_steps([b""] * rows, inputs, [1] * rows, state, outputs)
         for answer in answers:
             np.testing.assert_array_equal(answer[ERROR], np.full_like(answer[ERROR], expected))
     lasting = np.zeros((1, 3), model.output_dtype)
     lasting["point"][0, :, 0] = most
     inputs = np.array([[[0, 1, 2, 3], [math.nan, 1, 2, 3], [-most, 1, 2, 3]]], np.float32)
-    ((answer,), _) = Accuracy(model).score([b""], inputs, [3], model.layout.initial(1), lasting)
+    ((answer,), _) = Accuracy(model).score_steps([b""], inputs, [3], model.layout.initial(1), lasting)
     np.testing.assert_array_equal(answer[ERROR][1:, 0], [math.nan, -math.inf])

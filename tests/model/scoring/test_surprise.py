@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from onward.model.scoring.surprise import running
+from onward.model.scoring.surprise import update_means
 
 
 def test_the_mean_and_a_forgetting_mean() -> None:
     """Whatever the chunks, the mean is the mean, and the one that forgets weighs the last input 0.1."""
     values = np.random.default_rng(0).normal(size=50).tolist()
-    whole = running((0, 0.0, 0.0), values)
-    assert running(running(running((0, 0.0, 0.0), values[:20]), values[20:21]), values[21:]) == whole
+    whole = update_means((0, 0.0, 0.0), values)
+    assert update_means(update_means(update_means((0, 0.0, 0.0), values[:20]), values[20:21]), values[21:]) == whole
     count, mean, recent = whole
     assert count == 50
     assert mean == pytest.approx(np.mean(values))

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from onward.model.repository import open_all
 from onward.model.runner import Outputs, StepModel
-from onward.model.sampling.generation import Wish
-from onward.model.sampling.rollout_inputs import Feed
+from onward.model.sampling.generation import GenerationOptions
+from onward.model.sampling.rollout_inputs import RolloutInputs
 from onward.service.engine.batching.batcher import outcome
 from onward.service.engine.batching.executor import Executor
 from onward.service.engine.batching.work_item import Asked, Work
@@ -25,7 +25,7 @@ from onward.service.errors import (
     StoreUnavailableError,
 )
 from onward.service.store.lmdb import LmdbStore
-from onward.service.store.signed_tokens import Seal
+from onward.service.store.signed_tokens import SignedTokens
 from tests.helpers.reference_loop import ZOO
 from tests.service.conftest import Clock
 
@@ -68,7 +68,7 @@ def test_a_row_that_cannot_go_on_fails_alone(engine: Engine) -> None:
 
     call, state = dispatch.call(3), model.layout.initial(1)
     step = np.full((1, 1), 500, np.float32)
-    bad = dispatch.free_work(model, step, call, state, horizon=3, feed=Feed(model, say=say))
+    bad = dispatch.free_work(model, step, call, state, horizon=3, feed=RolloutInputs(model, say=say))
     good = [dispatch.free_work(model, step, call, state, horizon=3) for _ in range(2)]
     dispatch.run(call, [good[0], bad, good[1]])
     assert isinstance(bad.outcome, ValueError)
@@ -128,7 +128,9 @@ LONG: dict[str, Callable[[Engine, Callable[[], bool]], object]] = {
     "forecast": lambda engine, left: engine.forecasts.roll(T, "s", Ahead(9999), has_left=left),
     "forecast after inputs": lambda engine, left: engine.forecasts.roll(T, "s", Ahead(2, STEPS), has_left=left),
     "sample paths": lambda engine, left: engine.forecasts.sample(T, "s", Ahead(9999), samples=9, has_left=left),
-    "draw": lambda engine, left: list(engine.draws.begin(T, "s", Ahead(9999), Wish(), has_left=left).steps()),
+    "draw": lambda engine, left: list(
+        engine.draws.begin(T, "s", Ahead(9999), GenerationOptions(), has_left=left).steps()
+    ),
     "rewind": lambda engine, left: engine.past.rewind(T, "old", 1999, has_left=left),
     "migrate": lambda engine, left: engine.past.migrate(T, "old", None, has_left=left),
 }
@@ -144,7 +146,9 @@ def raised(answers: Sequence[object]) -> None:
 def test_whatever_its_client_left_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Whatever was asked for: it runs while the client is there, and no further once it has gone."""
     monkeypatch.setattr("onward.service.engine.batching.batcher.LEFT_S", 0.0)
-    engine = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits(history=2000), seal=Seal(["0123456789abcdef" * 2]))
+    engine = Engine(
+        open_all(ZOO), LmdbStore(tmp_path), Limits(history=2000), seal=SignedTokens(["0123456789abcdef" * 2])
+    )
     engine.start()
     for session_id in "st":
         engine.create(T, "pulse", session_id=session_id)

@@ -9,7 +9,7 @@ import gevent
 import pytest
 
 from onward.model.repository import open_all
-from onward.model.sampling.generation import Wish
+from onward.model.sampling.generation import GenerationOptions
 from onward.service.engine.batching.work_item import Asked
 from onward.service.engine.engine import Engine, Limits
 from onward.service.engine.forecasting.forecast_start import Ahead
@@ -44,7 +44,7 @@ REQUESTS: dict[str, Any] = {
     "forecast": lambda engine: engine.forecasts.roll(T, "s", Ahead(5, [10])),
     "forecast beyond what is finite": lambda engine: engine.forecasts.roll(T, "s", Ahead(5, BEYOND)),
     "sample paths": lambda engine: engine.forecasts.sample(T, "s", Ahead(5), samples=3),
-    "draw": lambda engine: list(engine.draws.begin(T, "s", Ahead(5), Wish()).steps()),
+    "draw": lambda engine: list(engine.draws.begin(T, "s", Ahead(5), GenerationOptions()).steps()),
     "migrate": lambda engine: engine.past.migrate(T, "s", None),
     "rewind too far": lambda engine: engine.past.rewind(T, "s", 10**9),
 }

@@ -11,7 +11,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from onward.model.repository import open_all
-from onward.model.sampling.generation import Drawn, Ended, Wish
+from onward.model.sampling.generation import GeneratedStep, GenerationEnd, GenerationOptions
 from onward.service.app import create_app
 from onward.service.engine.engine import Engine, Limits
 from onward.service.engine.forecasting.forecast_start import Ahead
@@ -61,16 +61,22 @@ def client(engine: Engine) -> FlaskClient:
     return made
 
 
-def drawn(engine: Engine, session: str, ahead: Ahead, wish: Wish = Wish(), seed: int = 1) -> list[Drawn]:  # noqa: B008
+def drawn(
+    engine: Engine,
+    session: str,
+    ahead: Ahead,
+    wish: GenerationOptions = GenerationOptions(),  # noqa: B008
+    seed: int = 1,
+) -> list[GeneratedStep]:
     """The steps of a draw that comes to its horizon."""
     *steps, end = engine.draws.begin(T, session, ahead, wish, seed=seed).steps()
-    assert isinstance(end, Ended)
+    assert isinstance(end, GenerationEnd)
     assert end.reason == "horizon"
     assert len(steps) == ahead.horizon
-    return [step for step in steps if isinstance(step, Drawn)]
+    return [step for step in steps if isinstance(step, GeneratedStep)]
 
 
-def tokens(steps: Sequence[Drawn]) -> list[int]:
+def tokens(steps: Sequence[GeneratedStep]) -> list[int]:
     return [int(step.values[0]) for step in steps]
 
 
@@ -122,23 +128,25 @@ def test_without_heat_a_draw_is_what_a_forecast_feeds_back(engine: Engine) -> No
     engine.create(T, "characters", session_id="c")
     for session, inputs, temperature, name in (("p", None, 0.0, "mean"), ("o", None, 1.0, "point")):
         rolled = engine.forecasts.roll(T, session, Ahead(9, inputs)).outputs[name]
-        steps = drawn(engine, session, Ahead(9, inputs), Wish(temperature))
+        steps = drawn(engine, session, Ahead(9, inputs), GenerationOptions(temperature))
         assert np.stack([step.values for step in steps]).tobytes() == rolled.tobytes()
     loop, names = BareLoop(ZOO / "characters/1"), engine.models.named("characters").manifest.categories
     said = loop.run([[names.index(character)] for character in PROMPT])
     greedy = [int(said["top"][-1, 0])]
     for _ in range(29):
         greedy.append(int(loop.step([greedy[-1]])["top"][0]))
-    assert tokens(drawn(engine, "c", Ahead(30, PROMPT), Wish(0.0))) == greedy
-    assert tokens(drawn(engine, "c", Ahead(30, PROMPT), Wish(top_k=1))) == greedy
-    assert tokens(drawn(engine, "c", Ahead(30, PROMPT), Wish(top_p=1e-9))) == greedy
+    assert tokens(drawn(engine, "c", Ahead(30, PROMPT), GenerationOptions(0.0))) == greedy
+    assert tokens(drawn(engine, "c", Ahead(30, PROMPT), GenerationOptions(top_k=1))) == greedy
+    assert tokens(drawn(engine, "c", Ahead(30, PROMPT), GenerationOptions(top_p=1e-9))) == greedy
     assert tokens(drawn(engine, "c", Ahead(30, PROMPT))) != greedy
 
 
 def test_temperature_scales_the_spread(engine: Engine) -> None:
     """Of numbers, around the centre, exactly: the same draw at half the heat is half as far away."""
     engine.create(T, "pulse", session_id="p", inputs=pulse(20))
-    (centre,), (whole,), (half,) = (drawn(engine, "p", Ahead(1), Wish(temperature)) for temperature in (0.0, 1.0, 0.5))
+    (centre,), (whole,), (half,) = (
+        drawn(engine, "p", Ahead(1), GenerationOptions(temperature)) for temperature in (0.0, 1.0, 0.5)
+    )
     assert half.values - centre.values == pytest.approx((whole.values - centre.values) / 2, rel=1e-3)
     assert abs(whole.values - centre.values).max() > 0
 
@@ -147,8 +155,14 @@ def test_what_was_drawn_or_read_is_penalised(engine: Engine) -> None:
     """Of equal categories, with a penalty that nothing outweighs, each comes once before any comes twice."""
     engine.create(T, "even", session_id="s")
     for seed in range(5):
-        assert sorted(tokens(drawn(engine, "s", Ahead(5), Wish(repetition_penalty=50), seed))) == [0, 1, 2, 3, 4]
-        after = tokens(drawn(engine, "s", Ahead(3, [20, 40]), Wish(repetition_penalty=50), seed))
+        assert sorted(tokens(drawn(engine, "s", Ahead(5), GenerationOptions(repetition_penalty=50), seed))) == [
+            0,
+            1,
+            2,
+            3,
+            4,
+        ]
+        after = tokens(drawn(engine, "s", Ahead(3, [20, 40]), GenerationOptions(repetition_penalty=50), seed))
         assert sorted(after) == [0, 2, 4]
     assert len(set(tokens(drawn(engine, "s", Ahead(5), seed=3)))) < 5
 

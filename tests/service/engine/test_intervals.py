@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from onward.model.runner import Outputs, StepModel
 from onward.model.scoring.conformal import (
     GAMMA,
-    HELD,
-    LEAST,
+    MIN_SCORES,
+    RING_SIZE,
 )
 from onward.model.scoring.layout import ANOMALY, HIGH, LOW
 from tests.helpers.expected_scores import STEPS, before, serving
@@ -42,11 +42,11 @@ def test_anomalies_are_calibrated(tmp_path: Path) -> None:
     series = noise(model, 6000, np.random.default_rng(0), lambda _: 1.0)
     engine.create(T, "tiny", session_id="s")
     told = engine.steps.one(T, "s", series).outputs[ANOMALY]
-    assert np.isnan(told[:LEAST]).all()
-    assert not np.isnan(told[LEAST:]).any()
+    assert np.isnan(told[:MIN_SCORES]).all()
+    assert not np.isnan(told[MIN_SCORES:]).any()
     error = 4 * math.sqrt(0.05 * 0.95 / 6000)  # neighbours share most of a ring, and so some more
-    assert 0.05 - error < float((told[LEAST:] >= np.float32(0.95)).mean()) < 0.05 + error
-    assert float((told[LEAST:] >= np.float32(0.99)).mean()) < 0.01 + error / 2
+    assert 0.05 - error < float((told[MIN_SCORES:] >= np.float32(0.95)).mean()) < 0.05 + error
+    assert float((told[MIN_SCORES:] >= np.float32(0.99)).mean()) < 0.01 + error / 2
     assert engine.steps.one(T, "s", [[series[-1][0] + 100]]).outputs[ANOMALY][0] > 0.99
     engine.close()
 
@@ -106,7 +106,7 @@ def test_intervals_are_the_papers(tmp_path: Path, head: str) -> None:
             if step >= 9:  # before, no interval has an end
                 alpha += GAMMA * (0.1 - err)
             scores.append(float(score))
-            last = sorted(scores[-HELD:])
+            last = sorted(scores[-RING_SIZE:])
             rank = math.ceil((len(last) + 1) * (1 - alpha) - 1e-9)
             reach = float(last[rank - 1]) if rank <= len(last) else math.inf
             if step >= 40:

@@ -17,7 +17,7 @@ from onward.service.errors import (
     UnknownSessionError,
 )
 from onward.service.store.lmdb import LmdbStore
-from onward.service.store.signed_tokens import Seal
+from onward.service.store.signed_tokens import SignedTokens
 from tests.helpers.reference_loop import ZOO, BareLoop, pulse
 from tests.service.conftest import Clock
 
@@ -28,7 +28,7 @@ SECRET = "0123456789abcdef0123456789abcdef"
 @pytest.fixture
 def sealing(store: LmdbStore, clock: Clock) -> Iterator[Engine]:
     """An engine that has a secret."""
-    started = Engine(open_all(ZOO), store, Limits(), seal=Seal([SECRET]), clock=clock, monotonic=clock)
+    started = Engine(open_all(ZOO), store, Limits(), seal=SignedTokens([SECRET]), clock=clock, monotonic=clock)
     started.start(flush_s=1000, sweep_s=1000)
     yield started
     started.close()
@@ -63,7 +63,7 @@ def test_a_session_is_carried_away_and_back(sealing: Engine) -> None:
     _, signed = sealing.carried.exported(T, "a")
     with pytest.raises(SessionExistsError):
         sealing.carried.restored(T, "a", signed)
-    for wrong in (signed[:-1] + bytes([signed[-1] ^ 1]), signed[:40], b"", Seal(["x" * 32]).signed(signed[36:])):
+    for wrong in (signed[:-1] + bytes([signed[-1] ^ 1]), signed[:40], b"", SignedTokens(["x" * 32]).sign(signed[36:])):
         with pytest.raises(InvalidInputError):
             sealing.carried.restored(T, "b", wrong)
     with pytest.raises(InvalidInputError, match="another tenant"):
@@ -85,10 +85,10 @@ def test_a_session_is_carried_away_and_back(sealing: Engine) -> None:
 def test_a_record_of_another_version_of_onward_is_not_called_forged(sealing: Engine) -> None:
     """It was signed with this secret, and cannot be read here: which of the two is said."""
     sealing.create(T, "pulse", session_id="a")
-    seal = Seal([SECRET])
-    data = seal.verified(sealing.carried.exported(T, "a")[1])
+    seal = SignedTokens([SECRET])
+    data = seal.verify(sealing.carried.exported(T, "a")[1])
     with pytest.raises(InvalidInputError, match="it is of format 3, and this version reads formats 4 and 5"):
-        sealing.carried.restored(T, "b", seal.signed(data[:3] + b"\x03" + data[4:]))
+        sealing.carried.restored(T, "b", seal.sign(data[:3] + b"\x03" + data[4:]))
     with pytest.raises(InvalidInputError, match="not a record that this service's secret has signed"):
         sealing.carried.restored(T, "b", data)
 

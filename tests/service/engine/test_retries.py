@@ -21,7 +21,7 @@ from onward.service.errors import (
 )
 from onward.service.store import idempotency
 from onward.service.store.contract import Change
-from onward.service.store.idempotency import REMEMBERED
+from onward.service.store.idempotency import MAX_REQUESTS
 from onward.service.store.lmdb import LmdbStore
 from tests.helpers.reference_loop import ZOO, BareLoop
 
@@ -49,16 +49,16 @@ def test_late_duplicates_get_their_answers(engine: Engine) -> None:
     Where answers are long fewer are kept, and the others' requests are known as applied.
     """
     engine.create(T, "pulse", session_id="s")
-    first = [engine.steps.one(T, "s", [[500 + number]], request_id=f"r{number}") for number in range(REMEMBERED)]
-    again = [engine.steps.one(T, "s", [[500 + number]], request_id=f"r{number}") for number in range(REMEMBERED)]
+    first = [engine.steps.one(T, "s", [[500 + number]], request_id=f"r{number}") for number in range(MAX_REQUESTS)]
+    again = [engine.steps.one(T, "s", [[500 + number]], request_id=f"r{number}") for number in range(MAX_REQUESTS)]
     assert [(one.step, one.outputs.tobytes()) for one in again] == [(one.step, one.outputs.tobytes()) for one in first]
     engine.steps.one(T, "s", [[1.0]] * 1000, request_id="long")
     engine.steps.one(T, "s", [[2.0]], request_id="next")
-    assert engine.steps.one(T, "s", [[2.0]], request_id="next").step == REMEMBERED + 1001
-    for believed in (None, REMEMBERED, 3):  # it was applied, whatever it says of the session
+    assert engine.steps.one(T, "s", [[2.0]], request_id="next").step == MAX_REQUESTS + 1001
+    for believed in (None, MAX_REQUESTS, 3):  # it was applied, whatever it says of the session
         with pytest.raises(LateRequestError):
             engine.steps.one(T, "s", [[1.0]] * 1000, request_id="long", step=believed)
-    assert engine.lives.session(T, "s").record.step == REMEMBERED + 1001
+    assert engine.lives.session(T, "s").record.step == MAX_REQUESTS + 1001
 
 
 def test_requests_in_order_are_one_commit(engine: Engine, store: LmdbStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,25 +107,25 @@ def test_what_was_under_way_is_answered_again(engine: Engine) -> None:
         engine.create(T, name, session_id=name)
         features = engine.models.named(name).manifest.features
         one = [0.0 if feature.kind == "number" else feature.categories[0] for feature in features]
-        many = [Asked(name, [one], None, f"r{number}") for number in range(REMEMBERED)]
+        many = [Asked(name, [one], None, f"r{number}") for number in range(MAX_REQUESTS)]
         first, again = engine.steps.in_order(T, many), engine.steps.in_order(T, many)
         for place, (told, once_more) in enumerate(zip(first, again, strict=True), 1):
             assert isinstance(told, Answer)
             assert isinstance(once_more, Answer)
             assert (told.step, told.outputs.tobytes()) == (place, once_more.outputs.tobytes())
-        assert engine.lives.session(T, name).record.step == REMEMBERED
+        assert engine.lives.session(T, name).record.step == MAX_REQUESTS
 
 
 def test_a_call_names_no_more_requests_than_are_remembered(engine: Engine) -> None:
     """Of one session: sent again, the first would be applied again. Without ids, and of many sessions, it may."""
     engine.create(T, "pulse", session_id="s")
     engine.create(T, "pulse", session_id="other")
-    many = [Asked("s", [[500 + number]], None, f"r{number}") for number in range(REMEMBERED + 1)]
+    many = [Asked("s", [[500 + number]], None, f"r{number}") for number in range(MAX_REQUESTS + 1)]
     with pytest.raises(InvalidInputError, match="33 of session 's' have one, and its last 32 are known"):
         engine.steps.many(T, [Asked("other", [[1.0]]), *many])
     assert {engine.lives.session(T, name).record.step for name in ("s", "other")} == {0}
     engine.steps.many(T, [*many[1:], Asked("other", [[1.0]], None, "r"), *[Asked("s", [[1.0]])] * 5])
-    assert engine.lives.session(T, "s").record.step == REMEMBERED + 5
+    assert engine.lives.session(T, "s").record.step == MAX_REQUESTS + 5
 
 
 def test_nothing_overtakes_what_was_held_up(engine: Engine, store: LmdbStore, monkeypatch: pytest.MonkeyPatch) -> None:

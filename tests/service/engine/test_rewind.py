@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onward.model.repository import open_all
-from onward.model.scoring.surprise import Means, running
+from onward.model.scoring.surprise import SurpriseMeans, update_means
 from onward.service.engine.engine import Engine, Limits
 from onward.service.engine.sessions import history
 from onward.service.engine.sessions.history import Point
@@ -157,11 +157,11 @@ def test_a_long_call_counts_each_surprise_once_for_its_history(tmp_path: Path, m
     """However many points lie on the way: from the start for each of them would hold up the worker."""
     counted = []
 
-    def counting(before: Means, told: list[float]) -> Means:
+    def counting(before: SurpriseMeans, told: list[float]) -> SurpriseMeans:
         counted.append(len(told))
-        return running(before, told)
+        return update_means(before, told)
 
-    monkeypatch.setattr("onward.service.engine.batching.executor.running", counting)
+    monkeypatch.setattr("onward.service.engine.batching.executor.update_means", counting)
     engine = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits(history=100))
     engine.start()
     engine.create(T, "pulse", session_id="s")

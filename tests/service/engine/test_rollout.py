@@ -5,7 +5,7 @@ import sys
 import numpy as np
 
 from onward.model.repository import open_bundle
-from onward.model.sampling.rollout_inputs import Feed
+from onward.model.sampling.rollout_inputs import RolloutInputs
 from onward.service.engine.batching.work_item import Call, Work
 from tests.helpers.reference_loop import ZOO
 
@@ -15,7 +15,7 @@ STEPS = 4000
 def test_a_rollout_keeps_numbers_and_no_objects() -> None:
     """Whatever its horizon: objects for each step of a thousand rows would hold up the worker when they are freed."""
     model = open_bundle(ZOO / "pulse/1")
-    initial, feed = model.layout.initial(1), Feed(model)
+    initial, feed = model.layout.initial(1), RolloutInputs(model)
     start = np.full((1, 1), 500, np.float32)
     work = Work(model, 1, 1e9, 64, Call(1, 0.0), b"line", inputs=start, horizon=STEPS, feed=feed)
     work.state = initial.tobytes()

@@ -18,7 +18,7 @@ from onward.service.engine.engine import Engine, Limits
 from onward.service.http.operations import NDJSON
 from onward.service.settings import Settings
 from onward.service.store.lmdb import LmdbStore
-from onward.service.store.signed_tokens import Seal
+from onward.service.store.signed_tokens import SignedTokens
 from tests.helpers.random_bundles import make_bundle
 
 HISTORY = 2000
@@ -45,7 +45,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     make_bundle(tmp_path / "models", name="tiny")
     limits = Limits(history=HISTORY)
     store = LmdbStore(tmp_path / "store")
-    started = Engine(open_all(tmp_path / "models"), store, limits, seal=Seal(["0123456789abcdef" * 2]))
+    started = Engine(open_all(tmp_path / "models"), store, limits, seal=SignedTokens(["0123456789abcdef" * 2]))
     started.start()
     for name in "st":
         started.create("public", "tiny", session_id=name)

@@ -23,7 +23,7 @@ from onward.service.http.operations import Operation
 from onward.service.http.problems import RequestError
 from onward.service.settings import Settings
 from onward.service.store.lmdb import LmdbStore
-from onward.service.store.signed_tokens import Seal
+from onward.service.store.signed_tokens import SignedTokens
 from tests.helpers.reference_loop import ZOO
 
 LIMITS = Limits()
@@ -139,7 +139,7 @@ TAKE_JSON = [operation for operation in OPERATIONS if operation.body is not None
 def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flask]:
     limits = Limits(max_steps=1000, history=5)
     store = LmdbStore(tmp_path_factory.mktemp("store"))
-    engine = Engine(open_all(ZOO), store, limits, seal=Seal(["0123456789abcdef" * 2]))
+    engine = Engine(open_all(ZOO), store, limits, seal=SignedTokens(["0123456789abcdef" * 2]))
     engine.start()
     app = create_app(Settings(), engine)
     assert app.test_client().post("/v1/models/pulse/sessions", json={"session_id": "s"}).status_code == 201

@@ -15,7 +15,7 @@ from onward.service.engine.batching.executor import Executor
 from onward.service.engine.engine import Engine, Limits
 from onward.service.settings import Settings
 from onward.service.store.lmdb import LmdbStore
-from onward.service.store.signed_tokens import Seal
+from onward.service.store.signed_tokens import SignedTokens
 from tests.helpers.random_bundles import FEATURES, make_bundle
 
 MOST = 60
@@ -54,7 +54,9 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
     make_bundle(models, name="tiny")
     make_bundle(models, name="covariate", features=FEATURES, targets=("x",))
     limits = Limits(max_steps=MOST, max_horizon=40, history=HISTORY)
-    started = Engine(open_all(models), LmdbStore(tmp_path / "store"), limits, seal=Seal(["0123456789abcdef" * 2]))
+    started = Engine(
+        open_all(models), LmdbStore(tmp_path / "store"), limits, seal=SignedTokens(["0123456789abcdef" * 2])
+    )
     started.start()
     for name, model in {"s": "tiny", "t": "tiny", "c": "covariate"}.items():
         started.create("public", model, session_id=name)

@@ -16,7 +16,7 @@ from onward.service.http import openapi, response_schemas
 from onward.service.http.sse import MEDIA_TYPE
 from onward.service.settings import Settings
 from onward.service.store.lmdb import LmdbStore
-from onward.service.store.signed_tokens import Seal
+from onward.service.store.signed_tokens import SignedTokens
 from tests.helpers import sse_reader
 from tests.helpers.random_bundles import make_bundle
 from tests.helpers.reference_loop import ZOO
@@ -24,7 +24,7 @@ from tests.helpers.reference_loop import ZOO
 
 @pytest.fixture
 def app(tmp_path: Path) -> Any:
-    engine = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits(history=5), seal=Seal(["0123456789abcdef" * 2]))
+    engine = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits(history=5), seal=SignedTokens(["0123456789abcdef" * 2]))
     engine.start()
     yield create_app(Settings(), engine)
     engine.close()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from gevent.event import Event as Signal
 
-from onward.model.sampling.generation import Drawn, Wish
+from onward.model.sampling.generation import GeneratedStep, GenerationOptions
 from onward.service.engine.batching.work_item import Work
 from onward.service.engine.engine import Engine
 from onward.service.engine.forecasting.forecast_start import Ahead
@@ -25,8 +25,8 @@ T = "tenant"
 
 def drawn(engine: Engine) -> list[bytes]:
     """The values of each of 20 steps."""
-    steps = engine.draws.begin(T, "p", Ahead(20), Wish(), seed=1).steps()
-    return [step.values.tobytes() for step in steps if isinstance(step, Drawn)]
+    steps = engine.draws.begin(T, "p", Ahead(20), GenerationOptions(), seed=1).steps()
+    return [step.values.tobytes() for step in steps if isinstance(step, GeneratedStep)]
 
 
 def counted(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
@@ -61,8 +61,8 @@ def test_a_draw_shares_batches_and_moves_nothing(engine: Engine, monkeypatch: py
 
 def endless(engine: Engine, session: str) -> Iterator[Event]:
     """A draw that nobody sees the end of."""
-    for one in engine.draws.begin(T, session, Ahead(10_000), Wish()).steps():
-        yield Event("", b"%d" % one.ahead if isinstance(one, Drawn) else b"end")
+    for one in engine.draws.begin(T, session, Ahead(10_000), GenerationOptions()).steps():
+        yield Event("", b"%d" % one.ahead if isinstance(one, GeneratedStep) else b"end")
 
 
 def closed(stream: Any, connection: socket.socket) -> None:

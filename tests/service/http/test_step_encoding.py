@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onward.model.outputs import rows
+from onward.model.outputs import step_fields
 from onward.model.runner import StepModel
-from onward.model.scoring.layout import Figures
+from onward.model.scoring.layout import StatisticsLayout
 from onward.service.engine.steps import Answer
 from onward.service.http import step_encoding
 from onward.service.http.reply import encode
@@ -29,14 +29,16 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[StepModel]:
 
 
 def ordinary(answer: Answer) -> bytes:
-    return encode({"step": answer.step, **rows(answer.model, answer.outputs)})
+    return encode({"step": answer.step, **step_fields(answer.model, answer.outputs)})
 
 
 @given(step=st.integers(0, 2**63), bits=st.lists(BITS, min_size=8, max_size=8))
 def test_both_ways_write_the_same(models: list[StepModel], step: int, bits: Sequence[int]) -> None:
     """Whatever the numbers: of every head, alone and with what is seen of predictions and with intervals."""
     for model, kind in product(models, range(3)):
-        dtype = (model.output_dtype, Figures(model).answer, Figures(model, intervals=True).answer)[kind]
+        dtype = (model.output_dtype, StatisticsLayout(model).answer, StatisticsLayout(model, intervals=True).answer)[
+            kind
+        ]
         outputs = np.resize(np.array(bits, np.uint32), dtype.itemsize // 4).view(dtype)
         answer = Answer(model, step, outputs)
         assert step_encoding._form(model, dtype) is not None

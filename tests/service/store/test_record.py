@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from onward.service.errors import DamagedRecordError, ForeignRecordError
 from onward.service.store import record as records
-from onward.service.store.record import Record, Ref, Tombstone
+from onward.service.store.record import BundleRef, Record, Tombstone
 from tests.contracts.test_stores import FORMAT_4_TOMBSTONE
 
 TIMES = st.floats(0, 4e9)
@@ -14,7 +14,9 @@ RECORDS = st.builds(
     Record,
     revision=st.integers(0, 2**64 - 1),
     tenant=st.text("abc", max_size=64),
-    ref=st.builds(Ref, st.text("abc-", max_size=64), st.integers(0, 2**32 - 1), st.binary(min_size=32, max_size=32)),
+    ref=st.builds(
+        BundleRef, st.text("abc-", max_size=64), st.integers(0, 2**32 - 1), st.binary(min_size=32, max_size=32)
+    ),
     step=st.integers(0, 2**64 - 1),
     created_at=TIMES,
     last_step_at=TIMES,
@@ -60,7 +62,7 @@ def test_another_formats_number_never_makes_another_record(record: Record | Tomb
 
 def test_what_a_version_wrote_every_later_one_reads() -> None:
     """Bytes that were written once, by the version that each format came with."""
-    ref = Ref("pulse", 3, bytes(range(32)))
+    ref = BundleRef("pulse", 3, bytes(range(32)))
     record = Record(
         0x0123456789ABCDEF, "public", ref, 7, 1_700_000_000.25, 1_700_000_060.5, 3600.0, 1_700_003_660.5, b"state",
         (7, 0.5, 0.25), b"requests", b"history", b"accuracy",
@@ -84,7 +86,7 @@ FORMAT_5 = bytes.fromhex("4f5752058ef3e8881032547698badcfe0200000059fc54d941")
 
 def test_a_record_of_another_version_of_onward_is_not_called_damaged() -> None:
     """It says which format it is of, and which is read here; what is no record at all says that."""
-    data = Record(1, "public", Ref("m", 1, bytes(32)), 0, 0.0, 0.0, 1.0, 1.0, b"").to_bytes()
+    data = Record(1, "public", BundleRef("m", 1, bytes(32)), 0, 0.0, 0.0, 1.0, 1.0, b"").to_bytes()
     for other in (3, 6):
         with pytest.raises(ForeignRecordError, match=f"of format {other}, and this version reads formats 4 and 5"):
             records.from_bytes(data[:3] + bytes([other]) + data[4:])

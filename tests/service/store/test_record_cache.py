@@ -1,12 +1,12 @@
 """What a process remembers of what it committed."""
 
-from onward.service.store.record_cache import Known
+from onward.service.store.record_cache import RecordCache
 from tests.contracts.test_stores import key, session
 
 
 def test_it_is_bounded_and_the_oldest_give_way() -> None:
     """By bytes, however often one session is kept anew."""
-    known = Known(most_bytes=20_000)
+    known = RecordCache(most_bytes=20_000)
     kept = [session(revision)._replace(state=bytes(4000)) for revision in range(10)]
     for number, record in enumerate(kept):
         for _ in range(3):

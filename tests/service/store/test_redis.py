@@ -14,7 +14,7 @@ from onward.service.engine.engine import Engine, Limits
 from onward.service.errors import StepConflictError, StoreFullError, StoreUnavailableError
 from onward.service.store import record as records
 from onward.service.store.contract import Change
-from onward.service.store.opening import without_secrets
+from onward.service.store.opening import redact_uri
 from onward.service.store.record import Record
 from onward.service.store.redis import RedisStore
 from tests.contracts.test_stores import NOW, damage, key, session
@@ -206,7 +206,7 @@ def test_a_record_that_was_written_anew_is_not_set_aside(server: Server, store: 
             return found
 
     late = Late(server.uri)
-    late.set_aside(key("a"))
+    late.quarantine(key("a"))
     late.close()
     assert store.load_many([key("a")]) == [session(2, step=1)]
     assert store.count() == {("m", 1): 1}
@@ -287,6 +287,6 @@ def test_a_step_is_one_round_trip_where_its_worker_committed_the_last(server: Se
 
 def test_a_password_is_not_shown() -> None:
     """Neither before the host nor in the query."""
-    assert without_secrets("rediss://me:secret@host:6379/0?password=secret") == "rediss://host:6379/0"
-    assert without_secrets("unix:///run/valkey.sock?password=secret") == "unix:///run/valkey.sock"
-    assert without_secrets("lmdb:///var/lib/onward") == "lmdb:///var/lib/onward"
+    assert redact_uri("rediss://me:secret@host:6379/0?password=secret") == "rediss://host:6379/0"
+    assert redact_uri("unix:///run/valkey.sock?password=secret") == "unix:///run/valkey.sock"
+    assert redact_uri("lmdb:///var/lib/onward") == "lmdb:///var/lib/onward"

@@ -96,5 +96,5 @@ def test_the_manifest_tells_clients(tmp_path: Path) -> None:
     told = {feature["name"]: (feature["role"], feature["formula"] is not None) for feature in manifest["features"]}
     assert list(told) == ["x", "when_day_sin", "when_day_cos", "when_year_sin", "when_year_cos"]
     assert list(told.values()) == [("observed", False), *[("known", True)] * 4]
-    assert model.manifest.forecasts
-    assert model.manifest.future == ("when_day_sin", "when_day_cos", "when_year_sin", "when_year_cos")
+    assert model.manifest.can_forecast
+    assert model.manifest.future_covariates == ("when_day_sin", "when_day_cos", "when_year_sin", "when_year_cos")

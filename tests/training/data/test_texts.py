@@ -78,7 +78,7 @@ def test_strange_characters_are_refused_or_unknown(tmp_path: Path) -> None:
         f"{file}: line 32: 'X' does not occur in the training part; with unknown = true it is accepted"
     )
     dataset = load(file, unknown=True)
-    assert dataset.features[0].places == 4
+    assert dataset.features[0].category_count == 4
     assert dataset.series[0].values[-4:, 0].tolist() == [1, 3, 2, 0]
     rare = load(written(tmp_path, "q" + text), unknown=True, min_count=2)
     assert rare.features[0].categories == ("\n", "a", "b")

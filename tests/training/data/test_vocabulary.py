@@ -68,7 +68,7 @@ def test_a_category_is_the_training_parts(tmp_path: Path) -> None:
         load(tmp_path, WORDS)
     dataset = load(tmp_path, WORDS, unknown=True)
     feature = dataset.features[0]
-    assert (feature.categories, feature.unknown, feature.places) == (("a", "b", "c"), True, 4)
+    assert (feature.categories, feature.unknown, feature.category_count) == (("a", "b", "c"), True, 4)
     assert [encoded(dataset)[i] for i in (0, 10, 13, 21, 23)] == [0, 1, 2, 3, 2]
 
 
