@@ -1,17 +1,17 @@
-# The service with the models that ship. `docker compose up` builds and runs it; docs/deploy.md says the rest.
+# An image of the service with the models that ship. `docker compose up` builds and runs it; see docs/deploy.md.
 
-# Where the code is built; its Python must be the one below, and have its headers.
+# The image of the build stage. Its Python must have the version of the final stage, and its headers.
 ARG BUILDER=python:3.11-slim
 # hadolint ignore=DL3006
 FROM ${BUILDER} AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /src
-# gunicorn-h1c comes as C; the compiler, whichever version, stays in this stage.
+# gunicorn-h1c is compiled; the compiler, of any version, stays in this stage.
 # hadolint ignore=DL3008
 RUN apt-get update -qq && apt-get install --yes -qq --no-install-recommends gcc libc6-dev > /dev/null
 COPY pyproject.toml constraints.txt ./
-# What the code needs comes before the code, so that a change of the code installs nothing anew. The virtual
-# environment has no pip of its own: pip installs into it from outside. Packages' own tests (23 MB) stay out.
+# Dependencies are installed before the code is copied, so that a change of the code does not install them again. The
+# virtual environment contains no pip: pip installs into it from outside. The tests of packages (23 MB) are removed.
 RUN python -m venv --without-pip /opt/onward \
  && python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
     print(*project['dependencies'], *project['optional-dependencies']['lane'], *project['optional-dependencies']['redis'], sep='\n')" > requirements.txt \
@@ -32,7 +32,7 @@ RUN groupadd --system --gid 10001 onward \
  && useradd --system --uid 10001 --gid onward --no-create-home --home-dir /data --shell /usr/sbin/nologin onward \
  && install --directory --owner onward --group onward --mode 0700 /data
 COPY --from=build /opt/onward /opt/onward
-# Whoever reaches the port may use it: docker-compose.yml publishes it to this machine only.
+# Anyone who reaches the port may use the service; docker-compose.yml publishes the port to this machine only.
 ENV PATH=/opt/onward/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \

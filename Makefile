@@ -1,15 +1,13 @@
-# Few commands: serve, test, check, bench. Each makes what it needs; the second time it is fast.
+# Four main commands: serve, test, check, bench. Each installs what it needs; later runs are fast.
 
 PYTHON ?= python3.11
 comma := ,
 BIN := .venv/bin
-# gunicorn-h1c comes as C: without a compiler the service runs without the step lane, and says so
+# gunicorn-h1c is compiled at installation: without a compiler the service runs without the fast path, and says so
 LANE := $(if $(shell command -v cc),$(comma)lane)
 ALONE := tests/e2e/test_responsive.py
-LEARNING := $(addprefix tests/training/,fit/test_optimal_predictions.py fit/test_optimal_forecasts.py \
-	test_examples.py fit/test_resume.py fit/test_distributed.py)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# tests start hundreds of processes: none compiles again what another has compiled
+# the tests start hundreds of processes, which share their compiled bytecode
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: serve test test-training test-learning test-e2e test-client test-service test-alone check format test-compose bench bench-training clean
@@ -20,12 +18,12 @@ serve: .venv/core
 test: .venv/dev
 	$(BIN)/python -m pytest $(ARGS)
 
-# the same in five parts, so that they can run side by side, and one that is held to a clock, and cannot
+# The suite in five parts that run side by side, and one part that measures time and needs the machine to itself.
 test-training: .venv/dev
-	$(BIN)/python -m pytest tests/training $(addprefix --ignore ,$(LEARNING))
+	$(BIN)/python -m pytest tests/training -m "not slow"
 
 test-learning: .venv/dev
-	$(BIN)/python -m pytest $(LEARNING)
+	$(BIN)/python -m pytest tests/training -m slow
 
 test-e2e: .venv/dev
 	$(BIN)/python -m pytest tests/e2e --ignore $(ALONE)

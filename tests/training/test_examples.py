@@ -8,6 +8,8 @@ from onward.model.repository import open_bundle
 from onward.training import config, run
 from onward.training.config import Config
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 FILES = sorted(ROOT.glob("examples/*/*.toml"))
 SMALL = {"model.units": 8, "train.epochs": 1, "data.horizon": 2}

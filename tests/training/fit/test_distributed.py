@@ -23,6 +23,8 @@ import io, os, sys, torch
 from pathlib import Path
 from onward.training import config
 from onward.training.errors import TrainingError
+
+pytestmark = pytest.mark.slow
 from onward.training.run import fit
 
 torch.distributed.init_process_group("gloo")

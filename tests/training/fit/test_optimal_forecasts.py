@@ -16,6 +16,8 @@ from onward.training.network.network import Network
 from onward.training.network.ops import TorchOps
 from tests.helpers.random_bundles import signature
 
+pytestmark = pytest.mark.slow
+
 SIGMA, STEPS, HELD = 0.5, 8000, 2000
 
 Told = dict[str, NDArray[np.float32]]

@@ -22,6 +22,8 @@ from onward.training.network.network import Network, Signature
 from tests.helpers import numpy_networks
 from tests.helpers.numpy_networks import category, signature
 
+pytestmark = pytest.mark.slow
+
 PLACES, STEPS, FRESH = 4, 40_000, 100_000
 WORDS = signature((category("word", PLACES),), "word")
 

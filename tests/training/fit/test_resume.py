@@ -17,6 +17,8 @@ from onward.training.errors import TrainingError
 from onward.training.run import fit, train
 from tests.training.test_run import ROOT, project
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["project"]
 
 WINDOWS = """
