@@ -1,6 +1,6 @@
 """A turn of the event loop."""
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 import gevent
@@ -40,9 +40,9 @@ def turn() -> None:
 def by_turns(items: Iterable[T], at_once: int = AT_ONCE) -> Iterable[T]:
     """The items, `at_once` of them in each turn, so that work on all of them does not hold up the rest of the worker.
 
-    A collection that has no more than that comes back as it is, at no cost.
+    A list that has no more than that comes back as it is, at no cost.
     """
-    return items if isinstance(items, Sized) and len(items) <= at_once else _by_turns(items, at_once)
+    return items if isinstance(items, list) and len(items) <= at_once else _by_turns(items, at_once)
 
 
 def _by_turns(items: Iterable[T], at_once: int) -> Iterator[T]:

@@ -4,7 +4,8 @@ Owns the queues, how many items may wait in all, and whether their clients still
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,13 +127,24 @@ class Dispatch:
         self._calls[call] = len(works)
         self._waiting += len(works)
         try:
-            for work in works:
+            for work in works[: cost.MOST_ROWS]:
                 self.queues[work.model].add(work)
+            if len(works) > cost.MOST_ROWS:
+                call.next_item = partial(self._add_next, call, iter(works[cost.MOST_ROWS :]))
             call.wait()
         finally:
             call.gone = True  # where one failed, the others are wanted no more
+            call.next_item = None
             self._waiting -= self._calls.pop(call)
         return works
+
+    def _add_next(self, call: Call, rest: Iterator[Work]) -> None:
+        """A call has no more items in the queues than a batch has rows, so that others have their turn in between."""
+        work = next(rest, None)
+        if work is None:
+            call.next_item = None
+        else:
+            self.queues[work.model].add(work)
 
     def run_all(self, call: Call, works: Sequence[Work]) -> list[Done]:
         """Of a call that needs all of its items. Raises the first that went wrong."""

@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from onward.model.runner import Outputs, StepModel
 from onward.model.scoring.accuracy import Accuracy
 from onward.model.scoring.surprise import surprises, update_means
+from onward.model.state import State
 from onward.service.engine.batch_inputs import read
 from onward.service.engine.batching import cost
 from onward.service.engine.batching.cost import Cost
 from onward.service.engine.batching.model_call import Caller, padded
 from onward.service.engine.batching.work_item import Done, Request, Work
+from onward.service.engine.event_loop import by_turns
 from onward.service.engine.models import ref_of
 from onward.service.engine.observer import Observer
 from onward.service.engine.sessions import history
@@ -39,6 +41,9 @@ from onward.service.store.contract import Change, Loaded, Store
 from onward.service.store.record import Record, Tombstone, new_revision
 
 log = logging.getLogger(__name__)
+
+SCORED_AT_ONCE = 1024
+"""Inputs of a batch whose predictions are scored in one turn of the event loop."""
 
 
 class MovedError(Exception):
@@ -174,12 +179,10 @@ class Executor:
         states = self._model.layout.stack([work.state for work in rows if work.state is not None])
         seconds = self._costs.seconds(*inputs.shape[:2])
         outputs, after, sound = cost.run(lambda: self._call(inputs, sizes, states), seconds)
-        answers, accuracies = self.accuracy.score_steps(
-            [work.accuracy for work in rows], inputs, sizes, states, outputs
-        )
+        answers, accuracies = self._scored([work.accuracy for work in rows], inputs, sizes, states, outputs)
         alike = outputs.shape[1] == 1
         memories = self._call.memories(after)
-        for row, (work, good) in enumerate(zip(rows, sound, strict=True)):
+        for row, (work, good) in enumerate(by_turns(list(zip(rows, sound, strict=True)))):
             if good:
                 answer = answers[row] if alike else answers[row][: sizes[row]]
                 surprise = (
@@ -189,11 +192,32 @@ class Executor:
             else:
                 work.settle(NotFiniteError())
 
+    def _scored(
+        self,
+        accuracies: Sequence[bytes | None],
+        inputs: NDArray[np.float32],
+        sizes: Sequence[int],
+        states: State,
+        outputs: Outputs,
+    ) -> tuple[Sequence[Outputs] | Outputs, Sequence[bytes | None]]:
+        """What the inputs say of the predictions made for them, see `Accuracy.score_steps`: a large batch in parts."""
+        count = max(1, SCORED_AT_ONCE // outputs.shape[1])
+        if outputs.shape[1] == 1 or len(sizes) <= count:
+            return self.accuracy.score_steps(accuracies, inputs, sizes, states, outputs)
+        answers: list[Outputs] = []
+        after: list[bytes | None] = []
+        for start in by_turns(range(0, len(sizes), count), 1):
+            part = slice(start, start + count)
+            some, then = self.accuracy.score_steps(accuracies[part], inputs[part], sizes[part], states[part], outputs[part])
+            answers.extend(some)
+            after.extend(then)
+        return answers, after
+
     def _commit(self, rows: Sequence[Work]) -> None:
         ended = [work for work in rows if work.outcome is None and work.finished]
         works, outputs, changes = [], [], []
         now = self._clock()
-        for work in ended:
+        for work in by_turns(ended):
             told = work.all_outputs()
             if not work.requests:
                 work.settle(Done(told, work.state, accuracy=work.accuracy, surprise=work.surprise))

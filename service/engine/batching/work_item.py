@@ -24,7 +24,7 @@ from onward.service.store.record import Record
 class Call:
     """What one client waits for: it is over when each of its items is, or one of them failed and all are needed."""
 
-    __slots__ = ("_left", "_needs_all", "_waiter", "gone", "has_left", "since")
+    __slots__ = ("_left", "_needs_all", "_waiter", "gone", "has_left", "next_item", "since")
 
     def __init__(
         self, items: int, since: float, *, needs_all: bool = False, has_left: Callable[[], bool] | None = None
@@ -35,9 +35,13 @@ class Call:
         self.since, self.has_left = since, has_left
         self.gone = False
         """Nobody waits any more: what has not run need not."""
+        self.next_item: Callable[[], None] | None = None
+        """Queues another item of the call, whenever one of them is over; None: all are queued."""
 
     def settled(self, outcome: "Done | Exception") -> None:
         self._left -= 1
+        if self.next_item is not None:
+            self.next_item()
         if self._left == 0 or (self._needs_all and isinstance(outcome, Exception)):
             self._waiter.hub.loop.run_callback(self._waiter.switch, None)
 

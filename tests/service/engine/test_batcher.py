@@ -12,11 +12,13 @@ from onward.model.repository import open_all
 from onward.model.runner import Outputs, StepModel
 from onward.model.sampling.generation import GenerationOptions
 from onward.model.sampling.rollout_inputs import RolloutInputs
+from onward.service.engine.batching import cost, executor
 from onward.service.engine.batching.batcher import outcome
 from onward.service.engine.batching.executor import Executor
 from onward.service.engine.batching.work_item import Asked, Work
 from onward.service.engine.engine import Engine, Limits
 from onward.service.engine.forecasting.forecast_start import Ahead
+from onward.service.engine.steps import Answer
 from onward.service.errors import (
     AbandonedError,
     DeadlineError,
@@ -194,3 +196,48 @@ def test_a_failed_sequence_ends_its_siblings(engine: Engine) -> None:
     gevent.sleep(0)
     engine.predict("pulse", None, [[[500.0]]], 0)
     assert sum(queue.waiting for queue in engine._dispatch.queues.values()) == 0
+
+
+def test_a_long_call_is_queued_by_and_by(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others' steps wait for a batch of it, not for all of it; whatever it has is answered, in its order."""
+    for name in ("other", *(f"s{number}" for number in range(50))):
+        engine.create(T, "pulse", session_id=name)
+    (queue,) = (one for model, one in engine._dispatch.queues.items() if model.manifest.name == "pulse")
+    waiting, add = [0], queue.add
+
+    def counted(work: Work) -> None:
+        add(work)
+        waiting.append(queue.waiting)
+
+    monkeypatch.setattr(queue, "add", counted)
+    monkeypatch.setattr(cost, "MOST_ROWS", 8)
+    many = [Asked(f"s{number}", [500.0 + number]) for number in range(50)]
+    answers = engine.steps.many(T, many)
+    assert max(waiting) <= 8 + 8  # those of the batch that runs are counted until it is over
+    waiting.clear()
+    assert [answer.step for answer in answers if isinstance(answer, Answer)] == [1] * 50
+    alone = [engine.steps.one(T, "other", asked.inputs, step=place).outputs for place, asked in enumerate(many)]
+    assert np.array_equal(answers[0].outputs["mean"], alone[0]["mean"])  # type: ignore[union-attr]
+    outputs = engine.predict("pulse", None, [[[500.0 + number]] for number in range(50)], 3)
+    assert [len(one.outputs) for one in outputs] == [1] * 50
+    assert max(waiting) <= 8 + 8
+
+
+def test_a_large_batch_is_scored_in_parts_as_in_one(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers of many long rows, and what their sessions keep, are the same to the bit."""
+    for number in range(40):
+        for part in "ab":
+            engine.create(T, "pulse", session_id=f"{part}{number}", interval=0.9 if number % 3 == 0 else None)
+    answers: list[object] = []
+    for part, at_once in (("a", 10**9), ("b", 16)):
+        monkeypatch.setattr(executor, "SCORED_AT_ONCE", at_once)
+        many = [Asked(f"{part}{number}", [500.0 + number, *range(480, 480 + number % 5)]) for number in range(40)]
+        told = engine.steps.many(T, many)
+        records = [engine.lives.session(T, asked.session_id).record for asked in many]
+        answers.append(
+            [
+                (answer.outputs.tobytes() if isinstance(answer, Answer) else answer, record.accuracy, record.surprise)
+                for answer, record in zip(told, records, strict=True)
+            ]
+        )
+    assert answers[0] == answers[1]
