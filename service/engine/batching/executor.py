@@ -208,7 +208,9 @@ class Executor:
         after: list[bytes | None] = []
         for start in by_turns(range(0, len(sizes), count), 1):
             part = slice(start, start + count)
-            some, then = self.accuracy.score_steps(accuracies[part], inputs[part], sizes[part], states[part], outputs[part])
+            some, then = self.accuracy.score_steps(
+                accuracies[part], inputs[part], sizes[part], states[part], outputs[part]
+            )
             answers.extend(some)
             after.extend(then)
         return answers, after
