@@ -1,11 +1,12 @@
-"""How fast the service is beside the server that one would write oneself, and beside ONNX Runtime alone.
+"""Benchmarks of the service beside a naive server and beside ONNX Runtime alone.
 
     make bench                  all cases, about ten minutes
-    make bench ARGS="A B"       some; ARGS="--rounds 1" for a glance
+    make bench ARGS="A B"       some cases; ARGS="--rounds 1" for a quick look
 
-Real servers on one core, the load from another process on another core, over loopback, every answer checked. What is
-compared takes turns, round by round; a case's ratio is the median of its rounds'. Rates are per CPU second of the
-server's worker, so that a busy machine does little to them. Prints a table and writes `bench/report.json`.
+Real servers run on one core and are driven over loopback by another process on another core; every response is checked.
+The servers that are compared take turns, round by round, and the ratio of a case is the median of the ratios of its
+rounds. Rates are per CPU second of the server's worker, so that other work on the machine affects them little. Prints a
+table and writes `bench/report.json`.
 """
 
 import argparse
@@ -40,7 +41,7 @@ from onward.training.network.network import Network, Signature
 
 REPORT = Path(__file__).with_name("report.json")
 SLICE_S = 0.5
-"""Turns are short, so that what is compared meets the same phases of a machine that others use too."""
+"""Turns are short, so that both servers meet the same phases of a shared machine."""
 CLIENTS = 64
 FEW, MANY = 1_000, 1_000_000
 CATCH_UP = 100_000
@@ -48,27 +49,28 @@ CATCH_UP = 100_000
 
 @dataclass
 class Case:
-    """A ratio and its goal; `most`: the ratio is to stay below the goal, not to reach it."""
+    """A ratio and its goal; `most`: the goal is an upper bound of the ratio, not a lower bound."""
 
     what: str
     goal: float
     most: bool = False
     unit: str = ""
-    rounds: list[tuple[float, float]] = field(default_factory=list)  # what is measured, and what it is compared with
+    rounds: list[tuple[float, float]] = field(default_factory=list)  # pairs of measurement and reference
 
     @property
     def ratio(self) -> float:
-        return statistics.median(mine / other for mine, other in self.rounds)
+        return statistics.median(measurement / reference for measurement, reference in self.rounds)
 
     @property
     def met(self) -> bool:
         return self.ratio <= self.goal if self.most else self.ratio >= self.goal
 
     def row(self, name: str) -> str:
-        mine, other = (statistics.median(column) for column in zip(*self.rounds, strict=True))
+        measurement, reference = (statistics.median(column) for column in zip(*self.rounds, strict=True))
         goal = f"{'at most' if self.most else 'at least'} {self.goal:g}"
-        told = "met" if self.met else "NOT MET"
-        return f"{name:9} {self.what:62} {self.ratio:8.2f}  {goal:13} {told:8} {mine:10.4g} {other:10.4g} {self.unit}"
+        result = "met" if self.met else "NOT MET"
+        figures = f"{measurement:10.4g} {reference:10.4g} {self.unit}"
+        return f"{name:9} {self.what:62} {self.ratio:8.2f}  {goal:13} {result:8} {figures}"
 
 
 class Bench:
@@ -103,123 +105,123 @@ class Bench:
             yield server
 
     def turns(self, *measured: Callable[[], float]) -> Iterator[tuple[float, ...]]:
-        """Rounds of all that are measured, in an order that changes; one more before them warms up."""
+        """Rounds of all measurements, in alternating order, after a round that warms up."""
         for turn in range(self.rounds + 1):
             order = list(enumerate(measured))[:: 1 if turn % 2 else -1]
-            told = {place: measure() for place, measure in order}
+            results = {index: measure() for index, measure in order}
             if turn:
-                yield tuple(told[place] for place in range(len(measured)))
+                yield tuple(results[index] for index in range(len(measured)))
 
     def compare(self, measured: Sequence[Callable[[], float]], *cases: tuple[Case, int, int]) -> None:
-        """Rounds of all; each case is one of them beside another, by their places."""
-        for told in self.turns(*measured):
-            for case, mine, other in cases:
-                case.rounds.append((told[mine], told[other]))
+        """Runs rounds of all measurements. A case names the indices of its measurement and of its reference."""
+        for results in self.turns(*measured):
+            for case, measurement, reference in cases:
+                case.rounds.append((results[measurement], results[reference]))
 
     # The cases
 
-    def singles(self, wanted: set[str]) -> None:
-        """A, B: single steps of LSTM 2x128 beside the naive server, and beside it what is possible at all."""
+    def singles(self, selected: set[str]) -> None:
+        """A, B: single steps of LSTM 2x128 beside the naive server, and the bare server beside it for scale."""
         bundle = self.bundle(2, 128)
         store = self.folder / "bare"
         store.mkdir()
-        with self.onward(bundle) as ours, servers.naive(bundle) as theirs, servers.bare(bundle, store) as bare:
+        with self.onward(bundle) as service, servers.naive(bundle) as reference, servers.bare(bundle, store) as bare:
             for name in sessions(CLIENTS):
-                post(ours, "/v1/models/model/sessions", {"session_id": name})
-                post(theirs, f"/sessions/{name}", {})
-            mine, other = steps("/v1/sessions", CLIENTS), steps("/sessions", CLIENTS)
-            bare_too = "the same of a server that is durable, and no more"
-            if "A" in wanted:
+                post(service, "/v1/models/model/sessions", {"session_id": name})
+                post(reference, f"/sessions/{name}", {})
+            calls, reference_calls = steps("/v1/sessions", CLIENTS), steps("/sessions", CLIENTS)
+            bare_too = "the same of the bare server, which is only durable"
+            if "A" in selected:
                 case = self.case("A", "median latency, LSTM 2x128, 1 client : naive", 0.5, most=True, unit="ms")
                 least = self.case("A-bare", bare_too, 0.5, most=True, unit="ms")
                 measured = [
-                    lambda: 1e3 * ours.drive(mine[:1], SLICE_S).quantile(0.5),
-                    lambda: 1e3 * theirs.drive(other[:1], SLICE_S).quantile(0.5),
-                    lambda: 1e3 * bare.drive(other[:1], SLICE_S).quantile(0.5),
+                    lambda: 1e3 * service.drive(calls[:1], SLICE_S).quantile(0.5),
+                    lambda: 1e3 * reference.drive(reference_calls[:1], SLICE_S).quantile(0.5),
+                    lambda: 1e3 * bare.drive(reference_calls[:1], SLICE_S).quantile(0.5),
                 ]
                 self.compare(measured, (case, 0, 1), (least, 2, 1))
-            if "B" in wanted:
+            if "B" in selected:
                 case = self.case("B", "single steps a CPU second, LSTM 2x128, 64 clients : naive", 10, unit="/s")
                 most = self.case("B-bare", bare_too, 10, unit="/s")
                 measured = [
-                    lambda: ours.drive(mine, SLICE_S).per_cpu_s,
-                    lambda: theirs.drive(other, SLICE_S).per_cpu_s,
-                    lambda: bare.drive(other, SLICE_S).per_cpu_s,
+                    lambda: service.drive(calls, SLICE_S).per_cpu_s,
+                    lambda: reference.drive(reference_calls, SLICE_S).per_cpu_s,
+                    lambda: bare.drive(reference_calls, SLICE_S).per_cpu_s,
                 ]
                 self.compare(measured, (case, 0, 1), (most, 2, 1))
 
-    def large(self, wanted: set[str]) -> None:
-        """C: the same with LSTM 2x1024, beside the naive server and the limit."""
-        del wanted
+    def large(self, selected: set[str]) -> None:
+        """C: single steps of LSTM 2x1024 beside the naive server and beside ONNX Runtime alone."""
+        del selected
         bundle = self.bundle(2, 1024)
-        with self.onward(bundle) as ours, servers.naive(bundle) as theirs:
+        with self.onward(bundle) as service, servers.naive(bundle) as reference:
             for name in sessions(CLIENTS):
-                post(ours, "/v1/models/model/sessions", {"session_id": name})
-                post(theirs, f"/sessions/{name}", {})
+                post(service, "/v1/models/model/sessions", {"session_id": name})
+                post(reference, f"/sessions/{name}", {})
             beside = self.case("C", "single steps a CPU second, LSTM 2x1024, 64 clients : naive", 8, unit="/s")
             limit = self.case("C-limit", "... : ONNX Runtime's rate in batches of 64", 0.85, unit="/s")
             measured = [
-                lambda: ours.drive(steps("/v1/sessions", CLIENTS), 3 * SLICE_S).per_cpu_s,
-                lambda: theirs.drive(steps("/sessions", CLIENTS), 3 * SLICE_S).per_cpu_s,
+                lambda: service.drive(steps("/v1/sessions", CLIENTS), 3 * SLICE_S).per_cpu_s,
+                lambda: reference.drive(steps("/sessions", CLIENTS), 3 * SLICE_S).per_cpu_s,
                 lambda: servers.limit(bundle, CLIENTS, 1, 2 * SLICE_S),
             ]
             self.compare(measured, (beside, 0, 1), (limit, 0, 2))
 
-    def bulk(self, wanted: set[str]) -> None:
-        """D: 256 sessions a call."""
-        del wanted
+    def bulk(self, selected: set[str]) -> None:
+        """D: bulk calls of 256 sessions."""
+        del selected
         bundle, rows = self.bundle(2, 128), 256
-        with self.onward(bundle) as ours:
+        with self.onward(bundle) as service:
             for name in sessions(rows):
-                post(ours, "/v1/models/model/sessions", {"session_id": name})
-            chance = Random(0)
+                post(service, "/v1/models/model/sessions", {"session_id": name})
+            rng = Random(0)
             calls: Calls = [
-                ("/v1/steps", {"session_ids": sessions(rows), "inputs": [[value(chance)] for _ in range(rows)]})
+                ("/v1/steps", {"session_ids": sessions(rows), "inputs": [[value(rng)] for _ in range(rows)]})
                 for _ in range(8)
             ]
             case = self.case("D", "bulk, 256 sessions a call : ONNX Runtime's rate in batches of 256", 0.5, unit="/s")
             measured = [
-                lambda: rows * ours.drive([calls], SLICE_S).per_cpu_s,
+                lambda: rows * service.drive([calls], SLICE_S).per_cpu_s,
                 lambda: servers.limit(bundle, rows, 1, SLICE_S),
             ]
             self.compare(measured, (case, 0, 1))
 
-    def predict(self, wanted: set[str]) -> None:
-        """E: whole sequences, without sessions."""
-        del wanted
-        bundle, rows, length, chance = self.bundle(2, 128), 64, 100, Random(0)
-        call = {"inputs": [[[value(chance)] for _ in range(length)] for _ in range(rows)]}
-        with self.onward(bundle) as ours:
+    def predict(self, selected: set[str]) -> None:
+        """E: predictions of whole sequences, without sessions."""
+        del selected
+        bundle, rows, length, rng = self.bundle(2, 128), 64, 100, Random(0)
+        call = {"inputs": [[[value(rng)] for _ in range(length)] for _ in range(rows)]}
+        with self.onward(bundle) as service:
             case = self.case("E", "predict, 64 sequences x 100 steps, JSON : ONNX Runtime's rate", 0.5, unit="/s")
             measured = [
-                lambda: rows * length * ours.drive([[("/v1/models/model/predict", call)]], 2).per_cpu_s,
+                lambda: rows * length * service.drive([[("/v1/models/model/predict", call)]], 2).per_cpu_s,
                 lambda: servers.limit(bundle, rows, length, 1),
             ]
             self.compare(measured, (case, 0, 1))
 
-    def beside_a_catch_up(self, wanted: set[str]) -> None:
-        """F: 8 clients' single steps, alone and while another session catches up."""
-        del wanted
-        bundle, clients, seconds, chance = self.bundle(2, 128), 8, 4.0, Random(0)
-        long = {"inputs": [[value(chance)] for _ in range(CATCH_UP)]}
-        with self.onward(bundle) as ours:
+    def beside_a_catch_up(self, selected: set[str]) -> None:
+        """F: single steps of 8 clients, alone and beside another session that catches up."""
+        del selected
+        bundle, clients, seconds, rng = self.bundle(2, 128), 8, 4.0, Random(0)
+        long = {"inputs": [[value(rng)] for _ in range(CATCH_UP)]}
+        with self.onward(bundle) as service:
             for name in [*sessions(clients), "long"]:
-                post(ours, "/v1/models/model/sessions", {"session_id": name})
+                post(service, "/v1/models/model/sessions", {"session_id": name})
             few = steps("/v1/sessions", clients)
 
             def disturbed() -> float:
-                load = servers.begun(ours.load([[("/v1/sessions/long/steps", long)]], seconds))
-                p99 = ours.drive(few, seconds).quantile(0.99)
-                servers.result(load)  # waits for the catch-up's end
+                load = servers.begun(service.load([[("/v1/sessions/long/steps", long)]], seconds))
+                p99 = service.drive(few, seconds).quantile(0.99)
+                servers.result(load)  # waits for the end of the catch-up
                 return 1e3 * p99
 
             what = "p99 of single steps while a session catches up 100,000 : undisturbed"
             case = self.case("F", what, 3, most=True, unit="ms")
-            self.compare([disturbed, lambda: 1e3 * ours.drive(few, seconds).quantile(0.99)], (case, 0, 1))
+            self.compare([disturbed, lambda: 1e3 * service.drive(few, seconds).quantile(0.99)], (case, 0, 1))
 
-    def idle(self, wanted: set[str]) -> None:
-        """G: a million sessions in the store against a thousand; the load goes over them at random."""
-        del wanted
+    def idle(self, selected: set[str]) -> None:
+        """G: a million sessions in the store against a thousand, stepped at random."""
+        del selected
         bundle = self.bundle(1, 32)
         stores = {count: self.folder / f"store-{count}" for count in (MANY, FEW)}
         for count, store in stores.items():
@@ -238,9 +240,9 @@ class Bench:
                 speed.rounds.append((turn[0], turn[1]))
                 memory.rounds.append((many.anonymous_kib() / 1024, few.anonymous_kib() / 1024))
 
-    def networked(self, wanted: set[str]) -> None:
-        """H: sessions in Valkey, which writes its file each second, against LMDB. What Valkey costs counts too."""
-        del wanted
+    def networked(self, selected: set[str]) -> None:
+        """H: sessions in Valkey, which writes its file each second, against LMDB. The CPU time of Valkey counts too."""
+        del selected
         bundle = self.bundle(2, 128)
         with (
             tempfile.TemporaryDirectory(dir=self.folder) as folder,
@@ -257,25 +259,25 @@ class Bench:
             measured = [lambda: remote.drive(calls, SLICE_S).per_cpu_s, lambda: local.drive(calls, SLICE_S).per_cpu_s]
             self.compare(measured, (case, 0, 1))
 
-    def streams(self, wanted: set[str]) -> None:
-        """I: steps over WebSockets, beside requests in the lane and behind Flask."""
-        del wanted
+    def streams(self, selected: set[str]) -> None:
+        """I: steps over WebSockets beside requests on the fast path and behind Flask."""
+        del selected
         bundle = self.bundle(2, 128)
         with (
-            self.onward(bundle) as ours,
+            self.onward(bundle) as service,
             tempfile.TemporaryDirectory(dir=self.folder) as store,
             servers.onward(bundle.parents[1], f"lmdb://{store}", ONWARD_LANE="0") as flask,
         ):
-            for server in (ours, flask):
+            for server in (service, flask):
                 for name in sessions(CLIENTS):
                     post(server, "/v1/models/model/sessions", {"session_id": name})
             requests = steps("/v1/sessions", CLIENTS)
-            messages = [[(path.replace("/steps", "/stream"), body) for path, body in own] for own in requests]
-            lane = self.case("I", "steps a CPU second over WebSockets, 64 clients : the step lane", 1, unit="/s")
+            messages = [[(path.replace("/steps", "/stream"), body) for path, body in calls] for calls in requests]
+            lane = self.case("I", "steps a CPU second over WebSockets, 64 clients : the fast path", 1, unit="/s")
             behind = self.case("I-flask", "the same : Flask", 2, unit="/s")
             measured = [
-                lambda: ours.drive(messages, SLICE_S).per_cpu_s,
-                lambda: ours.drive(requests, SLICE_S).per_cpu_s,
+                lambda: service.drive(messages, SLICE_S).per_cpu_s,
+                lambda: service.drive(requests, SLICE_S).per_cpu_s,
                 lambda: flask.drive(requests, SLICE_S).per_cpu_s,
             ]
             self.compare(measured, (lane, 0, 1), (behind, 0, 2))
@@ -285,27 +287,22 @@ def sessions(count: int) -> list[str]:
     return [f"s{number}" for number in range(count)]
 
 
-def value(chance: Random) -> float:
-    return round(chance.gauss(0, 1), 3)
+def value(rng: Random) -> float:
+    return round(rng.gauss(0, 1), 3)
 
 
 def steps(prefix: str, clients: int) -> list[Calls]:
-    """A session a client, and 16 different inputs that it repeats."""
-    chance = Random(0)
-    return [
-        [(f"{prefix}/{name}/steps", {"inputs": [[value(chance)]]}) for _ in range(16)] for name in sessions(clients)
-    ]
+    """Requests of clients that each step their own session, with 16 different inputs that repeat."""
+    rng = Random(0)
+    return [[(f"{prefix}/{name}/steps", {"inputs": [[value(rng)]]}) for _ in range(16)] for name in sessions(clients)]
 
 
 def scattered(count: int) -> list[Calls]:
-    """Each client steps sessions at random, no session of another client's."""
-    chance = Random(0)
+    """Requests of clients that step random sessions, no two clients the same session."""
+    rng = Random(0)
     names = sessions(count)
     return [
-        [
-            (f"/v1/sessions/{chance.choice(names[client::CLIENTS])}/steps", {"inputs": [[value(chance)]]})
-            for _ in range(250)
-        ]
+        [(f"/v1/sessions/{rng.choice(names[client::CLIENTS])}/steps", {"inputs": [[value(rng)]]}) for _ in range(250)]
         for client in range(CLIENTS)
     ]
 
@@ -320,7 +317,7 @@ def post(server: Server, path: str, body: Any) -> None:
 
 
 def fill(bundle: Path, folder: Path, count: int) -> None:
-    """A store with that many sessions, as the service makes them."""
+    """Fills a store with so many sessions, copies of one that the service created."""
     with servers.onward(bundle.parents[1], f"lmdb://{folder}") as server:
         post(server, "/v1/models/model/sessions", {"session_id": "s0", "ttl_s": 86_400})
     store = LmdbStore(folder)
@@ -358,30 +355,30 @@ def commit() -> str:
 
 
 def main() -> None:
-    known = sorted({name for names in GROUPS.values() for name in names})
+    all_cases = sorted({name for names in GROUPS.values() for name in names})
     parser = argparse.ArgumentParser(prog="make bench ARGS=...")
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {' '.join(known)}; all if left out")
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {' '.join(all_cases)}; all if left out")
     parser.add_argument("--rounds", type=int, default=9)
-    told = parser.parse_args()
-    if unknown := sorted(set(told.cases) - set(known)):
-        parser.error(f"no such case: {' '.join(unknown)}; there is {' '.join(known)}")
-    wanted = set(told.cases or known)
+    arguments = parser.parse_args()
+    if unknown := sorted(set(arguments.cases) - set(all_cases)):
+        parser.error(f"no such case: {' '.join(unknown)}; there is {' '.join(all_cases)}")
+    selected = set(arguments.cases or all_cases)
     if len(servers.CORES) < 2:
-        sys.exit("the bench needs two cores: one serves, the other makes the load")
+        sys.exit("the benchmark needs two cores: one for the server, one for the load")
     print(machine(), f"commit {commit()}", sep="\n", flush=True)
     head = f"{'case':9} {'what : compared with':62} {'ratio':>8}  {'goal':13} {'':8} {'measured':>10} {'compared':>10}"
     print(head, flush=True)
     cases: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder), told.rounds)
+        bench = Bench(Path(folder), arguments.rounds)
         for group, names in GROUPS.items():
-            if wanted & set(names):
+            if selected & set(names):
                 before = set(bench.cases)
-                getattr(bench, group)(wanted)
+                getattr(bench, group)(selected)
                 for name in [name for name in bench.cases if name not in before]:
                     case = bench.cases[name]
                     print(case.row(name), flush=True)
-                    ratios = [mine / other for mine, other in case.rounds]
+                    ratios = [measurement / reference for measurement, reference in case.rounds]
                     cases[name] = {"ratio": case.ratio, "goal": case.goal, "met": case.met, "what": case.what,
                                    "rounds": ratios, "measured": case.rounds, "unit": case.unit}  # fmt: skip
     REPORT.write_text(json.dumps({"machine": machine(), "commit": commit(), "cases": cases}, indent=1) + "\n")

@@ -1,9 +1,10 @@
-"""What counting accuracy costs a step, in instructions of the process: the engine alone, with and without it.
+"""The cost of accuracy for a step, in instructions of the process: the engine alone, with and without scoring.
 
     python -m bench.accuracy
 
-Needs `perf`. An LSTM 2x128 in one process, without HTTP; instructions do not depend on what else the machine does. The
-same number of steps is made twice over in one of two processes, and the difference is theirs alone.
+Needs `perf`. The model is an LSTM 2x128, in one process, without HTTP; the number of instructions does not depend on
+other work of the machine. Two processes run a different number of calls, and the difference of their instructions is
+that of the calls, without the start of the process.
 """
 
 import os
@@ -20,7 +21,7 @@ from onward.service.engine.engine import Engine, Limits
 from onward.service.store.lmdb import LmdbStore
 
 CASES = ((1, 1, 4000), (64, 1, 200), (1, 64, 200))
-"""Sessions that step together, steps a call, and calls."""
+"""Sessions that step together, steps a call, and number of calls."""
 
 
 def play(repository: str, accuracy: str, sessions: int, steps: int, calls: int) -> None:
@@ -40,8 +41,8 @@ def play(repository: str, accuracy: str, sessions: int, steps: int, calls: int) 
         engine.close()
 
 
-def instructions(*told: str) -> int:
-    command = ["perf", "stat", "-x,", "-e", "instructions:u", sys.executable, "-m", "bench.accuracy", *told]
+def instructions(*arguments: str) -> int:
+    command = ["perf", "stat", "-x,", "-e", "instructions:u", sys.executable, "-m", "bench.accuracy", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONHASHSEED": "0"})
     return int(done.stderr.rpartition("instructions")[0].rpartition("\n")[2].split(",")[0])
 

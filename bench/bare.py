@@ -1,10 +1,10 @@
-"""The least that a durable server in Python can be: the step path, and none of the promises beside durability.
+"""The bare server: the least that a durable server in Python can be, without any other promise.
 
 BUNDLE=<repository>/<name>/<version> STORE=<folder> gunicorn --worker-class bench.bare.Worker bench.bare:app
 
-What waits is one batch: one ONNX Runtime call, one LMDB commit, answered on the connection ahead of WSGI. No retries,
-no order, no limits, no expiry, no checksums, no statistics, and no error is answered. So it shows how fast it can be
-at all, and, beside the service, what the promises cost.
+The waiting steps form one batch: one call of ONNX Runtime and one LMDB commit, answered on the connection ahead of
+WSGI. There are no retries, no order, no limits, no expiry, no checksums, no statistics, and no error responses. The
+server shows the highest rate that is possible, and, beside the service, what the service's promises cost.
 """
 
 import json
@@ -39,13 +39,13 @@ class Engine:
         self._waiting: list[Waiting] = []
 
     def step(self, key: bytes, inputs: list[list[float]]) -> dict[str, Any]:
-        """Runs once all that is readable now has been read."""
+        """The outputs of the steps of a session. The batch runs once everything that is readable has been read."""
         if not self._waiting:
             get_hub().loop.run_callback(self._drain)
         result: Any = AsyncResult()
         self._waiting.append((key, inputs, result))
-        told: dict[str, Any] = result.get()
-        return told
+        outputs: dict[str, Any] = result.get()
+        return outputs
 
     def _drain(self) -> None:
         items, self._waiting = self._waiting, []
@@ -55,24 +55,24 @@ class Engine:
         for row, (_, steps, _) in enumerate(items):
             inputs[: len(steps), row] = steps
         with self._store.begin() as txn:
-            kept = [txn.get(key) for key, _, _ in items]
-        feeds, place = {"inputs": inputs, "lengths": lengths}, 0
+            stored = [txn.get(key) for key, _, _ in items]
+        feeds, offset = {"inputs": inputs, "lengths": lengths}, 0
         for pair in self._pairs:
-            axis, shape = pair["shape"].index("batch"), [one for one in pair["shape"] if one != "batch"]
+            axis, shape = pair["shape"].index("batch"), [size for size in pair["shape"] if size != "batch"]
             size = int(np.prod(shape)) * 4
-            parts = [np.full(shape, pair["init"], np.float32).tobytes() if one is None else one[place : place + size]
-                     for one in kept]  # fmt: skip
+            parts = [np.full(shape, pair["init"], np.float32).tobytes() if memory is None
+                     else memory[offset : offset + size] for memory in stored]  # fmt: skip
             states = np.frombuffer(b"".join(parts), np.float32).reshape(rows, *shape)
             feeds[pair["input"]] = np.ascontiguousarray(np.moveaxis(states, 0, axis))
-            place += size
-        told = dict(zip(self._outputs, self._model.run(self._outputs, feeds), strict=True))
-        after = [np.moveaxis(told.pop(pair["output"]), pair["shape"].index("batch"), 0) for pair in self._pairs]
-        memory = np.concatenate([one.reshape(rows, -1) for one in after], axis=1)
+            offset += size
+        outputs = dict(zip(self._outputs, self._model.run(self._outputs, feeds), strict=True))
+        after = [np.moveaxis(outputs.pop(pair["output"]), pair["shape"].index("batch"), 0) for pair in self._pairs]
+        memory = np.concatenate([state.reshape(rows, -1) for state in after], axis=1)
         with self._store.begin(write=True) as txn:
             for row, (key, _, _) in enumerate(items):
                 txn.put(key, memory[row].tobytes())
         for row, (_, steps, result) in enumerate(items):
-            result.set({name: np.ascontiguousarray(value[: len(steps), row]) for name, value in told.items()})
+            result.set({name: np.ascontiguousarray(value[: len(steps), row]) for name, value in outputs.items()})
 
 
 class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
@@ -102,7 +102,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
 
 def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-    """Never called: gunicorn asks for one."""
+    """An application that is never called; gunicorn requires one."""
     del environ
     start_response("404 Not Found", [])
     return []

@@ -1,8 +1,9 @@
-"""How long the largest bodies that a client may send hold up a worker's event loop: `python -m bench.bodies [PATTERN]`.
+"""The time for which the largest bodies block a worker's event loop: `python -m bench.bodies [PATTERN]`.
 
-The application answers in this process, while another greenlet measures the processor time between two of its own
-turns: the longest is what every other connection of that worker would have waited for. The shapes are made for each
-field of each operation that takes JSON. Processor time is measured, so that other load on the machine does not count.
+The application answers in this process, while another greenlet measures the CPU time between two turns of its own.
+The longest of these is the time for which every other connection of a worker would have waited. Bodies are generated
+in many shapes for each field of each operation that takes JSON. CPU time is measured, so that other load on the
+machine does not count.
 """
 
 import gc
@@ -43,8 +44,8 @@ class Body(NamedTuple):
     data: bytes
 
 
-class Held(NamedTuple):
-    """seconds: of processor time between two turns of the loop, the longest; mib: what memory grew by at most."""
+class Measurement(NamedTuple):
+    """seconds: the longest CPU time between two turns of the event loop; mib: the largest growth of memory."""
 
     seconds: float
     mib: float
@@ -52,7 +53,7 @@ class Held(NamedTuple):
 
 
 def bodies(operation: Operation, largest: int = LARGEST) -> Iterator[Body]:
-    """As long as `largest`, in every shape."""
+    """Bodies of the length `largest`, in every shape; the service refuses nearly all of them."""
     keys = _KEYS[: _KEYS.rindex(b",", 0, largest - 100)]
     yield Body("unknown keys", b"{%b}" % keys)
     yield Body("one long key", b'{"%b":1}' % (b"k" * (largest - 6)))
@@ -95,8 +96,8 @@ _REST = {
 }  # fmt: skip
 
 
-def _honest(operation: Operation) -> Iterator[Body]:
-    """What is taken, of nearly the largest size where it may be so large, or else the longest."""
+def _valid(operation: Operation) -> Iterator[Body]:
+    """Valid bodies, nearly of the largest size or, where a limit is lower, of the largest number of entries."""
     route = operation.path.rpartition("/")[2]
     if operation.path == "/v1/steps":
         items = b",".join(b'{"session_id":"s%d","inputs":[[506.5]]}' % number for number in range(10_000))
@@ -106,9 +107,9 @@ def _honest(operation: Operation) -> Iterator[Body]:
             "HONEST columns", b'{"session_ids":[%b],"inputs":[%b]}' % (names, b",".join([b"[[506.5]]"] * 10_000))
         )
     elif route == "predict":
-        one = b",".join([b"[506.5]"] * 1000)
-        yield Body("HONEST 1,000 sequences", b'{"inputs":[%b]}' % b",".join([b"[%b]" % one] * 1000))
-        yield Body("HONEST 10 sequences", b'{"inputs":[%b]}' % b",".join([b"[%b]" % one] * 10))
+        sequence = b",".join([b"[506.5]"] * 1000)
+        yield Body("HONEST 1,000 sequences", b'{"inputs":[%b]}' % b",".join([b"[%b]" % sequence] * 1000))
+        yield Body("HONEST 10 sequences", b'{"inputs":[%b]}' % b",".join([b"[%b]" % sequence] * 10))
     elif route in ("steps", "step", "sessions", "forecast", "generate"):
         more = b'"horizon":1,' if route in ("forecast", "generate") else b""
         yield Body("HONEST rows", b'{%b"inputs":[%b]}' % (more, _ROWS))
@@ -117,13 +118,13 @@ def _honest(operation: Operation) -> Iterator[Body]:
 
 
 def _filled(largest: int, before: bytes, unit: bytes, after: bytes) -> bytes:
-    """`unit` between them, as often as it goes, without its comma the last time."""
+    """`before`, as many repetitions of `unit` as fit, without the last comma, and `after`."""
     middle = unit * ((largest - len(before) - len(after)) // len(unit))
     return before + middle.removesuffix(b",") + after
 
 
-def held(app: Flask, operation: Operation, body: Body) -> Held:
-    """Answers the request, and looks at the loop meanwhile."""
+def measure(app: Flask, operation: Operation, body: Body) -> Measurement:
+    """Answers the request, and measures the turns of the event loop meanwhile."""
     path = operation.path.replace("{model}", "pulse").replace("{session_id}", "s")
     statuses: list[int] = []
     media = "application/json"
@@ -145,15 +146,20 @@ def held(app: Flask, operation: Operation, body: Body) -> Held:
         now = time.thread_time()
         longest, last = max(longest, now - last), now
     asking.get()
-    return Held(longest, (_memory() - before) / 1024, statuses[0])
+    return Measurement(longest, (_memory() - before) / 1024, statuses[0])
 
 
 def _memory(*, reset: bool = False) -> int:
-    """In KiB, the highest since the last reset."""
+    """The highest memory use in KiB since the last reset."""
     if reset:
         gc.collect()
         Path("/proc/self/clear_refs").write_text("5")
     return int(re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[0])
+
+
+def row(measurement: Measurement, name: str) -> str:
+    seconds, mib, status = measurement
+    return f"{seconds * 1e3:9.1f} ms {mib:8.1f} MiB  {status}  {name}"
 
 
 def main() -> None:
@@ -171,19 +177,19 @@ def main() -> None:
         for operation in OPERATIONS:
             if operation.body is None:
                 continue
-            for body in chain(bodies(operation), _honest(operation)):
+            for body in chain(bodies(operation), _valid(operation)):
                 name = f"{operation.method} {operation.path} {body.name}"
                 if not pattern.search(name):
                     continue
-                one = held(app, operation, body)
-                found.append((one, name))
-                print(f"{one.seconds * 1e3:9.1f} ms {one.mib:8.1f} MiB  {one.status}  {name}", flush=True)
+                measurement = measure(app, operation, body)
+                found.append((measurement, name))
+                print(row(measurement, name), flush=True)
         print("\nThe longest:")
-        for one, name in sorted(found, reverse=True)[:15]:
-            print(f"{one.seconds * 1e3:9.1f} ms {one.mib:8.1f} MiB  {one.status}  {name}")
+        for measurement, name in sorted(found, reverse=True)[:15]:
+            print(row(measurement, name))
         print("\nThe most memory:")
-        for one, name in sorted(found, key=lambda pair: -pair[0].mib)[:10]:
-            print(f"{one.seconds * 1e3:9.1f} ms {one.mib:8.1f} MiB  {one.status}  {name}")
+        for measurement, name in sorted(found, key=lambda pair: -pair[0].mib)[:10]:
+            print(row(measurement, name))
         engine.close()
 
 

@@ -1,4 +1,4 @@
-"""The limit: ONNX Runtime in a bare loop over the arrays that a batch has. Prints row-steps a CPU second.
+"""The limit: ONNX Runtime in a bare loop over the arrays of a batch. Prints row-steps a CPU second.
 
 python -m bench.limit BUNDLE ROWS STEPS SECONDS
 """

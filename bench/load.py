@@ -1,8 +1,8 @@
-"""The load: connections that each send a request, wait for its answer, check it, and send the next.
+"""The load: connections that each send a request, wait for its response, check it, and send the next.
 
-Runs in a process of its own, on a core of its own, over bare sockets. Reads what to do as a line of JSON from stdin
-and says that it is connected; begins at the next line, and writes `{"latencies_s": [...], "wall_s": ...}`. Ends with
-status 1 where an answer is not 2xx.
+Runs in its own process, on its own core, over bare sockets. Reads its task as a line of JSON from stdin, reports that
+it is connected, begins at the next line, and writes `{"latencies_s": [...], "wall_s": ...}`. Exits with status 1 if a
+response is not 2xx.
 """
 
 import json
@@ -28,7 +28,7 @@ class Connection:
         self.socket.sendall(next(self._requests))
 
     def receive(self) -> bool:
-        """Takes in what has come; whether the answer is whole."""
+        """Reads the bytes that have arrived. True if the response is complete."""
         data = self.socket.recv(1 << 20)
         if not data:
             sys.exit("the server closed a connection")
@@ -50,18 +50,18 @@ class Connection:
 
 
 class Stream(Connection):
-    """Over a WebSocket."""
+    """A connection whose requests are messages of a WebSocket."""
 
     def __init__(self, address: tuple[str, int], path: str, messages: list[bytes]) -> None:
         super().__init__(address, messages)
         key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
         head = f"GET {path} HTTP/1.1\r\nHost: bench\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n{key}"
         self.socket.sendall(head.encode())
-        said = b""
-        while not said.endswith(b"\r\n\r\n"):
-            said += self.socket.recv(1)
-        if not said.startswith(b"HTTP/1.1 101"):
-            sys.exit(f"no stream: {said!r}")
+        response = b""
+        while not response.endswith(b"\r\n\r\n"):
+            response += self.socket.recv(1)
+        if not response.startswith(b"HTTP/1.1 101"):
+            sys.exit(f"no stream: {response!r}")
 
     def receive(self) -> bool:
         self._answer.append(self.socket.recv(1 << 20))
@@ -85,7 +85,7 @@ def opened(address: tuple[str, int], calls: list[tuple[str, Any]]) -> Connection
 
 
 def message(body: Any) -> bytes:
-    """A text frame of less than 126 bytes, masked as a client's are."""
+    """A text frame of less than 126 bytes, masked as those of a client are."""
     data = json.dumps(body, separators=(",", ":")).encode()
     mask = bytes((1, 2, 3, 4))
     return bytes((0x81, 0x80 | len(data))) + mask + bytes(byte ^ mask[at % 4] for at, byte in enumerate(data))
@@ -100,9 +100,10 @@ def request(path: str, body: Any) -> bytes:
 
 
 def run(address: tuple[str, int], calls: list[list[tuple[str, Any]]], seconds: float) -> dict[str, Any]:
-    """`calls`: a list a connection of the path and body of its requests, sent in turn and over again.
+    """Sends requests for some seconds; returns their latencies and the time that passed.
 
-    A path that ends in /stream is a WebSocket's, and the bodies are its messages.
+    calls: for each connection, the path and the body of its requests, which are sent in turn and repeated. If the path
+    ends in /stream, the connection is a WebSocket and the bodies are its messages.
     """
     connections = [opened(address, own) for own in calls]
     poll = select.epoll()
@@ -133,5 +134,5 @@ def run(address: tuple[str, int], calls: list[list[tuple[str, Any]]], seconds: f
 
 
 if __name__ == "__main__":
-    told = json.loads(sys.stdin.readline())
-    print(json.dumps(run((told["host"], told["port"]), told["calls"], told["seconds"])))
+    task = json.loads(sys.stdin.readline())
+    print(json.dumps(run((task["host"], task["port"]), task["calls"], task["seconds"])))

@@ -1,4 +1,4 @@
-"""The server that a competent engineer writes in 30 lines: Flask, a dict of states, one row a call. Not durable.
+"""The naive server, as one writes it in 30 lines: Flask, a dict of states, one row a call. Not durable.
 
 BUNDLE=<repository>/<name>/<version> gunicorn bench.naive:app
 """
@@ -37,6 +37,6 @@ def step(name: str) -> Response:
         abort(404)
     inputs = np.array(request.get_json()["inputs"], np.float32)[:, np.newaxis]  # (time, 1, features)
     feeds = {"inputs": inputs, "lengths": np.array([len(inputs)], np.int32), **states[name]}
-    told = dict(zip(outputs, model.run(outputs, feeds), strict=True))
-    states[name] = {pair["input"]: told.pop(pair["output"]) for pair in pairs}
-    return jsonify({output: value[:, 0].tolist() for output, value in told.items()})
+    values = dict(zip(outputs, model.run(outputs, feeds), strict=True))
+    states[name] = {pair["input"]: values.pop(pair["output"]) for pair in pairs}
+    return jsonify({output: value[:, 0].tolist() for output, value in values.items()})

@@ -1,14 +1,13 @@
-"""How long a step and /healthz take at most beside the largest request of every route, with one worker and with two.
+"""The longest step and /healthz beside the largest request of every route, with one worker and with two.
 
     python -m bench.responsive              every route, about ten minutes
-    python -m bench.responsive predict      some
+    python -m bench.responsive predict      some routes
     python -m bench.responsive --workers 1
 
-Real servers, the model `pulse`, over loopback. Each large request is sent once, or, where it is over in less than
-WINDOW_S, again until then. Beside it a client sends a step and a GET of /healthz by turns, each on a connection that
-is open already. What is printed is the longest of each in milliseconds, the number of them, and how long the large
-request took and how large its answer was. A machine that does other work adds to all of them; `undisturbed` says how
-much.
+Real servers serve the model `pulse` over loopback. Each large request is sent once, and repeated for WINDOW_S if it
+is shorter. Beside it, clients send a step and a GET of /healthz in turn, on connections that are already open. The
+table has the longest of each in milliseconds, their number, and the duration and response size of the large request.
+Other work on the machine adds to all of them; the row `undisturbed` shows how much.
 """
 
 import argparse
@@ -59,7 +58,7 @@ ROUTES: dict[str, Callable[[], Large]] = {
     ),
     "quantiles": lambda: posted(
         "/v1/sessions/large/forecast",
-        {"horizon": 1000, "samples": 100, "quantiles": [(place + 1) / 100 for place in range(99)]},
+        {"horizon": 1000, "samples": 100, "quantiles": [(number + 1) / 100 for number in range(99)]},
     ),
     "generate": lambda: posted("/v1/sessions/large/generate", {"horizon": MOST_HORIZON}),
     "bulk of 10,000 items": lambda: posted(
@@ -75,7 +74,7 @@ ROUTES: dict[str, Callable[[], Large]] = {
 
 @contextmanager
 def serving(workers: int) -> Iterator[tuple[str, int]]:
-    """A service's address, with a store of its own."""
+    """Starts a service with its own store, and yields its address."""
     with tempfile.TemporaryDirectory() as folder:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ONWARD_")} | {
             "PYTHONPATH": str(ROOT),
@@ -107,7 +106,7 @@ def serving(workers: int) -> Iterator[tuple[str, int]]:
 
 
 def ask(connection: http.client.HTTPConnection, path: str, body: str = "", media: str = "GET") -> int:
-    """The size of the answer."""
+    """Sends a request and returns the size of its response in bytes."""
     if media == "GET":
         connection.request("GET", path)
     else:
@@ -119,7 +118,7 @@ def ask(connection: http.client.HTTPConnection, path: str, body: str = "", media
 
 
 class Beside(threading.Thread):
-    """Small requests by turns, until they are told to end."""
+    """Sends small requests in turn until `end` is called, and records how long each took."""
 
     def __init__(self, address: tuple[str, int]) -> None:
         super().__init__()
@@ -142,11 +141,11 @@ class Beside(threading.Thread):
 
 
 def measured(address: tuple[str, int], large: Large) -> str:
-    """A row of the table."""
-    # several connections, so that with two workers each has some of them
+    """Measures a large request and returns a row of the table."""
+    # two connections, so that two workers may each have one
     beside = [Beside(address) for _ in range(2)]
-    for one in beside:
-        one.start()
+    for client in beside:
+        client.start()
     connection = http.client.HTTPConnection(*address, timeout=2 * MOST_S)
     began, times, size = time.perf_counter(), 0, 0
     while (now := time.perf_counter()) - began < WINDOW_S:
@@ -156,21 +155,25 @@ def measured(address: tuple[str, int], large: Large) -> str:
             time.sleep(WINDOW_S)
     took = (time.perf_counter() - began) / times if times else 0.0
     del now
-    for one in beside:
-        one.end()
+    for client in beside:
+        client.end()
     connection.close()
-    step, healthz = ([second for one in beside for second in one.took[name]] for name in ("step", "healthz"))
+    step, healthz = ([second for client in beside for second in client.took[name]] for name in ("step", "healthz"))
     return f"{1e3 * max(step):6.0f} | {1e3 * max(healthz):7.0f} | {len(step):5} | {took:8.2f} | {size / 1e6:6.2f}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("routes", nargs="*", help="those whose name begins so; all if left out")
+    parser.add_argument("routes", nargs="*", help="routes whose name begins so; all if left out")
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2])
-    told = parser.parse_args()
-    chosen = [name for name in ROUTES if not told.routes or any(name.startswith(one) for one in told.routes)]
-    print("workers | beside | longest step (ms) | longest /healthz (ms) | steps | large request (s) | its answer (MB)")
-    for workers in told.workers:
+    arguments = parser.parse_args()
+    chosen = [
+        name for name in ROUTES if not arguments.routes or any(name.startswith(route) for route in arguments.routes)
+    ]
+    print(
+        "workers | beside | longest step (ms) | longest /healthz (ms) | steps | large request (s) | its response (MB)"
+    )
+    for workers in arguments.workers:
         with serving(workers) as address:
             connection = http.client.HTTPConnection(*address, timeout=MOST_S)
             for name in ("small", "large", "past", *(f"s{number}" for number in range(100))):

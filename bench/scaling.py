@@ -1,10 +1,10 @@
-"""How many machines so many sessions need: measured costs of one core each, and arithmetic.
+"""The machines that a number of sessions and a rate of steps need: measured costs of single cores, and arithmetic.
 
     python -m bench.scaling --sessions 10000000 --rate 1000000
 
-Measures what a step costs a worker and Valkey, and what a session weighs, with an LSTM 2x128 on this machine; then
-multiplies. Every step is taken to read its record and to write it: at such numbers no worker remembers the session that
-it is asked for.
+Measures the cost of a step for a worker and for Valkey, and the size of a session, with an LSTM 2x128 on this machine;
+then multiplies. Every step is assumed to read its record and to write it: with so many sessions, no worker has the
+record of a session in its cache.
 """
 
 import argparse
@@ -25,9 +25,9 @@ from onward.service.store.redis import RedisStore
 
 WEIGHED, BATCH, SECONDS = 20_000, 64, 3.0
 BUSY = 0.6
-"""The share of a core, or of a link, that is planned with: the rest is for peaks, and for the loss of a machine."""
+"""The planned utilisation of a core or a link. The rest is for peaks and for the loss of a machine."""
 COPIES, SHARD_BYTES, LINK_BYTES_S = 2, 32e9, 1.25e9
-"""Each shard has a replica; a shard holds at most 32 GB, behind a link of 10 Gbit/s."""
+"""A shard has a replica, at most 32 GB, and a link of 10 Gbit/s."""
 
 
 def cpu_s(pid: int) -> float:
@@ -36,7 +36,7 @@ def cpu_s(pid: int) -> float:
 
 
 def spent(pid: int, work: Callable[[], int]) -> float:
-    """Seconds of the process's CPU for each of the things that `work` says it did, over a few seconds."""
+    """CPU seconds of the process for each operation of `work`, which returns how many it did, over a few seconds."""
     began, until, done = cpu_s(pid), time.monotonic() + SECONDS, 0
     while time.monotonic() < until:
         done += work()
@@ -44,7 +44,7 @@ def spent(pid: int, work: Callable[[], int]) -> float:
 
 
 def measured(folder: Path) -> dict[str, float]:
-    """Bytes of a session, and CPU seconds of a step for a worker, for Valkey's write and for its read."""
+    """Bytes of a session, and CPU seconds of a step: of a worker, of a write to Valkey, and of a read."""
     bundle = Bench(folder, 1).bundle(2, 128)
     with servers.valkey(folder) as valkey, servers.onward(bundle.parents[1], valkey.uri) as server:
         for name in sessions(CLIENTS):
@@ -60,13 +60,13 @@ def measured(folder: Path) -> dict[str, float]:
         for start in range(0, WEIGHED, 1000):
             assert all(store.commit_many([Change(key, None, template) for key in keys[start : start + 1000]]))
         weight = (client.info("memory")["used_memory"] - before) / WEIGHED
-        held = dict.fromkeys(keys[:BATCH], template)
+        stored = dict.fromkeys(keys[:BATCH], template)
 
         def write() -> int:
-            after = {key: record._replace(revision=records.new_revision()) for key, record in held.items()}
-            changes = [Change(key, held[key].revision, record, advances=True) for key, record in after.items()]
+            after = {key: record._replace(revision=records.new_revision()) for key, record in stored.items()}
+            changes = [Change(key, stored[key].revision, record, advances=True) for key, record in after.items()]
             assert all(store.commit_many(changes))
-            held.update(after)
+            stored.update(after)
             return BATCH
 
         def read() -> int:
@@ -79,16 +79,16 @@ def measured(folder: Path) -> dict[str, float]:
 
 
 def planned(cost: dict[str, float], count: float, rate: float) -> list[str]:
-    """The machines for so many sessions and so many steps a second, and what runs out first as they grow."""
+    """Lines of the plan: the machines for a number of sessions and a rate, and the resource that runs out first."""
     valkey = cost["write"] + cost["read"]
-    traffic = 2 * cost["record"] * rate  # once there, once back
+    traffic = 2 * cost["record"] * rate  # to the store and back
     shards = {
         "CPU": rate * valkey / BUSY,
         "memory": count * cost["weight"] / (SHARD_BYTES * BUSY),
         "network": traffic / (LINK_BYTES_S * BUSY),
     }
-    most = max(shards, key=lambda of: shards[of])
-    number = math.ceil(shards[most])
+    scarcest = max(shards, key=lambda resource: shards[resource])
+    number = math.ceil(shards[scarcest])
     return [
         f"a session                {cost['weight']:,.0f} bytes in Valkey, of which its record is {cost['record']:,.0f}",
         f"a step                   {1e6 * cost['worker']:.0f} us of a worker",
@@ -101,7 +101,7 @@ def planned(cost: dict[str, float], count: float, rate: float) -> list[str]:
         f"shards by CPU            {shards['CPU']:,.1f}",
         f"shards by memory         {shards['memory']:,.1f} of {SHARD_BYTES / 1e9:.0f} GB",
         f"shards by network        {shards['network']:,.1f} behind 10 Gbit/s; {traffic / 1e9:.1f} GB/s in all",
-        f"shards                   {number:,}, and {number * (COPIES - 1):,} replicas: {most} runs out first",
+        f"shards                   {number:,}, and {number * (COPIES - 1):,} replicas: {scarcest} runs out first",
         f"round trips a second     {2 * rate / BATCH:,.0f} or more: two a batch of {BATCH} for each of its shards",
     ]
 
@@ -110,10 +110,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.scaling")
     parser.add_argument("--sessions", type=float, default=1e7)
     parser.add_argument("--rate", type=float, default=1e6, help="steps a second")
-    told = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         print(machine())
-        print("\n".join(planned(measured(Path(folder)), told.sessions, told.rate)))
+        print("\n".join(planned(measured(Path(folder)), arguments.sessions, arguments.rate)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Real servers for the bench, each with one worker process on one core, and what they cost in CPU seconds."""
+"""Real servers for the benchmarks, each with one worker process on one core, and their cost in CPU seconds."""
 
 import json
 import os
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 TICKS = os.sysconf("SC_CLK_TCK")
 CORES = sorted(os.sched_getaffinity(0))
 SERVER, LOAD = {CORES[0]}, {CORES[-1]}
-"""The core that serves, and the one that the load comes from."""
+"""The core of the server and the core of the load."""
 
 Calls = Sequence[tuple[str, Any]]
 
@@ -32,7 +32,7 @@ class Valkey(NamedTuple):
 
 
 class Server:
-    """A gunicorn with one worker; `start` returns once it listens and its worker has started."""
+    """A gunicorn with one worker. The constructor returns once it listens and its worker has started."""
 
     def __init__(self, command: Sequence[str], environment: dict[str, str]) -> None:
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed on exit)
@@ -42,15 +42,15 @@ class Server:
             stdout=self._log, stderr=subprocess.STDOUT, preexec_fn=lambda: os.sched_setaffinity(0, SERVER),  # noqa: PLW1509
         )  # fmt: skip
         until = time.monotonic() + 120
-        while not (found := re.search(r"Listening at: http://([\d.]+):(\d+)", self._said())) or not self.workers():
-            assert time.monotonic() < until, self._said()
-            assert self._process.poll() is None, self._said()
+        while not (found := re.search(r"Listening at: http://([\d.]+):(\d+)", self._output())) or not self.workers():
+            assert time.monotonic() < until, self._output()
+            assert self._process.poll() is None, self._output()
             time.sleep(0.05)
         self.host, self.port = found[1], int(found[2])
         self.pids = self.workers()
-        """What counts as the server."""
+        """Processes whose CPU time counts as that of the server."""
 
-    def _said(self) -> str:
+    def _output(self) -> str:
         self._log.flush()
         return Path(f"/proc/self/fd/{self._log.fileno()}").read_text()
 
@@ -59,7 +59,7 @@ class Server:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
     def cpu_s(self) -> float:
-        """Processor time of its processes so far, in steps of 10 ms."""
+        """CPU time of the server's processes so far, in steps of 10 ms."""
         total = 0
         for pid in self.pids:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -67,21 +67,21 @@ class Server:
         return total / TICKS
 
     def anonymous_kib(self) -> int:
-        """The worker's own memory, without the store's pages, which the machine takes back when it needs them."""
+        """The worker's own memory, without the pages of the store, which the system can reclaim."""
         (pid,) = self.workers()
         status = Path(f"/proc/{pid}/status").read_text()
         return int(re.findall(r"RssAnon:\s+(\d+)", status)[0])
 
     def load(self, calls: Sequence[Calls], seconds: float) -> "subprocess.Popen[str]":
-        """The load, connected: a connection for each of `calls`. `begun` lets it begin."""
+        """The process of a load, with a connection for each of `calls`. It begins when it is passed to `begun`."""
         process = subprocess.Popen(
             [sys.executable, "-m", "bench.load"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
             preexec_fn=lambda: os.sched_setaffinity(0, LOAD),  # noqa: PLW1509
         )  # fmt: skip
         assert process.stdin is not None
         assert process.stdout is not None
-        told = {"host": self.host, "port": self.port, "calls": calls, "seconds": seconds}
-        process.stdin.write(json.dumps(told) + "\n")
+        task = {"host": self.host, "port": self.port, "calls": calls, "seconds": seconds}
+        process.stdin.write(json.dumps(task) + "\n")
         process.stdin.flush()
         assert process.stdout.readline() == "connected\n", "the load failed"
         return process
@@ -93,7 +93,7 @@ class Server:
         return Driven(driven["latencies_s"], driven["wall_s"], self.cpu_s() - before)
 
     def once(self, calls: Calls) -> None:
-        """Each call once, one after another."""
+        """Sends each call once, one after another."""
         for call in calls:
             self.drive([[call]], 0)
 
@@ -109,7 +109,7 @@ class Server:
 
 
 class Driven:
-    """What a round of load found."""
+    """Measurements of a round of load."""
 
     def __init__(self, latencies_s: list[float], wall_s: float, cpu_s: float) -> None:
         self.latencies_s, self.wall_s, self.cpu_s = sorted(latencies_s), wall_s, cpu_s
@@ -131,10 +131,10 @@ def begun(load: "subprocess.Popen[str]") -> "subprocess.Popen[str]":
 
 def result(load: "subprocess.Popen[str]") -> dict[str, Any]:
     assert load.stdout is not None
-    told = load.stdout.read()
+    output = load.stdout.read()
     load.stdout.close()
     assert load.wait() == 0, "the load failed"
-    parsed: dict[str, Any] = json.loads(told)
+    parsed: dict[str, Any] = json.loads(output)
     return parsed
 
 
@@ -148,7 +148,7 @@ def onward(models: Path, store: str, **settings: str) -> Server:
 
 @contextmanager
 def valkey(folder: Path) -> Iterator[Valkey]:
-    """On the core that serves."""
+    """Starts a Valkey server on the server's core."""
     server = ValkeyServer(data_dir=folder, config={"appendonly": "yes", "appendfsync": "everysec", "save": ""})
     server.start()
     try:
@@ -161,7 +161,7 @@ def valkey(folder: Path) -> Iterator[Valkey]:
 
 
 def naive(bundle: Path) -> Server:
-    """With gunicorn's gevent worker: the fastest at this; gthread with 8 or 64 threads was 5 to 9% slower."""
+    """The naive server with gunicorn's gevent worker; gthread with 8 or 64 threads was 5 to 9% slower."""
     command = [sys.executable, "-m", "gunicorn", "--workers", "1", "--bind", "127.0.0.1:0", "--keep-alive", "60"]
     command += ["--worker-class", "gevent", "--worker-tmp-dir", "/dev/shm", "--no-control-socket"]
     return Server([*command, "bench.naive:app"], {"BUNDLE": str(bundle)})
@@ -174,7 +174,7 @@ def bare(bundle: Path, store: Path) -> Server:
 
 
 def limit(bundle: Path, rows: int, steps: int, seconds: float) -> float:
-    """Row-steps a CPU second of ONNX Runtime alone, on the core that serves."""
+    """Row-steps a CPU second of ONNX Runtime alone, on the server's core."""
     command = [sys.executable, "-m", "bench.limit", str(bundle), str(rows), str(steps), str(seconds)]
     done = subprocess.run(
         command, capture_output=True, text=True, check=True, cwd=ROOT,

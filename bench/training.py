@@ -1,11 +1,11 @@
-"""How fast the training loop is beside a bare one, what memory it takes, and whether memory can be learnt.
+"""Benchmarks of the training loop: its speed beside a bare loop, its memory, and tasks that need memory.
 
     make bench-training
 
-Prints steps a second of `onward.training.fit.training_loop.fit` and of a bare torch loop over the same network, data
-and windows, in rounds that take turns, the validation that both share left out; the peak memory of a process that does
-the one or the other; and two tasks that need memory, the adding problem (Hochreiter and Schmidhuber 1997) and copying
-over a delay (Arjovsky, Shah and Bengio 2016), solved or not.
+Prints the steps a second of `onward.training.fit.training_loop.fit` and of a bare torch loop over the same network,
+data and windows, in alternating rounds, without the validation that both share; the peak memory of a process that
+runs either loop; and whether two tasks that need memory are solved: the adding problem (Hochreiter and Schmidhuber
+1997) and copying over a delay (Arjovsky, Shah and Bengio 2016).
 """
 
 import math
@@ -39,11 +39,11 @@ ROUNDS, EPOCHS = 7, 4
 SETTINGS = Train(epochs=EPOCHS, window=64, batch=32, patience=EPOCHS)
 LENGTH, DELAY, SHOWN = 100, 20, 7
 MOST = 2500
-"""Steps that a network gets for a task. Given 3,200, the plain rnn_tanh was seen to copy too."""
+"""Maximum number of steps for a task. With 3,200, the plain rnn_tanh has also learnt to copy."""
 
 
 class Watch:
-    """Seconds since it was started, without those in `loop.validate`."""
+    """A stopwatch that does not count the time in `training_loop.validate`."""
 
     def __init__(self) -> None:
         self._validate, self._out = training_loop.validate, 0.0
@@ -76,20 +76,20 @@ def unscaled(features: int) -> TrainingStatistics:
     return TrainingStatistics(torch.zeros(features), torch.ones(features))
 
 
-def ours(units: int, one: Series) -> int:
-    """As `onward train` does it, with checkpoints; returns the optimiser's steps."""
+def train_onward(units: int, series: Series) -> int:
+    """Trains as `onward train` does, with checkpoints. Returns the number of optimiser steps."""
     with tempfile.TemporaryDirectory() as folder:
-        kept = Checkpoint(Path(folder) / "checkpoint.pt", {})
-        return training_loop.fit(lstm(units), [one], SETTINGS, quiet=True, checkpoint=kept).steps
+        checkpoint = Checkpoint(Path(folder) / "checkpoint.pt", {})
+        return training_loop.fit(lstm(units), [series], SETTINGS, quiet=True, checkpoint=checkpoint).steps
 
 
-def bare(units: int, one: Series) -> int:
-    """The least that trains the same: streams cut beforehand, Adam, clipping, validation once an epoch."""
-    network, scaled = lstm(units), torch.from_numpy(one.values)
-    streams = sampling.cut_streams([one.validation_from - 1], SETTINGS.batch)
+def train_bare(units: int, series: Series) -> int:
+    """Trains with the least code: precut streams, Adam, clipping, validation once an epoch. Returns the steps."""
+    network, scaled = lstm(units), torch.from_numpy(series.values)
+    streams = sampling.cut_streams([series.validation_from - 1], SETTINGS.batch)
     size = min(stream.steps for stream in streams)
     data = torch.stack([scaled[stream.start : stream.start + size + 1] for stream in streams], dim=1)
-    validated = [make_example(network, one)]
+    validated = [make_example(network, series)]
     optimiser, steps = torch.optim.AdamW(network.parameters(), lr=SETTINGS.learning_rate, weight_decay=0.0), 0
     for _ in range(EPOCHS):
         network.train()
@@ -107,22 +107,24 @@ def bare(units: int, one: Series) -> int:
     return steps
 
 
-def speed(units: int, one: Series) -> None:
-    rates: dict[str, list[float]] = {"ours": [], "bare": []}
+def speed(units: int, series: Series) -> None:
+    rates: dict[str, list[float]] = {"onward": [], "bare": []}
     for turn in range(ROUNDS + 1):
-        for name, run in (("ours", ours), ("bare", bare))[:: 1 if turn % 2 else -1]:
+        for name, run in (("onward", train_onward), ("bare", train_bare))[:: 1 if turn % 2 else -1]:
             watch = Watch()
-            steps = run(units, one)
+            steps = run(units, series)
             took = watch.stop()
-            if turn:  # the first warms up
+            if turn:  # the first round warms up
                 rates[name].append(steps / took)
-    ratio = statistics.median(mine / other for mine, other in zip(rates["ours"], rates["bare"], strict=True))
-    told = "   ".join(f"{name} {statistics.median(rate):7.1f} steps/s" for name, rate in rates.items())
-    print(f"  lstm of {units:3} units   {told}   ratio {ratio:.2f} (goal 0.95)", flush=True)
+    ratio = statistics.median(
+        onward / reference for onward, reference in zip(rates["onward"], rates["bare"], strict=True)
+    )
+    rates_text = "   ".join(f"{name} {statistics.median(rate):7.1f} steps/s" for name, rate in rates.items())
+    print(f"  lstm of {units:3} units   {rates_text}   ratio {ratio:.2f} (goal 0.95)", flush=True)
 
 
 def peak_kib() -> int:
-    """Of this process; Linux's getrusage would tell its parent's where that is larger."""
+    """The peak memory of this process. On Linux, getrusage returns that of its parent if it is larger."""
     status = Path("/proc/self/status")
     if status.exists():
         return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
@@ -130,7 +132,7 @@ def peak_kib() -> int:
 
 
 def peak(name: str) -> None:
-    """Of a fresh process that trains, in MiB."""
+    """Prints the peak memory in MiB of a new process that trains."""
     done = subprocess.run(
         [sys.executable, "-m", "bench.training", name], capture_output=True, text=True, check=True
     ).stdout
@@ -138,43 +140,43 @@ def peak(name: str) -> None:
 
 
 def adding(rng: np.random.Generator, batch: int = 50) -> tuple[Tensor, Tensor]:
-    """Numbers of which two, one in each half, are marked -> their sum at the end: (1, batch, 1)."""
+    """Inputs: numbers, two of which are marked, one in each half. Target: the sum of these two, (1, batch, 1)."""
     values = rng.uniform(0, 1, (LENGTH, batch)).astype(np.float32)
     marks, rows = np.zeros_like(values), np.arange(batch)
     for low in (0, LENGTH // 2):
         marks[rng.integers(low, low + LENGTH // 2, batch), rows] = 1
-    told = torch.from_numpy(np.stack((values, marks), axis=-1))
-    return told, torch.from_numpy((values * marks).sum(axis=0)[None, :, None])
+    inputs = torch.from_numpy(np.stack((values, marks), axis=-1))
+    return inputs, torch.from_numpy((values * marks).sum(axis=0)[None, :, None])
 
 
 def copying(rng: np.random.Generator, batch: int = 50) -> tuple[Tensor, Tensor]:
-    """Bits, a delay, a cue -> the bits again, in order: (shown, batch, 1)."""
+    """Inputs: bits, a delay and a cue. Target: the bits in order, (shown, batch, 1)."""
     bits = rng.choice([-1.0, 1.0], (SHOWN, batch)).astype(np.float32)
-    told = np.zeros((2 * SHOWN + DELAY, batch, 2), np.float32)
-    told[:SHOWN, :, 0] = bits
-    told[SHOWN + DELAY, :, 1] = 1
-    return torch.from_numpy(told), torch.from_numpy(bits[..., None])
+    inputs = np.zeros((2 * SHOWN + DELAY, batch, 2), np.float32)
+    inputs[:SHOWN, :, 0] = bits
+    inputs[SHOWN + DELAY, :, 1] = 1
+    return torch.from_numpy(inputs), torch.from_numpy(bits[..., None])
 
 
-def summed(said: Tensor, actual: Tensor) -> bool:
-    return float((said - actual).square().mean()) < 0.01
+def summed(predictions: Tensor, actual: Tensor) -> bool:
+    return float((predictions - actual).square().mean()) < 0.01
 
 
-def copied(said: Tensor, actual: Tensor) -> bool:
-    return float((said.sign() == actual).float().mean()) > 0.99
+def copied(predictions: Tensor, actual: Tensor) -> bool:
+    return float((predictions.sign() == actual).float().mean()) > 0.99
 
 
 def answered(network: Network, inputs: Tensor, steps: int) -> Tensor:
-    """(steps, batch, 1) the number that is said of the last steps."""
+    """Predictions for the last steps: (steps, batch, 1)."""
     hidden, _ = network(inputs, network.initial(inputs.shape[1]))
-    said: Tensor = network.head.read_out(TorchOps(), hidden[-steps:])[0]
-    return said
+    predictions: Tensor = network.head.read_out(TorchOps(), hidden[-steps:])[0]
+    return predictions
 
 
 def solve(
     label: str, cell: Cell, make: Callable[..., tuple[Tensor, Tensor]], solved: Callable[..., bool], *, plain: bool
 ) -> None:
-    """plain: torch's own initialisation of the recurrent layer instead of ours."""
+    """Trains a network until it solves a task, and prints the result. plain: use torch's own initialisation."""
     torch.manual_seed(0)
     signature = Signature((Feature(name="value"), Feature(name="mark")), ("value",))
     network = Network(Model(cell=cell, units=64, head="point"), signature, unscaled(2))
@@ -197,21 +199,21 @@ def solve(
             optimiser.step()
         steps += 50
         with torch.no_grad():
-            said = answered(network, test[0], len(test[1]))
-        done = solved(said, test[1])
-    error = math.sqrt(float((said - test[1]).square().mean()))
-    start = "torch's own start" if plain else "our start"
+            predictions = answered(network, test[0], len(test[1]))
+        done = solved(predictions, test[1])
+    error = math.sqrt(float((predictions - test[1]).square().mean()))
+    start = "torch's initial" if plain else "Onward's initial"
     outcome = "solved" if done else "NOT solved"
     took = f"{steps} steps, {time.perf_counter() - began:.0f} s"
     print(f"  {label:22} {cell:9} {start:18} {outcome:10} (RMSE {error:.3f}; {took})", flush=True)
 
 
 def main() -> None:
-    torch.set_num_threads(1)  # of more, one that is held up by other work holds up the rest
+    torch.set_num_threads(1)  # with several threads, one that is delayed by other work delays the others
     if len(sys.argv) > 1:
-        one = wave()
+        series = wave()
         if sys.argv[1] != "data only":
-            {"ours": ours, "bare": bare}[sys.argv[1]](64, one)
+            {"onward": train_onward, "bare": train_bare}[sys.argv[1]](64, series)
         print(peak_kib())
         return
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
@@ -221,7 +223,7 @@ def main() -> None:
     for units in (16, 64):
         speed(units, wave())
     print("peak memory of a process, torch itself included")
-    for name in ("data only", "bare", "ours"):
+    for name in ("data only", "bare", "onward"):
         peak(name)
     print(f"tasks that need memory, in {MOST} steps at most")
     for task, make, solved in (
