@@ -1,7 +1,6 @@
 import sys
 from collections.abc import Iterator
 from importlib.abc import MetaPathFinder
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -24,33 +23,21 @@ class _FullNamesOnly(MetaPathFinder):
 
 sys.meta_path.insert(0, _FullNamesOnly())
 
-# the duration of an example depends on the machine
+# the time of an example depends on the machine
 settings.register_profile("onward", settings(), deadline=None)
 settings.load_profile("onward")
 
 
-E2E = Path(__file__).with_name("e2e")
+TESTS = Path(__file__).parent
+MARKED_FOLDERS = {"e2e": ("e2e",), "train": ("training", "model")}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests of real servers, which lie in one folder."""
+    """Marks all tests of a folder, so that none of them can be forgotten."""
     for item in items:
-        if E2E in item.path.parents:
-            item.add_marker(pytest.mark.e2e)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> Iterator[None]:
-    """Networks this small are faster on one thread, and leave the other cores free."""
-    if find_spec("torch") is None:  # an environment without the extra `train`
-        yield
-        return
-    import torch  # noqa: PLC0415
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+        for marker, folders in MARKED_FOLDERS.items():
+            if item.path.relative_to(TESTS).parts[0] in folders:
+                item.add_marker(marker)
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +50,7 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A cluster of one node, which has all slots and refuses what a cluster refuses."""
+    """A Valkey cluster of one node that has all slots; it refuses the commands that a larger cluster would refuse."""
     server = Server(tmp_path_factory.mktemp("cluster"), cluster=True)
     yield server
     server.kill()

@@ -22,7 +22,7 @@ from onward.service.http.step_encoding import written
 from tests.e2e.server import Server
 from tests.helpers import numpy_networks
 from tests.helpers.expected_scores import serving
-from tests.helpers.random_bundles import draw, make_bundle
+from tests.helpers.recorded_bundles import category, draw, make_bundle
 from tests.helpers.reference_loop import ZOO, BareLoop, pulse, weather
 from tests.model.manifest_edits import Document, put
 
@@ -152,7 +152,7 @@ def test_every_head_is_told_as_the_engine_tells_it(tmp_path: Path, head: str) ->
     """Answers number by number, seeded and not, and what is kept of them."""
     inputs: list[Any] = draw(1, 40, 3)[0].tolist()
     if head in {"categorical", "label"}:
-        letters = [numpy_networks.category("c", 4, unknown=True)]
+        letters = [category("c", 4, unknown=True)]
         if head == "label":
             network = numpy_networks.network(
                 numpy_networks.signature(letters, "k", classes=("p", "q")), head=head, units=6

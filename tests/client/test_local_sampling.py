@@ -15,7 +15,7 @@ from onward.client.sync_client import Session
 from tests.client.test_local import bits
 from tests.e2e.server import Server
 from tests.helpers.analytic_models import markov
-from tests.helpers.random_bundles import FEATURES, make_bundle
+from tests.helpers.recorded_bundles import FEATURES, make_bundle
 from tests.helpers.reference_loop import ZOO, pulse
 
 GIVEN: dict[str, Any] = {

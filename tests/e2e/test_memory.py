@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from onward.training.export.export_bundle import PARITY_STEPS, export
+import pytest
+
 from tests.e2e.server import Server
-from tests.helpers.random_bundles import draw, make_network
 
 ROWS, CALLS = 256, 20
 
@@ -14,9 +14,12 @@ def faults(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[7])
 
 
+@pytest.mark.train
 def test_a_batch_uses_the_memory_of_the_one_before(tmp_path: Path) -> None:
     """Its states take 512 KiB, 128 pages, in each of several arrays; they are not asked of the system in each call."""
-    export(make_network(layers=2, units=128), bundle=tmp_path / "models/wide/1", sample=draw(7, PARITY_STEPS))
+    from tests.helpers import random_bundles  # noqa: PLC0415  (needs the train extra; its graph is too large to record)
+
+    random_bundles.make_bundle(tmp_path / "models", name="wide", layers=2, units=128)
     with Server(tmp_path, ONWARD_WORKERS="1", ONWARD_MODELS=str(tmp_path / "models")) as server:
         (worker,) = server.workers()
         names = [f"s{number}" for number in range(ROWS)]

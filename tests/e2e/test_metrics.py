@@ -15,7 +15,7 @@ from onward.service.store import record as records
 from onward.service.store.lmdb import LmdbStore
 from tests.contracts.test_stores import damage
 from tests.e2e.server import Server
-from tests.helpers.random_bundles import draw, make_bundle
+from tests.helpers.recorded_bundles import draw, make_bundle
 from tests.helpers.reference_loop import pulse
 
 STEPS = 300

@@ -9,8 +9,8 @@ import numpy as np
 
 from onward.model.manifest import Feature
 from tests.e2e.server import Server
-from tests.helpers import numpy_networks
 from tests.helpers.problem_assertions import assert_problem
+from tests.helpers.recorded_bundles import make_feature_bundle
 from tests.helpers.reference_loop import ZOO, BareLoop, weather
 
 
@@ -149,8 +149,9 @@ def test_a_text_is_read_and_categories_are_told_by_name(tmp_path: Path) -> None:
 def test_missing_values_and_labels_over_http(tmp_path: Path) -> None:
     """Null where a feature may be missing, and nowhere else; classes by name; the same bits as a bare loop's."""
     features = (Feature(name="x", nullable=True), Feature(name="kind", kind="category", categories=(3, 5, 8)))
-    spoken = numpy_networks.signature(features, "who", classes=("ann", "bob"))
-    numpy_networks.export(numpy_networks.network(spoken, head="label", scaling="causal", units=8), tmp_path / "models")
+    make_feature_bundle(
+        tmp_path / "models", features, "who", classes=("ann", "bob"), head="label", scaling="causal", units=8
+    )
     rows: list[list[float | None]] = [[1.5, 3], [None, 8], [2.0, 5], [None, 3]]
     expected = BareLoop(tmp_path / "models/tiny/1").run(
         [[np.nan if x is None else x, (3, 5, 8).index(int(kind or 0))] for x, kind in rows]

@@ -19,7 +19,7 @@ import pytest
 
 from tests.e2e.models import ask, request, settled
 from tests.e2e.server import Server
-from tests.helpers.random_bundles import draw, make_bundle
+from tests.helpers.recorded_bundles import draw, make_bundle
 from tests.helpers.reference_loop import BareLoop, assert_same_bits
 
 ROWS: list[list[float]] = draw(1, 40)[0].tolist()

@@ -6,20 +6,22 @@ from pathlib import Path
 from threading import Thread
 
 import httpx
+import pytest
 
-from onward.training.export.export_bundle import PARITY_STEPS, export
 from tests.e2e.server import Server
-from tests.helpers.random_bundles import draw, make_network
+from tests.helpers.recorded_bundles import draw
 
 BOUND_S = 0.010
 """What is asked of the service. A batch of this model takes several times as long here, on any machine that runs the
 tests, so in the event loop most answers would be later; the median leaves room for what a busy machine holds up."""
 
 
+@pytest.mark.train
 def test_healthz_is_prompt_while_a_large_model_computes(tmp_path: Path) -> None:
     """One worker, one LSTM of 2 x 512 that is kept busy with batches: /healthz is answered in between them, at once."""
-    bundle = tmp_path / "models" / "large" / "1"
-    export(make_network(layers=2, units=512), bundle=bundle, sample=draw(7, PARITY_STEPS))
+    from tests.helpers import random_bundles  # noqa: PLC0415  (needs the train extra; its graph is too large to record)
+
+    random_bundles.make_bundle(tmp_path / "models", name="large", layers=2, units=512)
     inputs = draw(64, 400).round(2).tolist()
     with Server(tmp_path, ONWARD_WORKERS="1", ONWARD_MODELS=str(tmp_path / "models")) as server:
         answers: list[httpx.Response] = []

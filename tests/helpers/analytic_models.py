@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import parser
 
 from onward.model.repository import GRAPH, MANIFEST
+from tests.helpers.recorded_bundles import recorded_graph
 
 LAST = """
     one = Constant <value_ints: ints = [1]> ()
@@ -129,9 +128,7 @@ def _tensor(name: str, *shape: str | int) -> dict[str, Any]:
 
 
 def _publish(bundle: Path, graph: str, **manifest: Any) -> None:
-    proto = parser.parse_model(graph)
-    onnx.checker.check_model(proto)
-    data = proto.SerializeToString()
+    data = recorded_graph(graph)
     bundle.mkdir(parents=True)
     (bundle / GRAPH).write_bytes(data)
     told = {

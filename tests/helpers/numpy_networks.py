@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from onward.model.manifest import Feature
-from onward.model.runner import Outputs, StepModel
+from onward.model.runner import StepModel
 from onward.training.config import Model
 from onward.training.export import export_bundle as exports
 from onward.training.network.input_layer import TrainingStatistics
@@ -27,10 +27,6 @@ Floats = NDArray[np.float64]
 
 MEAN, STD = 10.0, 2.0
 """Of every number."""
-
-
-def category(name: str, places: int, **told: Any) -> Feature:
-    return Feature(name=name, kind="category", categories=tuple(f"{name}{place}" for place in range(places)), **told)
 
 
 def signature(features: Sequence[Feature], *targets: str, **told: Any) -> Signature:
@@ -80,15 +76,6 @@ def export(made: Network, repository: Path | None = None, *, steps: int = 24) ->
         return exports.export(made, bundle=repository / "tiny" / "1", sample=sample)
     with tempfile.TemporaryDirectory() as scratch:
         return exports.export(made, bundle=Path(scratch) / "tiny" / "1", sample=sample)
-
-
-def played(model: StepModel, row: NDArray[np.float32]) -> Outputs:
-    """(time,) outputs of one session, one step a call."""
-    state, outputs = model.layout.initial(1), []
-    for step in range(len(row)):
-        output, state = model.run_row(row[step : step + 1], state)
-        outputs.append(output)
-    return np.concatenate(outputs)
 
 
 @dataclass(frozen=True, slots=True)

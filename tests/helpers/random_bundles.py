@@ -9,9 +9,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from onward.model.manifest import Feature
@@ -22,8 +20,7 @@ from onward.training.export.export_bundle import PROOF_STEPS, export
 from onward.training.network.heads import NumberHead
 from onward.training.network.input_layer import TrainingStatistics
 from onward.training.network.network import Network, Signature
-
-FEATURES = ("x", "y", "z")
+from tests.helpers.recorded_bundles import draw, moments
 
 Options = tuple[tuple[str, object], ...]
 
@@ -91,17 +88,6 @@ def readout(network: Network) -> nn.Linear:
     """Of a head that predicts numbers."""
     assert isinstance(network.head, NumberHead)
     return network.head.readout
-
-
-def moments(features: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(features,) the mean and deviation that `make_network` scales by: 10, 20, ... and 2, 3, ..."""
-    return np.arange(1.0, features + 1) * 10.0, np.arange(2.0, features + 2)
-
-
-def draw(rows: int, steps: int, features: int = 1, *, seed: int = 0) -> NDArray[np.float32]:
-    """(rows, steps, features) noise with those moments."""
-    mean, std = moments(features)
-    return (mean + std * np.random.default_rng(seed).standard_normal((rows, steps, features))).astype(np.float32)
 
 
 @cache

@@ -11,7 +11,8 @@ from onward.model.checks import CheckError, check, plausible
 from onward.model.runner import Outputs, StepModel
 from onward.model.state import Layout, State
 from onward.training.config import Cell
-from tests.helpers.random_bundles import FEATURES, draw, make_bundle
+from tests.helpers.random_bundles import make_bundle
+from tests.helpers.recorded_bundles import FEATURES, draw
 
 ULP = 2.0**-23
 """One unit in the last place, relative."""

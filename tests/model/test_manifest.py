@@ -8,7 +8,8 @@ import pytest
 
 from onward.model import manifest as manifests
 from onward.model.manifest import BundleError, Manifest, StatePair, Tensor
-from tests.helpers.random_bundles import FEATURES, make_bundle
+from tests.helpers.random_bundles import make_bundle
+from tests.helpers.recorded_bundles import FEATURES
 from tests.model.manifest_edits import Document, drop, put
 
 

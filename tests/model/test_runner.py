@@ -12,7 +12,8 @@ from onward.model.repository import open_bundle
 from onward.model.runner import StepModel
 from tests.helpers import plain_onnxruntime
 from tests.helpers.numpy_cells import nll
-from tests.helpers.random_bundles import FEATURES, draw, make_bundle, moments
+from tests.helpers.random_bundles import make_bundle
+from tests.helpers.recorded_bundles import FEATURES, draw, moments
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -16,7 +16,8 @@ from onward.model.repository import open_bundle
 from onward.model.runner import Outputs, StepModel
 from onward.model.state import State
 from tests.helpers import numpy_networks
-from tests.helpers.numpy_networks import category, signature
+from tests.helpers.numpy_networks import signature
+from tests.helpers.recorded_bundles import category
 from tests.model.manifest_edits import Document, put
 
 

@@ -12,7 +12,7 @@ from onward.model.repository import read_all
 from onward.service import model_catalogue
 from onward.service.model_catalogue import Catalogue, DisagreementError
 from onward.service.server import wsgi
-from tests.helpers.random_bundles import make_bundle
+from tests.helpers.recorded_bundles import make_bundle
 
 
 @pytest.fixture

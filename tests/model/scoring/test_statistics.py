@@ -12,8 +12,9 @@ from onward.model.repository import open_all
 from onward.model.scoring.accuracy import Accuracy
 from onward.model.scoring.layout import ERROR
 from onward.training.network.network import Signature
-from tests.helpers.numpy_networks import category, export, network, signature
-from tests.helpers.random_bundles import draw, make_bundle
+from tests.helpers.numpy_networks import export, network, signature
+from tests.helpers.random_bundles import make_bundle
+from tests.helpers.recorded_bundles import category, draw
 from tests.helpers.reference_loop import ZOO
 
 HEADS = ["point", "gaussian", "student_t", "quantiles"]

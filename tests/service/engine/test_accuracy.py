@@ -24,8 +24,7 @@ from onward.service.engine.steps import Answer
 from onward.service.errors import InvalidInputError
 from tests.contracts.test_stores import beside
 from tests.helpers.expected_scores import STEPS, anomaly, before, serving
-from tests.helpers.numpy_networks import category, export, network, played, signature
-from tests.helpers.random_bundles import draw, make_bundle
+from tests.helpers.recorded_bundles import category, draw, make_bundle, make_feature_bundle, stepped_outputs
 from tests.helpers.reference_loop import ZOO, pulse
 
 T = "tenant"
@@ -47,7 +46,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Engi
 
 def expected(model: StepModel, series: NDArray[np.float32]) -> dict[str, Any]:
     """By target, over the whole series at once. series: (steps, features)."""
-    outputs = played(model, series)
+    outputs = stepped_outputs(model, series)
     said, head = before(model, outputs), model.manifest.head
     actual = series[:, [2, 0]].astype(np.float64)
     error = actual - said[head.outputs[0]]
@@ -179,9 +178,9 @@ def told(answers: list[Answer | Exception]) -> list[Answer]:
 
 def test_hits_of_categories_and_labels_have_none(tmp_path: Path) -> None:
     """A categorical head is right when its likeliest category comes; a label's predicts no input, and has anomalies."""
-    spoken = signature([category("c", 4, nullable=True)], "c")
-    model = export(network(spoken, head="categorical", counts=[1, 2, 3, 4], units=6))
-    engine = serving(tmp_path, model)
+    features = [category("c", 4, nullable=True)]
+    model = make_feature_bundle(tmp_path / "models", features, "c", head="categorical", counts=[1, 2, 3, 4], units=6)
+    engine = serving(tmp_path / "store", model)
     rng = np.random.default_rng(0)
     inputs: list[Any] = [None if one == 4 else int(one) for one in rng.integers(5, size=200)]
     engine.create(T, "tiny", session_id="s")
@@ -205,9 +204,9 @@ def test_hits_of_categories_and_labels_have_none(tmp_path: Path) -> None:
 
 def test_a_missing_input_is_not_scored(tmp_path: Path) -> None:
     """It has no error and no anomaly, is no part of the ring, and the last true value stays the one before it."""
-    spoken = signature([Feature(name="x", nullable=True), Feature(name="y", nullable=True)], "x", "y")
-    model = export(network(spoken, head="gaussian", units=6))
-    engine = serving(tmp_path, model)
+    features = [Feature(name="x", nullable=True), Feature(name="y", nullable=True)]
+    model = make_feature_bundle(tmp_path / "models", features, "x", "y", head="gaussian", units=6)
+    engine = serving(tmp_path / "store", model)
     series = np.random.default_rng(0).normal(10, 2, (200, 2)).astype(np.float32)
     series[np.random.default_rng(1).random((200, 2)) < 0.2] = np.nan
     written = [[None if np.isnan(value) else float(value) for value in row] for row in series]

@@ -25,7 +25,7 @@ from onward.service.store import record as records
 from onward.service.store.lmdb import LmdbStore
 from onward.service.store.record import Record
 from tests.helpers.analytic_models import ar1, markov
-from tests.helpers.random_bundles import FEATURES, make_bundle
+from tests.helpers.recorded_bundles import FEATURES, make_bundle
 from tests.helpers.reference_loop import ZOO, BareLoop, pulse
 
 T = "tenant"

@@ -16,7 +16,7 @@ from onward.service.engine.forecasting.forecast_start import Ahead
 from onward.service.http import problems, steps
 from onward.service.store.lmdb import LmdbStore
 from onward.service.websocket.endpoint import Conversation
-from tests.helpers.random_bundles import make_bundle
+from tests.helpers.recorded_bundles import make_bundle
 
 T = steps.TENANT
 TIMES = 10

@@ -19,7 +19,7 @@ from onward.service.http import response_schemas
 from onward.service.settings import Settings
 from onward.service.store.lmdb import LmdbStore
 from tests.helpers.analytic_models import ar1, markov
-from tests.helpers.random_bundles import FEATURES, make_bundle
+from tests.helpers.recorded_bundles import FEATURES, make_bundle
 from tests.helpers.reference_loop import ZOO, BareLoop, pulse
 from tests.helpers.sse_reader import Told, fields_of, read
 

@@ -17,8 +17,7 @@ from onward.model.scoring.conformal import (
 )
 from onward.model.scoring.layout import ANOMALY, HIGH, LOW
 from tests.helpers.expected_scores import STEPS, before, serving
-from tests.helpers.numpy_networks import played
-from tests.helpers.random_bundles import draw, make_bundle
+from tests.helpers.recorded_bundles import draw, make_bundle, stepped_outputs
 
 T = "tenant"
 HEADS = ["point", "gaussian", "student_t", "quantiles"]
@@ -85,7 +84,7 @@ def test_intervals_are_the_papers(tmp_path: Path, head: str) -> None:
     engine, series = serving(tmp_path / "store", model), draw(1, STEPS, 3, seed=9)[0]
     session, _ = engine.create(T, "tiny", interval=0.9, inputs=series[:40].tolist())
     outputs = engine.steps.one(T, session.session_id, series[40:].tolist()).outputs
-    played_all = played(model, series)
+    played_all = stepped_outputs(model, series)
     said = before(model, played_all)
     spread: Callable[[Outputs], NDArray[np.float32]] = {
         "point": lambda told: np.ones_like(told["point"]),

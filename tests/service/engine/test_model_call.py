@@ -11,7 +11,7 @@ from onward.model.runner import StepModel
 from onward.service.engine.batching import cost
 from onward.service.engine.batching.cost import MOST_CHUNK, MOST_ROWS, Cost
 from onward.service.engine.batching.model_call import Caller, finite, joined, padded
-from tests.helpers.random_bundles import draw, make_bundle
+from tests.helpers.recorded_bundles import draw, make_bundle
 from tests.helpers.reference_loop import ZOO
 
 

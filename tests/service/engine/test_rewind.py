@@ -15,7 +15,7 @@ from onward.service.engine.sessions import history
 from onward.service.engine.sessions.history import Point
 from onward.service.errors import HistoryError, InvalidInputError, LateRequestError, ModelGoneError, UnknownVersionError
 from onward.service.store.lmdb import LmdbStore
-from tests.helpers.random_bundles import make_bundle
+from tests.helpers.recorded_bundles import make_bundle
 from tests.helpers.reference_loop import ZOO, BareLoop, pulse
 
 T = "tenant"

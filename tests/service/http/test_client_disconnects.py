@@ -19,7 +19,7 @@ from onward.service.http.operations import NDJSON
 from onward.service.settings import Settings
 from onward.service.store.lmdb import LmdbStore
 from onward.service.store.signed_tokens import SignedTokens
-from tests.helpers.random_bundles import make_bundle
+from tests.helpers.recorded_bundles import make_bundle
 
 HISTORY = 2000
 STEPS = [10.0] * 100_000

@@ -16,7 +16,7 @@ from onward.service.engine.engine import Engine, Limits
 from onward.service.settings import Settings
 from onward.service.store.lmdb import LmdbStore
 from onward.service.store.signed_tokens import SignedTokens
-from tests.helpers.random_bundles import FEATURES, make_bundle
+from tests.helpers.recorded_bundles import FEATURES, make_bundle
 
 MOST = 60
 LEVELS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]

@@ -18,7 +18,7 @@ from onward.service.settings import Settings
 from onward.service.store.lmdb import LmdbStore
 from onward.service.store.signed_tokens import SignedTokens
 from tests.helpers import sse_reader
-from tests.helpers.random_bundles import make_bundle
+from tests.helpers.recorded_bundles import make_bundle
 from tests.helpers.reference_loop import ZOO
 
 

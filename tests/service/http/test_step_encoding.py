@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +15,7 @@ from onward.model.scoring.layout import StatisticsLayout
 from onward.service.engine.steps import Answer
 from onward.service.http import step_encoding
 from onward.service.http.reply import encode
-from tests.helpers.numpy_networks import category, export, network, signature
-from tests.helpers.random_bundles import make_bundle
+from tests.helpers.recorded_bundles import category, make_bundle, make_feature_bundle
 
 HEADS = ["point", "gaussian", "student_t", "quantiles"]
 BITS = st.one_of(st.integers(0, 2**32 - 1), st.sampled_from([0, 1, 2**31, 0x3F800000, 0x7F7FFFFF, 0x7F800000]))
@@ -45,7 +45,7 @@ def test_both_ways_write_the_same(models: list[StepModel], step: int, bits: Sequ
         assert step_encoding.written(answer) == ordinary(answer)
 
 
-def test_what_has_no_form_is_written_as_it_is(models: list[StepModel]) -> None:
+def test_what_has_no_form_is_written_as_it_is(models: list[StepModel], tmp_path: Path) -> None:
     """Answers of several steps, numbers that lie in another order, and categories, which are told by name."""
     several = Answer(models[0], 3, np.ones(3, models[0].output_dtype))
     assert step_encoding.written(several) == ordinary(several)
@@ -53,7 +53,7 @@ def test_what_has_no_form_is_written_as_it_is(models: list[StepModel]) -> None:
     turned = Answer(models[1], 3, np.arange(other_order.itemsize // 4, dtype=np.float32).view(other_order))
     assert step_encoding._form(models[1], other_order) is None
     assert step_encoding.written(turned) == ordinary(turned)
-    words = export(network(signature([category("c", 4)], "c"), head="categorical", counts=[1, 2, 3, 4], units=6))
+    words = make_feature_bundle(tmp_path, [category("c", 4)], "c", head="categorical", counts=[1, 2, 3, 4], units=6)
     answer = Answer(words, 1, words.last_prediction(words.layout.initial(1)))
     assert step_encoding._form(words, words.output_dtype) is None
     assert b'"c' in step_encoding.written(answer)

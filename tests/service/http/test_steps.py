@@ -21,7 +21,7 @@ from onward.service.engine.forecasting.forecast_start import Ahead
 from onward.service.http import request_schemas, steps
 from onward.service.settings import Settings
 from onward.service.store.lmdb import LmdbStore
-from tests.helpers.random_bundles import draw, make_bundle
+from tests.helpers.recorded_bundles import draw, make_bundle
 from tests.helpers.reference_loop import ZOO, BareLoop, pulse
 
 T = steps.TENANT

@@ -16,7 +16,8 @@ from onward.training.evaluation import backtest, evaluation, point_metrics, prob
 from onward.training.evaluation.backtest import Trace
 from onward.training.evaluation.evaluation import Evaluation
 from onward.training.export.export_bundle import export
-from tests.helpers.random_bundles import FEATURES, draw, make_bundle, make_network, readout
+from tests.helpers.random_bundles import make_bundle, make_network, readout
+from tests.helpers.recorded_bundles import FEATURES, draw
 
 
 def one(values: np.ndarray[tuple[int, ...], np.dtype[np.float32]], test_from: int, name: str = "s") -> Series:

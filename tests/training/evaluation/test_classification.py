@@ -15,7 +15,8 @@ from onward.training.evaluation import backtest, classification, evaluation, ran
 from onward.training.evaluation.ranking_metrics import Bigram
 from onward.training.report import html_report, report_table
 from tests.helpers import numpy_networks
-from tests.helpers.numpy_networks import category, draw, signature
+from tests.helpers.numpy_networks import draw, signature
+from tests.helpers.recorded_bundles import category, stepped_outputs
 
 MIXED = (Feature(name="x", nullable=True), category("word", 9, nullable=True, unknown=True))
 
@@ -47,7 +48,7 @@ def test_tokens_are_scored_one_by_one(top: int) -> None:
     actual: list[int] = []
     contexts: list[int] = []
     for one in series:
-        outputs = numpy_networks.played(model, one.values)
+        outputs = stepped_outputs(model, one.values)
         places = one.values[:, 1]
         for t in range(max(1, one.test_from), len(places)):
             if math.isnan(places[t]):
@@ -118,7 +119,7 @@ def test_labels_are_scored_one_by_one(per_sequence: bool) -> None:
     seen: list[int] = []
     for one in series:
         assert one.labels is not None
-        outputs = numpy_networks.played(model, one.values)
+        outputs = stepped_outputs(model, one.values)
         trained = one.labels[: one.validation_from].tolist()
         seen += trained[-1:] if per_sequence else trained
         steps = list(range(one.test_from, len(one.values)))
@@ -167,7 +168,7 @@ def test_forecasts_with_holes_are_scored_where_there_is_a_value() -> None:
     trained = series[0].values[:40, 0].astype(np.float64)
     mean, errors, naive = float(np.nanmean(trained)), [], []
     for one in series:
-        outputs = numpy_networks.played(model, one.values)
+        outputs = stepped_outputs(model, one.values)
         for t in range(max(2, one.test_from), len(one.values)):
             if not math.isnan(actual := float(one.values[t, 0])):
                 errors.append(abs(actual - float(outputs["mean"][t - 1, 0])))

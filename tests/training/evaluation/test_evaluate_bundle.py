@@ -18,7 +18,8 @@ from onward.training.data import datasets
 from onward.training.evaluation import evaluate_bundle, evaluation
 from onward.training.evaluation.inspect_bundle import inspect
 from onward.training.report import report_table
-from tests.helpers.random_bundles import FEATURES, draw, make_bundle, make_network
+from tests.helpers.random_bundles import make_bundle, make_network
+from tests.helpers.recorded_bundles import FEATURES, draw
 from tests.helpers.reference_loop import ROOT
 
 WEATHER = ROOT / "examples/weather/seattle-weather.csv"

@@ -14,7 +14,8 @@ from onward.training.data.datasets import Series
 from onward.training.evaluation import evaluation, rollout
 from onward.training.export.export_bundle import export
 from onward.training.report import report_table
-from tests.helpers.random_bundles import FEATURES, draw, make_bundle, make_network, readout
+from tests.helpers.random_bundles import make_bundle, make_network, readout
+from tests.helpers.recorded_bundles import FEATURES, draw
 
 
 def constant(tmp_path: Path) -> StepModel:

@@ -20,7 +20,8 @@ from onward.training.export.export_bundle import prove
 from onward.training.export.graph import contract
 from onward.training.network.network import Network, Signature
 from tests.helpers import numpy_networks
-from tests.helpers.numpy_networks import Floats, category, draw, signature
+from tests.helpers.numpy_networks import Floats, draw, signature
+from tests.helpers.recorded_bundles import category, stepped_outputs
 
 CELLS = ("rnn_tanh", "rnn_relu", "lstm", "gru")
 
@@ -129,7 +130,7 @@ def test_tokens_export_and_are_those_of_a_plain_softmax(cell: str, kind: str, tm
     made = numpy_networks.network(spoken, cell=cell, units=4, head="categorical", counts=counts, **told)
     model = proven(made, tmp_path)
     row = draw(spoken.features, 1, 60, seed=12)[0]
-    outputs, expected = numpy_networks.played(model, row), log_probabilities(made, row)
+    outputs, expected = stepped_outputs(model, row), log_probabilities(made, row)
     ranked(outputs, expected[1:], min(told.get("top", 20), spoken.category_count))
     actual = row[:, spoken.target_columns[0]]
     missing = np.isnan(actual)
@@ -148,7 +149,7 @@ def test_labels_export_and_are_those_of_a_plain_softmax(cell: str, kind: str, tm
     made = numpy_networks.network(spoken, cell=cell, units=4, head="label", counts=counts, **told)
     model = proven(made, tmp_path)
     row = draw(spoken.features, 1, 60, seed=13)[0]
-    outputs, expected = numpy_networks.played(model, row), log_probabilities(made, row)
+    outputs, expected = stepped_outputs(model, row), log_probabilities(made, row)
     ranked(outputs, expected[1:], min(told.get("top", 20), len(spoken.classes)))
     divergence = (np.exp(expected[1:]) * (expected[1:] - expected[:-1])).sum(axis=1)
     assert (divergence >= 0).all()
@@ -164,7 +165,7 @@ def test_the_surprise_of_numbers_is_their_likelihood(scaling: str) -> None:
     row = draw(NUMBERS.features, 1, 60, seed=14)[0]
     row[:2, 0] = np.nan
     row[30, 2] *= 1000
-    outputs = numpy_networks.played(model, row)
+    outputs = stepped_outputs(model, row)
     mean = np.concatenate([[[numpy_networks.MEAN] * 2], outputs["mean"][:-1].astype(np.float64)])
     std = np.concatenate([[[numpy_networks.STD] * 2], outputs["std"][:-1].astype(np.float64)])
     actual = row[:, [2, 0]].astype(np.float64)
@@ -180,7 +181,7 @@ def test_what_is_missing_altogether_surprises_no_one(head: str) -> None:
     made = numpy_networks.network(spoken, cell="lstm", units=4, head=head, scaling="causal")
     row = draw(spoken.features, 1, 20, seed=15)[0]
     row[:3] = row[10:13] = np.nan
-    outputs = numpy_networks.played(numpy_networks.export(made), row)
+    outputs = stepped_outputs(numpy_networks.export(made), row)
     assert outputs["surprise"][[0, 1, 2, 10, 11, 12]].tolist() == [0.0] * 6
     assert np.count_nonzero(outputs["surprise"]) == np.count_nonzero(~np.isnan(row).all(axis=1))
     assert len(np.unique(outputs[model_output(head)][10:13, 0])) == 3

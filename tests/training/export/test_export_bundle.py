@@ -22,7 +22,8 @@ from onward.training.export.export_bundle import ExportError, export
 from onward.training.export.publish import Measured
 from onward.training.network.network import Network
 from tests.helpers import numpy_cells, plain_onnxruntime
-from tests.helpers.random_bundles import FEATURES, Options, draw, make_bundle, make_network, readout
+from tests.helpers.random_bundles import Options, make_bundle, make_network, readout
+from tests.helpers.recorded_bundles import FEATURES, draw
 
 CELLS: tuple[Cell, ...] = get_args(Cell)
 TOLERANCE = 1e-5

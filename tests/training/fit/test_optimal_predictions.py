@@ -20,7 +20,8 @@ from onward.training.network.heads import Categorical
 from onward.training.network.input_layer import TrainingStatistics
 from onward.training.network.network import Network, Signature
 from tests.helpers import numpy_networks
-from tests.helpers.numpy_networks import category, signature
+from tests.helpers.numpy_networks import signature
+from tests.helpers.recorded_bundles import category
 
 pytestmark = pytest.mark.slow
 

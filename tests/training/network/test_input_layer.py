@@ -12,7 +12,8 @@ from onward.training.data.datasets import Series
 from onward.training.data.training_examples import make_example
 from onward.training.network.network import Network
 from tests.helpers import numpy_networks
-from tests.helpers.numpy_networks import MEAN, STD, category, draw, signature
+from tests.helpers.numpy_networks import MEAN, STD, draw, signature
+from tests.helpers.recorded_bundles import category, stepped_outputs
 
 FEATURES = (
     Feature(name="known", role="known", nullable=True),
@@ -207,7 +208,7 @@ def test_predictions_follow_the_sessions_scale(scaling: str, times: float, head:
     made = numpy_networks.network(signature(OBSERVED, "x", "y"), cell="gru", units=5, head=head, scaling=scaling)
     model = numpy_networks.export(made)
     row = draw(OBSERVED, 1, 60, seed=11)[0] * np.float32(1e4 if scaling == "mean" else 1)
-    one, two = numpy_networks.played(model, row), numpy_networks.played(model, row * np.float32(times))
+    one, two = stepped_outputs(model, row), stepped_outputs(model, row * np.float32(times))
     for name in model.manifest.head.outputs:
         np.testing.assert_allclose(two[name][3:] / times, one[name][3:], rtol=1e-3)
 
@@ -217,5 +218,5 @@ def test_a_fixed_scale_does_not() -> None:
     made = numpy_networks.network(signature(OBSERVED, "x", "y"), cell="gru", units=5, head="gaussian")
     model = numpy_networks.export(made)
     row = draw(OBSERVED, 1, 60, seed=11)[0]
-    one, two = numpy_networks.played(model, row), numpy_networks.played(model, row * np.float32(1000))
+    one, two = stepped_outputs(model, row), stepped_outputs(model, row * np.float32(1000))
     assert np.abs(two["mean"][3:] / 1000 - one["mean"][3:]).min() > 1

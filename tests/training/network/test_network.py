@@ -16,7 +16,8 @@ from onward.training.network.input_layer import TargetScale, TrainingStatistics
 from onward.training.network.network import Network
 from onward.training.network.ops import TorchOps
 from tests.helpers.numpy_cells import nll, run
-from tests.helpers.random_bundles import FEATURES, draw, make_network, readout, signature
+from tests.helpers.random_bundles import make_network, readout, signature
+from tests.helpers.recorded_bundles import FEATURES, draw
 
 CELLS: tuple[Cell, ...] = get_args(Cell)
 GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3}

@@ -15,7 +15,8 @@ from onward.training.evaluation import baselines, evaluation
 from onward.training.evaluation.evaluation import Evaluation
 from onward.training.report import charts, html_report
 from onward.training.report.charts import Line
-from tests.helpers.random_bundles import draw, make_bundle
+from tests.helpers.random_bundles import make_bundle
+from tests.helpers.recorded_bundles import draw
 
 NASTY = "<script>alert('x')</script>&amp;\"--></style>"
 VOID = {"meta"}
