@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # the tests start hundreds of processes, which share their compiled bytecode
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: serve test test-training test-learning test-e2e test-client test-service test-alone check format test-compose bench bench-training clean
+.PHONY: serve test test-training test-learning test-e2e test-client test-service test-serving test-alone check format test-compose bench bench-training clean
 
 serve: .venv/core
 	$(BIN)/onward serve
@@ -33,6 +33,11 @@ test-client: .venv/dev
 
 test-service: .venv/dev
 	$(BIN)/python -m pytest --ignore tests/training --ignore tests/e2e --ignore tests/client
+
+# the service without torch: an environment that has neither the train extra nor what only training imports
+test-serving: .venv-serving/ready
+	! .venv-serving/bin/python -c 'import torch' 2>/dev/null
+	.venv-serving/bin/python -m pytest tests/service tests/contracts/test_stores.py -m 'not train' $(ARGS)
 
 test-alone: .venv/dev
 	$(BIN)/python -m pytest $(ALONE)
@@ -57,7 +62,7 @@ test-compose:
 	bash tests/compose/run.sh
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv .venv-serving build *.egg-info
 
 .venv/python:
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed; set PYTHON to a Python 3.11"; exit 1; }
@@ -72,3 +77,9 @@ clean:
 .venv/dev: pyproject.toml constraints.txt | .venv/python
 	PYTHONWARNINGS=ignore $(PIP) install --quiet --no-compile --constraint constraints.txt --editable '.[train,tune,lane,redis,client,dev]'
 	@touch $@ .venv/core
+
+.venv-serving/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-serving
+	PYTHONWARNINGS=ignore .venv-serving/bin/python -m pip --disable-pip-version-check install --quiet --no-compile \
+		--constraint constraints.txt --editable '.[lane,redis,client,dev]'
+	@touch $@

@@ -12,7 +12,7 @@ from onward.model.runner import StepModel
 from onward.service.engine.event_loop import AT_ONCE, Turns, by_turns
 from onward.service.engine.input_parsing import PIECE, Intake
 from onward.service.errors import InvalidInputError
-from tests.helpers.random_bundles import make_bundle
+from tests.helpers.recorded_bundles import make_bundle
 
 MOST = 100_000
 
