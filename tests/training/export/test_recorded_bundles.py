@@ -24,7 +24,7 @@ def test_a_recording_predicts_what_a_new_export_predicts(recording: Path, tmp_pa
         return
     assert content["manifest"].keys() == manifest.keys()
     for field in ("task", "inputs", "outputs", "state", "features", "head"):
-        assert json.dumps(content["manifest"].get(field)) == json.dumps(manifest.get(field)), field
+        assert content["manifest"].get(field) == manifest.get(field), field
     recorded_graph = recording.with_suffix(".onnx").read_bytes()
     for name, data, document in (("recorded", recorded_graph, content["manifest"]), ("new", graph, manifest)):
         (tmp_path / name / "1").mkdir(parents=True)
