@@ -18,13 +18,13 @@ from tests.training.test_run import CONFIG, ROOT, project
 
 __all__ = ["project"]
 
+pytestmark = pytest.mark.slow
+
 ALL = """
 import io, os, sys, torch
 from pathlib import Path
 from onward.training import config
 from onward.training.errors import TrainingError
-
-pytestmark = pytest.mark.slow
 from onward.training.run import fit
 
 torch.distributed.init_process_group("gloo")
