@@ -1,4 +1,4 @@
-"""What a configuration file may say, and what it is told when it is wrong."""
+"""A valid configuration file is read, and an invalid one is refused with its faults."""
 
 import re
 import tomllib
@@ -32,13 +32,18 @@ def written(tmp_path: Path, text: str) -> Path:
 
 
 def test_a_good_file_is_read(tmp_path: Path) -> None:
-    """Paths are the file's own, what is left out has its default, and the columns keep their order."""
-    told = config.read(written(tmp_path, GOOD))
-    assert (told.name, told.train.epochs, told.train.learning_rate, told.train.batch) == ("tide", 3, 1.0, 32)
-    assert told.data.inputs == ("level", "wind")
-    assert told.data_file == tmp_path / "conf" / "tide.csv"
-    assert told.repository == tmp_path / "models"
-    assert (told.model.cell, told.model.head) == ("lstm", "gaussian")
+    """Paths are relative to the file, keys that are left out have defaults, and columns stay in order."""
+    settings = config.read(written(tmp_path, GOOD))
+    assert (settings.name, settings.train.epochs, settings.train.learning_rate, settings.train.batch) == (
+        "tide",
+        3,
+        1.0,
+        32,
+    )
+    assert settings.data.inputs == ("level", "wind")
+    assert settings.data_file == tmp_path / "conf" / "tide.csv"
+    assert settings.repository == tmp_path / "models"
+    assert (settings.model.cell, settings.model.head) == ("lstm", "gaussian")
     alone = config.read(written(tmp_path, GOOD.replace('features = ["level", "wind"]', "")))
     assert alone.data.inputs == ("level",)
 
@@ -97,7 +102,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_wrong_file_names_the_key(fault: str, tmp_path: Path) -> None:
-    """Nothing is guessed: every fault is said with the file and the key, and the likely key where there is one."""
+    """The message names the file and the key of the fault, and a similar key if one exists."""
     good, bad, says = FAULTS[fault]
     assert good in GOOD
     file = written(tmp_path, GOOD.replace(good, bad))
@@ -106,8 +111,8 @@ def test_a_wrong_file_names_the_key(fault: str, tmp_path: Path) -> None:
     assert str(refused.value).startswith(f"{file}: ")
 
 
-def test_every_fault_is_said_at_once(tmp_path: Path) -> None:
-    """A file with two faults is mended in one go."""
+def test_all_faults_are_reported_together(tmp_path: Path) -> None:
+    """The message names both faults of a file with two faults."""
     file = written(tmp_path, GOOD.replace("epochs", "epoch").replace("path", "paht"))
     with pytest.raises(ConfigError, match=r"data\.path: .*data\.paht: .*train\.epoch: "):
         config.read(file)
@@ -126,7 +131,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_every_key_of_training_is_documented() -> None:
-    """The example of docs/training.md has each key of [train], and every value in it is one that is taken."""
+    """The example of docs/training.md has each key of [train] with a valid value."""
     (text,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs/training.md").read_text(), re.DOTALL)
     shown = tomllib.loads(text)["train"]
     assert set(shown) == set(config.Train.model_fields)

@@ -1,4 +1,4 @@
-"""A whole run, from a configuration to a bundle, and the commands that people type."""
+"""A complete training run, from a configuration to a bundle, and the commands of the command line."""
 
 import csv
 import hashlib
@@ -72,7 +72,7 @@ def onward(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_command_trains_a_bundle(project: Path) -> None:
-    """`onward train` ends in a bundle that opens, and prints its table; without a terminal there is no bar."""
+    """`onward train` publishes a bundle that opens, and prints its table; without a terminal it has no progress bar."""
     done = onward("train", "tide.toml", cwd=project)
     assert (done.returncode, done.stderr) == (0, "")
     model = open_bundle(project / "models" / "tide" / "1")
@@ -99,8 +99,8 @@ def test_the_command_trains_a_bundle(project: Path) -> None:
         ('"tide.csv"', '"tied.csv"', "tied.csv: cannot be read: "),
     ],
 )
-def test_the_command_says_what_is_wrong(old: str, new: str, says: str, project: Path) -> None:
-    """A fault ends the command with status 1 and one line that names it, and nothing is published."""
+def test_the_command_names_the_fault(old: str, new: str, says: str, project: Path) -> None:
+    """A fault ends the command with status 1 and a single line that names it, and nothing is published."""
     (project / "tide.toml").write_text(CONFIG.replace(old, new))
     done = onward("train", "tide.toml", cwd=project)
     assert (done.returncode, done.stdout) == (1, "")
@@ -109,7 +109,7 @@ def test_the_command_says_what_is_wrong(old: str, new: str, says: str, project: 
     assert not (project / "models").exists()
 
 
-def test_the_command_can_insist_on_beating_the_naive_forecasts(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_must_beat_refuses_a_model_that_loses(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A loss is a warning and status 0; with --must-beat it is status 1, the same table, and nothing published."""
     (project / "tide.toml").write_text(CONFIG.replace("epochs = 3", "epochs = 1"))
     monkeypatch.chdir(project)
@@ -119,14 +119,14 @@ def test_the_command_can_insist_on_beating_the_naive_forecasts(project: Path, mo
     assert not list((project / "models").iterdir())
     warned = CliRunner().invoke(main, ["train", "--quiet", "tide.toml"])
     assert warned.exit_code == 0
-    assert "--resume goes on" in warned.stderr  # what was refused can also be published as it stood
+    assert "--resume goes on" in warned.stderr  # a refused run can be resumed and published
     assert "WARNING: the model loses to a naive forecast: level by MAE against " in warned.stdout
     assert warned.stdout.startswith(refused.stdout.rstrip())
     assert [version.name for version in (project / "models" / "tide").iterdir()] == ["1"]
 
 
 def test_a_good_model_passes_must_beat(project: Path) -> None:
-    """Insisting costs nothing where every naive forecast is beaten."""
+    """A model that beats every naive forecast is published with --must-beat."""
     better = CONFIG.replace("epochs = 3", "epochs = 40").replace("period = 12\n", "").replace("units = 6", "units = 16")
     (project / "tide.toml").write_text(better)
     bundle, model = train(config.read(project / "tide.toml"), quiet=True, must_beat=True)
@@ -135,7 +135,7 @@ def test_a_good_model_passes_must_beat(project: Path) -> None:
 
 
 def leak(bundle: Path) -> None:
-    """Gives the graph a fault that shows in large batches only: a millionth of the neighbours' inputs."""
+    """Makes rows of the graph depend on a millionth of the other rows' inputs, which shows in large batches only."""
     proto = onnx.load(str(bundle / "model.onnx"))
     for node in proto.graph.node:
         for names in (node.input, node.output):
@@ -157,14 +157,14 @@ def leak(bundle: Path) -> None:
     (bundle / "manifest.json").write_text(json.dumps(manifest))
 
 
-def test_verify_tells_good_from_damaged(tmp_path: Path) -> None:
-    """`onward verify` says yes with status 0, or no with status 1, the file and the reason, wherever it is run."""
+def test_verify_refuses_damaged_bundles(tmp_path: Path) -> None:
+    """`onward verify` ends with status 0, or with status 1, the file and the reason, in any working folder."""
     make_bundle(tmp_path)
     good = onward("verify", "1", cwd=tmp_path / "tiny")
     assert (good.returncode, good.stdout, good.stderr) == (0, "tiny 1: verified\n", "")
     make_bundle(tmp_path, name="leaky")
     leak(tmp_path / "leaky" / "1")
-    open_bundle(tmp_path / "leaky" / "1")  # its parity vectors do not tell
+    open_bundle(tmp_path / "leaky" / "1")  # its parity vectors do not find the fault
     leaky = onward("verify", "leaky/1", cwd=tmp_path)
     assert (leaky.returncode, leaky.stdout) == (1, "")
     assert leaky.stderr.startswith("onward: a batch of 7 rows against row 0 alone: output 'mean' differs by up to ")
@@ -178,26 +178,28 @@ def test_verify_tells_good_from_damaged(tmp_path: Path) -> None:
     assert absent.stderr.startswith("onward: tiny/2/manifest.json: cannot be read: ")
 
 
-def test_a_run_can_be_had_again(project: Path) -> None:
+def test_a_run_is_reproducible(project: Path) -> None:
     """The same data, configuration and seed give the same graph byte for byte; another seed does not."""
     settings = config.read(project / "tide.toml")
-    first, one = train(settings, quiet=True)
-    second, two = train(settings, quiet=True)
-    assert (first.name, second.name) == ("1", "2")
-    assert (first / "model.onnx").read_bytes() == (second / "model.onnx").read_bytes()
-    assert one.manifest.metrics == two.manifest.metrics
-    other = settings.model_copy(update={"train": settings.train.model_copy(update={"seed": 4})})
-    assert train(other, quiet=True)[1].digest != one.digest
+    first_bundle, first_model = train(settings, quiet=True)
+    second_bundle, second_model = train(settings, quiet=True)
+    assert (first_bundle.name, second_bundle.name) == ("1", "2")
+    assert (first_bundle / "model.onnx").read_bytes() == (second_bundle / "model.onnx").read_bytes()
+    assert first_model.manifest.metrics == second_model.manifest.metrics
+    reseeded = settings.model_copy(update={"train": settings.train.model_copy(update={"seed": 4})})
+    assert train(reseeded, quiet=True)[1].digest != first_model.digest
 
 
-def test_the_provenance_is_enough_to_make_it_again(project: Path) -> None:
-    """The bundle holds the configuration it came from, its data's hash, and its metrics on the test part."""
+def test_the_provenance_reproduces_the_run(project: Path) -> None:
+    """The bundle has the configuration of its run, the hash of its data, and its metrics on the test part."""
     settings = config.read(project / "tide.toml")
     _, model = train(settings, quiet=True)
-    told: Any = json.loads(model.manifest.model_dump_json())["provenance"]
-    assert config.Config.model_validate(told["config"], strict=False) == settings.model_copy(update={"folder": Path()})
+    provenance: Any = json.loads(model.manifest.model_dump_json())["provenance"]
+    assert config.Config.model_validate(provenance["config"], strict=False) == settings.model_copy(
+        update={"folder": Path()}
+    )
     dataset = load(settings.data_file, settings.data)
-    assert told["data"] == {
+    assert provenance["data"] == {
         "file": "tide.csv",
         "sha256": dataset.sha256,
         "series": 2,
@@ -205,10 +207,10 @@ def test_the_provenance_is_enough_to_make_it_again(project: Path) -> None:
         "validation_share": 0.15,
         "test_share": 0.15,
     }
-    assert told["epochs"] == len(told["losses"]["train"]) == len(told["losses"]["validation"])
-    assert told["losses"]["validation"][told["best_epoch"] - 1] == min(told["losses"]["validation"])
-    norms = told["gradient_norms"]
-    assert len(norms["mean"]) == len(norms["largest"]) == told["epochs"]
+    assert provenance["epochs"] == len(provenance["losses"]["train"]) == len(provenance["losses"]["validation"])
+    assert provenance["losses"]["validation"][provenance["best_epoch"] - 1] == min(provenance["losses"]["validation"])
+    norms = provenance["gradient_norms"]
+    assert len(norms["mean"]) == len(norms["largest"]) == provenance["epochs"]
     assert all(0 < mean < largest for mean, largest in zip(norms["mean"], norms["largest"], strict=True))
     assert model.manifest.metrics == evaluation.measure(model, dataset.series, 12, 12).metrics
     assert model.manifest.description == "two tides"
@@ -216,26 +218,28 @@ def test_the_provenance_is_enough_to_make_it_again(project: Path) -> None:
 
 def test_scaling_is_of_the_training_parts_alone() -> None:
     """Held-out values do not leak through the mean and deviation."""
-    one = Series("a", np.array([[1.0], [3.0], [1e6], [1e6]], np.float32), 2, 3)
-    two = Series("b", np.array([[5.0], [7.0], [1e6], [1e6]], np.float32), 2, 3)
-    statistics = compute(Dataset((one, two), "", (Feature(name="level"),)))
+    first = Series("a", np.array([[1.0], [3.0], [1e6], [1e6]], np.float32), 2, 3)
+    second = Series("b", np.array([[5.0], [7.0], [1e6], [1e6]], np.float32), 2, 3)
+    statistics = compute(Dataset((first, second), "", (Feature(name="level"),)))
     assert statistics.mean.tolist() == [4.0]
     assert statistics.std.tolist() == pytest.approx([np.std([1.0, 3.0, 5.0, 7.0])])
 
 
 @pytest.mark.parametrize("steps", [4, 150, 200, 3000])
-def test_the_proof_runs_on_real_stretches(steps: int) -> None:
-    """The proof's rows are 200 steps of the data, spread over all series; a short series is repeated, not padded."""
+def test_the_proof_runs_on_stretches_of_the_data(steps: int) -> None:
+    """The rows of the proof are 200 steps of the data, spread over all series; a short series is repeated."""
     parts = [
-        Series(str(i), np.stack([np.arange(steps) + 1e4 * i, -np.arange(steps)], axis=1).astype(np.float32), 2, 3)
-        for i in range(3)
+        Series(
+            str(index), np.stack([np.arange(steps) + 1e4 * index, -np.arange(steps)], axis=1).astype(np.float32), 2, 3
+        )
+        for index in range(3)
     ]
     rows = proof_sample(Dataset(tuple(parts), "", (Feature(name="up"), Feature(name="down"))))
     assert rows.shape == (7, 200, 2)
     for row, stretch in enumerate(rows):
         start = int(-stretch[0, 1])
-        place = (start + np.arange(200) % (steps - start)) if steps < 200 else start + np.arange(200)
-        assert stretch.tolist() == parts[row % 3].values[place].tolist()
+        indices = (start + np.arange(200) % (steps - start)) if steps < 200 else start + np.arange(200)
+        assert stretch.tolist() == parts[row % 3].values[indices].tolist()
     if steps == 3000:
         starts = [-float(stretch[0, 1]) for stretch in rows]
         assert starts == sorted(set(starts))

@@ -35,24 +35,24 @@ def tune(*arguments: str) -> tuple[int, str]:
 
 
 def test_a_search_writes_better_settings(project: Path) -> None:
-    """The best run's validation loss, and its settings beside all else; the same again from the same seed."""
+    """The search prints the best validation loss and writes its settings, and is reproducible by its seed."""
     file = add(project, SEARCH)
     before = run.fit(config.read(file), quiet=True).history
-    status, said = tune(str(file), "--trials", "4")
-    assert status == 0, said
-    assert f"run 0: validation loss {min(before.validation):.6g}; as it is" in said
-    assert all(f"run {number}: " in said for number in range(5))
+    status, output = tune(str(file), "--trials", "4")
+    assert status == 0, output
+    assert f"run 0: validation loss {min(before.validation):.6g}; as it is" in output
+    assert all(f"run {number}: " in output for number in range(5))
     better = config.read(file.with_suffix(".tuned.toml"))
     assert "# few or many" in file.with_suffix(".tuned.toml").read_text()
     loss = min(run.fit(better, quiet=True).history.validation)
-    assert f"best validation loss {loss:.6g}, {min(before.validation):.6g} as it was" in said
+    assert f"best validation loss {loss:.6g}, {min(before.validation):.6g} as it was" in output
     assert loss < min(before.validation)
     changed = config.read(file).model_dump()
     changed["model"]["units"], changed["train"]["learning_rate"] = better.model.units, better.train.learning_rate
     assert better.model_dump() == changed
     assert (
         tune(str(file), "--trials", "4", "--out", str(project / "again.toml"))[1].splitlines()[:-2]
-        == (said.splitlines()[:-2])
+        == (output.splitlines()[:-2])
     )
     assert tomlkit.parse((project / "again.toml").read_text()) == tomlkit.parse(
         file.with_suffix(".tuned.toml").read_text()
@@ -60,11 +60,11 @@ def test_a_search_writes_better_settings(project: Path) -> None:
     assert not (project / "models").exists()
 
 
-def test_nothing_is_written_where_nothing_is_better(project: Path) -> None:
+def test_nothing_is_written_if_nothing_is_better(project: Path) -> None:
     file = add(project, '[tune.search]\n"train.learning_rate" = [1e-9, 2e-9]\n')
-    status, said = tune(str(file), "--trials", "2")
+    status, output = tune(str(file), "--trials", "2")
     assert status == 0
-    assert "none of 2 runs was better than" in said
+    assert "none of 2 runs was better than" in output
     assert not file.with_suffix(".tuned.toml").exists()
 
 
@@ -86,25 +86,25 @@ def test_a_search_that_makes_no_sense_is_refused(search: str, says: str, project
 
 
 def test_without_a_search_there_is_nothing_to_tune(project: Path) -> None:
-    status, said = tune(str(project / "tide.toml"))
+    status, output = tune(str(project / "tide.toml"))
     assert status == 1
-    assert "nothing to search: add [tune.search]" in said
+    assert "nothing to search: add [tune.search]" in output
 
 
-def test_a_run_that_fails_is_told_and_passed_over(project: Path) -> None:
-    """A learning rate that diverges ends its run, not the search."""
+def test_a_run_that_fails_does_not_end_the_search(project: Path) -> None:
+    """A learning rate that diverges ends its own run only."""
     file = add(project, '[tune.search]\n"train.learning_rate" = [1e35, 2e35]\n')
-    status, said = tune(str(file), "--trials", "1")
+    status, output = tune(str(file), "--trials", "1")
     assert status == 0
-    assert "run 1: failed; train.learning_rate = " in said
+    assert "run 1: failed; train.learning_rate = " in output
 
 
 class StopError(Exception):
     pass
 
 
-def test_a_stopped_run_is_exported_and_goes_on(project: Path) -> None:
-    """The best weights so far, measured and proven; the checkpoint stays, and --resume ends as if nothing had been."""
+def test_a_stopped_run_is_exported_and_resumes(project: Path) -> None:
+    """The best weights so far are exported; the checkpoint stays, and --resume ends as the uninterrupted run does."""
     settings = config.read(project / "tide.toml")
     runner, file = CliRunner(), str(project / "tide.toml")
     _, whole = run.train(settings, quiet=True)
@@ -124,9 +124,9 @@ def test_a_stopped_run_is_exported_and_goes_on(project: Path) -> None:
     assert f"the run can still go on: onward train {file} --resume" in done.output
     early = open_bundle(project / "models/tide/2")
     assert early.manifest.provenance["epochs"] == 2
-    kept = run.restore_stopped(settings)
+    restored = run.restore_stopped(settings)
     assert torch.equal(
-        torch.tensor(kept.history.validation),
+        torch.tensor(restored.history.validation),
         torch.tensor(early.manifest.provenance["losses"]["validation"]),  # type: ignore[index,call-overload]
     )
     assert runner.invoke(main, ["train", file, "--resume", "--quiet"]).exit_code == 0

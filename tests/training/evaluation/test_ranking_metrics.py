@@ -1,4 +1,4 @@
-"""Scores of predicted categories by hand, and the counts against sums over dictionaries and known sources."""
+"""Scores of predicted categories equal those by hand, and count models equal exact sums and known sources."""
 
 import math
 import tracemalloc
@@ -20,51 +20,53 @@ def ids(*values: int) -> Ids:
     return np.array(values, np.int64)
 
 
-def test_scores_of_tokens_are_those_worked_out_by_hand() -> None:
-    """Bits divide by ln 2, perplexity is no mean of exponentials, and a rank counts by its reciprocal."""
+def test_scores_of_tokens_equal_those_computed_by_hand() -> None:
+    """Bits are nats over ln 2, perplexity is the exponential of the mean, and ranks count by their reciprocals."""
     top = np.tile(ids(4, 1, 2), (5, 1))
-    told = ranking_metrics.tokens(np.log([2, 4, 8, 64, 8]), top, ids(4, 2, 1, 0, 4))
-    assert told == pytest.approx({"bits": 3.0, "perplexity": 8.0, "accuracy": 2 / 5, "mrr": (2 + 1 / 3 + 1 / 2) / 5})
+    scores = ranking_metrics.tokens(np.log([2, 4, 8, 64, 8]), top, ids(4, 2, 1, 0, 4))
+    assert scores == pytest.approx({"bits": 3.0, "perplexity": 8.0, "accuracy": 2 / 5, "mrr": (2 + 1 / 3 + 1 / 2) / 5})
 
 
-def test_recall_counts_its_first_places_only() -> None:
-    """The tenth place counts for both, the eleventh for one, the twenty-first for none; too short a list has none."""
+def test_recall_counts_only_the_first_ranks() -> None:
+    """Rank 10 counts for both recalls, rank 11 for one, rank 21 for none; a list that is too short has none."""
     top = np.tile(np.arange(25), (5, 1))
     actual = ids(0, 9, 10, 19, 20)
-    told = ranking_metrics.tokens(np.zeros(5), top, actual)
-    assert (told["recall_10"], told["recall_20"]) == pytest.approx((2 / 5, 4 / 5))
-    assert told["mrr"] == pytest.approx((1 + 1 / 10 + 1 / 11 + 1 / 20) / 5)
-    assert ranking_metrics.tokens(np.zeros(5), top[:, :20], actual) == told
-    assert ranking_metrics.tokens(np.zeros(5), top[:, :19], actual).keys() == told.keys() - {"recall_20"}
-    assert ranking_metrics.tokens(np.zeros(5), top[:, :9], actual).keys() == told.keys() - {"recall_20", "recall_10"}
+    scores = ranking_metrics.tokens(np.zeros(5), top, actual)
+    assert (scores["recall_10"], scores["recall_20"]) == pytest.approx((2 / 5, 4 / 5))
+    assert scores["mrr"] == pytest.approx((1 + 1 / 10 + 1 / 11 + 1 / 20) / 5)
+    assert ranking_metrics.tokens(np.zeros(5), top[:, :20], actual) == scores
+    assert ranking_metrics.tokens(np.zeros(5), top[:, :19], actual).keys() == scores.keys() - {"recall_20"}
+    assert ranking_metrics.tokens(np.zeros(5), top[:, :9], actual).keys() == scores.keys() - {"recall_20", "recall_10"}
     assert ranking_metrics.tokens(np.zeros(5), top[:, :10], actual)["mrr"] == pytest.approx((1 + 1 / 10) / 5)
 
 
-def test_impossible_tokens_have_no_finite_perplexity() -> None:
-    """It is infinite, and no error."""
+def test_impossible_tokens_have_an_infinite_perplexity() -> None:
+    """An infinite perplexity is not an error."""
     assert ranking_metrics.tokens(np.array([0.0, 2000.0]), np.array([[0], [0]]), ids(0, 1))["perplexity"] == math.inf
 
 
-def test_scores_of_labels_are_those_worked_out_by_hand() -> None:
-    """A class that is only said counts as 0, one that is neither said nor there does not count."""
-    told = ranking_metrics.labels(ids(0, 0, 1, 3, 1, 0), ids(0, 1, 1, 1, 1, 0), 5)
-    # class 0: 2 right of 3 said, 2 there; class 1: 2 right of 2 said, 4 there; class 3: said once, never there
-    assert told == pytest.approx({"accuracy": 4 / 6, "macro_f1": (4 / 5 + 4 / 6 + 0) / 3})
+def test_scores_of_labels_equal_those_computed_by_hand() -> None:
+    """A class that is predicted but never occurs has an F1 of 0; a class that does neither does not count."""
+    scores = ranking_metrics.labels(ids(0, 0, 1, 3, 1, 0), ids(0, 1, 1, 1, 1, 0), 5)
+    # class 0: 2 correct of 3 predicted, 2 occur; class 1: 2 correct of 2, 4 occur; class 3: predicted, never occurs
+    assert scores == pytest.approx({"accuracy": 4 / 6, "macro_f1": (4 / 5 + 4 / 6 + 0) / 3})
     assert ranking_metrics.labels(ids(2), ids(2), 9) == {"accuracy": 1.0, "macro_f1": 1.0}
 
 
-def simply(sequences: Sequence[Sequence[int]], classes: int, context: int) -> list[tuple[Fraction, Fraction]]:
-    """By id, the probability under the unigram and under the bigram, as fractions."""
+def exact_probabilities(
+    sequences: Sequence[Sequence[int]], classes: int, context: int
+) -> list[tuple[Fraction, Fraction]]:
+    """Returns by id the probability under the unigram and under the bigram, as fractions."""
     single = Counter(item for sequence in sequences for item in sequence)
     pairs = Counter(pair for sequence in sequences for pair in pairwise(sequence))
     after = {b: times for (a, b), times in pairs.items() if a == context}
-    told = []
+    probabilities = []
     for item in range(classes):
         unigram = Fraction(single[item] + 1, single.total() + classes)
         seen, distinct = sum(after.values()), len(after)
         bigram = (after.get(item, 0) + distinct * unigram) / (seen + distinct) if after else unigram
-        told.append((unigram, bigram))
-    return told
+        probabilities.append((unigram, bigram))
+    return probabilities
 
 
 @st.composite
@@ -75,13 +77,13 @@ def logs(draw: st.DrawFn) -> tuple[int, list[list[int]]]:
 
 @settings(max_examples=150, deadline=None)
 @given(log=logs(), k=st.integers(1, 8))
-def test_both_models_are_their_formulas(log: tuple[int, list[list[int]]], k: int) -> None:
-    """For every context, none among them, and every category: the probability, and the ranking with its ties."""
+def test_both_models_equal_their_formulas(log: tuple[int, list[list[int]]], k: int) -> None:
+    """Probabilities and rankings, with ties, are exact for every category after every context and after none."""
     classes, sequences = log
     model = Bigram([np.array(sequence, np.int64) for sequence in sequences], classes)
     every = np.arange(classes)
     for context in range(-1, classes):
-        fractions = simply(sequences, classes, context)
+        fractions = exact_probabilities(sequences, classes, context)
         found = (model.unigram(every, k), model.bigram(np.full(classes, context), every, k))
         for (surprise, top), expected in zip(found, zip(*fractions, strict=True), strict=True):
             assert sum(expected) == 1
@@ -90,15 +92,15 @@ def test_both_models_are_their_formulas(log: tuple[int, list[list[int]]], k: int
             assert top.tolist() == [ranked[:k]] * classes
 
 
-def test_the_popular_goes_before_what_followed_rarely() -> None:
-    """The more kinds follow, the more popularity weighs: 2 * 21 > 28 + 2 * 2, though 3 was never seen after 0."""
+def test_popular_items_rank_before_rare_followers() -> None:
+    """Popularity weighs more, the more categories follow: 2 * 21 > 28 + 2 * 2, though 3 never followed 0."""
     surprise, top = Bigram([ids(0, 1), ids(0, 2), np.full(20, 3)], 4).bigram(ids(0, 0), ids(3, 1), 4)
     assert np.exp(-surprise) == pytest.approx([42 / 112, 32 / 112])
     assert top[0].tolist() == [3, 1, 2, 0]
 
 
 def test_pairs_do_not_cross_from_one_sequence_to_the_next() -> None:
-    """Empty sequences, wherever they are, change nothing."""
+    """Empty sequences at any position change nothing."""
     parts = [ids(), ids(0, 1), ids(), ids(2, 0), ids()]
     whole = Bigram([ids(0, 1, 2, 0)], 3).bigram(ids(1), ids(2), 3)
     parted = Bigram(parts, 3).bigram(ids(1), ids(2), 3)
@@ -107,7 +109,7 @@ def test_pairs_do_not_cross_from_one_sequence_to_the_next() -> None:
 
 
 def test_an_unseen_context_is_the_unigram() -> None:
-    """One that only ends sequences, one that never came, and none at all."""
+    """The bigram equals the unigram after a category that only ends sequences, that never occurs, and after none."""
     model = Bigram([ids(0, 1, 1, 2), ids(1, 2)], 5)
     surprise, top = model.unigram(ids(1, 2, 4), 4)
     found = model.bigram(ids(2, 4, -1), ids(1, 2, 4), 4)
@@ -115,8 +117,8 @@ def test_an_unseen_context_is_the_unigram() -> None:
     assert found[1].tolist() == top.tolist() == [[1, 2, 0, 3]] * 3
 
 
-def test_each_step_is_told_of_its_own_context() -> None:
-    """Contexts come in any order and again."""
+def test_each_step_is_predicted_from_its_own_context() -> None:
+    """Contexts may come in any order and repeatedly."""
     model = Bigram([ids(0, 1, 2, 0, 1, 2, 3)], 4)
     context, actual = ids(2, 0, 2, -1, 1, 0), ids(0, 1, 3, 3, 2, 2)
     surprise, top = model.bigram(context, actual, 2)
@@ -127,8 +129,8 @@ def test_each_step_is_told_of_its_own_context() -> None:
     assert top[:, 0].tolist() == [0, 1, 0, 0, 2, 1]
 
 
-def test_nothing_seen_and_one_class() -> None:
-    """Without training events all are alike; one class is certain, and a longer list is cut."""
+def test_no_events_and_a_single_class() -> None:
+    """All categories are equally likely without events; a single class is certain, and a longer list is cut."""
     surprise, top = Bigram([], 4).bigram(ids(-1, 3), ids(2, 0), 9)
     assert np.exp(-surprise) == pytest.approx([0.25, 0.25])
     assert top.tolist() == [[0, 1, 2, 3]] * 2
@@ -139,13 +141,13 @@ def test_nothing_seen_and_one_class() -> None:
 
 
 def markov(steps: int, seed: int) -> Ids:
-    """0 -> 0 with 0.9, 1 -> 1 with 0.6."""
+    """Returns states of a Markov chain that stays in 0 with probability 0.9, and in 1 with 0.6."""
     draws = np.random.default_rng(seed).random(steps)
-    state, told = 0, []
+    state, states = 0, []
     for draw in draws.tolist():
         state = int(draw >= 0.9) if state == 0 else int(draw < 0.6)
-        told.append(state)
-    return np.array(told, np.int64)
+        states.append(state)
+    return np.array(states, np.int64)
 
 
 def test_the_entropy_of_a_markov_source_is_approached() -> None:
@@ -154,17 +156,17 @@ def test_the_entropy_of_a_markov_source_is_approached() -> None:
     def entropy(p: float) -> float:
         return -p * math.log2(p) - (1 - p) * math.log2(1 - p)
 
-    model, held = Bigram([markov(100_000, 1)], 2), markov(100_000, 2)
-    surprise, top = model.bigram(held[:-1], held[1:], 1)
-    told = ranking_metrics.tokens(surprise, top, held[1:])
-    assert told["bits"] == pytest.approx(0.8 * entropy(0.9) + 0.2 * entropy(0.6), rel=0.01)
-    assert told["accuracy"] == pytest.approx(0.8 * 0.9 + 0.2 * 0.6, abs=0.01)
-    told = ranking_metrics.tokens(*model.unigram(held, 1), held)
-    assert told["bits"] == pytest.approx(entropy(0.8), rel=0.02)
+    model, test_part = Bigram([markov(100_000, 1)], 2), markov(100_000, 2)
+    surprise, top = model.bigram(test_part[:-1], test_part[1:], 1)
+    scores = ranking_metrics.tokens(surprise, top, test_part[1:])
+    assert scores["bits"] == pytest.approx(0.8 * entropy(0.9) + 0.2 * entropy(0.6), rel=0.01)
+    assert scores["accuracy"] == pytest.approx(0.8 * 0.9 + 0.2 * 0.6, abs=0.01)
+    scores = ranking_metrics.tokens(*model.unigram(test_part, 1), test_part)
+    assert scores["bits"] == pytest.approx(entropy(0.8), rel=0.02)
 
 
 def test_large_catalogues_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of classes x classes or contexts x classes is ever held; contexts are ranked in blocks, to no effect."""
+    """No array of classes x classes or contexts x classes is made; ranking contexts in blocks changes no result."""
     random = np.random.default_rng(3)
     classes, steps = 20_000, 50_000
     events = (classes * random.random(steps) ** 3).astype(np.int64)

@@ -1,7 +1,7 @@
-"""Every head with every cell and every scaling, as a graph; and what the choosing heads say, computed plainly.
+"""Every head with every cell and every scaling as a graph; categories and labels against a plain softmax.
 
-Each is exported, which is a proof and passes `onward.model.checks`, and is proven again over 200 steps: the graph
-agrees with the network to 1e-5, alone and in a batch, even and ragged, in single steps and in one call.
+Each network is exported, which proves it and runs `onward.model.checks`, and is proven again over 200 steps: the graph
+agrees with the network to 1e-5, alone and in a batch, even and ragged, in single steps and in a single call.
 """
 
 from pathlib import Path
@@ -38,13 +38,13 @@ NUMBERS = signature(
 )
 
 
-def proven(made: Network, tmp_path: Path) -> StepModel:
-    """Exported and proven; its bundle opens again, with its parity vectors."""
-    numpy_networks.export(made, tmp_path)
+def proven(network: Network, tmp_path: Path) -> StepModel:
+    """Exports and proves the network; returns the model of the opened bundle."""
+    numpy_networks.export(network, tmp_path)
     model = open_bundle(tmp_path / "tiny" / "1")
-    assert model.manifest.exact is (made.config.cell in {"lstm", "gru"})
-    assert model.manifest.features == made.signature.features
-    assert prove(made, contract(made), model, draw(made.signature.features, 7, 200, seed=2)) <= 1e-5
+    assert model.manifest.exact is (network.config.cell in {"lstm", "gru"})
+    assert model.manifest.features == network.signature.features
+    assert prove(network, contract(network), model, draw(network.signature.features, 7, 200, seed=2)) <= 1e-5
     return model
 
 
@@ -52,7 +52,7 @@ def proven(made: Network, tmp_path: Path) -> StepModel:
 @pytest.mark.parametrize("head", ["point", "gaussian", "student_t", "quantiles"])
 @pytest.mark.parametrize("cell", CELLS)
 def test_numbers_export(cell: str, head: str, scaling: str, tmp_path: Path) -> None:
-    """Two targets, one that may be missing, among what is known, static and a category."""
+    """Networks of two targets, a nullable one among them, with known, static and categorical features export."""
     proven(numpy_networks.network(NUMBERS, cell=cell, units=3, head=head, scaling=scaling), tmp_path)
 
 
@@ -81,37 +81,37 @@ LABELS: dict[str, tuple[Signature, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(("head", "cell"), [("categorical", "gru"), ("label", "lstm"), ("label", "rnn_relu")])
-def test_deep_choosers_export(head: str, cell: str, tmp_path: Path) -> None:
-    """Stacked with residual connections and layer normalisation."""
-    spoken = signature((category("word", 9),), "word")
+def test_deep_category_heads_export(head: str, cell: str, tmp_path: Path) -> None:
+    """Stacks with residual connections and layer normalisation export."""
+    model_signature = signature((category("word", 9),), "word")
     if head == "label":
-        spoken = signature((Feature(name="x"), category("word", 9)), "who", classes=("a", "b", "c"))
+        model_signature = signature((Feature(name="x"), category("word", 9)), "who", classes=("a", "b", "c"))
     more: dict[str, Any] = {"layers": 2, "residual": True, "layer_norm": True}
-    proven(numpy_networks.network(spoken, cell=cell, units=4, head=head, **more), tmp_path)
+    proven(numpy_networks.network(model_signature, cell=cell, units=4, head=head, **more), tmp_path)
 
 
-def log_probabilities(made: Network, row: NDArray[np.float32]) -> Floats:
-    """(1 + time, places) before anything was read and after each step, from the weights alone."""
-    plainly = numpy_networks.reading(made, row)
-    inputs = [part for part in (plainly.dense, plainly.embedded) if part.size]
-    hidden = numpy_networks.hidden(made, np.concatenate(inputs, axis=1))
+def log_probabilities(network: Network, row: NDArray[np.float32]) -> Floats:
+    """Returns (1 + time, categories) before the first step and after each step, from the weights alone."""
+    layer = numpy_networks.reading(network, row)
+    inputs = [part for part in (layer.dense, layer.embedded) if part.size]
+    hidden = numpy_networks.hidden(network, np.concatenate(inputs, axis=1))
     hidden = np.concatenate([np.zeros_like(hidden[:1]), hidden])
-    weights = {name: value.double().numpy() for name, value in made.state_dict().items()}
+    weights = {name: value.double().numpy() for name, value in network.state_dict().items()}
     if "head.projection.weight" in weights:
         hidden = hidden @ weights["head.projection.weight"].T + weights["head.projection.bias"]
-    places = len(weights["head.bias"])
-    if made.config.tied:
-        table = [feature.name for feature in made.signature.features if feature.kind == "category"].index("word")
-        matrix = weights[f"input_layer.embeddings.{table}.weight"][:places]
+    count = len(weights["head.bias"])
+    if network.config.tied:
+        table = [feature.name for feature in network.signature.features if feature.kind == "category"].index("word")
+        matrix = weights[f"input_layer.embeddings.{table}.weight"][:count]
     else:
         matrix = weights["head.own"]
     logits = hidden @ matrix.T + weights["head.bias"]
-    told: Floats = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    return told
+    result: Floats = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    return result
 
 
 def ranked(outputs: Outputs, expected: Floats, top: int) -> None:
-    """Places fall by their probability; no two of these are as near as rounding."""
+    """Asserts that categories are ranked by probability; no two probabilities are as close as rounding."""
     order = np.argsort(-expected, axis=1)[:, :top]
     assert np.abs(np.diff(np.sort(expected, axis=1), axis=1)).min() > 1e-5
     assert np.array_equal(outputs["top"], order)
@@ -121,20 +121,20 @@ def ranked(outputs: Outputs, expected: Floats, top: int) -> None:
 @pytest.mark.parametrize("kind", TOKENS)
 @pytest.mark.parametrize("cell", CELLS)
 def test_tokens_export_and_are_those_of_a_plain_softmax(cell: str, kind: str, tmp_path: Path) -> None:
-    """The likeliest, how likely they are, and each category's surprise under what was said before it.
+    """Ranked categories, their probabilities, and each category's surprise equal those of a plain softmax.
 
-    The first one's is under what is said of nothing; a missing one surprises no one.
+    The surprise of the first category is that of the marginal prediction; a missing category has a surprise of 0.
     """
-    spoken, told = TOKENS[kind]
-    counts = np.arange(1.0, spoken.category_count + 1).tolist()
-    made = numpy_networks.network(spoken, cell=cell, units=4, head="categorical", counts=counts, **told)
-    model = proven(made, tmp_path)
-    row = draw(spoken.features, 1, 60, seed=12)[0]
-    outputs, expected = stepped_outputs(model, row), log_probabilities(made, row)
-    ranked(outputs, expected[1:], min(told.get("top", 20), spoken.category_count))
-    actual = row[:, spoken.target_columns[0]]
+    model_signature, options = TOKENS[kind]
+    counts = np.arange(1.0, model_signature.category_count + 1).tolist()
+    network = numpy_networks.network(model_signature, cell=cell, units=4, head="categorical", counts=counts, **options)
+    model = proven(network, tmp_path)
+    row = draw(model_signature.features, 1, 60, seed=12)[0]
+    outputs, expected = stepped_outputs(model, row), log_probabilities(network, row)
+    ranked(outputs, expected[1:], min(options.get("top", 20), model_signature.category_count))
+    actual = row[:, model_signature.target_columns[0]]
     missing = np.isnan(actual)
-    assert bool(missing.any()) is spoken.features[spoken.target_columns[0]].nullable
+    assert bool(missing.any()) is model_signature.features[model_signature.target_columns[0]].nullable
     nll = -expected[np.arange(60), np.where(missing, 0, actual).astype(int)]
     np.testing.assert_allclose(outputs["surprise"], np.where(missing, 0, nll), atol=3e-6)
     assert np.array_equal(outputs["surprise"][missing], np.zeros(missing.sum()))
@@ -143,14 +143,14 @@ def test_tokens_export_and_are_those_of_a_plain_softmax(cell: str, kind: str, tm
 @pytest.mark.parametrize("kind", LABELS)
 @pytest.mark.parametrize("cell", CELLS)
 def test_labels_export_and_are_those_of_a_plain_softmax(cell: str, kind: str, tmp_path: Path) -> None:
-    """The surprise is the divergence of what is believed after a step from what was believed before it."""
-    spoken, told = LABELS[kind]
-    counts = np.arange(2.0, len(spoken.classes) + 2).tolist()
-    made = numpy_networks.network(spoken, cell=cell, units=4, head="label", counts=counts, **told)
-    model = proven(made, tmp_path)
-    row = draw(spoken.features, 1, 60, seed=13)[0]
-    outputs, expected = stepped_outputs(model, row), log_probabilities(made, row)
-    ranked(outputs, expected[1:], min(told.get("top", 20), len(spoken.classes)))
+    """The surprise is the divergence between the class probabilities after a step and those before it."""
+    model_signature, options = LABELS[kind]
+    counts = np.arange(2.0, len(model_signature.classes) + 2).tolist()
+    network = numpy_networks.network(model_signature, cell=cell, units=4, head="label", counts=counts, **options)
+    model = proven(network, tmp_path)
+    row = draw(model_signature.features, 1, 60, seed=13)[0]
+    outputs, expected = stepped_outputs(model, row), log_probabilities(network, row)
+    ranked(outputs, expected[1:], min(options.get("top", 20), len(model_signature.classes)))
     divergence = (np.exp(expected[1:]) * (expected[1:] - expected[:-1])).sum(axis=1)
     assert (divergence >= 0).all()
     assert divergence.max() > 1e-3
@@ -159,9 +159,9 @@ def test_labels_export_and_are_those_of_a_plain_softmax(cell: str, kind: str, tm
 
 @pytest.mark.parametrize("scaling", ["fixed", "causal", "mean"])
 def test_the_surprise_of_numbers_is_their_likelihood(scaling: str) -> None:
-    """Of the values present, under the mean and deviation told the step before; at first under the training part's."""
-    made = numpy_networks.network(NUMBERS, cell="gru", units=4, head="gaussian", scaling=scaling)
-    model = numpy_networks.export(made)
+    """The surprise is that of the present values under the previous prediction, at first under the training part's."""
+    network = numpy_networks.network(NUMBERS, cell="gru", units=4, head="gaussian", scaling=scaling)
+    model = numpy_networks.export(network)
     row = draw(NUMBERS.features, 1, 60, seed=14)[0]
     row[:2, 0] = np.nan
     row[30, 2] *= 1000
@@ -175,13 +175,13 @@ def test_the_surprise_of_numbers_is_their_likelihood(scaling: str) -> None:
 
 
 @pytest.mark.parametrize("head", ["point", "gaussian", "student_t", "quantiles"])
-def test_what_is_missing_altogether_surprises_no_one(head: str) -> None:
-    """Zero, to the bit, for every head, while the prediction goes on."""
-    spoken = signature((Feature(name="x", nullable=True), Feature(name="z", nullable=True)), "x", "z")
-    made = numpy_networks.network(spoken, cell="lstm", units=4, head=head, scaling="causal")
-    row = draw(spoken.features, 1, 20, seed=15)[0]
+def test_a_step_without_targets_has_no_surprise(head: str) -> None:
+    """The surprise is exactly 0 for every head, while the prediction continues."""
+    model_signature = signature((Feature(name="x", nullable=True), Feature(name="z", nullable=True)), "x", "z")
+    network = numpy_networks.network(model_signature, cell="lstm", units=4, head=head, scaling="causal")
+    row = draw(model_signature.features, 1, 20, seed=15)[0]
     row[:3] = row[10:13] = np.nan
-    outputs = stepped_outputs(numpy_networks.export(made), row)
+    outputs = stepped_outputs(numpy_networks.export(network), row)
     assert outputs["surprise"][[0, 1, 2, 10, 11, 12]].tolist() == [0.0] * 6
     assert np.count_nonzero(outputs["surprise"]) == np.count_nonzero(~np.isnan(row).all(axis=1))
     assert len(np.unique(outputs[model_output(head)][10:13, 0])) == 3
@@ -191,12 +191,14 @@ def model_output(head: str) -> str:
     return {"point": "point", "gaussian": "mean", "student_t": "mean", "quantiles": "median"}[head]
 
 
-def test_the_first_guess_is_the_training_share() -> None:
-    """Before it has learnt anything a category's likelihood is its share of the training part, one added to each."""
-    spoken = signature((category("word", 4),), "word")
+def test_the_first_prediction_is_the_training_share() -> None:
+    """An untrained network predicts each category's share of the training part, with 1 added to each count."""
+    model_signature = signature((category("word", 4),), "word")
     model = Model.model_validate({"cell": "gru", "units": 4, "head": "categorical"})
-    made = Network(model, spoken, numpy_networks.scaling(spoken), torch.tensor([5.0, 0.0, 2.0, 9.0]))
-    first = made.head.marginal(None)
+    network = Network(
+        model, model_signature, numpy_networks.scaling(model_signature), torch.tensor([5.0, 0.0, 2.0, 9.0])
+    )
+    first = network.head.marginal(None)
     shares = np.array([6, 1, 3, 10]) / 20
     assert first["top"].tolist() == [3, 0, 2, 1]
     np.testing.assert_allclose(first["log_probability"].numpy(), np.log(shares[[3, 0, 2, 1]]), atol=1e-6)
