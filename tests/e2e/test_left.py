@@ -12,7 +12,8 @@ import pytest
 
 from onward.training.export.export_bundle import PARITY_STEPS, export
 from tests.e2e.server import Server
-from tests.helpers.random_bundles import draw, make_network
+from tests.helpers.random_bundles import make_network
+from tests.helpers.recorded_bundles import draw
 from tests.helpers.websocket_client import BINARY, frame, handshake
 
 STEP = draw(1, 1).round(2)[0, 0].tolist()
