@@ -35,7 +35,7 @@ def play(repository: str, accuracy: str, sessions: int, steps: int, calls: int) 
 
         def stepping(name: str) -> None:
             for call in range(calls):
-                engine.steps.one("t", name, [[float(call % 7)]] * steps)
+                engine.steps.step("t", name, [[float(call % 7)]] * steps)
 
         gevent.joinall([gevent.spawn(stepping, name) for name in names], raise_error=True)
         engine.close()

@@ -22,7 +22,7 @@ from flask import Flask
 from onward.model.repository import open_all
 from onward.service.app import OPERATIONS, create_app
 from onward.service.engine.engine import Engine, Limits
-from onward.service.engine.event_loop import turn
+from onward.service.engine.event_loop import take_loop_turn
 from onward.service.http.operations import Operation
 from onward.service.settings import Settings
 from onward.service.store.lmdb import LmdbStore
@@ -142,7 +142,7 @@ def measure(app: Flask, operation: Operation, body: Body) -> Measurement:
     asking = gevent.spawn(ask)
     longest, last = 0.0, time.thread_time()
     while not asking.dead:
-        turn()
+        take_loop_turn()
         now = time.thread_time()
         longest, last = max(longest, now - last), now
     asking.get()

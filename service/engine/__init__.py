@@ -1,1 +1,1 @@
-"""The use-cases, what runs next, and running it. Knows nothing of HTTP."""
+"""The use-cases of the service, and the batches that run them. Knows nothing of HTTP."""

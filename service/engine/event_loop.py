@@ -1,4 +1,4 @@
-"""A turn of the event loop."""
+"""Turns of the event loop: how a greenlet with long work lets the others run in between."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
@@ -10,15 +10,17 @@ AT_ONCE = 64
 T = TypeVar("T")
 
 
-class Turns:
-    """Those that one greenlet takes, for less than single ones: the loop's timer is made once."""
+class LoopTurns:
+    """Turns of the event loop for one greenlet. It makes the loop's timer once, so each turn costs less than a single
+    `take_loop_turn`.
+    """
 
     def __init__(self) -> None:
         self._hub = gevent.get_hub()
         self._timer: Any = self._hub.loop.timer(0)
 
     def take(self) -> None:
-        """Lets everything else that is ready run, what has just come over the network too.
+        """Lets every other greenlet that is ready run, also those with data that has just come over the network.
 
         `gevent.sleep(0)` would not: gevent runs it up to 50 times before it looks at the network again.
         """
@@ -28,25 +30,26 @@ class Turns:
         self._timer.close()
 
 
-def turn() -> None:
-    """A single one."""
-    turns = Turns()
+def take_loop_turn() -> None:
+    """Lets every other greenlet that is ready run, once; see `LoopTurns.take`."""
+    turns = LoopTurns()
     try:
         turns.take()
     finally:
         turns.close()
 
 
-def by_turns(items: Iterable[T], at_once: int = AT_ONCE) -> Iterable[T]:
-    """The items, `at_once` of them in each turn, so that work on all of them does not hold up the rest of the worker.
+def in_loop_turns(items: Iterable[T], at_once: int = AT_ONCE) -> Iterable[T]:
+    """Returns the items, `at_once` of them in each turn of the event loop, so that work on all of them does not hold up
+    the rest of the worker.
 
     A list that has no more than that comes back as it is, at no cost.
     """
-    return items if isinstance(items, list) and len(items) <= at_once else _by_turns(items, at_once)
+    return items if isinstance(items, list) and len(items) <= at_once else _in_loop_turns(items, at_once)
 
 
-def _by_turns(items: Iterable[T], at_once: int) -> Iterator[T]:
-    turns = Turns()
+def _in_loop_turns(items: Iterable[T], at_once: int) -> Iterator[T]:
+    turns = LoopTurns()
     try:
         for number, item in enumerate(items):
             if number and number % at_once == 0:

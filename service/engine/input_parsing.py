@@ -1,49 +1,86 @@
-"""A client's inputs as arrays: by the rules of `onward.model.inputs`, at most so many steps a call, and with the
-service's errors where they do not fit.
+"""Parsing of a client's inputs into arrays: one request's, or those of a whole batch in one go.
+
+Owns how many steps one call may have, and which of the service's errors a client gets for inputs that do not fit. The
+rules themselves are those of `onward.model.inputs`. Knows nothing of records or of batches of rows.
 """
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import chain
+from types import TracebackType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onward.model.inputs import Inputs, arrays, to_array
+from onward.model.inputs import InputError, Inputs, arrays, to_array
 from onward.model.runner import StepModel
-from onward.service.engine.event_loop import by_turns
-from onward.service.engine.input_errors import refusing
-from onward.service.errors import Fault, InvalidInputError
-
-__all__ = ["Inputs", "Intake", "array_of"]
+from onward.model.sampling.rollout import NonFiniteError, RolloutUnsupportedError
+from onward.service.engine.batching.work_item import PendingRequest
+from onward.service.engine.event_loop import in_loop_turns
+from onward.service.errors import Fault, InvalidInputError, NoForecastError, NotFiniteError, without_frames
 
 PIECE = 4096
-"""Steps that are read at once."""
+"""The number of steps that are parsed in one turn of the event loop."""
 LONG = 256
-"""Inputs of more steps are read before they wait in a queue, so that no batch is held up while they are."""
+"""Inputs of more steps than this are parsed before they wait in a queue, so that parsing them holds up no batch."""
+
+
+class _ServiceErrors(AbstractContextManager[None]):
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, (InputError, RolloutUnsupportedError, NonFiniteError)):
+            error.with_traceback(None)  # the error may be stored as the cause of the new one, but without its frames
+        if isinstance(error, InputError):
+            raise InvalidInputError(*(Fault(*fault) for fault in error.faults)) from error
+        if isinstance(error, RolloutUnsupportedError):
+            raise NoForecastError(error.model, error.why) from error
+        if isinstance(error, NonFiniteError):
+            raise NotFiniteError from error
+
+
+_SERVICE_ERRORS = _ServiceErrors()
+
+
+def as_service_errors() -> AbstractContextManager[None]:
+    """Translates the errors of `onward.model` raised in its block.
+
+    InputError becomes InvalidInputError, RolloutUnsupportedError NoForecastError, and NonFiniteError NotFiniteError.
+    """
+    return _SERVICE_ERRORS
 
 
 @dataclass(frozen=True, slots=True)
-class Intake:
+class InputParser:
+    """Parses inputs, of at most `max_steps` steps in one call."""
+
     max_steps: int
 
-    def limit(self, steps: int, field: str, count: str) -> None:
-        """Raises InvalidInputError where a call takes more `steps` in all than one may; `count` says what they are."""
+    def check_total(self, steps: int, field: str, description: str) -> None:
+        """Raises InvalidInputError if a call has more `steps` in all than `max_steps`.
+
+        `description` names what was counted, as the subject of the error's message.
+        """
         if steps > self.max_steps:
             message = (
-                f"{count} are {steps} steps; at most {self.max_steps} a call, so ask for less, or in several calls"
+                f"{description} are {steps} steps; at most {self.max_steps} a call, so ask for less, or in several "
+                "calls"
             )
             raise InvalidInputError(Fault(field, message))
 
-    def array(self, model: StepModel, inputs: Inputs, field: str = "inputs") -> NDArray[np.float32]:
-        """(steps, features). Raises InvalidInputError."""
-        _, array = self.measured(model, inputs, field)
-        return array_of(model, inputs, field) if array is None else array
+    def parse(self, model: StepModel, inputs: Inputs, field: str = "inputs") -> NDArray[np.float32]:
+        """Returns the inputs as an array (steps, features). Raises InvalidInputError."""
+        _, array = self.measure(model, inputs, field)
+        return parse_inputs(model, inputs, field) if array is None else array
 
-    def measured(
+    def measure(
         self, model: StepModel, inputs: Inputs, field: str = "inputs"
     ) -> tuple[int, NDArray[np.float32] | None]:
-        """How many steps these are, and them (steps, features) where they had to be read for that.
+        """Returns the number of steps, and the array (steps, features) if the inputs had to be parsed already.
 
-        Raises InvalidInputError.
+        Bytes and inputs of more than `LONG` steps are parsed here. Raises InvalidInputError.
         """
         is_packed = isinstance(inputs, bytes)
         length = len(inputs) // (4 * len(model.features)) if is_packed else len(inputs)
@@ -51,16 +88,45 @@ class Intake:
             raise InvalidInputError(Fault(field, f"at most {self.max_steps} steps a call, not {length}"))
         if not is_packed and length <= LONG:
             return length, None
-        array = array_of(model, inputs, field)
+        array = parse_inputs(model, inputs, field)
         return len(array), array
 
 
-def array_of(model: StepModel, inputs: Inputs, field: str = "inputs") -> NDArray[np.float32]:
-    """(steps, features), see `onward.model.inputs.to_array`. Raises InvalidInputError, naming the step and the
-    feature.
+def parse_inputs(model: StepModel, inputs: Inputs, field: str = "inputs") -> NDArray[np.float32]:
+    """Returns the inputs as an array (steps, features), see `onward.model.inputs.to_array`.
+
+    Raises InvalidInputError, which names the step and the feature at fault.
     """
     features = model.manifest.features
-    with refusing():
+    with as_service_errors():
         if len(inputs) <= PIECE:
             return to_array(inputs, features, field)
-        return np.concatenate(list(by_turns(arrays(inputs, features, field, PIECE), 1)))
+        return np.concatenate(list(in_loop_turns(arrays(inputs, features, field, PIECE), 1)))
+
+
+def parse_batch(model: StepModel, requests: Sequence[PendingRequest]) -> None:
+    """Sets `inputs` of each request that has none yet; a request whose inputs do not fit gets the error as its outcome.
+
+    The inputs of all requests are parsed together where they have the same form: parsing a single step alone costs more
+    than the step does.
+    """
+    unparsed: list[tuple[PendingRequest, Any]] = [
+        (pending, pending.request.inputs) for pending in requests if pending.inputs is None
+    ]
+    forms = {type(inputs[0]) if inputs else None for _, inputs in unparsed}
+    if len(unparsed) > 1 and (forms == {list} or forms <= {int, float}):
+        try:
+            joined = parse_inputs(model, list(chain.from_iterable(inputs for _, inputs in unparsed)))
+        except Exception:  # noqa: BLE001, S110  (the request at fault is found below)
+            pass
+        else:
+            start = 0
+            for pending, _ in unparsed:
+                pending.inputs = joined[start : start + pending.length]
+                start += pending.length
+            return
+    for pending, inputs in unparsed:
+        try:
+            pending.inputs = parse_inputs(model, inputs)
+        except Exception as error:  # noqa: BLE001  (any error concerns this request alone)
+            pending.outcome = without_frames(error)

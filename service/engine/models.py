@@ -1,4 +1,4 @@
-"""The models that are served: by name and version, and by the record of a session."""
+"""The served models, found by name and version, or by the record of a session."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -19,13 +19,18 @@ from onward.service.store.record import BundleRef, Record
 
 class Models:
     def __init__(self, opened: Opened, is_superseded: Callable[[], bool] = bool) -> None:
-        """is_superseded: whether other workers serve models that were read later, so that these ones are not all."""
+        """is_superseded: returns whether other workers serve models that were opened later, so that some may be missing
+        here.
+        """
         self.by_name: Mapping[str, Mapping[int, StepModel]] = opened.models
         self.refused: Sequence[BundleError] = opened.refused
         self._is_superseded = is_superseded
 
     def named(self, name: str, version: int | None = None) -> StepModel:
-        """That version, the highest if None. Raises UnknownModelError, UnknownVersionError, ReloadedError."""
+        """Returns that version of the model, the highest if None.
+
+        Raises UnknownModelError, UnknownVersionError, ReloadedError.
+        """
         versions = self.by_name.get(name)
         if versions is None:
             raise self._missing(UnknownModelError(name, sorted(self.by_name)))
@@ -37,7 +42,7 @@ class Models:
         return versions[version]
 
     def of(self, record: Record) -> StepModel:
-        """The model that the session runs on. Raises ModelGoneError, ReloadedError."""
+        """Returns the model that the session runs on. Raises ModelGoneError, ReloadedError."""
         ref = record.ref
         model = self.by_name.get(ref.model, {}).get(ref.version)
         if model is None:
@@ -50,7 +55,10 @@ class Models:
         return model
 
     def unserved(self, live: Mapping[tuple[str, int], int]) -> dict[str, int]:
-        """Of living sessions, counted by model and version, those whose version is not served: `{"pulse/1": 5}`."""
+        """Returns the number of live sessions on each version that is not served: `{"pulse/1": 5}`.
+
+        live: the number of live sessions by model and version.
+        """
         return {
             f"{name}/{version}": sessions
             for (name, version), sessions in sorted(live.items())
@@ -61,7 +69,7 @@ class Models:
         return next((error.reason for error in self.refused if error.place == (name, str(version))), None)
 
     def _missing(self, error: OnwardError) -> OnwardError:
-        """A worker with later models may well have what this one has not."""
+        """Returns the error to raise. If other workers have later models, a retry may find the model with them."""
         return ReloadedError() if self._is_superseded() else error
 
 
@@ -70,7 +78,7 @@ def ref_of(model: StepModel) -> BundleRef:
 
 
 def state_of(model: StepModel, record: Record) -> State:
-    """(1,) the state that the record holds. Raises DamagedRecordError."""
+    """Returns the state (1,) of the record. Raises DamagedRecordError."""
     try:
         return model.layout.stack([record.state])
     except StateError as error:

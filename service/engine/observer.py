@@ -1,4 +1,4 @@
-"""Who watches the engine: told of what was committed, by whoever wants to show it. Knows nothing of how."""
+"""The interface of an observer of the engine, which counts what was committed. Knows nothing of how it shows that."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -9,7 +9,7 @@ from onward.model.scoring.layout import Sum
 
 class Observer(Protocol):
     def watched(self, model: StepModel, sums: Sequence[Sum]) -> Callable[[Sequence[float]], None]:
-        """What is to be called with how much each of the sums grew, once for each batch that was committed."""
+        """Returns a function to call once for each committed batch, with how much each of the sums grew."""
 
     def damaged(self) -> None:
-        """A record was read that is damaged."""
+        """Counts a damaged record that was read."""

@@ -1,21 +1,22 @@
-"""Steps of sessions: one, many sessions' in one call, and one session's in a row.
+"""Steps of sessions: one step, several of one session in order, and steps of many sessions in one call.
 
-Owns what becomes one row of a batch, and who is told what. Whether a request is a retry, out of step or new is the
-executor's.
+Owns which requests share a row of a batch, and which result each request gets. Whether a request is a retry, out of
+step or new is decided by the executor.
 """
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
+from onward.model.inputs import Inputs
 from onward.model.runner import Outputs, StepModel
-from onward.service.engine.batching.batcher import Dispatch
-from onward.service.engine.batching.executor import MovedError
-from onward.service.engine.batching.work_item import Asked, Call, Request, Work
-from onward.service.engine.event_loop import by_turns
-from onward.service.engine.input_parsing import Inputs, Intake
+from onward.service.engine.batching.batcher import Batchers
+from onward.service.engine.batching.executor import ModelChangedError
+from onward.service.engine.batching.work_item import PendingCall, PendingRequest, StepRequest, WorkItem
+from onward.service.engine.event_loop import in_loop_turns
+from onward.service.engine.input_parsing import InputParser
 from onward.service.engine.models import Models
-from onward.service.engine.sessions.lifecycle import Lives
+from onward.service.engine.sessions.lifecycle import SessionLifecycle
 from onward.service.errors import (
     Fault,
     InvalidInputError,
@@ -33,14 +34,15 @@ from onward.service.store import record as records
 from onward.service.store.idempotency import MAX_REQUESTS
 from onward.service.store.record import Record
 
-PLACES = 100_000
-"""How many sessions' models a process remembers, so that a step need not read its record to find its queue."""
+CACHED_SESSIONS = 100_000
+"""The number of sessions whose models a process remembers, so that a step finds its batcher without the record."""
 
 
-class Answer(NamedTuple):
-    """What a step or a seed says: outputs (steps,) of the model's output dtype, and the step reached.
+class StepResult(NamedTuple):
+    """The result of a step, or of the inputs that a session was created with.
 
-    created: whether the step has created its session.
+    outputs: (steps,) of the model's output dtype. step: the step that the session has reached. created: whether the
+    step has created its session.
     """
 
     model: StepModel
@@ -52,18 +54,18 @@ class Answer(NamedTuple):
 class Steps:
     def __init__(
         self,
-        lives: Lives,
+        sessions: SessionLifecycle,
         models: Models,
-        intake: Intake,
-        dispatch: Dispatch,
+        parser: InputParser,
+        batchers: Batchers,
         first_record: Callable[[str, StepModel], Record],
     ) -> None:
-        """first_record: what a new session of a tenant on a model begins with; its times are not set."""
-        self._lives, self._models, self._intake, self._dispatch = lives, models, intake, dispatch
+        """first_record: returns what a new session of a tenant on a model begins with, without its times."""
+        self._sessions, self._models, self._parser, self._batchers = sessions, models, parser, batchers
         self._first_record = first_record
-        self._places: OrderedDict[bytes, StepModel] = OrderedDict()
+        self._session_models: OrderedDict[bytes, StepModel] = OrderedDict()
 
-    def one(
+    def step(
         self,
         tenant: str,
         session_id: str,
@@ -73,214 +75,225 @@ class Steps:
         request_id: str = "",
         model: str = "",
         has_left: Callable[[], bool] | None = None,
-    ) -> Answer:
+    ) -> StepResult:
         """Advances the session by all of `inputs`, or not at all.
 
         `step` is the step that the client believes the session has reached; a retry with the same `request_id` gets the
-        answer that the first got. Where a `model` is named and there is no living session, the step creates it on the
-        newest version of that model, in the same commit, unless `step` says that the client believes in an older one.
-        Raises as `Lives.session` does, UnknownModelError, SessionExistsError where the session runs on another model,
-        and StepConflictError, LateRequestError,
-        RequestReusedError, ModelGoneError, InvalidInputError, NotFiniteError, OverloadedError, DeadlineError,
-        AbandonedError.
+        result of the first try. If a `model` is named and there is no live session, the step creates it on the newest
+        version of that model, in the same commit, unless `step` shows that the client expects an older session.
+        Raises as `SessionLifecycle.get` does, UnknownModelError, SessionExistsError if the session runs on another
+        model, and StepConflictError, LateRequestError, RequestReusedError, ModelGoneError, InvalidInputError,
+        NotFiniteError, OverloadedError, DeadlineError, AbandonedError.
         """
-        (told,) = self.in_order(tenant, (Asked(session_id, inputs, step, request_id, model),), has_left=has_left)
-        if isinstance(told, Exception):
+        request = StepRequest(session_id, inputs, step, request_id, model)
+        (result,) = self.step_in_order(tenant, (request,), has_left=has_left)
+        if isinstance(result, Exception):
             try:
-                raise told
+                raise result
             finally:
-                del told  # this frame is in its traceback
-        return told
+                del result  # this frame is in the error's traceback: the two would form a reference cycle
+        return result
 
-    def in_order(
-        self, tenant: str, many: Sequence[Asked], *, has_left: Callable[[], bool] | None = None
-    ) -> list[Answer | Exception]:
-        """As `one` would answer each of these of one session, one after another; those that go together are one commit.
+    def step_in_order(
+        self, tenant: str, requests: Sequence[StepRequest], *, has_left: Callable[[], bool] | None = None
+    ) -> list[StepResult | Exception]:
+        """Returns the results of requests of one session, in order, as `step` would answer them one after another.
 
-        A refused one is passed over: what follows it and names no `step` goes on from what there is. One that could
-        not be done now is not: with it ends what is told, so that nothing overtakes it.
+        Requests that fit in one row are one commit. If a request is refused, the next one that names no `step` goes on
+        from where the session is. If a request fails with a retryable error, the later ones are skipped, so that none
+        of them is applied out of order: the results end with that error.
         """
-        line = _Line(list(many))
-        if not many:
-            return line.told
+        session = _SessionRequests(list(requests))
+        if not requests:
+            return session.results
         try:
-            self._run(tenant, [line], self._dispatch.call(1, has_left=has_left))
+            self._run(tenant, [session], self._batchers.call(1, has_left=has_left))
         except OverloadedError as error:
-            line.tell(error)
-        return line.told
+            session.add_result(error)
+        return session.results
 
-    def many(
-        self, tenant: str, many: Sequence[Asked], *, has_left: Callable[[], bool] | None = None
-    ) -> list[Answer | Exception]:
-        """Of any sessions, those of each in order, and as `in_order` tells; what follows one of its session that could
-        not be done now is told the same.
+    def step_many(
+        self, tenant: str, requests: Sequence[StepRequest], *, has_left: Callable[[], bool] | None = None
+    ) -> list[StepResult | Exception]:
+        """Returns the result of each request. The requests of one session are applied in order, as by `step_in_order`;
+        those that follow a retryable error of their session get the same error.
 
-        Raises OverloadedError where there is no room for all, and InvalidInputError where they have more steps together
-        than a call may, or more of a session's have a request id than are remembered: sent again, the first of them
-        would be applied again.
+        Raises OverloadedError if there is no room for all, and InvalidInputError if the requests have more steps
+        together than a call may, or if more of a session's requests have a request id than are remembered: were they
+        all sent again, the first of them would be applied again.
         """
-        if len(many) > MAX_REQUESTS:
-            _hold_retries(many)
-        self._intake.limit(sum(len(asked.inputs) for asked in many), "inputs", f"those of {len(many)} items")
-        lines: dict[str, _Line] = {}
-        own = []
-        for asked in by_turns(many):
-            line = lines.get(asked.session_id)
-            if line is None:
-                line = lines[asked.session_id] = _Line([])
-            line.asked.append(asked)
-            own.append(line)
-        self._run(tenant, lines.values(), self._dispatch.call(len(lines), has_left=has_left))
-        return [line.take() for line in own]
+        if len(requests) > MAX_REQUESTS:
+            _check_retries(requests)
+        steps = sum(len(request.inputs) for request in requests)
+        self._parser.check_total(steps, "inputs", f"those of {len(requests)} items")
+        sessions: dict[str, _SessionRequests] = {}
+        session_of_request = []
+        for request in in_loop_turns(requests):
+            session = sessions.get(request.session_id)
+            if session is None:
+                session = sessions[request.session_id] = _SessionRequests([])
+            session.requests.append(request)
+            session_of_request.append(session)
+        self._run(tenant, sessions.values(), self._batchers.call(len(sessions), has_left=has_left))
+        return [session.next_result() for session in session_of_request]
 
-    def _run(self, tenant: str, lines: Collection["_Line"], call: Call) -> None:
-        """Until all is told, or held up. What cannot be one row goes in another, by the first one's deadline."""
-        while True:
-            begun = []
-            for line in by_turns(lines):
-                try:
-                    begun.append((line, self._work(tenant, line.next(), call)))
-                except Exception as error:  # noqa: BLE001  (whatever it is, it is the next one's alone)
-                    line.tell(error)
-                    call.settled(error)
-            self._dispatch.run(call, [work for _, work in begun])
-            for line, work in by_turns(begun):
-                if isinstance(work.outcome, MovedError):
-                    self._places.pop(work.line, None)
-                else:
-                    line.take_in(work)
-            lines = [line for line in lines if not line.over]
-            if not lines:
-                return
-            try:
-                call = self._dispatch.call(len(lines), has_left=call.has_left, since=call.since)
-            except OverloadedError as error:
-                for line in lines:
-                    line.tell(error)
-                return
+    def current_step(self, tenant: str, session_id: str, *, step: int | None = None, model: str = "") -> int:
+        """Returns the step that the session has reached, 0 if a step that names the model would create it.
 
-    def _work(self, tenant: str, many: Sequence[Asked], call: Call) -> Work:
-        """The item that does the first of these, and as many more as can be one row and kept in one record.
-
-        Raises what speaks against the first.
+        Raises the errors that `step` would raise before it looks at the inputs, except StepConflictError.
         """
-        key, model = self._place(tenant, many[0])
-        first = self._first(tenant, many[0].model) if many[0].model else None
-        requests: list[Request] = []
-        ids: set[str] = set()
-        total = 0
-        for asked in many:
-            try:
-                length, array = self._intake.measured(model, asked.inputs)
-            except InvalidInputError:
-                if requests:
-                    break
-                raise
-            total += length
-            if requests and (
-                total > self._intake.max_steps
-                or asked.request_id in ids
-                or (asked.model and (first is None or asked.model != model.manifest.name))
-            ):
-                break
-            if asked.request_id:
-                ids.add(asked.request_id)
-            requests.append(Request(asked, length, array))
-        return self._dispatch.session_work(model, requests, call, key, first)
-
-    def _place(self, tenant: str, asked: Asked) -> tuple[bytes, StepModel]:
-        """The session's key and its model, remembered. Raises as `_found` does."""
-        key = records.key(tenant, asked.session_id)
-        model = self._places.get(key)
-        if model is None or (asked.model and asked.model != model.manifest.name):
-            _, model = self._found(tenant, asked)
-            self._places[key] = model
-            if len(self._places) > PLACES:
-                self._places.popitem(last=False)
-        return key, model
-
-    def reached(self, tenant: str, session_id: str, *, step: int | None = None, model: str = "") -> int:
-        """Returns the step that the session has reached, 0 where a step that names the model would create it.
-
-        Raises what `one` would raise before it looks at the inputs, but for a `step` that is not the session's.
-        """
-        record, _ = self._found(tenant, Asked(session_id, [], step, "", model))
+        record, _ = self._find(tenant, StepRequest(session_id, [], step, "", model))
         return record.step if record else 0
 
-    def _found(self, tenant: str, asked: Asked) -> tuple[Record | None, StepModel]:
-        """Returns the living session's record and model; None, and the model to create it on, where there is none.
+    def _run(self, tenant: str, sessions: Collection["_SessionRequests"], call: PendingCall) -> None:
+        """Runs the requests of all sessions until each has its result, or was skipped after a retryable error.
 
-        Raises as `Lives.session` does, ModelGoneError, UnknownModelError, and SessionExistsError where it runs on
-        another model than the one that was named.
+        Requests that do not fit in a session's row go in another one, which has the deadline of the first call.
+        """
+        while True:
+            started = []
+            for session in in_loop_turns(sessions):
+                try:
+                    started.append((session, self._work_item(tenant, session.next_requests(), call)))
+                except Exception as error:  # noqa: BLE001  (any error concerns the session's next request alone)
+                    session.add_result(error)
+                    call.count_settled(error)
+            self._batchers.run(call, [item for _, item in started])
+            for session, item in in_loop_turns(started):
+                if isinstance(item.outcome, ModelChangedError):
+                    self._session_models.pop(item.key, None)
+                else:
+                    session.add_results_of(item)
+            sessions = [session for session in sessions if not session.is_finished]
+            if not sessions:
+                return
+            try:
+                call = self._batchers.call(len(sessions), has_left=call.has_left, started_at=call.started_at)
+            except OverloadedError as error:
+                for session in sessions:
+                    session.add_result(error)
+                return
+
+    def _work_item(self, tenant: str, requests: Sequence[StepRequest], call: PendingCall) -> WorkItem:
+        """Returns the item for the first of these requests of a session, and for as many more as fit in one row and in
+        one record.
+
+        Raises the error with which the first is refused.
+        """
+        key, model = self._key_and_model(tenant, requests[0])
+        first_record = self._first_record_on(tenant, requests[0].model) if requests[0].model else None
+        accepted: list[PendingRequest] = []
+        ids: set[str] = set()
+        steps = 0
+        for request in requests:
+            try:
+                length, array = self._parser.measure(model, request.inputs)
+            except InvalidInputError:
+                if accepted:
+                    break
+                raise
+            steps += length
+            if accepted and (
+                steps > self._parser.max_steps
+                or request.request_id in ids
+                or (request.model and (first_record is None or request.model != model.manifest.name))
+            ):
+                break
+            if request.request_id:
+                ids.add(request.request_id)
+            accepted.append(PendingRequest(request, length, array))
+        return self._batchers.session_item(model, accepted, call, key, first_record)
+
+    def _key_and_model(self, tenant: str, request: StepRequest) -> tuple[bytes, StepModel]:
+        """Returns the session's key and its model, which is cached. Raises as `_find` does."""
+        key = records.key(tenant, request.session_id)
+        model = self._session_models.get(key)
+        if model is None or (request.model and request.model != model.manifest.name):
+            _, model = self._find(tenant, request)
+            self._session_models[key] = model
+            if len(self._session_models) > CACHED_SESSIONS:
+                self._session_models.popitem(last=False)
+        return key, model
+
+    def _find(self, tenant: str, request: StepRequest) -> tuple[Record | None, StepModel]:
+        """Returns the live session's record and model; None and the model to create it on if there is none.
+
+        Raises as `SessionLifecycle.get` does, ModelGoneError, UnknownModelError, and SessionExistsError if the session
+        runs on another model than the request names.
         """
         try:
-            record = self._lives.session(tenant, asked.session_id).record
+            record = self._sessions.get(tenant, request.session_id).record
         except (UnknownSessionError, SessionEndedError):
-            if not asked.model or asked.step:
+            if not request.model or request.step:
                 raise
-            return None, self._models.named(asked.model)
-        if asked.model not in ("", record.ref.model):
-            raise SessionExistsError(asked.session_id, f"runs on the model {record.ref.model!r}")
+            return None, self._models.named(request.model)
+        if request.model not in ("", record.ref.model):
+            raise SessionExistsError(request.session_id, f"runs on the model {record.ref.model!r}")
         return record, self._models.of(record)
 
-    def _first(self, tenant: str, name: str) -> Record | None:
-        """What a new session on that model begins with; None where the model is not served, though a session has it."""
+    def _first_record_on(self, tenant: str, name: str) -> Record | None:
+        """Returns what a new session on that model begins with; None if only existing sessions can run on it, because
+        it is not served any more.
+        """
         try:
             return self._first_record(tenant, self._models.named(name))
         except UnknownModelError:
             return None
 
 
-class _Line:
-    """What is asked of one session, and what was told of it so far."""
+class _SessionRequests:
+    """The requests of one session in a call, and the results so far."""
 
-    __slots__ = ("_alone", "_taken", "asked", "over", "told")
+    __slots__ = ("_read", "_single_until", "is_finished", "requests", "results")
 
-    def __init__(self, asked: list[Asked]) -> None:
-        self.asked = asked
-        self.told: list[Answer | Exception] = []
-        self.over = False
-        self._alone = 0  # those before this place go one by one
-        self._taken = 0
+    def __init__(self, requests: list[StepRequest]) -> None:
+        self.requests = requests
+        self.results: list[StepResult | Exception] = []
+        self.is_finished = False
+        self._single_until = 0  # requests before this index go in a row each
+        self._read = 0  # the number of results that `next_result` has returned
 
-    def next(self) -> Sequence[Asked]:
-        """What may go in one row."""
-        start = len(self.told)
-        return self.asked[start : start + (1 if start < self._alone else MAX_REQUESTS)]
+    def next_requests(self) -> Sequence[StepRequest]:
+        """Returns the requests that may go in the next row."""
+        start = len(self.results)
+        return self.requests[start : start + (1 if start < self._single_until else MAX_REQUESTS)]
 
-    def take(self) -> Answer | Exception:
-        """What is told to the next: the same as the last where that has held it up."""
-        self._taken += 1
-        return self.told[min(self._taken, len(self.told)) - 1]
+    def next_result(self) -> StepResult | Exception:
+        """Returns the next request's result. It is the last one again for requests skipped after a retryable error."""
+        self._read += 1
+        return self.results[min(self._read, len(self.results)) - 1]
 
-    def tell(self, told: Answer | Exception) -> None:
-        self.told.append(without_frames(told) if isinstance(told, Exception) else told)
-        self.over = len(self.told) == len(self.asked) or holds_up(told)
+    def add_result(self, result: StepResult | Exception) -> None:
+        self.results.append(without_frames(result) if isinstance(result, Exception) else result)
+        self.is_finished = len(self.results) == len(self.requests) or is_retryable(result)
 
-    def take_in(self, work: Work) -> None:
-        if len(work.requests) > 1 and isinstance(work.outcome, NotFiniteError):
-            self._alone = len(self.told) + len(work.requests)  # whose it is, is found one by one
+    def add_results_of(self, item: WorkItem) -> None:
+        if len(item.requests) > 1 and isinstance(item.outcome, NotFiniteError):
+            self._single_until = len(self.results) + len(item.requests)  # a row each shows which request is at fault
             return
-        for request in work.requests:
-            outcome = request.outcome
+        for pending in item.requests:
+            outcome = pending.outcome
             assert outcome is not None
             if isinstance(outcome, Exception):
-                self.tell(outcome)
+                self.add_result(outcome)
             else:
-                created = work.creates and outcome.step == len(outcome.outputs)
-                self.tell(Answer(work.model, outcome.step, outcome.outputs, created))
-            if self.over:
+                created = item.creates_session and outcome.step == len(outcome.outputs)
+                self.add_result(StepResult(item.model, outcome.step, outcome.outputs, created))
+            if self.is_finished:
                 return
 
 
-def holds_up(told: Answer | Exception) -> bool:
-    """Whether it is no answer, and is no refusal of what was asked either."""
-    return isinstance(told, Exception) and (isinstance(told, UnavailableError) or not isinstance(told, OnwardError))
+def is_retryable(result: StepResult | Exception) -> bool:
+    """Returns whether the result is an error that says nothing against the request, which may be sent again."""
+    return isinstance(result, Exception) and (
+        isinstance(result, UnavailableError) or not isinstance(result, OnwardError)
+    )
 
 
-def _hold_retries(many: Sequence[Asked]) -> None:
-    named = Counter(asked.session_id for asked in many if asked.request_id)
-    for session_id, count in named.most_common(1):
+def _check_retries(requests: Sequence[StepRequest]) -> None:
+    """Raises InvalidInputError if more requests of one session have a request id than are remembered."""
+    counts = Counter(request.session_id for request in requests if request.request_id)
+    for session_id, count in counts.most_common(1):
         if count > MAX_REQUESTS:
             why = (
                 f"{count} of session {session_id!r} have one, and its last {MAX_REQUESTS} are known; send them in parts"

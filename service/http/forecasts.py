@@ -12,9 +12,9 @@ from onward.model.outputs import forecast_fields
 from onward.model.sampling import sample_paths
 from onward.model.sampling.generation import GenerationEnd, GenerationOptions, generated_fields
 from onward.service.engine.engine import Engine
-from onward.service.engine.forecasting.forecast_start import Ahead
-from onward.service.engine.forecasting.generation import Draw
-from onward.service.engine.input_errors import refusing
+from onward.service.engine.forecasting.forecast_start import ForecastRequest
+from onward.service.engine.forecasting.generation import Generation
+from onward.service.engine.input_parsing import as_service_errors
 from onward.service.errors import Fault, InvalidInputError
 from onward.service.http import problems, request_body, request_schemas, response_schemas, sse
 from onward.service.http.connection import client
@@ -27,8 +27,8 @@ from onward.service.http.steps import TENANT, checked
 def forecast(engine: Engine, session_id: str) -> Response:
     checked(session_id)
     body = request_body.read(request_schemas.Forecast, engine)
-    ahead = Ahead(body.horizon, body.inputs, body.future)
-    with refusing():
+    ahead = ForecastRequest(body.horizon, body.inputs, body.future)
+    with as_service_errors():
         wanted = sample_paths.draws_paths(samples=body.samples, levels=body.quantiles, seed=body.seed, paths=body.paths)
     if not wanted:
         answer = engine.forecasts.roll(TENANT, session_id, ahead, has_left=client())
@@ -81,13 +81,13 @@ def generate(engine: Engine, session_id: str) -> Response:
     digest = blake2b(body.model_dump_json().encode(), digest_size=8).digest()
     reached = _reached(request.headers.get("Last-Event-ID", ""), digest, body.horizon)
     has_left = client()
-    draw = engine.draws.begin(
+    draw = engine.generations.begin(
         TENANT,
         session_id,
-        Ahead(body.horizon, body.inputs, body.future),
+        ForecastRequest(body.horizon, body.inputs, body.future),
         GenerationOptions(*(getattr(body, name) for name in GenerationOptions._fields)),
         seed=reached.seed if reached else body.seed,
-        since=(reached.step, reached.revision) if reached else None,
+        resumed_from=(reached.step, reached.revision) if reached else None,
         has_left=has_left,
     )
     place = Place(draw.seed, draw.record.step, draw.record.revision, digest, reached.told if reached else 0)
@@ -110,7 +110,7 @@ def _reached(event_id: str, digest: bytes, horizon: int) -> Place | None:
     return place
 
 
-def _events(draw: Draw, place: Place, path: str) -> Iterator[Event]:
+def _events(draw: Generation, place: Place, path: str) -> Iterator[Event]:
     """Those after the place; what comes before it is drawn again, and not told."""
     seen = place.told
     try:

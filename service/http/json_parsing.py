@@ -17,7 +17,7 @@ import orjson
 from numpy.typing import NDArray
 
 from onward.service.engine.engine import Limits
-from onward.service.engine.event_loop import Turns
+from onward.service.engine.event_loop import LoopTurns
 from onward.service.errors import Fault, InvalidInputError
 from onward.service.http.problems import MALFORMED, RequestError
 from onward.service.http.request_schemas import MOST_ITEMS, Body
@@ -60,7 +60,7 @@ def parsed(data: bytes, limits: Limits, form: type[Body] | None = None) -> Any:
                 form.model_validate_json(data)
             raise
     longest = max(limits.max_steps, limits.max_horizon, limits.max_sequences, MOST_ITEMS)
-    turns = Turns()
+    turns = LoopTurns()
     try:
         return _Document(data, longest, turns).value(0, len(data), 1, "")
     finally:
@@ -70,7 +70,7 @@ def parsed(data: bytes, limits: Limits, form: type[Body] | None = None) -> Any:
 class _Document:
     """A long one, and where its commas are: their positions, and how deep each lies."""
 
-    def __init__(self, data: bytes, longest: int, turns: Turns) -> None:
+    def __init__(self, data: bytes, longest: int, turns: LoopTurns) -> None:
         self._data, self._longest, self._turns = data, longest, turns
         self._commas, self._depths = _commas(data, MOST_LISTS * longest, turns)
 
@@ -132,7 +132,7 @@ class _Document:
         return commas
 
 
-def _commas(data: bytes, most: int, turns: Turns) -> tuple[Positions, NDArray[np.int8]]:
+def _commas(data: bytes, most: int, turns: LoopTurns) -> tuple[Positions, NDArray[np.int8]]:
     """Where commas outside of texts are, and in how many lists and objects each lies.
 
     most: lists and objects in all. Raises RequestError, InvalidInputError.

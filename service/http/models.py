@@ -60,7 +60,7 @@ def predict(engine: Engine, model: str) -> Response:
 
 def step(engine: Engine, model: str) -> Response:
     body = request_body.read(request_schemas.HeldStep, engine)
-    held = engine.carried.step(TENANT, model, body.version, body.inputs, body.state, has_left=client())
+    held = engine.stateless.step(TENANT, model, body.version, body.inputs, body.state, has_left=client())
     return json({"step": held.step, **step_fields(held.model, held.outputs), "state": held.state})
 
 

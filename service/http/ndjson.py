@@ -18,8 +18,8 @@ from gunicorn.http.errors import ParseException
 from pydantic import ValidationError
 
 from onward.service.engine.engine import Engine, Limits
-from onward.service.engine.event_loop import by_turns
-from onward.service.engine.steps import Answer
+from onward.service.engine.event_loop import in_loop_turns
+from onward.service.engine.steps import StepResult
 from onward.service.errors import Fault, InvalidInputError, NotFiniteError
 from onward.service.http import json_parsing, problems, request_body, request_schemas, steps
 from onward.service.http.connection import client
@@ -46,7 +46,7 @@ def reply(engine: Engine, session_id: str, model: str = "") -> Response:
     model: the first line creates the session on it where there is none; empty: the session must exist.
     """
     expected = _expected()
-    reached = engine.steps.reached(steps.TENANT, session_id, step=expected, model=model)
+    reached = engine.steps.current_step(steps.TENANT, session_id, step=expected, model=model)
     body, app = request.environ["wsgi.input"], current_app
     connection = request.environ.get("gunicorn.socket")
     clock = connection if isinstance(connection, Clock) else _NoClock()
@@ -102,7 +102,7 @@ class _Upload:
     def answers(self, arrivals: Iterator[Sequence[Line]], body: Any, most: int) -> Iterator[bytes]:
         """What is said to lines as they arrive; ends after a problem. most: bytes of the rest that are still read."""
         for lines in arrivals:
-            for _, alike in groupby(by_turns(lines), lambda line: _form(line.step)):
+            for _, alike in groupby(in_loop_turns(lines), lambda line: _form(line.step)):
                 yield b"".join(self._said(list(alike)))
                 if self._over:
                     self._clock.begin()
@@ -124,15 +124,15 @@ class _Upload:
                     yield from self._said(lines[cut:])
         else:
             first, self._reached = answer.step - len(lines) + 1, answer.step
-            for place in by_turns(range(len(lines))):
-                yield written(Answer(answer.model, first + place, answer.outputs[place : place + 1])) + b"\n"
+            for place in in_loop_turns(range(len(lines))):
+                yield written(StepResult(answer.model, first + place, answer.outputs[place : place + 1])) + b"\n"
 
-    def _step(self, inputs: list[Any]) -> Answer:
+    def _step(self, inputs: list[Any]) -> StepResult:
         if isinstance(inputs[0], Exception):
             raise inputs[0]
         if not request_schemas.plain_inputs(inputs):
             request_schemas.Step.model_validate({"inputs": inputs})
-        answer = self._engine.steps.one(
+        answer = self._engine.steps.step(
             steps.TENANT, self._session_id, inputs, step=self._expected, model=self._model, has_left=self._has_left
         )
         self._model = ""  # a session that ends during the upload is not begun anew in silence
@@ -172,7 +172,7 @@ def _lines(body: Any, longest: int, alive: Callable[[], bool], limits: Limits, c
             begins = len(rest) <= len(piece)
             yield [
                 _line(at, text, limits)
-                for at, text in enumerate(by_turns(whole), number + 1)
+                for at, text in enumerate(in_loop_turns(whole), number + 1)
                 if text and not text.isspace()
             ]
             if not rest:

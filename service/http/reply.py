@@ -7,7 +7,7 @@ import numpy as np
 import orjson
 from flask import Response
 
-from onward.service.engine.event_loop import Turns
+from onward.service.engine.event_loop import LoopTurns
 
 JSON = "application/json"
 PIECE = 4096
@@ -43,7 +43,7 @@ def encode_by_turns(content: Any) -> bytes:
     """The same bytes. Large content is encoded in pieces, between which other requests have their turn."""
     if _size(content) <= PIECE:
         return encode(content)
-    parts, written, turns = [], 0, Turns()
+    parts, written, turns = [], 0, LoopTurns()
     try:
         for part in _pieces(content):
             parts.append(part)

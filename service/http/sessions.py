@@ -8,8 +8,8 @@ from flask import Response, request
 
 from onward.model.outputs import readable_outputs
 from onward.service.engine.engine import Engine
-from onward.service.engine.sessions.lifecycle import Chosen, Session
-from onward.service.engine.steps import Answer
+from onward.service.engine.sessions.lifecycle import Session, SessionFilter
+from onward.service.engine.steps import StepResult
 from onward.service.errors import Fault, InvalidInputError
 from onward.service.http import request_body, request_schemas, response_schemas
 from onward.service.http.connection import client
@@ -52,7 +52,7 @@ def ensure(engine: Engine, model: str, session_id: str) -> Response:
     return _created(session, answer)
 
 
-def _created(session: Session, answer: Answer) -> Response:
+def _created(session: Session, answer: StepResult) -> Response:
     """The session with its last prediction: 201 where it was created, 200 where it was there."""
     last = {
         name: rows[0]
@@ -67,21 +67,19 @@ def index(engine: Engine) -> Response:
     if not limit.isdecimal() or not 1 <= int(limit) <= LARGEST_PAGE:
         raise InvalidInputError(Fault("limit", f"expected a whole number from 1 to {LARGEST_PAGE}"))
     after = request.args.get("after", "")
-    found, last = engine.lives.sessions(
-        TENANT, after and checked(after, "after"), int(limit), request.args.get("model")
-    )
+    found, last = engine.sessions.page(TENANT, after and checked(after, "after"), int(limit), request.args.get("model"))
     return json({"sessions": [_info(session) for session in found], "after": last})
 
 
 def show(engine: Engine, session_id: str) -> Response:
-    session = engine.lives.session(TENANT, checked(session_id))
+    session = engine.sessions.get(TENANT, checked(session_id))
     targets, interval = engine.accuracy(session.record)
     accuracy = None if targets is None else {target: one._asdict() for target, one in targets.items()}
     return json(_info(session) | {"accuracy": accuracy, "interval": interval and interval._asdict()})
 
 
 def delete(engine: Engine, session_id: str) -> Response:
-    engine.lives.delete(TENANT, checked(session_id))
+    engine.sessions.delete(TENANT, checked(session_id))
     return Empty(status=204)
 
 
@@ -91,8 +89,9 @@ def delete_many(engine: Engine) -> Response:
         message = "say which sessions are to end: model, prefix, idle_s, or several; prefix= alone means all"
         raise InvalidInputError(Fault("prefix", message))
     prefix = chosen.get("prefix", "")
-    ended, more = engine.lives.delete_many(
-        TENANT, Chosen(chosen.get("model"), prefix and checked(prefix, "prefix"), _seconds(chosen.get("idle_s", "0")))
+    ended, more = engine.sessions.delete_many(
+        TENANT,
+        SessionFilter(chosen.get("model"), prefix and checked(prefix, "prefix"), _seconds(chosen.get("idle_s", "0"))),
     )
     return json({"ended": ended, "more": more})
 
@@ -105,11 +104,11 @@ def _seconds(said: str) -> float:
 
 def fork(engine: Engine, session_id: str) -> Response:
     body = request_body.read(request_schemas.ForkSession, engine, optional=True)
-    return _born(engine.lives.fork(TENANT, checked(session_id), body.session_id, body.ttl_s))
+    return _born(engine.sessions.fork(TENANT, checked(session_id), body.session_id, body.ttl_s))
 
 
 def export(engine: Engine, session_id: str) -> Response:
-    session, signed = engine.carried.exported(TENANT, checked(session_id))
+    session, signed = engine.transfer.export(TENANT, checked(session_id))
     ref = session.record.ref
     told = {"model": ref.model, "version": ref.version, "step": session.record.step}
     return json(told | {"state": b64encode(signed).decode()})
@@ -122,14 +121,14 @@ def restore(engine: Engine, session_id: str) -> Response:
         signed = b64decode(body.state, validate=True)
     except ValueError:
         raise InvalidInputError(Fault("state", "not base64")) from None
-    return _born(engine.carried.restored(TENANT, session_id, signed))
+    return _born(engine.transfer.restore(TENANT, session_id, signed))
 
 
 def rewind(engine: Engine, session_id: str) -> Response:
     checked(session_id)
     return json(
         _info(
-            engine.past.rewind(
+            engine.history.rewind(
                 TENANT, session_id, request_body.read(request_schemas.Rewind, engine).step, has_left=client()
             )
         )
@@ -139,7 +138,7 @@ def rewind(engine: Engine, session_id: str) -> Response:
 def migrate(engine: Engine, session_id: str) -> Response:
     checked(session_id)
     body = request_body.read(request_schemas.Migrate, engine, optional=True)
-    session, replayed = engine.past.migrate(TENANT, session_id, body.version, has_left=client())
+    session, replayed = engine.history.migrate(TENANT, session_id, body.version, has_left=client())
     return json(_info(session) | {"replayed": replayed})
 
 

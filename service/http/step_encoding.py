@@ -14,14 +14,14 @@ import orjson
 from onward.model.outputs import step_fields
 from onward.model.runner import StepModel
 from onward.service.engine.batching.model_call import all_float32
-from onward.service.engine.steps import Answer
+from onward.service.engine.steps import StepResult
 from onward.service.http.reply import encode, encode_by_turns
 
 _FLOAT32 = np.dtype(np.float32)
 _NUMBER = re.compile(rb"([0-9]+)\.0")
 
 
-def written(answer: Answer) -> bytes:
+def written(answer: StepResult) -> bytes:
     """The JSON object that says the step reached, and what the model says from there on."""
     outputs = answer.outputs
     form = _form(answer.model, outputs.dtype) if len(outputs) == 1 else None
@@ -31,7 +31,7 @@ def written(answer: Answer) -> bytes:
     return form % (answer.step, *numbers)
 
 
-def told(answer: Answer) -> dict[str, Any]:
+def told(answer: StepResult) -> dict[str, Any]:
     """The same before it is encoded."""
     return {"step": answer.step, **step_fields(answer.model, answer.outputs)}
 

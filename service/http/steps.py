@@ -15,10 +15,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from onward.model.outputs import step_fields
 from onward.service.engine.batching.model_call import joined
-from onward.service.engine.batching.work_item import Asked
+from onward.service.engine.batching.work_item import StepRequest
 from onward.service.engine.engine import Engine, Limits
-from onward.service.engine.event_loop import by_turns
-from onward.service.engine.steps import Answer
+from onward.service.engine.event_loop import in_loop_turns
+from onward.service.engine.steps import StepResult
 from onward.service.errors import Fault, InvalidInputError
 from onward.service.http import json_parsing, problems, request_schemas
 from onward.service.http.connection import HasLeft
@@ -44,7 +44,7 @@ def reply(
     if session_id is None:
         return _many(engine, data, has_left)
     step = asked(session_id, data, engine.limits, model)
-    answer = engine.steps.one(
+    answer = engine.steps.step(
         TENANT, session_id, step.inputs, step=step.step, request_id=step.request_id, model=model, has_left=has_left
     )
     if answer.created:
@@ -52,7 +52,7 @@ def reply(
     return Reply(200, written(answer))
 
 
-def asked(session_id: str, data: bytes, limits: Limits, model: str = "") -> Asked:
+def asked(session_id: str, data: bytes, limits: Limits, model: str = "") -> StepRequest:
     """What a body asks for. Raises RequestError, InvalidInputError, ValidationError."""
     is_short = len(data) <= json_parsing.PIECE
     content = loaded(data) if is_short else json_parsing.parsed(data, limits)
@@ -63,13 +63,13 @@ def asked(session_id: str, data: bytes, limits: Limits, model: str = "") -> Aske
             if is_short
             else request_schemas.Step.model_validate(content)
         )
-        return Asked(session_id, body.inputs, body.step, body.request_id or "", model)
+        return StepRequest(session_id, body.inputs, body.step, body.request_id or "", model)
     if is_short and not _is_each_key_once(data, len(content), plain):
         json_parsing.parsed(data, limits)  # says which is not, if one is not
     return plain
 
 
-def _is_each_key_once(data: bytes, keys: int, one: Asked) -> bool:
+def _is_each_key_once(data: bytes, keys: int, one: StepRequest) -> bool:
     """Whether that is plain from the quotes in the data: two a key, and two a text. keys: how many it has at least."""
     texts = keys + (one.request_id != "")
     quotes = data.count(b'"')
@@ -84,7 +84,7 @@ def loaded(data: bytes) -> Any:
         return None
 
 
-def _plain(content: Any, session_id: str | None = None, model: str = "") -> Asked | None:
+def _plain(content: Any, session_id: str | None = None, model: str = "") -> StepRequest | None:
     """A step in the plain form: known keys, and inputs that are lists of values. None where it is anything else.
 
     session_id: whose step it is, and the model to create it on; None where the content says so.
@@ -101,12 +101,12 @@ def _plain(content: Any, session_id: str | None = None, model: str = "") -> Aske
         if not _is_plain_id(session_id) or not (known == 2 or _is_plain_model(model)):
             return None
     if len(content) == known:
-        return Asked(session_id, inputs, None, "", model)
+        return StepRequest(session_id, inputs, None, "", model)
     step, request_id = content.get("step"), content.get("request_id")
     known += ("step" in content) + ("request_id" in content)
     if len(content) != known or not _is_plain_step(step) or not _is_plain_request_id(request_id):
         return None
-    return Asked(session_id, inputs, step, request_id or "", model)
+    return StepRequest(session_id, inputs, step, request_id or "", model)
 
 
 def _is_plain_model(name: Any) -> TypeGuard[str]:
@@ -130,11 +130,11 @@ def _is_plain_request_id(name: Any) -> bool:
 
 def _many(engine: Engine, data: bytes, has_left: HasLeft | None) -> Reply:
     many, columns = _listed(data, engine.limits)
-    answers = engine.steps.many(TENANT, many, has_left=has_left)
+    answers = engine.steps.step_many(TENANT, many, has_left=has_left)
     return Reply(200, encode_by_turns(_columns(answers)) if columns else _items(many, answers))
 
 
-def _listed(data: bytes, limits: Limits) -> tuple[list[Asked], bool]:
+def _listed(data: bytes, limits: Limits) -> tuple[list[StepRequest], bool]:
     """What is asked for, and whether it was written in columns."""
     content = json_parsing.parsed(data, limits, request_schemas.Many)
     columns = type(content) is dict and "session_ids" in content
@@ -155,20 +155,20 @@ def _listed(data: bytes, limits: Limits) -> tuple[list[Asked], bool]:
         optional = (column or nothing for column in (body.steps, body.request_ids, body.models))
         columns_of = zip(body.session_ids, body.inputs, *optional, strict=True)
         return [
-            Asked(name, inputs, step, key or "", model or "") for name, inputs, step, key, model in columns_of
+            StepRequest(name, inputs, step, key or "", model or "") for name, inputs, step, key, model in columns_of
         ], True
     items = request_schemas.Many.model_validate(content).items
     return [
-        Asked(item.session_id, item.inputs, item.step, item.request_id or "", item.model or "") for item in items
+        StepRequest(item.session_id, item.inputs, item.step, item.request_id or "", item.model or "") for item in items
     ], False
 
 
-def _plain_items(content: Any) -> list[Asked] | None:
+def _plain_items(content: Any) -> list[StepRequest] | None:
     if type(content) is not dict or content.keys() != {"items"} or type(items := content["items"]) is not list:
         return None
     if not 0 < len(items) <= request_schemas.MOST_ITEMS:
         return None
-    plain = [asked for asked in map(_plain, by_turns(items)) if asked is not None]
+    plain = [asked for asked in map(_plain, in_loop_turns(items)) if asked is not None]
     return plain if len(plain) == len(items) else None
 
 
@@ -181,7 +181,7 @@ _COLUMNS = {
 }
 
 
-def _plain_columns(content: dict[str, Any]) -> list[Asked] | None:
+def _plain_columns(content: dict[str, Any]) -> list[StepRequest] | None:
     names, inputs, *optional = map(content.get, _COLUMNS)
     if (
         not content.keys() <= _COLUMNS.keys()
@@ -192,45 +192,45 @@ def _plain_columns(content: dict[str, Any]) -> list[Asked] | None:
         return None
     steps, request_ids, models = ([None] * len(names) if column is None else column for column in optional)
     for column, is_plain in zip((names, inputs, steps, request_ids, models), _COLUMNS.values(), strict=True):
-        if type(column) is not list or len(column) != len(names) or not all(map(is_plain, by_turns(column))):
+        if type(column) is not list or len(column) != len(names) or not all(map(is_plain, in_loop_turns(column))):
             return None
     texts = ([name or "" for name in column] for column in (request_ids, models))
-    return list(map(Asked, names, inputs, steps, *texts))
+    return list(map(StepRequest, names, inputs, steps, *texts))
 
 
-def _items(many: Sequence[Asked], answers: Sequence[Answer | Exception]) -> bytes:
-    return b'{"items":[' + b",".join(map(_item, by_turns(many), answers)) + b"]}"
+def _items(many: Sequence[StepRequest], answers: Sequence[StepResult | Exception]) -> bytes:
+    return b'{"items":[' + b",".join(map(_item, in_loop_turns(many), answers)) + b"]}"
 
 
-def _item(asked: Asked, answer: Answer | Exception) -> bytes:
+def _item(asked: StepRequest, answer: StepResult | Exception) -> bytes:
     name = asked.session_id.encode()  # nothing in it needs escaping
-    if isinstance(answer, Answer):
+    if isinstance(answer, StepResult):
         return b'{"session_id":"%b","status":%d,%b' % (name, _status(answer), written(answer)[1:])
     problem = _problem(answer)
     return b'{"session_id":"%b","status":%d,"problem":%b}' % (name, problem.status, problem.body)
 
 
-def _columns(answers: Sequence[Answer | Exception]) -> dict[str, Any]:
+def _columns(answers: Sequence[StepResult | Exception]) -> dict[str, Any]:
     first = answers[0]
-    if isinstance(first, Answer) and all(
-        isinstance(answer, Answer)
+    if isinstance(first, StepResult) and all(
+        isinstance(answer, StepResult)
         and answer.model is first.model
         and answer.outputs.dtype is first.outputs.dtype
         and len(answer.outputs) == 1
         for answer in answers
     ):
-        alike = [answer for answer in answers if isinstance(answer, Answer)]
+        alike = [answer for answer in answers if isinstance(answer, StepResult)]
         outputs = step_fields(first.model, joined([answer.outputs for answer in alike])[:, np.newaxis])
         statuses, reached = [_status(answer) for answer in alike], [answer.step for answer in alike]
         return {"statuses": statuses, "steps": reached, **outputs, "problems": {}}
-    each = [told(answer) if isinstance(answer, Answer) else None for answer in by_turns(answers)]
+    each = [told(answer) if isinstance(answer, StepResult) else None for answer in in_loop_turns(answers)]
     refused = {
-        place: _problem(answer) for place, answer in enumerate(by_turns(answers)) if isinstance(answer, Exception)
+        place: _problem(answer) for place, answer in enumerate(in_loop_turns(answers)) if isinstance(answer, Exception)
     }
     names = sorted({name for one in each if one for name in one["predictions"]})
     return {
         "statuses": [
-            _status(each) if isinstance(each, Answer) else refused[at].status for at, each in enumerate(answers)
+            _status(each) if isinstance(each, StepResult) else refused[at].status for at, each in enumerate(answers)
         ],
         "steps": [one and one["step"] for one in each],
         "predictions": {name: [one and one["predictions"].get(name) for one in each] for name in names},
@@ -250,7 +250,7 @@ def _seen(each: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
     return told
 
 
-def _status(answer: Answer) -> int:
+def _status(answer: StepResult) -> int:
     return 201 if answer.created else 200
 
 

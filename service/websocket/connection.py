@@ -16,7 +16,7 @@ from typing import Any
 
 import gevent
 
-from onward.service.engine.event_loop import turn
+from onward.service.engine.event_loop import take_loop_turn
 from onward.service.http import problems
 from onward.service.http.connection import hung_up
 from onward.service.websocket.endpoint import Conversation
@@ -95,7 +95,7 @@ class Stream:
                 self._busy = True
                 self._send(self._answered(data))
                 while self._frames.more:
-                    turn()
+                    take_loop_turn()
                     self._send(self._answered(b""))
                 self._busy, self._pinged, self._heard, data = False, False, time.monotonic(), b""
         finally:

@@ -17,9 +17,9 @@ from websockets.server import ServerProtocol
 from websockets.typing import Origin
 
 from onward.model.scoring.layout import SCORING_OUTPUTS
-from onward.service.engine.batching.work_item import Asked
+from onward.service.engine.batching.work_item import StepRequest
 from onward.service.engine.engine import Engine
-from onward.service.engine.steps import Answer, holds_up
+from onward.service.engine.steps import StepResult, is_retryable
 from onward.service.errors import Fault
 from onward.service.http import problems, steps
 from onward.service.http.connection import HasLeft
@@ -49,11 +49,11 @@ class Conversation:
         those after it do not overtake it.
         """
         reads = [self._read(message) for message in messages]
-        asked = [read for read in reads if isinstance(read, Asked)]
-        outcomes = self._engine.steps.in_order(TENANT, asked, has_left=has_left)
+        asked = [read for read in reads if isinstance(read, StepRequest)]
+        outcomes = self._engine.steps.step_in_order(TENANT, asked, has_left=has_left)
         if not all(isinstance(outcome, Exception) for outcome in outcomes):
             self._model = ""  # a session that ends during the stream is not begun anew in silence
-        held_up = outcomes[-1] if outcomes and holds_up(outcomes[-1]) else None
+        held_up = outcomes[-1] if outcomes and is_retryable(outcomes[-1]) else None
         answers, left = list[Message](), iter(outcomes)
         for (_, is_text), read in zip(messages, reads, strict=True):
             if isinstance(read, bytes):
@@ -65,7 +65,7 @@ class Conversation:
                 break
         return answers, held_up is None
 
-    def _read(self, message: Message) -> Asked | bytes:
+    def _read(self, message: Message) -> StepRequest | bytes:
         """What a message asks for, or the problem that answers one that is no request.
 
         The problem is encoded at once: pydantic's error would hold many times the memory of its message.
@@ -76,13 +76,13 @@ class Conversation:
                 return steps.asked(self._session_id, data, self._engine.limits, self._model)
             number, values = data[: _NUMBER.size], data[_NUMBER.size :]
             name = f"#{_NUMBER.unpack(number)[0]}" if any(number) else ""
-            return Asked(self._session_id, values, None, name, self._model)
+            return StepRequest(self._session_id, values, None, name, self._model)
         except struct.error:
             return self._problem(RequestError(HTTP_KINDS[400], f"bytes begin with a number of {_NUMBER.size} bytes"))
         except Exception as error:  # noqa: BLE001  (whatever it is, it is this message's alone)
             return self._problem(error, _request_id(data))
 
-    def _answer(self, asked: Asked, outcome: Answer | Exception, *, is_text: bool) -> Message:
+    def _answer(self, asked: StepRequest, outcome: StepResult | Exception, *, is_text: bool) -> Message:
         if isinstance(outcome, Exception):
             return self._problem(outcome, asked.request_id), True
         if is_text:
@@ -106,7 +106,7 @@ def _request_id(data: bytes) -> str:
     return name if isinstance(name, str) else ""
 
 
-def _values(answer: Answer) -> bytes:
+def _values(answer: StepResult) -> bytes:
     """float32 (steps, values): the head's outputs, then the surprise and what else the answer has."""
     head, told = answer.model.manifest.head, answer.outputs.dtype.names or ()
     names = [*head.outputs, *(name for name in (head.surprise, *SCORING_OUTPUTS) if name in told)]
@@ -116,7 +116,7 @@ def _values(answer: Answer) -> bytes:
 
 def stream(engine: Engine, session_id: str, model: str = "") -> Response:
     """Takes the connection over, once gunicorn has sent the answer. model: as of `Conversation`."""
-    engine.steps.reached(TENANT, checked(session_id), model=model)
+    engine.steps.current_step(TENANT, checked(session_id), model=model)
     connection = request.environ.get("gunicorn.socket")
     if not hasattr(connection, "take_over"):
         raise RequestError(problems.NO_STREAM, "this connection cannot be taken over; end TLS in front of the service")

@@ -170,13 +170,13 @@ def test_every_head_is_told_as_the_engine_tells_it(tmp_path: Path, head: str) ->
         here = Local(model).session(inputs=seed)
         for start, stop in ((5, 6), (6, 30), (30, 40)):
             told = results.predictions(
-                json.loads(written(engine.steps.one("t", session.session_id, inputs[start:stop])))
+                json.loads(written(engine.steps.step("t", session.session_id, inputs[start:stop])))
             )
             mine = here.steps(inputs[start:stop])
             assert bits(mine) == bits(told)
             for name in ("surprise", "error", "anomaly"):
                 np.testing.assert_array_equal(getattr(mine, name), getattr(told, name), strict=True)
-        record = engine.lives.session("t", session.session_id).record
+        record = engine.sessions.get("t", session.session_id).record
         targets, _ = engine.accuracy(record)
         info = here.info()
         assert (info.accuracy is None) == (targets is None)

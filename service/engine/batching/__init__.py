@@ -1,1 +1,1 @@
-"""Requests of many sessions are run together: the scheduler, the batcher and the call of the model."""
+"""Batches: requests of many sessions run together in one call of the model."""

@@ -1,4 +1,4 @@
-"""Running a batch: gather states, one call of ONNX Runtime, one commit.
+"""Execution of a batch: load the records, one call of ONNX Runtime, one commit.
 
 Owns what happens to each row, and exactly-once: whether a request is a retry, out of step, or new is decided here and
 nowhere else, against the record that the commit is compared with. One bad row never fails its neighbours.
@@ -14,17 +14,17 @@ from onward.model.runner import Outputs, StepModel
 from onward.model.scoring.accuracy import Accuracy
 from onward.model.scoring.surprise import surprises, update_means
 from onward.model.state import State
-from onward.service.engine.batch_inputs import read
 from onward.service.engine.batching import cost
 from onward.service.engine.batching.cost import Cost
-from onward.service.engine.batching.model_call import Caller, padded
-from onward.service.engine.batching.work_item import Done, Request, Work
-from onward.service.engine.event_loop import by_turns
+from onward.service.engine.batching.model_call import ModelCall, padded
+from onward.service.engine.batching.work_item import PendingRequest, WorkItem, WorkResult
+from onward.service.engine.event_loop import in_loop_turns
+from onward.service.engine.input_parsing import parse_batch
 from onward.service.engine.models import ref_of
 from onward.service.engine.observer import Observer
 from onward.service.engine.sessions import history
 from onward.service.engine.sessions.history import Point
-from onward.service.engine.sessions.lifecycle import living
+from onward.service.engine.sessions.lifecycle import live_record
 from onward.service.errors import (
     DamagedRecordError,
     LateRequestError,
@@ -40,18 +40,18 @@ from onward.service.store import idempotency
 from onward.service.store.contract import Change, Loaded, Store
 from onward.service.store.record import Record, Tombstone, new_revision
 
+SCORED_AT_ONCE = 1024
+"""The number of inputs of a batch whose predictions are scored in one turn of the event loop."""
+
 log = logging.getLogger(__name__)
 
-SCORED_AT_ONCE = 1024
-"""Inputs of a batch whose predictions are scored in one turn of the event loop."""
 
-
-class MovedError(Exception):
+class ModelChangedError(Exception):
     """The session runs on another bundle than the item was queued for: it was ended and created anew meanwhile."""
 
 
 class Executor:
-    """Runs batches of one model."""
+    """Executes batches of one model."""
 
     def __init__(
         self,
@@ -65,134 +65,144 @@ class Executor:
         exact: bool = False,
         keep: int = 0,
     ) -> None:
-        """`clock` gives seconds since 1970 UTC, for what records say of time.
+        """`clock` gives seconds since 1970 UTC, for the times in records.
 
-        exact: the same bits in any batch from a model whose kernels do not give them, at the cost of batching.
-        keep: how many steps a session can be taken back by.
+        exact: answers have the same bits in any batch, at the cost of batching for a model whose kernels do not give
+        them. keep: how many steps a session can be rewound by.
         """
-        alone = exact and not model.manifest.exact
-        self.chunk = 1 if alone else costs.chunk
+        row_by_row = exact and not model.manifest.exact
+        self.chunk = 1 if row_by_row else costs.chunk
         self._model, self._costs, self._store, self._clock = model, costs, store, clock
         self._keep, self._features = keep, model.manifest.features
         self.accuracy, self._observer = accuracy, observer
-        self._gained = observer.watched(model, accuracy.sums) if observer and accuracy.enabled else None
-        self._uncounted: list[tuple[bytes, bytes | None]] = []  # what records kept before commits, and after
+        self._count_sums = observer.watched(model, accuracy.sums) if observer and accuracy.enabled else None
+        self._uncounted: list[tuple[bytes, bytes | None]] = []  # the accuracy of records before and after their commit
         self._max_answer_bytes = idempotency.max_answer_bytes(accuracy.max_step_bytes)
-        self._call, self._ref, self._bytes = Caller(model, alone=alone), ref_of(model), model.layout.dtype.itemsize
+        self._call, self._ref = ModelCall(model, row_by_row=row_by_row), ref_of(model)
+        self._state_bytes = model.layout.dtype.itemsize
 
-    def run(self, batch: Sequence[Work]) -> None:
-        """Takes every item of the batch one call further; answers those that are finished or failed.
+    def run(self, batch: Sequence[WorkItem]) -> None:
+        """Takes every item of the batch one model call further, and settles those that are finished or have failed.
 
-        An item that is neither goes on in a later batch. Raises what is no single row's fault, such as a store's.
+        An item that is neither goes on in a later batch. Raises errors that no single row caused, such as a store's.
         """
-        self._admit([work for work in batch if work.requests and work.state is None])
-        rows, taken = _taken([work for work in batch if work.outcome is None])
+        self._admit([item for item in batch if item.requests and item.state is None])
+        rows, inputs = _next_inputs([item for item in batch if item.outcome is None])
         if rows:
-            self._compute(rows, taken)
+            self._compute(rows, inputs)
             self._commit(rows)
 
-    def _admit(self, new: Sequence[Work]) -> None:
-        """Gives new items their state, and their inputs as arrays; retries and refusals are answered.
+    def _admit(self, new: Sequence[WorkItem]) -> None:
+        """Gives new items their state and their inputs as arrays; settles retries and refusals.
 
-        What goes on from a record that the store does not have any more is found out when it commits. Whoever would be
-        answered or refused without a commit is so only by what the store has now.
+        Records may come from a cache. An item with steps to make learns from its commit whether its record was the
+        store's latest; what is answered or refused without a commit is decided anew, on a record read from the store.
         """
-        doubted = self._begin(new, fresh=False)
-        for work in doubted:
-            work.undecided()
-        for work in self._begin(doubted, fresh=True):
-            if work.state is None:
-                told = work.requests[-1].outcome
-                assert told is not None
-                work.settle(told)
+        unsure = self._load(new, fresh=False)
+        for item in unsure:
+            item.forget_record()
+        for item in self._load(unsure, fresh=True):
+            if item.state is None:
+                outcome = item.requests[-1].outcome
+                assert outcome is not None
+                item.settle(outcome)
 
-    def _begin(self, new: Sequence[Work], *, fresh: bool) -> list[Work]:
-        """Gives items their records, and states where there is a step to make; returns those with answered requests."""
+    def _load(self, new: Sequence[WorkItem], *, fresh: bool) -> list[WorkItem]:
+        """Loads the items' records, and sets the state of those with a step to make.
+
+        Returns the items with a request that has its outcome already. fresh: the records are read from the store, not
+        from a cache.
+        """
         if not new:
             return []
         now = self._clock()
-        records = self._store.load_many([work.line for work in new], fresh=fresh)
-        for work, record in zip(new, records, strict=True):
+        records = self._store.load_many([item.key for item in new], fresh=fresh)
+        for item, record in zip(new, records, strict=True):
             try:
-                work.record = self._mine(_record_of(work, record, now))
-            except Exception as error:  # noqa: BLE001  (whatever it is, it is this item's alone)
+                item.record = self._checked(_record_for(item, record, now))
+            except Exception as error:  # noqa: BLE001  (any error concerns this item alone)
                 if self._observer is not None and isinstance(error, DamagedRecordError):
                     self._observer.damaged()
-                _look_at(error)
-                for request in work.requests:
-                    request.outcome = without_frames(error)
-        read(self._model, [request for work in new for request in work.requests if request.outcome is None])
-        return [work for work in new if work.record is None or not self._decided(work, work.record)]
+                _log_defect(error)
+                for pending in item.requests:
+                    pending.outcome = without_frames(error)
+        parse_batch(self._model, [pending for item in new for pending in item.requests if pending.outcome is None])
+        return [item for item in new if item.record is None or not self._decide(item, item.record)]
 
-    def _decided(self, work: Work, record: Record) -> bool:
-        """Answers those of the item's requests that have no step to make; whether each has one."""
-        todo, step, broken = [], record.step, None
-        lost = work.overtaken if work.overtaken is not None and _lost(record, work.overtaken) else None
-        for request in work.requests:
+    def _decide(self, item: WorkItem, record: Record) -> bool:
+        """Gives those of the item's requests that have no step to make their outcome. Returns whether all have one."""
+        to_run, step, defect = [], record.step, None
+        lost = item.overtaken if item.overtaken is not None and _has_lost_steps(record, item.overtaken) else None
+        for pending in item.requests:
             try:
-                request.outcome = broken or request.outcome or self._answered(request, record, step, lost)
-            except Exception as error:  # noqa: BLE001  (whatever it is, it is this request's alone)
-                request.outcome = without_frames(error)
-            if request.outcome is None:
-                todo.append(request)
-                step += request.length
-            elif isinstance(request.outcome, Exception) and broken is None and _look_at(request.outcome):
-                broken = request.outcome  # nothing of the item overtakes it
-        if todo:
-            work.state, work.accuracy = record.state, record.accuracy if self.accuracy.enabled else None
-            work.surprise = record.surprise
-            arrays = [request.inputs for request in todo if request.inputs is not None]
-            work.inputs = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-            work.length = len(work.inputs)
-        return len(todo) == len(work.requests)
+                pending.outcome = defect or pending.outcome or self._stored_result(pending, record, step, lost)
+            except Exception as error:  # noqa: BLE001  (any error concerns this request alone)
+                pending.outcome = without_frames(error)
+            if pending.outcome is None:
+                to_run.append(pending)
+                step += pending.length
+            elif isinstance(pending.outcome, Exception) and defect is None and _log_defect(pending.outcome):
+                defect = pending.outcome  # later requests of the item get it too, so that none overtakes this one
+        if to_run:
+            item.state, item.accuracy = record.state, record.accuracy if self.accuracy.enabled else None
+            item.surprise = record.surprise
+            arrays = [pending.inputs for pending in to_run if pending.inputs is not None]
+            item.inputs = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+            item.length = len(item.inputs)
+        return len(to_run) == len(item.requests)
 
-    def _mine(self, record: Record) -> Record:
+    def _checked(self, record: Record) -> Record:
         if record.ref != self._ref:
-            raise MovedError
-        if len(record.state) != self._bytes or not self.accuracy.can_read(record.accuracy):
+            raise ModelChangedError
+        if len(record.state) != self._state_bytes or not self.accuracy.can_read(record.accuracy):
             raise DamagedRecordError("its state is not its model's")
         return record
 
-    def _answered(self, request: Request, record: Record, step: int, lost: Record | None) -> Done | None:
-        """What a retry is told; None where there is a step to make. Raises what speaks against it.
+    def _stored_result(
+        self, pending: PendingRequest, record: Record, step: int, lost: Record | None
+    ) -> WorkResult | None:
+        """Returns the stored result if the request is a retry; None if it has a step to make. Raises if it is refused.
 
-        step: where the session will be then. lost: what this process knows of the session, and the store does not.
+        step: the step at which the session will be then. lost: the record of this process, if the store has lost it.
         """
-        asked = request.asked
-        if asked.request_id:
-            assert request.inputs is not None
-            request.digest = idempotency.digest(request.inputs.tobytes())
-            known = idempotency.find(record.requests, asked.request_id)
-            if known is not None and known.digest != request.digest:
-                raise RequestReusedError(asked.request_id)
-            if known is not None and not known.answer:
-                raise LateRequestError(asked.session_id, asked.request_id, step)
-            if known is not None:
-                return Done(self.accuracy.decode_outputs(known.answer, request.length), None, known.step)
-        believed = lost.step if asked.step is None and lost is not None else asked.step
-        if believed is not None and believed != step:
-            raise StepConflictError(asked.session_id, believed, step)
+        request = pending.request
+        if request.request_id:
+            assert pending.inputs is not None
+            pending.digest = idempotency.digest(pending.inputs.tobytes())
+            remembered = idempotency.find(record.requests, request.request_id)
+            if remembered is not None and remembered.digest != pending.digest:
+                raise RequestReusedError(request.request_id)
+            if remembered is not None and not remembered.answer:
+                raise LateRequestError(request.session_id, request.request_id, step)
+            if remembered is not None:
+                return WorkResult(
+                    self.accuracy.decode_outputs(remembered.answer, pending.length), None, remembered.step
+                )
+        expected = lost.step if request.step is None and lost is not None else request.step
+        if expected is not None and expected != step:
+            raise StepConflictError(request.session_id, expected, step)
         return None
 
-    def _compute(self, rows: Sequence[Work], taken: Sequence[NDArray[np.float32]]) -> None:
-        inputs, sizes = padded(taken)
-        states = self._model.layout.stack([work.state for work in rows if work.state is not None])
+    def _compute(self, rows: Sequence[WorkItem], row_inputs: Sequence[NDArray[np.float32]]) -> None:
+        """Calls the model for all rows, and advances each by its outputs and the score of its inputs."""
+        inputs, sizes = padded(row_inputs)
+        states = self._model.layout.stack([item.state for item in rows if item.state is not None])
         seconds = self._costs.seconds(*inputs.shape[:2])
-        outputs, after, sound = cost.run(lambda: self._call(inputs, sizes, states), seconds)
-        answers, accuracies = self._scored([work.accuracy for work in rows], inputs, sizes, states, outputs)
-        alike = outputs.shape[1] == 1
-        memories = self._call.memories(after)
-        for row, (work, good) in enumerate(by_turns(list(zip(rows, sound, strict=True)))):
-            if good:
-                answer = answers[row] if alike else answers[row][: sizes[row]]
+        outputs, states_after, are_finite = cost.run(lambda: self._call(inputs, sizes, states), seconds)
+        scored, accuracies = self._score([item.accuracy for item in rows], inputs, sizes, states, outputs)
+        is_one_step = outputs.shape[1] == 1
+        state_bytes = self._call.split(states_after)
+        for row, (item, is_finite) in enumerate(in_loop_turns(list(zip(rows, are_finite, strict=True)))):
+            if is_finite:
+                row_outputs = scored[row] if is_one_step else scored[row][: sizes[row]]
                 surprise = (
-                    None if work.surprise is None else update_means(work.surprise, surprises(self._model, answer))
+                    None if item.surprise is None else update_means(item.surprise, surprises(self._model, row_outputs))
                 )
-                work.advance(answer, memories[row], accuracies[row], surprise)
+                item.advance(row_outputs, state_bytes[row], accuracies[row], surprise)
             else:
-                work.settle(NotFiniteError())
+                item.settle(NotFiniteError())
 
-    def _scored(
+    def _score(
         self,
         accuracies: Sequence[bytes | None],
         inputs: NDArray[np.float32],
@@ -200,57 +210,61 @@ class Executor:
         states: State,
         outputs: Outputs,
     ) -> tuple[Sequence[Outputs] | Outputs, Sequence[bytes | None]]:
-        """What the inputs say of the predictions made for them, see `Accuracy.score_steps`: a large batch in parts."""
+        """Scores the predictions made for the inputs, see `Accuracy.score_steps`; a large batch in parts."""
         count = max(1, SCORED_AT_ONCE // outputs.shape[1])
         if outputs.shape[1] == 1 or len(sizes) <= count:
             return self.accuracy.score_steps(accuracies, inputs, sizes, states, outputs)
-        answers: list[Outputs] = []
-        after: list[bytes | None] = []
-        for start in by_turns(range(0, len(sizes), count), 1):
+        scored: list[Outputs] = []
+        accuracies_after: list[bytes | None] = []
+        for start in in_loop_turns(range(0, len(sizes), count), 1):
             part = slice(start, start + count)
-            some, then = self.accuracy.score_steps(
+            part_scored, part_after = self.accuracy.score_steps(
                 accuracies[part], inputs[part], sizes[part], states[part], outputs[part]
             )
-            answers.extend(some)
-            after.extend(then)
-        return answers, after
+            scored.extend(part_scored)
+            accuracies_after.extend(part_after)
+        return scored, accuracies_after
 
-    def _commit(self, rows: Sequence[Work]) -> None:
-        ended = [work for work in rows if work.outcome is None and work.finished]
-        works, outputs, changes = [], [], []
+    def _commit(self, rows: Sequence[WorkItem]) -> None:
+        """Settles the finished rows, those of sessions by one commit of all their records."""
+        finished = [item for item in rows if item.outcome is None and item.finished]
+        items, outputs, changes = [], [], []
         now = self._clock()
-        for work in by_turns(ended):
-            told = work.all_outputs()
-            if not work.requests:
-                work.settle(Done(told, work.state, accuracy=work.accuracy, surprise=work.surprise))
+        for item in in_loop_turns(finished):
+            item_outputs = item.all_outputs()
+            if not item.requests:
+                item.settle(WorkResult(item_outputs, item.state, accuracy=item.accuracy, surprise=item.surprise))
             else:
-                works.append(work)
-                outputs.append(told)
-                changes.append(self._change(work, told, now))
-        if not works:
+                items.append(item)
+                outputs.append(item_outputs)
+                changes.append(self._change(item, item_outputs, now))
+        if not items:
             return
         committed = self._store.commit_many(changes)
-        for work, told, done in zip(works, outputs, committed, strict=True):
-            assert work.record is not None
-            if done:
-                work.settle_requests(told, work.record.step + len(told))
-            else:  # another process was faster: from its record on, anew
-                work.restart()
-        if self._gained is not None:
-            self._uncounted += [(work.record.accuracy, work.accuracy) for work in works if work.record is not None]
+        for item, item_outputs, is_committed in zip(items, outputs, committed, strict=True):
+            assert item.record is not None
+            if is_committed:
+                item.settle_requests(item_outputs, item.record.step + len(item_outputs))
+            else:  # another process was faster: the item starts again from that process's record
+                item.restart()
+        if self._count_sums is not None:
+            self._uncounted += [(item.record.accuracy, item.accuracy) for item in items if item.record is not None]
 
     def count(self) -> None:
-        """Says what was committed since it was said last: nobody waits for that, so it is after the answers."""
-        if self._gained is not None and self._uncounted:
+        """Reports to the observer what was committed since the last call of this method.
+
+        No client waits for that, so it is called after the answers are sent.
+        """
+        if self._count_sums is not None and self._uncounted:
             before, after = zip(*self._uncounted, strict=True)
             self._uncounted.clear()
-            self._gained(self.accuracy.increments(before, after))
+            self._count_sums(self.accuracy.increments(before, after))
 
-    def _change(self, work: Work, outputs: Outputs, now: float) -> Change:
-        before = work.record
+    def _change(self, item: WorkItem, outputs: Outputs, now: float) -> Change:
+        before = item.record
         assert before is not None
-        assert work.state is not None
-        assert work.surprise is not None
+        assert item.state is not None
+        assert item.surprise is not None
         record = Record(
             new_revision(),
             before.tenant,
@@ -260,78 +274,82 @@ class Executor:
             now,
             before.ttl_s,
             now + before.ttl_s,
-            work.state,
-            work.surprise,
-            _remember(before, work.requests, outputs, self._max_answer_bytes),
-            self._history(work, before) if self._keep else b"",
-            before.accuracy if work.accuracy is None else work.accuracy,
+            item.state,
+            item.surprise,
+            _remembered_requests(before, item.requests, outputs, self._max_answer_bytes),
+            self._history(item, before) if self._keep else b"",
+            before.accuracy if item.accuracy is None else item.accuracy,
         )
-        return Change(work.line, work.stored, record, advances=not work.creates)
+        return Change(item.key, item.stored_revision, record, advances=not item.creates_session)
 
-    def _history(self, work: Work, before: Record) -> bytes:
-        """The session's history after the item's inputs."""
-        assert work.inputs is not None
+    def _history(self, item: WorkItem, before: Record) -> bytes:
+        """Returns the session's history after the item's inputs."""
+        assert item.inputs is not None
         start = Point(before.step, before.surprise, before.state, before.accuracy)
-        known = history.from_bytes(before.history) if before.history else history.begun(self._features, start)
-        step, way = before.step + len(work.inputs), [start]
-        for consumed, state, accuracy, surprise in list(work.trail or ())[:-1]:  # the last is where the session is now
-            if len(way) > 1 and before.step + consumed <= step - self._keep:
-                way.pop()  # a later one is old enough
+        earlier = history.from_bytes(before.history) if before.history else history.begun(self._features, start)
+        step, points = before.step + len(item.inputs), [start]
+        for consumed, state, accuracy, surprise in list(item.trail or ())[:-1]:  # the last is the session's own state
+            if len(points) > 1 and before.step + consumed <= step - self._keep:
+                points.pop()  # the point added below is old enough
             assert surprise is not None
-            way.append(Point(before.step + consumed, surprise, state, accuracy or b""))
-        return known.advanced(way, work.inputs, step, self._keep).to_bytes()
+            points.append(Point(before.step + consumed, surprise, state, accuracy or b""))
+        return earlier.advanced(points, item.inputs, step, self._keep).to_bytes()
 
 
-def _record_of(work: Work, stored: Loaded, now: float) -> Record:
-    """The record that the item goes on from: the living session's, or that of a session which the item is to create.
+def _record_for(item: WorkItem, stored: Loaded, now: float) -> Record:
+    """Returns the record that the item goes on from: the live session's, or that of the session which it will create.
 
-    Raises as `living` does.
+    Raises as `live_record` does.
     """
-    asked = work.requests[0].asked
-    work.stored = stored.revision if isinstance(stored, (Record, Tombstone)) else None
+    request = item.requests[0].request
+    item.stored_revision = stored.revision if isinstance(stored, (Record, Tombstone)) else None
     try:
-        return living(asked.session_id, stored, now)
+        return live_record(request.session_id, stored, now)
     except (UnknownSessionError, SessionEndedError):
-        if work.first is None or asked.step:
+        if item.first_record is None or request.step:
             raise
-    work.creates = True
-    return work.first._replace(created_at=now, last_step_at=now)
+    item.creates_session = True
+    return item.first_record._replace(created_at=now, last_step_at=now)
 
 
-def _taken(rows: Sequence[Work]) -> tuple[list[Work], list[NDArray[np.float32]]]:
-    """The rows and their next inputs; one that cannot say its own, such as a draw of nonsense, is answered with why."""
-    sound, taken = [], []
-    for work in rows:
+def _next_inputs(rows: Sequence[WorkItem]) -> tuple[list[WorkItem], list[NDArray[np.float32]]]:
+    """Returns the rows and their next inputs, without the rows whose next inputs cannot be made, which are settled."""
+    ready, inputs = [], []
+    for item in rows:
         try:
-            taken.append(work.take())
+            inputs.append(item.next_inputs())
         except Exception as error:
             log.exception("a row has no next input")
-            work.settle(error)
+            item.settle(error)
         else:
-            sound.append(work)
-    return sound, taken
+            ready.append(item)
+    return ready, inputs
 
 
-def _remember(before: Record, requests: Sequence[Request], outputs: Outputs, most: int) -> bytes:
-    """The session's last requests with these, whose outputs follow one another."""
-    said, end = before.requests, 0
-    for request in requests:
-        if request.outcome is None:
-            start, end = end, end + request.length
-            if request.asked.request_id:
-                known = idempotency.AppliedRequest(request.digest, before.step + end, outputs[start:end].tobytes())
-                said = idempotency.remember(said, request.asked.request_id, known, most)
-    return said
+def _remembered_requests(
+    before: Record, requests: Sequence[PendingRequest], outputs: Outputs, max_answer_bytes: int
+) -> bytes:
+    """Returns the session's last requests, with these appended. outputs: (steps,) of these, one after another."""
+    remembered, end = before.requests, 0
+    for pending in requests:
+        if pending.outcome is None:
+            start, end = end, end + pending.length
+            if pending.request.request_id:
+                entry = idempotency.AppliedRequest(pending.digest, before.step + end, outputs[start:end].tobytes())
+                remembered = idempotency.remember(remembered, pending.request.request_id, entry, max_answer_bytes)
+    return remembered
 
 
-def _look_at(error: Exception) -> bool:
-    """Whether it is no refusal, but something broke, which is logged."""
-    broken = not isinstance(error, (OnwardError, MovedError))
-    if broken:
+def _log_defect(error: Exception) -> bool:
+    """Logs the error and returns True if it is a defect of the service, not a refusal."""
+    is_defect = not isinstance(error, (OnwardError, ModelChangedError))
+    if is_defect:
         log.error("a step could not be decided", exc_info=error)
-    return broken
+    return is_defect
 
 
-def _lost(record: Record, known: Record) -> bool:
-    """Whether the store has lost steps that this process knows of: it is behind, and has not been changed since."""
-    return record.step < known.step and record.last_step_at < known.last_step_at
+def _has_lost_steps(stored: Record, local: Record) -> bool:
+    """Returns whether the store lacks steps that this process has committed: its record is at an earlier step, and was
+    not changed since.
+    """
+    return stored.step < local.step and stored.last_step_at < local.last_step_at

@@ -1,4 +1,4 @@
-"""The call of a model, as a worker makes it thousands of times a second: on states as rows of bytes."""
+"""The call of a model on a batch, with the states as rows of bytes; a worker makes thousands of calls a second."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -13,52 +13,56 @@ Inputs = NDArray[np.float32]
 _FLOAT32 = np.dtype(np.float32)
 
 
-class Caller:
-    def __init__(self, model: StepModel, *, alone: bool = False) -> None:
-        """alone: row by row, for kernels whose answers depend on the rows beside them."""
-        self._model, self._alone = model, alone
+class ModelCall:
+    def __init__(self, model: StepModel, *, row_by_row: bool = False) -> None:
+        """row_by_row: calls the model for each row alone, if its kernels' results depend on the rows beside it."""
+        self._model, self._row_by_row = model, row_by_row
         self._bytes = model.layout.dtype.itemsize
 
     def __call__(self, inputs: Inputs, sizes: Sequence[int], states: State) -> tuple[Outputs, State, list[bool]]:
-        """inputs: (rows, longest, features), of which the first `sizes` of each row count. states: (rows,) before them.
+        """Returns the outputs (rows, longest), the states after them (rows,), and whether each row is finite.
 
-        Returns outputs (rows, longest), where what lies beyond a row's own steps means nothing, the states after them
-        (rows,), and of each row whether it has finite numbers only.
+        inputs: (rows, longest, features); each row has as many steps as `sizes` says, then padding, whose outputs mean
+        nothing. states: (rows,) before the inputs.
         """
-        if self._alone and len(sizes) > 1:
-            each = [slice(row, row + 1) for row in range(len(sizes))]
-            parts = [self(inputs[row], sizes[row], states[row]) for row in each]
+        if self._row_by_row and len(sizes) > 1:
+            slices = [slice(row, row + 1) for row in range(len(sizes))]
+            parts = [self(inputs[row], sizes[row], states[row]) for row in slices]
             outputs = np.concatenate([part for part, _, _ in parts])
-            return outputs, np.concatenate([part for _, part, _ in parts]), [sound for _, _, (sound,) in parts]
-        outputs, after = self._model.run(inputs, np.array(sizes, np.int32), states)
-        return outputs, after, _sound(outputs, after, sizes)
+            return outputs, np.concatenate([part for _, part, _ in parts]), [is_finite for _, _, (is_finite,) in parts]
+        outputs, states_after = self._model.run(inputs, np.array(sizes, np.int32), states)
+        return outputs, states_after, _finite_rows(outputs, states_after, sizes)
 
-    def memories(self, states: State) -> list[bytes]:
+    def split(self, states: State) -> list[bytes]:
+        """Returns the bytes of each row's state."""
         data = states.tobytes()
         return [data[start : start + self._bytes] for start in range(0, len(data), self._bytes)]
 
 
-def padded(taken: Sequence[Inputs]) -> tuple[Inputs, list[int]]:
-    """Of each row its inputs (steps, features), as one array (rows, longest, features), and how many each has."""
-    sizes = [len(steps) for steps in taken]
+def padded(row_inputs: Sequence[Inputs]) -> tuple[Inputs, list[int]]:
+    """Returns all rows' inputs, each (steps, features), as one array (rows, longest, features), and their lengths."""
+    sizes = [len(steps) for steps in row_inputs]
     longest = max(sizes)
     if min(sizes) == longest:
-        return np.concatenate(taken).reshape(len(taken), longest, -1), sizes
-    inputs = np.zeros((len(taken), longest, taken[0].shape[1]), np.float32)
-    for row, steps in enumerate(taken):
+        return np.concatenate(row_inputs).reshape(len(row_inputs), longest, -1), sizes
+    inputs = np.zeros((len(row_inputs), longest, row_inputs[0].shape[1]), np.float32)
+    for row, steps in enumerate(row_inputs):
         inputs[row, : len(steps)] = steps
     return inputs, sizes
 
 
-def _sound(outputs: Outputs, after: State, sizes: Sequence[int]) -> list[bool]:
-    """Nearly always all are, which is seen at once; padding and the rows at fault are only then told apart."""
-    if finite(outputs) and finite(after):
+def _finite_rows(outputs: Outputs, states_after: State, sizes: Sequence[int]) -> list[bool]:
+    """Returns whether each row is finite, padding left out. All are checked at once first: nearly always all are."""
+    if finite(outputs) and finite(states_after):
         return [True] * len(sizes)
-    return [finite(outputs[row, :size]) and finite(after[row : row + 1]) for row, size in enumerate(sizes)]
+    return [finite(outputs[row, :size]) and finite(states_after[row : row + 1]) for row, size in enumerate(sizes)]
 
 
 def joined(parts: Sequence[Outputs]) -> Outputs:
-    """One after another; numpy's own way with structured arrays looks at each part's fields anew."""
+    """Returns the parts, one after another, as one array.
+
+    It is faster than `np.concatenate`, which looks at the fields of each structured array anew.
+    """
     if len(parts) == 1:
         return parts[0]
     return np.frombuffer(b"".join([part.tobytes() for part in parts]), parts[0].dtype)
@@ -66,13 +70,13 @@ def joined(parts: Sequence[Outputs]) -> Outputs:
 
 @cache
 def all_float32(dtype: np.dtype[np.void]) -> bool:
-    """Whether structured rows hold such numbers only."""
+    """Returns whether every field of structured rows is of 32-bit floats."""
     return {kind[0].base for kind in (dtype.fields or {}).values()} == {np.dtype(np.float32)}
 
 
 def finite(rows: Outputs | State) -> bool:
-    """Whether every number in structured rows is finite."""
+    """Returns whether every number in structured rows is finite."""
     if all_float32(rows.dtype) and rows.flags.c_contiguous:
-        sound = np.isfinite(np.frombuffer(rows, _FLOAT32))
-        return int(np.count_nonzero(sound)) == sound.size
+        are_finite = np.isfinite(np.frombuffer(rows, _FLOAT32))
+        return int(np.count_nonzero(are_finite)) == are_finite.size
     return all(bool(np.isfinite(rows[name]).all()) for name in rows.dtype.names or ())

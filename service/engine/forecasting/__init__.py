@@ -1,1 +1,1 @@
-"""Predictions are rolled forward from a session's state; the session itself does not change."""
+"""Forecasts: predictions rolled forward from a session's state. The session itself does not change."""

@@ -1,7 +1,7 @@
-"""Where predictions are rolled forward from: a session's state, or that after inputs which it has not had.
+"""The start of a forecast: a session's state, or the state after further inputs that the session has not consumed.
 
-Whether a model can be rolled forward, and what it must be told for that, is `onward.model.sampling.rollout`. The
-session stays.
+Whether a model can be rolled forward, and which future covariates that takes, is decided by
+`onward.model.sampling.rollout`. The session does not change.
 """
 
 from collections.abc import Callable
@@ -10,22 +10,24 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from onward.model.inputs import Inputs
 from onward.model.runner import Outputs, StepModel
 from onward.model.sampling import rollout
 from onward.model.state import State
-from onward.service.engine.batching.batcher import Dispatch
+from onward.service.engine.batching.batcher import Batchers
 from onward.service.engine.batching.model_call import finite
-from onward.service.engine.input_errors import refusing
-from onward.service.engine.input_parsing import Inputs, Intake
+from onward.service.engine.input_parsing import InputParser, as_service_errors
 from onward.service.engine.models import Models, state_of
-from onward.service.engine.sessions.lifecycle import Lives
+from onward.service.engine.sessions.lifecycle import SessionLifecycle
 from onward.service.errors import Fault, InvalidInputError, NotFiniteError
 from onward.service.store.record import Record
 
 
-class Ahead(NamedTuple):
-    """What a client wants rolled forward: so many steps, after `inputs` that the session has not had, with what is not
-    predicted as `future` says it is at each step that is fed back.
+class ForecastRequest(NamedTuple):
+    """A forecast as a client asks for it.
+
+    horizon: the number of steps. inputs: consumed before the forecast starts, but not by the session. future: the
+    future covariates, the features that are not predicted, at each step that is fed back.
     """
 
     horizon: int
@@ -33,53 +35,58 @@ class Ahead(NamedTuple):
     future: Inputs | None = None
 
 
-class Origin(NamedTuple):
-    """`record` is the session's. outputs, state: (1,) what the model says and holds after `read` (steps, features).
+class ForecastStart(NamedTuple):
+    """The start of a forecast from the session with this `record`.
 
-    known: (horizon - 1 or more, others) the features that are not predicted, None where all are.
+    inputs: (steps, features) that were consumed beyond the session's own. outputs, state: (1,) after these inputs.
+    covariates: (horizon - 1 or more, covariates) the future covariates; None if every feature is predicted.
     """
 
     model: StepModel
     record: Record
-    read: NDArray[np.float32]
+    inputs: NDArray[np.float32]
     outputs: Outputs
     state: State
-    known: NDArray[np.float32] | None
+    covariates: NDArray[np.float32] | None
 
 
-class Origins:
-    def __init__(self, lives: Lives, models: Models, intake: Intake, dispatch: Dispatch, *, max_horizon: int) -> None:
-        self._lives, self._models, self._intake, self._dispatch = lives, models, intake, dispatch
+class ForecastStarts:
+    def __init__(
+        self, sessions: SessionLifecycle, models: Models, parser: InputParser, batchers: Batchers, *, max_horizon: int
+    ) -> None:
+        self._sessions, self._models, self._parser, self._batchers = sessions, models, parser, batchers
         self._max_horizon = max_horizon
 
-    def of(self, tenant: str, session_id: str, ahead: Ahead, has_left: Callable[[], bool] | None = None) -> Origin:
-        """The session's state, or that after `ahead.inputs`.
+    def prepare(
+        self, tenant: str, session_id: str, request: ForecastRequest, has_left: Callable[[], bool] | None = None
+    ) -> ForecastStart:
+        """Returns the session's state, or the state after `request.inputs`.
 
-        Raises as `Lives.session` does, ModelGoneError, NoForecastError, InvalidInputError, NotFiniteError, and what
-        running raises.
+        Raises as `SessionLifecycle.get` does, ModelGoneError, NoForecastError, InvalidInputError, NotFiniteError, and
+        the errors of update_means.
         """
-        record = self._lives.session(tenant, session_id).record
+        record = self._sessions.get(tenant, session_id).record
         model = self._models.of(record)
-        self.hold(model, ahead.horizon)
-        if ahead.future is not None and len(ahead.future) > self._max_horizon:
+        self.check(model, request.horizon)
+        if request.future is not None and len(request.future) > self._max_horizon:
             raise InvalidInputError(Fault("future", f"at most {self._max_horizon} steps; horizon - 1 are read"))
-        with refusing():
-            known = rollout.future_covariates(model.manifest, ahead.horizon, ahead.future)
+        with as_service_errors():
+            covariates = rollout.future_covariates(model.manifest, request.horizon, request.future)
         state = state_of(model, record)
-        if ahead.inputs is None:
-            outputs, read = model.last_prediction(state), np.zeros((0, len(model.features)), np.float32)
+        if request.inputs is None:
+            outputs, inputs = model.last_prediction(state), np.zeros((0, len(model.features)), np.float32)
         else:
-            read = self._intake.array(model, ahead.inputs)
-            done = self._dispatch.run_free(model, read, state, has_left=has_left)
-            assert done.state is not None
-            outputs, state = done.outputs[-1:], np.frombuffer(done.state, model.layout.dtype)
+            inputs = self._parser.parse(model, request.inputs)
+            result = self._batchers.run_standalone(model, inputs, state, has_left=has_left)
+            assert result.state is not None
+            outputs, state = result.outputs[-1:], np.frombuffer(result.state, model.layout.dtype)
         if not finite(outputs):
             raise NotFiniteError
-        return Origin(model, record, read, outputs, state, known)
+        return ForecastStart(model, record, inputs, outputs, state, covariates)
 
-    def hold(self, model: StepModel, horizon: int) -> None:
-        """Raises NoForecastError or InvalidInputError where the model cannot be rolled so far."""
+    def check(self, model: StepModel, horizon: int) -> None:
+        """Raises NoForecastError or InvalidInputError if the model cannot be rolled forward by that many steps."""
         if horizon > self._max_horizon:
             raise InvalidInputError(Fault("horizon", f"at most {self._max_horizon}"))
-        with refusing():
+        with as_service_errors():
             rollout.require_rollout(model.manifest)

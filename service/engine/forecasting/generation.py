@@ -1,7 +1,8 @@
-"""One path drawn step by step from a session's state, told as it goes; the session stays.
+"""Generation: a path is drawn step by step from a session's state, and each step is returned as it is drawn.
 
-Each step is an item of its own, which shares batches with live steps: whoever stops asking stops the draw within one
-step. What is drawn, and when it ends, is `onward.model.sampling.generation`.
+Each step is a work item of its own, which shares batches with live steps; generation ends within one step of a client
+that has disconnected. What is drawn, and when the path ends, is decided by `onward.model.sampling.generation`. The
+session does not change.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,64 +20,73 @@ from onward.model.sampling.generation import (
 )
 from onward.model.sampling.samplers import new_seed
 from onward.model.state import State
-from onward.service.engine.batching.batcher import Dispatch
-from onward.service.engine.forecasting.forecast_start import Ahead, Origin, Origins
-from onward.service.engine.input_errors import refusing
+from onward.service.engine.batching.batcher import Batchers
+from onward.service.engine.forecasting.forecast_start import ForecastRequest, ForecastStart, ForecastStarts
+from onward.service.engine.input_parsing import as_service_errors
 from onward.service.errors import AbandonedError, DrawMovedError
 
 
-class Draw:
-    """A path to come from a session, held to all that can be known before its first step."""
+class Generation:
+    """A path to be drawn from a session. All that can be checked before its first step is checked when it is made."""
 
     def __init__(
         self,
-        origin: Origin,
+        start: ForecastStart,
         horizon: int,
-        wish: GenerationOptions,
+        options: GenerationOptions,
         seed: int,
-        dispatch: Dispatch,
+        batchers: Batchers,
         has_left: Callable[[], bool] | None = None,
     ) -> None:
-        """Raises InvalidInputError where the model does not fit the wish, NoForecastError where it cannot be drawn."""
-        self.model, self.record, self.seed = origin.model, origin.record, seed
-        self._dispatch, self._has_left = dispatch, has_left
-        with refusing():
-            start = GenerationStart(origin.outputs, origin.state, origin.read, origin.known)
-            self._path = GeneratedPath(origin.model, start, horizon, wish, seed)
+        """Raises InvalidInputError if the options do not fit the model, NoForecastError if it cannot be drawn from."""
+        self.model, self.record, self.seed = start.model, start.record, seed
+        self._batchers, self._has_left = batchers, has_left
+        with as_service_errors():
+            origin = GenerationStart(start.outputs, start.state, start.inputs, start.covariates)
+            self._path = GeneratedPath(start.model, origin, horizon, options, seed)
 
     def steps(self) -> Iterator[GeneratedStep | GenerationEnd]:
-        """Each step, and at last the end; once. Raises NotFiniteError, AbandonedError, and what running raises."""
-        with refusing():
+        """Yields each step and at last the end. It can be called once.
+
+        Raises NotFiniteError, AbandonedError, and the errors of update_means.
+        """
+        with as_service_errors():
             yield from self._path.steps(self._step)
 
     def _step(self, inputs: NDArray[np.float32], state: State) -> tuple[Outputs, State]:
-        if self._has_left is not None and self._has_left():  # a single step ends long before anyone looks
+        if (
+            self._has_left is not None and self._has_left()
+        ):  # a step is shorter than the interval at which connections are checked
             raise AbandonedError
-        done = self._dispatch.run_free(self.model, inputs, state)
-        assert done.state is not None
-        return done.outputs, np.frombuffer(done.state, self.model.layout.dtype)
+        result = self._batchers.run_standalone(self.model, inputs, state)
+        assert result.state is not None
+        return result.outputs, np.frombuffer(result.state, self.model.layout.dtype)
 
 
-class Draws:
-    def __init__(self, origins: Origins, dispatch: Dispatch) -> None:
-        self._origins, self._dispatch = origins, dispatch
+class Generations:
+    def __init__(self, starts: ForecastStarts, batchers: Batchers) -> None:
+        self._starts, self._batchers = starts, batchers
 
     def begin(
         self,
         tenant: str,
         session_id: str,
-        ahead: Ahead,
-        wish: GenerationOptions,
+        request: ForecastRequest,
+        options: GenerationOptions,
         *,
         seed: int | None = None,
-        since: tuple[int, int] | None = None,
+        resumed_from: tuple[int, int] | None = None,
         has_left: Callable[[], bool] | None = None,
-    ) -> Draw:
-        """since: the step and the revision of the session when the draw that is gone on with began.
+    ) -> Generation:
+        """Returns a generation from the session's state.
 
-        Raises as `Origins.of` does, DrawMovedError, and InvalidInputError where the model does not fit the wish.
+        resumed_from: the step and the revision of the session when the generation that is resumed began. Raises as
+        `ForecastStarts.prepare` does, DrawMovedError if the session has moved since then, and InvalidInputError if the
+        options do not fit the model.
         """
-        origin = self._origins.of(tenant, session_id, ahead, has_left)
-        if since is not None and since[1] != origin.record.revision:
-            raise DrawMovedError(session_id, since[0], origin.record.step)
-        return Draw(origin, ahead.horizon, wish, new_seed() if seed is None else seed, self._dispatch, has_left)
+        start = self._starts.prepare(tenant, session_id, request, has_left)
+        if resumed_from is not None and resumed_from[1] != start.record.revision:
+            raise DrawMovedError(session_id, resumed_from[0], start.record.step)
+        return Generation(
+            start, request.horizon, options, new_seed() if seed is None else seed, self._batchers, has_left
+        )

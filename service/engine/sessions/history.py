@@ -1,8 +1,9 @@
-"""What a session keeps of its past, where the service is told to: its last inputs, and states to go back to.
+"""The history of a session, if the service keeps one: its last inputs, and states to go back to.
 
-Owns which of them are kept, and their bytes. With `keep` steps wanted, there is a state at least that old, or as old as
-the history is, and every input since; states lie `keep` steps apart, so there are two of them, three at most. So a
-step costs the copy of these, and going back to any of the last `keep` steps a replay of no more than twice as many.
+Owns which of them are kept, and their bytes. To go back by `keep` steps, a history has a state at least that old, or as
+old as the history itself, and every input since. States lie `keep` steps apart, so there are two of them, three at
+most. A step thus costs the copy of these, and going back to any of the last `keep` steps a replay of at most twice as
+many.
 """
 
 import struct
@@ -20,7 +21,7 @@ _HEAD, _POINT = struct.Struct("<8sIIH"), struct.Struct("<QQddII")
 
 
 class Point(NamedTuple):
-    """A step that can be gone back to: the statistics, the state, and how predictions came true until then."""
+    """A step to go back to: its statistics of surprise and accuracy, and its state."""
 
     step: int
     surprise: SurpriseMeans
@@ -29,9 +30,10 @@ class Point(NamedTuple):
 
 
 class History(NamedTuple):
-    """`points`, the oldest first, and the last `inputs` (steps, features), up to now and from the first point at least.
+    """The history of a session.
 
-    `features` says what the inputs mean: a model with the same can be given them.
+    features: the digest of what the inputs mean, see `meaning`; a model with the same digest can replay them. points:
+    the oldest first. inputs: (steps, features), the last ones, at least those since the first point.
     """
 
     features: bytes
@@ -39,18 +41,21 @@ class History(NamedTuple):
     inputs: NDArray[np.float32]
 
     def advanced(self, points: Sequence[Point], inputs: NDArray[np.float32], step: int, keep: int) -> Self:
-        """After more inputs (steps, features), to `step`; `points` are of the way there, in order."""
+        """Returns the history at `step`, after more inputs (steps, features). points: on the way there, in order."""
         candidates = [*self.points, *points]
-        old_enough = [place for place, point in enumerate(candidates) if point.step <= step - keep]
-        kept = [candidates[old_enough[-1] if old_enough else 0]]
+        old_enough = [index for index, point in enumerate(candidates) if point.step <= step - keep]
+        retained = [candidates[old_enough[-1] if old_enough else 0]]
         for point in candidates:
-            if point.step >= kept[-1].step + keep:
-                kept.append(point)
-        wanted = max(keep, step - kept[0].step)
-        return self._replace(points=tuple(kept), inputs=np.concatenate([self.inputs, inputs])[-wanted:])
+            if point.step >= retained[-1].step + keep:
+                retained.append(point)
+        steps = max(keep, step - retained[0].step)
+        return self._replace(points=tuple(retained), inputs=np.concatenate([self.inputs, inputs])[-steps:])
 
     def back_to(self, step: int, now: int) -> tuple[Point, NDArray[np.float32], Self] | None:
-        """The point to go back to from `now`, the inputs from there to `step`, and what is kept then; None: too far."""
+        """Returns the last point before `step`, the inputs from there to `step`, and the history at `step`.
+
+        `now` is the step of the session. Returns None if `step` is not in the history.
+        """
         points = tuple(point for point in self.points if point.step <= step)
         if not points or step > now:
             return None
@@ -66,27 +71,31 @@ class History(NamedTuple):
 
 
 def begun(features: Sequence[Feature], point: Point, inputs: NDArray[np.float32] | None = None) -> History:
-    """That of a session which has none yet and is at that point; `inputs` (steps, features) are its last."""
-    none = np.zeros((0, len(features)), np.float32)
-    return History(meaning(features), (point,), none if inputs is None else inputs)
+    """Returns the history of a session that has none yet and is at that point. inputs: its last (steps, features)."""
+    if inputs is None:
+        inputs = np.zeros((0, len(features)), np.float32)
+    return History(meaning(features), (point,), inputs)
 
 
 def from_bytes(data: bytes) -> History:
-    """What `to_bytes` wrote; the record that holds it vouches for the bytes."""
+    """Returns the history that `to_bytes` has written. It checks nothing: the record's checksum covers these bytes."""
     features, steps, width, count = _HEAD.unpack_from(data)
-    place, points = _HEAD.size, []
+    offset, points = _HEAD.size, []
     for _ in range(count):
-        step, inputs, mean, recent, *sizes = _POINT.unpack_from(data, place)
-        place += _POINT.size
+        step, inputs, mean, recent, *sizes = _POINT.unpack_from(data, offset)
+        offset += _POINT.size
         parts = []
         for size in sizes:
-            parts.append(data[place : place + size])
-            place += size
+            parts.append(data[offset : offset + size])
+            offset += size
         points.append(Point(step, (inputs, mean, recent), *parts))
-    return History(features, tuple(points), np.frombuffer(data, np.float32, offset=place).reshape(steps, width))
+    return History(features, tuple(points), np.frombuffer(data, np.float32, offset=offset).reshape(steps, width))
 
 
 def meaning(features: Sequence[Feature]) -> bytes:
-    """A digest of what a step's numbers stand for."""
-    said = [(one.name, one.kind, one.categories, one.unknown, one.nullable, one.text) for one in features]
-    return blake2b(repr(said).encode(), digest_size=8).digest()
+    """Returns a digest of what the numbers of a step stand for."""
+    definitions = [
+        (feature.name, feature.kind, feature.categories, feature.unknown, feature.nullable, feature.text)
+        for feature in features
+    ]
+    return blake2b(repr(definitions).encode(), digest_size=8).digest()

@@ -1,68 +1,79 @@
-"""Sessions taken back to an earlier step, or moved to another version of their model, by what they keep of the past."""
+"""Rewind and migration: a session is taken back to an earlier step, or moved to another version of its model, by
+replaying inputs from its history.
+"""
 
 from collections.abc import Callable
 
 from onward.model.scoring.layout import nominal_coverage
 from onward.model.scoring.surprise import NO_SURPRISES
-from onward.service.engine.batching.batcher import Dispatch
+from onward.service.engine.batching.batcher import Batchers
 from onward.service.engine.models import Models, ref_of, state_of
 from onward.service.engine.sessions import history
 from onward.service.engine.sessions.history import Point
-from onward.service.engine.sessions.lifecycle import Lives, Session
+from onward.service.engine.sessions.lifecycle import Session, SessionLifecycle
 from onward.service.errors import Fault, HistoryError, InvalidInputError
 from onward.service.store import idempotency
 from onward.service.store.record import Record
 
 
-class Past:
-    def __init__(self, lives: Lives, models: Models, dispatch: Dispatch) -> None:
-        self._lives, self._models, self._dispatch = lives, models, dispatch
+class SessionRewind:
+    def __init__(self, sessions: SessionLifecycle, models: Models, batchers: Batchers) -> None:
+        self._sessions, self._models, self._batchers = sessions, models, batchers
 
     def rewind(self, tenant: str, session_id: str, step: int, *, has_left: Callable[[], bool] | None = None) -> Session:
-        """The session as it was after `step` steps. What came after is forgotten; its requests are known as late.
+        """Returns the session as it was after `step` steps. Later steps are undone; a retry of one of their requests is
+        refused as late.
 
-        Raises as `Lives.session` does, ModelGoneError, HistoryError where it is too long ago, InvalidInputError.
+        Raises as `SessionLifecycle.get` does, ModelGoneError, HistoryError if the history does not reach back so far,
+        InvalidInputError.
         """
-        since = self._dispatch.now()
-        while True:  # until no step came in between
-            record = self._lives.session(tenant, session_id).record
+        started_at = self._batchers.now()
+        while True:  # until no step was committed in between
+            record = self._sessions.get(tenant, session_id).record
             model = self._models.of(record)
             if step > record.step:
                 raise InvalidInputError(
                     Fault("step", f"the session is at step {record.step}, and has not been at {step}")
                 )
-            kept = history.from_bytes(record.history).back_to(step, record.step) if record.history else None
-            if kept is None:
+            origin = history.from_bytes(record.history).back_to(step, record.step) if record.history else None
+            if origin is None:
                 raise HistoryError(f"session {session_id!r} cannot be taken back to step {step}")
-            point, inputs, past = kept
+            point, inputs, past = origin
             state, surprise, accuracy = point.state, point.surprise, point.accuracy
             if len(inputs):
-                begun = state_of(model, record._replace(state=state))
-                done = self._dispatch.run_free(
-                    model, inputs, begun, accuracy=accuracy, surprise=surprise, has_left=has_left, since=since
+                initial = state_of(model, record._replace(state=state))
+                result = self._batchers.run_standalone(
+                    model,
+                    inputs,
+                    initial,
+                    accuracy=accuracy,
+                    surprise=surprise,
+                    has_left=has_left,
+                    started_at=started_at,
                 )
-                assert done.state is not None
-                assert done.surprise is not None
-                state, surprise = done.state, done.surprise
-                accuracy = accuracy if done.accuracy is None else done.accuracy
-            before = record._replace(
+                assert result.state is not None
+                assert result.surprise is not None
+                state, surprise = result.state, result.surprise
+                accuracy = accuracy if result.accuracy is None else result.accuracy
+            rewound = record._replace(
                 step=step, state=state, surprise=surprise, history=past.to_bytes(), accuracy=accuracy
             )
-            if session := self._lives.replaced(tenant, session_id, record, _without_answers(before)):
+            if session := self._sessions.replace(tenant, session_id, record, _without_answers(rewound)):
                 return session
 
     def migrate(
         self, tenant: str, session_id: str, version: int | None, *, has_left: Callable[[], bool] | None = None
     ) -> tuple[Session, int]:
-        """The session on another version of its model, None: the highest; and how many of its inputs were replayed.
+        """Returns the session on another version of its model, None: the highest; and how many inputs were replayed.
 
-        Its state is what the new version makes of the inputs that are kept, and so are the statistics; the step stays,
-        and the share that its intervals are to hold, where the new version has any. Raises as `Lives.session`
-        does, UnknownModelError, UnknownVersionError, HistoryError where none are kept or they mean something else.
+        Its state and its statistics are those of the new version after the inputs in the history. The step stays, and
+        so does the nominal coverage of its intervals, if the new version has any. Raises as `SessionLifecycle.get`
+        does, UnknownModelError, UnknownVersionError, HistoryError if the history has no inputs, or if the new version
+        has other features.
         """
-        since = self._dispatch.now()
-        while True:  # until no step came in between
-            record = self._lives.session(tenant, session_id).record
+        started_at = self._batchers.now()
+        while True:  # until no step was committed in between
+            record = self._sessions.get(tenant, session_id).record
             model = self._models.named(record.ref.model, version)
             initial, features = model.layout.initial(1), model.manifest.features
             if not record.history and record.step:
@@ -72,23 +83,32 @@ class Past:
             if past.features != history.meaning(features):
                 raise HistoryError(f"version {model.manifest.version} of {record.ref.model!r} has other features")
             state, surprise = initial.tobytes(), NO_SURPRISES
-            accuracy = self._dispatch.accuracy(model).initial(nominal_coverage(record.accuracy))
+            accuracy = self._batchers.accuracy(model).initial(nominal_coverage(record.accuracy))
             if len(past.inputs):
-                done = self._dispatch.run_free(
-                    model, past.inputs, initial, accuracy=accuracy, surprise=surprise, has_left=has_left, since=since
+                result = self._batchers.run_standalone(
+                    model,
+                    past.inputs,
+                    initial,
+                    accuracy=accuracy,
+                    surprise=surprise,
+                    has_left=has_left,
+                    started_at=started_at,
                 )
-                assert done.state is not None
-                assert done.surprise is not None
-                state, surprise = done.state, done.surprise
-                accuracy = done.accuracy or b""
+                assert result.state is not None
+                assert result.surprise is not None
+                state, surprise = result.state, result.surprise
+                accuracy = result.accuracy or b""
             past = past._replace(points=(Point(record.step, surprise, state, accuracy),))
-            moved = record._replace(
+            migrated = record._replace(
                 ref=ref_of(model), state=state, surprise=surprise, history=past.to_bytes(), accuracy=accuracy
             )
-            if session := self._lives.replaced(tenant, session_id, record, _without_answers(moved)):
+            if session := self._sessions.replace(tenant, session_id, record, _without_answers(migrated)):
                 return session, len(past.inputs)
 
 
 def _without_answers(record: Record) -> Record:
-    """Without the answers of the last requests, which are not this state's: they are known as late."""
+    """Returns the record without the answers of its last requests, which do not belong to its new state.
+
+    A retry of such a request is refused as late.
+    """
     return record._replace(requests=idempotency.without_answers(record.requests))

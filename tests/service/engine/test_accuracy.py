@@ -17,10 +17,10 @@ from onward.model.manifest import Feature
 from onward.model.repository import Opened, open_all
 from onward.model.runner import StepModel
 from onward.model.scoring.layout import ANOMALY, ERROR, HIGH, LOW
-from onward.service.engine.batching.work_item import Asked
+from onward.service.engine.batching.work_item import StepRequest
 from onward.service.engine.engine import Engine, Limits
-from onward.service.engine.forecasting.forecast_start import Ahead
-from onward.service.engine.steps import Answer
+from onward.service.engine.forecasting.forecast_start import ForecastRequest
+from onward.service.engine.steps import StepResult
 from onward.service.errors import InvalidInputError
 from tests.contracts.test_stores import beside
 from tests.helpers.expected_scores import STEPS, anomaly, before, serving
@@ -93,12 +93,12 @@ def test_sums_are_those_of_the_whole_series(
     answers = []
     for turn, part in enumerate(parts):
         neighbour = gevent.spawn(
-            (engine, elsewhere)[turn % 2].steps.one, T, other.session_id, series[: turn + 1].tolist()
+            (engine, elsewhere)[turn % 2].steps.step, T, other.session_id, series[: turn + 1].tolist()
         )
-        answers.append((engine, elsewhere)[turn % 2].steps.one(T, session.session_id, part).outputs)
+        answers.append((engine, elsewhere)[turn % 2].steps.step(T, session.session_id, part).outputs)
         neighbour.get()
     gevent.killall(vars(elsewhere)["_greenlets"])  # its store is the other's too
-    targets, interval = engine.accuracy(engine.lives.session(T, session.session_id).record)
+    targets, interval = engine.accuracy(engine.sessions.get(T, session.session_id).record)
     assert interval is None
     assert targets is not None
     for place, target in enumerate(("z", "x")):
@@ -125,8 +125,8 @@ def test_what_is_kept_does_not_depend_on_calls(engines: dict[str, Engine], inter
     for name, size in (("one", 1), ("some", 7), ("many", 100), ("all", STEPS)):
         engine.create(T, "tiny", session_id=f"{name}-{interval}", interval=interval)
         for start in range(0, STEPS, size):
-            engine.steps.one(T, f"{name}-{interval}", series[start : start + size])
-    kept = {engine.lives.session(T, f"{name}-{interval}").record.accuracy for name in ("one", "some", "many", "all")}
+            engine.steps.step(T, f"{name}-{interval}", series[start : start + size])
+    kept = {engine.sessions.get(T, f"{name}-{interval}").record.accuracy for name in ("one", "some", "many", "all")}
     assert len(kept) == 1
     assert kept != {b""}
 
@@ -139,10 +139,10 @@ def test_predictions_are_what_they_were(tmp_path: Path) -> None:
     told = []
     for engine in (on, off):
         engine.create(T, "tiny", session_id="s", inputs=series[:20])
-        told.append(engine.steps.one(T, "s", series[20:]).outputs)
+        told.append(engine.steps.step(T, "s", series[20:]).outputs)
     assert all(told[0][name].tobytes() == told[1][name].tobytes() for name in model.output_dtype.names or ())
     assert told[1].dtype == model.output_dtype
-    record = off.lives.session(T, "s").record
+    record = off.sessions.get(T, "s").record
     assert (record.accuracy, off.accuracy(record)) == (b"", (None, None))
     with pytest.raises(InvalidInputError, match="interval"):
         off.create(T, "tiny", interval=0.9)
@@ -153,27 +153,27 @@ def test_predictions_are_what_they_were(tmp_path: Path) -> None:
 def test_answers_of_when_it_was_counted_are_told_where_it_is_off(tmp_path: Path) -> None:
     """A retry gets the first's bytes, errors and intervals with them, and what runs beside it its own answer."""
     model, series = make_bundle(tmp_path / "models"), draw(1, 40)[0].tolist()
-    engine, many = serving(tmp_path / "store", model), list[Asked]()
+    engine, many = serving(tmp_path / "store", model), list[StepRequest]()
     for name, interval in (("plain", None), ("corrected", 0.8), ("neighbour", None)):
         engine.create(T, "tiny", session_id=name, inputs=series[:30], interval=interval)
-        many.append(Asked(name, series[30:], None, "r"))
-    first = told(engine.steps.many(T, many))
-    kept = [engine.lives.session(T, one.session_id).record.accuracy for one in many]
+        many.append(StepRequest(name, series[30:], None, "r"))
+    first = told(engine.steps.step_many(T, many))
+    kept = [engine.sessions.get(T, one.session_id).record.accuracy for one in many]
     engine.close()
     engine = serving(tmp_path / "store", model, accuracy=False)
     again = [*many[:2], many[2]._replace(request_id="another")]
-    second = told(engine.steps.many(T, again))
+    second = told(engine.steps.step_many(T, again))
     assert [one.outputs.tobytes() for one in second[:2]] == [one.outputs.tobytes() for one in first[:2]]
     assert (second[2].step, second[2].outputs.dtype) == (50, model.output_dtype)
-    told(engine.steps.many(T, [one._replace(request_id="more") for one in many]))
-    assert [engine.lives.session(T, one.session_id).record.accuracy for one in many] == kept
+    told(engine.steps.step_many(T, [one._replace(request_id="more") for one in many]))
+    assert [engine.sessions.get(T, one.session_id).record.accuracy for one in many] == kept
     engine.close()
 
 
-def told(answers: list[Answer | Exception]) -> list[Answer]:
+def told(answers: list[StepResult | Exception]) -> list[StepResult]:
     """Where none of them went wrong."""
     assert not [one for one in answers if isinstance(one, Exception)]
-    return [one for one in answers if isinstance(one, Answer)]
+    return [one for one in answers if isinstance(one, StepResult)]
 
 
 def test_hits_of_categories_and_labels_have_none(tmp_path: Path) -> None:
@@ -185,11 +185,11 @@ def test_hits_of_categories_and_labels_have_none(tmp_path: Path) -> None:
     inputs: list[Any] = [None if one == 4 else int(one) for one in rng.integers(5, size=200)]
     engine.create(T, "tiny", session_id="s")
     outputs = np.concatenate(
-        [engine.steps.one(T, "s", inputs[:1]).outputs, engine.steps.one(T, "s", inputs[1:]).outputs]
+        [engine.steps.step(T, "s", inputs[:1]).outputs, engine.steps.step(T, "s", inputs[1:]).outputs]
     )
     said = np.concatenate([model.last_prediction(model.layout.initial(1))["top"], outputs["top"][:-1]])[:, 0]
     there = [step for step, one in enumerate(inputs) if one is not None]
-    targets, _ = engine.accuracy(engine.lives.session(T, "s").record)
+    targets, _ = engine.accuracy(engine.sessions.get(T, "s").record)
     assert targets is not None
     assert targets["c"].inputs == len(there)
     assert targets["c"].hits == pytest.approx(np.mean([inputs[step] == said[step] for step in there]))
@@ -212,7 +212,7 @@ def test_a_missing_input_is_not_scored(tmp_path: Path) -> None:
     written = [[None if np.isnan(value) else float(value) for value in row] for row in series]
     engine.create(T, "tiny", session_id="s")
     outputs = np.concatenate(
-        [engine.steps.one(T, "s", written[start:end]).outputs for start, end in ((0, 3), (3, 4), (4, 200))]
+        [engine.steps.step(T, "s", written[start:end]).outputs for start, end in ((0, 3), (3, 4), (4, 200))]
     )
     error = series.astype(np.float64) - before(model, outputs)["mean"]
     assert outputs[ERROR].tobytes() == error.astype(np.float32).tobytes()
@@ -220,7 +220,7 @@ def test_a_missing_input_is_not_scored(tmp_path: Path) -> None:
     told = np.full(200, np.nan, np.float32)
     told[whole] = anomaly(outputs["surprise"][whole])
     assert outputs[ANOMALY].tobytes() == told.tobytes()
-    targets, _ = engine.accuracy(engine.lives.session(T, "s").record)
+    targets, _ = engine.accuracy(engine.sessions.get(T, "s").record)
     assert targets is not None
     for place, target in enumerate("xy"):
         there = series[~np.isnan(series[:, place]), place].astype(np.float64)
@@ -235,8 +235,8 @@ def test_a_retry_gets_the_same_bytes(engines: dict[str, Engine]) -> None:
     """Errors, anomalies and intervals are of the answer, and a retry's answer is the first's, whatever came since."""
     engine, series = engines["student_t"], draw(1, 60, 3)[0].tolist()
     engine.create(T, "tiny", session_id="retry", interval=0.8)
-    first = [engine.steps.one(T, "retry", series[at : at + 6], request_id=f"r{at}") for at in range(0, 60, 6)]
-    again = [engine.steps.one(T, "retry", series[at : at + 6], request_id=f"r{at}") for at in range(0, 60, 6)]
+    first = [engine.steps.step(T, "retry", series[at : at + 6], request_id=f"r{at}") for at in range(0, 60, 6)]
+    again = [engine.steps.step(T, "retry", series[at : at + 6], request_id=f"r{at}") for at in range(0, 60, 6)]
     assert [one.outputs.tobytes() for one in again] == [one.outputs.tobytes() for one in first]
     assert {LOW, HIGH, ERROR, ANOMALY} <= set(again[0].outputs.dtype.names or ())
 
@@ -251,15 +251,15 @@ def test_forks_keep_and_going_back_restores(tmp_path: Path) -> None:
         session, _ = engine.create(T, "tiny", interval=interval)
         name = session.session_id
         for step in range(80):
-            engine.steps.one(T, name, series[step : step + 1])
-            kept.append(engine.lives.session(T, name).record.accuracy)
-        assert engine.lives.fork(T, name, None, None).record.accuracy == kept[-1]
+            engine.steps.step(T, name, series[step : step + 1])
+            kept.append(engine.sessions.get(T, name).record.accuracy)
+        assert engine.sessions.fork(T, name, None, None).record.accuracy == kept[-1]
         for back in (75, 63):
-            assert engine.past.rewind(T, name, back).record.accuracy == kept[-80 + back - 1]
-        engine.steps.one(T, name, series[63:])
-        assert engine.lives.session(T, name).record.accuracy == kept[-1]
-        assert engine.past.migrate(T, name, None)[0].record.accuracy != kept[-1]
-        _, moved = engine.accuracy(engine.lives.session(T, name).record)
+            assert engine.history.rewind(T, name, back).record.accuracy == kept[-80 + back - 1]
+        engine.steps.step(T, name, series[63:])
+        assert engine.sessions.get(T, name).record.accuracy == kept[-1]
+        assert engine.history.migrate(T, name, None)[0].record.accuracy != kept[-1]
+        _, moved = engine.accuracy(engine.sessions.get(T, name).record)
         assert (moved and moved.wanted) == interval
     engine.close()
 
@@ -268,10 +268,10 @@ def test_what_stands_for_no_session_says_nothing(tmp_path: Path) -> None:
     """Stateless predictions and forecasts have the model's outputs alone, also beside sessions' rows."""
     engine = serving(tmp_path, open_all(ZOO).models["pulse"][1])
     engine.create(T, "pulse", session_id="s")
-    stepping = gevent.spawn(engine.steps.one, T, "s", pulse(3))
+    stepping = gevent.spawn(engine.steps.step, T, "s", pulse(3))
     (predicted,) = engine.predict("pulse", None, [pulse(3)], 2)
     assert ERROR in (stepping.get().outputs.dtype.names or ())
     plain = engine.models.named("pulse").output_dtype
     assert predicted.outputs.dtype == plain
-    assert engine.forecasts.roll(T, "s", Ahead(3)).outputs.dtype == plain
+    assert engine.forecasts.roll(T, "s", ForecastRequest(3)).outputs.dtype == plain
     engine.close()

@@ -13,12 +13,12 @@ from onward.model.runner import Outputs, StepModel
 from onward.model.sampling.generation import GenerationOptions
 from onward.model.sampling.rollout_inputs import RolloutInputs
 from onward.service.engine.batching import cost, executor
-from onward.service.engine.batching.batcher import outcome
+from onward.service.engine.batching.batcher import result_of
 from onward.service.engine.batching.executor import Executor
-from onward.service.engine.batching.work_item import Asked, Work
+from onward.service.engine.batching.work_item import StepRequest, WorkItem
 from onward.service.engine.engine import Engine, Limits
-from onward.service.engine.forecasting.forecast_start import Ahead
-from onward.service.engine.steps import Answer
+from onward.service.engine.forecasting.forecast_start import ForecastRequest
+from onward.service.engine.steps import StepResult
 from onward.service.errors import (
     AbandonedError,
     DeadlineError,
@@ -54,28 +54,28 @@ def test_what_fails_answers_each_that_waits(
 
     monkeypatch.setattr(owner, method, fail)
     with pytest.raises(type(error)) as raised:
-        engine.steps.one(T, "s", [[500]])
+        engine.steps.step(T, "s", [[500]])
     assert raised.value is error
     monkeypatch.undo()
-    assert engine.steps.one(T, "s", [[500]]).step == 1
+    assert engine.steps.step(T, "s", [[500]]).step == 1
 
 
 def test_a_row_that_cannot_go_on_fails_alone(engine: Engine) -> None:
     """A feed that raises, as a draw from a nonsensical distribution does: the rows beside it are answered."""
     engine.create(T, "pulse", session_id="s")
-    model, dispatch = engine.models.named("pulse"), engine._dispatch
+    model, batchers = engine.models.named("pulse"), engine._batchers
 
     def say(outputs: Outputs) -> NDArray[np.float32]:
         raise ValueError("nothing can be drawn")
 
-    call, state = dispatch.call(3), model.layout.initial(1)
+    call, state = batchers.call(3), model.layout.initial(1)
     step = np.full((1, 1), 500, np.float32)
-    bad = dispatch.free_work(model, step, call, state, horizon=3, feed=RolloutInputs(model, say=say))
-    good = [dispatch.free_work(model, step, call, state, horizon=3) for _ in range(2)]
-    dispatch.run(call, [good[0], bad, good[1]])
+    bad = batchers.standalone_item(model, step, call, state, horizon=3, feed=RolloutInputs(model, say=say))
+    good = [batchers.standalone_item(model, step, call, state, horizon=3) for _ in range(2)]
+    batchers.run(call, [good[0], bad, good[1]])
     assert isinstance(bad.outcome, ValueError)
-    assert [len(outcome(work).outputs) for work in good] == [4, 4]
-    assert engine.steps.one(T, "s", [[500]]).step == 1
+    assert [len(result_of(work).outputs) for work in good] == [4, 4]
+    assert engine.steps.step(T, "s", [[500]]).step == 1
 
 
 def test_what_waits_too_long_is_told_and_not_applied(
@@ -85,15 +85,15 @@ def test_what_waits_too_long_is_told_and_not_applied(
     engine.create(T, "pulse", session_id="s")
     run = Executor.run
 
-    def slow(self: Executor, batch: list[Work]) -> None:
+    def slow(self: Executor, batch: list[WorkItem]) -> None:
         clock.now += 31
         run(self, batch)
 
     monkeypatch.setattr(Executor, "run", slow)
     with pytest.raises(DeadlineError):
-        engine.steps.one(T, "s", [[500]] * 65)  # two calls; the second is too late
+        engine.steps.step(T, "s", [[500]] * 65)  # two calls; the second is too late
     monkeypatch.undo()
-    assert engine.lives.session(T, "s").record.step == 0
+    assert engine.sessions.get(T, "s").record.step == 0
 
 
 def test_more_than_may_wait_is_refused_at_once(tmp_path: Path) -> None:
@@ -107,34 +107,42 @@ def test_more_than_may_wait_is_refused_at_once(tmp_path: Path) -> None:
 
 def test_what_its_client_left_is_dropped_before_it_runs_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A long call ends between two of its chunks, the session unmoved; one that was committed stays committed."""
-    monkeypatch.setattr("onward.service.engine.batching.batcher.LEFT_S", 0.0)
+    monkeypatch.setattr("onward.service.engine.batching.batcher.DISCONNECT_CHECK_S", 0.0)
     engine = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits())
     engine.start()
     engine.create(T, "pulse", session_id="s")
     with pytest.raises(AbandonedError):
-        engine.steps.one(T, "s", [[500.0]] * 100_000, has_left=lambda: True)
-    assert engine.lives.session(T, "s").record.step == 0
-    assert engine.steps.one(T, "s", [[500.0]]).step == 1
-    assert sum(queue.waiting for queue in engine._dispatch.queues.values()) == 0
+        engine.steps.step(T, "s", [[500.0]] * 100_000, has_left=lambda: True)
+    assert engine.sessions.get(T, "s").record.step == 0
+    assert engine.steps.step(T, "s", [[500.0]]).step == 1
+    assert sum(batcher.waiting for batcher in engine._batchers.by_model.values()) == 0
     engine.close()
 
 
 STEPS = [[500.0]] * 20_000
 LONG: dict[str, Callable[[Engine, Callable[[], bool]], object]] = {
-    "step": lambda engine, left: engine.steps.one(T, "s", STEPS, has_left=left),
-    "steps in order": lambda engine, left: raised(engine.steps.in_order(T, [Asked("s", STEPS)] * 9, has_left=left)),
-    "bulk": lambda engine, left: raised(engine.steps.many(T, [Asked(name, STEPS) for name in "st"], has_left=left)),
+    "step": lambda engine, left: engine.steps.step(T, "s", STEPS, has_left=left),
+    "steps in order": lambda engine, left: raised(
+        engine.steps.step_in_order(T, [StepRequest("s", STEPS)] * 9, has_left=left)
+    ),
+    "bulk": lambda engine, left: raised(
+        engine.steps.step_many(T, [StepRequest(name, STEPS) for name in "st"], has_left=left)
+    ),
     "create": lambda engine, left: engine.create(T, "pulse", inputs=STEPS, has_left=left),
     "predict": lambda engine, left: engine.predict("pulse", None, [[500]], 9999, has_left=left),
-    "held step": lambda engine, left: engine.carried.step(T, "pulse", None, STEPS, None, has_left=left),
-    "forecast": lambda engine, left: engine.forecasts.roll(T, "s", Ahead(9999), has_left=left),
-    "forecast after inputs": lambda engine, left: engine.forecasts.roll(T, "s", Ahead(2, STEPS), has_left=left),
-    "sample paths": lambda engine, left: engine.forecasts.sample(T, "s", Ahead(9999), samples=9, has_left=left),
-    "draw": lambda engine, left: list(
-        engine.draws.begin(T, "s", Ahead(9999), GenerationOptions(), has_left=left).steps()
+    "held step": lambda engine, left: engine.stateless.step(T, "pulse", None, STEPS, None, has_left=left),
+    "forecast": lambda engine, left: engine.forecasts.roll(T, "s", ForecastRequest(9999), has_left=left),
+    "forecast after inputs": lambda engine, left: engine.forecasts.roll(
+        T, "s", ForecastRequest(2, STEPS), has_left=left
     ),
-    "rewind": lambda engine, left: engine.past.rewind(T, "old", 1999, has_left=left),
-    "migrate": lambda engine, left: engine.past.migrate(T, "old", None, has_left=left),
+    "sample paths": lambda engine, left: engine.forecasts.sample(
+        T, "s", ForecastRequest(9999), samples=9, has_left=left
+    ),
+    "draw": lambda engine, left: list(
+        engine.generations.begin(T, "s", ForecastRequest(9999), GenerationOptions(), has_left=left).steps()
+    ),
+    "rewind": lambda engine, left: engine.history.rewind(T, "old", 1999, has_left=left),
+    "migrate": lambda engine, left: engine.history.migrate(T, "old", None, has_left=left),
 }
 
 
@@ -147,7 +155,7 @@ def raised(answers: Sequence[object]) -> None:
 @pytest.mark.parametrize("name", LONG)
 def test_whatever_its_client_left_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Whatever was asked for: it runs while the client is there, and no further once it has gone."""
-    monkeypatch.setattr("onward.service.engine.batching.batcher.LEFT_S", 0.0)
+    monkeypatch.setattr("onward.service.engine.batching.batcher.DISCONNECT_CHECK_S", 0.0)
     engine = Engine(
         open_all(ZOO), LmdbStore(tmp_path), Limits(history=2000), seal=SignedTokens(["0123456789abcdef" * 2])
     )
@@ -155,11 +163,11 @@ def test_whatever_its_client_left_is_dropped(tmp_path: Path, monkeypatch: pytest
     for session_id in "st":
         engine.create(T, "pulse", session_id=session_id)
     engine.create(T, "pulse", session_id="old")
-    engine.steps.one(T, "old", [[500.0]] * 2000)
+    engine.steps.step(T, "old", [[500.0]] * 2000)
     calls = []
     run = Executor.run
 
-    def counted(self: Executor, batch: list[Work]) -> None:
+    def counted(self: Executor, batch: list[WorkItem]) -> None:
         calls.append(len(batch))
         run(self, batch)
 
@@ -168,10 +176,10 @@ def test_whatever_its_client_left_is_dropped(tmp_path: Path, monkeypatch: pytest
         LONG[name](engine, lambda: len(calls) > 3)
     assert 3 < len(calls) < 100
     gevent.sleep(0)
-    assert engine.steps.one(T, "t", [[500.0]]).step == 1
-    assert sum(queue.waiting for queue in engine._dispatch.queues.values()) == 0
-    assert engine.lives.session(T, "s").record.step == 0
-    assert engine.lives.session(T, "old").record.step == 2000
+    assert engine.steps.step(T, "t", [[500.0]]).step == 1
+    assert sum(batcher.waiting for batcher in engine._batchers.by_model.values()) == 0
+    assert engine.sessions.get(T, "s").record.step == 0
+    assert engine.sessions.get(T, "old").record.step == 2000
     engine.close()
 
 
@@ -180,10 +188,10 @@ def test_models_have_fair_shares(engine: Engine) -> None:
     engine.create(T, "pulse", session_id="long")
     engine.create(T, "pulse", session_id="beside")
     engine.create(T, "weather", session_id="other")
-    long = gevent.spawn(engine.steps.one, T, "long", [[500.0]] * 50_000)
+    long = gevent.spawn(engine.steps.step, T, "long", [[500.0]] * 50_000)
     for step in range(1, 31):
-        assert engine.steps.one(T, "other", [[1, 2, 3, 4]]).step == step
-        assert engine.steps.one(T, "beside", [[500.0]]).step == step
+        assert engine.steps.step(T, "other", [[1, 2, 3, 4]]).step == step
+        assert engine.steps.step(T, "beside", [[500.0]]).step == step
     assert not long.ready()
     assert long.get().step == 50_000
 
@@ -195,28 +203,28 @@ def test_a_failed_sequence_ends_its_siblings(engine: Engine) -> None:
         engine.predict("pulse", None, sequences, 4000)
     gevent.sleep(0)
     engine.predict("pulse", None, [[[500.0]]], 0)
-    assert sum(queue.waiting for queue in engine._dispatch.queues.values()) == 0
+    assert sum(batcher.waiting for batcher in engine._batchers.by_model.values()) == 0
 
 
 def test_a_long_call_is_queued_by_and_by(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Others' steps wait for a batch of it, not for all of it; whatever it has is answered, in its order."""
     for name in ("other", *(f"s{number}" for number in range(50))):
         engine.create(T, "pulse", session_id=name)
-    (queue,) = (one for model, one in engine._dispatch.queues.items() if model.manifest.name == "pulse")
-    waiting, add = [0], queue.add
+    batcher = engine._batchers.by_model[engine.models.named("pulse")]
+    waiting, submit = [0], batcher.submit
 
-    def counted(work: Work) -> None:
-        add(work)
-        waiting.append(queue.waiting)
+    def counted(item: WorkItem) -> None:
+        submit(item)
+        waiting.append(batcher.waiting)
 
-    monkeypatch.setattr(queue, "add", counted)
+    monkeypatch.setattr(batcher, "submit", counted)
     monkeypatch.setattr(cost, "MOST_ROWS", 8)
-    many = [Asked(f"s{number}", [500.0 + number]) for number in range(50)]
-    answers = engine.steps.many(T, many)
+    many = [StepRequest(f"s{number}", [500.0 + number]) for number in range(50)]
+    answers = engine.steps.step_many(T, many)
     assert max(waiting) <= 8 + 8  # those of the batch that runs are counted until it is over
     waiting.clear()
-    assert [answer.step for answer in answers if isinstance(answer, Answer)] == [1] * 50
-    alone = [engine.steps.one(T, "other", asked.inputs, step=place).outputs for place, asked in enumerate(many)]
+    assert [answer.step for answer in answers if isinstance(answer, StepResult)] == [1] * 50
+    alone = [engine.steps.step(T, "other", asked.inputs, step=place).outputs for place, asked in enumerate(many)]
     assert np.array_equal(answers[0].outputs["mean"], alone[0]["mean"])  # type: ignore[union-attr]
     outputs = engine.predict("pulse", None, [[[500.0 + number]] for number in range(50)], 3)
     assert [len(one.outputs) for one in outputs] == [1] * 50
@@ -231,12 +239,16 @@ def test_a_large_batch_is_scored_in_parts_as_in_one(engine: Engine, monkeypatch:
     answers: list[object] = []
     for part, at_once in (("a", 10**9), ("b", 16)):
         monkeypatch.setattr(executor, "SCORED_AT_ONCE", at_once)
-        many = [Asked(f"{part}{number}", [500.0 + number, *range(480, 480 + number % 5)]) for number in range(40)]
-        told = engine.steps.many(T, many)
-        records = [engine.lives.session(T, asked.session_id).record for asked in many]
+        many = [StepRequest(f"{part}{number}", [500.0 + number, *range(480, 480 + number % 5)]) for number in range(40)]
+        told = engine.steps.step_many(T, many)
+        records = [engine.sessions.get(T, asked.session_id).record for asked in many]
         answers.append(
             [
-                (answer.outputs.tobytes() if isinstance(answer, Answer) else answer, record.accuracy, record.surprise)
+                (
+                    answer.outputs.tobytes() if isinstance(answer, StepResult) else answer,
+                    record.accuracy,
+                    record.surprise,
+                )
                 for answer, record in zip(told, records, strict=True)
             ]
         )

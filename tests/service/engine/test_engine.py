@@ -14,9 +14,9 @@ from onward.model.runner import Outputs, StepModel
 from onward.model.scoring.layout import Sum
 from onward.model.state import State
 from onward.service.engine.engine import Engine, Limits
-from onward.service.engine.event_loop import turn
-from onward.service.engine.forecasting.forecast_start import Ahead
-from onward.service.engine.sessions.lifecycle import Chosen
+from onward.service.engine.event_loop import take_loop_turn
+from onward.service.engine.forecasting.forecast_start import ForecastRequest
+from onward.service.engine.sessions.lifecycle import SessionFilter
 from onward.service.errors import (
     DamagedRecordError,
     ForeignRecordError,
@@ -44,19 +44,19 @@ def test_idle_time_ends_a_session_and_steps_prolong_it(engine: Engine, store: Lm
     """A session lives ttl_s after its last step; then 410 for a day, then it never existed."""
     engine.create(T, "pulse", session_id="s", ttl_s=10)
     clock.now += 9
-    engine.steps.one(T, "s", [[500]])
+    engine.steps.step(T, "s", [[500]])
     clock.now += 9
-    assert engine.lives.session(T, "s").record.step == 1
+    assert engine.sessions.get(T, "s").record.step == 1
     clock.now += 1
     due = clock.now
     for _ in range(2):  # before a sweep, and after
         with pytest.raises(SessionEndedError) as ended:
-            engine.steps.one(T, "s", [[500]])
+            engine.steps.step(T, "s", [[500]])
         assert (ended.value.reason, ended.value.ended_at) == ("expired", due)
         store.sweep(clock.now)
     clock.now = due + TOMBSTONE_S
     with pytest.raises(UnknownSessionError):
-        engine.lives.session(T, "s")
+        engine.sessions.get(T, "s")
 
 
 def test_an_expired_sessions_id_is_free_at_once(engine: Engine, clock: Clock) -> None:
@@ -67,28 +67,28 @@ def test_an_expired_sessions_id_is_free_at_once(engine: Engine, clock: Clock) ->
     clock.now += 10
     session, _ = engine.create(T, "weather", session_id="s")
     assert (session.record.step, session.record.ref.model) == (0, "weather")
-    engine.steps.one(T, "s", [[1, 2, 3, 4]])
+    engine.steps.step(T, "s", [[1, 2, 3, 4]])
 
 
 def test_a_session_created_anew_on_another_model_is_found_there(engine: Engine, store: LmdbStore) -> None:
     """A step queued for the old model notices that the id now lives on another, and goes there."""
     engine.create(T, "pulse", session_id="s")
-    engine.steps.one(T, "s", [[500]])
+    engine.steps.step(T, "s", [[500]])
     old = store.load_many([records.key(T, "s")])[0]
     assert isinstance(old, Record)
     other, _ = engine.create(T, "weather", session_id="other")
     store.commit_many([Change(records.key(T, "s"), old.revision, other.record)])  # as another process would
-    assert engine.steps.one(T, "s", [[1, 2, 3, 4]]).model.manifest.name == "weather"
+    assert engine.steps.step(T, "s", [[1, 2, 3, 4]]).model.manifest.name == "weather"
 
 
 def test_tenants_do_not_see_each_other(engine: Engine) -> None:
     """The same id in two tenants is two sessions."""
     engine.create(T, "pulse", session_id="s")
     with pytest.raises(UnknownSessionError):
-        engine.steps.one("another", "s", [[500]])
+        engine.steps.step("another", "s", [[500]])
     engine.create("another", "pulse", session_id="s", inputs=[[500], [501]])
-    assert engine.lives.session(T, "s").record.step == 0
-    assert [one.session_id for one in engine.lives.sessions("another", "", 10, None)[0]] == ["s"]
+    assert engine.sessions.get(T, "s").record.step == 0
+    assert [one.session_id for one in engine.sessions.page("another", "", 10, None)[0]] == ["s"]
 
 
 def test_a_step_that_another_process_overtook_is_computed_anew(
@@ -97,7 +97,7 @@ def test_a_step_that_another_process_overtook_is_computed_anew(
     """Between this process's load and its commit another commits: both inputs count, each once, in some order."""
     inputs = pulse(3)
     engine.create(T, "pulse", session_id="s")
-    engine.steps.one(T, "s", inputs[:1])
+    engine.steps.step(T, "s", inputs[:1])
     model = engine.models.named("pulse")
     run = StepModel.run
     overtaken: list[bool] = []
@@ -117,7 +117,7 @@ def test_a_step_that_another_process_overtook_is_computed_anew(
         return run(self, *args)
 
     monkeypatch.setattr(StepModel, "run", overtake)
-    answer = engine.steps.one(T, "s", inputs[2:])
+    answer = engine.steps.step(T, "s", inputs[2:])
     assert overtaken
     assert answer.step == 3
     expected = BareLoop(ZOO / "pulse/1").run(inputs)
@@ -129,30 +129,30 @@ def test_what_another_process_did_since_is_known(engine: Engine, store: LmdbStor
     inputs = pulse(4)
     for name in "abc":
         engine.create(T, "pulse", session_id=name)
-        engine.steps.one(T, name, inputs[:1], request_id="first")
+        engine.steps.step(T, name, inputs[:1], request_id="first")
     elsewhere = Engine(open_all(ZOO), beside(store), Limits(), clock=vars(engine)["_clock"])
     elsewhere.start()
-    told = elsewhere.steps.one(T, "a", inputs[1:2], request_id="second")
-    elsewhere.steps.one(T, "b", inputs[1:2])
-    elsewhere.lives.delete(T, "c")
-    again = engine.steps.one(T, "a", inputs[1:2], request_id="second")
+    told = elsewhere.steps.step(T, "a", inputs[1:2], request_id="second")
+    elsewhere.steps.step(T, "b", inputs[1:2])
+    elsewhere.sessions.delete(T, "c")
+    again = engine.steps.step(T, "a", inputs[1:2], request_id="second")
     assert (again.step, again.outputs.tobytes()) == (2, told.outputs.tobytes())
     with pytest.raises(StepConflictError) as conflict:
-        engine.steps.one(T, "b", inputs[2:3], step=1)
+        engine.steps.step(T, "b", inputs[2:3], step=1)
     assert conflict.value.expected == 2
-    assert engine.steps.one(T, "b", inputs[2:3], step=2).step == 3
-    elsewhere.steps.one(T, "b", inputs[3:])
+    assert engine.steps.step(T, "b", inputs[2:3], step=2).step == 3
+    elsewhere.steps.step(T, "b", inputs[3:])
     with pytest.raises(SessionEndedError):
-        engine.steps.one(T, "c", inputs[1:2])
+        engine.steps.step(T, "c", inputs[1:2])
     elsewhere.create(T, "pulse", session_id="c")
-    assert engine.steps.one(T, "c", inputs[1:2]).step == 1  # another session, and no step of it is lost
-    elsewhere.lives.delete(T, "c")
+    assert engine.steps.step(T, "c", inputs[1:2]).step == 1  # another session, and no step of it is lost
+    elsewhere.sessions.delete(T, "c")
     elsewhere.create(T, "weather", session_id="c")
-    assert engine.steps.one(T, "c", [[1, 2, 3, 4]]).step == 1
+    assert engine.steps.step(T, "c", [[1, 2, 3, 4]]).step == 1
     expected = BareLoop(ZOO / "pulse/1").run(inputs)
-    after = elsewhere.steps.one(T, "b", inputs[:1])
+    after = elsewhere.steps.step(T, "b", inputs[:1])
     assert after.outputs.tobytes() != told.outputs.tobytes()
-    assert engine.steps.one(T, "a", inputs[2:]).outputs["mean"].tobytes() == expected["mean"][2:].tobytes()
+    assert engine.steps.step(T, "a", inputs[2:]).outputs["mean"].tobytes() == expected["mean"][2:].tobytes()
     gevent.killall(vars(elsewhere)["_greenlets"])  # its store is the other's too
 
 
@@ -176,7 +176,7 @@ def test_an_overtaken_step_that_named_its_step_conflicts(
 
     monkeypatch.setattr(LmdbStore, "commit_many", lose)
     with pytest.raises(StepConflictError) as conflict:
-        engine.steps.one(T, "s", [[500]], step=0)
+        engine.steps.step(T, "s", [[500]], step=0)
     assert conflict.value.expected == 1
     assert store.load_many([records.key(T, "s")])[0].step == 1  # type: ignore[union-attr]
 
@@ -187,11 +187,11 @@ def test_a_damaged_record_is_said_to_be(engine: Engine, store: LmdbStore) -> Non
         engine.create(T, "pulse", session_id=name)
     damage(store, records.key(T, "bad"))
     with pytest.raises(DamagedRecordError):
-        engine.steps.one(T, "bad", [[500]])
+        engine.steps.step(T, "bad", [[500]])
     with pytest.raises(DamagedRecordError):
         engine.create(T, "pulse", session_id="bad")
-    assert engine.steps.one(T, "good", [[500]]).step == 1
-    engine.lives.delete(T, "bad")
+    assert engine.steps.step(T, "good", [[500]]).step == 1
+    engine.sessions.delete(T, "bad")
     assert engine.create(T, "pulse", session_id="bad")[0].record.step == 0
 
 
@@ -202,18 +202,18 @@ def test_a_record_of_another_version_is_left_to_that_version(engine: Engine, sto
     good = stored_bytes(store, records.key(T, "b"))
     set_bytes(store, records.key(T, "b"), another_format(good))
     for attempt in (
-        lambda: engine.steps.one(T, "b", [[500]]),
+        lambda: engine.steps.step(T, "b", [[500]]),
         lambda: engine.create(T, "pulse", session_id="b"),
-        lambda: engine.lives.session(T, "b"),
-        lambda: engine.lives.delete(T, "b"),
+        lambda: engine.sessions.get(T, "b"),
+        lambda: engine.sessions.delete(T, "b"),
     ):
         with pytest.raises(ForeignRecordError, match="another version of Onward wrote it"):
             attempt()
-    assert engine.steps.one(T, "c", [[500]]).step == 1
-    assert engine.lives.delete_many(T, Chosen()) == (2, False)
+    assert engine.steps.step(T, "c", [[500]]).step == 1
+    assert engine.sessions.delete_many(T, SessionFilter()) == (2, False)
     assert store.count() == {("pulse", 1): 1}
     set_bytes(store, records.key(T, "b"), good)
-    assert engine.steps.one(T, "b", [[500]]).step == 1
+    assert engine.steps.step(T, "b", [[500]]).step == 1
 
 
 def test_a_session_whose_bundle_is_gone_says_so(tmp_path: Path) -> None:
@@ -231,19 +231,19 @@ def test_a_session_whose_bundle_is_gone_says_so(tmp_path: Path) -> None:
         engine = Engine(opened, LmdbStore(tmp_path), Limits())
         engine.start()
         with pytest.raises(ModelGoneError, match=why):
-            engine.steps.one(T, "s", [[500]])
+            engine.steps.step(T, "s", [[500]])
         with pytest.raises(ModelGoneError, match=why):
-            engine.forecasts.roll(T, "s", Ahead(3))
-        assert engine.lives.session(T, "s").record.step == 1
+            engine.forecasts.roll(T, "s", ForecastRequest(3))
+        assert engine.sessions.get(T, "s").record.step == 1
         engine.close()
     again = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits())
     again.start()
-    assert again.steps.one(T, "s", [[500]]).step == 2
+    assert again.steps.step(T, "s", [[500]]).step == 2
     again.close()
     behind = Engine(without, LmdbStore(tmp_path), Limits(), is_superseded=lambda: True)
     behind.start()
     for unknown in (
-        lambda: behind.steps.one(T, "s", [[500]]),
+        lambda: behind.steps.step(T, "s", [[500]]),
         lambda: behind.create(T, "pulse"),
         lambda: behind.create(T, "weather", version=2),
     ):
@@ -258,8 +258,8 @@ def test_a_seeded_session_is_where_a_stepped_one_is(engine: Engine) -> None:
     inputs = pulse(150)
     seeded, answer = engine.create(T, "pulse", session_id="seeded", inputs=inputs)
     engine.create(T, "pulse", session_id="stepped")
-    last = engine.steps.one(T, "stepped", inputs)
-    stepped = engine.lives.session(T, "stepped")
+    last = engine.steps.step(T, "stepped", inputs)
+    stepped = engine.sessions.get(T, "stepped")
     assert (seeded.record.step, seeded.record.state) == (stepped.record.step, stepped.record.state)
     assert seeded.record.surprise == stepped.record.surprise
     assert answer.outputs["mean"].tobytes() == last.outputs["mean"][-1:].tobytes()
@@ -270,7 +270,7 @@ def test_a_session_created_anew_is_another_one(engine: Engine, store: LmdbStore,
     engine.create(T, "pulse", session_id="s")
     key = records.key(T, "s")
     (old,) = store.load_many([key])
-    engine.lives.delete(T, "s")
+    engine.sessions.delete(T, "s")
     clock.now += 1
     engine.create(T, "pulse", session_id="s")
     (new,) = store.load_many([key])
@@ -278,7 +278,7 @@ def test_a_session_created_anew_is_another_one(engine: Engine, store: LmdbStore,
     assert isinstance(new, Record)
     assert old.step == new.step
     assert store.commit_many([Change(key, old.revision, old._replace(revision=old.revision + 1, step=1))]) == [False]
-    assert engine.lives.session(T, "s").record.step == 0
+    assert engine.sessions.get(T, "s").record.step == 0
 
 
 def test_a_state_that_is_not_finite_is_never_kept(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,11 +295,11 @@ def test_a_state_that_is_not_finite_is_never_kept(engine: Engine, monkeypatch: p
         return outputs, after
 
     monkeypatch.setattr(StepModel, "run", spoil)
-    good, bad = (gevent.spawn(engine.steps.one, T, name, [[value]]) for name, value in (("good", 500), ("bad", 666)))
+    good, bad = (gevent.spawn(engine.steps.step, T, name, [[value]]) for name, value in (("good", 500), ("bad", 666)))
     assert good.get().step == 1
     bad.join()
     assert isinstance(bad.exception, NotFiniteError)
-    assert engine.lives.session(T, "bad").record.step == 0
+    assert engine.sessions.get(T, "bad").record.step == 0
 
 
 def test_a_call_has_a_most_of_steps(tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ def test_a_call_has_a_most_of_steps(tmp_path: Path) -> None:
     engine.start()
     engine.create(T, "pulse", session_id="s", inputs=[[500]] * 3)
     with pytest.raises(InvalidInputError, match="inputs: at most 3 steps a call, not 4"):
-        engine.steps.one(T, "s", [[500]] * 4)
+        engine.steps.step(T, "s", [[500]] * 4)
     with pytest.raises(InvalidInputError, match=r"inputs\[1\]: at most 3 steps"):
         engine.predict("pulse", None, [[[500]], [[500]] * 4], 0)
     engine.close()
@@ -355,14 +355,14 @@ def test_what_is_counted_holds_up_no_answer(store: LmdbStore, caplog: pytest.Log
     engine = Engine(open_all(ZOO), store, Limits(), observer=watching)
     engine.start()
     engine.create(T, "pulse", session_id="s")
-    assert engine.steps.one(T, "s", [[500]]).step == 1
+    assert engine.steps.step(T, "s", [[500]]).step == 1
     for _ in range(2):
-        turn()
-    assert "what was committed could not be counted" in caplog.text
+        take_loop_turn()
+    assert "the committed steps could not be counted" in caplog.text
     watching.told = told = list[list[float]]()
-    assert engine.steps.one(T, "s", [[500], [500]]).step == 3
+    assert engine.steps.step(T, "s", [[500], [500]]).step == 3
     assert told == []
     for _ in range(2):
-        turn()
+        take_loop_turn()
     assert [inputs for inputs, *_ in told] == [2.0]
     engine.close()

@@ -9,8 +9,8 @@ import pytest
 
 from onward.model.repository import open_all
 from onward.model.runner import StepModel
-from onward.service.engine.event_loop import AT_ONCE, Turns, by_turns
-from onward.service.engine.input_parsing import PIECE, Intake
+from onward.service.engine.event_loop import AT_ONCE, LoopTurns, in_loop_turns
+from onward.service.engine.input_parsing import PIECE, InputParser
 from onward.service.errors import InvalidInputError
 from tests.helpers.recorded_bundles import make_bundle
 
@@ -23,7 +23,7 @@ def counting(what: Callable[[], Any] = lambda: None) -> Iterator[list[Any]]:
     seen: list[Any] = []
 
     def beside() -> None:
-        turns = Turns()
+        turns = LoopTurns()
         while True:
             seen.append(what())
             turns.take()
@@ -42,23 +42,23 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> StepModel:
 
 def test_few_items_are_given_without_a_turn() -> None:
     few = list(range(AT_ONCE))
-    assert by_turns(few) is few
+    assert in_loop_turns(few) is few
 
 
 def test_items_are_given_a_few_in_each_turn() -> None:
     done: list[int] = []
     with counting(lambda: len(done)) as seen:
-        done.extend(by_turns(range(1000)))
+        done.extend(in_loop_turns(range(1000)))
     assert done == list(range(1000))
     assert len(seen) >= 1000 // AT_ONCE
 
 
 def test_long_inputs_are_read_in_pieces(model: StepModel) -> None:
     """As bytes and as numbers alike, before they wait in a queue."""
-    intake = Intake(MOST)
+    parser = InputParser(MOST)
     for inputs in ([10.0] * MOST, [[10.0]] * MOST, bytes(4 * MOST)):
         with counting() as seen:
-            _, array = intake.measured(model, inputs)
+            _, array = parser.measure(model, inputs)
         assert array is not None
         assert array.shape == (MOST, 1)
         assert len(seen) >= MOST // PIECE
@@ -68,4 +68,4 @@ def test_a_fault_in_a_later_piece_is_named_by_its_place(model: StepModel) -> Non
     inputs: list[Any] = [10.0] * MOST
     inputs[-1] = None
     with pytest.raises(InvalidInputError, match=rf"inputs\[{MOST - 1}\]\[0\]: null"):
-        Intake(MOST).array(model, inputs)
+        InputParser(MOST).parse(model, inputs)

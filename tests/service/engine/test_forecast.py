@@ -14,10 +14,10 @@ from flask.testing import FlaskClient
 from onward.model import checks, distribution
 from onward.model.repository import open_all, open_bundle
 from onward.service.app import create_app
-from onward.service.engine.batching.work_item import Work
+from onward.service.engine.batching.work_item import WorkItem
 from onward.service.engine.engine import Engine, Limits
-from onward.service.engine.event_loop import by_turns
-from onward.service.engine.forecasting.forecast_start import Ahead
+from onward.service.engine.event_loop import in_loop_turns
+from onward.service.engine.forecasting.forecast_start import ForecastRequest
 from onward.service.errors import InvalidInputError, NoForecastError, NotFiniteError
 from onward.service.http import response_schemas
 from onward.service.settings import Settings
@@ -65,7 +65,7 @@ def test_paths_have_the_closed_forms_quantiles(tmp_path: Path, opened: Opener) -
     engine, start, samples = opened(), 3.0, 1000
     engine.create(T, "ar1", session_id="s", inputs=[start])
     levels = (0.05, 0.25, 0.5, 0.9, 0.99)
-    told = engine.forecasts.sample(T, "s", Ahead(24), samples=samples, levels=levels, seed=7)
+    told = engine.forecasts.sample(T, "s", ForecastRequest(24), samples=samples, levels=levels, seed=7)
     assert told.mean is not None
     assert told.quantiles is not None
     assert (told.mean.shape, told.quantiles.shape, told.paths.shape) == ((24, 1), (24, 1, 5), (samples, 24, 1))
@@ -87,31 +87,31 @@ def test_the_same_seed_draws_the_same_bits_in_any_batch(engine: Engine, monkeypa
     inputs = pulse(30)
     engine.create(T, "pulse", session_id="f", inputs=inputs[:10])
     engine.create(T, "pulse", session_id="s")
-    alone = engine.forecasts.sample(T, "f", Ahead(20), samples=6, seed=11)
+    alone = engine.forecasts.sample(T, "f", ForecastRequest(20), samples=6, seed=11)
     sizes: list[int] = []
-    executor = engine._dispatch.queues[engine.models.named("pulse")].executor
+    executor = engine._batchers.by_model[engine.models.named("pulse")].executor
     run = executor.run
 
-    def counted(batch: Sequence[Work]) -> None:
+    def counted(batch: Sequence[WorkItem]) -> None:
         sizes.append(len(batch))
         run(batch)
 
     monkeypatch.setattr(executor, "run", counted)
     drawing = [
-        gevent.spawn(engine.forecasts.sample, T, "f", Ahead(20), samples=samples, seed=seed)
+        gevent.spawn(engine.forecasts.sample, T, "f", ForecastRequest(20), samples=samples, seed=seed)
         for samples, seed in ((6, 11), (40, 11), (6, 12))
     ]
     for row in inputs:
-        engine.steps.one(T, "s", [row])
+        engine.steps.step(T, "s", [row])
     same, more, other = (one.get() for one in drawing)
     assert same.paths.tobytes() == alone.paths.tobytes()
     assert np.array_equal(same.quantiles, alone.quantiles)  # type: ignore[arg-type]
     assert more.paths[:6].tobytes() == alone.paths.tobytes()  # a path is its number's, however many there are
     assert not np.isin(other.paths, alone.paths).any()
     assert max(sizes) == 6 + 40 + 6 + 1
-    told = [engine.forecasts.sample(T, "f", Ahead(2), samples=2) for _ in range(2)]
+    told = [engine.forecasts.sample(T, "f", ForecastRequest(2), samples=2) for _ in range(2)]
     assert told[0].seed != told[1].seed
-    again = engine.forecasts.sample(T, "f", Ahead(2), samples=2, seed=told[0].seed)
+    again = engine.forecasts.sample(T, "f", ForecastRequest(2), samples=2, seed=told[0].seed)
     assert again.paths.tobytes() == told[0].paths.tobytes()
 
 
@@ -121,15 +121,17 @@ def test_what_if_is_a_step_that_never_was(engine: Engine, store: LmdbStore) -> N
     engine.create(T, "pulse", session_id="s", inputs=inputs[:10])
     (before,) = store.load_many([records.key(T, "s")])
     assert isinstance(before, Record)
-    rolled = engine.forecasts.roll(T, "s", Ahead(7, inputs[10:]))
-    drawn = engine.forecasts.sample(T, "s", Ahead(7, inputs[10:]), samples=5, seed=3)
+    rolled = engine.forecasts.roll(T, "s", ForecastRequest(7, inputs[10:]))
+    drawn = engine.forecasts.sample(T, "s", ForecastRequest(7, inputs[10:]), samples=5, seed=3)
     (after,) = store.load_many([records.key(T, "s")])
     assert isinstance(after, Record)
     assert after.to_bytes() == before.to_bytes()
     assert (rolled.step, drawn.step) == (10, 10)
-    engine.steps.one(T, "s", inputs[10:])
-    assert engine.forecasts.roll(T, "s", Ahead(7)).outputs["mean"].tobytes() == rolled.outputs["mean"].tobytes()
-    later = engine.forecasts.sample(T, "s", Ahead(7), samples=5, seed=3)
+    engine.steps.step(T, "s", inputs[10:])
+    assert (
+        engine.forecasts.roll(T, "s", ForecastRequest(7)).outputs["mean"].tobytes() == rolled.outputs["mean"].tobytes()
+    )
+    later = engine.forecasts.sample(T, "s", ForecastRequest(7), samples=5, seed=3)
     assert later.paths.tobytes() == drawn.paths.tobytes()
     assert np.array_equal(later.quantiles, drawn.quantiles)  # type: ignore[arg-type]
 
@@ -141,7 +143,7 @@ def test_the_first_step_is_exact(tmp_path: Path, opened: Opener, head: str) -> N
     engine = opened()
     _, answer = engine.create(T, "tiny", session_id="s", inputs=[[11.0, 19.0]])
     levels = (0.01, 0.3, 0.97)
-    told = engine.forecasts.sample(T, "s", Ahead(3), samples=50, levels=levels, seed=1)
+    told = engine.forecasts.sample(T, "s", ForecastRequest(3), samples=50, levels=levels, seed=1)
     assert told.quantiles is not None
     assert told.mean is not None
     said = model.manifest.head
@@ -164,12 +166,12 @@ def test_a_model_is_rolled_with_what_it_does_not_predict(tmp_path: Path, opened:
         z, x = said[-1].tolist()
         said.append(loop.step([x, y, z])["mean"])
     for written in (future, [[y] for y in future], [{"y": y} for y in future], [*future, 1.0]):
-        rolled = engine.forecasts.roll(T, "s", Ahead(4, future=written))
+        rolled = engine.forecasts.roll(T, "s", ForecastRequest(4, future=written))
         assert rolled.outputs["mean"].tobytes() == np.stack(said).tobytes()
-    other = engine.forecasts.roll(T, "s", Ahead(4, future=[22.0, 25.0, 20.0]))
+    other = engine.forecasts.roll(T, "s", ForecastRequest(4, future=[22.0, 25.0, 20.0]))
     assert np.array_equal(other.outputs["mean"][:3], np.stack(said[:3]))
     assert not np.array_equal(other.outputs["mean"][3], said[3])
-    paths = engine.forecasts.sample(T, "s", Ahead(4, future=future), samples=3, seed=1).paths
+    paths = engine.forecasts.sample(T, "s", ForecastRequest(4, future=future), samples=3, seed=1).paths
     cold = loop_along(tmp_path / "models/tiny/1", given, future, paths[0])
     assert paths.shape == (3, 4, 2)
     again = np.random.default_rng(np.random.SeedSequence(1, spawn_key=(0,)))
@@ -193,7 +195,7 @@ def test_categories_are_counted(tmp_path: Path, opened: Opener) -> None:
     markov(tmp_path / "models", CHANCES, "abc", unknown=True)
     engine = opened()
     engine.create(T, "markov", session_id="s", inputs=["b"])
-    told = engine.forecasts.sample(T, "s", Ahead(4), samples=1000, seed=5)
+    told = engine.forecasts.sample(T, "s", ForecastRequest(4), samples=1000, seed=5)
     assert told.top is not None
     assert told.probability is not None
     assert told.top[0] == [2, 0, 1, 3]
@@ -216,8 +218,8 @@ def test_paths_beyond_finite_numbers_are_refused(tmp_path: Path, opened: Opener)
     for name in "ab":
         engine.create(T, "ar1", session_id=name, inputs=[1.0])
     for horizon in (1, 3):
-        drawing = gevent.spawn(engine.forecasts.sample, T, "a", Ahead(horizon), samples=100, seed=1)
-        assert engine.steps.one(T, "b", [[2.0]]).outputs["mean"][0, 0] == pytest.approx(2 * PHI)
+        drawing = gevent.spawn(engine.forecasts.sample, T, "a", ForecastRequest(horizon), samples=100, seed=1)
+        assert engine.steps.step(T, "b", [[2.0]]).outputs["mean"][0, 0] == pytest.approx(2 * PHI)
         with pytest.raises(NotFiniteError):
             drawing.get()
 
@@ -310,7 +312,7 @@ def test_paths_are_made_by_turns() -> None:
     """A thousand of them are not made before anyone else runs, and none is lost."""
     seen: list[int] = []
     other = gevent.spawn(lambda: seen.append(-1))
-    seen.extend(by_turns(range(200)))
+    seen.extend(in_loop_turns(range(200)))
     assert [place for place in seen if place >= 0] == [*range(200)]
     assert 0 < seen.index(-1) < 100
     other.get()
@@ -324,5 +326,5 @@ def test_predictions_without_a_session_do_not_take_a_future(tmp_path: Path, open
         engine.predict("tiny", None, [[[1, 2, 3]]], 2)
     engine.create(T, "tiny", session_id="s")
     with pytest.raises(InvalidInputError, match="future"):
-        engine.forecasts.roll(T, "s", Ahead(2))
-    assert len(engine.forecasts.roll(T, "s", Ahead(1)).outputs) == 1
+        engine.forecasts.roll(T, "s", ForecastRequest(2))
+    assert len(engine.forecasts.roll(T, "s", ForecastRequest(1)).outputs) == 1

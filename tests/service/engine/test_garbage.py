@@ -10,9 +10,9 @@ import pytest
 
 from onward.model.repository import open_all
 from onward.model.sampling.generation import GenerationOptions
-from onward.service.engine.batching.work_item import Asked
+from onward.service.engine.batching.work_item import StepRequest
 from onward.service.engine.engine import Engine, Limits
-from onward.service.engine.forecasting.forecast_start import Ahead
+from onward.service.engine.forecasting.forecast_start import ForecastRequest
 from onward.service.http import problems, steps
 from onward.service.store.lmdb import LmdbStore
 from onward.service.websocket.endpoint import Conversation
@@ -35,18 +35,20 @@ REQUESTS: dict[str, Any] = {
     ),
     "stream": lambda engine: Conversation(engine, "s").answers([(b'{"inputs": [10]}', True), (b"{}", True)]),
     "stream of no session": lambda engine: Conversation(engine, "none").answers([(b'{"inputs": [10]}', True)] * 2),
-    "in order": lambda engine: engine.steps.in_order(T, [Asked("s", [10]), Asked("s", BEYOND), Asked("s", ["a"])]),
+    "in order": lambda engine: engine.steps.step_in_order(
+        T, [StepRequest("s", [10]), StepRequest("s", BEYOND), StepRequest("s", ["a"])]
+    ),
     "create": lambda engine: engine.create(T, "tiny", inputs=[10]),
     "create beyond what is finite": lambda engine: engine.create(T, "tiny", inputs=BEYOND),
     "predict": lambda engine: engine.predict("tiny", None, [[10], [11]], 5),
     "predict beyond what is finite": lambda engine: engine.predict("tiny", None, [[10], BEYOND], 5),
     "predict of nonsense": lambda engine: engine.predict("tiny", None, [["a"]], 5),
-    "forecast": lambda engine: engine.forecasts.roll(T, "s", Ahead(5, [10])),
-    "forecast beyond what is finite": lambda engine: engine.forecasts.roll(T, "s", Ahead(5, BEYOND)),
-    "sample paths": lambda engine: engine.forecasts.sample(T, "s", Ahead(5), samples=3),
-    "draw": lambda engine: list(engine.draws.begin(T, "s", Ahead(5), GenerationOptions()).steps()),
-    "migrate": lambda engine: engine.past.migrate(T, "s", None),
-    "rewind too far": lambda engine: engine.past.rewind(T, "s", 10**9),
+    "forecast": lambda engine: engine.forecasts.roll(T, "s", ForecastRequest(5, [10])),
+    "forecast beyond what is finite": lambda engine: engine.forecasts.roll(T, "s", ForecastRequest(5, BEYOND)),
+    "sample paths": lambda engine: engine.forecasts.sample(T, "s", ForecastRequest(5), samples=3),
+    "draw": lambda engine: list(engine.generations.begin(T, "s", ForecastRequest(5), GenerationOptions()).steps()),
+    "migrate": lambda engine: engine.history.migrate(T, "s", None),
+    "rewind too far": lambda engine: engine.history.rewind(T, "s", 10**9),
 }
 
 

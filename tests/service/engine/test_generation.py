@@ -14,7 +14,7 @@ from onward.model.repository import open_all
 from onward.model.sampling.generation import GeneratedStep, GenerationEnd, GenerationOptions
 from onward.service.app import create_app
 from onward.service.engine.engine import Engine, Limits
-from onward.service.engine.forecasting.forecast_start import Ahead
+from onward.service.engine.forecasting.forecast_start import ForecastRequest
 from onward.service.http import response_schemas
 from onward.service.settings import Settings
 from onward.service.store.lmdb import LmdbStore
@@ -64,12 +64,12 @@ def client(engine: Engine) -> FlaskClient:
 def drawn(
     engine: Engine,
     session: str,
-    ahead: Ahead,
+    ahead: ForecastRequest,
     wish: GenerationOptions = GenerationOptions(),  # noqa: B008
     seed: int = 1,
 ) -> list[GeneratedStep]:
     """The steps of a draw that comes to its horizon."""
-    *steps, end = engine.draws.begin(T, session, ahead, wish, seed=seed).steps()
+    *steps, end = engine.generations.begin(T, session, ahead, wish, seed=seed).steps()
     assert isinstance(end, GenerationEnd)
     assert end.reason == "horizon"
     assert len(steps) == ahead.horizon
@@ -91,7 +91,7 @@ def ask(client: FlaskClient, session: str, headers: dict[str, str] | None = None
 def test_tokens_follow_the_chain(engine: Engine) -> None:
     """Each is drawn by what the model says after the one before; what stands for any other never is."""
     engine.create(T, "markov", session_id="s")
-    steps = drawn(engine, "s", Ahead(3000))
+    steps = drawn(engine, "s", ForecastRequest(3000))
     places = tokens(steps)
     listed = np.array(CHANCES)[:3, :3]
     listed /= listed.sum(axis=1, keepdims=True)
@@ -110,9 +110,9 @@ def test_a_draw_is_the_first_sample_path(engine: Engine) -> None:
     engine.create(T, "characters", session_id="c", inputs=PROMPT)
     engine.create(T, "covariate", session_id="v")
     for session, ahead in {
-        "p": Ahead(12),
-        "c": Ahead(12, "next"),
-        "v": Ahead(5, [[10, 20, 30]], [[21], [22], [19], [18]]),
+        "p": ForecastRequest(12),
+        "c": ForecastRequest(12, "next"),
+        "v": ForecastRequest(5, [[10, 20, 30]], [[21], [22], [19], [18]]),
     }.items():
         path = engine.forecasts.sample(T, session, ahead, samples=2, seed=5).paths[0]
         steps = drawn(engine, session, ahead, seed=5)
@@ -127,25 +127,25 @@ def test_without_heat_a_draw_is_what_a_forecast_feeds_back(engine: Engine) -> No
     engine.create(T, "points", session_id="o", inputs=pulse(5))
     engine.create(T, "characters", session_id="c")
     for session, inputs, temperature, name in (("p", None, 0.0, "mean"), ("o", None, 1.0, "point")):
-        rolled = engine.forecasts.roll(T, session, Ahead(9, inputs)).outputs[name]
-        steps = drawn(engine, session, Ahead(9, inputs), GenerationOptions(temperature))
+        rolled = engine.forecasts.roll(T, session, ForecastRequest(9, inputs)).outputs[name]
+        steps = drawn(engine, session, ForecastRequest(9, inputs), GenerationOptions(temperature))
         assert np.stack([step.values for step in steps]).tobytes() == rolled.tobytes()
     loop, names = BareLoop(ZOO / "characters/1"), engine.models.named("characters").manifest.categories
     said = loop.run([[names.index(character)] for character in PROMPT])
     greedy = [int(said["top"][-1, 0])]
     for _ in range(29):
         greedy.append(int(loop.step([greedy[-1]])["top"][0]))
-    assert tokens(drawn(engine, "c", Ahead(30, PROMPT), GenerationOptions(0.0))) == greedy
-    assert tokens(drawn(engine, "c", Ahead(30, PROMPT), GenerationOptions(top_k=1))) == greedy
-    assert tokens(drawn(engine, "c", Ahead(30, PROMPT), GenerationOptions(top_p=1e-9))) == greedy
-    assert tokens(drawn(engine, "c", Ahead(30, PROMPT))) != greedy
+    assert tokens(drawn(engine, "c", ForecastRequest(30, PROMPT), GenerationOptions(0.0))) == greedy
+    assert tokens(drawn(engine, "c", ForecastRequest(30, PROMPT), GenerationOptions(top_k=1))) == greedy
+    assert tokens(drawn(engine, "c", ForecastRequest(30, PROMPT), GenerationOptions(top_p=1e-9))) == greedy
+    assert tokens(drawn(engine, "c", ForecastRequest(30, PROMPT))) != greedy
 
 
 def test_temperature_scales_the_spread(engine: Engine) -> None:
     """Of numbers, around the centre, exactly: the same draw at half the heat is half as far away."""
     engine.create(T, "pulse", session_id="p", inputs=pulse(20))
     (centre,), (whole,), (half,) = (
-        drawn(engine, "p", Ahead(1), GenerationOptions(temperature)) for temperature in (0.0, 1.0, 0.5)
+        drawn(engine, "p", ForecastRequest(1), GenerationOptions(temperature)) for temperature in (0.0, 1.0, 0.5)
     )
     assert half.values - centre.values == pytest.approx((whole.values - centre.values) / 2, rel=1e-3)
     assert abs(whole.values - centre.values).max() > 0
@@ -155,16 +155,18 @@ def test_what_was_drawn_or_read_is_penalised(engine: Engine) -> None:
     """Of equal categories, with a penalty that nothing outweighs, each comes once before any comes twice."""
     engine.create(T, "even", session_id="s")
     for seed in range(5):
-        assert sorted(tokens(drawn(engine, "s", Ahead(5), GenerationOptions(repetition_penalty=50), seed))) == [
+        assert sorted(
+            tokens(drawn(engine, "s", ForecastRequest(5), GenerationOptions(repetition_penalty=50), seed))
+        ) == [
             0,
             1,
             2,
             3,
             4,
         ]
-        after = tokens(drawn(engine, "s", Ahead(3, [20, 40]), GenerationOptions(repetition_penalty=50), seed))
+        after = tokens(drawn(engine, "s", ForecastRequest(3, [20, 40]), GenerationOptions(repetition_penalty=50), seed))
         assert sorted(after) == [0, 2, 4]
-    assert len(set(tokens(drawn(engine, "s", Ahead(5), seed=3)))) < 5
+    assert len(set(tokens(drawn(engine, "s", ForecastRequest(5), seed=3)))) < 5
 
 
 def test_a_draw_ends_after_a_stop(client: FlaskClient) -> None:

@@ -40,13 +40,13 @@ def test_anomalies_are_calibrated(tmp_path: Path) -> None:
     engine = serving(tmp_path / "store", model)
     series = noise(model, 6000, np.random.default_rng(0), lambda _: 1.0)
     engine.create(T, "tiny", session_id="s")
-    told = engine.steps.one(T, "s", series).outputs[ANOMALY]
+    told = engine.steps.step(T, "s", series).outputs[ANOMALY]
     assert np.isnan(told[:MIN_SCORES]).all()
     assert not np.isnan(told[MIN_SCORES:]).any()
     error = 4 * math.sqrt(0.05 * 0.95 / 6000)  # neighbours share most of a ring, and so some more
     assert 0.05 - error < float((told[MIN_SCORES:] >= np.float32(0.95)).mean()) < 0.05 + error
     assert float((told[MIN_SCORES:] >= np.float32(0.99)).mean()) < 0.01 + error / 2
-    assert engine.steps.one(T, "s", [[series[-1][0] + 100]]).outputs[ANOMALY][0] > 0.99
+    assert engine.steps.step(T, "s", [[series[-1][0] + 100]]).outputs[ANOMALY][0] > 0.99
     engine.close()
 
 
@@ -57,7 +57,7 @@ def test_corrected_intervals_hold_their_share_when_noise_triples(tmp_path: Path)
     series = noise(model, 5000, np.random.default_rng(0), lambda step: 3.0 if step >= 2000 else 1.0)
     engine.create(T, "tiny", session_id="s", interval=0.8)
     outputs = np.concatenate(
-        [engine.steps.one(T, "s", series[start : start + 500]).outputs for start in range(0, 5000, 500)]
+        [engine.steps.step(T, "s", series[start : start + 500]).outputs for start in range(0, 5000, 500)]
     )
     actual = np.array(series[1:])[:, 0]
     own = before(model, outputs)[1:]
@@ -69,7 +69,7 @@ def test_corrected_intervals_hold_their_share_when_noise_triples(tmp_path: Path)
         assert inside[start : start + 1000].mean() < 0.45
     for start in range(200, 4000, 200):
         assert held[start : start + 1000].mean() == pytest.approx(0.8, abs=0.02)
-    _, interval = engine.accuracy(engine.lives.session(T, "s").record)
+    _, interval = engine.accuracy(engine.sessions.get(T, "s").record)
     assert interval is not None
     assert interval.wanted == 0.8
     assert interval.coverage["x"] == pytest.approx(held[3:].sum() / 4996)  # 4 inputs had none with an end
@@ -83,7 +83,7 @@ def test_intervals_are_the_papers(tmp_path: Path, head: str) -> None:
     model = make_bundle(tmp_path / "models", head=head, features=("x", "y", "z"), targets=("z", "x"))
     engine, series = serving(tmp_path / "store", model), draw(1, STEPS, 3, seed=9)[0]
     session, _ = engine.create(T, "tiny", interval=0.9, inputs=series[:40].tolist())
-    outputs = engine.steps.one(T, session.session_id, series[40:].tolist()).outputs
+    outputs = engine.steps.step(T, session.session_id, series[40:].tolist()).outputs
     played_all = stepped_outputs(model, series)
     said = before(model, played_all)
     spread: Callable[[Outputs], NDArray[np.float32]] = {
@@ -111,7 +111,7 @@ def test_intervals_are_the_papers(tmp_path: Path, head: str) -> None:
             if step >= 40:
                 high = played_all[centre][step, place] + reach * spread(played_all)[step, place]
                 assert outputs[HIGH][step - 40, place] == pytest.approx(high, rel=1e-5)
-        _, interval = engine.accuracy(engine.lives.session(T, session.session_id).record)
+        _, interval = engine.accuracy(engine.sessions.get(T, session.session_id).record)
         assert interval is not None
         target = ("z", "x")[place]
         assert interval.alpha[target] == pytest.approx(alpha)

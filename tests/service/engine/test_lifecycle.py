@@ -6,7 +6,7 @@ import pytest
 
 from onward.model.repository import open_all
 from onward.service.engine.engine import Engine, Limits
-from onward.service.engine.sessions.lifecycle import Chosen
+from onward.service.engine.sessions.lifecycle import SessionFilter
 from onward.service.errors import (
     InvalidInputError,
     ModelGoneError,
@@ -39,68 +39,68 @@ def test_a_fork_goes_its_own_way(engine: Engine) -> None:
     inputs = pulse(6)
     expected = BareLoop(ZOO / "pulse/1").run(inputs)["mean"]
     engine.create(T, "pulse", session_id="a", ttl_s=50)
-    engine.steps.one(T, "a", inputs[:3], request_id="r")
-    forked = engine.lives.fork(T, "a", "b", None)
+    engine.steps.step(T, "a", inputs[:3], request_id="r")
+    forked = engine.sessions.fork(T, "a", "b", None)
     assert (forked.record.step, forked.record.ttl_s) == (3, 50)
-    assert forked.record.surprise == engine.lives.session(T, "a").record.surprise
-    assert engine.steps.one(T, "b", [[600.0]], request_id="r").step == 4
-    again = engine.lives.fork(T, "b", None, 70)
+    assert forked.record.surprise == engine.sessions.get(T, "a").record.surprise
+    assert engine.steps.step(T, "b", [[600.0]], request_id="r").step == 4
+    again = engine.sessions.fork(T, "b", None, 70)
     assert (again.record.step, again.record.ttl_s) == (4, 70)
-    assert engine.steps.one(T, "a", inputs[3:]).outputs["mean"].tobytes() == expected[3:].tobytes()
-    one, other = (engine.steps.one(T, name, inputs[3:]).outputs.tobytes() for name in ("b", again.session_id))
+    assert engine.steps.step(T, "a", inputs[3:]).outputs["mean"].tobytes() == expected[3:].tobytes()
+    one, other = (engine.steps.step(T, name, inputs[3:]).outputs.tobytes() for name in ("b", again.session_id))
     assert one == other
     with pytest.raises(SessionExistsError):
-        engine.lives.fork(T, "a", "b", None)
+        engine.sessions.fork(T, "a", "b", None)
     with pytest.raises(UnknownSessionError):
-        engine.lives.fork(T, "nobody", None, None)
+        engine.sessions.fork(T, "nobody", None, None)
 
 
 def test_a_session_is_carried_away_and_back(sealing: Engine) -> None:
     """With its last requests: retries get their answers. Not where it lives, nor altered."""
     inputs = pulse(4)
     sealing.create(T, "pulse", session_id="a")
-    first = [sealing.steps.one(T, "a", inputs[at : at + 1], request_id=f"r{at}") for at in range(2)]
-    _, signed = sealing.carried.exported(T, "a")
+    first = [sealing.steps.step(T, "a", inputs[at : at + 1], request_id=f"r{at}") for at in range(2)]
+    _, signed = sealing.transfer.export(T, "a")
     with pytest.raises(SessionExistsError):
-        sealing.carried.restored(T, "a", signed)
+        sealing.transfer.restore(T, "a", signed)
     for wrong in (signed[:-1] + bytes([signed[-1] ^ 1]), signed[:40], b"", SignedTokens(["x" * 32]).sign(signed[36:])):
         with pytest.raises(InvalidInputError):
-            sealing.carried.restored(T, "b", wrong)
+            sealing.transfer.restore(T, "b", wrong)
     with pytest.raises(InvalidInputError, match="another tenant"):
-        sealing.carried.restored("other", "b", signed)
-    sealing.steps.one(T, "a", inputs[3:])
-    sealing.lives.delete(T, "a")
-    assert sealing.carried.restored(T, "a", signed).record.step == 2
-    again = [sealing.steps.one(T, "a", inputs[at : at + 1], request_id=f"r{at}") for at in range(2)]
+        sealing.transfer.restore("other", "b", signed)
+    sealing.steps.step(T, "a", inputs[3:])
+    sealing.sessions.delete(T, "a")
+    assert sealing.transfer.restore(T, "a", signed).record.step == 2
+    again = [sealing.steps.step(T, "a", inputs[at : at + 1], request_id=f"r{at}") for at in range(2)]
     assert [(one.step, one.outputs.tobytes()) for one in again] == [
         (n, one.outputs.tobytes()) for n, one in enumerate(first, 1)
     ]
     expected = BareLoop(ZOO / "pulse/1").run(inputs)["mean"]
-    assert sealing.steps.one(T, "a", inputs[2:]).outputs["mean"].tobytes() == expected[2:].tobytes()
+    assert sealing.steps.step(T, "a", inputs[2:]).outputs["mean"].tobytes() == expected[2:].tobytes()
     sealing.models.named("pulse").digest = bytes(32)
     with pytest.raises(ModelGoneError):
-        sealing.carried.restored(T, "c", signed)
+        sealing.transfer.restore(T, "c", signed)
 
 
 def test_a_record_of_another_version_of_onward_is_not_called_forged(sealing: Engine) -> None:
     """It was signed with this secret, and cannot be read here: which of the two is said."""
     sealing.create(T, "pulse", session_id="a")
     seal = SignedTokens([SECRET])
-    data = seal.verify(sealing.carried.exported(T, "a")[1])
+    data = seal.verify(sealing.transfer.export(T, "a")[1])
     with pytest.raises(InvalidInputError, match="it is of format 3, and this version reads formats 4 and 5"):
-        sealing.carried.restored(T, "b", seal.sign(data[:3] + b"\x03" + data[4:]))
+        sealing.transfer.restore(T, "b", seal.sign(data[:3] + b"\x03" + data[4:]))
     with pytest.raises(InvalidInputError, match="not a record that this service's secret has signed"):
-        sealing.carried.restored(T, "b", data)
+        sealing.transfer.restore(T, "b", data)
 
 
 def test_a_state_that_its_client_holds(sealing: Engine, clock: Clock) -> None:
     """Steps as a session's, with nothing kept; not with another model, tenant or version, and not for ever."""
     inputs = pulse(5)
     expected = BareLoop(ZOO / "pulse/1").run(inputs)["mean"]
-    held = sealing.carried.step(T, "pulse", None, inputs[:2], None)
+    held = sealing.stateless.step(T, "pulse", None, inputs[:2], None)
     assert (held.step, held.outputs["mean"].tobytes()) == (2, expected[:2].tobytes())
     for _ in range(2):  # from any state, as often as one likes
-        after = sealing.carried.step(T, "pulse", 1, inputs[2:], held.state)
+        after = sealing.stateless.step(T, "pulse", 1, inputs[2:], held.state)
         assert (after.step, after.outputs["mean"].tobytes()) == (5, expected[2:].tobytes())
     for tenant, name, version, state in (
         ("other", "pulse", None, held.state),
@@ -111,12 +111,12 @@ def test_a_state_that_its_client_holds(sealing: Engine, clock: Clock) -> None:
         (T, "pulse", None, "nonsense"),
     ):
         with pytest.raises((InvalidInputError, ModelGoneError)):
-            sealing.carried.step(tenant, name, version, [[1, 2, 3, 4]] if name == "weather" else inputs[:1], state)
+            sealing.stateless.step(tenant, name, version, [[1, 2, 3, 4]] if name == "weather" else inputs[:1], state)
     clock.now += 86_400
-    sealing.carried.step(T, "pulse", None, inputs[:1], held.state)
+    sealing.stateless.step(T, "pulse", None, inputs[:1], held.state)
     clock.now += 1
     with pytest.raises(StateExpiredError):
-        sealing.carried.step(T, "pulse", None, inputs[:1], held.state)
+        sealing.stateless.step(T, "pulse", None, inputs[:1], held.state)
     assert sealing.live_sessions() == {}
 
 
@@ -124,9 +124,9 @@ def test_without_a_secret_nothing_leaves(engine: Engine) -> None:
     """And the way out is named."""
     engine.create(T, "pulse", session_id="a")
     for ask in (
-        lambda: engine.carried.exported(T, "a"),
-        lambda: engine.carried.restored(T, "b", b""),
-        lambda: engine.carried.step(T, "pulse", None, [[500]], None),
+        lambda: engine.transfer.export(T, "a"),
+        lambda: engine.transfer.restore(T, "b", b""),
+        lambda: engine.stateless.step(T, "pulse", None, [[500]], None),
     ):
         with pytest.raises(NoSecretError, match="ONWARD_SECRET"):
             ask()
@@ -140,13 +140,13 @@ def test_many_are_ended_by_model_age_and_prefix(engine: Engine, clock: Clock) ->
         engine.create(T, "weather", session_id=name)
     engine.create("other", "pulse", session_id="a0")
     clock.now += 100
-    engine.steps.one(T, "a007", [[500]])
-    assert engine.lives.delete_many(T, Chosen("weather", "a")) == (0, False)
-    assert engine.lives.delete_many(T, Chosen(prefix="a", idle_s=100)) == (699, False)
-    assert [one.session_id for one in engine.lives.sessions(T, "", 10, None)[0]] == ["a007", "b1", "b2"]
+    engine.steps.step(T, "a007", [[500]])
+    assert engine.sessions.delete_many(T, SessionFilter("weather", "a")) == (0, False)
+    assert engine.sessions.delete_many(T, SessionFilter(prefix="a", idle_s=100)) == (699, False)
+    assert [one.session_id for one in engine.sessions.page(T, "", 10, None)[0]] == ["a007", "b1", "b2"]
     with pytest.raises(SessionEndedError) as ended:
-        engine.steps.one(T, "a008", [[500]])
+        engine.steps.step(T, "a008", [[500]])
     assert ended.value.reason == "deleted"
-    assert engine.lives.delete_many(T, Chosen("weather")) == (2, False)
-    assert engine.lives.delete_many(T, Chosen()) == (1, False)
-    assert engine.lives.session("other", "a0").record.step == 0
+    assert engine.sessions.delete_many(T, SessionFilter("weather")) == (2, False)
+    assert engine.sessions.delete_many(T, SessionFilter()) == (1, False)
+    assert engine.sessions.get("other", "a0").record.step == 0

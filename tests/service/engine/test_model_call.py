@@ -10,7 +10,7 @@ from onward.model.repository import open_all
 from onward.model.runner import StepModel
 from onward.service.engine.batching import cost
 from onward.service.engine.batching.cost import MOST_CHUNK, MOST_ROWS, Cost
-from onward.service.engine.batching.model_call import Caller, finite, joined, padded
+from onward.service.engine.batching.model_call import ModelCall, finite, joined, padded
 from tests.helpers.recorded_bundles import draw, make_bundle
 from tests.helpers.reference_loop import ZOO
 
@@ -19,7 +19,7 @@ from tests.helpers.reference_loop import ZOO
 def test_it_is_run_for_rows_of_bytes(tmp_path: Path, head: str) -> None:
     """Ragged and even batches, for each head: the same bits, and states that the layout itself reads."""
     model = make_bundle(tmp_path, layers=2, head=head, features=("x", "y"))
-    call, inputs = Caller(model), draw(5, 7, 2)
+    call, inputs = ModelCall(model), draw(5, 7, 2)
     for sizes in ([7, 7, 7, 7, 7], [1, 7, 3, 2, 5], [1, 1, 1, 1, 1]):
         before = model.layout.initial(5)
         lengths = np.array(sizes, np.int32)
@@ -31,20 +31,20 @@ def test_it_is_run_for_rows_of_bytes(tmp_path: Path, head: str) -> None:
         assert states.tobytes() == after.tobytes()
         for row, size in enumerate(sizes):
             assert outputs[row, :size].tobytes() == expected[row, :size].tobytes()
-        assert call.memories(states) == [row.tobytes() for row in after]
+        assert call.split(states) == [row.tobytes() for row in after]
 
 
 def test_only_rows_at_fault_are_not_sound() -> None:
     """Numbers without end in one row are that row's alone."""
     model = open_all(ZOO).models["pulse"][1]
-    call = Caller(model)
+    call = ModelCall(model)
     taken = [np.array([[value]], np.float32) for value in (500.0, 3e38, 501.0)]
     assert call(*padded(taken), model.layout.initial(3))[2] == [True, False, True]
 
 
 def test_joined_is_concatenated() -> None:
     model = open_all(ZOO).models["pulse"][1]
-    outputs, _, _ = Caller(model)(np.ones((1, 9, 1), np.float32), [9], model.layout.initial(1))
+    outputs, _, _ = ModelCall(model)(np.ones((1, 9, 1), np.float32), [9], model.layout.initial(1))
     assert joined([outputs[0, :4], outputs[0, 4:5], outputs[0, 5:]]).tobytes() == outputs[0].tobytes()
     assert finite(outputs)
 
@@ -75,7 +75,7 @@ def test_a_long_call_leaves_the_event_loop_to_others() -> None:
 def test_models_run_at_once_have_their_own_calls(tmp_path: Path) -> None:
     """A caller keeps nothing between calls: two models' rows in turns are as each alone."""
     models: list[StepModel] = [make_bundle(tmp_path, name=name, seed=seed) for seed, name in enumerate("ab")]
-    calls = [Caller(model) for model in models]
+    calls = [ModelCall(model) for model in models]
     inputs = draw(2, 3)
     alone = [calls[n](inputs[n : n + 1], [3], models[n].layout.initial(1))[0].tobytes() for n in range(2)]
     again = [calls[n](inputs[n : n + 1], [3], models[n].layout.initial(1))[0].tobytes() for n in (1, 0)]

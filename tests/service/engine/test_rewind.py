@@ -41,7 +41,7 @@ def test_any_of_the_last_steps_can_be_gone_back_to(
     session, _ = engine.create(T, "pulse", inputs=INPUTS[:seed] or None)
     name, step = session.session_id, seed
     for length in calls:
-        engine.steps.one(T, name, INPUTS[step % 200 : step % 200 + length])
+        engine.steps.step(T, name, INPUTS[step % 200 : step % 200 + length])
         step += length
     consumed = list(INPUTS[:seed])
     at = seed
@@ -50,14 +50,14 @@ def test_any_of_the_last_steps_can_be_gone_back_to(
         at += length
     back = data.draw(st.integers(max(seed, step - KEEP), step))
     expected = BareLoop(ZOO / "pulse/1").run([*consumed[:back], *INPUTS[300:310]])
-    rewound = engine.past.rewind(T, name, back).record
+    rewound = engine.history.rewind(T, name, back).record
     assert rewound.step == back
     assert rewound.surprise[0] == back
-    again = engine.steps.one(T, name, INPUTS[300:310])
+    again = engine.steps.step(T, name, INPUTS[300:310])
     assert (again.step, again.outputs["mean"].tobytes()) == (back + 10, expected["mean"][back:].tobytes())
     stepped, _ = engine.create(T, "pulse", inputs=[*consumed[:back], *INPUTS[300:310]])
-    assert engine.lives.session(T, name).record.surprise == pytest.approx(stepped.record.surprise)
-    kept = history.from_bytes(engine.lives.session(T, name).record.history)
+    assert engine.sessions.get(T, name).record.surprise == pytest.approx(stepped.record.surprise)
+    kept = history.from_bytes(engine.sessions.get(T, name).record.history)
     assert len(kept.points) <= 3
     assert len(kept.inputs) <= 2 * KEEP + 64
 
@@ -66,17 +66,17 @@ def test_what_cannot_be_gone_back_to_is_said(engine: Engine) -> None:
     """Too long ago, ahead, or never kept; and a request that was undone is not taken for a new one."""
     engine.create(T, "pulse", session_id="a")
     for step in range(100):
-        engine.steps.one(T, "a", INPUTS[step : step + 1], request_id=f"r{step}")
+        engine.steps.step(T, "a", INPUTS[step : step + 1], request_id=f"r{step}")
     for step in (0, 30):
         with pytest.raises(HistoryError, match="ONWARD_HISTORY"):
-            engine.past.rewind(T, "a", step)
+            engine.history.rewind(T, "a", step)
     with pytest.raises(InvalidInputError):
-        engine.past.rewind(T, "a", 101)
-    assert engine.past.rewind(T, "a", 100).record.step == 100
-    assert engine.past.rewind(T, "a", 90).record.step == 90
+        engine.history.rewind(T, "a", 101)
+    assert engine.history.rewind(T, "a", 100).record.step == 100
+    assert engine.history.rewind(T, "a", 90).record.step == 90
     with pytest.raises(LateRequestError):
-        engine.steps.one(T, "a", INPUTS[99:100], request_id="r99")
-    assert engine.past.rewind(T, "a", 85).record.step == 85
+        engine.steps.step(T, "a", INPUTS[99:100], request_id="r99")
+    assert engine.history.rewind(T, "a", 85).record.step == 85
 
 
 def test_without_a_history_there_is_no_way_back(tmp_path: Path) -> None:
@@ -84,8 +84,8 @@ def test_without_a_history_there_is_no_way_back(tmp_path: Path) -> None:
     plain = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits())
     plain.start()
     plain.create(T, "pulse", session_id="a", inputs=INPUTS[:5])
-    assert plain.lives.session(T, "a").record.history == b""
-    for ask in (lambda: plain.past.rewind(T, "a", 4), lambda: plain.past.migrate(T, "a", None)):
+    assert plain.sessions.get(T, "a").record.history == b""
+    for ask in (lambda: plain.history.rewind(T, "a", 4), lambda: plain.history.migrate(T, "a", None)):
         with pytest.raises(HistoryError):
             ask()
     plain.close()
@@ -109,25 +109,25 @@ def test_a_session_moves_to_another_version(tmp_path: Path) -> None:
     for name, steps in (("young", 15), ("old", 70)):
         engine.create(T, "m", version=1, session_id=name)
         for step in range(steps):
-            engine.steps.one(T, name, rows[step : step + 1])
+            engine.steps.step(T, name, rows[step : step + 1])
     with pytest.raises(UnknownVersionError):
-        engine.past.migrate(T, "young", 3)
-    session, replayed = engine.past.migrate(T, "young", None)
+        engine.history.migrate(T, "young", 3)
+    session, replayed = engine.history.migrate(T, "young", None)
     assert (session.record.ref.version, session.record.step, replayed) == (2, 15, 15)
     expected = BareLoop(tmp_path / "models/m/2").run(rows[:16])
-    assert engine.steps.one(T, "young", rows[15:16]).outputs["mean"].tobytes() == expected["mean"][15:].tobytes()
+    assert engine.steps.step(T, "young", rows[15:16]).outputs["mean"].tobytes() == expected["mean"][15:].tobytes()
     assert engine.live_sessions() == {("m", 1): 1, ("m", 2): 1}
     engine.close()
     del both.models["m"][1]
     engine = Engine(both, LmdbStore(tmp_path / "store"), Limits(history=KEEP))
     engine.start()
     with pytest.raises(ModelGoneError):
-        engine.steps.one(T, "old", rows[:1])
-    session, replayed = engine.past.migrate(T, "old", 2)
+        engine.steps.step(T, "old", rows[:1])
+    session, replayed = engine.history.migrate(T, "old", 2)
     assert session.record.step == 70
     assert KEEP <= replayed <= 2 * KEEP + 1
     expected = BareLoop(tmp_path / "models/m/2").run([*rows[70 - replayed :], rows[0]])
-    assert engine.steps.one(T, "old", rows[:1]).outputs["mean"].tobytes() == expected["mean"][-1:].tobytes()
+    assert engine.steps.step(T, "old", rows[:1]).outputs["mean"].tobytes() == expected["mean"][-1:].tobytes()
     engine.close()
 
 
@@ -139,10 +139,10 @@ def test_other_features_cannot_be_replayed(engine: Engine) -> None:
     assert history.meaning(features) != history.meaning(renamed)
     (record,) = engine._store.load_many([b"tenant/b"])
     foreign = history.from_bytes(record.history)._replace(features=history.meaning(renamed))  # type: ignore[union-attr]
-    assert engine.lives.replaced(T, "b", record, record._replace(history=foreign.to_bytes()))  # type: ignore[arg-type,call-arg,union-attr]
+    assert engine.sessions.replace(T, "b", record, record._replace(history=foreign.to_bytes()))  # type: ignore[arg-type,call-arg,union-attr]
     with pytest.raises(HistoryError, match="other features"):
-        engine.past.migrate(T, "b", None)
-    assert engine.lives.session(T, "b").record.step == 3
+        engine.history.migrate(T, "b", None)
+    assert engine.sessions.get(T, "b").record.step == 3
 
 
 def test_a_history_comes_back_from_its_bytes() -> None:
@@ -165,6 +165,6 @@ def test_a_long_call_counts_each_surprise_once_for_its_history(tmp_path: Path, m
     engine = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits(history=100))
     engine.start()
     engine.create(T, "pulse", session_id="s")
-    engine.steps.one(T, "s", [500.0] * 5000)
+    engine.steps.step(T, "s", [500.0] * 5000)
     assert sum(counted) <= 2 * 5000
     engine.close()

@@ -12,11 +12,11 @@ FOREVER = 1e9
 
 @dataclass(eq=False)
 class Item:
-    line: str
+    key: str
     left: int = 1
     deadline: float = FOREVER
     chunk: int = 64
-    over: bool = False
+    is_obsolete: bool = False
 
     @property
     def size(self) -> int:
@@ -68,7 +68,7 @@ def test_a_catch_up_does_not_hold_up_single_steps() -> None:
     for name in "abc":
         scheduler.add(Item(name))
     batches = run(scheduler)
-    assert [[item.line for item in batch] for batch in batches[:3]] == [["long"], ["a", "b", "c"], ["long"]]
+    assert [[item.key for item in batch] for batch in batches[:3]] == [["long"], ["a", "b", "c"], ["long"]]
 
 
 def test_what_is_late_is_dropped_before_it_runs() -> None:
@@ -86,7 +86,7 @@ def test_what_is_late_is_dropped_before_it_runs() -> None:
 def test_what_is_over_is_dropped_before_it_runs() -> None:
     """An item that nobody waits for any more takes no row of a batch."""
     scheduler = Scheduler[Item](max_rows=10, max_cells=10_000)
-    over, fine = Item("a", over=True), Item("b")
+    over, fine = Item("a", is_obsolete=True), Item("b")
     scheduler.add(over)
     scheduler.add(fine)
     assert scheduler.batch(0.0) == ([fine], [over])
@@ -106,7 +106,7 @@ def test_every_item_runs_to_its_end(drawn: list[tuple[str, int]], max_rows: int)
     done: dict[Item, int] = dict.fromkeys(items, 0)
     order: list[Item] = []
     while batch := scheduler.batch(0.0)[0]:
-        assert len({item.line for item in batch}) == len(batch) <= max_rows
+        assert len({item.key for item in batch}) == len(batch) <= max_rows
         longest = max(item.size for item in batch)
         assert sum(longest - item.size for item in batch) <= 0.25 * longest * len(batch)
         for item in batch:
@@ -120,7 +120,7 @@ def test_every_item_runs_to_its_end(drawn: list[tuple[str, int]], max_rows: int)
     assert done == sizes
     assert scheduler.waiting == 0
     for line in "abcdefg":
-        assert [item for item in order if item.line == line] == [item for item in items if item.line == line]
+        assert [item for item in order if item.key == line] == [item for item in items if item.key == line]
 
 
 @given(st.lists(st.integers(1, 200), min_size=1, max_size=20))
@@ -133,14 +133,14 @@ def test_no_line_waits_longer_than_a_round(lengths: list[int]) -> None:
     while batch := scheduler.batch(0.0)[0]:
         for item in batch:
             for line in since:
-                since[line] += line != item.line
-            since[item.line] = 0
+                since[line] += line != item.key
+            since[item.key] = 0
             item.left -= item.size
             if item.left:
                 scheduler.put_back(item)
             else:
                 scheduler.finish(item)
-                del since[item.line]
+                del since[item.key]
         assert all(turns <= 2 * len(lengths) for turns in since.values())
 
 
@@ -151,26 +151,26 @@ def test_limits_hold_and_nothing_starves(drawn: list[tuple[str, int]], max_rows:
     items = [Item(line, left) for line, left in drawn]
     for item in items:
         scheduler.add(item)
-    turns = list(dict.fromkeys(item.line for item in items))
+    turns = list(dict.fromkeys(item.key for item in items))
     while batch := scheduler.batch(0.0)[0]:
         longest = max(item.size for item in batch)
         assert len(batch) <= max_rows
         assert len(batch) == 1 or len(batch) * longest <= max_cells
         assert sum(longest - item.size for item in batch) < 0.25 * longest * len(batch)
-        assert turns[0] in [item.line for item in batch]
+        assert turns[0] in [item.key for item in batch]
         for item in batch:
-            turns.remove(item.line)
+            turns.remove(item.key)
             item.left -= item.size
             (scheduler.put_back if item.left else scheduler.finish)(item)
-            if item.left or any(one.left and one.line == item.line for one in items):
-                turns.append(item.line)
+            if item.left or any(one.left and one.key == item.key for one in items):
+                turns.append(item.key)
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans(), st.integers(0, 3)), max_size=30))
 def test_what_is_late_or_over_never_runs(drawn: list[tuple[str, bool, int]]) -> None:
     """Each item either runs or is dropped, once; the dropped are those that were late or over when their turn came."""
     scheduler = Scheduler[Item](max_rows=2, max_cells=100)
-    items = [Item(line, over=over, deadline=deadline) for line, over, deadline in drawn]
+    items = [Item(line, is_obsolete=over, deadline=deadline) for line, over, deadline in drawn]
     for item in items:
         scheduler.add(item)
     ran: list[Item] = []
@@ -178,8 +178,8 @@ def test_what_is_late_or_over_never_runs(drawn: list[tuple[str, bool, int]]) -> 
     now = 0.0
     while any(told := scheduler.batch(now)):
         batch, late = told
-        assert all(not item.over and item.deadline > now for item in batch)
-        assert all(item.over or item.deadline <= now for item in late)
+        assert all(not item.is_obsolete and item.deadline > now for item in batch)
+        assert all(item.is_obsolete or item.deadline <= now for item in late)
         ran += batch
         dropped += late
         for item in batch:

@@ -6,9 +6,9 @@ import gevent
 import pytest
 
 from onward.model.repository import open_all
-from onward.service.engine.batching.work_item import Asked
+from onward.service.engine.batching.work_item import StepRequest
 from onward.service.engine.engine import Engine, Limits
-from onward.service.engine.steps import Answer
+from onward.service.engine.steps import StepResult
 from onward.service.errors import (
     InvalidInputError,
     SessionEndedError,
@@ -27,16 +27,16 @@ T = "tenant"
 def test_the_first_step_creates_its_session(engine: Engine, clock: Clock) -> None:
     """With the model's initial state and the service's defaults; the next step goes on from it."""
     inputs = pulse(3)
-    first = engine.steps.one(T, "s", inputs[:2], model="pulse")
-    then = engine.steps.one(T, "s", inputs[2:], model="pulse")
+    first = engine.steps.step(T, "s", inputs[:2], model="pulse")
+    then = engine.steps.step(T, "s", inputs[2:], model="pulse")
     assert (first.step, first.created, then.step, then.created) == (2, True, 3, False)
     expected = BareLoop(ZOO / "pulse/1").run(inputs)["mean"]
     assert first.outputs["mean"].tobytes() + then.outputs["mean"].tobytes() == expected.tobytes()
-    record = engine.lives.session(T, "s").record
+    record = engine.sessions.get(T, "s").record
     assert (record.created_at, record.last_step_at, record.ttl_s) == (clock.now, clock.now, 3600.0)
     assert record.expires_at == clock.now + 3600
     assert engine.live_sessions() == {("pulse", 1): 1}
-    assert [one.session_id for one in engine.lives.sessions(T, "", 10, "pulse")[0]] == ["s"]
+    assert [one.session_id for one in engine.sessions.page(T, "", 10, "pulse")[0]] == ["s"]
 
 
 def test_it_equals_a_session_that_was_created_before_its_step(store: LmdbStore, clock: Clock) -> None:
@@ -46,25 +46,25 @@ def test_it_equals_a_session_that_was_created_before_its_step(store: LmdbStore, 
     try:
         engine.create(T, "pulse", session_id="one")
         for session_id in ("one", "other"):
-            engine.steps.one(T, session_id, pulse(5), model="pulse", request_id="r")
-        one, other = (engine.lives.session(T, session_id).record for session_id in ("one", "other"))
+            engine.steps.step(T, session_id, pulse(5), model="pulse", request_id="r")
+        one, other = (engine.sessions.get(T, session_id).record for session_id in ("one", "other"))
         assert one._replace(revision=0) == other._replace(revision=0)
-        assert engine.past.rewind(T, "other", 3).record.step == 3
+        assert engine.history.rewind(T, "other", 3).record.step == 3
     finally:
         engine.close()
 
 
 def test_a_retry_of_the_step_that_created_moves_nothing(engine: Engine) -> None:
     """It gets the first answer, whose session is there already."""
-    first = engine.steps.one(T, "s", [[500], [501]], model="pulse", request_id="r")
-    again = engine.steps.one(T, "s", [[500], [501]], model="pulse", request_id="r")
+    first = engine.steps.step(T, "s", [[500], [501]], model="pulse", request_id="r")
+    again = engine.steps.step(T, "s", [[500], [501]], model="pulse", request_id="r")
     assert (again.step, again.created, again.outputs.tobytes()) == (2, False, first.outputs.tobytes())
-    assert engine.lives.session(T, "s").record.step == 2
+    assert engine.sessions.get(T, "s").record.step == 2
 
 
 def test_steps_that_race_to_create_are_each_applied_once(engine: Engine) -> None:
     """20 clients at once, one session: one of them creates it, and all 20 inputs count."""
-    tasks = [gevent.spawn(engine.steps.one, T, "s", [[500 + n]], model="pulse") for n in range(20)]
+    tasks = [gevent.spawn(engine.steps.step, T, "s", [[500 + n]], model="pulse") for n in range(20)]
     answers = [task.get() for task in tasks]
     assert sorted(answer.step for answer in answers) == list(range(1, 21))
     assert [answer.step for answer in answers if answer.created] == [1]
@@ -81,11 +81,11 @@ def test_two_processes_that_create_it_are_one_session(store: LmdbStore, engine: 
         if not raced:
             raced.append(True)
             seed = other._first_record(T, other.models.named("pulse"))
-            other.lives.begin(other.lives.claim(T, "s"), seed, None)
+            other.sessions.begin(other.sessions.claim(T, "s"), seed, None)
         return commit(changes)
 
     store.commit_many = overtaken  # type: ignore[method-assign]
-    answer = engine.steps.one(T, "s", [[500]], model="pulse")
+    answer = engine.steps.step(T, "s", [[500]], model="pulse")
     assert raced
     assert (answer.step, answer.created) == (1, False)
     assert engine.live_sessions() == {("pulse", 1): 1}
@@ -97,17 +97,17 @@ def test_an_ended_session_is_begun_anew_but_not_for_who_believes_in_it(
     engine: Engine, store: LmdbStore, clock: Clock, ends: str, *, swept: bool
 ) -> None:
     """A client that says where it was learns that the session has ended; another gets a new one, and is told so."""
-    engine.steps.one(T, "s", [[500], [501]], model="pulse")
+    engine.steps.step(T, "s", [[500], [501]], model="pulse")
     if ends == "deleted":
-        engine.lives.delete(T, "s")
+        engine.sessions.delete(T, "s")
     else:
         clock.now += 3600
     if swept:
         store.sweep(clock.now)
     with pytest.raises(SessionEndedError) as ended:
-        engine.steps.one(T, "s", [[502]], step=2, model="pulse")
+        engine.steps.step(T, "s", [[502]], step=2, model="pulse")
     assert ended.value.reason == ends
-    answer = engine.steps.one(T, "s", [[502]], step=0, model="pulse")
+    answer = engine.steps.step(T, "s", [[502]], step=0, model="pulse")
     assert (answer.step, answer.created) == (1, True)
     assert engine.live_sessions() == {("pulse", 1): 1}
 
@@ -115,43 +115,43 @@ def test_an_ended_session_is_begun_anew_but_not_for_who_believes_in_it(
 def test_what_cannot_be_created_is_refused(engine: Engine) -> None:
     """A model that is not there, a session that runs on another, a step that never was, inputs that do not fit."""
     with pytest.raises(UnknownModelError):
-        engine.steps.one(T, "s", [[500]], model="none")
+        engine.steps.step(T, "s", [[500]], model="none")
     with pytest.raises(UnknownSessionError):
-        engine.steps.one(T, "s", [[500]], step=7, model="pulse")
+        engine.steps.step(T, "s", [[500]], step=7, model="pulse")
     with pytest.raises(InvalidInputError):
-        engine.steps.one(T, "s", [[500, 1]], model="pulse")
+        engine.steps.step(T, "s", [[500, 1]], model="pulse")
     engine.create(T, "weather", session_id="w")
-    engine.steps.one(T, "w", [[1, 2, 3, 4]])
+    engine.steps.step(T, "w", [[1, 2, 3, 4]])
     for name in ("pulse", "none"):
         with pytest.raises(SessionExistsError, match="runs on the model 'weather'"):
-            engine.steps.one(T, "w", [[500]], model=name)
+            engine.steps.step(T, "w", [[500]], model=name)
     assert engine.live_sessions() == {("weather", 1): 1}
-    assert engine.lives.session(T, "w").record.step == 1
+    assert engine.sessions.get(T, "w").record.step == 1
 
 
 def test_a_remembered_model_is_not_believed_once_the_session_has_ended(engine: Engine) -> None:
     """The id lives on another model afterwards, by a step that names that one."""
-    engine.steps.one(T, "s", [[500]], model="pulse")
-    engine.lives.delete(T, "s")
-    answer = engine.steps.one(T, "s", [[1, 2, 3, 4]], model="weather")
+    engine.steps.step(T, "s", [[500]], model="pulse")
+    engine.sessions.delete(T, "s")
+    answer = engine.steps.step(T, "s", [[1, 2, 3, 4]], model="weather")
     assert (answer.created, answer.model.manifest.name) == (True, "weather")
 
 
 def test_items_of_one_call_create_their_sessions(engine: Engine) -> None:
     """The first item of a session that names a model creates it, for those after it too; one before it is refused."""
     many = [
-        Asked("a", [[500]], model="pulse"),
-        Asked("a", [[501]]),
-        Asked("b", [[500]]),
-        Asked("b", [[500]], model="pulse"),
-        Asked("b", [[1, 2, 3, 4]], model="weather"),
-        Asked("c", [[500]], model="none"),
-        Asked("d", [[1, 2, 3, 4]], model="weather"),
+        StepRequest("a", [[500]], model="pulse"),
+        StepRequest("a", [[501]]),
+        StepRequest("b", [[500]]),
+        StepRequest("b", [[500]], model="pulse"),
+        StepRequest("b", [[1, 2, 3, 4]], model="weather"),
+        StepRequest("c", [[500]], model="none"),
+        StepRequest("d", [[1, 2, 3, 4]], model="weather"),
     ]
-    a1, a2, b1, b2, b3, c, d = engine.steps.many(T, many)
+    a1, a2, b1, b2, b3, c, d = engine.steps.step_many(T, many)
     created = [a1, b2, d]
-    assert [(answer.step, answer.created) for answer in created if isinstance(answer, Answer)] == [(1, True)] * 3
-    assert isinstance(a2, Answer)
+    assert [(answer.step, answer.created) for answer in created if isinstance(answer, StepResult)] == [(1, True)] * 3
+    assert isinstance(a2, StepResult)
     assert (a2.step, a2.created) == (2, False)
     assert [type(refused) for refused in (b1, b3, c)] == [UnknownSessionError, SessionExistsError, UnknownModelError]
 
@@ -164,7 +164,7 @@ def test_ensure_creates_once_and_confirms_after(engine: Engine) -> None:
     assert (answer.created, confirmed.created) == (True, False)
     assert again.record == session.record
     assert (confirmed.step, confirmed.outputs["mean"].tolist()) == (2, answer.outputs["mean"].tolist())
-    stepped = engine.steps.one(T, "s", [[502]])
+    stepped = engine.steps.step(T, "s", [[502]])
     _, after = engine.ensure(T, "pulse", "s", **wanted)  # type: ignore[arg-type]
     assert (after.step, after.outputs["mean"].tolist()) == (3, stepped.outputs["mean"].tolist())
 

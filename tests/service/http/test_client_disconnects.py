@@ -13,7 +13,7 @@ from flask.testing import FlaskClient
 from onward.model.repository import open_all
 from onward.service.app import OPERATIONS, create_app
 from onward.service.engine.batching.executor import Executor
-from onward.service.engine.batching.work_item import Work
+from onward.service.engine.batching.work_item import WorkItem
 from onward.service.engine.engine import Engine, Limits
 from onward.service.http.operations import NDJSON
 from onward.service.settings import Settings
@@ -41,7 +41,7 @@ COMPUTES_NOTHING = {"/v1/sessions/{session_id}/fork"}
 
 @pytest.fixture
 def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    monkeypatch.setattr("onward.service.engine.batching.batcher.LEFT_S", 0.0)
+    monkeypatch.setattr("onward.service.engine.batching.batcher.DISCONNECT_CHECK_S", 0.0)
     make_bundle(tmp_path / "models", name="tiny")
     limits = Limits(history=HISTORY)
     store = LmdbStore(tmp_path / "store")
@@ -49,7 +49,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     started.start()
     for name in "st":
         started.create("public", "tiny", session_id=name)
-    started.steps.one("public", "s", STEPS[:HISTORY])
+    started.steps.step("public", "s", STEPS[:HISTORY])
     yield started
     started.close()
 
@@ -74,7 +74,7 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     ran: list[int] = []
     run = Executor.run
 
-    def counted(self: Executor, batch: list[Work]) -> None:
+    def counted(self: Executor, batch: list[WorkItem]) -> None:
         ran.append(len(batch))
         run(self, batch)
 
@@ -128,7 +128,7 @@ def test_a_draw_that_goes_on_stops_before_it_has_come_to_where_it_was(
     near, far = socket.socketpair()
     run = Executor.run
 
-    def leaving(self: Executor, batch: list[Work]) -> None:
+    def leaving(self: Executor, batch: list[WorkItem]) -> None:
         run(self, batch)
         if len(batches) == 3:
             far.close()
@@ -151,6 +151,6 @@ def _nothing_more(engine: Engine, batches: list[int]) -> None:
     gevent.sleep(0.01)
     engine.predict("tiny", None, [[10]], 0)  # which takes what was dropped out of the queue
     assert len(batches) == ran + 1
-    assert sum(queue.waiting for queue in engine._dispatch.queues.values()) == 0
-    assert engine.lives.session("public", "s").record.step == HISTORY
-    assert engine.lives.session("public", "t").record.step == 0
+    assert sum(batcher.waiting for batcher in engine._batchers.by_model.values()) == 0
+    assert engine.sessions.get("public", "s").record.step == HISTORY
+    assert engine.sessions.get("public", "t").record.step == 0

@@ -16,7 +16,7 @@ from bench.bodies import bodies
 from onward.model.repository import open_all
 from onward.service.app import OPERATIONS, create_app
 from onward.service.engine.engine import Engine, Limits
-from onward.service.engine.event_loop import turn
+from onward.service.engine.event_loop import take_loop_turn
 from onward.service.errors import InvalidInputError
 from onward.service.http import json_parsing, problems
 from onward.service.http.operations import Operation
@@ -202,7 +202,7 @@ def test_no_large_body_holds_the_loop_up(app: Flask, operation: Operation) -> No
         tracemalloc.start()
         asking, turns = gevent.spawn(answered), 0
         while not asking.dead:
-            turn()
+            take_loop_turn()
             turns += 1
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()

@@ -9,7 +9,7 @@ from flask.testing import FlaskClient
 
 from onward.model.repository import open_all
 from onward.service.app import OPERATIONS, create_app
-from onward.service.engine.batching.batcher import Dispatch
+from onward.service.engine.batching.batcher import Batchers
 from onward.service.engine.batching.cost import MOST_CHUNK
 from onward.service.engine.batching.executor import Executor
 from onward.service.engine.engine import Engine, Limits
@@ -117,16 +117,16 @@ def test_a_replay_is_no_longer_than_twice_the_history(
 ) -> None:
     """However a session came to where it is: what rewind and migrate compute again is bounded by its record."""
     replayed = []
-    run = Dispatch.run_free
+    run = Batchers.run_standalone
 
-    def counting(self: Dispatch, model: Any, inputs: Any, *more: Any, **named: Any) -> Any:
+    def counting(self: Batchers, model: Any, inputs: Any, *more: Any, **named: Any) -> Any:
         replayed.append(len(inputs))
         return run(self, model, inputs, *more, **named)
 
-    monkeypatch.setattr(Dispatch, "run_free", counting)
+    monkeypatch.setattr(Batchers, "run_standalone", counting)
     for steps in (1, 60, 7, 33, 60):
         client.post("/v1/sessions/s/steps", json={"inputs": [10.0] * steps})
-        now = engine.lives.session("public", "s").record.step
+        now = engine.sessions.get("public", "s").record.step
         for name, path, body in (("r", "rewind", {"step": max(0, now - HISTORY)}), ("m", "migrate", {})):
             client.post("/v1/sessions/s/fork", json={"session_id": f"{name}{now}"})
             answer = client.post(f"/v1/sessions/{name}{now}/{path}", json=body)

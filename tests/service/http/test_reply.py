@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onward.service.engine.event_loop import Turns
+from onward.service.engine.event_loop import LoopTurns
 from onward.service.http import reply
 from onward.service.http.reply import encode, encode_by_turns
 
@@ -57,7 +57,7 @@ def test_others_have_their_turns_while_a_large_answer_is_encoded(monkeypatch: py
     ran = []
 
     def beside() -> None:
-        turns = Turns()
+        turns = LoopTurns()
         while True:
             ran.append(len(sizes))
             turns.take()

@@ -11,9 +11,9 @@ import pytest
 from gevent.event import Event as Signal
 
 from onward.model.sampling.generation import GeneratedStep, GenerationOptions
-from onward.service.engine.batching.work_item import Work
+from onward.service.engine.batching.work_item import WorkItem
 from onward.service.engine.engine import Engine
-from onward.service.engine.forecasting.forecast_start import Ahead
+from onward.service.engine.forecasting.forecast_start import ForecastRequest
 from onward.service.http import sse
 from onward.service.http.connection import hung_up
 from onward.service.http.sse import Event
@@ -25,17 +25,17 @@ T = "tenant"
 
 def drawn(engine: Engine) -> list[bytes]:
     """The values of each of 20 steps."""
-    steps = engine.draws.begin(T, "p", Ahead(20), GenerationOptions(), seed=1).steps()
+    steps = engine.generations.begin(T, "p", ForecastRequest(20), GenerationOptions(), seed=1).steps()
     return [step.values.tobytes() for step in steps if isinstance(step, GeneratedStep)]
 
 
 def counted(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Of each batch of the pulse model, how many rows were live steps, and how many were not."""
     sizes: list[tuple[int, int]] = []
-    executor = engine._dispatch.queues[engine.models.named("pulse")].executor
+    executor = engine._batchers.by_model[engine.models.named("pulse")].executor
     run = executor.run
 
-    def counting(batch: Sequence[Work]) -> None:
+    def counting(batch: Sequence[WorkItem]) -> None:
         live = sum(bool(work.requests) for work in batch)
         sizes.append((live, len(batch) - live))
         run(batch)
@@ -51,17 +51,17 @@ def test_a_draw_shares_batches_and_moves_nothing(engine: Engine, monkeypatch: py
     alone = drawn(engine)
     sizes = counted(engine, monkeypatch)
     drawing = gevent.spawn(drawn, engine)
-    said = [engine.steps.one(T, "live", [row]).outputs["mean"] for row in pulse(30)]
+    said = [engine.steps.step(T, "live", [row]).outputs["mean"] for row in pulse(30)]
     assert drawing.get() == alone
     assert np.concatenate(said).tobytes() == BareLoop(ZOO / "pulse/1").run(pulse(30))["mean"].tobytes()
     assert len(alone) == 20
     assert sizes.count((1, 1)) > 10
-    assert engine.lives.session(T, "p").record.step == 0
+    assert engine.sessions.get(T, "p").record.step == 0
 
 
 def endless(engine: Engine, session: str) -> Iterator[Event]:
     """A draw that nobody sees the end of."""
-    for one in engine.draws.begin(T, session, Ahead(10_000), GenerationOptions()).steps():
+    for one in engine.generations.begin(T, session, ForecastRequest(10_000), GenerationOptions()).steps():
         yield Event("", b"%d" % one.ahead if isinstance(one, GeneratedStep) else b"end")
 
 
@@ -92,9 +92,9 @@ def test_a_draw_stops_when_nobody_asks_any_more(
     ran = sum(rows for _, rows in sizes)
     assert ran <= before + sse.MOST_AHEAD + 2
     for _ in range(20):
-        engine.steps.one(T, "live", [[500]])
+        engine.steps.step(T, "live", [[500]])
     assert sum(rows for _, rows in sizes) == ran
-    assert sum(queue.waiting for queue in engine._dispatch.queues.values()) == 0
+    assert sum(batcher.waiting for batcher in engine._batchers.by_model.values()) == 0
 
 
 def test_a_draw_waits_for_a_slow_reader(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +105,7 @@ def test_a_draw_waits_for_a_slow_reader(engine: Engine, monkeypatch: pytest.Monk
     stream: Any = sse.stream(endless(engine, "p"), None)
     next(stream)
     for _ in range(100):
-        engine.steps.one(T, "live", [[500]])
+        engine.steps.step(T, "live", [[500]])
     assert sse.MOST_AHEAD <= sum(rows for _, rows in sizes) <= sse.MOST_AHEAD + 2
     stream.close()
 

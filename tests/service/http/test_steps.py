@@ -15,9 +15,9 @@ from pydantic import ValidationError
 
 from onward.model.repository import Opened, open_all
 from onward.service.app import create_app
-from onward.service.engine.batching.work_item import Asked, Work
+from onward.service.engine.batching.work_item import StepRequest, WorkItem
 from onward.service.engine.engine import Engine, Limits
-from onward.service.engine.forecasting.forecast_start import Ahead
+from onward.service.engine.forecasting.forecast_start import ForecastRequest
 from onward.service.http import request_schemas, steps
 from onward.service.settings import Settings
 from onward.service.store.lmdb import LmdbStore
@@ -106,7 +106,7 @@ def test_a_list_that_does_not_fit_is_refused_whole(client: FlaskClient, engine: 
         answer = client.post("/v1/steps", json=body)
         assert answer.status_code == 422, answer.text
         assert field in [error["field"] for error in answer.json["errors"]], answer.text  # type: ignore[index]
-    assert engine.lives.session(T, "a").record.step == 0
+    assert engine.sessions.get(T, "a").record.step == 0
 
 
 def test_ten_thousand_items_keep_each_sessions_order(client: FlaskClient, engine: Engine) -> None:
@@ -143,7 +143,7 @@ def test_the_plain_form_is_within_the_definition(body: dict[str, Any]) -> None:
     if plain is None:
         return
     defined = request_schemas.Step.model_validate_json(data)
-    assert plain == Asked("s", defined.inputs, defined.step, defined.request_id or "")
+    assert plain == StepRequest("s", defined.inputs, defined.step, defined.request_id or "")
 
 
 def _fits(body: dict[str, Any]) -> bool:
@@ -182,7 +182,7 @@ def test_columns_are_read_as_they_are_defined(more: dict[str, Any]) -> None:
     nothing = [None, None]
     steps_of, ids = defined.steps or nothing, defined.request_ids or nothing
     columns = zip(defined.session_ids, defined.inputs, steps_of, ids, strict=True)
-    expected = [Asked(name, inputs, step, key or "") for name, inputs, step, key in columns]
+    expected = [StepRequest(name, inputs, step, key or "") for name, inputs, step, key in columns]
     assert steps._plain_columns(dict(content)) == expected
 
 
@@ -206,7 +206,9 @@ def test_exact_makes_plain_rnn_answers_the_same_bits_anywhere(tmp_path: Path) ->
     for row in range(16):
         engine.create(T, "tiny", session_id=f"s{row}")
     lengths = [1 + row % 9 for row in range(16)]
-    told = engine.steps.many(T, [Asked(f"s{row}", inputs[row, :length].tolist()) for row, length in enumerate(lengths)])
+    told = engine.steps.step_many(
+        T, [StepRequest(f"s{row}", inputs[row, :length].tolist()) for row, length in enumerate(lengths)]
+    )
     for row, (length, answer) in enumerate(zip(lengths, told, strict=True)):
         assert not isinstance(answer, Exception)
         loop = BareLoop(tmp_path / "models/tiny/1").run(inputs[row, :length].tolist())
@@ -221,19 +223,19 @@ def test_rollouts_share_batches_with_steps(engine: Engine, monkeypatch: pytest.M
     expected = BareLoop(ZOO / "pulse/1").run(inputs)
     engine.create(T, "pulse", session_id="f", inputs=inputs[:10])
     engine.create(T, "pulse", session_id="s")
-    alone = engine.forecasts.roll(T, "f", Ahead(30)).outputs
+    alone = engine.forecasts.roll(T, "f", ForecastRequest(30)).outputs
     sizes: list[int] = []
-    executor = engine._dispatch.queues[engine.models.named("pulse")].executor
+    executor = engine._batchers.by_model[engine.models.named("pulse")].executor
     run = executor.run
 
-    def counted(batch: Sequence[Work]) -> None:
+    def counted(batch: Sequence[WorkItem]) -> None:
         sizes.append(len(batch))
         run(batch)
 
     monkeypatch.setattr(executor, "run", counted)
-    forecast = gevent.spawn(engine.forecasts.roll, T, "f", Ahead(30))
-    told = [engine.steps.one(T, "s", [row]) for row in inputs]
+    forecast = gevent.spawn(engine.forecasts.roll, T, "f", ForecastRequest(30))
+    told = [engine.steps.step(T, "s", [row]) for row in inputs]
     assert forecast.get().outputs.tobytes() == alone.tobytes()
     assert np.concatenate([one.outputs["mean"] for one in told]).tobytes() == expected["mean"].tobytes()
     assert sizes.count(2) > 10, sizes
-    assert engine.lives.session(T, "f").record.step == 10
+    assert engine.sessions.get(T, "f").record.step == 10

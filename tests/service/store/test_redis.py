@@ -231,14 +231,14 @@ def test_steps_that_the_server_has_lost_are_not_hidden(server: Server, store: Re
     engine.create(T, "pulse", session_id="s")
     inputs = pulse(4)
     name = b"onward:session:{tenant/s}"
-    engine.steps.one(T, "s", inputs[:1])
+    engine.steps.step(T, "s", inputs[:1])
     before: Any = server.client().get(name)
-    engine.steps.one(T, "s", inputs[1:2])
+    engine.steps.step(T, "s", inputs[1:2])
     server.client().set(name, before)
     with pytest.raises(StepConflictError) as conflict:
-        engine.steps.one(T, "s", inputs[2:3])
+        engine.steps.step(T, "s", inputs[2:3])
     assert conflict.value.expected == 1
-    again = engine.steps.one(T, "s", inputs[1:], step=1)
+    again = engine.steps.step(T, "s", inputs[1:], step=1)
     assert again.step == 4
     assert again.outputs["mean"].tobytes() == BareLoop(ZOO / "pulse/1").run(inputs)["mean"][1:].tobytes()
     (record,) = store.load_many([records.key(T, "s")])
@@ -269,14 +269,14 @@ def test_a_step_is_one_round_trip_where_its_worker_committed_the_last(server: Se
     def asked(engine: Engine, steps: int) -> tuple[int, int]:
         server.client().config_resetstat()
         for _ in range(steps):
-            engine.steps.one(T, "s", [[500]])
+            engine.steps.step(T, "s", [[500]])
         told: Any = server.client().info("commandstats")
         return tuple(told.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("mget", "evalsha"))
 
     engine = Engine(open_all(ZOO), store, Limits())
     engine.start(sweep_s=1000)
     engine.create(T, "pulse", session_id="s")
-    engine.steps.one(T, "s", [[500]])  # the session's model is found, once
+    engine.steps.step(T, "s", [[500]])  # the session's model is found, once
     assert asked(engine, 10) == (0, 10)
     other = Engine(open_all(ZOO), RedisStore(server.uri), Limits())
     other.start(sweep_s=1000)

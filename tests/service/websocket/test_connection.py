@@ -17,7 +17,7 @@ import pytest
 
 from onward.model.repository import open_all
 from onward.service.engine.engine import Engine, Limits
-from onward.service.engine.event_loop import turn
+from onward.service.engine.event_loop import take_loop_turn
 from onward.service.store.lmdb import LmdbStore
 from onward.service.websocket import connection
 from onward.service.websocket.connection import Streams
@@ -152,7 +152,7 @@ MALFORMED, PONGS = 5000, 10_000
 def take_turns(times: list[float]) -> None:
     while True:
         times.append(time.process_time())
-        turn()
+        take_loop_turn()
 
 
 def test_malformed_messages_that_come_together_hold_nobody_up(opened: Open) -> None:
@@ -187,7 +187,7 @@ def test_frames_that_come_together_hold_nobody_up(opened: Open) -> None:
     ours.recv(65536)
     turns = list[float]()
     others = gevent.spawn(take_turns, turns)
-    turn()
+    take_loop_turn()
     ours.sendall(frame(b"", PONG) * PONGS + frame(b'{"inputs": [[500]]}'))
     ours.recv(65536)
     others.kill()
@@ -249,4 +249,4 @@ def test_what_cannot_be_done_now_ends_the_stream(tmp_path: Path) -> None:
         assert struct.unpack(">H", frames[2][1][:2]) == (1013,)
         ours.sendall(good + frame(frames[2][1], CLOSE))
         serving.get()
-        assert late.lives.session("public", "s").record.step == 0
+        assert late.sessions.get("public", "s").record.step == 0
