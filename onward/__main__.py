@@ -64,10 +64,12 @@ def serve() -> None:
 @main.command()
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("--quiet", is_flag=True, help="no progress bar")
-@click.option("--resume", is_flag=True, help="go on where a run of this CONFIG was stopped")
-@click.option("--must-beat", is_flag=True, help="publish nothing, status 1, where a naive forecast is not beaten")
+@click.option("--resume", is_flag=True, help="resume a stopped run of this CONFIG")
+@click.option(
+    "--must-beat", is_flag=True, help="publish nothing and end with status 1 unless every naive forecast is beaten"
+)
 def train(config: Path, *, quiet: bool, resume: bool, must_beat: bool) -> None:
-    """Train, export, prove and measure the model that the TOML file CONFIG describes.
+    """Train, export, prove and evaluate the model of the TOML file CONFIG.
 
     For several GPUs or machines: torchrun ... -m onward train CONFIG.
     """
@@ -109,7 +111,7 @@ def train(config: Path, *, quiet: bool, resume: bool, must_beat: bool) -> None:
 @main.command()
 @click.argument("config", type=click.Path(path_type=Path))
 def export(config: Path) -> None:
-    """Export, prove and measure what a stopped run of the TOML file CONFIG has come to: its best weights so far."""
+    """Export, prove and evaluate the best weights so far of a stopped run of the TOML file CONFIG."""
     try:
         from onward.training import run
         from onward.training.config import ConfigError, read
@@ -132,11 +134,9 @@ def export(config: Path) -> None:
 @main.command()
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("--trials", type=click.IntRange(min=1), default=20, show_default=True, help="runs to try")
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="where the better TOML goes; CONFIG.tuned.toml if left out"
-)
+@click.option("--out", type=click.Path(path_type=Path), help="file for the better settings; default: CONFIG.tuned.toml")
 def tune(config: Path, *, trials: int, out: Path | None) -> None:
-    """Search for better settings of the TOML file CONFIG, as its [tune.search] says, and write them to another."""
+    """Search for better settings of the TOML file CONFIG in its [tune.search], and write them to another file."""
     try:
         from onward.training import tune as tuning
         from onward.training.config import ConfigError, read
@@ -162,7 +162,7 @@ def tune(config: Path, *, trials: int, out: Path | None) -> None:
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 def verify(bundle: Path) -> None:
-    """Hold the folder BUNDLE to its checksum, its manifest, its parity vectors and the checks of model/checks.py."""
+    """Verify the folder BUNDLE: its checksum, manifest and parity vectors, and the checks of model/checks.py."""
     from onward.model.checks import CheckError, check
     from onward.model.manifest import BundleError
     from onward.model.repository import open_bundle
@@ -178,9 +178,9 @@ def verify(bundle: Path) -> None:
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("table", type=click.Path(path_type=Path))
-@click.option("--config", type=click.Path(path_type=Path), help="TOML file that says how to read TABLE")
+@click.option("--config", type=click.Path(path_type=Path), help="TOML file with the settings by which TABLE is read")
 def evaluate(bundle: Path, table: Path, *, config: Path | None) -> None:
-    """Measure the folder BUNDLE on the last part of each series of TABLE, a CSV or Parquet file."""
+    """Evaluate the folder BUNDLE on the held-out part of TABLE, a CSV or Parquet file or a text."""
     try:
         from onward.training.config import ConfigError, read
         from onward.training.errors import DataError
@@ -201,9 +201,9 @@ def evaluate(bundle: Path, table: Path, *, config: Path | None) -> None:
 
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="the same as JSON")
+@click.option("--json", "as_json", is_flag=True, help="print JSON")
 def inspect(bundle: Path, *, as_json: bool) -> None:
-    """Tell what the folder BUNDLE asks for and costs: tensors, state, head, sizes, and the time of a step."""
+    """Describe the folder BUNDLE: tensors, state, head, sizes, and the time of a step."""
     try:
         from onward.training.evaluation import inspect_bundle
     except ModuleNotFoundError as error:

@@ -16,15 +16,20 @@ SMALL = {"model.units": 8, "train.epochs": 1, "data.horizon": 2}
 
 
 def small(file: Path, repository: Path) -> Config:
-    """The configuration with few units and one epoch, and its bundle and checkpoint elsewhere."""
-    told = config.read(file)
-    settings = {**SMALL, "output.repository": str(repository), "data.path": str(told.data_file), "data.package": None}
-    return config.with_settings(told.model_dump(mode="json"), settings, repository)
+    """Returns the configuration with few units, a single epoch, and its bundle and checkpoint in `repository`."""
+    original = config.read(file)
+    settings = {
+        **SMALL,
+        "output.repository": str(repository),
+        "data.path": str(original.data_file),
+        "data.package": None,
+    }
+    return config.with_settings(original.model_dump(mode="json"), settings, repository)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_an_example_ends_in_a_bundle(file: Path, tmp_path: Path) -> None:
-    """Small and for one epoch, its data and its settings go together: data, fit, export, proof, checks, report."""
+    """A small run of a single epoch passes all steps: data, fit, export, proof, checks, report."""
     bundle, model = run.train(small(file, tmp_path), quiet=True)
     assert model.manifest.name == file.stem
     assert open_bundle(bundle).manifest.metrics == model.manifest.metrics
@@ -32,9 +37,9 @@ def test_an_example_ends_in_a_bundle(file: Path, tmp_path: Path) -> None:
 
 
 def test_every_example_is_explained() -> None:
-    """Each has a README that names its one command, and a line in the table of docs/training.md."""
+    """Every example has a README with its command, and a row in the table of docs/training.md."""
     assert len(FILES) == 6
     for file in FILES:
-        place = file.relative_to(ROOT).as_posix()
-        assert f"onward train {place}" in (file.parent / "README.md").read_text()
+        path = file.relative_to(ROOT).as_posix()
+        assert f"onward train {path}" in (file.parent / "README.md").read_text()
         assert f"| `{file.stem}` |" in (ROOT / "docs/training.md").read_text()

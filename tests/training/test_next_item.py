@@ -80,7 +80,7 @@ def test_the_log_is_well_formed() -> None:
     ("name", "first"), [("whole session, not the first event", 1), ("whole session, every event", 0)]
 )
 def test_the_process_scores_the_optimum_on_the_file(name: str, first: int) -> None:
-    """Each score is within four standard errors of its mean over the events of the file, and those errors are small."""
+    """Every score is within four standard errors, which are small, of its mean over the events of the file."""
     values = np.array([figures for position, *figures in scored() if position >= first], np.float64)
     error = values.std(axis=0) / math.sqrt(len(values))
     assert (error < [0.02, 0.01, 0.01, 0.01]).all()
@@ -88,7 +88,7 @@ def test_the_process_scores_the_optimum_on_the_file(name: str, first: int) -> No
 
 
 def test_counts_of_pairs_reach_the_item_to_item_optimum() -> None:
-    """On held-out sessions they are within 3% of it and not below, and the whole session is worth much more."""
+    """Counts are within 3% of the optimum and not below it; the whole session is worth much more."""
     optimum = generator().optimum()
     cut = len(sessions()) * 7 // 10
     model = Bigram([np.array(session) for session in sessions()[:cut]], 50)
