@@ -1,7 +1,8 @@
-"""The documents are right: what they show runs, what exists is in them, and their figures are the bundles'."""
+"""The documents are right: their examples run, they are complete, and their figures are those of the bundles."""
 
 import json
 import os
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -31,11 +32,12 @@ def commands(text: str) -> list[str]:
 
 
 def run(command: str, url: str, folder: Path = Path()) -> tuple[int, Any]:
-    """Status and JSON of a documented curl command; with -N the lines, or the data of the events, that are streamed; of
-    what is no JSON, its text.
+    """The status and the parsed JSON of a documented curl command, or the text of another body.
+
+    With -N, a list of the streamed lines, or of the data of the events.
     """
-    said, piped, curl = command.rpartition(" | ")
-    data = subprocess.run(shlex.split(said), capture_output=True, check=True).stdout if piped else None
+    printed, piped, curl = command.rpartition(" | ")
+    data = subprocess.run(shlex.split(printed), capture_output=True, check=True).stdout if piped else None
     arguments = [part.replace(HOME, url) for part in shlex.split(curl)]
     assert arguments[0] == "curl"
     assert arguments[1] in {"-s", "-sN"}
@@ -49,7 +51,7 @@ def run(command: str, url: str, folder: Path = Path()) -> tuple[int, Any]:
 
 
 def test_the_readmes_first_screen_runs(tmp_path: Path) -> None:
-    """Its requests work in order and carry state; the last may be sent again, over a kill -9, as it says."""
+    """The requests work in order and carry state; the last may be repeated, also after a kill -9."""
     with Server(tmp_path) as server:
         answers = [run(command, server.url) for command in commands(README)]
         assert [status for status, _ in answers] == [201, 200, 200]
@@ -62,13 +64,13 @@ def test_the_readmes_first_screen_runs(tmp_path: Path) -> None:
 
 
 def test_every_example_of_the_api_runs(tmp_path: Path) -> None:
-    """In order, each with success; and every operation has one."""
+    """Examples succeed in order, and every operation has an example."""
     with Server(tmp_path, ONWARD_SECRET=SECRET, ONWARD_HISTORY="100") as server:
         answers = [run(command, server.url, tmp_path) for command in commands(API)]
     statuses = [status for status, _ in answers]
     assert set(statuses) <= {200, 201, 204}, statuses
-    streams = [told for command, (_, told) in zip(commands(API), answers, strict=True) if "/generate" in command]
-    assert [told[-1]["reason"] for told in streams] == ["horizon"] * len(streams)
+    streams = [events for command, (_, events) in zip(commands(API), answers, strict=True) if "/generate" in command]
+    assert [events[-1]["reason"] for events in streams] == ["horizon"] * len(streams)
     for operation in OPERATIONS:
         path = operation.path.replace("{model}", "pulse").replace("{session_id}", "ward-3")
         if operation.status == 101:
@@ -96,13 +98,13 @@ CALLS = {
 
 
 def python(text: str, url: str) -> list[str]:
-    """The blocks of Python, with the service's address."""
+    """The blocks of Python, with the address of the service."""
     return [block.replace(HOME, url) for block in re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)]
 
 
 @pytest.mark.parametrize("document", ["api.md", "client.md"])
 def test_every_example_in_python_runs(tmp_path: Path, document: str) -> None:
-    """In order, as one program, in a process of its own, which says of nothing that it was left open."""
+    """The blocks run in order as one program, which reports no unclosed resource."""
     with Server(tmp_path, ONWARD_SECRET=SECRET, ONWARD_HISTORY="100") as server:
         program = "\n".join(python((ROOT / "docs" / document).read_text(), server.url))
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)
@@ -110,7 +112,7 @@ def test_every_example_in_python_runs(tmp_path: Path, document: str) -> None:
 
 
 def test_every_operation_has_an_example_in_python() -> None:
-    """Beside its example with curl."""
+    """An operation has an example in Python beside its example with curl."""
     blocks = "".join(python(API, HOME))
     operations = {f"{operation.method} {operation.path}" for operation in OPERATIONS}
     assert set(CALLS) <= operations
@@ -118,7 +120,7 @@ def test_every_operation_has_an_example_in_python() -> None:
 
 
 def test_every_example_of_the_command_line_runs(tmp_path: Path) -> None:
-    """With success; and every command that asks a service is on the page."""
+    """Examples succeed, and every command that talks to a service is on the page."""
     text = (ROOT / "docs/cli.md").read_text()
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with Server(tmp_path) as server:
@@ -135,9 +137,9 @@ def test_every_example_of_the_command_line_runs(tmp_path: Path) -> None:
 
 
 def test_the_banner_shows_requests_that_run(tmp_path: Path) -> None:
-    """What `make serve` prints to try is right, for whatever models are served."""
+    """The requests that `make serve` prints succeed."""
     with Server(tmp_path) as server:
-        server.stop()  # all that it printed is here now
+        server.stop()  # its output is complete now
         shown = [line.strip() for line in server.log if line.strip().startswith("curl")]
         assert len(shown) == 3
         server.start()
@@ -146,7 +148,7 @@ def test_the_banner_shows_requests_that_run(tmp_path: Path) -> None:
 
 
 def test_every_setting_is_documented() -> None:
-    """With its name, its default and its meaning, in one table."""
+    """The table has the name, the default and the meaning of every setting."""
     rows = re.findall(
         r"^\| `(ONWARD_\w+)` \| (.*?) \| (.*?) \|$", (ROOT / "docs/settings.md").read_text(), re.MULTILINE
     )
@@ -159,14 +161,14 @@ def test_every_setting_is_documented() -> None:
 
 
 def test_every_problem_is_documented() -> None:
-    """Each type, with its status."""
+    """The table has every problem type with its status."""
     rows = re.findall(r"^\| `([a-z-]+)` \| (\d+) \|", (ROOT / "docs/problems.md").read_text(), re.MULTILINE)
     assert sorted(rows) == sorted((kind.name, str(kind.status)) for kind in ALL)
 
 
 @pytest.mark.parametrize("model", ["pulse", "weather"])
 def test_the_readmes_figures_are_the_bundles(model: str) -> None:
-    """The table of errors says what the manifests say, which `onward train` printed."""
+    """The table of errors has the figures of the manifests, which `onward train` prints."""
     metrics = json.loads((ZOO / model / "1/manifest.json").read_text())["metrics"]
     for target, table in metrics["targets"].items():
         figures = [f"{table[name]['mae']:.4g}" for name in ("model", "last_value", "seasonal_naive")]
@@ -174,8 +176,20 @@ def test_the_readmes_figures_are_the_bundles(model: str) -> None:
         assert re.search(row, README, re.MULTILINE), row
 
 
+def test_the_names_in_the_architecture_exist() -> None:
+    """Every path that the page names is there, and every dotted name can be imported."""
+    text = (ROOT / "docs/architecture.md").read_text()
+    paths = set(re.findall(r"`((?:bench|client|docs|model|onward|service|tests|training)/[\w/.]*)`", text))
+    assert len(paths) > 50
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    names = set(re.findall(r"`(onward\.[\w.]+)`", text))
+    assert len(names) > 15
+    for name in names:
+        pkgutil.resolve_name(name)
+
+
 def test_links_lead_somewhere() -> None:
-    """Every relative link of every document names a file that is there."""
+    """Every relative link of every document names an existing file."""
     for document in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")]:
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name}: {target}"
