@@ -22,7 +22,7 @@ from onward.training.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One series in time order: a training part, then a validation part, then a test part. Any of them may be empty.
+    """A series in time order: a training part, then a validation part, then a test part. Any of them may be empty.
 
     values: (time, features), categories as indices, missing values NaN. labels: (time,) class indices, where a label is
     predicted.

@@ -23,7 +23,7 @@ PARTS = ("train", "validation", "test")
 
 @dataclass(frozen=True, slots=True)
 class SeriesSplit:
-    """One series: its rows in the table [from, to), and the steps at which its validation and its test part begin."""
+    """A series: its rows in the table [from, to), and the steps at which its validation and its test part begin."""
 
     name: str
     rows: tuple[int, int]

@@ -15,7 +15,7 @@ from onward.training.network.network import Network
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One series as tensors (time, ...)."""
+    """A series as tensors (time, ...)."""
 
     inputs: Tensor
     """The prepared inputs of the network, (time, read)."""

@@ -20,7 +20,7 @@ from onward.training.errors import TrainingError
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One process of a run: its device, its rank and the number of processes."""
+    """A process of a run: its device, its rank and the number of processes."""
 
     device: torch.device
     rank: int = 0

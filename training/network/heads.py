@@ -94,7 +94,7 @@ class NumberHead(Head):
 
 
 class Point(NumberHead):
-    """One number. mae: the conditional median, robust to outliers; mse: the mean; huber: between them (delta 1)."""
+    """A number. mae: the conditional median, robust to outliers; mse: the mean; huber: between them (delta 1)."""
 
     outputs = location_outputs = ("point",)
 
