@@ -1,5 +1,6 @@
-"""Onward from Python: a client of the service, its asynchronous twin, and the same sessions in process.
+"""Onward from Python: a sync and an async client of the service, and the same sessions in this process.
 
-Import these from `onward`: `Client`, `AsyncClient`, `load`. What is sent, what an answer means and when something is
-sent again is decided without I/O (`flow`, `calls`, `sessions`, `streams`, `generating`); `sync` and `aio` carry it out.
+Import them from `onward`: `Client`, `AsyncClient`, `load`. Requests, retries and the meaning of responses are decided
+without I/O in `command_flow`, `operations`, `session_operations`, `step_stream` and `generation`. The modules of
+`transport` carry the decisions out.
 """

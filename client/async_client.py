@@ -1,30 +1,52 @@
-"""The client for an event loop, twin of `sync`, call by call."""
+"""The client for an event loop. The sync client is generated from this module."""
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Generator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack
 
-from onward.client.command_flow import Flow, Patience
-from onward.client.generation import Choices
-from onward.client.operations import Answer, Calls
-from onward.client.results import Done, Forecast, Generated, Held, Predicted, Prediction, Predictions, Step, Steps
-from onward.client.session_info import SessionInfo
-from onward.client.session_operations import Handle, many
-from onward.client.transport.http import PATIENCE_S, TIMEOUT_S, URL, AsyncDriver
-from onward.client.transport.websocket import AsyncWire
+from onward.client.command_flow import Flow, RetryPolicy
+from onward.client.generation import GenerationOptions
+from onward.client.operations import Operations, StepResult
+from onward.client.results import (
+    Done,
+    Forecast,
+    Generated,
+    Prediction,
+    Predictions,
+    SequencePrediction,
+    SessionInfo,
+    StatelessStep,
+    Step,
+    Steps,
+)
+from onward.client.session_operations import SessionOperations, step_many
+from onward.client.transport.async_http import AsyncHttpTransport
+from onward.client.transport.http import RETRY_DEADLINE_S, TIMEOUT_S, URL
+from onward.client.transport.websocket import AsyncWebSocketTransport
 
 
 class AsyncClient:
-    """As `Client`; what gives a session may be awaited, or opened in an `async with` block."""
+    """A client, for an event loop, of the service at `url`.
+
+    api_key: sent as `Authorization: Bearer`. timeout: seconds that one try may take. patience: seconds that a call may
+    take with all its retries. Raises ValueError for a URL or a key that is not valid. Its methods raise a Problem
+    (`onward.errors`) if the service refuses, UnreachableError if it does not respond, and ValueError for an infinity
+    among the inputs.
+    """
 
     def __init__(
-        self, url: str = URL, api_key: str | None = None, timeout: float = TIMEOUT_S, patience: float = PATIENCE_S
+        self,
+        url: str = URL,
+        api_key: str | None = None,
+        timeout: float = TIMEOUT_S,
+        patience: float = RETRY_DEADLINE_S,
     ) -> None:
-        self._driver, self._calls = AsyncDriver(url, api_key, timeout), Calls(Patience(patience))
+        self._transport = AsyncHttpTransport(url, api_key, timeout)
+        self._operations = Operations(RetryPolicy(patience))
 
     def __repr__(self) -> str:
-        return f"<AsyncClient of {self._driver.url}>"
+        return f"<AsyncClient of {self._transport.url}>"
 
     async def __aenter__(self) -> Self:
         return self
@@ -35,40 +57,45 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Ends its connections."""
-        await self._driver.http.aclose()
+        """Closes the client's connections."""
+        await self._transport.close()
 
     # The service
 
     async def ready(self) -> bool:
-        """Whether the service is there and serves a model."""
-        return await self._driver.run(self._calls.ready())
+        """Returns True if the service responds and serves a model."""
+        return await self._transport.run(self._operations.ready())
 
     async def alive(self) -> dict[str, Any]:
-        """What a process of the service says of itself."""
-        return await self._driver.run(self._calls.get("/healthz"))
+        """Returns the liveness report of one of the service's processes."""
+        return await self._transport.run(self._operations.get("/healthz"))
 
     async def openapi(self) -> dict[str, Any]:
-        """The document that describes every operation."""
-        return await self._driver.run(self._calls.get("/openapi.json"))
+        """Returns the OpenAPI document, which describes every operation."""
+        return await self._transport.run(self._operations.get("/openapi.json"))
 
     async def models(self) -> list[dict[str, Any]]:
-        """What is served: name, versions, task, description, features, targets, live_sessions."""
-        return await self._driver.run(self._calls.models())
+        """Returns the served models: name, versions, task, description, features, targets, live_sessions."""
+        return await self._transport.run(self._operations.models())
 
     async def model(self, name: str, version: int | None = None) -> dict[str, Any]:
-        """All of one version, the highest if None: what a step is made of, head, accuracy, provenance."""
-        return await self._driver.run(self._calls.model(name, version))
+        """Returns the description of one version, the highest if None: inputs, head, accuracy, provenance."""
+        return await self._transport.run(self._operations.model(name, version))
 
     async def predict(
         self, model: str, sequences: Sequence[Steps], horizon: int = 0, *, version: int | None = None
-    ) -> list[Predicted]:
-        """Of sequences that stand alone, each from the initial state, and rolled `horizon` steps forward."""
-        return await self._driver.run(self._calls.predict(model, sequences, horizon, version))
+    ) -> list[SequencePrediction]:
+        """Returns predictions of sequences without a session, each from the initial state.
 
-    async def held(self, model: str, inputs: Steps, state: str | None = None, *, version: int | None = None) -> Held:
-        """Steps without a session: the state comes back, to be sent with the next ones."""
-        return await self._driver.run(self._calls.held(model, inputs, state, version))
+        horizon: the number of steps that each is rolled forward past its last input.
+        """
+        return await self._transport.run(self._operations.predict(model, sequences, horizon, version))
+
+    async def held(
+        self, model: str, inputs: Steps, state: str | None = None, *, version: int | None = None
+    ) -> StatelessStep:
+        """Returns predictions of steps without a session, and the state, which the caller sends with its next steps."""
+        return await self._transport.run(self._operations.stateless_step(model, inputs, state, version))
 
     # Sessions
 
@@ -82,17 +109,13 @@ class AsyncClient:
         *,
         interval: float | None = None,
         keep: bool = False,
-    ) -> "Opening":
-        """A new session; `inputs` seed its state. A `with` block deletes it at its end unless `keep`.
+    ) -> "PendingSession":
+        """Returns a new session; `inputs` seed its state. A `with` block deletes it at its end unless `keep`.
 
-        interval: the share of inputs, 0.5 to 0.99, that the intervals of its answers are to hold; None: they have none.
+        interval: the nominal coverage, 0.5 to 0.99, of its prediction intervals; None: it has none.
         """
-        return Opening(
-            self._driver,
-            self._calls,
-            self._calls.create(model, session_id, version, ttl_s, inputs, interval),
-            keep=keep,
-        )
+        flow = self._operations.create(model, session_id, version, ttl_s, inputs, interval)
+        return _opened(self._transport, self._operations, flow, keep=keep)
 
     def ensure(
         self,
@@ -104,60 +127,59 @@ class AsyncClient:
         *,
         interval: float | None = None,
         keep: bool = True,
-    ) -> "Opening":
-        """The living session under that id; a new one, as `session` makes it, where there is none.
+    ) -> "PendingSession":
+        """Returns the living session with this id; creates it, as `session` does, if it does not exist.
 
-        Raises SessionExists where a living session differs from what is named here.
+        Raises SessionExists if a living session differs from the arguments.
         """
-        return Opening(
-            self._driver,
-            self._calls,
-            self._calls.ensure(model, session_id, version, ttl_s, inputs, interval),
-            keep=keep,
-        )
+        flow = self._operations.ensure(model, session_id, version, ttl_s, inputs, interval)
+        return _opened(self._transport, self._operations, flow, keep=keep)
 
     async def step(
         self, model: str, session_id: str, inputs: Steps, at: int | None = None, request_id: str | None = None
     ) -> Predictions:
-        """Steps of a session that need not be there: the first ones create it on the newest version of the model.
+        """Steps a session by its id; creates it on the newest version of the model if it does not exist.
 
-        at: the step that the session is believed to have reached; above 0, a session that is not there is an error.
+        at: the step that the session is believed to have reached; above 0, a session that does not exist is an error.
         """
-        return await self._driver.run(self._calls.step(model, session_id, inputs, at, request_id))
+        return await self._transport.run(self._operations.step(model, session_id, inputs, at, request_id))
 
-    def attach(self, session_id: str, *, keep: bool = True) -> "Opening":
-        """One that is there."""
-        return Opening(self._driver, self._calls, self._calls.info(session_id), keep=keep)
+    def attach(self, session_id: str, *, keep: bool = True) -> "PendingSession":
+        """Returns a session that exists."""
+        return _opened(self._transport, self._operations, self._operations.info(session_id), keep=keep)
 
     def sessions(self, model: str | None = None, *, page: int = 100) -> AsyncIterator[SessionInfo]:
-        """Those that live, in the order of their ids; `page` of them are asked for at once."""
-        return self._driver.feed(self._calls.sessions(model, page))
+        """Yields the living sessions in the order of their ids; requests `page` of them at once."""
+        return self._transport.run_emitting(self._operations.sessions(model, page))
 
-    def restore(self, session_id: str, exported: Mapping[str, Any], *, keep: bool = True) -> "Opening":
-        """What `Session.export` gave, under an id that is free."""
-        return Opening(self._driver, self._calls, self._calls.restore(session_id, exported), keep=keep)
+    def restore(self, session_id: str, exported: Mapping[str, Any], *, keep: bool = True) -> "PendingSession":
+        """Returns a session with the exported state of `Session.export`, under an id that is free."""
+        return _opened(self._transport, self._operations, self._operations.restore(session_id, exported), keep=keep)
 
     async def delete_sessions(
         self, model: str | None = None, prefix: str | None = None, idle_s: float | None = None
     ) -> int:
-        """Ends those of this model, whose id begins so and which were not stepped for so long; says how many."""
-        return await self._driver.run(self._calls.delete_sessions(model, prefix, idle_s))
+        """Deletes the sessions of the model whose ids have the prefix and which were idle for so long.
 
-    async def step_many(self, items: Sequence[tuple[Handle | str, Steps]]) -> list[Answer]:
-        """Steps of many sessions, each by itself; in the place of one that failed is its Problem, or UnreachableError.
-
-        In one call, or several where there are more than 32 of one session, whose items are done in their order. Raises
-        that by which the first call failed; that of a later one is in the place of each item not answered before it.
+        Returns the number of deleted sessions.
         """
-        return await self._driver.run(many(self._calls, items))
+        return await self._transport.run(self._operations.delete_sessions(model, prefix, idle_s))
+
+    async def step_many(self, items: Sequence[tuple[SessionOperations | str, Steps]]) -> list[StepResult]:
+        """Steps many sessions, each by itself; the result of an item that failed is its Problem or UnreachableError.
+
+        One request carries all items, unless a session has more than 32, which are applied in their order. Raises the
+        failure of the first request; the failure of a later one is the result of each item that was not answered yet.
+        """
+        return await self._transport.run(step_many(self._operations, items))
 
 
-class AsyncSession(Handle):
-    """As `Session`."""
+class AsyncSession(SessionOperations):
+    """A session. Steps carry request ids and are sent until they are answered: none is lost or applied twice."""
 
-    def __init__(self, driver: AsyncDriver, calls: Calls, info: SessionInfo, *, keep: bool) -> None:
-        super().__init__(calls, info, keep=keep)
-        self._driver = driver
+    def __init__(self, transport: AsyncHttpTransport, operations: Operations, info: SessionInfo, *, keep: bool) -> None:
+        super().__init__(operations, info, keep=keep)
+        self._transport = transport
 
     async def __aenter__(self) -> Self:
         return self
@@ -165,22 +187,23 @@ class AsyncSession(Handle):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._driver.run(self._leave(failed=error is not None))
+        await self._transport.run(self._leave(failed=error is not None))
 
     async def info(self) -> SessionInfo:
-        """Model, version, step, times, surprise, accuracy, interval."""
-        return await self._driver.run(self._info())
+        """Returns the session's model, version, step, times, surprise, accuracy and interval."""
+        return await self._transport.run(self._info())
 
     async def step(self, step: Step, *, at: int | None = None, request_id: str | None = None) -> Prediction:
-        """Advances by one input. at: the step that the session is believed to have reached; elsewhere StepConflict.
+        """Advances the session by one input.
 
-        request_id: of the caller's own, who may then ask again after a restart.
+        at: the step that the session is believed to have reached; raises StepConflict if it is at another. request_id:
+        an id of the caller's own, with which it may repeat the request after a restart.
         """
-        return await self._driver.run(self._step(step, at, request_id))
+        return await self._transport.run(self._step(step, at, request_id))
 
     async def steps(self, inputs: Steps, *, at: int | None = None, request_id: str | None = None) -> Predictions:
-        """Advances by all of the inputs, or not at all."""
-        return await self._driver.run(self._steps(inputs, at, request_id))
+        """Advances the session by all of the inputs, or by none. at, request_id: as for `step`."""
+        return await self._transport.run(self._steps(inputs, at, request_id))
 
     async def forecast(
         self,
@@ -193,56 +216,73 @@ class AsyncSession(Handle):
         *,
         paths: bool = False,
     ) -> Forecast:
-        """Rolls predictions forward; the session stays. inputs: consumed first. future: what is known in advance.
+        """Rolls predictions forward; the session does not move.
 
-        samples, quantiles, seed, paths: draws paths, and tells their mean, these quantiles, and the paths themselves.
+        inputs: consumed first. future: the future covariates. samples, quantiles, seed, paths: draws sample paths, and
+        returns their mean, these quantiles and, if `paths`, the paths themselves.
         """
-        return await self._driver.run(self._forecast(horizon, samples, quantiles, seed, future, inputs, paths=paths))
+        return await self._transport.run(self._forecast(horizon, samples, quantiles, seed, future, inputs, paths=paths))
 
-    def generate(self, horizon: int, **choices: Unpack[Choices]) -> AsyncIterator[Generated | Done]:
-        """Draws up to `horizon` steps, each as it is drawn, and Done; the session stays. choices: see `Choices`."""
-        return self._driver.feed(self._generate(horizon, choices))
+    def generate(self, horizon: int, **options: Unpack[GenerationOptions]) -> AsyncIterator[Generated | Done]:
+        """Yields up to `horizon` generated steps, each as it is drawn, and Done; the session does not move."""
+        return self._transport.run_emitting(self._generate(horizon, options))
 
     async def stream(self, inputs: Steps | AsyncIterable[Step]) -> AsyncIterator[Prediction]:
-        """Steps over one WebSocket, a prediction each; a task takes inputs, up to 32 ahead of their answers.
+        """Steps over one WebSocket and yields a prediction for each; takes inputs up to 32 ahead of their predictions.
 
-        What is refused, or cannot be sent, ends it: the inputs before it are applied, and none behind it. So does, by
-        StepConflict, another's step of the session meanwhile. Raises TypeError for an iterator that cannot be awaited.
+        An input that is refused, or cannot be sent, ends the stream: the inputs before it are applied, and none behind
+        it. So does, with StepConflict, a step of the same session by another caller.
+        Raises TypeError for an iterator that cannot be awaited.
         """
-        driver = self._driver
-        async with AsyncWire(driver.url, driver.headers, driver.timeout_s, inputs) as wire:
-            async for prediction in wire.run(self._stream()):
+        http = self._transport
+        async with AsyncWebSocketTransport(http.url, http.headers, http.timeout_s, inputs) as transport:
+            async for prediction in transport.run(self._stream()):
                 yield self._streamed(prediction)
 
-    def fork(self, session_id: str | None = None, ttl_s: float | None = None, *, keep: bool = False) -> "Opening":
-        """A session of its own in the same state."""
-        return Opening(self._driver, self._calls, self._fork(session_id, ttl_s), keep=keep)
+    def fork(
+        self, session_id: str | None = None, ttl_s: float | None = None, *, keep: bool = False
+    ) -> "PendingSession":
+        """Returns a new session in the same state."""
+        return _opened(self._transport, self._operations, self._fork(session_id, ttl_s), keep=keep)
 
     async def rewind(self, step: int) -> SessionInfo:
-        """Goes back to an earlier step, as far as the service keeps them."""
-        return await self._driver.run(self._rewind(step))
+        """Returns the session to an earlier step, as far back as the service keeps its history."""
+        return await self._transport.run(self._rewind(step))
 
     async def migrate(self, version: int | None = None) -> SessionInfo:
-        """Goes on with another version of its model, the highest if None; `replayed` inputs made its state anew."""
-        return await self._driver.run(self._migrate(version))
+        """Moves the session to another version of its model, the highest if None.
+
+        The state is computed anew from `replayed` inputs.
+        """
+        return await self._transport.run(self._migrate(version))
 
     async def export(self) -> dict[str, Any]:
-        """The whole session, signed, for `Client.restore`."""
-        return await self._driver.run(self._export())
+        """Returns the whole session, signed, for `Client.restore`."""
+        return await self._transport.run(self._export())
 
     async def delete(self) -> None:
-        await self._driver.run(self._delete())
+        """Deletes the session."""
+        await self._transport.run(self._delete())
 
 
-class Opening:
-    """A session to come: `await` it, or open it in an `async with` block. However often, it is the same one."""
+def _opened(
+    transport: AsyncHttpTransport, operations: Operations, flow: Flow[SessionInfo], *, keep: bool
+) -> "PendingSession":
+    return PendingSession(transport, operations, flow, keep=keep)
 
-    def __init__(self, driver: AsyncDriver, calls: Calls, flow: Flow[SessionInfo], *, keep: bool) -> None:
-        self._driver, self._calls, self._flow, self._keep = driver, calls, flow, keep
+
+class PendingSession:
+    """A session that is being opened: `await` it, or enter it with `async with`. It is opened once, however often."""
+
+    def __init__(
+        self, transport: AsyncHttpTransport, operations: Operations, flow: Flow[SessionInfo], *, keep: bool
+    ) -> None:
+        self._transport, self._operations, self._flow, self._keep = transport, operations, flow, keep
         self._opened: asyncio.Task[AsyncSession] | None = None
 
     async def _open(self) -> AsyncSession:
-        return AsyncSession(self._driver, self._calls, await self._driver.run(self._flow), keep=self._keep)
+        info = await self._transport.run(self._flow)
+        return AsyncSession(self._transport, self._operations, info, keep=self._keep)
 
     def __await__(self) -> Generator[Any, None, AsyncSession]:
         if self._opened is None:

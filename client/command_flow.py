@@ -1,28 +1,40 @@
-"""What a client does next, decided without I/O: requests to send, pauses, and what their answers mean.
+"""The client's decisions without I/O: which request to send, how long to pause, and what a response means.
 
-An operation is a generator, a flow: it yields a command, is sent what came of it, and returns its result. Whoever runs
-one, with threads, an event loop or a list, is a driver; so there is one copy of what the client knows, and retries can
-be tested without a clock. Time comes in with the answers, in seconds.
+An operation is a generator, called a flow: it yields a command, receives the outcome of that command, and returns the
+operation's result. A transport runs a flow, with threads or with an event loop; a test runs it with a list. So both
+clients share one copy of the logic, and retries can be tested without a clock. Time comes in with the outcomes, in
+seconds.
 """
 
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from random import uniform
 from typing import Any, NamedTuple, TypeVar
 
 import orjson
 
-from onward.client.errors import UNDONE, Problem, UnreachableError, answered, document
+from onward.errors import (
+    RETRYABLE_STATUSES,
+    Abandoned,
+    Deadline,
+    ForeignRecord,
+    NotReady,
+    Overloaded,
+    Problem,
+    Stopping,
+    UnreachableError,
+)
 
 T = TypeVar("T")
 NO_CONTENT = 204
-AGAIN = frozenset({429, 502, 503, 504})
-"""Statuses that may be another at the next try; 502 and 504 are a proxy's, which does not know what was done."""
+NOT_APPLIED = (Overloaded, Deadline, Abandoned, NotReady, Stopping, ForeignRecord)
+"""The problems after which nothing was applied, so that any request may be sent again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Send it, and be sent a Reply or a Lost. `content` is what the body says."""
+    """The command to send an HTTP request. Its outcome is a Response or a NoResponse. `content` becomes the body."""
 
     method: str
     path: str
@@ -35,8 +47,8 @@ class Request:
         return None if self.content is None else orjson.dumps(self.content)
 
 
-class Reply(NamedTuple):
-    """`headers` by lower-case name; `took_s` is the time since the request was begun."""
+class Response(NamedTuple):
+    """An HTTP response. `headers` are by lower-case name; `took_s` is the time since the request was begun."""
 
     status: int
     headers: Mapping[str, str]
@@ -44,8 +56,8 @@ class Reply(NamedTuple):
     took_s: float = 0.0
 
 
-class Lost(NamedTuple):
-    """No answer came. `sent` says whether any of the request may have reached the service."""
+class NoResponse(NamedTuple):
+    """A request without a response. `sent` is True if any part of the request may have reached the service."""
 
     error: Exception
     sent: bool
@@ -53,114 +65,145 @@ class Lost(NamedTuple):
 
 
 class Sleep(NamedTuple):
+    """The command to pause."""
+
     seconds: float
 
 
 class Emit(NamedTuple):
-    """Hand this to whoever iterates."""
+    """The command to hand an item to the caller who iterates."""
 
     item: Any
 
 
 Command = Request | Sleep
 Flow = Generator[Command, Any, T]
-"""Returns one result."""
-Feed = Generator[Any, Any, None]
-"""Also yields Emit commands, and what `streams` and `generating` need; returns nothing."""
+"""An operation with one result."""
+EmittingFlow = Generator[Any, Any, None]
+"""An operation that emits its results. It also yields the commands of `step_stream` or `generation`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
-    """How long to try: pauses double from `first_s` to `most_s`, and after `total_s` without success it is over."""
+class RetryPolicy:
+    """Pauses double from `first_pause_s` to `longest_pause_s`; after `deadline_s` without success the call fails."""
 
-    total_s: float = 60.0
-    first_s: float = 0.05
-    most_s: float = 5.0
+    deadline_s: float = 60.0
+    first_pause_s: float = 0.05
+    longest_pause_s: float = 5.0
 
 
 class Retry:
     """One run of failures, and the time that it has taken."""
 
-    def __init__(self, patience: Patience) -> None:
-        self._patience = patience
+    def __init__(self, policy: RetryPolicy) -> None:
+        self._policy = policy
         self.failures, self.spent_s = 0, 0.0
 
-    def next(self, failed: Reply | Lost) -> Sleep | None:
-        """How long to wait before the next try; None where it is over.
+    def next(self, failed: Response | NoResponse) -> Sleep | None:
+        """Returns the pause before the next try; None if the retry deadline would pass.
 
-        Half of the pause is by chance, so that clients which failed together do not come back together.
+        Half of the pause is random, so that clients which failed together do not come back together.
         """
-        patience = self._patience
-        pause_s = min(patience.most_s, patience.first_s * 2**self.failures) * uniform(0.5, 1.0)  # noqa: S311
-        if isinstance(failed, Reply):
+        policy = self._policy
+        longest_s = min(policy.longest_pause_s, policy.first_pause_s * 2**self.failures)
+        pause_s = longest_s * uniform(0.5, 1.0)  # noqa: S311
+        if isinstance(failed, Response):
             pause_s = max(pause_s, _retry_after_s(failed))
         self.failures += 1
         self.spent_s += failed.took_s + pause_s
-        return Sleep(pause_s) if self.spent_s <= patience.total_s else None
+        return Sleep(pause_s) if self.spent_s <= policy.deadline_s else None
 
-    def pause(self, failed: Reply | Lost) -> Sleep:
-        """As `next`. Raises the failure where it is over."""
+    def pause(self, failed: Response | NoResponse) -> Sleep:
+        """Returns the pause before the next try. Raises the failure if the retry deadline would pass."""
         pause = self.next(failed)
         if pause is None:
             raise failure(failed)
         return pause
 
 
-class Exchanged(NamedTuple):
-    """The answer to a request. `doubtful`: an earlier try, up to `since_s` ago, may have been applied unanswered."""
+class Exchange(NamedTuple):
+    """A request's final response.
 
-    reply: Reply
+    `doubtful` is True if an earlier try, up to `since_s` seconds ago, may have been applied without a response.
+    """
+
+    response: Response
     doubtful: bool
     since_s: float
 
 
-def exchange(request: Request, retry: Retry, *, safe: bool) -> Flow[Exchanged]:
-    """Sends the request until there is an answer that another try would not change.
+def exchange(request: Request, retry: Retry, *, idempotent: bool) -> Flow[Exchange]:
+    """Sends the request until there is a response that another try would not change.
 
-    retry: of the call that this is part of. safe: it may be sent again although it may have been applied; otherwise it
-    is only where nothing can have been done. Raises UnreachableError, or the Problem where tries are used up on one.
+    retry: the retries of the call that this request belongs to. idempotent: the request may be sent again although it
+    may have been applied; otherwise it is sent again only if nothing can have been applied. Raises UnreachableError, or
+    the last Problem at the retry deadline.
     """
     doubtful = False
     while True:
-        answer: Reply | Lost = yield request
-        if isinstance(answer, Reply) and answer.status not in AGAIN:
-            return Exchanged(answer, doubtful, retry.spent_s + answer.took_s)
-        undone = _undone(answer)
-        if not safe and not undone:
-            raise failure(answer)
-        doubtful = doubtful or not undone
-        yield retry.pause(answer)
+        outcome: Response | NoResponse = yield request
+        if isinstance(outcome, Response) and outcome.status not in RETRYABLE_STATUSES:
+            return Exchange(outcome, doubtful, retry.spent_s + outcome.took_s)
+        not_applied = _not_applied(outcome)
+        if not idempotent and not not_applied:
+            raise failure(outcome)
+        doubtful = doubtful or not not_applied
+        yield retry.pause(outcome)
 
 
-def content(reply: Reply, read: Callable[[Any], T]) -> T:
-    """What the answer's body says, a JSON object, by `read`; of nothing, with a 204, None is read.
+def content(response: Response, read: Callable[[Any], T]) -> T:
+    """Returns what `read` makes of the response's JSON object; `read` receives None for status 204.
 
-    Raises the Problem that it is, and one that shows it where it says something else than `read` looks for: then
-    another service has answered.
+    Raises the Problem that the response is. A body in which `read` does not find what it needs comes from another
+    service; it raises a Problem that shows the body.
     """
-    told = document(reply.body)
-    if not 200 <= reply.status < 300 or (told is None and reply.status != NO_CONTENT):
-        raise answered(reply.status, reply.body)
+    document = json_object(response.body)
+    if not 200 <= response.status < 300 or (document is None and response.status != NO_CONTENT):
+        raise problem(response.status, response.body)
     try:
-        return read(told)
+        return read(document)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise answered(reply.status, reply.body) from error
+        raise problem(response.status, response.body) from error
 
 
-def failure(failed: Reply | Lost) -> Problem | UnreachableError:
-    if isinstance(failed, Reply):
-        return answered(failed.status, failed.body)
+def failure(failed: Response | NoResponse) -> Problem | UnreachableError:
+    if isinstance(failed, Response):
+        return problem(failed.status, failed.body)
     error = UnreachableError(f"the service did not answer: {str(failed.error) or type(failed.error).__name__}")
     error.__cause__ = failed.error
     return error
 
 
-def _undone(failed: Reply | Lost) -> bool:
-    if isinstance(failed, Lost):
+def problem(status: int, body: bytes) -> Problem:
+    """Returns the response as an exception, also if a proxy between client and service has written it."""
+    document = {"status": status} | (json_object(body) or {})
+    if _is_problem(document):
+        return Problem.from_document(document)
+    phrase = HTTPStatus(status).phrase if status in set(HTTPStatus) else "not a response of Onward"
+    detail = f"{status} {phrase}; the response is not Onward's: {body[:200].decode('utf-8', 'replace')}"
+    return Problem.from_document({"title": phrase, "status": status, "detail": detail})
+
+
+def json_object(body: bytes) -> dict[str, Any] | None:
+    """Returns the JSON object that the body is; None if it is none."""
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def _is_problem(document: Mapping[str, Any]) -> bool:
+    errors = document.get("errors", [])
+    return type(document["status"]) is int and isinstance(document.get("type"), str) and isinstance(errors, list)
+
+
+def _not_applied(failed: Response | NoResponse) -> bool:
+    if isinstance(failed, NoResponse):
         return not failed.sent
-    return failed.status == 429 or isinstance(answered(failed.status, failed.body), UNDONE)
+    return failed.status == 429 or isinstance(problem(failed.status, failed.body), NOT_APPLIED)
 
 
-def _retry_after_s(reply: Reply) -> float:
-    told = reply.headers.get("retry-after", "")
-    return float(told) if told.isdecimal() else 0.0
+def _retry_after_s(response: Response) -> float:
+    value = response.headers.get("retry-after", "")
+    return float(value) if value.isdecimal() else 0.0

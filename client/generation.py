@@ -1,4 +1,6 @@
-"""What a session generates, read from Server-Sent Events, as a flow: a cut connection is taken up where it ended."""
+"""A session's generation, read from Server-Sent Events, as a flow: after a broken connection it goes on from the last
+event.
+"""
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,39 +9,42 @@ from typing import Any, NamedTuple, TypedDict
 import orjson
 
 from onward.client import results
-from onward.client.command_flow import AGAIN, Emit, Feed, Lost, Patience, Reply, Request, Retry, failure
-from onward.client.errors import Problem
+from onward.client.command_flow import Emit, EmittingFlow, NoResponse, Request, Response, Retry, RetryPolicy, failure
 from onward.client.results import Done, Steps
+from onward.errors import RETRYABLE_STATUSES, Problem
 
 MEDIA_TYPE = "text/event-stream"
 
 
-class Choices(TypedDict, total=False):
-    """What may be said of how to generate; what is left out, or None, has the service's default."""
+class GenerationOptions(TypedDict, total=False):
+    """The options of a generation. An option that is left out, or None, has the service's default."""
 
     inputs: Steps | None
-    """Consumed first."""
+    """Steps consumed before the first draw."""
     future: Steps | None
-    """What is known in advance of each step."""
+    """The future covariates of each generated step."""
     seed: int | None
     temperature: float | None
     top_k: int | None
     top_p: float | None
     repetition_penalty: float | None
     stop: Sequence[str] | None
-    """Texts at which it ends."""
+    """Texts at which the generation ends."""
     logprobs: int | None
-    """How many of the likeliest tokens to tell with each."""
+    """The number of likeliest tokens to report with each token."""
 
 
-class Open(NamedTuple):
-    """Send the request and be sent a Reply as soon as its head is there (its body only where it failed), or a Lost."""
+class OpenResponse(NamedTuple):
+    """The command to send the request and return as soon as the response's head has come.
+
+    Its outcome is a Response, with a body only if it failed, or a NoResponse.
+    """
 
     request: Request
 
 
-class Read(NamedTuple):
-    """Be sent the next bytes of what was opened, none at its end, or a Lost."""
+class ReadChunk(NamedTuple):
+    """The command to read on in the open response. Its outcome is bytes, none at the end, or a NoResponse."""
 
 
 class Event(NamedTuple):
@@ -49,24 +54,24 @@ class Event(NamedTuple):
 
 
 @dataclass(slots=True)
-class Events:
-    """Bytes to events, by the rules of https://html.spec.whatwg.org/multipage/server-sent-events.html."""
+class EventParser:
+    """Parses bytes to events, by the rules of https://html.spec.whatwg.org/multipage/server-sent-events.html."""
 
     last_id: str = ""
     _rest: bytes = b""
     _kind: str = ""
     _data: list[str] = field(default_factory=list)
 
-    def feed(self, data: bytes) -> list[Event]:
-        """The events that end in these bytes."""
-        found = []
+    def parse(self, data: bytes) -> list[Event]:
+        """Returns the events that end in these bytes."""
+        events = []
         *lines, self._rest = (self._rest + data).replace(b"\r\n", b"\n").split(b"\n")
         for line in lines:
             name, _, value = line.decode().partition(":")
             value = value.removeprefix(" ")
             if not line:
                 if self._data:
-                    found.append(Event(self._kind or "message", "\n".join(self._data), self.last_id))
+                    events.append(Event(self._kind or "message", "\n".join(self._data), self.last_id))
                 self._kind, self._data = "", []
             elif name == "event":
                 self._kind = value
@@ -74,47 +79,50 @@ class Events:
                 self._data.append(value)
             elif name == "id":
                 self.last_id = value
-        return found
+        return events
 
 
-def generate(where: str, body: Mapping[str, Any], patience: Patience) -> Feed:
-    """Emits Generated and, at the end, Done. Raises Problem, UnreachableError."""
-    last_id, retry = "", Retry(patience)
+def generate(path: str, body: Mapping[str, Any], policy: RetryPolicy) -> EmittingFlow:
+    """Emits Generated for each step and Done at the end. Raises Problem, UnreachableError."""
+    last_id, retry = "", Retry(policy)
     while True:
         headers = {"accept": MEDIA_TYPE} | ({"last-event-id": last_id} if last_id else {})
-        answer: Reply | Lost | None = yield Open(Request("POST", where, body, headers=headers))
-        if isinstance(answer, Reply) and answer.headers.get("content-type", "").startswith(MEDIA_TYPE):
-            answer, reached = yield from _told(last_id)
-            if answer is None:
+        outcome: Response | NoResponse | None = yield OpenResponse(Request("POST", path, body, headers=headers))
+        if isinstance(outcome, Response) and outcome.headers.get("content-type", "").startswith(MEDIA_TYPE):
+            outcome, reached = yield from _read_events(last_id)
+            if outcome is None:
                 return
             if reached != last_id:
-                last_id, retry = reached, Retry(patience)
-        assert answer is not None
-        if isinstance(answer, Reply) and answer.status not in AGAIN:
-            raise failure(answer)
-        yield retry.pause(answer)
+                last_id, retry = reached, Retry(policy)
+        assert outcome is not None
+        if isinstance(outcome, Response) and outcome.status not in RETRYABLE_STATUSES:
+            raise failure(outcome)
+        yield retry.pause(outcome)
 
 
-def _told(last_id: str) -> Generator[Any, Any, tuple[Reply | Lost | None, str]]:
-    """Emits what one answer tells after that event. Returns what ended it, None at the end of the draw, and the id of
-    the last event that came.
+def _read_events(last_id: str) -> Generator[Any, Any, tuple[Response | NoResponse | None, str]]:
+    """Emits the content of one response, which begins after the event `last_id`.
+
+    Returns the failure that ended it, None at the end of the generation, and the id of the last event that came.
     """
-    events = Events(last_id)
-    while isinstance(piece := (yield Read()), bytes) and piece:
-        for event in events.feed(piece):
-            told = orjson.loads(event.data)
+    parser = EventParser(last_id)
+    while isinstance(chunk := (yield ReadChunk()), bytes) and chunk:
+        for event in parser.parse(chunk):
+            content = orjson.loads(event.data)
             if event.kind == "problem":
-                return Reply(Problem.of(told).status, {}, event.data.encode()), last_id
+                return Response(Problem.from_document(content).status, {}, event.data.encode()), last_id
             if event.kind == "done":
-                yield Emit(Done(told["reason"], told.get("seed"), told["step"], told.get("text")))
+                yield Emit(Done(content["reason"], content.get("seed"), content["step"], content.get("text")))
                 return None, event.last_id
             last_id = event.last_id
-            yield Emit(results.generated(told))
-    return piece if isinstance(piece, Lost) else Lost(ConnectionError("the answer broke off"), sent=True), last_id
+            yield Emit(results.generated(content))
+    if isinstance(chunk, NoResponse):
+        return chunk, last_id
+    return NoResponse(ConnectionError("the response ended before the generation"), sent=True), last_id
 
 
-def generate_body(horizon: int, choices: Choices) -> dict[str, Any]:
-    told = results.given(**choices)
+def generate_body(horizon: int, options: GenerationOptions) -> dict[str, Any]:
     return {"horizon": horizon} | {
-        name: results.steps(value) if name in ("inputs", "future") else value for name, value in told.items()
+        name: results.steps(value) if name in ("inputs", "future") else value
+        for name, value in results.without_none(**options).items()
     }

@@ -1,11 +1,12 @@
-"""What goes in and what comes out, as Python has it: inputs to JSON, answers to numpy arrays.
+"""The client's result types and their wire formats: inputs to JSON, JSON responses to numpy arrays.
 
-Knows the forms of the wire and no transport. Numbers come out as 32-bit floats, which is what models compute in, so an
-answer is the same bits as the model's; categories come out as they are, None for any that is not listed.
+Knows no transport. Numbers come out as 32-bit floats, in which models compute, so an output has the same bits as the
+model's; categories come out as they are, None for any that is not listed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -13,41 +14,44 @@ from numpy.typing import NDArray
 
 Value = float | int | str | None
 Step = Value | Sequence[Value] | Mapping[str, Value] | NDArray[Any] | np.generic
-"""One step: a value of each feature, in order or by name, or one value where there is one feature."""
+"""One step: a value of each feature, in order or by name, or the value alone if there is one feature."""
 Steps = str | Sequence[Any] | NDArray[Any]
 """Steps, oldest first: a text, or a list or an array (steps, features) or (steps,)."""
 
 
-# In
+# Inputs
 
 
 def steps(inputs: Steps) -> Any:
-    """As JSON has them; NaN is null, a missing value. Raises ValueError for an infinity, which JSON has not."""
+    """Returns the steps for JSON; NaN becomes null, a missing value.
+
+    Raises ValueError for an infinity, which JSON does not have.
+    """
     if isinstance(inputs, str):
         return inputs
     if isinstance(inputs, np.ndarray):
         return _array(inputs)
-    return [_plain(one) for one in inputs]
+    return [_plain(value) for value in inputs]
 
 
-def step(one: Step) -> Any:
-    """A list of this one step."""
-    return [_plain(one)]
+def step(value: Step) -> Any:
+    """Returns a list of this single step for JSON, as `steps` does."""
+    return [_plain(value)]
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return _array(value)
     if isinstance(value, Mapping):
-        return {str(name): _plain(one) for name, one in value.items()}
+        return {str(name): _plain(inner) for name, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
+        return [_plain(inner) for inner in value]
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not np.isfinite(value):
         if np.isnan(value):
             return None
-        raise ValueError("an infinity is no value; a missing one is None or NaN")
+        raise ValueError("an input cannot be infinite; write a missing value as None or NaN")
     return value
 
 
@@ -57,12 +61,17 @@ def _array(values: NDArray[Any]) -> Any:
     return _plain(values.tolist())
 
 
-# Out
+def without_none(**members: Any) -> dict[str, Any]:
+    """Returns the members that are not None. The service has a default for each member that is left out."""
+    return {name: value for name, value in members.items() if value is not None}
+
+
+# Predictions
 
 
 @dataclass(frozen=True, eq=False)
 class Outputs(Mapping[str, NDArray[Any]]):
-    """Arrays by output of the head: `outputs["mean"]`."""
+    """Arrays by the name of the head's output: `outputs["mean"]`."""
 
     arrays: Mapping[str, NDArray[Any]]
 
@@ -78,25 +87,27 @@ class Outputs(Mapping[str, NDArray[Any]]):
 
 @dataclass(frozen=True, eq=False)
 class Interval:
-    """Of the next input: `low` and `high` (..., targets). An end is infinite where no bound is known yet, so that any
-    number lies inside.
+    """A prediction interval for the next input: `low` and `high` (..., targets).
+
+    An end is infinite while no bound can be computed, so that any number lies inside.
     """
 
     low: NDArray[np.float32]
     high: NDArray[np.float32]
 
-    def __getitem__(self, place: int) -> "Interval":
-        return Interval(self.low[place], self.high[place])
+    def __getitem__(self, index: int) -> "Interval":
+        return Interval(self.low[index], self.high[index])
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction(Outputs):
-    """Of the next input, after one step: arrays (targets, ...).
+    """The prediction of the next input, after one step: arrays (targets, ...).
 
-    surprise: the score of the input under the prediction made before it, where the model has one. step: how many inputs
-    were consumed. What only a session's steps tell, None elsewhere: error (targets,), the input minus the prediction
-    made before it, NaN where the input is missing, of numbers; anomaly, from 0 to 1, how unusual the surprise is among
-    the session's last 256, None too while there are few; interval, where the session was begun with one.
+    surprise: the score of the input under the prediction made before it, if the model has one. step: the number of
+    inputs consumed. The others come only with the steps of a session, and are None elsewhere. error (targets,): the
+    input minus the prediction made before it, NaN where the input is missing; only for numbers. anomaly: how unusual
+    the surprise is among the session's last 256, from 0 to 1; also None while these are few. interval: present if the
+    session was created with one.
     """
 
     surprise: float | None = None
@@ -108,9 +119,10 @@ class Prediction(Outputs):
 
 @dataclass(frozen=True, eq=False)
 class Predictions(Outputs):
-    """After each of several steps: arrays (steps, targets, ...), surprise (steps,), and the step that was reached.
+    """The predictions after each of several steps: arrays (steps, targets, ...).
 
-    error: (steps, targets), and anomaly: (steps,), NaN where a Prediction has None; both None where nothing tells them.
+    surprise: (steps,). step: the step that was reached. error: (steps, targets). anomaly: (steps,), NaN where a
+    Prediction has None. error and anomaly are both None if the service does not compute them.
     """
 
     surprise: NDArray[np.float32] | None = None
@@ -121,33 +133,34 @@ class Predictions(Outputs):
 
     @property
     def each(self) -> list[Prediction]:
-        """One a step."""
+        """The prediction after each step."""
         count = len(next(iter(self.arrays.values())))
-        return [self._at(place, self.step - count + place + 1) for place in range(count)]
+        return [self._at(index, self.step - count + index + 1) for index in range(count)]
 
     @property
     def last(self) -> Prediction:
+        """The prediction after the last step."""
         return self._at(-1, self.step)
 
-    def _at(self, place: int, step: int) -> Prediction:
-        anomaly = None if self.anomaly is None else float(self.anomaly[place])
+    def _at(self, index: int, step: int) -> Prediction:
+        anomaly = None if self.anomaly is None else float(self.anomaly[index])
         return Prediction(
-            {name: rows[place] for name, rows in self.arrays.items()},
-            None if self.surprise is None else float(self.surprise[place]),
+            {name: rows[index] for name, rows in self.arrays.items()},
+            None if self.surprise is None else float(self.surprise[index]),
             step,
-            None if self.error is None else self.error[place],
+            None if self.error is None else self.error[index],
             None if anomaly is None or np.isnan(anomaly) else anomaly,
-            None if self.interval is None else self.interval[place],
+            None if self.interval is None else self.interval[index],
         )
 
 
 @dataclass(frozen=True, eq=False)
 class Forecast(Outputs):
-    """Rolled forward from `step`: arrays (horizon, targets), and what sampling adds to them.
+    """Predictions rolled forward from `step`: arrays (horizon, targets).
 
-    With samples `seed` repeats them, `samples` is how many there were and `levels` what lies on the last axis of
-    `quantiles` (horizon, targets, levels); `paths` is (samples, horizon, targets). Of categories, `top` and
-    `probability` are the likeliest at each step; where there are fewer at one than at another, (horizon,) of arrays.
+    Of sample paths, `seed` draws the same ones again, `samples` is their number, `levels` are the levels on the last
+    axis of `quantiles` (horizon, targets, levels), and `paths` is (samples, horizon, targets). Of categories, `top` and
+    `probability` are the likeliest at each step; if their number differs between steps, both are (horizon,) of arrays.
     """
 
     step: int
@@ -157,16 +170,16 @@ class Forecast(Outputs):
 
 
 @dataclass(frozen=True, eq=False)
-class Predicted:
-    """One sequence's predictions, and its forecast where one was asked for."""
+class SequencePrediction:
+    """The predictions of one sequence without a session, and its forecast if the call had a horizon."""
 
     predictions: Predictions
     forecast: Forecast | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """A step without a session: `state` is to be sent with the next one."""
+class StatelessStep:
+    """The predictions of steps without a session; the caller sends `state` with its next steps."""
 
     predictions: Predictions
     state: str
@@ -174,9 +187,9 @@ class Held:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Generated:
-    """`ahead` steps past the last input: a token, or the values (targets,) of a model of numbers.
+    """A generated step, `ahead` steps past the last input: a token, or the values (targets,) of a model of numbers.
 
-    top, log_probabilities: of the likeliest tokens, where they were asked for.
+    top, log_probabilities: the likeliest tokens, if the caller asked for them.
     """
 
     ahead: int
@@ -189,7 +202,11 @@ class Generated:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """Nothing more is generated: `reason` says why, `seed` repeats it, `text` is all of it from a model of texts."""
+    """The end of a generation.
+
+    reason: why it ended. seed: generates the same again. step: the session's step. text: the whole text, from a model
+    of texts.
+    """
 
     reason: str
     seed: int | None
@@ -197,14 +214,82 @@ class Done:
     text: str | None = None
 
 
-def outputs(told: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-    """By name. `top` is categories, and what is drawn beside it; all else is numbers."""
-    categories = {"top", "paths"} if "top" in told else set()
-    return {name: _rows(values, object if name in categories else np.float32) for name, values in told.items()}
+# Sessions
+
+
+@dataclass(frozen=True, slots=True)
+class Surprise:
+    """The surprise of a session's inputs so far; `recent` is an exponential mean: the last input has the weight 0.1."""
+
+    count: int
+    mean: float
+    recent: float
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """The accuracy of the predictions of one target, over the `inputs` that had a prediction.
+
+    mae: mean absolute error. mase: mae divided by that of the previous value as the prediction. coverage: the share of
+    inputs inside the model's own central interval, whose nominal coverage is `level`. hits: top-1 accuracy of
+    categories. Each is None if the model has no outputs to compute it from.
+    """
+
+    inputs: int
+    mae: float | None = None
+    mase: float | None = None
+    coverage: float | None = None
+    level: float | None = None
+    hits: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class IntervalInfo:
+    """The prediction intervals of a session.
+
+    wanted: their nominal coverage. coverage: by target, the share of inputs that lay inside, None before the first.
+    alpha: by target, the share of inputs that the interval leaves out at present.
+    """
+
+    wanted: float
+    coverage: Mapping[str, float | None]
+    alpha: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """A session; `expires_at` and `ttl_s` (seconds) are None if it never expires."""
+
+    session_id: str
+    model: str
+    version: int
+    step: int
+    created_at: datetime
+    last_step_at: datetime
+    expires_at: datetime | None = None
+    ttl_s: float | None = None
+    surprise: Surprise | None = None
+    replayed: int | None = None
+    """The number of inputs from which a migration has computed the state anew."""
+    prediction: Prediction | None = field(default=None, compare=False)
+    """The prediction of the next input, if the session is new and has one."""
+    accuracy: Mapping[str, Accuracy] | None = None
+    """By target; present if one session was asked for, and absent from lists of sessions."""
+    interval: IntervalInfo | None = None
+    """Present if `accuracy` is and the session was created with an interval."""
+
+
+# Responses
+
+
+def outputs(arrays: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    """Returns the outputs as arrays by name. `top`, and `paths` beside it, hold categories; all others numbers."""
+    categories = {"top", "paths"} if "top" in arrays else set()
+    return {name: _rows(values, object if name in categories else np.float32) for name, values in arrays.items()}
 
 
 def _rows(values: Any, dtype: type) -> NDArray[Any]:
-    """An array; where rows differ in length, (rows,) of arrays."""
+    """Returns one array; if the rows differ in length, (rows,) of arrays."""
     if isinstance(values, list) and len({len(row) for row in values if isinstance(row, list)}) > 1:
         ragged = np.empty(len(values), object)
         ragged[:] = [np.array(row, dtype) for row in values]
@@ -212,62 +297,83 @@ def _rows(values: Any, dtype: type) -> NDArray[Any]:
     return np.asarray(values, dtype)
 
 
-def predictions(told: Mapping[str, Any]) -> Predictions:
-    """Of a step's answer."""
-    interval = told.get("interval")
+def predictions(response: Mapping[str, Any]) -> Predictions:
+    """Returns the content of a response to steps."""
+    interval = response.get("interval")
     return Predictions(
-        outputs(told["predictions"]),
-        _numbers(told.get("surprise")),
-        told.get("step", 0),
-        _numbers(told.get("error")),
-        _numbers(told.get("anomaly")),
+        outputs(response["predictions"]),
+        _numbers(response.get("surprise")),
+        response.get("step", 0),
+        _numbers(response.get("error")),
+        _numbers(response.get("anomaly")),
         None if interval is None else Interval(_bounds(interval["low"], -np.inf), _bounds(interval["high"], np.inf)),
     )
 
 
 def _numbers(rows: Any) -> NDArray[np.float32] | None:
-    """What is missing among them is NaN."""
+    """Returns an array with NaN for each missing number."""
     return None if rows is None else np.asarray(rows, np.float32)
 
 
-def _bounds(rows: Any, without: float) -> NDArray[np.float32]:
-    found = np.asarray(rows, np.float32)
-    return np.where(np.isnan(found), np.float32(without), found)
+def _bounds(rows: Any, missing: float) -> NDArray[np.float32]:
+    bounds = np.asarray(rows, np.float32)
+    return np.where(np.isnan(bounds), np.float32(missing), bounds)
 
 
-def forecast(told: Mapping[str, Any], step: int | None = None) -> Forecast:
-    """Of a forecast's answer."""
+def forecast(response: Mapping[str, Any], step: int | None = None) -> Forecast:
+    """Returns the content of a response to a forecast."""
     return Forecast(
-        outputs(told["forecast"]),
-        told["step"] if step is None else step,
-        told.get("seed"),
-        told.get("samples"),
-        tuple(told.get("levels", ())),
+        outputs(response["forecast"]),
+        response["step"] if step is None else step,
+        response.get("seed"),
+        response.get("samples"),
+        tuple(response.get("levels", ())),
     )
 
 
-def sequences(told: Mapping[str, Any]) -> list[Predicted]:
-    """Of a predict call's answer; steps are counted from each sequence's own beginning."""
-    found = []
-    for one in told["sequences"]:
-        count = len(next(iter(one["predictions"].values())))
-        said = predictions({**one, "step": count})
-        found.append(Predicted(said, forecast(one, count) if one.get("forecast") is not None else None))
-    return found
+def sequences(response: Mapping[str, Any]) -> list[SequencePrediction]:
+    """Returns the content of a response to predict; the steps of each sequence are counted from its own first."""
+    results = []
+    for sequence in response["sequences"]:
+        count = len(next(iter(sequence["predictions"].values())))
+        ahead = forecast(sequence, count) if sequence.get("forecast") is not None else None
+        results.append(SequencePrediction(predictions({**sequence, "step": count}), ahead))
+    return results
 
 
-def generated(told: Mapping[str, Any]) -> Generated:
-    values = told.get("values")
+def generated(event: Mapping[str, Any]) -> Generated:
+    """Returns the content of an event of a generation."""
+    values = event.get("values")
     return Generated(
-        told["ahead"],
-        told.get("token"),
-        told.get("log_probability"),
+        event["ahead"],
+        event.get("token"),
+        event.get("log_probability"),
         None if values is None else np.asarray(values, np.float32),
-        tuple(told.get("top", ())),
-        tuple(np.asarray(told.get("log_probabilities", ()), np.float32).tolist()),
+        tuple(event.get("top", ())),
+        tuple(np.asarray(event.get("log_probabilities", ()), np.float32).tolist()),
     )
 
 
-def given(**members: Any) -> dict[str, Any]:
-    """Those that are not None: what is left out has the service's default."""
-    return {name: value for name, value in members.items() if value is not None}
+def session(response: Mapping[str, Any]) -> SessionInfo:
+    """Returns the session that a response describes."""
+    surprise, accuracy, interval = response["surprise"], response.get("accuracy"), response.get("interval")
+    prediction = response.get("prediction")
+    return SessionInfo(
+        response["session_id"],
+        response["model"],
+        response["version"],
+        response["step"],
+        datetime.fromisoformat(response["created_at"]),
+        datetime.fromisoformat(response["last_step_at"]),
+        datetime.fromisoformat(response["expires_at"]),
+        response["ttl_s"],
+        None if surprise is None else Surprise(surprise["count"], surprise["mean"], surprise["recent"]),
+        response.get("replayed"),
+        Prediction(outputs(prediction), None, response["step"]) if prediction else None,
+        None if accuracy is None else {target: _accuracy(numbers) for target, numbers in accuracy.items()},
+        None if interval is None else IntervalInfo(interval["wanted"], interval["coverage"], interval["alpha"]),
+    )
+
+
+def _accuracy(numbers: Mapping[str, Any]) -> Accuracy:
+    return Accuracy(numbers["inputs"], *(numbers.get(name) for name in ("mae", "mase", "coverage", "level", "hits")))

@@ -1,94 +1,96 @@
-"""A session as its client holds it: what it knows of it, and its calls as flows.
+"""A session as its client sees it: what is known of it without a request, and its operations as flows.
 
-`Session` and `AsyncSession` are this, run by threads and by an event loop.
+`Session` and `AsyncSession` run these flows, with threads and with an event loop.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 from onward.client import results
-from onward.client.command_flow import Feed, Flow, Patience
-from onward.client.errors import Problem, SessionEnded, UnknownSession, UnreachableError
-from onward.client.generation import Choices, generate, generate_body
-from onward.client.operations import Answer, Calls, forecast_body, path
-from onward.client.results import Forecast, Prediction, Predictions, Step, Steps
-from onward.client.session_info import SessionInfo
-from onward.client.step_stream import Stream
+from onward.client.command_flow import EmittingFlow, Flow, RetryPolicy
+from onward.client.generation import GenerationOptions, generate, generate_body
+from onward.client.operations import Operations, StepResult, forecast_body, session_path
+from onward.client.results import Forecast, Prediction, Predictions, SessionInfo, Step, Steps
+from onward.client.step_stream import StepStream
+from onward.errors import Problem, SessionEnded, UnknownSession, UnreachableError
 
-ONCE = Patience(total_s=0.0)
+ONCE = RetryPolicy(deadline_s=0.0)
 
 
-class Handle:
-    """One client's view of one session. `keep`: whether it lives on after a `with` block."""
+class SessionOperations:
+    """The base class of `Session` and `AsyncSession`. keep: the session lives on after a `with` block."""
 
-    def __init__(self, calls: Calls, info: SessionInfo, *, keep: bool) -> None:
+    def __init__(self, operations: Operations, info: SessionInfo, *, keep: bool) -> None:
         self.id, self.model, self.version = info.session_id, info.model, info.version
         self.step_count = info.step
-        """How many inputs it has consumed, as last told."""
+        """The number of inputs consumed, by the last response."""
         self.prediction = info.prediction
-        """Of the next input, as last told; None where nothing has told it yet."""
-        self._calls, self._keep = calls, keep
+        """The prediction of the next input, by the last response; None if no response has had one yet."""
+        self._operations, self._keep = operations, keep
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id!r} of {self.model} {self.version} at step {self.step_count}>"
 
-    def _known(self, info: SessionInfo) -> SessionInfo:
+    def _update(self, info: SessionInfo) -> SessionInfo:
         self.version, self.step_count = info.version, info.step
         return info
 
-    def _advanced(self, told: Predictions) -> Predictions:
-        self.step_count, self.prediction = told.step, told.last
-        return told
+    def _advance(self, predictions: Predictions) -> Predictions:
+        self.step_count, self.prediction = predictions.step, predictions.last
+        return predictions
 
     def _info(self) -> Flow[SessionInfo]:
-        return self._known((yield from self._calls.info(self.id)))
+        return self._update((yield from self._operations.info(self.id)))
 
     def _step(self, step: Step, at: int | None, request_id: str | None) -> Flow[Prediction]:
-        return self._advanced((yield from self._calls.steps(self.id, results.step(step), at, request_id))).last
+        return self._advance((yield from self._operations.steps(self.id, results.step(step), at, request_id))).last
 
     def _steps(self, inputs: Steps, at: int | None, request_id: str | None) -> Flow[Predictions]:
-        return self._advanced((yield from self._calls.steps(self.id, results.steps(inputs), at, request_id)))
+        return self._advance((yield from self._operations.steps(self.id, results.steps(inputs), at, request_id)))
 
     def _forecast(
         self, horizon: int, samples: int | None, quantiles: Sequence[float] | None, seed: int | None,
         future: Steps | None, inputs: Steps | None, *, paths: bool,
     ) -> Flow[Forecast]:  # fmt: skip
         body = forecast_body(horizon, samples, quantiles, seed, future, inputs, paths=paths)
-        return self._calls.forecast(self.id, body)
+        return self._operations.forecast(self.id, body)
 
-    def _generate(self, horizon: int, choices: Choices) -> Feed:
-        return generate(path(self.id, "/generate"), generate_body(horizon, choices), self._calls.patience)
+    def _generate(self, horizon: int, options: GenerationOptions) -> EmittingFlow:
+        return generate(session_path(self.id, "/generate"), generate_body(horizon, options), self._operations.policy)
 
-    def _stream(self) -> Feed:
-        return Stream(self.id, self._calls.patience).feed()
+    def _stream(self) -> EmittingFlow:
+        return StepStream(self.id, self._operations.policy).run()
 
     def _streamed(self, prediction: Prediction) -> Prediction:
         self.step_count, self.prediction = prediction.step, prediction
         return prediction
 
     def _fork(self, session_id: str | None, ttl_s: float | None) -> Flow[SessionInfo]:
-        return self._calls.fork(self.id, session_id, ttl_s)
+        return self._operations.fork(self.id, session_id, ttl_s)
 
     def _rewind(self, step: int) -> Flow[SessionInfo]:
         self.prediction = None
-        return self._known((yield from self._calls.rewind(self.id, step)))
+        return self._update((yield from self._operations.rewind(self.id, step)))
 
     def _migrate(self, version: int | None) -> Flow[SessionInfo]:
         self.prediction = None
-        return self._known((yield from self._calls.migrate(self.id, version)))
+        return self._update((yield from self._operations.migrate(self.id, version)))
 
     def _export(self) -> Flow[dict[str, Any]]:
-        return self._calls.get(path(self.id, "/state"))
+        return self._operations.get(session_path(self.id, "/state"))
 
     def _delete(self) -> Flow[None]:
-        return self._calls.delete(self.id)
+        return self._operations.delete(self.id)
 
     def _leave(self, *, failed: bool) -> Flow[None]:
-        """At the end of a `with` block. A session that has ended is no error, and no error hides the block's own."""
+        """Deletes the session at the end of a `with` block unless it is kept.
+
+        A session that has ended already is no error, and no error replaces the one that the block itself raised.
+        """
         if self._keep:
             return
         try:
-            yield from (Calls(ONCE) if failed else self._calls).delete(self.id)
+            yield from (Operations(ONCE) if failed else self._operations).delete(self.id)
         except (SessionEnded, UnknownSession):
             pass
         except (Problem, UnreachableError):
@@ -96,11 +98,13 @@ class Handle:
                 raise
 
 
-def many(calls: Calls, items: Sequence[tuple[Handle | str, Steps]]) -> Flow[list[Answer]]:
-    """Steps of sessions, told by their handles, which are brought up to date, or by their ids."""
-    named = [(one if isinstance(one, str) else one.id, inputs) for one, inputs in items]
-    answers = yield from calls.step_many(named)
-    for (one, _), answer in zip(items, answers, strict=True):
-        if isinstance(one, Handle) and isinstance(answer, Predictions):
-            one._advanced(answer)  # noqa: SLF001  (this module's own)
-    return answers
+def step_many(
+    operations: Operations, items: Sequence[tuple[SessionOperations | str, Steps]]
+) -> Flow[list[StepResult]]:  # fmt: skip
+    """Steps many sessions, given as session objects, which are updated, or as ids."""
+    bodies = [(session if isinstance(session, str) else session.id, inputs) for session, inputs in items]
+    step_results = yield from operations.step_many(bodies)
+    for (session, _), result in zip(items, step_results, strict=True):
+        if isinstance(session, SessionOperations) and isinstance(result, Predictions):
+            session._advance(result)  # noqa: SLF001  (this module's own)
+    return step_results

@@ -1,10 +1,11 @@
-"""Steps over a WebSocket, as a flow: up to 32 unanswered, in order, and none lost or doubled where a connection breaks.
+"""Steps over a WebSocket, as a flow: up to 32 unanswered, in order, and none lost or doubled by a broken connection.
 
-Each message carries a request id. The service keeps the answers of a session's last 32 requests, so after a lost
-connection all that was not answered is sent again on the next one, and what was applied is answered from the record.
+Each message carries a request id. The service remembers the responses to a session's last 32 requests, so after a
+broken connection all unanswered messages are sent again on the next one, and those that were applied before are
+answered from the session's record.
 
-Each message but the first carries the step it is for, so that those behind a refused one are refused, too. Where the
-session is, is known from the first answer: until then no other message is sent.
+Each message but the first carries the step it is for, so that the messages behind a refused one are refused too. The
+first response tells at which step the session is: until then no other message is sent.
 """
 
 from collections import deque
@@ -13,137 +14,142 @@ from typing import Any, NamedTuple
 import orjson
 
 from onward.client import results
-from onward.client.command_flow import AGAIN, Emit, Feed, Lost, Patience, Reply, Retry, failure
-from onward.client.errors import Problem
-from onward.client.operations import REMEMBERED, new_id, path
+from onward.client.command_flow import Emit, EmittingFlow, NoResponse, Response, Retry, RetryPolicy, failure
+from onward.client.operations import REMEMBERED, new_id, session_path
 from onward.client.results import Step
+from onward.errors import RETRYABLE_STATUSES, Problem
 
 
-class Dial(NamedTuple):
-    """Open a WebSocket, in the place of any that is open; be sent None, a Reply that refuses it, or a Lost."""
+class Connect(NamedTuple):
+    """The command to open a WebSocket and close any earlier one. Its outcome is None, the Response that refuses the
+    WebSocket, or a NoResponse.
+    """
 
     path: str
 
 
-class Tell(NamedTuple):
-    """Send the text. What becomes of it is Heard, or is Broken."""
+class Send(NamedTuple):
+    """The command to send the text. What becomes of it arrives as Received or Disconnected."""
 
     text: str
 
 
-class Ask(NamedTuple):
-    """Take one more input from whoever streams; it comes as Given, or as Over."""
+class TakeInput(NamedTuple):
+    """The command to take one more input from the caller's iterator. It arrives as InputTaken or InputsEnded."""
 
 
 class Wait(NamedTuple):
-    """Be sent the next of Given, Over, Heard and Broken."""
+    """The command to wait for the next event: InputTaken, InputsEnded, Received or Disconnected."""
 
 
-class Given(NamedTuple):
+class InputTaken(NamedTuple):
     step: Any
 
 
-class Over(NamedTuple):
-    """There are no more inputs, or they ended with an error."""
+class InputsEnded(NamedTuple):
+    """The caller's iterator has ended, or has raised the error."""
 
     error: Exception | None = None
 
 
-class Heard(NamedTuple):
+class Received(NamedTuple):
     text: bytes
 
 
-class Broken(NamedTuple):
+class Disconnected(NamedTuple):
     """The connection has ended: it broke, the service stops (1001), or this client read too slowly (4008)."""
 
     error: Exception
 
 
-class Stream:
-    """One run over the inputs that a driver is given. `feed` emits the Prediction after each of them, in order.
+class StepStream:
+    """One run over the inputs that a transport takes. `run` emits the Prediction after each of them, in order.
 
-    It connects when there is something to send, so a service may end a connection on which nothing goes on.
+    It connects when there is a message to send, so the service may close a connection that is idle.
     """
 
-    def __init__(self, session_id: str, patience: Patience) -> None:
-        self._path, self._patience, self._retry = path(session_id, "/stream"), patience, Retry(patience)
+    def __init__(self, session_id: str, policy: RetryPolicy) -> None:
+        self._path, self._policy, self._retry = session_path(session_id, "/stream"), policy, Retry(policy)
         self._unanswered: deque[tuple[str, str]] = deque()  # request ids and messages, the oldest first
-        self._asked = self._over = self._connected = False
-        self._step: int | None = None  # where the session is once all is answered
+        self._taking_input = self._inputs_ended = self._connected = False
+        self._step: int | None = None  # the session's step once all messages are answered
         self._error: Exception | None = None
 
-    def feed(self) -> Feed:
-        """Raises Problem, UnreachableError, and, once all before it is answered, what the inputs ended with: also with
-        one that cannot be sent, by TypeError or ValueError.
+    def run(self) -> EmittingFlow:
+        """Raises Problem, UnreachableError, and, once all earlier inputs are answered, the error that ended the inputs:
+        of the caller's iterator, or TypeError or ValueError for an input that cannot be sent.
         """
-        while not self._over or self._unanswered:
+        while not self._inputs_ended or self._unanswered:
             if self._unanswered and not self._connected:
                 yield from self._connect()
-            elif not self._asked and not self._over and len(self._unanswered) < self._most:
-                self._asked = True
-                yield Ask()
+            elif not self._taking_input and not self._inputs_ended and len(self._unanswered) < self._most_unanswered:
+                self._taking_input = True
+                yield TakeInput()
             else:
-                yield from self._take((yield Wait()))
+                yield from self._handle((yield Wait()))
         if self._error is not None:
             raise self._error
 
     @property
-    def _most(self) -> int:
+    def _most_unanswered(self) -> int:
         return 1 if self._step is None else REMEMBERED
 
-    def _connect(self) -> Feed:
-        failed: Reply | Lost | None = yield Dial(self._path)
+    def _connect(self) -> EmittingFlow:
+        failed: Response | NoResponse | None = yield Connect(self._path)
         if failed is None:
             self._connected = True
             for _, message in self._unanswered:
-                yield Tell(message)
-        elif isinstance(failed, Reply) and failed.status not in AGAIN:
+                yield Send(message)
+        elif isinstance(failed, Response) and failed.status not in RETRYABLE_STATUSES:
             raise failure(failed)
         else:
             yield self._retry.pause(failed)
 
-    def _take(self, event: Given | Over | Heard | Broken) -> Feed:
+    def _handle(self, event: InputTaken | InputsEnded | Received | Disconnected) -> EmittingFlow:
         match event:
-            case Given(step):
-                self._asked = False
+            case InputTaken(step):
+                self._taking_input = False
                 try:
                     message = self._message(step)
                 except (TypeError, ValueError) as error:
-                    self._over, self._error = True, error
+                    self._inputs_ended, self._error = True, error
                 else:
                     if self._connected:
-                        yield Tell(message)
-            case Over(error):
-                self._over, self._error = True, error
-            case Heard(text):
-                yield from self._heard(text)
-            case Broken(error):
+                        yield Send(message)
+            case InputsEnded(error):
+                self._inputs_ended, self._error = True, error
+            case Received(text):
+                yield from self._receive(text)
+            case Disconnected(error):
                 self._connected = False
                 if self._unanswered:
-                    yield self._retry.pause(Lost(error, sent=True))
+                    yield self._retry.pause(NoResponse(error, sent=True))
 
     def _message(self, step: Step) -> str:
-        """From now on among what is unanswered. Raises TypeError and ValueError where there is no JSON for the step."""
+        """Returns the message for the step, and adds it to the unanswered ones.
+
+        Raises TypeError or ValueError if the step has no JSON form.
+        """
         request_id = new_id()
-        body = {"inputs": results.step(step), "request_id": request_id} | results.given(step=self._step)
+        body = {"inputs": results.step(step), "request_id": request_id} | results.without_none(step=self._step)
         message = orjson.dumps(body).decode()
         self._unanswered.append((request_id, message))
         if self._step is not None:
             self._step += 1
         return message
 
-    def _heard(self, text: bytes) -> Feed:
-        told = orjson.loads(text)
-        if "status" not in told:
-            if not self._unanswered or told.get("request_id") != self._unanswered[0][0]:
-                raise ValueError(f"request {told.get('request_id')!r} was answered out of turn")
+    def _receive(self, text: bytes) -> EmittingFlow:
+        response = orjson.loads(text)
+        if "status" not in response:
+            if not self._unanswered or response.get("request_id") != self._unanswered[0][0]:
+                raise ValueError(f"the response to request {response.get('request_id')!r} came out of order")
             self._unanswered.popleft()
-            self._retry = Retry(self._patience)
-            self._step = told["step"] if self._step is None else self._step
-            yield Emit(results.predictions(told).last)
+            self._retry = Retry(self._policy)
+            self._step = response["step"] if self._step is None else self._step
+            yield Emit(results.predictions(response).last)
             return
-        problem = Problem.of(told)
-        if problem.status not in AGAIN:
+        problem = Problem.from_document(response)
+        if problem.status not in RETRYABLE_STATUSES:
             raise problem
-        self._connected = False  # this one and all behind it again, on another connection
-        yield self._retry.pause(Reply(problem.status, {}, text))
+        self._connected = False  # this message and all behind it are sent again on another connection
+        yield self._retry.pause(Response(problem.status, {}, text))

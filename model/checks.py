@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onward.model import tolerance
+from onward.model.errors import OnwardError
 from onward.model.manifest import RANKED, Feature
 from onward.model.runner import Outputs, StepModel
 from onward.model.state import State
@@ -29,7 +30,7 @@ Stepped = tuple[Outputs, State]
 """A row's outputs, and its states after each of them: (time,) both."""
 
 
-class CheckError(Exception):
+class CheckError(OnwardError):
     """A bundle that breaks one of the properties; the message names the property, the tensor and the difference."""
 
 

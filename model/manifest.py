@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
+from onward.model.errors import BundleError
+
 TIME, BATCH = "time", "batch"
 RANKED = ("top", "log_probability")
 """The outputs of the heads that choose among categories."""
@@ -34,20 +36,6 @@ RESERVED = "onward."
 """How names begin that no output of a graph may have."""
 Nested = list[Any]
 """Numbers nested as an array's `tolist()` nests them."""
-
-
-class BundleError(Exception):
-    """A bundle that must not serve: `file` is what is wrong, `reason` is why. The message has both."""
-
-    def __init__(self, file: Path, reason: str) -> None:
-        super().__init__(f"{file}: {reason}")
-        self.file = file
-        self.reason = reason
-
-    @property
-    def place(self) -> tuple[str, ...]:
-        """The names of the folders that the file lies in: of a bundle's file, those of the model and the version."""
-        return self.file.parts[-3:-1]
 
 
 class Frozen(BaseModel):

@@ -14,7 +14,8 @@ import numpy as np
 
 from onward.model import manifest as manifests
 from onward.model import tolerance
-from onward.model.manifest import RANKED, BundleError, Manifest
+from onward.model.errors import BundleError
+from onward.model.manifest import RANKED, Manifest
 from onward.model.runner import Outputs, StepModel
 
 GRAPH, MANIFEST = "model.onnx", "manifest.json"

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onward.model.manifest import BATCH, TIME, BundleError, Manifest, Tensor
+from onward.model.errors import BundleError
+from onward.model.manifest import BATCH, TIME, Manifest, Tensor
 from onward.model.state import Layout, State
 
 if TYPE_CHECKING:

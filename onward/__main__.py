@@ -164,7 +164,7 @@ def tune(config: Path, *, trials: int, out: Path | None) -> None:
 def verify(bundle: Path) -> None:
     """Verify the folder BUNDLE: its checksum, manifest and parity vectors, and the checks of model/checks.py."""
     from onward.model.checks import CheckError, check
-    from onward.model.manifest import BundleError
+    from onward.model.errors import BundleError
     from onward.model.repository import open_bundle
 
     try:
@@ -188,7 +188,7 @@ def evaluate(bundle: Path, table: Path, *, config: Path | None) -> None:
         from onward.training.report.report_table import text
     except ModuleNotFoundError as error:
         _fail(f"evaluating needs {error.name}: pip install 'onward[train]'")
-    from onward.model.manifest import BundleError
+    from onward.model.errors import BundleError
     from onward.model.repository import open_bundle
 
     try:
@@ -208,7 +208,7 @@ def inspect(bundle: Path, *, as_json: bool) -> None:
         from onward.training.evaluation import inspect_bundle
     except ModuleNotFoundError as error:
         _fail(f"inspecting needs {error.name}: pip install 'onward[train]'")
-    from onward.model.manifest import BundleError
+    from onward.model.errors import BundleError
     from onward.model.repository import open_bundle
 
     try:

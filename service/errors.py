@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 
-class OnwardError(Exception):
-    """Base of all errors that a client is told of."""
+class ServiceError(Exception):
+    """The base class of all errors that the service reports to a client."""
 
 
 def without_frames(error: Exception) -> Exception:
@@ -18,27 +18,27 @@ def without_frames(error: Exception) -> Exception:
     Its traceback would keep the frames that it came through, and they keep what the outcome is kept in: a cycle that
     only the garbage collector frees, with the request's inputs in it. A defect keeps its traceback, which is logged.
     """
-    return error.with_traceback(None) if isinstance(error, OnwardError) else error
+    return error.with_traceback(None) if isinstance(error, ServiceError) else error
 
 
-class UnknownModelError(OnwardError):
+class UnknownModelError(ServiceError):
     def __init__(self, model: str, known: Sequence[str]) -> None:
         super().__init__(f"no model {model!r} is served; there is {', '.join(known) or 'none'}")
 
 
-class UnknownVersionError(OnwardError):
+class UnknownVersionError(ServiceError):
     def __init__(self, model: str, version: int, known: Sequence[int], refused: str | None = None) -> None:
         """refused: the reason, where there is such a version that must not serve."""
         why = f" that is served: {refused}" if refused else ""
         super().__init__(f"model {model!r} has no version {version}{why}; it has {', '.join(map(str, known))}")
 
 
-class UnknownSessionError(OnwardError):
+class UnknownSessionError(ServiceError):
     def __init__(self, session_id: str) -> None:
         super().__init__(f"session {session_id!r} does not exist; create it with POST /v1/models/{{model}}/sessions")
 
 
-class SessionEndedError(OnwardError):
+class SessionEndedError(ServiceError):
     """The session lived, and ended: `reason` is `expired` or `deleted`, `ended_at` is in seconds since 1970 UTC."""
 
     def __init__(self, session_id: str, reason: str, ended_at: float) -> None:
@@ -46,7 +46,7 @@ class SessionEndedError(OnwardError):
         self.reason, self.ended_at = reason, ended_at
 
 
-class SessionExistsError(OnwardError):
+class SessionExistsError(ServiceError):
     """The id belongs to a living session. `difference`: in what that one is not the session that was asked for."""
 
     def __init__(self, session_id: str, difference: str = "") -> None:
@@ -56,7 +56,7 @@ class SessionExistsError(OnwardError):
         )
 
 
-class StepConflictError(OnwardError):
+class StepConflictError(ServiceError):
     """The client believes in another step than the session has reached: `expected` is the session's."""
 
     def __init__(self, session_id: str, given: int, expected: int) -> None:
@@ -66,7 +66,7 @@ class StepConflictError(OnwardError):
         self.expected = expected
 
 
-class LateRequestError(OnwardError):
+class LateRequestError(ServiceError):
     """A duplicate of a request that was applied, and after which others were."""
 
     def __init__(self, session_id: str, request_id: str, step: int) -> None:
@@ -76,7 +76,7 @@ class LateRequestError(OnwardError):
         )
 
 
-class NoSecretError(OnwardError):
+class NoSecretError(ServiceError):
     def __init__(self) -> None:
         super().__init__(
             "records and states that leave the service are signed with a secret, and it has none: set ONWARD_SECRET "
@@ -84,7 +84,7 @@ class NoSecretError(OnwardError):
         )
 
 
-class StateExpiredError(OnwardError):
+class StateExpiredError(ServiceError):
     """A state that its client held for too long; `issued_at` in seconds since 1970 UTC."""
 
     def __init__(self, issued_at: float, age_s: float) -> None:
@@ -92,14 +92,14 @@ class StateExpiredError(OnwardError):
         self.issued_at = issued_at
 
 
-class HistoryError(OnwardError):
+class HistoryError(ServiceError):
     """What a session keeps of its past is not enough for what is asked."""
 
     def __init__(self, why: str) -> None:
         super().__init__(f"{why}; ONWARD_HISTORY says how many steps sessions keep from then on")
 
 
-class RequestReusedError(OnwardError):
+class RequestReusedError(ServiceError):
     def __init__(self, request_id: str) -> None:
         super().__init__(
             f"request_id {request_id!r} was used with other inputs; a retry sends the same ones, a new step a new id"
@@ -118,7 +118,7 @@ MOST_SAID = 3
 """Faults that the message of an error names."""
 
 
-class InvalidInputError(OnwardError):
+class InvalidInputError(ServiceError):
     """Fields of a request that do not fit."""
 
     def __init__(self, *faults: Fault) -> None:
@@ -127,19 +127,19 @@ class InvalidInputError(OnwardError):
         self.faults = faults
 
 
-class NotFiniteError(OnwardError):
+class NotFiniteError(ServiceError):
     """The inputs drove the model to numbers that are not finite."""
 
     def __init__(self) -> None:
         super().__init__("these inputs drive the model beyond finite numbers; the session is unmoved")
 
 
-class NoForecastError(OnwardError):
+class NoForecastError(ServiceError):
     def __init__(self, model: str, why: str) -> None:
         super().__init__(f"model {model!r} cannot be rolled forward: {why}")
 
 
-class DrawMovedError(OnwardError):
+class DrawMovedError(ServiceError):
     """The session was stepped, or is another one, since the draw began that is to go on."""
 
     def __init__(self, session_id: str, since: int, step: int) -> None:
@@ -149,7 +149,7 @@ class DrawMovedError(OnwardError):
         )
 
 
-class ModelGoneError(OnwardError):
+class ModelGoneError(ServiceError):
     """The session's bundle is not served any more, or is another one under the same version."""
 
     def __init__(self, model: str, version: int, why: str) -> None:
@@ -159,11 +159,11 @@ class ModelGoneError(OnwardError):
         )
 
 
-class UnavailableError(OnwardError):
+class UnavailableError(ServiceError):
     """What was asked is in order, and can be done at another time."""
 
 
-class UnreadableRecordError(OnwardError):
+class UnreadableRecordError(ServiceError):
     """`why`: what speaks against the record's bytes. They are left as they are."""
 
     def __init__(self, why: str, way_out: str) -> None:

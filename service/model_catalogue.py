@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from onward.model.manifest import BundleError
+from onward.model.errors import BundleError
 from onward.model.repository import BundleFiles, Opened, open_bundles, read_all
 
 log = logging.getLogger("gunicorn.error")
@@ -40,8 +40,8 @@ class Catalogue:
         """The models. What the first worker refuses, all others refuse too. Raises DisagreementError."""
         opened = open_bundles(self.bundles, threads=threads)
         agreed = self._agreed(opened.refused)
-        refused = {error.place for error in agreed}
-        if differing := [str(error) for error in opened.refused if error.place not in refused]:
+        refused = {error.folders for error in agreed}
+        if differing := [str(error) for error in opened.refused if error.folders not in refused]:
             raise DisagreementError(f"other workers serve what this one cannot open: {'; '.join(differing)}")
         models = {
             name: kept

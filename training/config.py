@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from onward.model.errors import OnwardError
 from onward.model.manifest import Name
 from onward.training.data import calendar
 
@@ -21,7 +22,7 @@ TOKEN = "token"  # noqa: S105
 """The only feature of a text."""
 
 
-class ConfigError(Exception):
+class ConfigError(OnwardError):
     """An invalid configuration; the message names the file and every invalid key."""
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from onward.model.errors import OnwardError
 from onward.model.repository import next_version
 from onward.model.runner import StepModel
 from onward.training.config import Config
@@ -29,7 +30,7 @@ from onward.training.network.network import Network, Signature
 from onward.training.report import html_report, report_table
 
 
-class LosesError(Exception):
+class LosesError(OnwardError):
     """The model loses to a naive forecast although it must beat all; the message is the table of scores."""
 
 

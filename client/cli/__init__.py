@@ -1,1 +1,1 @@
-"""The sub-commands of `onward` that talk to a service. `onward/__main__.py` imports each when it is used."""
+"""The sub-commands of `onward` that call a service. `onward/__main__.py` imports each when it is used."""

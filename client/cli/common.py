@@ -1,4 +1,4 @@
-"""What the commands share: where the service is, how they end, and how answers are written for people and programs.
+"""The parts that the commands share: the service's address, the exit statuses, and output for people and programs.
 
 Exit statuses: 0 done, 1 refused or wrong, 2 usage (click's own), 3 the service cannot be reached.
 """
@@ -15,19 +15,21 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from onward.client.errors import Problem, UnreachableError
-from onward.client.results import Forecast, Outputs, Prediction, Predictions
+from onward.client.results import Forecast, Outputs, Prediction, Predictions, without_none
 from onward.client.transport import address
-from onward.model.manifest import BundleError
+from onward.errors import Problem, UnreachableError
+from onward.model.errors import BundleError
 
 if TYPE_CHECKING:
     from onward.client.sync_client import Client
 
 URL = "http://127.0.0.1:8000"
 REFUSED, UNREACHABLE = 1, 3
-PATIENCE_S = 10.0
-"""Somebody may be waiting at a terminal."""
-json_option = click.option("--json", "as_json", is_flag=True, help="for programs: JSON, a document or a line each")
+RETRY_DEADLINE_S = 10.0
+"""Shorter than the client's own: somebody may be waiting at a terminal."""
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="write JSON, as one document or one line for each result"
+)
 
 
 def _url(_context: click.Context, _option: click.Parameter, url: str) -> str:
@@ -39,21 +41,22 @@ def _url(_context: click.Context, _option: click.Parameter, url: str) -> str:
 
 url_option = click.option(
     "--url", envvar="ONWARD_URL", default=URL, show_default=True, show_envvar=True, callback=_url,
-    help="where the service is",
+    help="the address of the service",
 )  # fmt: skip
 
 
-def talking(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with a client as its first argument, `--url` and `--json`, and its failures as exit statuses.
+def service_command(command: Callable[..., None]) -> Callable[..., None]:
+    """Returns the command with a client as its first argument, the options `--url` and `--json`, and an exit status for
+    each kind of failure.
 
-    The key is taken from ONWARD_API_KEY alone: an argument would be seen in the list of processes.
+    The API key comes from ONWARD_API_KEY alone: an option would be visible in the list of processes.
     """
 
     @url_option
     @json_option
     @functools.wraps(command)
     def run(*, url: str, **options: Any) -> None:
-        with failing(url), connected(url) as client:
+        with exit_statuses(url), connected(url) as client:
             command(client, **options)
 
     return run
@@ -64,7 +67,7 @@ def connected(url: str) -> "Client":
         from onward.client.sync_client import Client
     except ModuleNotFoundError as error:
         fail(f"this needs {error.name}: pip install 'onward[client]'")
-    return Client(url, key(), patience=PATIENCE_S)
+    return Client(url, key(), patience=RETRY_DEADLINE_S)
 
 
 def key() -> str | None:
@@ -72,12 +75,15 @@ def key() -> str | None:
 
 
 @contextmanager
-def failing(url: str) -> Iterator[None]:
-    """Reports what goes wrong inside on stderr, in one line, and ends with its exit status. url: of the service."""
+def exit_statuses(url: str) -> Iterator[None]:
+    """Reports an error of the block in one line on stderr, and exits with its status. url: the service's address."""
     try:
         yield
     except UnreachableError as error:
-        fail(f"{url}: {error}; start one with `onward serve`, or name another with --url or ONWARD_URL", UNREACHABLE)
+        fail(
+            f"{url}: {error}; start a service with `onward serve`, or name its address with --url or ONWARD_URL",
+            UNREACHABLE,
+        )
     except Problem as error:
         fail(f"{error} [{error.name or error.status}]")
     except (ValueError, BundleError) as error:
@@ -93,26 +99,25 @@ def fail(message: str, status: int = REFUSED) -> NoReturn:
 
 
 def echo_json(content: Any) -> None:
-    """One line. numpy's numbers are as short as their 32 bits allow."""
+    """Writes one line of JSON, with the shortest decimals that are the same 32-bit floats."""
     click.echo(orjson.dumps(content, np.ndarray.tolist, orjson.OPT_SERIALIZE_NUMPY))
 
 
-def plain(told: Outputs) -> dict[str, Any]:
-    """As HTTP has it."""
-    arrays = {name: np.ascontiguousarray(values) for name, values in told.items()}
-    if isinstance(told, Forecast):
-        more = {"seed": told.seed, "samples": told.samples, "levels": list(told.levels) or None}
-        return {"step": told.step, "forecast": arrays} | {name: one for name, one in more.items() if one is not None}
-    assert isinstance(told, (Prediction, Predictions))
-    seen: dict[str, Any] = {"surprise": told.surprise, "error": told.error, "anomaly": told.anomaly}
-    found = {name: _single(one) for name, one in seen.items() if one is not None}
-    if told.interval is not None:
-        found["interval"] = {"low": told.interval.low, "high": told.interval.high}
-    return {"step": told.step, "predictions": arrays} | found
+def json_members(outputs: Outputs) -> dict[str, Any]:
+    """Returns the members of the HTTP response that the outputs come from."""
+    arrays = {name: np.ascontiguousarray(values) for name, values in outputs.items()}
+    if isinstance(outputs, Forecast):
+        sampling = without_none(seed=outputs.seed, samples=outputs.samples, levels=list(outputs.levels) or None)
+        return {"step": outputs.step, "forecast": arrays} | sampling
+    assert isinstance(outputs, (Prediction, Predictions))
+    scores = without_none(surprise=outputs.surprise, error=outputs.error, anomaly=outputs.anomaly)
+    members = {name: _single_precision(score) for name, score in scores.items()}
+    if outputs.interval is not None:
+        members["interval"] = {"low": outputs.interval.low, "high": outputs.interval.high}
+    return {"step": outputs.step, "predictions": arrays} | members
 
 
-def _single(value: Any) -> Any:
-    """A number as short as its 32 bits allow."""
+def _single_precision(value: Any) -> Any:
     return np.float32(value) if isinstance(value, float) else value
 
 
@@ -120,10 +125,10 @@ def _single(value: Any) -> Any:
 
 
 def echo_table(names: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Columns as wide as they need to be; numbers to the right, to five significant digits."""
+    """Writes columns as wide as they need to be; numbers are aligned to the right and have five significant digits."""
     written = [[_written(value) for value in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(names, *written, strict=True)]
-    numbers = [bool(written) and all(_is_number(row[place]) for row in written) for place in range(len(names))]
+    numbers = [bool(written) and all(_is_number(row[column]) for row in written) for column in range(len(names))]
     for row in [list(names), *written]:
         cells = [
             cell.rjust(width) if right else cell.ljust(width)
@@ -133,31 +138,33 @@ def echo_table(names: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
 
 
 def echo_line(values: Iterable[object]) -> None:
-    """One of many to come, at once: tabs between."""
+    """Writes one of many lines at once, its values separated by tabs."""
     click.echo("\t".join(map(_written, values)))
     sys.stdout.flush()
 
 
-def columns(told: Outputs, targets: Sequence[str]) -> tuple[list[str], list[tuple[object, ...]]]:
-    """Names of columns and rows, of outputs (rows, targets, ...); of a ranking, the first of each row."""
+def columns(outputs: Outputs, targets: Sequence[str]) -> tuple[list[str], list[tuple[object, ...]]]:
+    """Returns the columns' names and the rows of outputs (rows, targets, ...); of categories, the likeliest."""
     names: list[str] = []
-    found: list[NDArray[Any]] = []
-    for output, values in told.items():
+    cells: list[NDArray[Any]] = []
+    for output, values in outputs.items():
         if output == "paths":
             continue
-        if "top" in told:
+        if "top" in outputs:
             names.append({"top": "likeliest", "log_probability": "probability"}.get(output, output))
             first = np.array([row[0] for row in values])
-            found.append(np.exp(first) if output == "log_probability" else first)
+            cells.append(np.exp(first) if output == "log_probability" else first)
             continue
-        levels = told.levels if isinstance(told, Forecast) and output == "quantiles" else ()
-        for place, target in enumerate(targets):
-            each = values[:, place].reshape(len(values), -1)
-            for inner, column in enumerate(each.T):
-                at = f" {levels[inner]:g}" if levels else f" {inner}" if each.shape[1] > 1 else ""
-                names.append(output.removesuffix("s" if at else "") + at + (f" {target}" if len(targets) > 1 else ""))
-                found.append(column)
-    return names, list(zip(*found, strict=True))
+        levels = outputs.levels if isinstance(outputs, Forecast) and output == "quantiles" else ()
+        for index, target in enumerate(targets):
+            of_target = values[:, index].reshape(len(values), -1)
+            for inner, column in enumerate(of_target.T):
+                suffix = f" {levels[inner]:g}" if levels else f" {inner}" if of_target.shape[1] > 1 else ""
+                names.append(
+                    output.removesuffix("s" if suffix else "") + suffix + (f" {target}" if len(targets) > 1 else "")
+                )
+                cells.append(column)
+    return names, list(zip(*cells, strict=True))
 
 
 def _written(value: object) -> str:

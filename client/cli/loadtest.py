@@ -1,4 +1,4 @@
-"""`onward load`: load whose answers are checked."""
+"""The command `onward load`, which loads a service and checks its answers."""
 
 import asyncio
 import sys
@@ -9,141 +9,161 @@ from typing import Any
 import click
 
 from onward.client.cli.common import (
-    PATIENCE_S,
     REFUSED,
+    RETRY_DEADLINE_S,
     connected,
     echo_json,
     echo_table,
-    failing,
+    exit_statuses,
     json_option,
     key,
     url_option,
 )
 from onward.client.cli.step_files import steps
 
-SHOWN = 10
-MADE_UP = 1000
+MOST_SHOWN = 10
+RANDOM_STEPS = 1000
 
 
 class Mix(click.ParamType[dict[str, float]]):
     name = "mix"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, float]:
-        """`steps=8,forecasts=1` -> weights by kind."""
+        """Returns weights by kind: `steps=8,forecasts=1` -> {"steps": 8.0, "forecasts": 1.0}."""
         from onward.client.loadtest.loadtest import KINDS
 
         if isinstance(value, dict):
             return value
         parts = [part.partition("=") for part in str(value).split(",")]
         try:
-            told = {kind.strip(): float(weight) for kind, _, weight in parts}
+            weights = {kind.strip(): float(weight) for kind, _, weight in parts}
         except ValueError:
             self.fail("expected weights such as steps=8,forecasts=1,creates=1", param, ctx)
-        if unknown := set(told) - set(KINDS):
-            self.fail(f"{', '.join(sorted(unknown))}: there are {', '.join(KINDS)}", param, ctx)
-        if min(told.values()) < 0 or not sum(told.values()) > 0:
-            self.fail("weights are not negative, and one of them is above 0", param, ctx)
-        return told
+        if unknown := set(weights) - set(KINDS):
+            self.fail(f"{', '.join(sorted(unknown))}: the kinds are {', '.join(KINDS)}", param, ctx)
+        if min(weights.values()) < 0 or not sum(weights.values()) > 0:
+            self.fail("no weight may be negative, and at least one must be above 0", param, ctx)
+        return weights
 
 
 @click.command()
 @url_option
 @json_option
 @click.option("--model", required=True, help="the model to load")
-@click.option("--sessions", type=click.IntRange(min=1), default=10, show_default=True, help="at once")
 @click.option(
-    "--rate", type=click.FloatRange(min=0), default=0.0, help="requests a second; 0, or left out: as many as go"
+    "--sessions", type=click.IntRange(min=1), default=10, show_default=True, help="the number of sessions at once"
 )
 @click.option(
-    "--seconds", type=click.FloatRange(min=0, min_open=True), default=10.0, show_default=True, help="how long"
+    "--rate", type=click.FloatRange(min=0), default=0.0, help="requests a second; by default as many as are answered"
 )
 @click.option(
-    "--mix", type=Mix(), default="steps=1", show_default=True, help="how often each of steps, forecasts, creates"
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=10.0,
+    show_default=True,
+    help="the duration of the load",
 )
-@click.option("--horizon", type=click.IntRange(min=1), default=10, show_default=True, help="of forecasts")
 @click.option(
-    "--inputs", "file", type=click.Path(exists=True, dir_okay=False), help="steps to send; made up if left out"
+    "--mix",
+    type=Mix(),
+    default="steps=1",
+    show_default=True,
+    help="the relative frequencies of steps, forecasts, creates",
+)
+@click.option("--horizon", type=click.IntRange(min=1), default=10, show_default=True, help="the horizon of forecasts")
+@click.option(
+    "--inputs",
+    "file",
+    type=click.Path(exists=True, dir_okay=False),
+    help="a file of steps to send; by default random steps",
 )
 @click.option(
-    "--bundle", type=click.Path(exists=True, file_okay=False), help="replay all sessions on this folder, and compare"
+    "--bundle",
+    type=click.Path(exists=True, file_okay=False),
+    help="replay all sessions on the bundle in this folder, and compare the answers",
 )
-@click.option("--seed", type=int, default=0, help="of what is left to chance")
+@click.option("--seed", type=int, default=0, help="the seed of random choices")
 def load(
     *, url: str, as_json: bool, model: str, sessions: int, rate: float, seconds: float, mix: dict[str, float],
     horizon: int, file: str | None, bundle: str | None, seed: int,
 ) -> None:  # fmt: skip
     """Load a service and check its answers: latencies, errors, and whether any answer was wrong (status 1).
 
-    Every session must be where its acknowledged steps end. With --bundle each answer must also be what the bundle
-    says in process, to the bit where its model is exact.
+    Every session must be at the step after its acknowledged steps. With --bundle each answer must also be that of the
+    bundle in this process, bit for bit if its model is exact.
     """
-    with failing(url):
+    with exit_statuses(url):
         with connected(url) as client:
             detail = client.model(model)
         from onward.client.loadtest.loadtest import Load, Plan, replay
         from onward.client.local import load as load_bundle
 
         features, version = detail["inputs"], detail["version"]
-        inputs = list(steps(file, None, features)) if file else made_up(features, Random(seed))  # noqa: S311  (load, not secrets)
+        inputs = list(steps(file, None, features)) if file else random_steps(features, Random(seed))  # noqa: S311  (load, not secrets)
         plan = Plan(model, version, inputs, sessions, rate, seconds, mix, horizon, seed)
         local = load_bundle(bundle) if bundle else None
         if local is not None:
-            of = local.model.manifest
-            if (of.name, of.version) != (model, version):
-                what = f"this is {of.name} {of.version}, not {model} {version}, which sessions are of"
+            manifest = local.model.manifest
+            if (manifest.name, manifest.version) != (model, version):
+                what = (
+                    f"this bundle is {manifest.name} {manifest.version}; the service's sessions use {model} {version}"
+                )
                 raise click.BadParameter(what, param_hint="--bundle")
 
         async def run() -> Any:
             from onward.client.async_client import AsyncClient
 
-            async with AsyncClient(url, key(), patience=PATIENCE_S) as driver:
+            async with AsyncClient(url, key(), patience=RETRY_DEADLINE_S) as client:
                 with click.progressbar(
                     length=round(seconds * 10), file=sys.stderr, label="load", hidden=not sys.stderr.isatty()
                 ) as bar:
-                    return await Load(driver, plan, lambda passed: bar.update(round(passed * 10))).run()
+                    return await Load(client, plan, lambda passed: bar.update(round(passed * 10))).run()
 
-        found = asyncio.run(run())
+        report = asyncio.run(run())
         if local is not None:
             with click.progressbar(
-                found.lives, file=sys.stderr, label="replay", hidden=not sys.stderr.isatty()
-            ) as lives:
-                found.wrong += [wrong for life in lives if (wrong := replay(local, life)) is not None]
+                report.sessions, file=sys.stderr, label="replay", hidden=not sys.stderr.isatty()
+            ) as replayed:
+                report.wrong += [wrong for record in replayed if (wrong := replay(local, record)) is not None]
     if as_json:
         echo_json(
             {
-                "seconds": found.seconds,
-                "requests": found.table(),
-                "unsent": found.unsent,
-                "errors": found.errors,
-                "checked": found.checked,
-                "wrong": found.wrong,
+                "seconds": report.seconds,
+                "requests": report.table(),
+                "unsent": report.unsent,
+                "errors": report.errors,
+                "checked": report.checked,
+                "wrong": report.wrong,
             }
         )
     else:
-        show(found)
-    if found.wrong:
+        show(report)
+    if report.wrong:
         sys.exit(REFUSED)
 
 
-def show(found: Any) -> None:
-    rows = found.table()
+def show(report: Any) -> None:
+    rows = report.table()
     names = ["kind", "count", "a_second", "p50", "p90", "p99", "max"]
     echo_table(
         ["", "count", "a second", "p50 ms", "p90 ms", "p99 ms", "max ms"],
         [[row[name] for name in names] for row in rows],
     )
-    if found.unsent:
-        click.echo(f"{found.unsent} more requests were due and not sent")
-    if found.errors:
-        click.echo("errors: " + ", ".join(f"{count} {name}" for name, count in found.errors.most_common()))
-    click.echo(f"{found.checked} steps of {len(found.lives)} sessions checked, {len(found.wrong)} wrong")
-    for wrong in found.wrong[:SHOWN]:
+    if report.unsent:
+        click.echo(f"{report.unsent} requests were due but not sent")
+    if report.errors:
+        click.echo("errors: " + ", ".join(f"{count} {name}" for name, count in report.errors.most_common()))
+    click.echo(f"{report.checked} steps of {len(report.sessions)} sessions checked, {len(report.wrong)} wrong")
+    for wrong in report.wrong[:MOST_SHOWN]:
         click.echo(f"onward: {wrong}", err=True)
 
 
-def made_up(features: Sequence[Mapping[str, Any]], chance: Random) -> list[list[Any]]:
-    """Steps that fit the model: numbers about 0, and any of the categories."""
+def random_steps(features: Sequence[Mapping[str, Any]], chance: Random) -> list[list[Any]]:
+    """Returns steps that fit the model: normally distributed numbers, and any of the categories."""
     return [
-        [chance.choice(one["categories"]) if one["kind"] == "category" else chance.gauss() for one in features]
-        for _ in range(MADE_UP)
+        [
+            chance.choice(feature["categories"]) if feature["kind"] == "category" else chance.gauss()
+            for feature in features
+        ]
+        for _ in range(RANDOM_STEPS)
     ]

@@ -1,16 +1,16 @@
-"""`onward predict`, `stream`, `forecast` and `generate`: what models say."""
+"""The commands `onward predict`, `stream`, `forecast` and `generate`."""
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from onward.client.cli.common import columns, echo_json, echo_line, echo_table, plain, talking
+from onward.client.cli.common import columns, echo_json, echo_line, echo_table, json_members, service_command
 from onward.client.cli.step_files import file_argument, format_option, steps
-from onward.client.errors import SessionEnded, UnknownSession
-from onward.client.results import Done, Prediction, Predictions
+from onward.client.results import Done, Forecast, Prediction, Predictions
+from onward.errors import SessionEnded, UnknownSession
 
 if TYPE_CHECKING:
     from onward.client.sync_client import Client, Session
@@ -19,133 +19,142 @@ if TYPE_CHECKING:
 @click.command()
 @file_argument
 @format_option
-@click.option("--model", required=True, help="the model to ask")
-@click.option("--version", type=click.IntRange(min=1), help="the highest if left out")
-@click.option("--horizon", type=click.IntRange(min=0), default=0, help="roll so many steps forward after the last")
-@talking
+@click.option("--model", required=True, help="the name of the model")
+@click.option("--version", type=click.IntRange(min=1), help="the version of the model; by default the highest")
+@click.option(
+    "--horizon", type=click.IntRange(min=0), default=0, help="the number of steps to roll forward after the last input"
+)
+@service_command
 def predict(
     client: "Client", *, file: str, form: str | None, model: str, version: int | None, horizon: int, as_json: bool
 ) -> None:
-    """Predict after each step of FILE (- is stdin), without a session; with --horizon, what follows it."""
+    """Predict after each step of FILE (- is stdin), without a session; with --horizon, forecast the steps after it."""
     detail = client.model(model, version)
     inputs = list(steps(file, form, detail["inputs"]))
     if not inputs:
-        raise ValueError(f"{file}: no step is in it")
-    (told,) = client.predict(model, [inputs], horizon, version=version)
+        raise ValueError(f"{file}: the file has no steps")
+    (result,) = client.predict(model, [inputs], horizon, version=version)
     if as_json:
-        answer = plain(told.predictions)
-        echo_json(answer | ({} if told.forecast is None else {"forecast": plain(told.forecast)["forecast"]}))
+        ahead = {} if result.forecast is None else {"forecast": json_members(result.forecast)["forecast"]}
+        echo_json(json_members(result.predictions) | ahead)
         return
-    if told.forecast is None:
-        names, rows = columns(told.predictions, detail["targets"])
-        each = zip(told.predictions.each, rows, strict=True)
-        echo_table(["step", *names, "surprise"], [(one.step, *row, one.surprise) for one, row in each])
+    if result.forecast is None:
+        names, rows = columns(result.predictions, detail["targets"])
+        steps_and_rows = zip(result.predictions.each, rows, strict=True)
+        echo_table(["step", *names, "surprise"], [(step.step, *row, step.surprise) for step, row in steps_and_rows])
     else:
-        names, rows = columns(told.forecast, detail["targets"])
-        echo_table(["ahead", *names], [(at, *row) for at, row in enumerate(rows, 1)])
+        _echo_forecast(result.forecast, detail["targets"])
 
 
 @click.command()
-@click.option("--session", "session_id", required=True, help="where to begin")
-@click.option("--horizon", type=click.IntRange(min=1), required=True, help="how many steps ahead")
-@click.option("--samples", type=click.IntRange(min=1), help="draw so many paths")
-@click.option("--quantiles", help="levels, by commas: 0.1,0.5,0.9")
+@click.option("--session", "session_id", required=True, help="the session to begin from")
+@click.option("--horizon", type=click.IntRange(min=1), required=True, help="the number of steps ahead")
+@click.option("--samples", type=click.IntRange(min=1), help="the number of sample paths to draw")
+@click.option("--quantiles", help="quantile levels, separated by commas: 0.1,0.5,0.9")
 @click.option("--seed", type=int, help="the same seed draws the same paths")
-@click.option("--future", help="FILE of what is known in advance, a step each")
-@talking
+@click.option("--future", help="FILE of future covariates, one line for each step")
+@service_command
 def forecast(
     client: "Client", *, session_id: str, horizon: int, samples: int | None, quantiles: str | None, seed: int | None,
     future: str | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Roll a session's predictions forward; the session stays where it is."""
+    """Roll a session's predictions forward; the session does not move."""
     try:
         levels = None if quantiles is None else [float(level) for level in quantiles.split(",")]
     except ValueError:
-        raise click.BadParameter("expected numbers, by commas", param_hint="--quantiles") from None
+        raise click.BadParameter("expected numbers separated by commas", param_hint="--quantiles") from None
     session = client.attach(session_id)
     detail = client.model(session.model, session.version)
-    known = [one for one in detail["inputs"] if one["name"] not in detail["targets"]]
-    told = session.forecast(
-        horizon, samples, levels, seed, None if future is None else list(steps(future, None, known))
-    )
+    covariates = [feature for feature in detail["inputs"] if feature["name"] not in detail["targets"]]
+    known_future = None if future is None else list(steps(future, None, covariates))
+    result = session.forecast(horizon, samples, levels, seed, known_future)
     if as_json:
-        echo_json(plain(told))
+        echo_json(json_members(result))
         return
-    names, rows = columns(told, detail["targets"])
-    echo_table(["ahead", *names], [(at, *row) for at, row in enumerate(rows, 1)])
-    if told.seed is not None:
-        click.echo(f"seed: {told.seed}")
+    _echo_forecast(result, detail["targets"])
+    if result.seed is not None:
+        click.echo(f"seed: {result.seed}")
 
 
 @click.command()
 @file_argument
 @format_option
-@click.option("--model", help="begin a session on it, which is ended after the last line unless it was given a name")
-@click.option("--session", "session_id", help="go on with this session; with --model, begin it if it is not there")
-@talking
+@click.option("--model", help="create a session of this model; it ends after the last line unless --session names it")
+@click.option("--session", "session_id", help="continue this session; with --model, create it if it does not exist")
+@service_command
 def stream(
     client: "Client", *, file: str, form: str | None, model: str | None, session_id: str | None, as_json: bool
 ) -> None:
-    """Step through FILE (- is stdin): a line in, a line out, as it goes, over one connection."""
+    """Step through FILE (- is stdin) over one connection; each line is answered by one as it arrives."""
     with _session(client, model, session_id) as session:
         detail = client.model(session.model, session.version)
-        with _shown(steps(file, form, detail["inputs"]), file) as inputs:
-            for told in session.stream(inputs):
+        with _with_progress(steps(file, form, detail["inputs"]), file) as inputs:
+            for prediction in session.stream(inputs):
                 if as_json:
-                    echo_json(plain(told))
+                    echo_json(json_members(prediction))
                 else:
-                    _, (row,) = columns(_row(told), detail["targets"])
-                    echo_line((told.step, *row, told.surprise))
+                    _, (row,) = columns(_as_row(prediction), detail["targets"])
+                    echo_line((prediction.step, *row, prediction.surprise))
 
 
 @click.command()
-@click.option("--session", "session_id", help="where to begin; it stays there")
-@click.option("--model", help="or the model, to begin anew")
-@click.option("--prompt", help="a text to begin with")
-@click.option("--horizon", type=click.IntRange(min=1), default=200, show_default=True, help="at most so many steps")
+@click.option("--session", "session_id", help="the session to begin from; it does not move")
+@click.option("--model", help="the model to begin from, instead of a session")
+@click.option("--prompt", help="a text that the model reads first")
+@click.option(
+    "--horizon", type=click.IntRange(min=1), default=200, show_default=True, help="the most steps to generate"
+)
 @click.option("--seed", type=int, help="the same seed draws the same")
 @click.option("--temperature", type=float, help="below 1 more likely tokens, above 1 less likely ones")
-@click.option("--top-k", type=int, help="draw among so many of the likeliest")
-@click.option("--top-p", type=float, help="draw among the likeliest that have this probability together")
-@click.option("--repetition-penalty", type=float, help="above 1: what was drawn becomes less likely")
-@click.option("--stop", multiple=True, help="end at this text; may be given several times")
-@talking
+@click.option("--top-k", type=int, help="draw among this number of likeliest tokens")
+@click.option("--top-p", type=float, help="draw among the likeliest tokens that have this probability together")
+@click.option("--repetition-penalty", type=float, help="above 1: tokens that were drawn become less likely")
+@click.option("--stop", multiple=True, help="a text at which to end; may be given several times")
+@service_command
 def generate(
     client: "Client", *, session_id: str | None, model: str | None, prompt: str | None, horizon: int, as_json: bool,
     stop: tuple[str, ...], **drawing: Any,
 ) -> None:  # fmt: skip
-    """Draw what comes next, and show it as it comes."""
+    """Generate steps, and show each as it is drawn."""
     if model is not None and session_id is not None:
-        raise click.UsageError("say where to begin: --session, or --model, and not both")
+        raise click.UsageError("give --session or --model, and not both")
     with _session(client, model, session_id) as session:
         drawing |= {"inputs": prompt, "stop": list(stop) or None}
-        for told in session.generate(horizon, **drawing):
+        for event in session.generate(horizon, **drawing):
             if as_json:
-                echo_json(_event(told))
-            elif isinstance(told, Done):
+                echo_json(_members(event))
+            elif isinstance(event, Done):
                 click.echo()
-                click.echo(f"{told.reason}; seed {told.seed}", err=True)
-            elif told.values is not None:
-                echo_line((told.ahead, *told.values))
+                click.echo(f"{event.reason}; seed {event.seed}", err=True)
+            elif event.values is not None:
+                echo_line((event.ahead, *event.values))
             else:
-                click.echo(told.token if isinstance(told.token, str) else f"{told.token} ", nl=False)
+                click.echo(event.token if isinstance(event.token, str) else f"{event.token} ", nl=False)
                 sys.stdout.flush()
 
 
-def _event(told: Any) -> dict[str, Any]:
-    names = told.__slots__
-    return {name: value for name in names if (value := getattr(told, name)) is not None and value != ()}
+def _members(event: Any) -> dict[str, Any]:
+    names = event.__slots__
+    return {name: value for name in names if (value := getattr(event, name)) is not None and value != ()}
 
 
-def _row(told: Prediction) -> Predictions:
-    return Predictions({name: values[None] for name, values in told.items()}, None, told.step)
+def _as_row(prediction: Prediction) -> Predictions:
+    return Predictions({name: values[None] for name, values in prediction.items()}, None, prediction.step)
+
+
+def _echo_forecast(forecast: Forecast, targets: Sequence[str]) -> None:
+    names, rows = columns(forecast, targets)
+    echo_table(["ahead", *names], [(ahead, *row) for ahead, row in enumerate(rows, 1)])
 
 
 def _session(client: "Client", model: str | None, session_id: str | None) -> "Session":
-    """One that is there, and is of that model where both are said; or a new one, which lives on where it has a name."""
+    """Returns the session with this id, which must be of the model if both are given, or a new session of the model.
+
+    A new session is kept if it was given an id.
+    """
     if session_id is None:
         if model is None:
-            raise click.UsageError("say where to begin: --session, or --model")
+            raise click.UsageError("give --session or --model")
         return client.session(model)
     try:
         session = client.attach(session_id)
@@ -159,8 +168,8 @@ def _session(client: "Client", model: str | None, session_id: str | None) -> "Se
 
 
 @contextlib.contextmanager
-def _shown(inputs: Iterator[Any], file: str) -> Iterator[Iterator[Any]]:
-    """With a bar of how far it is, where answers go elsewhere and somebody looks."""
+def _with_progress(inputs: Iterator[Any], file: str) -> Iterator[Iterator[Any]]:
+    """Shows a progress bar on a terminal while the output goes to a file."""
     if file == "-" or sys.stdout.isatty() or not sys.stderr.isatty():
         yield inputs
         return

@@ -1,4 +1,4 @@
-"""Files of steps: CSV with a header, a line of JSON each, or a text. Values are read as the model's features say."""
+"""Files of steps: CSV with a header, NDJSON, or a text. The features of the model say how values are read."""
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,21 +9,21 @@ import click
 import orjson
 
 Features = Sequence[Mapping[str, Any]]
-"""A model's `inputs`, as the service tells them."""
+"""The `inputs` of a model, from the service's description of it."""
 
 FORMATS = {".csv": "csv", ".ndjson": "ndjson", ".jsonl": "ndjson", ".txt": "text"}
 file_argument = click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 format_option = click.option(
     "--format", "form", type=click.Choice(["csv", "ndjson", "text"]),
-    help="how FILE is written; by its ending where left out: .csv, .ndjson, .jsonl, .txt; of -, ndjson",
+    help="the format of FILE; by default from its suffix: .csv, .ndjson, .jsonl, .txt; ndjson for -",
 )  # fmt: skip
 
 
 def steps(file: str, form: str | None, features: Features) -> Iterator[Any]:
-    """The steps in `file`, `-` being stdin, one by one as they come. Raises ValueError, with the line."""
+    """Yields the steps of `file`, or of stdin for `-`, as they arrive. Raises ValueError, which names the line."""
     form = form or ("ndjson" if file == "-" else FORMATS.get(Path(file).suffix.lower()))
     if form is None:
-        raise ValueError(f"{file}: say with --format how it is written: csv, ndjson or text")
+        raise ValueError(f"{file}: name its format with --format csv, ndjson or text")
     with click.open_file(file, encoding="utf-8") as lines:
         if form == "csv":
             yield from _csv(lines, features)
@@ -44,20 +44,20 @@ def _ndjson(lines: IO[str]) -> Iterator[Any]:
 
 
 def _csv(lines: IO[str], features: Features) -> Iterator[dict[str, Any]]:
-    """By feature name; what the model does not take is left out, and said so."""
+    """Yields the rows by feature name, without the columns that the model does not take, and warns about these."""
     rows = csv.DictReader(lines)
     names = [feature["name"] for feature in features]
-    have = rows.fieldnames or []
-    if missing := [name for name in names if name not in have]:
+    columns = rows.fieldnames or []
+    if missing := [name for name in names if name not in columns]:
         raise ValueError(f"the header has no {', '.join(missing)}; the model takes {', '.join(names)}")
-    if extra := [name for name in have if name not in names]:
-        click.echo(f"onward: not read, since the model does not take them: {', '.join(extra)}", err=True)
+    if extra := [name for name in columns if name not in names]:
+        click.echo(f"onward: columns that the model does not take are ignored: {', '.join(extra)}", err=True)
     for number, row in enumerate(rows, 2):
         yield {feature["name"]: _value(row[feature["name"]], feature, number) for feature in features}
 
 
 def _value(text: str | None, feature: Mapping[str, Any], line: int) -> float | int | str | None:
-    """Nothing is a missing value."""
+    """Returns the value of a cell; None, a missing value, for an empty one."""
     if not text:
         return None
     if feature["kind"] == "category" and isinstance(feature["categories"][0], str):

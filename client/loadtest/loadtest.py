@@ -1,7 +1,7 @@
-"""Load on a service whose every answer is checked: sessions that step, forecast and come and go at a chosen rate.
+"""A load test that checks every answer: sessions that are created, stepped and forecast at a chosen rate.
 
-Owns what is asked when, what is measured, and what counts as wrong. Knows nothing of how it is printed. A request's
-latency counts from when it was due, so that a service which falls behind cannot hide it.
+This module owns the schedule of requests, the measurements and the checks. It knows nothing of output. A request's
+latency counts from the time when it was due, so that a service which falls behind cannot hide it.
 """
 
 import asyncio
@@ -17,20 +17,22 @@ from typing import Any
 import numpy as np
 
 from onward.client.async_client import AsyncClient, AsyncSession
-from onward.client.errors import Problem, UnreachableError
-from onward.client.local import Local
+from onward.client.local import LocalModel
 from onward.client.results import Forecast, Outputs, Prediction
+from onward.errors import Problem, UnreachableError
 
 KINDS = ("steps", "forecasts", "creates")
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 TOLERANCE = 1e-4
-"""Of models whose kernels round differently in a batch, relative to the largest number of an output."""
+"""The tolerance for models whose kernels round differently in a batch, relative to an output's largest number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """sessions: how many at once, all of one version. rate: requests a second of all together, 0: as many as are
-    answered. mix: how often each of KINDS, beside the others. inputs: steps to send, over and over.
+    """The load of one run.
+
+    sessions: the number of sessions at once, all of one version. rate: requests a second of all sessions together; 0:
+    as many as are answered. mix: the relative frequency of each of KINDS. inputs: steps to send, over and over.
     """
 
     model: str
@@ -45,19 +47,19 @@ class Plan:
 
 
 @dataclass(slots=True)
-class Life:
-    """One session as its client knows it: what it sent and was told. In doubt: its last step failed unanswered."""
+class SessionRecord:
+    """The inputs of one session and the answers to them. doubtful: the last step failed without a response."""
 
     session_id: str
     sent: list[Any] = field(default_factory=list)
-    told: list[Prediction] = field(default_factory=list)
+    predictions: list[Prediction] = field(default_factory=list)
     forecasts: list[Forecast] = field(default_factory=list)
     doubtful: bool = False
 
 
 @dataclass(slots=True)
-class Found:
-    """What a run has seen; latencies in seconds, by kind. unsent: requests at a rate that were due and not sent."""
+class Report:
+    """The result of a run; latencies in seconds, by kind. unsent: requests at a rate that were due but not sent."""
 
     seconds: float = 0.0
     unsent: int = 0
@@ -65,15 +67,15 @@ class Found:
     errors: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     checked: int = 0
-    lives: list[Life] = field(default_factory=list)
+    sessions: list[SessionRecord] = field(default_factory=list)
 
     def table(self) -> list[dict[str, Any]]:
-        """Of each kind that was asked for: how many, how many a second, and latencies in milliseconds."""
+        """Returns for each kind of request its count, its rate, and quantiles of its latency in milliseconds."""
         rows: list[dict[str, Any]] = []
-        for kind, taken in self.latencies.items():
-            if taken:
-                told = {name: float(np.quantile(taken, level)) * 1e3 for name, level in QUANTILES.items()}
-                rows.append({"kind": kind, "count": len(taken), "a_second": len(taken) / self.seconds} | told)
+        for kind, seconds in self.latencies.items():
+            if seconds:
+                quantiles = {name: float(np.quantile(seconds, level)) * 1e3 for name, level in QUANTILES.items()}
+                rows.append({"kind": kind, "count": len(seconds), "a_second": len(seconds) / self.seconds} | quantiles)
         return rows
 
 
@@ -83,15 +85,15 @@ class Load:
     def __init__(self, client: AsyncClient, plan: Plan, tick: Callable[[float], None] = lambda _: None) -> None:
         self._client, self._plan, self._tick = client, plan, tick
         self._chance, self._numbers = Random(plan.seed), count()  # noqa: S311  (load, not secrets)
-        self.found = Found(unsent=ceil(plan.rate * plan.seconds))
+        self.report = Report(unsent=ceil(plan.rate * plan.seconds))
 
-    async def run(self) -> Found:
+    async def run(self) -> Report:
         self._began = time.monotonic()
-        await asyncio.gather(self._ticking(), *(self._client_of_one() for _ in range(self._plan.sessions)))
-        self.found.seconds = time.monotonic() - self._began
-        left = iter(self.found.lives)
-        await asyncio.gather(*(self._settle_all(left) for _ in range(self._plan.sessions)))
-        return self.found
+        await asyncio.gather(self._ticking(), *(self._run_session() for _ in range(self._plan.sessions)))
+        self.report.seconds = time.monotonic() - self._began
+        unsettled = iter(self.report.sessions)
+        await asyncio.gather(*(self._settle_all(unsettled) for _ in range(self._plan.sessions)))
+        return self.report
 
     async def _ticking(self) -> None:
         before = self._began
@@ -101,77 +103,80 @@ class Load:
             await asyncio.sleep(0.1)
 
     async def _due(self) -> float | None:
-        """When the next request is due, once it is; None when time is up."""
+        """Waits until the next request is due. Returns the time when it was due; None when time is up."""
         now, number, plan = time.monotonic(), next(self._numbers), self._plan
         due = self._began + number / plan.rate if plan.rate else now
         if now >= self._began + plan.seconds or (plan.rate and number >= plan.rate * plan.seconds):
             return None
         await asyncio.sleep(max(0.0, due - now))
-        self.found.unsent -= bool(plan.rate)
+        self.report.unsent -= bool(plan.rate)
         return due
 
-    async def _client_of_one(self) -> None:
-        """A session and its requests, one after another; after a failure that leaves it in doubt, another session."""
+    async def _run_session(self) -> None:
+        """Sends the requests of one session, one after another; begins another session after a doubtful step."""
         session: AsyncSession | None = None
-        life = Life("")
+        record = SessionRecord("")
         kinds, weights = zip(*self._plan.mix.items(), strict=True)
         while (due := await self._due()) is not None:
             kind = "creates" if session is None else self._chance.choices(kinds, weights)[0]
             try:
                 if session is None or kind == "creates":
                     session = await self._client.session(self._plan.model, version=self._plan.version)
-                    life = Life(session.id)
-                    self.found.lives.append(life)
+                    record = SessionRecord(session.id)
+                    self.report.sessions.append(record)
                 elif kind == "steps":
-                    life.sent.append(self._plan.inputs[len(life.sent) % len(self._plan.inputs)])
-                    life.told.append(await session.step(life.sent[-1]))
+                    record.sent.append(self._plan.inputs[len(record.sent) % len(self._plan.inputs)])
+                    record.predictions.append(await session.step(record.sent[-1]))
                 else:
-                    life.forecasts.append(await session.forecast(self._plan.horizon))
+                    record.forecasts.append(await session.forecast(self._plan.horizon))
             except (Problem, UnreachableError) as error:
-                self.found.errors[getattr(error, "name", "") or type(error).__name__] += 1
+                self.report.errors[getattr(error, "name", "") or type(error).__name__] += 1
                 if kind == "steps":
-                    life.doubtful, session = True, None
+                    record.doubtful, session = True, None
             else:
-                self.found.latencies[kind].append(time.monotonic() - due)
+                self.report.latencies[kind].append(time.monotonic() - due)
 
-    async def _settle_all(self, lives: Iterator[Life]) -> None:
-        for life in lives:
-            await self._settle(life)
+    async def _settle_all(self, records: Iterator[SessionRecord]) -> None:
+        for record in records:
+            await self._settle(record)
 
-    async def _settle(self, life: Life) -> None:
-        """The session is where its acknowledged steps end; then it is ended."""
-        counts = [one.step for one in life.told]
+    async def _settle(self, record: SessionRecord) -> None:
+        """Checks that the session is at the step after its acknowledged steps, and deletes it."""
+        counts = [prediction.step for prediction in record.predictions]
         if counts != list(range(1, len(counts) + 1)):
-            self.found.wrong.append(f"session {life.session_id}: its steps were answered as {counts[:20]}")
+            self.report.wrong.append(f"session {record.session_id}: its steps were answered as {counts[:20]}")
         try:
-            session = await self._client.attach(life.session_id)
+            session = await self._client.attach(record.session_id)
             await session.delete()
         except (Problem, UnreachableError) as error:
-            self.found.wrong.append(f"session {life.session_id}: {error}")
+            self.report.wrong.append(f"session {record.session_id}: {error}")
             return
-        self.found.checked += len(counts)
-        if session.step_count - len(counts) not in ((0, 1) if life.doubtful else (0,)):
-            self.found.wrong.append(
-                f"session {life.session_id} is at step {session.step_count}; {len(counts)} steps were acknowledged"
+        self.report.checked += len(counts)
+        if session.step_count - len(counts) not in ((0, 1) if record.doubtful else (0,)):
+            self.report.wrong.append(
+                f"session {record.session_id} is at step {session.step_count}; {len(counts)} steps were acknowledged"
             )
 
 
-def replay(local: Local, life: Life) -> str | None:
-    """What is wrong with the answers of one session, by the same steps in process; None where nothing is."""
-    counted = any(one.error is not None or one.anomaly is not None for one in life.told)  # a service may be told not to
-    session = Local(local.model, accuracy=counted).session()
+def replay(local: LocalModel, record: SessionRecord) -> str | None:
+    """Repeats a session in this process. Returns the first difference of its answers; None if there is none."""
+    # with ONWARD_ACCURACY=0 a service does not measure accuracy
+    accuracy = any(step.error is not None or step.anomaly is not None for step in record.predictions)
+    session = LocalModel(local.model, accuracy=accuracy).session()
     forecasts = defaultdict[int, list[Forecast]](list)
-    for one in life.forecasts:
-        forecasts[one.step].append(one)
+    for forecast in record.forecasts:
+        forecasts[forecast.step].append(forecast)
     exact = local.model.manifest.exact
-    for step in range(len(life.told) + 1):
+    for step in range(len(record.predictions) + 1):
         if step:
-            right, told = session.step(life.sent[step - 1]), life.told[step - 1]
-            if not same(told, right, exact=exact) or not _seen_alike(told, right, exact=exact):
-                return f"session {life.session_id}: step {step} was answered {dict(told)}, and is {dict(right)}"
-        for one in forecasts[step]:
-            if not same(one, session.forecast(_horizon(one)), exact=exact):
-                return f"session {life.session_id}: a forecast at step {step} is another"
+            expected, answer = session.step(record.sent[step - 1]), record.predictions[step - 1]
+            if not same(answer, expected, exact=exact) or not _same_scores(answer, expected, exact=exact):
+                return (
+                    f"session {record.session_id}: step {step} was answered {dict(answer)}; expected {dict(expected)}"
+                )
+        for forecast in forecasts[step]:
+            if not same(forecast, session.forecast(_horizon(forecast)), exact=exact):
+                return f"session {record.session_id}: a forecast at step {step} differs"
     return None
 
 
@@ -179,22 +184,23 @@ def _horizon(forecast: Forecast) -> int:
     return len(next(iter(forecast.values())))
 
 
-def same(told: Outputs, right: Outputs, *, exact: bool) -> bool:
-    """Bit for bit, or, where the model's kernels are not exact, as close as they are."""
-    return set(told) == set(right) and all(_close(told[name], right[name], exact=exact) for name in right)
+def same(answer: Outputs, expected: Outputs, *, exact: bool) -> bool:
+    """Returns True if the outputs have the same bits, or are close if the model's kernels are not exact."""
+    return set(answer) == set(expected) and all(_close(answer[name], expected[name], exact=exact) for name in expected)
 
 
-def _seen_alike(told: Prediction, right: Prediction, *, exact: bool) -> bool:
-    """What is told of the input. Ranks and small differences of what is nearly the same are not, so only if exact."""
+def _same_scores(answer: Prediction, expected: Prediction, *, exact: bool) -> bool:
+    """Compares the scores of the input. Ranks, and differences of nearly equal numbers, are compared only if exact."""
     if not exact:
-        return _close(told.surprise, right.surprise, exact=False)
-    pairs = ((told.surprise, right.surprise), (told.error, right.error), (told.anomaly, right.anomaly))
-    return all(_close(np.array(mine, float), np.array(other, float), exact=True) for mine, other in pairs)
+        return _close(answer.surprise, expected.surprise, exact=False)
+    names = ("surprise", "error", "anomaly")
+    scores = [[np.array(getattr(step, name), float) for name in names] for step in (answer, expected)]
+    return all(_close(*pair, exact=True) for pair in zip(*scores, strict=True))
 
 
-def _close(told: Any, right: Any, *, exact: bool) -> bool:
-    mine, other = np.asarray(told), np.asarray(right)
-    if exact or other.dtype == object:
-        return np.array_equal(mine, other, equal_nan=other.dtype != object)
-    scale = float(np.abs(other).max(initial=0.0))
-    return mine.shape == other.shape and bool(np.allclose(mine, other, rtol=0, atol=TOLERANCE * scale))
+def _close(answer: Any, expected: Any, *, exact: bool) -> bool:
+    answer, expected = np.asarray(answer), np.asarray(expected)
+    if exact or expected.dtype == object:
+        return np.array_equal(answer, expected, equal_nan=expected.dtype != object)
+    scale = float(np.abs(expected).max(initial=0.0))
+    return answer.shape == expected.shape and bool(np.allclose(answer, expected, rtol=0, atol=TOLERANCE * scale))

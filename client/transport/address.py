@@ -1,21 +1,21 @@
-"""Where a service is and who asks it, as they may be written. Knows no transport."""
+"""The URL of a service and the API key, as a user may write them. Knows no transport."""
 
 from urllib.parse import urlsplit
 
 
 def service(url: str) -> str:
-    """The URL, its scheme in small letters and without a slash at its end. Raises ValueError."""
+    """Returns the URL with its scheme in lower case and without a slash at its end. Raises ValueError."""
     parts = urlsplit(url.strip())
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"{url!r} is no address of a service: expected one such as http://127.0.0.1:8000")
-    _ = parts.port  # raises ValueError where it is none
+        raise ValueError(f"{url!r} is not the address of a service; expected one such as http://127.0.0.1:8000")
+    _ = parts.port  # raises ValueError if it is not a number
     return parts.geturl().rstrip("/")
 
 
 def key(text: str | None) -> str | None:
-    """The API key as it is sent, without white space around it; None where there is none.
+    """Returns the API key as it is sent, without white space around it; None if there is none.
 
-    Raises ValueError, which does not tell it.
+    Raises ValueError, whose message does not contain the key.
     """
     text = (text or "").strip()
     if not (text.isascii() and text.isprintable()):

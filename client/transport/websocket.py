@@ -1,6 +1,7 @@
-"""WebSockets for `streams`: what is heard and what is to be sent come together in one queue, by threads or tasks.
+"""The WebSocket transports for `step_stream`, with threads and with an event loop.
 
-Knows nothing of what the messages say. Whatever an earlier connection still brings is dropped.
+Received messages and the caller's inputs arrive in one queue. A transport knows nothing of the messages' content. An
+event of an earlier connection is dropped.
 """
 
 import asyncio
@@ -18,237 +19,247 @@ from websockets.asyncio import client as asynchronous
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.sync import client as synchronous
 
-from onward.client.command_flow import Emit, Feed, Lost, Reply, Sleep
+from onward.client.command_flow import Emit, EmittingFlow, NoResponse, Response, Sleep
 from onward.client.results import Step, Steps
-from onward.client.step_stream import Ask, Broken, Dial, Given, Heard, Over, Tell, Wait
+from onward.client.step_stream import (
+    Connect,
+    Disconnected,
+    InputsEnded,
+    InputTaken,
+    Received,
+    Send,
+    TakeInput,
+    Wait,
+)
 
 LOG = logging.getLogger(__name__)
-LOG.setLevel(logging.INFO)  # websockets' own debugging output would have the key
-NO_LIMIT = None  # of a message's size: a model of many outputs says much
-REFUSED = (OSError, EOFError, TimeoutError, InvalidHandshake)
+LOG.setLevel(logging.INFO)  # the debugging output of websockets would contain the key
+NO_LIMIT = None  # on the size of a message: a model with many outputs has large responses
+CONNECT_ERRORS = (OSError, EOFError, TimeoutError, InvalidHandshake)
 
-Event = Given | Over | Heard | Broken
+Event = InputTaken | InputsEnded | Received | Disconnected
 
 
-def _failure(error: Exception) -> Reply | Lost:
+def _failure(error: Exception) -> Response | NoResponse:
     if isinstance(error, InvalidStatus):
-        answer = error.response
-        return Reply(
-            answer.status_code, {name.lower(): told for name, told in answer.headers.raw_items()}, bytes(answer.body)
-        )
-    return Lost(error, sent=False)
+        response = error.response
+        headers = {name.lower(): value for name, value in response.headers.raw_items()}
+        return Response(response.status_code, headers, bytes(response.body))
+    return NoResponse(error, sent=False)
 
 
 def _address(url: str, path: str) -> str:
     return "ws" + url.removeprefix("http") + path
 
 
-class SyncWire:
-    """One stream: `run` it inside a `with` block."""
+class WebSocketTransport:
+    """One stream, with threads: `run` it inside a `with` block."""
 
     def __init__(self, url: str, headers: Mapping[str, str], timeout_s: float, inputs: Iterable[Step]) -> None:
         self._url, self._headers, self._timeout_s = url, headers, timeout_s
         self._inputs = iter(inputs)
         self._events: queue.SimpleQueue[tuple[Any, Event]] = queue.SimpleQueue()
-        self._wanted, self._over = threading.Semaphore(0), False
-        self._open: synchronous.ClientConnection | None = None
-        self._held = contextlib.ExitStack()
-        # an input that never comes holds up nobody
-        self._giver = threading.Thread(target=self._give, name="onward stream inputs", daemon=True)
+        self._requested_inputs, self._closed = threading.Semaphore(0), False
+        self._connection: synchronous.ClientConnection | None = None
+        self._open_connections = contextlib.ExitStack()
+        # a daemon, so that an input which never comes does not keep the process from ending
+        self._input_thread = threading.Thread(target=self._take_inputs, name="onward stream inputs", daemon=True)
 
     def __enter__(self) -> Self:
-        self._giver.start()
+        self._input_thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._over = True
-        self._wanted.release()
-        self._hang_up()
+        self._closed = True
+        self._requested_inputs.release()
+        self._disconnect()
 
-    def run(self, feed: Feed) -> Iterator[Any]:
-        """What the feed emits."""
-        answer: Any = None
-        with contextlib.closing(feed):
+    def run(self, flow: EmittingFlow) -> Iterator[Any]:
+        """Yields the items that the flow emits."""
+        outcome: Any = None
+        with contextlib.closing(flow):
             while True:
                 try:
-                    command = feed.send(answer)
+                    command = flow.send(outcome)
                 except StopIteration:
                     return
-                answer = None
+                outcome = None
                 match command:
                     case Emit(item):
                         yield item
                     case Sleep(seconds):
                         time.sleep(seconds)
-                    case Dial(path):
-                        answer = self._dial(path)
-                    case Tell(text):
-                        self._tell(text)
-                    case Ask():
-                        self._wanted.release()
+                    case Connect(path):
+                        outcome = self._connect(path)
+                    case Send(text):
+                        self._send(text)
+                    case TakeInput():
+                        self._requested_inputs.release()
                     case Wait():
-                        answer = self._next()
+                        outcome = self._next()
 
-    def _dial(self, path: str) -> Reply | Lost | None:
-        self._hang_up()
+    def _connect(self, path: str) -> Response | NoResponse | None:
+        self._disconnect()
         try:
-            dialled = synchronous.connect(
+            connecting = synchronous.connect(
                 _address(self._url, path), additional_headers=self._headers, open_timeout=self._timeout_s,
                 max_size=NO_LIMIT, logger=LOG,
             )  # fmt: skip
-            self._open = self._held.enter_context(dialled)
-        except REFUSED as error:
+            self._connection = self._open_connections.enter_context(connecting)
+        except CONNECT_ERRORS as error:
             return _failure(error)
-        threading.Thread(target=self._hear, args=(self._open,), name="onward stream answers", daemon=True).start()
+        threading.Thread(
+            target=self._receive, args=(self._connection,), name="onward stream responses", daemon=True
+        ).start()
         return None
 
-    def _tell(self, text: str) -> None:
-        if self._open is not None:
-            with contextlib.suppress(ConnectionClosed):  # which is heard, too
-                self._open.send(text)
+    def _send(self, text: str) -> None:
+        if self._connection is not None:
+            with contextlib.suppress(ConnectionClosed):  # the receiver reports it
+                self._connection.send(text)
 
-    def _hang_up(self) -> None:
-        self._held.close()
-        self._open = None
+    def _disconnect(self) -> None:
+        self._open_connections.close()
+        self._connection = None
 
-    def _hear(self, connection: synchronous.ClientConnection) -> None:
+    def _receive(self, connection: synchronous.ClientConnection) -> None:
         try:
             while True:
-                self._events.put((connection, Heard(connection.recv(decode=False))))
+                self._events.put((connection, Received(connection.recv(decode=False))))
         except ConnectionClosed as error:
-            self._events.put((connection, Broken(error)))
+            self._events.put((connection, Disconnected(error)))
 
-    def _give(self) -> None:
+    def _take_inputs(self) -> None:
         while True:
-            self._wanted.acquire()
-            if self._over:
+            self._requested_inputs.acquire()
+            if self._closed:
                 return
             try:
-                self._events.put((None, Given(next(self._inputs))))
+                self._events.put((None, InputTaken(next(self._inputs))))
             except StopIteration:
-                self._events.put((None, Over()))
+                self._events.put((None, InputsEnded()))
                 return
-            except Exception as error:  # noqa: BLE001  (whoever iterates is told)
-                self._events.put((None, Over(error)))
+            except Exception as error:  # noqa: BLE001  (the caller gets it)
+                self._events.put((None, InputsEnded(error)))
                 return
 
     def _next(self) -> Event:
         while True:
             connection, event = self._events.get()
-            if connection is None or connection is self._open:
+            if connection is None or connection is self._connection:
                 return event
 
 
-class AsyncWire:
-    """The same with tasks."""
+class AsyncWebSocketTransport:
+    """One stream, with the tasks of an event loop: `run` it inside an `async with` block."""
 
     def __init__(
         self, url: str, headers: Mapping[str, str], timeout_s: float, inputs: Steps | AsyncIterable[Step]
     ) -> None:
-        """Raises TypeError for inputs that may have to be waited for, and cannot be awaited."""
+        """Raises TypeError for an iterator that may block and cannot be awaited."""
         self._url, self._headers, self._timeout_s = url, headers, timeout_s
-        self._inputs = inputs if isinstance(inputs, AsyncIterable) else _each(inputs)
+        self._inputs = inputs if isinstance(inputs, AsyncIterable) else _async_iterator(inputs)
         self._events: asyncio.Queue[tuple[Any, Event]] = asyncio.Queue()
-        self._wanted = asyncio.Semaphore(0)
-        self._open: asynchronous.ClientConnection | None = None
+        self._requested_inputs = asyncio.Semaphore(0)
+        self._connection: asynchronous.ClientConnection | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
-        self._tasks.append(asyncio.create_task(self._give()))
+        self._tasks.append(asyncio.create_task(self._take_inputs()))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._hang_up()
+        await self._disconnect()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def run(self, feed: Feed) -> AsyncIterator[Any]:
-        """What the feed emits."""
-        answer: Any = None
-        with contextlib.closing(feed):
+    async def run(self, flow: EmittingFlow) -> AsyncIterator[Any]:
+        """Yields the items that the flow emits."""
+        outcome: Any = None
+        with contextlib.closing(flow):
             while True:
                 try:
-                    command = feed.send(answer)
+                    command = flow.send(outcome)
                 except StopIteration:
                     return
-                answer = None
+                outcome = None
                 match command:
                     case Emit(item):
                         yield item
                     case Sleep(seconds):
                         await asyncio.sleep(seconds)
-                    case Dial(path):
-                        answer = await self._dial(path)
-                    case Tell(text):
-                        await self._tell(text)
-                    case Ask():
-                        self._wanted.release()
+                    case Connect(path):
+                        outcome = await self._connect(path)
+                    case Send(text):
+                        await self._send(text)
+                    case TakeInput():
+                        self._requested_inputs.release()
                     case Wait():
-                        answer = await self._next()
+                        outcome = await self._next()
 
-    async def _dial(self, path: str) -> Reply | Lost | None:
-        await self._hang_up()
+    async def _connect(self, path: str) -> Response | NoResponse | None:
+        await self._disconnect()
         try:
-            self._open = await asynchronous.connect(
+            self._connection = await asynchronous.connect(
                 _address(self._url, path), additional_headers=self._headers, open_timeout=self._timeout_s,
                 max_size=NO_LIMIT, logger=LOG,
             )  # fmt: skip
-        except REFUSED as error:
+        except CONNECT_ERRORS as error:
             return _failure(error)
-        self._tasks.append(asyncio.create_task(self._hear(self._open)))
+        self._tasks.append(asyncio.create_task(self._receive(self._connection)))
         return None
 
-    async def _tell(self, text: str) -> None:
-        if self._open is not None:
-            with contextlib.suppress(ConnectionClosed):  # which is heard, too
-                await self._open.send(text)
+    async def _send(self, text: str) -> None:
+        if self._connection is not None:
+            with contextlib.suppress(ConnectionClosed):  # the receiver reports it
+                await self._connection.send(text)
 
-    async def _hang_up(self) -> None:
-        if self._open is not None:
-            await self._open.close()
-            self._open = None
+    async def _disconnect(self) -> None:
+        if self._connection is not None:
+            await self._connection.close()
+            self._connection = None
 
-    async def _hear(self, connection: asynchronous.ClientConnection) -> None:
+    async def _receive(self, connection: asynchronous.ClientConnection) -> None:
         try:
             while True:
-                self._events.put_nowait((connection, Heard(await connection.recv(decode=False))))
+                self._events.put_nowait((connection, Received(await connection.recv(decode=False))))
         except ConnectionClosed as error:
-            self._events.put_nowait((connection, Broken(error)))
+            self._events.put_nowait((connection, Disconnected(error)))
 
-    async def _give(self) -> None:
+    async def _take_inputs(self) -> None:
         inputs = aiter(self._inputs)
         while True:
-            await self._wanted.acquire()
+            await self._requested_inputs.acquire()
             try:
-                self._events.put_nowait((None, Given(await anext(inputs))))
+                self._events.put_nowait((None, InputTaken(await anext(inputs))))
             except StopAsyncIteration:
-                self._events.put_nowait((None, Over()))
+                self._events.put_nowait((None, InputsEnded()))
                 return
-            except Exception as error:  # noqa: BLE001  (whoever iterates is told)
-                self._events.put_nowait((None, Over(error)))
+            except Exception as error:  # noqa: BLE001  (the caller gets it)
+                self._events.put_nowait((None, InputsEnded(error)))
                 return
 
     async def _next(self) -> Event:
         while True:
             connection, event = await self._events.get()
-            if connection is None or connection is self._open:
+            if connection is None or connection is self._connection:
                 return event
 
 
-def _each(inputs: Steps) -> AsyncIterator[Step]:
+def _async_iterator(inputs: Steps) -> AsyncIterator[Step]:
     if not isinstance(inputs, (Sequence, np.ndarray)):
         kind = type(inputs).__name__
         raise TypeError(
-            f"{kind}: give a list, an array or an asynchronous iterator: the event loop cannot wait for others"
+            f"{kind}: expected a list, an array or an asynchronous iterator; any other would block the event loop"
         )
 
-    async def each() -> AsyncIterator[Step]:
-        for one in inputs:
-            yield one
+    async def steps() -> AsyncIterator[Step]:
+        for step in inputs:
+            yield step
 
-    return each()
+    return steps()

@@ -2,15 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from onward.model.manifest import BundleError
+from onward.model.errors import BundleError
 from onward.model.repository import Opened
 from onward.model.runner import StepModel
 from onward.model.state import State, StateError
 from onward.service.errors import (
     DamagedRecordError,
     ModelGoneError,
-    OnwardError,
     ReloadedError,
+    ServiceError,
     UnknownModelError,
     UnknownVersionError,
 )
@@ -66,9 +66,9 @@ class Models:
         }
 
     def _why_refused(self, name: str, version: int) -> str | None:
-        return next((error.reason for error in self.refused if error.place == (name, str(version))), None)
+        return next((error.reason for error in self.refused if error.folders == (name, str(version))), None)
 
-    def _missing(self, error: OnwardError) -> OnwardError:
+    def _missing(self, error: ServiceError) -> ServiceError:
         """Returns the error to raise. If other workers have later models, a retry may find the model with them."""
         return ReloadedError() if self._is_superseded() else error
 

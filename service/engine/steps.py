@@ -21,8 +21,8 @@ from onward.service.errors import (
     Fault,
     InvalidInputError,
     NotFiniteError,
-    OnwardError,
     OverloadedError,
+    ServiceError,
     SessionEndedError,
     SessionExistsError,
     UnavailableError,
@@ -286,7 +286,7 @@ class _SessionRequests:
 def is_retryable(result: StepResult | Exception) -> bool:
     """Returns whether the result is an error that says nothing against the request, which may be sent again."""
     return isinstance(result, Exception) and (
-        isinstance(result, UnavailableError) or not isinstance(result, OnwardError)
+        isinstance(result, UnavailableError) or not isinstance(result, ServiceError)
     )
 
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from onward.service import errors
-from onward.service.errors import Fault, OnwardError
+from onward.service.errors import Fault, ServiceError
 from onward.service.http.reply import Reply
 from onward.service.http.times import iso
 
@@ -49,7 +49,7 @@ class Kind:
         return f"urn:onward:problem:{self.name}"
 
 
-KINDS: dict[type[OnwardError], Kind] = {
+KINDS: dict[type[ServiceError], Kind] = {
     errors.UnknownModelError: Kind("unknown-model", 404, "No such model"),
     errors.UnknownVersionError: Kind("unknown-version", 404, "No such version of the model"),
     errors.UnknownSessionError: Kind("unknown-session", 404, "No such session"),
@@ -135,7 +135,7 @@ def reply(kind: Kind, detail: str, faults: Sequence[Fault] = (), **more: Any) ->
 
 def of(error: Exception, method: str, path: str) -> Reply:
     """The answer to whatever a use-case or the reading of its request raised; what an operator must know is logged."""
-    if isinstance(error, OnwardError):
+    if isinstance(error, ServiceError):
         return _of_domain(error, method, path)
     if isinstance(error, ValidationError):
         return _of_validation(error)
@@ -147,7 +147,7 @@ def of(error: Exception, method: str, path: str) -> Reply:
     )
 
 
-def _of_domain(error: OnwardError, method: str, path: str) -> Reply:
+def _of_domain(error: ServiceError, method: str, path: str) -> Reply:
     """With what a program needs to go on."""
     kind = KINDS[type(error)]
     if isinstance(error, errors.InvalidInputError):
@@ -166,7 +166,7 @@ def _of_domain(error: OnwardError, method: str, path: str) -> Reply:
     return reply(kind, str(error), _FIELDS.get(type(error), lambda _: ())(error))
 
 
-_FIELDS: dict[type[OnwardError], Any] = {
+_FIELDS: dict[type[ServiceError], Any] = {
     errors.UnknownModelError: lambda error: [Fault("model", str(error))],
     errors.UnknownVersionError: lambda error: [Fault("version", str(error))],
     errors.UnknownSessionError: lambda error: [Fault("session_id", str(error))],

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gunicorn.util import parse_address
 
-from onward.model.manifest import BundleError
+from onward.model.errors import BundleError
 from onward.model.repository import bundles
 from onward.service import settings
 from onward.service.errors import StoreUnavailableError

@@ -9,7 +9,7 @@ from gunicorn.arbiter import Arbiter
 from onward.service import model_catalogue, settings
 from onward.service.app import create_app, create_engine
 from onward.service.engine.engine import Engine
-from onward.service.errors import OnwardError
+from onward.service.errors import ServiceError
 from onward.service.metrics.telemetry import Telemetry
 from onward.service.model_catalogue import DisagreementError
 from onward.service.settings import SettingsError
@@ -25,7 +25,7 @@ def create() -> Flask:
     except DisagreementError as error:
         log.critical("this worker cannot start, the others serve on: %s", error)
         sys.exit(1)  # the master starts another
-    except (SettingsError, OnwardError) as error:
+    except (SettingsError, ServiceError) as error:
         log.critical("cannot start: %s", error)
         sys.exit(Arbiter.WORKER_BOOT_ERROR)  # the master gives up too, instead of starting workers for ever
     engine.start(flush_s=told.flush_s, sweep_s=told.sweep_s)

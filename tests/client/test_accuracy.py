@@ -12,10 +12,9 @@ from click.testing import CliRunner
 
 import onward
 from onward.__main__ import main
-from onward.client.errors import InvalidRequest
-from onward.client.results import Prediction, Predictions
-from onward.client.session_info import Accuracy, SessionInfo
+from onward.client.results import Accuracy, Prediction, Predictions, SessionInfo
 from onward.client.sync_client import Client
+from onward.errors import InvalidRequest
 from onward.model.manifest import Feature
 from tests.client.both_clients import Twin
 from tests.e2e.server import Server

@@ -15,9 +15,9 @@ from tests.helpers.losing_proxy import Losing
 
 def test_certificates_are_read_for_https_alone() -> None:
     """Over https whoever the machine trusts is trusted; over http, which has no certificates, none are read."""
-    assert http._trusted("https://onward.example") is True
+    assert http.trusted("https://onward.example") is True
     for url in ("http://127.0.0.1:8000", "HTTP://onward.example"):
-        trusted = http._trusted(url)
+        trusted = http.trusted(url)
         assert isinstance(trusted, ssl.SSLContext)
         assert trusted.verify_mode is ssl.CERT_REQUIRED
         assert trusted.get_ca_certs() == []
@@ -62,6 +62,6 @@ def test_an_address_may_be_written_in_any_way(server: Server, twin: Twin) -> Non
 def test_what_may_not_be_sent_is_not_tried_again(server: Server, twin: Twin) -> None:
     """It would not be another at the next try."""
     with twin(server.url) as client:
-        client._driver.http.headers["x"] = "a\nb"
+        client._transport._http.headers["x"] = "a\nb"
         with pytest.raises(httpx.LocalProtocolError):
             client.models()

@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 import onward
 from onward.__main__ import SECTIONS, TALKING, main
 from onward.client.cli import common
-from onward.client.loadtest.loadtest import Life, replay
+from onward.client.loadtest.loadtest import SessionRecord, replay
 from onward.service import settings
 from tests.e2e.server import Server
 from tests.helpers.reference_loop import ROOT, ZOO, BareLoop, pulse, weather
@@ -145,7 +145,7 @@ def test_load_says_what_it_did_not_send(server: Server) -> None:
     answer = told(server, *arguments)
     assert answer["unsent"] > 0
     assert answer["unsent"] + sum(row["count"] for row in answer["requests"]) == 50_001
-    assert " more requests were due and not sent\n" in run(server, *arguments).stdout
+    assert " requests were due but not sent\n" in run(server, *arguments).stdout
 
 
 def test_load_calls_a_wrong_answer_wrong(server: Server, tmp_path: Path) -> None:
@@ -166,21 +166,21 @@ def test_load_calls_a_wrong_answer_wrong(server: Server, tmp_path: Path) -> None
 
 
 def test_a_replay_wants_no_accuracy_of_a_service_that_does_not_tell_it() -> None:
-    session, life = onward.load(PULSE, accuracy=False).session(), Life("s", sent=pulse(25))
-    life.told = [session.step(row) for row in life.sent]
-    assert {one.error for one in life.told} == {None}
-    assert replay(onward.load(PULSE), life) is None
+    session, record = onward.load(PULSE, accuracy=False).session(), SessionRecord("s", sent=pulse(25))
+    record.predictions = [session.step(row) for row in record.sent]
+    assert {one.error for one in record.predictions} == {None}
+    assert replay(onward.load(PULSE), record) is None
 
 
 def test_a_replay_finds_a_flipped_bit() -> None:
     """In a step's prediction, in what is told of its input, and in a forecast."""
     local = onward.load(PULSE)
     session = local.session()
-    life = Life("s", sent=pulse(25))
-    life.told = [session.step(row) for row in life.sent]
-    life.forecasts = [session.forecast(3)]
-    assert replay(local, life) is None
-    right = life.told[22]
+    record = SessionRecord("s", sent=pulse(25))
+    record.predictions = [session.step(row) for row in record.sent]
+    record.forecasts = [session.forecast(3)]
+    assert replay(local, record) is None
+    right = record.predictions[22]
     assert right.error is not None
     assert right.anomaly is not None
     for wrong in (
@@ -190,21 +190,21 @@ def test_a_replay_finds_a_flipped_bit() -> None:
         replace(right, anomaly=right.anomaly / 2),
         replace(right, anomaly=None),
     ):
-        life.told[22] = wrong
-        assert "step 23" in (replay(local, life) or "")
-    life.told[22] = right
-    life.forecasts.append(session.forecast(3))
-    assert replay(local, life) is None
-    for one in life.forecasts:
+        record.predictions[22] = wrong
+        assert "step 23" in (replay(local, record) or "")
+    record.predictions[22] = right
+    record.forecasts.append(session.forecast(3))
+    assert replay(local, record) is None
+    for one in record.forecasts:
         mean = one["mean"].copy()
         one["mean"][1] += 1
-        assert "forecast at step 25" in (replay(local, life) or "")
+        assert "forecast at step 25" in (replay(local, record) or "")
         one["mean"][:] = mean
 
 
 def test_how_commands_end(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """1 refused, with the message on stderr; 2 usage; 3 no service."""
-    monkeypatch.setattr(common, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(common, "RETRY_DEADLINE_S", 0.2)
     (tmp_path / "bad.csv").write_text("ppg\n1\nmany\n")
     (tmp_path / "bad.ndjson").write_text("[1]\n[\n")
     (tmp_path / "steps.dat").write_text("1\n")
@@ -217,14 +217,22 @@ def test_how_commands_end(server: Server, tmp_path: Path, monkeypatch: pytest.Mo
         (1, "line 3: 'many' (ppg) is not a number", ["predict", str(tmp_path / "bad.csv"), "--model", "pulse"]),
         (1, "line 2 is not JSON", ["predict", str(tmp_path / "bad.ndjson"), "--model", "pulse"]),
         (1, "the header has no precipitation", ["predict", str(tmp_path / "bad.csv"), "--model", "weather"]),
-        (1, "say with --format", ["predict", str(tmp_path / "steps.dat"), "--model", "pulse"]),
+        (1, "name its format with --format", ["predict", str(tmp_path / "steps.dat"), "--model", "pulse"]),
         (2, "--prefix '' means all", ["sessions", "--delete"]),
         (2, "expected weights", ["load", "--model", "pulse", "--mix", "many"]),
-        (2, "this is pulse 1, not weather 1", ["load", "--model", "weather", "--bundle", PULSE]),
-        (2, "this is pulse 2, not pulse 1", ["load", "--model", "pulse", "--bundle", str(newer)]),
+        (
+            2,
+            "this bundle is pulse 1; the service's sessions use weather 1",
+            ["load", "--model", "weather", "--bundle", PULSE],
+        ),
+        (
+            2,
+            "this bundle is pulse 2; the service's sessions use pulse 1",
+            ["load", "--model", "pulse", "--bundle", str(newer)],
+        ),
         (2, "No such option", ["models", "--nothing"]),
-        (2, "'127.0.0.1:8000' is no address of a service", ["models", "--url", "127.0.0.1:8000"]),
-        (3, "start one with `onward serve`", ["models", "--url", "http://127.0.0.1:1"]),
+        (2, "'127.0.0.1:8000' is not the address of a service", ["models", "--url", "127.0.0.1:8000"]),
+        (3, "start a service with `onward serve`", ["models", "--url", "http://127.0.0.1:1"]),
     ):
         done = CliRunner().invoke(main, arguments, env={"ONWARD_URL": server.url})
         assert (done.exit_code, done.stdout) == (status, ""), arguments
@@ -272,11 +280,11 @@ def test_no_command_that_asks_is_without_a_test() -> None:
 @pytest.mark.parametrize("name", COMMANDS_THAT_ASK)
 def test_a_command_without_a_service_says_what_to_do(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where it asked, and both ways out; status 3, and no traceback."""
-    monkeypatch.setattr(common, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(common, "RETRY_DEADLINE_S", 0.2)
     done = CliRunner().invoke(main, [name, *COMMANDS_THAT_ASK[name]], input="500\n", env={"ONWARD_URL": NOWHERE})
     assert (done.exit_code, done.stdout) == (3, ""), done.output
     assert done.stderr.startswith(f"onward: {NOWHERE}: ")
-    assert "start one with `onward serve`, or name another with --url or ONWARD_URL" in done.stderr
+    assert "start a service with `onward serve`, or name its address with --url or ONWARD_URL" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -1,14 +1,14 @@
 """Both clients against a real service."""
 
 import asyncio
-import inspect
 
 import numpy as np
 import pytest
 
 import onward
-from onward.client import async_client, sync_client
-from onward.client.errors import (
+from onward.client.results import Predictions
+from onward.client.sync_client import Client
+from onward.errors import (
     InvalidRequest,
     NotFound,
     RequestReused,
@@ -19,27 +19,10 @@ from onward.client.errors import (
     UnknownSession,
     UnreachableError,
 )  # fmt: skip
-from onward.client.results import Predictions
-from onward.client.sync_client import Client
 from tests.client.both_clients import Twin
 from tests.e2e.server import Server
 from tests.helpers.losing_proxy import Losing
 from tests.helpers.reference_loop import ZOO, BareLoop, pulse, weather
-
-
-def test_the_twins_have_the_same_calls() -> None:
-    """By name and by parameters."""
-    for one, other in (
-        (sync_client.Client, async_client.AsyncClient),
-        (sync_client.Session, async_client.AsyncSession),
-    ):
-        names = {name for name in vars(one) if not name.startswith("__")}
-        assert names == {name for name in vars(other) if not name.startswith("__")}
-        for name in names - {"_driver"}:
-            mine, theirs = (inspect.signature(getattr(kind, name)).parameters for kind in (one, other))
-            assert [str(mine[key].replace(annotation=mine[key].empty)) for key in mine] == [
-                str(theirs[key].replace(annotation=theirs[key].empty)) for key in theirs
-            ], name
 
 
 def test_state_is_carried(client: Client) -> None:

@@ -8,25 +8,25 @@ from typing import Any
 
 import pytest
 
-from onward.client.command_flow import Lost, Patience, Reply, Request, Sleep
-from onward.client.errors import Overloaded, Problem, SessionExists, StoreUnavailable, UnreachableError
-from onward.client.operations import Calls
+from onward.client.command_flow import NoResponse, Request, Response, RetryPolicy, Sleep
+from onward.client.operations import Operations
+from onward.errors import Overloaded, Problem, SessionExists, StoreUnavailable, UnreachableError
 
-CALLS = Calls(Patience(total_s=10.0))
-SENT, UNSENT = Lost(ConnectionResetError(), sent=True), Lost(ConnectionRefusedError(), sent=False)
-STEP = Reply(200, {}, b'{"step": 1, "predictions": {"mean": [[1.0]]}}')
+OPERATIONS = Operations(RetryPolicy(deadline_s=10.0))
+SENT, UNSENT = NoResponse(ConnectionResetError(), sent=True), NoResponse(ConnectionRefusedError(), sent=False)
+STEP = Response(200, {}, b'{"step": 1, "predictions": {"mean": [[1.0]]}}')
 
 
-def problem(name: str, status: int, **headers: str) -> Reply:
-    return Reply(status, headers, json.dumps({"type": f"urn:onward:problem:{name}", "status": status}).encode())
+def problem(name: str, status: int, **headers: str) -> Response:
+    return Response(status, headers, json.dumps({"type": f"urn:onward:problem:{name}", "status": status}).encode())
 
 
 BUSY, DOUBT = problem("overloaded", 503), problem("store-unavailable", 503)
 
 
-def session(created: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> Reply:
+def session(created: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> Response:
     told = {"session_id": "s", "model": "m", "version": 1, "step": 0, "ttl_s": 60.0, "surprise": None}
-    return Reply(
+    return Response(
         200,
         {},
         json.dumps(told | dict.fromkeys(("created_at", "last_step_at", "expires_at"), created.isoformat())).encode(),
@@ -55,8 +55,8 @@ def run(flow: Generator[Any, Any, Any], answers: Iterable[Any]) -> tuple[Any, li
 
 def test_a_step_is_sent_until_it_is_answered() -> None:
     """The same request each time, with one id, whatever it was that failed; pauses grow, each half by chance."""
-    failures = [SENT, UNSENT, BUSY, DOUBT, Reply(502, {}, b""), Reply(504, {}, b"")]
-    told, requests, pauses = run(CALLS.steps("s", [[1.0]], None, None), [*failures, STEP])
+    failures = [SENT, UNSENT, BUSY, DOUBT, Response(502, {}, b""), Response(504, {}, b"")]
+    told, requests, pauses = run(OPERATIONS.steps("s", [[1.0]], None, None), [*failures, STEP])
     assert told.step == 1
     assert len(requests) == 7
     assert all(one == requests[0] for one in requests)
@@ -66,18 +66,18 @@ def test_a_step_is_sent_until_it_is_answered() -> None:
 
 
 def test_each_step_has_an_id_of_its_own() -> None:
-    ids = {run(CALLS.steps("s", [[1.0]], None, None), [STEP])[1][0].content["request_id"] for _ in range(3)}
+    ids = {run(OPERATIONS.steps("s", [[1.0]], None, None), [STEP])[1][0].content["request_id"] for _ in range(3)}
     assert len(ids) == 3
 
 
 def test_the_service_says_how_long_to_wait() -> None:
     """At least Retry-After; and where that is longer than patience lasts, the answer stands at once."""
     _, _, (pause,) = run(
-        CALLS.steps("s", [[1.0]], None, None), [problem("overloaded", 503, **{"retry-after": "3"}), STEP]
+        OPERATIONS.steps("s", [[1.0]], None, None), [problem("overloaded", 503, **{"retry-after": "3"}), STEP]
     )
     assert pause >= 3
     error, requests, pauses = run(
-        CALLS.steps("s", [[1.0]], None, None), [problem("overloaded", 503, **{"retry-after": "30"})]
+        OPERATIONS.steps("s", [[1.0]], None, None), [problem("overloaded", 503, **{"retry-after": "30"})]
     )
     assert isinstance(error, Overloaded)
     assert (len(requests), pauses) == (1, [])
@@ -85,11 +85,13 @@ def test_the_service_says_how_long_to_wait() -> None:
 
 def test_patience_ends() -> None:
     """The time of the tries counts as well as the pauses: where each takes 3 s, none is begun after the fourth."""
-    error, requests, _ = run(CALLS.steps("s", [[1.0]], None, None), [Lost(TimeoutError(), sent=True, took_s=3.0)] * 9)
+    error, requests, _ = run(
+        OPERATIONS.steps("s", [[1.0]], None, None), [NoResponse(TimeoutError(), sent=True, took_s=3.0)] * 9
+    )
     assert isinstance(error, UnreachableError)
     assert isinstance(error.__cause__, TimeoutError)
     assert len(requests) == 4
-    error, _, pauses = run(CALLS.steps("s", [[1.0]], None, None), [DOUBT] * 99)
+    error, _, pauses = run(OPERATIONS.steps("s", [[1.0]], None, None), [DOUBT] * 99)
     assert isinstance(error, StoreUnavailable)
     assert max(pauses) <= 5
     assert sum(pauses) <= 10
@@ -100,7 +102,7 @@ def test_patience_ends() -> None:
 )
 def test_a_refusal_stands(name: str) -> None:
     kind, _, status = name.partition(" ")
-    error, requests, _ = run(CALLS.steps("s", [[1.0]], None, None), [problem(kind, int(status))])
+    error, requests, _ = run(OPERATIONS.steps("s", [[1.0]], None, None), [problem(kind, int(status))])
     assert error.name == kind
     assert len(requests) == 1
 
@@ -108,7 +110,7 @@ def test_a_refusal_stands(name: str) -> None:
 @pytest.mark.parametrize(("failure", "again"), [(SENT, False), (UNSENT, True), (BUSY, True), (DOUBT, False)])
 def test_what_is_not_safe_to_repeat_is_repeated_only_where_nothing_was_done(failure: Any, again: bool) -> None:
     """Taking a session back would also take back what others did since."""
-    told, requests, _ = run(CALLS.rewind("s", 0), [failure, session()])
+    told, requests, _ = run(OPERATIONS.rewind("s", 0), [failure, session()])
     assert len(requests) == (2 if again else 1)
     assert isinstance(told, Exception) == (not again)
 
@@ -116,13 +118,13 @@ def test_what_is_not_safe_to_repeat_is_repeated_only_where_nothing_was_done(fail
 EXISTS = problem("session-exists", 409)
 
 
-def exists(at: datetime) -> Reply:
-    return Reply(409, {"date": format_datetime(at, usegmt=True)}, EXISTS.body)
+def exists(at: datetime) -> Response:
+    return Response(409, {"date": format_datetime(at, usegmt=True)}, EXISTS.body)
 
 
 def test_a_session_whose_answer_was_lost_is_found() -> None:
     """Under an id that the client made up there is no doubt whose it is."""
-    told, requests, _ = run(CALLS.create("m", None, None, None, None), [SENT, EXISTS, session()])
+    told, requests, _ = run(OPERATIONS.create("m", None, None, None, None), [SENT, EXISTS, session()])
     assert told.session_id == "s"
     made = requests[0].content["session_id"]
     assert [(one.method, one.path) for one in requests[1:]] == [
@@ -140,29 +142,29 @@ def test_an_id_that_was_taken_is_taken() -> None:
         [BUSY, EXISTS],
         [SENT, exists(now), session(now - timedelta(seconds=9))],
     ):
-        assert isinstance(run(CALLS.create("m", "s", None, None, None), answers)[0], SessionExists)
-    told, _, _ = run(CALLS.create("m", "s", None, None, None), [SENT, exists(now), session(now)])
+        assert isinstance(run(OPERATIONS.create("m", "s", None, None, None), answers)[0], SessionExists)
+    told, _, _ = run(OPERATIONS.create("m", "s", None, None, None), [SENT, exists(now), session(now)])
     assert told.session_id == "s"
 
 
 def test_what_is_deleted_by_a_lost_try_is_deleted() -> None:
-    gone = Reply(
+    gone = Response(
         410,
         {},
         b'{"type":"urn:onward:problem:session-ended","status":410,"reason":"deleted","ended_at":"2026-01-01T00:00:00Z"}',
     )
-    assert run(CALLS.delete("s"), [SENT, gone])[0] is None
-    assert isinstance(run(CALLS.delete("s"), [gone])[0], Problem)
+    assert run(OPERATIONS.delete("s"), [SENT, gone])[0] is None
+    assert isinstance(run(OPERATIONS.delete("s"), [gone])[0], Problem)
 
 
-def many(*items: dict[str, Any]) -> Reply:
-    return Reply(200, {}, json.dumps({"items": items}).encode())
+def many(*items: dict[str, Any]) -> Response:
+    return Response(200, {}, json.dumps({"items": items}).encode())
 
 
 @pytest.mark.parametrize("body", [b"<html>Welcome</html>", b"[1]", b""])
 def test_an_answer_that_is_not_onwards_is_shown(body: bytes) -> None:
     """Also where its status says that all is well."""
-    error, requests, _ = run(CALLS.models(), [Reply(200, {}, body)])
+    error, requests, _ = run(OPERATIONS.models(), [Response(200, {}, body)])
     assert (type(error), error.status, len(requests)) == (Problem, 200, 1)
     assert body.decode() in str(error)
 
@@ -182,22 +184,22 @@ def sent(requests: Iterable[Request]) -> list[list[tuple[str, Any]]]:
 @pytest.mark.parametrize(
     ("ask", "said"),
     [
-        (CALLS.models, b'{"status": "ok"}'),
-        (CALLS.models, b'{"models": null}'),
-        (lambda: CALLS.steps("s", [1], None, None), b'{"page": "hello"}'),
-        (lambda: CALLS.steps("s", [1], None, None), b'{"predictions": []}'),
-        (lambda: CALLS.info("s"), b'{"page": "hello"}'),
-        (lambda: CALLS.info("s"), session().body.replace(b"2026", b"then")),
-        (lambda: CALLS.predict("m", [[1]], 0, None), b'{"sequences": [{"a": 1}]}'),
-        (lambda: CALLS.delete_sessions(None, None, None), b'{"ended": 3}'),
-        (lambda: CALLS.step_many([("s", [1])]), b'{"items": []}'),
-        (lambda: CALLS.step_many([("s", [1])]), b'{"items": [{}]}'),
-        (lambda: CALLS.step_many([("s", [1])]), b'{"items": null}'),
+        (OPERATIONS.models, b'{"status": "ok"}'),
+        (OPERATIONS.models, b'{"models": null}'),
+        (lambda: OPERATIONS.steps("s", [1], None, None), b'{"page": "hello"}'),
+        (lambda: OPERATIONS.steps("s", [1], None, None), b'{"predictions": []}'),
+        (lambda: OPERATIONS.info("s"), b'{"page": "hello"}'),
+        (lambda: OPERATIONS.info("s"), session().body.replace(b"2026", b"then")),
+        (lambda: OPERATIONS.predict("m", [[1]], 0, None), b'{"sequences": [{"a": 1}]}'),
+        (lambda: OPERATIONS.delete_sessions(None, None, None), b'{"ended": 3}'),
+        (lambda: OPERATIONS.step_many([("s", [1])]), b'{"items": []}'),
+        (lambda: OPERATIONS.step_many([("s", [1])]), b'{"items": [{}]}'),
+        (lambda: OPERATIONS.step_many([("s", [1])]), b'{"items": null}'),
     ],
 )
 def test_another_services_success_is_shown(ask: Callable[[], Generator[Any, Any, Any]], said: bytes) -> None:
     """JSON, and a 200, of something that is not Onward: a Problem that shows it, once."""
-    error, requests, _ = run(ask(), [Reply(200, {}, said)])
+    error, requests, _ = run(ask(), [Response(200, {}, said)])
     assert isinstance(error, Problem)
     assert f"not Onward's: {said.decode()[:200]}" in str(error)
     assert len(requests) == 1
@@ -206,7 +208,7 @@ def test_another_services_success_is_shown(ask: Callable[[], Generator[Any, Any,
 def test_of_many_what_is_held_up_is_overtaken_by_nothing() -> None:
     """It goes again, with its id and with all of its session behind it; other refusals stand."""
     busy, wrong = refused("overloaded", 503), refused("invalid-request", 422)
-    flow = CALLS.step_many([("a", [1]), ("b", [2]), ("a", [3]), ("c", [4]), ("a", [5]), ("a", [6])])
+    flow = OPERATIONS.step_many([("a", [1]), ("b", [2]), ("a", [3]), ("c", [4]), ("a", [5]), ("a", [6])])
     told, requests, pauses = run(flow, [many(DONE, wrong, busy, busy, busy, wrong), many(DONE, wrong, DONE)])
     assert sent(requests) == [
         [("a", 1), ("a", 3), ("a", 5), ("a", 6), ("b", 2), ("c", 4)],
@@ -222,12 +224,12 @@ def test_of_many_no_more_of_a_session_than_are_remembered() -> None:
     """Those after them wait until these are answered; where patience ends before, they are not sent."""
     items = [("a", [number]) for number in range(40)]
     first, rest = many(*[DONE] * 31, refused("overloaded", 503)), many(*[DONE] * 9)
-    told, requests, _ = run(CALLS.step_many(items), [SENT, first, rest])
+    told, requests, _ = run(OPERATIONS.step_many(items), [SENT, first, rest])
     assert [len(one) for one in sent(requests)] == [32, 32, 9]
     assert sent(requests)[2] == [("a", number) for number in range(31, 40)]
     assert {type(one).__name__ for one in told} == {"Predictions"}
-    slow = Reply(200, {}, first.body, took_s=11.0)
-    told, requests, pauses = run(CALLS.step_many(items), [slow])
+    slow = Response(200, {}, first.body, took_s=11.0)
+    told, requests, pauses = run(OPERATIONS.step_many(items), [slow])
     assert [type(one).__name__ for one in told] == ["Predictions"] * 31 + ["Overloaded"] * 9
     assert (len(requests), pauses) == (1, [])
 
@@ -235,19 +237,19 @@ def test_of_many_no_more_of_a_session_than_are_remembered() -> None:
 def test_of_more_than_a_call_takes_the_rest_goes_in_another() -> None:
     """A call has at most 10,000 items, and 100,000 steps."""
     items = [(str(number), [number]) for number in range(10_001)]
-    told, requests, _ = run(CALLS.step_many(items), [many(*[DONE] * 10_000), many(DONE)])
+    told, requests, _ = run(OPERATIONS.step_many(items), [many(*[DONE] * 10_000), many(DONE)])
     assert [one for request in sent(requests) for one in request] == [(name, one) for name, (one,) in items]
     assert ([len(one) for one in sent(requests)], len(told)) == ([10_000, 1], 10_001)
     long = [("a", [1] * 60_000), ("b", [2] * 40_000), ("c", [3]), ("d", [4] * 200_000), ("e", [5])]
-    _, requests, _ = run(CALLS.step_many(long), [many(DONE, DONE), many(DONE), many(DONE), many(DONE)])
+    _, requests, _ = run(OPERATIONS.step_many(long), [many(DONE, DONE), many(DONE), many(DONE), many(DONE)])
     assert [[name for name, *_ in one] for one in sent(requests)] == [["a", "b"], ["c"], ["d"], ["e"]]
 
 
 def test_of_many_sessions_go_on_where_one_cannot() -> None:
-    """Patience that has ended on one is no reason to leave the others' items unsent."""
+    """RetryPolicy that has ended on one is no reason to leave the others' items unsent."""
     busy = refused("overloaded", 503)
-    flow = CALLS.step_many([("a", [0])] + [("b", [number]) for number in range(33)])
-    slow = Reply(200, {}, many(busy, *[DONE] * 32).body, took_s=11.0)
+    flow = OPERATIONS.step_many([("a", [0])] + [("b", [number]) for number in range(33)])
+    slow = Response(200, {}, many(busy, *[DONE] * 32).body, took_s=11.0)
     told, requests, _ = run(flow, [slow, many(DONE)])
     assert [type(one).__name__ for one in told] == ["Overloaded"] + ["Predictions"] * 33
     assert sent(requests)[1] == [("b", 32)]
@@ -256,17 +258,17 @@ def test_of_many_sessions_go_on_where_one_cannot() -> None:
 def test_of_many_what_was_answered_stays() -> None:
     """Where a later call fails as a whole, it has failed for the items that it has; the first one's is raised."""
     items = [("a", [number]) for number in range(40)]
-    gone = Lost(ConnectionRefusedError(), sent=False, took_s=11.0)
-    told, _, _ = run(CALLS.step_many(items), [many(*[DONE] * 32), gone])
+    gone = NoResponse(ConnectionRefusedError(), sent=False, took_s=11.0)
+    told, _, _ = run(OPERATIONS.step_many(items), [many(*[DONE] * 32), gone])
     assert [type(one).__name__ for one in told] == ["Predictions"] * 32 + ["UnreachableError"] * 8
-    error, _, _ = run(CALLS.step_many(items), [gone])
+    error, _, _ = run(OPERATIONS.step_many(items), [gone])
     assert isinstance(error, UnreachableError)
 
 
 def test_of_many_patience_is_for_all_rounds() -> None:
     """The time of lost answers and that of answers which refuse count together."""
-    busy = Reply(200, {}, many(refused("overloaded", 503)).body, took_s=3.0)
-    lost = Lost(TimeoutError(), sent=True, took_s=3.0)
-    told, requests, _ = run(CALLS.step_many([("a", [1])]), [busy, lost, busy, busy])
+    busy = Response(200, {}, many(refused("overloaded", 503)).body, took_s=3.0)
+    lost = NoResponse(TimeoutError(), sent=True, took_s=3.0)
+    told, requests, _ = run(OPERATIONS.step_many([("a", [1])]), [busy, lost, busy, busy])
     assert [type(one).__name__ for one in told] == ["Overloaded"]
     assert len(requests) == 4

@@ -5,7 +5,8 @@ import pickle
 import pytest
 
 from onward.client import operations
-from onward.client.errors import PREFIX, Problem, SessionEnded, StepConflict, answered
+from onward.client.command_flow import problem as to_problem
+from onward.errors import PREFIX, Problem, RetryableProblem, SessionEnded, StepConflict
 from onward.service.http import request_schemas
 from onward.service.http.problems import ALL
 from onward.service.settings import Settings
@@ -14,7 +15,7 @@ from onward.service.store import idempotency
 
 def test_every_type_is_a_class() -> None:
     """With its name, its status and its title, and no class is of a type that the service does not have."""
-    told = {PREFIX + one.name: (one.code, (one.__doc__ or "").split(".")[0]) for one in Problem.known.values()}
+    told = {PREFIX + one.name: (one.code, (one.__doc__ or "").split(".")[0]) for one in Problem.by_type.values()}
     assert told == {kind.type: (kind.status, kind.title) for kind in ALL}
 
 
@@ -30,13 +31,13 @@ def test_members_are_attributes() -> None:
         b'{"type":"urn:onward:problem:step-conflict","title":"T","status":409,"detail":"d","expected_step":7,'
         b'"errors":[{"field":"step","message":"m"}]}'
     )
-    problem = answered(409, body)
+    problem = to_problem(409, body)
     assert isinstance(problem, StepConflict)
     assert (problem.status, problem.title, problem.detail, problem.expected_step) == (409, "T", "d", 7)
     assert problem.errors == [{"field": "step", "message": "m"}]
     assert str(problem) == "d"
     assert pickle.loads(pickle.dumps(problem)).expected_step == 7
-    ended = answered(
+    ended = to_problem(
         410,
         b'{"type":"urn:onward:problem:session-ended","status":410,"reason":"expired","ended_at":"2026-01-02T03:04:05.678Z"}',
     )
@@ -50,10 +51,10 @@ def test_members_are_attributes() -> None:
 
 def test_what_is_not_known_is_still_a_problem() -> None:
     """A newer service's type, and a proxy's page."""
-    newer = answered(418, b'{"type":"urn:onward:problem:new","title":"New","status":418,"detail":"tea"}')
+    newer = to_problem(418, b'{"type":"urn:onward:problem:new","title":"New","status":418,"detail":"tea"}')
     assert (type(newer), newer.type, str(newer)) == (Problem, "urn:onward:problem:new", "tea")
-    page = answered(502, b"<html>Bad Gateway</html>")
-    assert (type(page), page.type, page.status, page.title) == (Problem, "about:blank", 502, "Bad Gateway")
+    page = to_problem(502, b"<html>Bad Gateway</html>")
+    assert (type(page), page.type, page.status, page.title) == (RetryableProblem, "about:blank", 502, "Bad Gateway")
     assert "<html>" in str(page)
 
 
@@ -62,10 +63,10 @@ def test_what_is_not_known_is_still_a_problem() -> None:
 )
 def test_another_services_error_is_told_as_it_is(body: bytes) -> None:
     """Where it looks like a problem and is none."""
-    other = answered(404, body)
+    other = to_problem(404, body)
     assert (type(other), other.type, other.status, other.errors) == (Problem, "about:blank", 404, [])
     assert body.decode() in str(other)
 
 
 def test_a_problem_need_not_repeat_its_status() -> None:
-    assert answered(418, b'{"type":"urn:onward:problem:new"}').status == 418
+    assert to_problem(418, b'{"type":"urn:onward:problem:new"}').status == 418

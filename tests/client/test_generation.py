@@ -7,9 +7,9 @@ import pytest
 from click.testing import CliRunner
 
 from onward.__main__ import main
-from onward.client.errors import InvalidRequest
 from onward.client.results import Done, Generated
 from onward.client.sync_client import Client
+from onward.errors import InvalidRequest
 from tests.client.both_clients import Twin
 from tests.e2e.server import Server
 from tests.helpers.losing_proxy import Losing

@@ -14,10 +14,11 @@ import pytest
 
 import onward
 from onward.client import results
-from onward.client.errors import InvalidRequest, NoForecast, NotFinite, StepConflict
-from onward.client.local import Local
+from onward.client.local import LocalModel
 from onward.client.results import Outputs
-from onward.model.manifest import BundleError, Feature
+from onward.errors import InvalidRequest, NoForecast, NotFinite, StepConflict
+from onward.model.errors import BundleError
+from onward.model.manifest import Feature
 from onward.service.http.step_encoding import written
 from tests.e2e.server import Server
 from tests.helpers import numpy_networks
@@ -91,7 +92,7 @@ def test_the_same_answers_as_a_bare_loops(name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def odd(tmp_path_factory: pytest.TempPathFactory) -> Local:
+def odd(tmp_path_factory: pytest.TempPathFactory) -> LocalModel:
     """A model of labels, with a number that may be missing and a category."""
     features = (Feature(name="x", nullable=True), Feature(name="kind", kind="category", categories=(3, 5, 8)))
     spoken = numpy_networks.signature(features, "who", classes=("ann", "bob"))
@@ -100,7 +101,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Local:
     return onward.load(folder / "tiny/1")
 
 
-def test_inputs_are_read_by_the_services_rules(odd: Local) -> None:
+def test_inputs_are_read_by_the_services_rules(odd: LocalModel) -> None:
     """Missing values as None or NaN, by name or in order; what does not fit is named, and the session stays."""
     session = odd.session()
     one = session.fork().steps([[1.5, 3], [None, 8]])
@@ -127,7 +128,7 @@ def test_numbers_that_are_not_finite_leave_the_session() -> None:
     assert bits(session.forecast(3)) == bits(before)
 
 
-def test_what_is_refused_leaves_what_was_counted(odd: Local) -> None:
+def test_what_is_refused_leaves_what_was_counted(odd: LocalModel) -> None:
     """Of a session with everything that is counted; the error names the field, as a service's does."""
     session = onward.load(ZOO / "pulse/1").session(inputs=pulse(30), interval=0.9)
     info, prediction = session.info(), session.prediction
@@ -167,7 +168,7 @@ def test_every_head_is_told_as_the_engine_tells_it(tmp_path: Path, head: str) ->
     engine = serving(tmp_path / "store", model)
     for seed in (None, inputs[:5]):
         session, _ = engine.create("t", "tiny", inputs=seed)
-        here = Local(model).session(inputs=seed)
+        here = LocalModel(model).session(inputs=seed)
         for start, stop in ((5, 6), (6, 30), (30, 40)):
             told = results.predictions(
                 json.loads(written(engine.steps.step("t", session.session_id, inputs[start:stop])))

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 import onward
-from onward.client.errors import InvalidRequest, NoForecast, Problem
 from onward.client.local import LocalSession
 from onward.client.results import Done, Forecast, Generated
 from onward.client.sync_client import Session
+from onward.errors import InvalidRequest, NoForecast, Problem
 from tests.client.test_local import bits
 from tests.e2e.server import Server
 from tests.helpers.analytic_models import markov

@@ -6,14 +6,24 @@ from typing import Any
 
 import pytest
 
-from onward.client.command_flow import Emit, Feed, Lost, Patience, Reply, Sleep
-from onward.client.errors import Overloaded, Problem, SessionEnded, UnreachableError
-from onward.client.generation import Events, Open, Read, generate
+from onward.client.command_flow import Emit, EmittingFlow, NoResponse, Response, RetryPolicy, Sleep
+from onward.client.generation import EventParser, OpenResponse, ReadChunk, generate
 from onward.client.results import Done
-from onward.client.step_stream import Ask, Broken, Dial, Given, Heard, Over, Stream, Tell, Wait
+from onward.client.step_stream import (
+    Connect,
+    Disconnected,
+    InputsEnded,
+    InputTaken,
+    Received,
+    Send,
+    StepStream,
+    TakeInput,
+    Wait,
+)
+from onward.errors import Overloaded, Problem, SessionEnded, UnreachableError
 
-PATIENCE = Patience(total_s=10.0)
-CUT = Broken(ConnectionResetError())
+POLICY = RetryPolicy(deadline_s=10.0)
+CUT = Disconnected(ConnectionResetError())
 
 
 class Service:
@@ -24,26 +34,26 @@ class Service:
         self.dialled, self.most, self._waiting = 0, 0, list[str]()
         self._inputs, self._breaks, self._asked, self._waits = iter(inputs), set(breaks), 0, 0
 
-    def drive(self, feed: Feed) -> Iterator[Any]:
-        """What the feed emits. The connection breaks at the waits whose numbers are in `breaks`."""
+    def drive(self, flow: EmittingFlow) -> Iterator[Any]:
+        """What the flow emits. The connection breaks at the waits whose numbers are in `breaks`."""
         answer: Any = None
         while True:
             try:
-                command = feed.send(answer)
+                command = flow.send(answer)
             except StopIteration:
                 return
             answer = None
             match command:
                 case Emit(item):
                     yield item
-                case Dial(path):
+                case Connect(path):
                     assert path == "/v1/sessions/s/stream"
                     self.dialled += 1
                     self._waiting.clear()
-                case Tell(text):
+                case Send(text):
                     self._receive(json.loads(text))
                     self.most = max(self.most, len(self._waiting))
-                case Ask():
+                case TakeInput():
                     self._asked += 1
                 case Wait():
                     answer = self._event()
@@ -68,17 +78,17 @@ class Service:
         if self._asked:  # inputs come first: as many as may be are under way
             self._asked -= 1
             try:
-                return Given(next(self._inputs))
+                return InputTaken(next(self._inputs))
             except StopIteration:
-                return Over()
+                return InputsEnded()
             except KeyError as error:
-                return Over(error)
-        return Heard(self._waiting.pop(0).encode())
+                return InputsEnded(error)
+        return Received(self._waiting.pop(0).encode())
 
 
 def test_a_stream_keeps_32_under_way_and_its_order() -> None:
     service = Service([[float(one)] for one in range(100)])
-    told = list(service.drive(Stream("s", PATIENCE).feed()))
+    told = list(service.drive(StepStream("s", POLICY).run()))
     assert [one["mean"].tolist() for one in told] == [[float(one)] for one in range(100)]
     assert [one.step for one in told] == list(range(1, 101))
     assert (service.most, service.dialled) == (32, 1)
@@ -89,74 +99,74 @@ def test_each_message_but_the_first_is_for_a_step() -> None:
     service = Service([[float(one)] for one in range(4)])
     service.step = 7
     commands = list[Any]()
-    feed = Stream("s", PATIENCE).feed()
+    flow = StepStream("s", POLICY).run()
 
-    def watched() -> Feed:
+    def watched() -> EmittingFlow:
         answer = None
         while True:
             try:
-                command = feed.send(answer)
+                command = flow.send(answer)
             except StopIteration:
                 return
             commands.append(command)
             answer = yield command
 
     assert [one.step for one in service.drive(watched())] == [8, 9, 10, 11]
-    told = [json.loads(command.text).get("step") for command in commands if isinstance(command, Tell)]
+    told = [json.loads(command.text).get("step") for command in commands if isinstance(command, Send)]
     assert told == [None, 8, 9, 10]
-    kinds = [type(command) for command in commands if isinstance(command, (Tell, Emit))]
-    assert kinds[:3] == [Tell, Emit, Tell]
+    kinds = [type(command) for command in commands if isinstance(command, (Send, Emit))]
+    assert kinds[:3] == [Send, Emit, Send]
 
 
 def test_a_broken_stream_sends_again_what_was_not_answered() -> None:
     """With the same ids: each step is made once, whenever the connection breaks."""
     for place in range(1, 50):
         service = Service([[float(one)] for one in range(40)], breaks=(place, place + 1, place + 33))
-        told = list(service.drive(Stream("s", PATIENCE).feed()))
+        told = list(service.drive(StepStream("s", POLICY).run()))
         assert [one.step for one in told] == list(range(1, 41))
         assert service.step == 40
         assert service.dialled >= 2
 
 
-def drive(feed: Feed, *events: Any) -> tuple[list[Any], list[Any]]:
-    """The commands of a feed that is sent these in turn where it waits, until there are no more; and what it emits."""
+def drive(flow: EmittingFlow, *events: Any) -> tuple[list[Any], list[Any]]:
+    """The commands of a flow that is sent these in turn where it waits, until there are no more; and what it emits."""
     coming, commands, emitted, answer = iter(events), list[Any](), list[Any](), None
     while True:
         try:
-            command = feed.send(answer)
+            command = flow.send(answer)
             commands.append(command)
-            answer = next(coming) if isinstance(command, (Wait, Dial, Open, Read)) else None
+            answer = next(coming) if isinstance(command, (Wait, Connect, OpenResponse, ReadChunk)) else None
         except StopIteration:
             return commands, emitted
         if isinstance(command, Emit):
             emitted.append(command.item)
 
 
-def heard(**told: Any) -> Heard:
-    return Heard(json.dumps(told).encode())
+def heard(**told: Any) -> Received:
+    return Received(json.dumps(told).encode())
 
 
 def test_a_refusal_ends_a_stream_and_a_busy_service_does_not() -> None:
     """410 is raised; 503 is waited out, on another connection, with the same message."""
     ended = {"type": "urn:onward:problem:session-ended", "status": 410, "reason": "expired"}
     with pytest.raises(SessionEnded):
-        drive(Stream("s", PATIENCE).feed(), Given([1.0]), None, heard(**ended, request_id="x"))
+        drive(StepStream("s", POLICY).run(), InputTaken([1.0]), None, heard(**ended, request_id="x"))
     busy = {"type": "urn:onward:problem:overloaded", "status": 503}
-    commands, _ = drive(Stream("s", PATIENCE).feed(), Given([1.0]), None, Over(), heard(**busy), None)
-    first, second = [command.text for command in commands if isinstance(command, Tell)]
+    commands, _ = drive(StepStream("s", POLICY).run(), InputTaken([1.0]), None, InputsEnded(), heard(**busy), None)
+    first, second = [command.text for command in commands if isinstance(command, Send)]
     assert first == second
     assert any(isinstance(command, Sleep) for command in commands)
 
 
 def test_a_stream_that_cannot_connect_gives_up() -> None:
-    refused = Lost(ConnectionRefusedError(), sent=False)
+    refused = NoResponse(ConnectionRefusedError(), sent=False)
     with pytest.raises(UnreachableError):
-        drive(Stream("s", PATIENCE).feed(), Given([1.0]), *[refused] * 99)
+        drive(StepStream("s", POLICY).run(), InputTaken([1.0]), *[refused] * 99)
     with pytest.raises(Problem, match="no session"):
         drive(
-            Stream("s", PATIENCE).feed(),
-            Given([1.0]),
-            Reply(404, {}, b'{"type":"urn:onward:problem:unknown-session","status":404,"detail":"no session"}'),
+            StepStream("s", POLICY).run(),
+            InputTaken([1.0]),
+            Response(404, {}, b'{"type":"urn:onward:problem:unknown-session","status":404,"detail":"no session"}'),
         )
 
 
@@ -173,7 +183,7 @@ def test_inputs_that_fail_fail_after_what_came_before() -> None:
         ([[1.0], [2.0], [3.0], [object()], [5.0]], TypeError),
     )
     for given, error in ways:
-        made = Service(given).drive(Stream("s", PATIENCE).feed())
+        made = Service(given).drive(StepStream("s", POLICY).run())
         assert [next(made).step, next(made).step, next(made).step] == [1, 2, 3]
         with pytest.raises(error):
             next(made)
@@ -181,13 +191,13 @@ def test_inputs_that_fail_fail_after_what_came_before() -> None:
 
 def test_an_idle_stream_does_not_mind_a_cut() -> None:
     """It connects again when there is something to send."""
-    commands, _ = drive(Stream("s", PATIENCE).feed(), Given([1.0]), None, CUT, None)
-    assert sum(isinstance(command, Dial) for command in commands) == 2
-    commands, _ = drive(Stream("s", PATIENCE).feed(), CUT)
-    assert not [command for command in commands if isinstance(command, (Dial, Sleep))]
+    commands, _ = drive(StepStream("s", POLICY).run(), InputTaken([1.0]), None, CUT, None)
+    assert sum(isinstance(command, Connect) for command in commands) == 2
+    commands, _ = drive(StepStream("s", POLICY).run(), CUT)
+    assert not [command for command in commands if isinstance(command, (Connect, Sleep))]
 
 
-HEAD = Reply(200, {"content-type": "text/event-stream"}, b"")
+HEAD = Response(200, {"content-type": "text/event-stream"}, b"")
 SSE = (
     b': heart-beat\n\nid: 7.1\ndata: {"ahead": 1, "token": "a", "log_probability": -0.5}\n\n'
     b'id: 7.2\r\ndata: {"ahead": 2, "token": "\xe2\x82\xac", "log_probability": -1.5}\r\n\r\n'
@@ -198,8 +208,8 @@ SSE = (
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
 def test_events_are_read_however_they_are_cut(size: int) -> None:
     """Even inside a character."""
-    events = Events()
-    found = [one for at in range(0, len(SSE), size) for one in events.feed(SSE[at : at + size])]
+    events = EventParser()
+    found = [one for at in range(0, len(SSE), size) for one in events.parse(SSE[at : at + size])]
     assert [(one.kind, one.last_id) for one in found] == [("message", "7.1"), ("message", "7.2"), ("done", "7.2")]
     assert json.loads(found[1].data)["token"] == "\u20ac"
 
@@ -208,9 +218,9 @@ def test_a_cut_generation_is_resumed() -> None:
     """The same body, with the id of the last event that was whole; the cut one is not told twice."""
     head, cut = HEAD, SSE.index(b"id: 7.2") + 20
     rest = SSE[SSE.index(b"id: 7.2") :]
-    feed = generate("/v1/sessions/s/generate", {"horizon": 2}, PATIENCE)
-    commands, emitted = drive(feed, head, SSE[:cut], Lost(ConnectionResetError(), sent=True), head, rest)
-    first, second = [command.request for command in commands if isinstance(command, Open)]
+    flow = generate("/v1/sessions/s/generate", {"horizon": 2}, POLICY)
+    commands, emitted = drive(flow, head, SSE[:cut], NoResponse(ConnectionResetError(), sent=True), head, rest)
+    first, second = [command.request for command in commands if isinstance(command, OpenResponse)]
     assert "last-event-id" not in first.headers
     assert (second.headers["last-event-id"], second.content) == ("7.1", first.content)
     assert [getattr(one, "token", None) for one in emitted] == ["a", "\u20ac", None]
@@ -221,22 +231,24 @@ def test_a_generation_that_could_not_go_on_for_now_is_resumed() -> None:
     """As where the service says so at once: after a pause, from the last event on, for as long as patience lasts."""
     busy = b'id: 7.1\nevent: problem\ndata: {"type": "urn:onward:problem:overloaded", "status": 503}\n\n'
     first, second = SSE[: SSE.index(b"id: 7.2")], SSE[SSE.index(b"id: 7.2") :]
-    commands, emitted = drive(generate("/g", {"horizon": 2}, PATIENCE), HEAD, first + busy, HEAD, second)
-    assert [command.request.headers.get("last-event-id") for command in commands if isinstance(command, Open)] == [
+    commands, emitted = drive(generate("/g", {"horizon": 2}, POLICY), HEAD, first + busy, HEAD, second)
+    assert [
+        command.request.headers.get("last-event-id") for command in commands if isinstance(command, OpenResponse)
+    ] == [
         None,
         "7.1",
     ]
     assert [getattr(one, "token", None) for one in emitted] == ["a", "\u20ac", None]
     assert sum(isinstance(command, Sleep) for command in commands) == 1
     with pytest.raises(Overloaded):
-        drive(generate("/g", {"horizon": 2}, PATIENCE), HEAD, first + busy, *[HEAD, busy] * 99)
+        drive(generate("/g", {"horizon": 2}, POLICY), HEAD, first + busy, *[HEAD, busy] * 99)
 
 
 def test_an_answer_that_generates_nothing_is_raised() -> None:
     """It is not Onward's, and would be the same at the next try."""
-    page = Reply(200, {"content-type": "text/html"}, b"")
+    page = Response(200, {"content-type": "text/html"}, b"")
     with pytest.raises(Problem, match="200 OK"):
-        drive(generate("/g", {"horizon": 2}, PATIENCE), page)
+        drive(generate("/g", {"horizon": 2}, POLICY), page)
 
 
 def test_a_problem_in_the_middle_is_raised() -> None:
@@ -244,6 +256,6 @@ def test_a_problem_in_the_middle_is_raised() -> None:
         b'event: problem\ndata: {"type": "urn:onward:problem:session-ended", "status": 410, "reason": "deleted"}\n\n'
     )
     with pytest.raises(SessionEnded):
-        drive(generate("/g", {"horizon": 2}, PATIENCE), HEAD, problem)
+        drive(generate("/g", {"horizon": 2}, POLICY), HEAD, problem)
     with pytest.raises(UnreachableError):
-        drive(generate("/g", {"horizon": 2}, PATIENCE), *[HEAD, b""] * 99)
+        drive(generate("/g", {"horizon": 2}, POLICY), *[HEAD, b""] * 99)

@@ -14,9 +14,9 @@ from click.testing import CliRunner
 
 import onward
 from onward.__main__ import main
-from onward.client.errors import InvalidRequest, SessionEnded
 from onward.client.results import Prediction
 from onward.client.sync_client import Client
+from onward.errors import InvalidRequest, SessionEnded
 from tests.client.both_clients import Twin
 from tests.e2e.server import Server
 from tests.helpers.reference_loop import ZOO, BareLoop, Steps, pulse

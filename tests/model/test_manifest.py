@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from onward.model import manifest as manifests
-from onward.model.manifest import BundleError, Manifest, StatePair, Tensor
+from onward.model.errors import BundleError
+from onward.model.manifest import Manifest, StatePair, Tensor
 from tests.helpers.random_bundles import make_bundle
 from tests.helpers.recorded_bundles import FEATURES
 from tests.model.manifest_edits import Document, drop, put

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onward.model.manifest import BundleError
+from onward.model.errors import BundleError
 from onward.model.repository import bundles, next_version, open_all, open_bundle, read_bundle
 from tests.helpers.random_bundles import make_bundle
 

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from onward.model import ZOO
-from onward.model.manifest import BundleError
+from onward.model.errors import BundleError
 from onward.model.repository import open_bundle
 from onward.model.runner import StepModel
 from tests.helpers import plain_onnxruntime

@@ -11,7 +11,8 @@ import pytest
 from onward.model import checks, tolerance
 from onward.model import manifest as manifests
 from onward.model.checks import CheckError
-from onward.model.manifest import BundleError, Feature
+from onward.model.errors import BundleError
+from onward.model.manifest import Feature
 from onward.model.repository import open_bundle
 from onward.model.runner import Outputs, StepModel
 from onward.model.state import State

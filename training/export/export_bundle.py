@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from onward.model import checks, tolerance
+from onward.model.errors import OnwardError
 from onward.model.manifest import RANKED, Manifest, Parity
 from onward.model.runner import StepModel
 from onward.training.export.graph import Array, Contract, build, contract, marginal
@@ -37,7 +38,7 @@ TOLERANCE = 1e-5
 PROOF_STEPS, PARITY_STEPS = 200, 24
 
 
-class ExportError(Exception):
+class ExportError(OnwardError):
     """The graph does not agree with the network; the message names the tensor and the difference."""
 
 

@@ -28,7 +28,7 @@ from onward.service.engine.batching.scheduler import Scheduler
 from onward.service.engine.batching.work_item import PendingCall, PendingRequest, WorkItem, WorkResult
 from onward.service.engine.event_loop import LoopTurns
 from onward.service.engine.observer import Observer
-from onward.service.errors import AbandonedError, DeadlineError, OnwardError, OverloadedError
+from onward.service.errors import AbandonedError, DeadlineError, OverloadedError, ServiceError
 from onward.service.store.contract import Store
 from onward.service.store.record import Record
 
@@ -106,7 +106,7 @@ class Batcher:
             try:
                 self.executor.run(batch)
             except Exception as error:
-                if not isinstance(error, OnwardError):
+                if not isinstance(error, ServiceError):
                     log.exception("a batch of %d rows failed", len(batch))
                 for item in batch:
                     item.settle(error)

@@ -29,8 +29,8 @@ from onward.service.errors import (
     DamagedRecordError,
     LateRequestError,
     NotFiniteError,
-    OnwardError,
     RequestReusedError,
+    ServiceError,
     SessionEndedError,
     StepConflictError,
     UnknownSessionError,
@@ -342,7 +342,7 @@ def _remembered_requests(
 
 def _log_defect(error: Exception) -> bool:
     """Logs the error and returns True if it is a defect of the service, not a refusal."""
-    is_defect = not isinstance(error, (OnwardError, ModelChangedError))
+    is_defect = not isinstance(error, (ServiceError, ModelChangedError))
     if is_defect:
         log.error("a step could not be decided", exc_info=error)
     return is_defect

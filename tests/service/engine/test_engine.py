@@ -8,7 +8,7 @@ import gevent
 import numpy as np
 import pytest
 
-from onward.model.manifest import BundleError
+from onward.model.errors import BundleError
 from onward.model.repository import Opened, open_all
 from onward.model.runner import Outputs, StepModel
 from onward.model.scoring.layout import Sum

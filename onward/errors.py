@@ -1,30 +1,52 @@
-"""What the service refuses, as exceptions: a class for each problem type of docs/problems.md.
+"""The exceptions that Onward raises for its callers, as one tree below `OnwardError`.
 
-Knows no transport. A type that is not known here, of a newer service, is a plain `Problem`.
+    OnwardError
+        BundleError             a bundle must not serve
+        Problem                 the service refused; one class for each problem type of docs/problems.md
+            RetryableProblem    for now: status 429, 502, 503 or 504
+        RetryableError          the same call may succeed later
+            UnreachableError    no response came
+            RetryableProblem
+
+Wrong arguments raise ValueError or TypeError. This module knows no transport. A problem type without a class, which a
+newer service may have, is a plain `Problem` or `RetryableProblem`.
 """
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from http import HTTPStatus
 from typing import Any, ClassVar, Self
 
-import orjson
+from onward.model.errors import BundleError as BundleError  # noqa: PLC0414  (exported)
+from onward.model.errors import OnwardError as OnwardError  # noqa: PLC0414  (exported)
 
 PREFIX = "urn:onward:problem:"
+RETRYABLE_STATUSES = frozenset({429, 502, 503, 504})
+"""The statuses of failures that may pass. 502 and 504 come from a proxy, which does not know whether the request was
+applied.
+"""
 
 
-class UnreachableError(Exception):
-    """No answer came, however often it was tried. What was under way may have been done; ids make another try safe."""
+class RetryableError(OnwardError):
+    """The same call may succeed later.
+
+    A step may have been applied although it raised this: call again with the same `request_id`, and the step is not
+    applied twice.
+    """
 
 
-class Problem(Exception):
-    """What the service answered instead: `document` is its RFC 9457 problem, and the attributes are its members."""
+class UnreachableError(RetryableError):
+    """No response came before the retry deadline. The request may have been applied."""
+
+
+class Problem(OnwardError):
+    """The service refused a request. `document` is its RFC 9457 problem; the other attributes are its members."""
 
     name: ClassVar[str] = ""
-    """Of the type, after `urn:onward:problem:`."""
+    """The problem type without `urn:onward:problem:`."""
     code: ClassVar[int] = 0
-    """The status that the type always has."""
-    known: ClassVar[dict[str, type["Problem"]]] = {}
+    """The status that all problems of this type have."""
+    by_type: ClassVar[dict[str, type["Problem"]]] = {}
+    """The class of each problem type."""
 
     def __init__(self, document: Mapping[str, Any]) -> None:
         super().__init__(document)
@@ -37,46 +59,31 @@ class Problem(Exception):
         """The fields at fault: `{"field", "message"}`."""
 
     def __init_subclass__(cls) -> None:
-        Problem.known[PREFIX + cls.name] = cls
+        if "name" in vars(cls):
+            Problem.by_type[PREFIX + cls.name] = cls
 
     def __str__(self) -> str:
         return self.detail or self.title or self.type
 
     @classmethod
-    def of(cls, document: Mapping[str, Any]) -> "Problem":
-        """The document as an exception of its type's class."""
-        return cls.known.get(str(document.get("type")), Problem)(document)
+    def from_document(cls, document: Mapping[str, Any]) -> "Problem":
+        """Returns the problem as an exception of its type's class."""
+        unlisted = RetryableProblem if document.get("status") in RETRYABLE_STATUSES else Problem
+        return cls.by_type.get(str(document.get("type")), unlisted)(document)
 
     @classmethod
-    def here(cls, detail: str, errors: Sequence[tuple[str, str]] = (), **members: Any) -> Self:
-        """The same problem where it is found without a service; errors: fields, and what is wrong with each."""
-        found = [{"field": field, "message": message} for field, message in errors]
-        told = {"type": PREFIX + cls.name, "status": cls.code, "title": (cls.__doc__ or "").split(".")[0]}
-        return cls(told | {"detail": detail} | ({"errors": found} if found else {}) | members)
+    def with_detail(cls, detail: str, errors: Sequence[tuple[str, str]] = (), **members: Any) -> Self:
+        """Returns the problem that a service would answer, for a fault that is found without a service.
+
+        errors: pairs of a field and what is wrong with it. members: the further members of this problem type.
+        """
+        fields = [{"field": field, "message": message} for field, message in errors]
+        document = {"type": PREFIX + cls.name, "status": cls.code, "title": (cls.__doc__ or "").split(".")[0]}
+        return cls(document | {"detail": detail} | ({"errors": fields} if fields else {}) | members)
 
 
-def answered(status: int, body: bytes) -> Problem:
-    """The answer as an exception, also where something between client and service has answered in its own words."""
-    told = {"status": status} | (document(body) or {})
-    if _is_problem(told):
-        return Problem.of(told)
-    phrase = HTTPStatus(status).phrase if status in set(HTTPStatus) else "no answer of Onward"
-    detail = f"{status} {phrase}, in words that are not Onward's: {body[:200].decode('utf-8', 'replace')}"
-    return Problem({"title": phrase, "status": status, "detail": detail})
-
-
-def document(body: bytes) -> dict[str, Any] | None:
-    """The JSON object that this is; None where it is none."""
-    try:
-        told = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return None
-    return told if isinstance(told, dict) else None
-
-
-def _is_problem(told: Mapping[str, Any]) -> bool:
-    errors = told.get("errors", [])
-    return type(told["status"]) is int and isinstance(told.get("type"), str) and isinstance(errors, list)
+class RetryableProblem(Problem, RetryableError):
+    """The service, or a proxy before it, could not answer for now: status 429, 502, 503 or 504."""
 
 
 class BadRequest(Problem):
@@ -233,19 +240,19 @@ class UnsupportedMediaType(Problem):
     name, code = "unsupported-media-type", 415
 
 
-class Overloaded(Problem):
+class Overloaded(RetryableProblem):
     """Too much is waiting. Nothing was done."""
 
     name, code = "overloaded", 503
 
 
-class Deadline(Problem):
+class Deadline(RetryableProblem):
     """Not done in time. Nothing was committed."""
 
     name, code = "deadline", 503
 
 
-class Abandoned(Problem):
+class Abandoned(RetryableProblem):
     """The client did not wait. Nothing was committed."""
 
     name, code = "abandoned", 503
@@ -281,25 +288,25 @@ class SlowReader(Problem):
     name, code = "slow-reader", 408
 
 
-class Stopping(Problem):
+class Stopping(RetryableProblem):
     """The service stops."""
 
     name, code = "stopping", 503
 
 
-class Reloaded(Problem):
+class Reloaded(RetryableProblem):
     """The models are being reloaded. Nothing was done; another try finds the new ones."""
 
     name, code = "reloaded", 503
 
 
-class StoreUnavailable(Problem):
+class StoreUnavailable(RetryableProblem):
     """The session store does not answer. A step may or may not be committed."""
 
     name, code = "store-unavailable", 503
 
 
-class NotReady(Problem):
+class NotReady(RetryableProblem):
     """Not ready to serve."""
 
     name, code = "not-ready", 503
@@ -317,8 +324,8 @@ class DamagedRecord(Problem):
     name, code = "damaged-record", 500
 
 
-class ForeignRecord(Problem):
-    """Another version of the service wrote the session's record. Nothing was changed."""
+class ForeignRecord(RetryableProblem):
+    """Another version wrote the record. Nothing was changed."""
 
     name, code = "foreign-record", 503
 
@@ -327,7 +334,3 @@ class Internal(Problem):
     """Something broke inside the service."""
 
     name, code = "internal", 500
-
-
-UNDONE = (Overloaded, Deadline, Abandoned, NotReady, Stopping, ForeignRecord)
-"""Those that say that nothing was done, so that anything may be sent again."""
