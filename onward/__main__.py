@@ -1,4 +1,4 @@
-"""The `onward` command: serving, asking a service, training, and bundles. Each command imports what it needs."""
+"""The root of the command line. Each command imports what it needs when it is used."""
 
 import json
 import sys
@@ -8,37 +8,37 @@ from typing import NoReturn
 
 import click
 
-TALKING = {
+SERVICE_COMMANDS = {
     "models": "listing", "sessions": "listing", "predict": "predictions", "stream": "predictions",
     "forecast": "predictions", "generate": "predictions", "load": "loadtest",
 }  # fmt: skip
-"""The modules below `onward.client.cli` of the commands that talk to a service."""
+"""The commands that call a service, with their modules in `onward.client.cli`."""
 SECTIONS = {
     "Serving": ("serve",),
-    "Asking a service (--url, or ONWARD_URL)": tuple(TALKING),
+    "Calling a service (--url, or ONWARD_URL)": tuple(SERVICE_COMMANDS),
     "Training": ("train", "tune", "export"),
     "Bundles": ("verify", "evaluate", "inspect"),
 }
 
 
 class _Commands(click.Group):
-    """Imports a command of the client when it is used, and lists all by what they are for."""
+    """A group that imports a command of the client when it is used, and lists the commands by section."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  (click's signature)
         return [name for names in SECTIONS.values() for name in names]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in TALKING:
+        if cmd_name not in SERVICE_COMMANDS:
             return super().get_command(ctx, cmd_name)
-        command = getattr(import_module(f"onward.client.cli.{TALKING[cmd_name]}"), cmd_name)
+        command = getattr(import_module(f"onward.client.cli.{SERVICE_COMMANDS[cmd_name]}"), cmd_name)
         assert isinstance(command, click.Command)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for section, names in SECTIONS.items():
-            found = [(name, self.get_command(ctx, name)) for name in names]
+            commands = [(name, self.get_command(ctx, name)) for name in names]
             with formatter.section(section):
-                formatter.write_dl([(name, command.get_short_help_str(90)) for name, command in found if command])
+                formatter.write_dl([(name, command.get_short_help_str(90)) for name, command in commands if command])
 
 
 @click.group(cls=_Commands)
@@ -46,10 +46,10 @@ class _Commands(click.Group):
 def main() -> None:
     """Serve recurrent models with their memory.
 
-    To begin: `onward serve` here, then `onward models` in a second terminal. Each command explains itself: `onward
-    COMMAND --help`.
+    To begin, run `onward serve` here, then `onward models` in a second terminal. `onward COMMAND --help` explains each
+    command.
 
-    Exit statuses: 0 done, 1 refused or wrong, 2 usage, 3 no service answers.
+    Exit statuses: 0 done, 1 refused or wrong, 2 usage, 3 the service cannot be reached.
     """
 
 
@@ -90,22 +90,24 @@ def train(config: Path, *, quiet: bool, resume: bool, must_beat: bool) -> None:
         settings = read(config)
         stopped = settings.checkpoint_file.exists()
         if devices.is_first_process() and stopped != resume:
-            found = f"{settings.checkpoint_file}: " + (
-                "a run was stopped here" if stopped else "no run was stopped here"
+            state = (
+                "a stopped run exists; this run starts anew, --resume would continue it"
+                if stopped
+                else "no stopped run exists; this run starts anew"
             )
-            click.echo(f"onward: {found}; this one starts anew" + (", --resume goes on" if stopped else ""), err=True)
+            click.echo(f"onward: {settings.checkpoint_file}: {state}", err=True)
         fitted = run.fit(settings, quiet=quiet or None, resume=resume)
         if not devices.is_first_process():
             return
         bundle, model = run.publish(settings, fitted, must_beat=must_beat)
     except LosesError as error:
         click.echo(str(error))
-        _fail("the model loses to a naive forecast, so with --must-beat nothing is published")
+        _fail("the model does not beat the naive forecasts, so with --must-beat nothing is published")
     except (ConfigError, DataError, TrainingError, ExportError, CheckError, OSError) as error:
         _fail(str(error))
     click.echo(report_table.text(model.manifest))
     click.echo(f"\nbundle: {bundle}\nserve it: ONWARD_MODELS={bundle.parent.parent} onward serve")
-    click.echo(f"read about it: {bundle / REPORT}")
+    click.echo(f"report: {bundle / REPORT}")
 
 
 @main.command()
@@ -128,7 +130,7 @@ def export(config: Path) -> None:
     except (ConfigError, DataError, TrainingError, ExportError, CheckError, OSError) as error:
         _fail(str(error))
     click.echo(report_table.text(model.manifest))
-    click.echo(f"\nbundle: {bundle}\nthe run can still go on: onward train {config} --resume")
+    click.echo(f"\nbundle: {bundle}\nto continue the run: onward train {config} --resume")
 
 
 @main.command()
@@ -146,16 +148,16 @@ def tune(config: Path, *, trials: int, out: Path | None) -> None:
 
     target = out or config.with_suffix(".tuned.toml")
     try:
-        found = tuning.search(read(config), trials, click.echo)
-        if found.settings:
-            tuning.write(config, found.settings, target)
+        best = tuning.search(read(config), trials, click.echo)
+        if best.settings:
+            tuning.write(config, best.settings, target)
     except (ConfigError, DataError, OSError) as error:
         _fail(str(error))
-    if not found.settings:
-        click.echo(f"\nnone of {found.runs - 1} runs was better than {config} as it is: {found.loss_before:.6g}")
+    if not best.settings:
+        click.echo(f"\nnone of {best.runs - 1} runs was better than {config}, whose loss is {best.loss_before:.6g}")
         return
     click.echo(
-        f"\nbest validation loss {found.loss:.6g}, {found.loss_before:.6g} as it was\nnow: onward train {target}"
+        f"\nbest validation loss {best.loss:.6g}, before {best.loss_before:.6g}\nto train: onward train {target}"
     )
 
 
@@ -193,10 +195,10 @@ def evaluate(bundle: Path, table: Path, *, config: Path | None) -> None:
 
     try:
         model = open_bundle(bundle)
-        found = evaluate_bundle.measure(model, table, read(config) if config else None)
+        evaluation = evaluate_bundle.measure(model, table, read(config) if config else None)
     except (BundleError, ConfigError, DataError, OSError) as error:
         _fail(str(error))
-    click.echo(text(model.manifest.model_copy(update={"metrics": found.metrics})))
+    click.echo(text(model.manifest.model_copy(update={"metrics": evaluation.metrics})))
 
 
 @main.command()

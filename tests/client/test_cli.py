@@ -16,7 +16,7 @@ from click.shell_completion import BashComplete
 from click.testing import CliRunner, Result
 
 import onward
-from onward.__main__ import SECTIONS, TALKING, main
+from onward.__main__ import SECTIONS, SERVICE_COMMANDS, main
 from onward.client.cli import common
 from onward.client.loadtest.loadtest import SessionRecord, replay
 from onward.service import settings
@@ -48,7 +48,7 @@ def told(server: Server, *arguments: str, **options: Any) -> Any:
 def test_every_command_is_listed_where_it_belongs() -> None:
     """With a line of help each, and no command twice."""
     listed = [name for names in SECTIONS.values() for name in names]
-    assert sorted(listed) == sorted({*main.commands, *TALKING})
+    assert sorted(listed) == sorted({*main.commands, *SERVICE_COMMANDS})
     help_text = CliRunner().invoke(main, ["--help"]).stdout
     for section in SECTIONS:
         assert f"\n{section}:\n" in help_text
@@ -92,7 +92,7 @@ def test_predict_reads_each_kind_of_file(server: Server, tmp_path: Path, form: s
     assert len(answer["forecast"]["point"]) == 2
     done = run(server, *arguments[:-2], input=file.read_text() if form == "-" else None)
     assert len(done.stdout.splitlines()) == 5
-    assert ("not read, since the model does not take them: day" in done.stderr) == (form == "csv")
+    assert ("columns that the model does not take are ignored: day" in done.stderr) == (form == "csv")
 
 
 def test_a_text_is_predicted_by_its_characters(server: Server, tmp_path: Path) -> None:
@@ -274,7 +274,7 @@ COMMANDS_THAT_ASK = {
 
 
 def test_no_command_that_asks_is_without_a_test() -> None:
-    assert COMMANDS_THAT_ASK.keys() == TALKING.keys()
+    assert COMMANDS_THAT_ASK.keys() == SERVICE_COMMANDS.keys()
 
 
 @pytest.mark.parametrize("name", COMMANDS_THAT_ASK)

@@ -71,7 +71,7 @@ def test_an_event_loop_waits_for_no_iterator(server: Server) -> None:
             for inputs in ([1.0, 2.0], (1.0, 2.0), np.array([1.0, 2.0]), np.array([[1.0], [2.0]]), awaited()):
                 before = session.step_count
                 assert [one.step async for one in session.stream(inputs)] == [before + 1, before + 2]
-            with pytest.raises(TypeError, match="generator: give a list"):
+            with pytest.raises(TypeError, match="generator: expected a list"):
                 await anext(session.stream(one for one in (1.0, 2.0)))  # type: ignore[arg-type]
 
     asyncio.run(streams())

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+import onward
 from onward.__main__ import main
 from onward.model.manifest import Manifest
 from onward.service.app import OPERATIONS
@@ -40,6 +41,7 @@ def names() -> list[str]:
         *(f"manifest.json: {field}" for field in document_fields(Manifest.model_json_schema())),
         *(f"configuration of training: {field}" for field in document_fields(Config.model_json_schema())),
         *commands(main, "onward"),
+        *(f"python onward.{name}" for name in onward.__all__),
     ]
     return sorted(set(lines))
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from onward.__main__ import TALKING
+from onward.__main__ import SERVICE_COMMANDS
 from onward.service.app import OPERATIONS
 from onward.service.http.problems import ALL
 from onward.service.server.start_banner import requests
@@ -132,7 +132,7 @@ def test_every_example_of_the_command_line_runs(tmp_path: Path) -> None:
                 capture_output=True, text=True, check=False,
             )  # fmt: skip
             assert done.returncode == 0, f"{command}: {done.stderr}"
-    for name in TALKING:
+    for name in SERVICE_COMMANDS:
         assert re.search(rf"onward {name}\b|\*\*`{name}\b", text), name
 
 

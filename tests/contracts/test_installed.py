@@ -1,4 +1,4 @@
-"""An installed Onward works in a folder with packages of any name, and puts nothing but `onward` on the path."""
+"""An installed Onward works in a folder with packages of any name, and makes nothing but `onward` importable."""
 
 import json
 import os
@@ -39,7 +39,7 @@ repository = "models"
 
 @dataclass(frozen=True)
 class Installation:
-    """An environment with Onward installed, and a folder in which packages have the names of its parts."""
+    """An environment with Onward installed, and the folder of the user's packages in which it is run."""
 
     python: Path
     folder: Path
@@ -53,7 +53,7 @@ class Installation:
         return {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "PYTHONHOME"}}
 
     def run(self, *command: str | Path) -> str:
-        """What the command prints, run in the folder; it must succeed."""
+        """Returns the output of the command, run in the folder; the command must succeed."""
         done = subprocess.run(
             command, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False
         )
@@ -63,7 +63,9 @@ class Installation:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy, so that nothing is left in the repository, and nothing that was left there gets into it."""
+    """A wheel, built from a copy of the sources: the build neither leaves files in the repository nor takes leftovers
+    from it.
+    """
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     leave = shutil.ignore_patterns("__pycache__", "bundles", ".training")
     for name in SOURCES:
@@ -79,30 +81,43 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def environment_with(wheel: Path, folder: Path) -> Path:
-    """The interpreter of a new virtual environment with the wheel; what it needs is read from this one's packages."""
+    """Returns the interpreter of a new virtual environment with the wheel, which borrows this one's dependencies."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     python = folder / "bin" / "python"
     subprocess.run([*PIP, "--python", python, "install", *OFFLINE, wheel], check=True)
     (packages,) = folder.glob("lib/python*/site-packages")
-    # a path in a .pth file adds the packages there, but none that is installed as editable
+    # a path in a .pth file makes the packages in it importable, but no editable installation
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return python
 
 
-@pytest.fixture(scope="module", params=["editable", "wheel"])
-def installation(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Installation:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with packages of the user that have the names of Onward's parts and fail at import."""
     folder = tmp_path_factory.mktemp("hostile")
     for name in (*FOLDERS, "tests"):
         (folder / name).mkdir()
         (folder / name / "__init__.py").write_text(f'raise RuntimeError("{name} of the user was imported")\n')
-    if request.param == "editable":
-        return Installation(Path(sys.executable), folder)
-    wheel = request.getfixturevalue("wheel")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel_installation(wheel: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Installation:
     return Installation(environment_with(wheel, tmp_path_factory.mktemp("environment")), folder)
 
 
+@pytest.fixture(scope="module", params=["editable", "wheel"])
+def installation(request: pytest.FixtureRequest, folder: Path) -> Installation:
+    """Each kind of installation in turn; the editable one is that of this interpreter."""
+    if request.param == "editable":
+        return Installation(Path(sys.executable), folder)
+    installed = request.getfixturevalue("wheel_installation")
+    assert isinstance(installed, Installation)
+    return installed
+
+
 def test_the_wheel_has_one_package(wheel: Path) -> None:
-    """With all that it needs beside its code."""
+    """The wheel has the data files beside the code, and neither tests nor compiled files."""
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"onward"}
     files = {
@@ -114,13 +129,13 @@ def test_the_wheel_has_one_package(wheel: Path) -> None:
 
 
 def test_only_onward_can_be_imported(installation: Installation) -> None:
-    """-I leaves the current folder out: what is found is installed."""
+    """-I leaves the current folder out, so only what is installed can be imported."""
     code = f"import importlib.util as u; print([name for name in {('onward', *FOLDERS)} if u.find_spec(name)])"
     assert installation.run(installation.python, "-I", "-c", code) == "['onward']\n"
 
 
 def test_it_is_imported_beside_packages_of_the_user(installation: Installation) -> None:
-    """The client, and a bundle in process."""
+    """The client can be imported, and a bundle runs in this process."""
     code = (
         "import onward; onward.Client, onward.AsyncClient\n"
         f"print(onward.load({str(ZOO / 'pulse/1')!r}).session().step([1.0]).step)"
@@ -129,22 +144,23 @@ def test_it_is_imported_beside_packages_of_the_user(installation: Installation) 
 
 
 def test_it_runs_as_a_module_and_as_a_command(installation: Installation) -> None:
-    """`python -m` puts the current folder on the path first."""
+    """`python -m` puts the current folder first on the path."""
     for command in ([installation.python, "-m", "onward"], [installation.command]):
         assert "verified" in installation.run(*command, "verify", ZOO / "pulse/1")
 
 
-def test_it_trains_beside_packages_of_the_user(installation: Installation) -> None:
-    """The bundle that `onward train` makes can be loaded."""
+def test_it_trains_beside_packages_of_the_user(wheel_installation: Installation) -> None:
+    """`onward train` publishes a bundle. One training takes 10 s, so only the wheel is tested."""
     rows = [str(number % 7) for number in range(200)]
-    (installation.folder / "wave.csv").write_text("level\n" + "\n".join(rows) + "\n")
-    (installation.folder / "wave.toml").write_text(CONFIGURATION)
-    assert "bundle:" in installation.run(installation.command, "train", "--quiet", "wave.toml")
-    assert json.loads((installation.folder / "models/wave/1/manifest.json").read_text())["name"] == "wave"
+    folder = wheel_installation.folder
+    (folder / "wave.csv").write_text("level\n" + "\n".join(rows) + "\n")
+    (folder / "wave.toml").write_text(CONFIGURATION)
+    assert "bundle:" in wheel_installation.run(wheel_installation.command, "train", "--quiet", "wave.toml")
+    assert json.loads((folder / "models/wave/1/manifest.json").read_text())["name"] == "wave"
 
 
 class InstalledServer(Server):
-    """`onward serve` of an installation, started in its folder."""
+    """The server of an installation's `onward serve`, started in its folder."""
 
     def __init__(self, installation: Installation, store: Path) -> None:
         super().__init__(store, PYTHONPATH="", ONWARD_WORKERS="1")
@@ -152,7 +168,7 @@ class InstalledServer(Server):
 
 
 def test_it_serves_beside_packages_of_the_user(installation: Installation, tmp_path: Path) -> None:
-    """The command finds its own configuration of gunicorn, its workers and its models."""
+    """The command finds its gunicorn configuration, its workers and its models."""
     with InstalledServer(installation, tmp_path) as server:
         created = httpx.post(f"{server.url}/v1/models/pulse/sessions", json={"session_id": "s"})
         stepped = httpx.post(f"{server.url}/v1/sessions/s/steps", json={"inputs": [1.0]})

@@ -55,7 +55,7 @@ def classes(annotation: Any) -> Iterator[Any]:
 
 def test_every_type_of_an_annotation_can_be_imported() -> None:
     """Of the entry points, and of the types that these return, and so on."""
-    queue, met = list(ENTRY_POINTS), set[Any]()
+    queue, met = list[Any](ENTRY_POINTS), set[Any]()
     while queue:
         entry = queue.pop()
         if entry not in met and entry.__name__ not in BASES:

@@ -84,7 +84,7 @@ def test_the_command_trains_a_bundle(project: Path) -> None:
     assert f"{metrics['targets']['level']['model']['mae']:.4g}" in lines[3]
     assert "bundle: models/tide/1" in lines
     assert "serve it: ONWARD_MODELS=models onward serve" in lines
-    assert "read about it: models/tide/1/report.html" in lines
+    assert "report: models/tide/1/report.html" in lines
     assert metrics["targets"]["level"]["model"].keys() >= {"mase", "smape", "crps", "coverage_80"}
     assert f"<dd>{metrics['steps']}</dd>" in (project / "models/tide/1/report.html").read_text()
     again = onward("verify", "models/tide/1", cwd=project)
@@ -115,7 +115,10 @@ def test_must_beat_refuses_a_model_that_loses(project: Path, monkeypatch: pytest
     monkeypatch.chdir(project)
     refused = CliRunner().invoke(main, ["train", "--must-beat", "--quiet", "tide.toml"])
     assert refused.exit_code == 1
-    assert refused.stderr == "onward: the model loses to a naive forecast, so with --must-beat nothing is published\n"
+    assert (
+        refused.stderr
+        == "onward: the model does not beat the naive forecasts, so with --must-beat nothing is published\n"
+    )
     assert not list((project / "models").iterdir())
     warned = CliRunner().invoke(main, ["train", "--quiet", "tide.toml"])
     assert warned.exit_code == 0

@@ -45,7 +45,7 @@ def test_a_search_writes_better_settings(project: Path) -> None:
     better = config.read(file.with_suffix(".tuned.toml"))
     assert "# few or many" in file.with_suffix(".tuned.toml").read_text()
     loss = min(run.fit(better, quiet=True).history.validation)
-    assert f"best validation loss {loss:.6g}, {min(before.validation):.6g} as it was" in output
+    assert f"best validation loss {loss:.6g}, before {min(before.validation):.6g}" in output
     assert loss < min(before.validation)
     changed = config.read(file).model_dump()
     changed["model"]["units"], changed["train"]["learning_rate"] = better.model.units, better.train.learning_rate
@@ -121,7 +121,7 @@ def test_a_stopped_run_is_exported_and_resumes(project: Path) -> None:
         run.fit_dataset(settings, loaded, quiet=True, checkpoint=run.checkpoint_of(settings, loaded), on_epoch_end=stop)
     done = runner.invoke(main, ["export", file])
     assert done.exit_code == 0, done.output
-    assert f"the run can still go on: onward train {file} --resume" in done.output
+    assert f"to continue the run: onward train {file} --resume" in done.output
     early = open_bundle(project / "models/tide/2")
     assert early.manifest.provenance["epochs"] == 2
     restored = run.restore_stopped(settings)

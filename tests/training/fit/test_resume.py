@@ -128,7 +128,7 @@ def test_another_run_is_not_gone_on_with(project: Path) -> None:
     done = CliRunner().invoke(main, ["train", str(project / "tide.toml"), "--quiet"])
     assert done.exit_code == 0
     assert done.stderr == (
-        f"onward: {settings.checkpoint_file}: a run was stopped here; this one starts anew, --resume goes on\n"
+        f"onward: {settings.checkpoint_file}: a stopped run exists; this run starts anew, --resume would continue it\n"
     )
     assert not (project / ".training").exists()
     _, whole = train(settings, quiet=True)
