@@ -20,7 +20,7 @@ ENTRY_POINTS = [
 ]  # fmt: skip
 BASES = {"SessionOperations"}
 """Classes of the annotations that callers do not need by name."""
-TRANSLATED = {"InputError", "NoRollingError", "NonFiniteError", "StateError"}
+TRANSLATED = {"InputError", "RolloutUnsupportedError", "NonFiniteError", "StateError"}
 """Exceptions of `onward.model` in whose place the client raises a Problem, or which no caller of the client can cause:
 StateError is about records of another model.
 """
