@@ -50,7 +50,7 @@ from onward.model.scoring.accuracy import Accuracy
 from onward.model.scoring.surprise import NO_SURPRISES, SurpriseMeans, surprises, update_means
 from onward.model.state import State
 
-NOT_FINITE = "these inputs drive the model beyond finite numbers; the session is unmoved"
+NOT_FINITE = "the model's outputs for these inputs are not finite numbers; the session was not changed"
 LIMITS = {
     "horizon": (1, 2**31), "samples": (2, 2**31), "seed": (0, 2**63 - 1), "temperature": (0, 100), "top_k": (1, 2**31),
     "top_p": (0, 1), "repetition_penalty": (1, 100), "logprobs": (1, 2**31), "interval": (0.5, 0.99),

@@ -1,4 +1,4 @@
-"""The composition root: settings in, a Flask application out. Nothing is made elsewhere, nothing at import."""
+"""The composition root: makes the engine and the Flask application from the settings. Nothing is made at import."""
 
 from typing import TYPE_CHECKING
 
@@ -7,7 +7,7 @@ from flask import Flask
 from onward.service.engine.engine import Engine, Limits
 from onward.service.http import forecasts, health, metrics, models, openapi, operations, problems, sessions, step_routes
 from onward.service.http.reply import Empty
-from onward.service.metrics.telemetry import Telemetry
+from onward.service.metrics.prometheus import Metrics
 from onward.service.model_catalogue import Catalogue
 from onward.service.settings import Settings
 from onward.service.store.opening import open_store
@@ -22,8 +22,8 @@ OPERATIONS = (
 )  # fmt: skip
 
 
-def create_engine(settings: Settings, catalogue: Catalogue, telemetry: Telemetry | None = None) -> Engine:
-    """Opens models and store. Call it in the process that serves, after any fork.
+def create_engine(settings: Settings, catalogue: Catalogue, observer: Metrics | None = None) -> Engine:
+    """The engine over the opened models and store. Call it in the process that serves, after any fork.
 
     Raises DisagreementError, StoreUnavailableError.
     """
@@ -41,9 +41,7 @@ def create_engine(settings: Settings, catalogue: Catalogue, telemetry: Telemetry
     )
     opened = catalogue.open(threads=settings.threads)
     store = open_store(settings.store, fsync=settings.fsync == "always")
-    return Engine(
-        opened, store, limits, seal=_seal(settings), observer=telemetry, is_superseded=catalogue.is_superseded
-    )
+    return Engine(opened, store, limits, seal=_seal(settings), observer=observer, is_superseded=catalogue.is_superseded)
 
 
 def _seal(settings: Settings) -> "SignedTokens | None":
@@ -54,12 +52,12 @@ def _seal(settings: Settings) -> "SignedTokens | None":
     return SignedTokens(settings.secret.get_secret_value().split(","))
 
 
-def create_app(settings: Settings, engine: Engine, telemetry: Telemetry | None = None) -> Flask:
-    """The application over a started engine, which stays its caller's to close; `telemetry` is what watches it."""
+def create_app(settings: Settings, engine: Engine, observer: Metrics | None = None) -> Flask:
+    """The Flask application over a started engine, which the caller closes. `observer` is the engine's own."""
     app = Flask("onward", static_folder=None)
-    app.response_class = Empty  # of what Flask itself answers: OPTIONS
-    app.config["MAX_CONTENT_LENGTH"], app.config["LANE"] = settings.max_body_bytes, settings.lane
-    app.extensions["telemetry"] = telemetry or Telemetry()
+    app.response_class = Empty  # for the responses that Flask makes itself, to OPTIONS
+    app.config["MAX_CONTENT_LENGTH"], app.config["FAST_PATH"] = settings.max_body_bytes, settings.lane
+    app.extensions["metrics"] = observer or Metrics()
     problems.install(app)
     operations.install(app, engine, OPERATIONS)
     openapi.install(app, OPERATIONS)

@@ -1,7 +1,6 @@
-"""What can go wrong, in the domain's words. Knows nothing of HTTP: `onward.service.http.problems` maps these to
-statuses.
+"""The errors of the domain. They know nothing of HTTP: `onward.service.http.problems` maps them to statuses.
 
-Each message says what is wrong and, where there is one, the way out.
+Each message says what is wrong and, where it can, what to do.
 """
 
 from collections.abc import Sequence
@@ -9,28 +8,29 @@ from dataclasses import dataclass
 
 
 class ServiceError(Exception):
-    """The base class of all errors that the service reports to a client."""
+    """Base of all errors that are reported to a client."""
 
 
 def without_frames(error: Exception) -> Exception:
-    """The error as an outcome that is kept.
+    """The error without its traceback, so that it can be stored as an outcome.
 
-    Its traceback would keep the frames that it came through, and they keep what the outcome is kept in: a cycle that
-    only the garbage collector frees, with the request's inputs in it. A defect keeps its traceback, which is logged.
+    The traceback refers to the frames that the error passed through, and these refer to the object in which the outcome
+    is stored: a cycle that only the garbage collector frees, with the request's inputs in it. An unexpected error keeps
+    its traceback, which is logged.
     """
     return error.with_traceback(None) if isinstance(error, ServiceError) else error
 
 
 class UnknownModelError(ServiceError):
-    def __init__(self, model: str, known: Sequence[str]) -> None:
-        super().__init__(f"no model {model!r} is served; there is {', '.join(known) or 'none'}")
+    def __init__(self, model: str, served: Sequence[str]) -> None:
+        super().__init__(f"no model {model!r} is served; the models served are: {', '.join(served) or 'none'}")
 
 
 class UnknownVersionError(ServiceError):
-    def __init__(self, model: str, version: int, known: Sequence[int], refused: str | None = None) -> None:
-        """refused: the reason, where there is such a version that must not serve."""
+    def __init__(self, model: str, version: int, served: Sequence[int], refused: str | None = None) -> None:
+        """refused: why the version is not served, where it exists."""
         why = f" that is served: {refused}" if refused else ""
-        super().__init__(f"model {model!r} has no version {version}{why}; it has {', '.join(map(str, known))}")
+        super().__init__(f"model {model!r} has no version {version}{why}; it has {', '.join(map(str, served))}")
 
 
 class UnknownSessionError(ServiceError):
@@ -39,15 +39,15 @@ class UnknownSessionError(ServiceError):
 
 
 class SessionEndedError(ServiceError):
-    """The session lived, and ended: `reason` is `expired` or `deleted`, `ended_at` is in seconds since 1970 UTC."""
+    """The session has ended: `reason` is `expired` or `deleted`, `ended_at` is in seconds since 1970 UTC."""
 
     def __init__(self, session_id: str, reason: str, ended_at: float) -> None:
-        super().__init__(f"session {session_id!r} has {reason}; create a new one to go on")
+        super().__init__(f"session {session_id!r} has {reason}; create a new one to continue")
         self.reason, self.ended_at = reason, ended_at
 
 
 class SessionExistsError(ServiceError):
-    """The id belongs to a living session. `difference`: in what that one is not the session that was asked for."""
+    """The id belongs to a live session. `difference`: how that session differs from the requested one."""
 
     def __init__(self, session_id: str, difference: str = "") -> None:
         super().__init__(
@@ -57,7 +57,7 @@ class SessionExistsError(ServiceError):
 
 
 class StepConflictError(ServiceError):
-    """The client believes in another step than the session has reached: `expected` is the session's."""
+    """The client expects another step than the session has reached: `expected` is the session's step."""
 
     def __init__(self, session_id: str, given: int, expected: int) -> None:
         super().__init__(
@@ -67,71 +67,74 @@ class StepConflictError(ServiceError):
 
 
 class LateRequestError(ServiceError):
-    """A duplicate of a request that was applied, and after which others were."""
+    """A duplicate of a request that was applied before later requests were applied."""
 
     def __init__(self, session_id: str, request_id: str, step: int) -> None:
         super().__init__(
-            f"request_id {request_id!r} was applied already, and others after it: session {session_id!r} is at step "
-            f"{step}; its answer is no longer kept, and nothing was applied"
+            f"request_id {request_id!r} was already applied, and later requests after it: session {session_id!r} is at "
+            f"step {step}; its response is no longer stored, and nothing was applied"
         )
 
 
 class NoSecretError(ServiceError):
     def __init__(self) -> None:
         super().__init__(
-            "records and states that leave the service are signed with a secret, and it has none: set ONWARD_SECRET "
-            "to 32 characters or more, the same on every machine"
+            "exported records and states are signed with a secret, and the service has none: set ONWARD_SECRET to 32 "
+            "characters or more, the same on every machine"
         )
 
 
 class StateExpiredError(ServiceError):
-    """A state that its client held for too long; `issued_at` in seconds since 1970 UTC."""
+    """The state that a client sent is too old; `issued_at` is in seconds since 1970 UTC."""
 
     def __init__(self, issued_at: float, age_s: float) -> None:
-        super().__init__(f"the state is older than the {age_s:g} s that it may be; begin anew, without a state")
+        super().__init__(f"the state is older than the maximum of {age_s:g} s; start again, without a state")
         self.issued_at = issued_at
 
 
 class HistoryError(ServiceError):
-    """What a session keeps of its past is not enough for what is asked."""
+    """The inputs that a session stores are not enough for the request."""
 
     def __init__(self, why: str) -> None:
-        super().__init__(f"{why}; ONWARD_HISTORY says how many steps sessions keep from then on")
+        super().__init__(f"{why}; ONWARD_HISTORY sets how many steps new sessions store")
 
 
 class RequestReusedError(ServiceError):
     def __init__(self, request_id: str) -> None:
         super().__init__(
-            f"request_id {request_id!r} was used with other inputs; a retry sends the same ones, a new step a new id"
+            f"request_id {request_id!r} was already used with other inputs; send the same inputs to retry, or a new "
+            "id for a new step"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One field of a request and what is wrong with it."""
+    """A field of a request and what is wrong with it."""
 
     field: str
     message: str
 
 
-MOST_SAID = 3
-"""Faults that the message of an error names."""
+MOST_NAMED_FAULTS = 3
+"""The most faults that the message of an error lists."""
 
 
 class InvalidInputError(ServiceError):
-    """Fields of a request that do not fit."""
+    """Fields of a request are invalid."""
 
     def __init__(self, *faults: Fault) -> None:
-        few = "; ".join(f"{fault.field}: {fault.message}" for fault in faults[:MOST_SAID])
-        super().__init__(few if len(faults) <= MOST_SAID else f"{few}; and {len(faults) - MOST_SAID} more")
+        few = "; ".join(f"{fault.field}: {fault.message}" for fault in faults[:MOST_NAMED_FAULTS])
+        super().__init__(
+            few if len(faults) <= MOST_NAMED_FAULTS else f"{few}; and {len(faults) - MOST_NAMED_FAULTS} more"
+        )
         self.faults = faults
 
 
 class NotFiniteError(ServiceError):
-    """The inputs drove the model to numbers that are not finite."""
+    """The inputs made the model compute numbers that are not finite."""
 
     def __init__(self) -> None:
-        super().__init__("these inputs drive the model beyond finite numbers; the session is unmoved")
+        super().__init__("the model's outputs for these inputs are not finite numbers; the session was not changed")
 
 
 class NoForecastError(ServiceError):
@@ -140,17 +143,17 @@ class NoForecastError(ServiceError):
 
 
 class DrawMovedError(ServiceError):
-    """The session was stepped, or is another one, since the draw began that is to go on."""
+    """The session was stepped or replaced after the draw began that a client wants to resume."""
 
     def __init__(self, session_id: str, since: int, step: int) -> None:
         super().__init__(
             f"session {session_id!r} was at step {since} when this draw began, and has changed since: it is at step "
-            f"{step}; begin a new draw, without Last-Event-ID"
+            f"{step}; start a new draw, without Last-Event-ID"
         )
 
 
 class ModelGoneError(ServiceError):
-    """The session's bundle is not served any more, or is another one under the same version."""
+    """The session's bundle is no longer served, or another bundle is served under its version."""
 
     def __init__(self, model: str, version: int, why: str) -> None:
         super().__init__(
@@ -160,11 +163,11 @@ class ModelGoneError(ServiceError):
 
 
 class UnavailableError(ServiceError):
-    """What was asked is in order, and can be done at another time."""
+    """The request is valid and can be retried: base of all retryable errors."""
 
 
 class UnreadableRecordError(ServiceError):
-    """`why`: what speaks against the record's bytes. They are left as they are."""
+    """The record's bytes cannot be read, for the reason `why`. They are not changed."""
 
     def __init__(self, why: str, way_out: str) -> None:
         self.why = why
@@ -173,43 +176,43 @@ class UnreadableRecordError(ServiceError):
 
 class DamagedRecordError(UnreadableRecordError):
     def __init__(self, why: str) -> None:
-        super().__init__(why, "DELETE sets it aside and frees the id")
+        super().__init__(why, "DELETE moves it aside and frees the id")
 
 
 class ForeignRecordError(UnreadableRecordError, UnavailableError):
-    """Another version of Onward wrote the record, in a format that this one does not know."""
+    """Another version of Onward wrote the record, in a format that this version cannot read."""
 
     def __init__(self, found: int, readable: Sequence[int]) -> None:
         formats = " and ".join(map(str, readable))
         super().__init__(
-            f"another version of Onward wrote it: it is of format {found}, and this version reads formats {formats}",
-            "a worker of the version that wrote it serves it",
+            f"another version of Onward wrote it in format {found}, and this version reads formats {formats}",
+            "a worker of the version that wrote it can serve it",
         )
 
 
 class OverloadedError(UnavailableError):
     def __init__(self, waiting: int) -> None:
-        super().__init__(f"{waiting} requests are waiting already; nothing was done, try again in a moment")
+        super().__init__(f"{waiting} requests are already waiting; nothing was done, retry in a moment")
 
 
 class DeadlineError(UnavailableError):
     def __init__(self, timeout_s: float) -> None:
         super().__init__(
-            f"not done within {timeout_s:g} s; nothing was committed; retry with the same request_id, or send less"
+            f"not finished within {timeout_s:g} s; nothing was committed; retry with the same request_id, or send less"
         )
 
 
 class AbandonedError(UnavailableError):
     def __init__(self) -> None:
-        super().__init__("the client closed its side of the connection while it waited; nothing was committed")
+        super().__init__("the client closed its side of the connection while the request waited; nothing was committed")
 
 
 class ReloadedError(UnavailableError):
-    """The model is unknown to a worker that stops, because the service was reloaded and others have later models."""
+    """A worker that is stopping after a reload does not have the model; other workers serve the newer models."""
 
     def __init__(self) -> None:
         super().__init__(
-            "the models are being reloaded, and this worker has those of before; nothing was done, try again"
+            "the models are being reloaded, and this worker still has the old ones; nothing was done, retry"
         )
 
 
@@ -221,4 +224,6 @@ class StoreUnavailableError(UnavailableError):
 
 class StoreFullError(UnavailableError):
     def __init__(self, why: str) -> None:
-        super().__init__(f"the session store is full: {why}; nothing was changed, delete sessions or give it more room")
+        super().__init__(
+            f"the session store is full: {why}; nothing was changed; delete sessions or give it more space"
+        )

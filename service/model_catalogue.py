@@ -1,8 +1,8 @@
-"""The bundles that every worker of this service serves: what lay in the folder at the start, or at the last reload.
+"""The bundles that every worker of this service serves: those in the folder at the start or at the last reload.
 
-gunicorn's master reads the files and keeps their bytes; workers inherit them with the fork, whenever they are started,
-and open nothing else. So a change of the folder has no effect before the next reload. Imports nothing that starts a
-thread, as the master calls it before it forks.
+gunicorn's master reads the files into memory; workers inherit the bytes with the fork, whenever they are started, and
+open nothing else. So a change of the folder has no effect before the next reload. This module imports nothing that
+starts a thread, because the master calls it before it forks.
 """
 
 import fcntl
@@ -24,42 +24,40 @@ _SUPERSEDED = 1
 
 
 class DisagreementError(Exception):
-    """A worker cannot open a bundle that others of the service serve."""
+    """A worker cannot open a bundle that other workers of the service serve."""
 
 
 class Catalogue:
-    """Made in the master before it forks; `open` it in each worker."""
+    """The bundles of one generation. The master makes it before it forks; each worker calls `open`."""
 
     def __init__(self, bundles: Sequence[BundleFiles], generation: int = 1) -> None:
-        """generation: 1 at the start of the service, and one more with each reload."""
+        """generation: 1 at the start of the service, increased by each reload."""
         self.bundles, self.generation = bundles, generation
         self._flag = mmap.mmap(-1, 1)  # shared with the workers
-        self._refusals = tempfile.TemporaryFile()  # noqa: SIM115  (as well; the system removes it with its last user)
+        self._refusals = tempfile.TemporaryFile()  # noqa: SIM115  (shared too; the system removes it with its last user)
 
     def open(self, *, threads: int = 1) -> Opened:
-        """The models. What the first worker refuses, all others refuse too. Raises DisagreementError."""
+        """The opened models. All workers refuse the bundles that the first worker refuses. Raises DisagreementError."""
         opened = open_bundles(self.bundles, threads=threads)
         agreed = self._agreed(opened.refused)
-        refused = {error.folders for error in agreed}
-        if differing := [str(error) for error in opened.refused if error.folders not in refused]:
-            raise DisagreementError(f"other workers serve what this one cannot open: {'; '.join(differing)}")
+        refused = {error.place for error in agreed}
+        if differing := [str(error) for error in opened.refused if error.place not in refused]:
+            raise DisagreementError(f"this worker cannot open bundles that other workers serve: {'; '.join(differing)}")
         models = {
-            name: kept
+            name: served
             for name, versions in opened.models.items()
-            if (kept := {number: model for number, model in versions.items() if (name, str(number)) not in refused})
+            if (served := {number: model for number, model in versions.items() if (name, str(number)) not in refused})
         }
-        served = ", ".join(
-            f"{name} {' '.join(map(str, sorted(versions)))}" for name, versions in sorted(models.items())
-        )
-        log.info("Serves the models of generation %d: %s", self.generation, served or "none")
+        names = ", ".join(f"{name} {' '.join(map(str, sorted(versions)))}" for name, versions in sorted(models.items()))
+        log.info("Serves the models of generation %d: %s", self.generation, names or "none")
         return Opened(models, agreed)
 
     def is_superseded(self) -> bool:
-        """Whether the service has been reloaded since, so that other workers serve a later generation."""
+        """True if the service has been reloaded since, so that other workers serve a later generation."""
         return self._flag[0] == _SUPERSEDED
 
     def supersede(self) -> None:
-        """Tells the workers that serve this catalogue, and closes the master's part of it."""
+        """Notifies the workers that serve this catalogue, and closes the master's part of it."""
         self._flag[0] = _SUPERSEDED
         self.close()
 
@@ -68,8 +66,8 @@ class Catalogue:
         self._refusals.close()
 
     def changes(self, before: "Catalogue") -> list[str]:
-        """What is different from the catalogue `before`: `pulse/2 is new`."""
-        old, new = ({bundle.folder: bundle for bundle in one.bundles} for one in (before, self))
+        """The differences from the catalogue `before`, a sentence each: `pulse/2 is new`."""
+        old, new = ({bundle.folder: bundle for bundle in catalogue.bundles} for catalogue in (before, self))
         found = []
         for folder in sorted(old.keys() | new.keys()):
             if old.get(folder) != new.get(folder):
@@ -78,20 +76,20 @@ class Catalogue:
         return found
 
     def _agreed(self, refused: list[BundleError]) -> list[BundleError]:
-        """What the first worker refused, which may be this one."""
+        """The bundles that the first worker refused. The first worker to call this decides."""
         with self._locked():
             file = self._refusals.fileno()
             if text := os.pread(file, os.fstat(file).st_size, 0):
                 return [BundleError(Path(file), reason) for file, reason in json.loads(text)]
-            told = json.dumps([(str(error.file), error.reason) for error in refused])
-            os.pwrite(file, told.encode(), 0)
+            refusals = json.dumps([(str(error.file), error.reason) for error in refused])
+            os.pwrite(file, refusals.encode(), 0)
         for error in refused:
             log.error("A bundle is refused: %s", error)
         return refused
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Against other workers. The lock is the process's, not the descriptor's, which all of them share."""
+        """Excludes other workers. The lock belongs to the process, not to the descriptor, which all workers share."""
         fcntl.lockf(self._refusals, fcntl.LOCK_EX)
         try:
             yield
@@ -100,7 +98,7 @@ class Catalogue:
 
 
 _current: list[Catalogue] = []
-"""The one that workers are forked with."""
+"""The catalogue that the next workers inherit; empty before `begin`."""
 
 
 def begin(root: Path) -> None:
@@ -109,14 +107,14 @@ def begin(root: Path) -> None:
 
 
 def renew(root: Path) -> None:
-    """Reads the models anew for the workers to come; where there are none to read, the catalogue before stays."""
+    """Reads the models again for new workers. If no bundle can be read, the current catalogue stays."""
     try:
         found = read_all(root)
     except (BundleError, OSError) as error:
-        log.error("The models are not reloaded, and those of before are served: %s", error)  # noqa: TRY400
+        log.error("The models are not reloaded, and the previous ones are served: %s", error)  # noqa: TRY400
         return
     if not found:
-        log.error("The models are not reloaded, and those of before are served: %s has no bundle", root)
+        log.error("The models are not reloaded, and the previous ones are served: %s has no bundle", root)
         return
     before = current()
     catalogue = Catalogue(found, before.generation + 1)

@@ -1,4 +1,4 @@
-"""What a connection tells of its client, and writing to one that may read slowly, or not at all."""
+"""The client's side of a connection: whether the client has closed it, and writing to a client that reads slowly."""
 
 import fcntl
 import select
@@ -13,40 +13,41 @@ from gevent.monkey import get_original
 
 HasLeft = Callable[[], bool]
 
-_poll = get_original("select", "poll")  # gevent's own would wait in the event loop; this one is asked without waiting
+_poll = get_original("select", "poll")  # gevent's own would wait in the event loop; this poll does not wait
 
 
 STALLED_S = 60.0
-"""A client that sends nothing of a request that it has begun, or reads nothing of its answer, for so long is cut."""
+"""A client that sends nothing of its request, or reads nothing of its response, for this long is disconnected."""
 
 
-NOT_AGAIN_S = 0.001
-"""How long more is waited for of a request that has been waited for already."""
-SLOWEST = 500
-"""Bytes a second that a body has to bring on average after that time, as Apache's mod_reqtimeout asks by default: a
-slow link brings more, and whoever sends byte by byte to hold connections open does not.
+LEAST_WAIT_S = 0.001
+"""The shortest wait for more of a request, also after its time limit."""
+LEAST_BYTES_PER_S = 500
+"""The rate that a body must reach on average after that time, as Apache's mod_reqtimeout requires by default.
+
+A slow link is faster; a client that sends single bytes to hold connections open is not.
 """
 
 
 class Pace:
-    """How long a body, or a line of one, may take: STALLED_S, and a second more for each SLOWEST bytes that came."""
+    """The time limit of a body, or of a line of it: STALLED_S, and a second more for each LEAST_BYTES_PER_S received."""
 
     def __init__(self) -> None:
         self._due = time.monotonic() + STALLED_S
 
-    def came(self, count: int) -> None:
-        self._due += count / SLOWEST
+    def received(self, count: int) -> None:
+        self._due += count / LEAST_BYTES_PER_S
 
-    def patience_s(self) -> float:
-        """How long to wait for more. Never nothing: what is here already is taken, also where this process was late."""
-        return min(STALLED_S, max(NOT_AGAIN_S, self._due - time.monotonic()))
+    def timeout_s(self) -> float:
+        """The seconds to wait for more. Never zero, so that bytes that have arrived are read, also if this process is late."""
+        return min(STALLED_S, max(LEAST_WAIT_S, self._due - time.monotonic()))
 
 
 def deliver(connection: Any, data: bytes) -> None:
-    """Sends all of it, however slowly it is read. `connection` waits STALLED_S at a time.
+    """Sends all of the data, however slowly the client reads. `connection` has a timeout of STALLED_S.
 
-    Raises TimeoutError where nothing arrived for so long. That nothing could be sent says less: the system lets more be
-    sent only once much of what it holds has arrived, which takes a slow reader longer.
+    Raises TimeoutError if the client received nothing during a timeout. That nothing could be sent is no sign of that:
+    the system accepts more only once much of its buffer was received, which takes longer with a slow client.
     """
     rest, before = memoryview(data), -1
     while rest:
@@ -61,19 +62,22 @@ def deliver(connection: Any, data: bytes) -> None:
 
 
 def _unread(connection: Any) -> int:
-    """How many bytes were sent and have not arrived."""
+    """The number of bytes that were sent and not yet received."""
     (count,) = struct.unpack("i", fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4)))
     return int(count)
 
 
 def hung_up(file: int) -> bool:
-    """Whether the client has closed the connection, or its own side of it."""
+    """True if the client has closed the connection, or its own side of it."""
     poll = _poll()
     poll.register(file, select.POLLRDHUP)
     return bool(poll.poll(0))
 
 
 def client() -> HasLeft | None:
-    """Whether the client of this request has closed its connection; None where there is no connection, as in tests."""
+    """A function that returns whether the client of this request has closed its connection.
+
+    None where the request has no connection, as in tests.
+    """
     connection = request.environ.get("gunicorn.socket")
     return None if connection is None else lambda: hung_up(connection.fileno())

@@ -9,7 +9,7 @@ from onward.service.http.operations import Operation
 
 def metrics(engine: Engine) -> Response:
     del engine
-    return Response(current_app.extensions["telemetry"].text(), content_type=CONTENT_TYPE_LATEST)
+    return Response(current_app.extensions["metrics"].text(), content_type=CONTENT_TYPE_LATEST)
 
 
 OPERATIONS = (

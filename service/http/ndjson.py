@@ -24,7 +24,7 @@ from onward.service.errors import Fault, InvalidInputError, NotFiniteError
 from onward.service.http import json_parsing, problems, request_body, request_schemas, steps
 from onward.service.http.connection import client
 from onward.service.http.operations import NDJSON
-from onward.service.http.problems import HTTP_KINDS, RequestError
+from onward.service.http.problems import HTTP_PROBLEM_TYPES, RequestError
 from onward.service.http.reply import encode
 from onward.service.http.step_encoding import written
 
@@ -195,7 +195,7 @@ def _lines(body: Any, longest: int, alive: Callable[[], bool], limits: Limits, c
 def _ends(begun: int, longest: int, alive: Callable[[], bool]) -> RequestError | None:
     """Why no more is read, though more may come. begun: bytes of the next line."""
     if begun > longest:
-        return RequestError(HTTP_KINDS[413], f"a line has at most {longest} bytes")
+        return RequestError(HTTP_PROBLEM_TYPES[413], f"a line has at most {longest} bytes")
     return None if alive() else RequestError(problems.STOPPING, "send the lines that follow in another request")
 
 

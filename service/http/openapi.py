@@ -45,7 +45,7 @@ def document(operations: tuple[Operation, ...]) -> dict[str, Any]:
             "title": "Onward",
             "version": version("onward"),
             "description": "Recurrent models served with their memory. Errors are RFC 9457 problems; their types: "
-            + ", ".join(sorted(kind.type for kind in ALL)),
+            + ", ".join(sorted(problem_type.type for problem_type in ALL)),
         },
         "paths": paths,
         "components": {"schemas": definitions["$defs"]},
@@ -71,7 +71,7 @@ def _operation(operation: Operation, schemas: dict[type[BaseModel], dict[str, An
         answers["200"] = answers[str(operation.status)]
     for status in sorted({*operation.problems, *ANYWHERE}):
         answers[str(status)] = {
-            "description": ", ".join(kind.name for kind in ALL if kind.status == status),
+            "description": ", ".join(problem_type.name for problem_type in ALL if problem_type.status == status),
             "content": {MEDIA_TYPE: {"schema": schemas[Problem]}},
         }
     told: dict[str, Any] = {

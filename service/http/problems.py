@@ -36,7 +36,7 @@ VALUE_TYPES = ("float", "int", "str", "constrained-str")
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ProblemType:
     """A problem type: its name, the status that it answers with, and a title that is the same each time."""
 
     name: str
@@ -49,70 +49,72 @@ class Kind:
         return f"urn:onward:problem:{self.name}"
 
 
-KINDS: dict[type[ServiceError], Kind] = {
-    errors.UnknownModelError: Kind("unknown-model", 404, "No such model"),
-    errors.UnknownVersionError: Kind("unknown-version", 404, "No such version of the model"),
-    errors.UnknownSessionError: Kind("unknown-session", 404, "No such session"),
-    errors.SessionEndedError: Kind("session-ended", 410, "The session has ended"),
-    errors.SessionExistsError: Kind("session-exists", 409, "The session id is taken"),
-    errors.StepConflictError: Kind("step-conflict", 409, "The session is at another step"),
-    errors.LateRequestError: Kind("late-request", 409, "The request was applied before"),
-    errors.RequestReusedError: Kind("request-reused", 422, "The request id was used with other inputs"),
-    errors.HistoryError: Kind("no-history", 409, "The session does not keep so much of its past"),
-    errors.StateExpiredError: Kind("state-expired", 410, "The state is too old"),
-    errors.NoSecretError: Kind("no-secret", 501, "The service has no secret"),
-    errors.InvalidInputError: Kind("invalid-request", 422, "The request does not fit"),
-    errors.NotFiniteError: Kind("not-finite", 422, "The inputs lead beyond finite numbers"),
-    errors.NoForecastError: Kind("no-forecast", 422, "The model cannot be rolled forward"),
-    errors.DrawMovedError: Kind("draw-moved", 409, "The session has changed since the draw began"),
-    errors.ModelGoneError: Kind("model-gone", 409, "The session's model is not served"),
-    errors.DamagedRecordError: Kind("damaged-record", 500, "The session's record cannot be read"),
-    errors.ForeignRecordError: Kind("foreign-record", 503, "Another version wrote the record", retry_after_s=1),
-    errors.OverloadedError: Kind("overloaded", 503, "Too much is waiting", retry_after_s=1),
-    errors.DeadlineError: Kind("deadline", 503, "Not done in time", retry_after_s=1),
-    errors.AbandonedError: Kind("abandoned", 503, "The client did not wait", retry_after_s=1),
-    errors.ReloadedError: Kind("reloaded", 503, "The models are being reloaded", retry_after_s=1),
-    errors.StoreUnavailableError: Kind("store-unavailable", 503, "The session store does not answer", retry_after_s=1),
-    errors.StoreFullError: Kind("store-full", 507, "The session store is full"),
+PROBLEM_TYPES: dict[type[ServiceError], ProblemType] = {
+    errors.UnknownModelError: ProblemType("unknown-model", 404, "No such model"),
+    errors.UnknownVersionError: ProblemType("unknown-version", 404, "No such version of the model"),
+    errors.UnknownSessionError: ProblemType("unknown-session", 404, "No such session"),
+    errors.SessionEndedError: ProblemType("session-ended", 410, "The session has ended"),
+    errors.SessionExistsError: ProblemType("session-exists", 409, "The session id is taken"),
+    errors.StepConflictError: ProblemType("step-conflict", 409, "The session is at another step"),
+    errors.LateRequestError: ProblemType("late-request", 409, "The request was applied before"),
+    errors.RequestReusedError: ProblemType("request-reused", 422, "The request id was used with other inputs"),
+    errors.HistoryError: ProblemType("no-history", 409, "The session does not keep so much of its past"),
+    errors.StateExpiredError: ProblemType("state-expired", 410, "The state is too old"),
+    errors.NoSecretError: ProblemType("no-secret", 501, "The service has no secret"),
+    errors.InvalidInputError: ProblemType("invalid-request", 422, "The request does not fit"),
+    errors.NotFiniteError: ProblemType("not-finite", 422, "The inputs lead beyond finite numbers"),
+    errors.NoForecastError: ProblemType("no-forecast", 422, "The model cannot be rolled forward"),
+    errors.DrawMovedError: ProblemType("draw-moved", 409, "The session has changed since the draw began"),
+    errors.ModelGoneError: ProblemType("model-gone", 409, "The session's model is not served"),
+    errors.DamagedRecordError: ProblemType("damaged-record", 500, "The session's record cannot be read"),
+    errors.ForeignRecordError: ProblemType("foreign-record", 503, "Another version wrote the record", retry_after_s=1),
+    errors.OverloadedError: ProblemType("overloaded", 503, "Too much is waiting", retry_after_s=1),
+    errors.DeadlineError: ProblemType("deadline", 503, "Not done in time", retry_after_s=1),
+    errors.AbandonedError: ProblemType("abandoned", 503, "The client did not wait", retry_after_s=1),
+    errors.ReloadedError: ProblemType("reloaded", 503, "The models are being reloaded", retry_after_s=1),
+    errors.StoreUnavailableError: ProblemType(
+        "store-unavailable", 503, "The session store does not answer", retry_after_s=1
+    ),
+    errors.StoreFullError: ProblemType("store-full", 507, "The session store is full"),
 }
 
-MALFORMED = Kind("malformed-json", 400, "The body is not JSON")
-MEDIA = Kind("unsupported-media-type", 415, "The body's type is not supported")
-NOT_READY = Kind("not-ready", 503, "Not ready to serve", retry_after_s=1)
-ORIGIN = Kind("foreign-origin", 403, "A page of another site")
-UPGRADE = Kind("upgrade-required", 426, "A WebSocket is expected")
-NO_STREAM = Kind("no-stream", 501, "No stream on this connection")
-SLOW = Kind("slow-reader", 408, "The client reads too slowly")
-STOPPING = Kind("stopping", 503, "The service stops", retry_after_s=1)
-INTERNAL = Kind("internal", 500, "Something broke inside the service")
-HTTP_KINDS = {
-    400: Kind("bad-request", 400, "Not a proper HTTP request"),
-    404: Kind("not-found", 404, "Nothing is here"),
-    405: Kind("method-not-allowed", 405, "This resource does not take that method"),
-    413: Kind("body-too-large", 413, "The body is too large"),
-    414: Kind("uri-too-long", 414, "The request line is too long"),
-    431: Kind("headers-too-large", 431, "The headers are too large"),
+MALFORMED = ProblemType("malformed-json", 400, "The body is not JSON")
+MEDIA = ProblemType("unsupported-media-type", 415, "The body's type is not supported")
+NOT_READY = ProblemType("not-ready", 503, "Not ready to serve", retry_after_s=1)
+ORIGIN = ProblemType("foreign-origin", 403, "A page of another site")
+UPGRADE = ProblemType("upgrade-required", 426, "A WebSocket is expected")
+NO_STREAM = ProblemType("no-stream", 501, "No stream on this connection")
+SLOW = ProblemType("slow-reader", 408, "The client reads too slowly")
+STOPPING = ProblemType("stopping", 503, "The service stops", retry_after_s=1)
+INTERNAL = ProblemType("internal", 500, "Something broke inside the service")
+HTTP_PROBLEM_TYPES = {
+    400: ProblemType("bad-request", 400, "Not a proper HTTP request"),
+    404: ProblemType("not-found", 404, "Nothing is here"),
+    405: ProblemType("method-not-allowed", 405, "This resource does not take that method"),
+    413: ProblemType("body-too-large", 413, "The body is too large"),
+    414: ProblemType("uri-too-long", 414, "The request line is too long"),
+    431: ProblemType("headers-too-large", 431, "The headers are too large"),
 }
 ALL = (
-    *KINDS.values(), MALFORMED, MEDIA, NOT_READY, ORIGIN, UPGRADE, NO_STREAM, SLOW, STOPPING, INTERNAL,
-    *HTTP_KINDS.values(),
+    *PROBLEM_TYPES.values(), MALFORMED, MEDIA, NOT_READY, ORIGIN, UPGRADE, NO_STREAM, SLOW, STOPPING, INTERNAL,
+    *HTTP_PROBLEM_TYPES.values(),
 )  # fmt: skip
 
 
 class RequestError(Exception):
     """A request that HTTP itself already rules out."""
 
-    def __init__(self, kind: Kind, detail: str, faults: Sequence[Fault] = ()) -> None:
+    def __init__(self, problem_type: ProblemType, detail: str, faults: Sequence[Fault] = ()) -> None:
         super().__init__(detail)
-        self.kind, self.detail, self.faults = kind, detail, faults
+        self.problem_type, self.detail, self.faults = problem_type, detail, faults
 
 
-def document(kind: Kind, detail: str, faults: Sequence[Fault] = (), **more: Any) -> bytes:
+def document(problem_type: ProblemType, detail: str, faults: Sequence[Fault] = (), **more: Any) -> bytes:
     """The problem as JSON."""
     body: dict[str, Any] = {
-        "type": kind.type,
-        "title": kind.title,
-        "status": kind.status,
+        "type": problem_type.type,
+        "title": problem_type.title,
+        "status": problem_type.status,
         "detail": short(detail),
         **more,
     }
@@ -128,9 +130,9 @@ def short(text: str) -> str:
     return text if len(text) <= MOST_TEXT else f"{text[: MOST_TEXT - 3]}..."
 
 
-def reply(kind: Kind, detail: str, faults: Sequence[Fault] = (), **more: Any) -> Reply:
-    headers = () if kind.retry_after_s is None else (("Retry-After", str(kind.retry_after_s)),)
-    return Reply(kind.status, document(kind, detail, faults, **more), MEDIA_TYPE, headers)
+def reply(problem_type: ProblemType, detail: str, faults: Sequence[Fault] = (), **more: Any) -> Reply:
+    headers = () if problem_type.retry_after_s is None else (("Retry-After", str(problem_type.retry_after_s)),)
+    return Reply(problem_type.status, document(problem_type, detail, faults, **more), MEDIA_TYPE, headers)
 
 
 def of(error: Exception, method: str, path: str) -> Reply:
@@ -140,7 +142,7 @@ def of(error: Exception, method: str, path: str) -> Reply:
     if isinstance(error, ValidationError):
         return _of_validation(error)
     if isinstance(error, RequestError):
-        return reply(error.kind, error.detail, error.faults)
+        return reply(error.problem_type, error.detail, error.faults)
     log.error("%s %s failed", method, path, exc_info=error)
     return reply(
         INTERNAL, "this is our fault and is in the log; nothing was committed for this request, unless it says so"
@@ -149,21 +151,21 @@ def of(error: Exception, method: str, path: str) -> Reply:
 
 def _of_domain(error: ServiceError, method: str, path: str) -> Reply:
     """With what a program needs to go on."""
-    kind = KINDS[type(error)]
+    problem_type = PROBLEM_TYPES[type(error)]
     if isinstance(error, errors.InvalidInputError):
-        return reply(kind, str(error), error.faults)
+        return reply(problem_type, str(error), error.faults)
     if isinstance(error, errors.StepConflictError):
-        return reply(kind, str(error), [Fault("step", str(error))], expected_step=error.expected)
+        return reply(problem_type, str(error), [Fault("step", str(error))], expected_step=error.expected)
     if isinstance(error, errors.SessionEndedError):
         told = {"reason": error.reason, "ended_at": iso(error.ended_at)}
-        return reply(kind, str(error), [Fault("session_id", str(error))], **told)
+        return reply(problem_type, str(error), [Fault("session_id", str(error))], **told)
     if isinstance(error, errors.StateExpiredError):
-        return reply(kind, str(error), [Fault("state", str(error))], issued_at=iso(error.issued_at))
+        return reply(problem_type, str(error), [Fault("state", str(error))], issued_at=iso(error.issued_at))
     if isinstance(error, (errors.UnreadableRecordError, errors.StoreUnavailableError, errors.StoreFullError)):
         log.error("%s %s: %s", method, path, error)
     if isinstance(error, errors.StoreUnavailableError):
-        return reply(kind, f"{error}; retry with the same request_id")
-    return reply(kind, str(error), _FIELDS.get(type(error), lambda _: ())(error))
+        return reply(problem_type, f"{error}; retry with the same request_id")
+    return reply(problem_type, str(error), _FIELDS.get(type(error), lambda _: ())(error))
 
 
 _FIELDS: dict[type[ServiceError], Any] = {
@@ -188,7 +190,7 @@ def _of_validation(error: ValidationError) -> Reply:
         message = _OF_JSON.get(fault["type"]) or fault["msg"].removeprefix("Value error, ")
         told.setdefault(_field(tuple(fault["loc"])), message)
     faults = [Fault(field, message) for field, message in told.items()]
-    return reply(KINDS[errors.InvalidInputError], str(errors.InvalidInputError(*faults)), faults)
+    return reply(PROBLEM_TYPES[errors.InvalidInputError], str(errors.InvalidInputError(*faults)), faults)
 
 
 def _field(place: tuple[int | str, ...]) -> str:
@@ -214,18 +216,18 @@ def install(app: Flask) -> None:
 
 def _of_http(error: HTTPException) -> Response:
     status = error.code or 500
-    kind = HTTP_KINDS.get(status) or Kind(f"http-{status}", status, HTTPStatus(status).phrase)
+    problem_type = HTTP_PROBLEM_TYPES.get(status) or ProblemType(f"http-{status}", status, HTTPStatus(status).phrase)
     path = request.path[:200]
     if status == 404:
         detail = f"nothing is at {path}; GET /openapi.json lists what there is"
-        return reply(kind, detail, [Fault("path", detail)]).response()
+        return reply(problem_type, detail, [Fault("path", detail)]).response()
     if isinstance(error, MethodNotAllowed):
         allowed = ", ".join(sorted(error.valid_methods or ()))
         detail = f"{request.method} is not for {path}; it takes {allowed}"
-        answer = reply(kind, detail, [Fault("method", f"expected {allowed}")]).response()
+        answer = reply(problem_type, detail, [Fault("method", f"expected {allowed}")]).response()
         answer.headers["Allow"] = allowed
         return answer
     if status == 413:
         most = f"at most {request.max_content_length} bytes"
-        return reply(kind, f"{most}; split the inputs into several calls", [Fault("body", most)]).response()
-    return reply(kind, error.description or kind.title).response()
+        return reply(problem_type, f"{most}; split the inputs into several calls", [Fault("body", most)]).response()
+    return reply(problem_type, error.description or problem_type.title).response()

@@ -1,4 +1,4 @@
-"""An answer that no web framework has seen. Flask's views make Responses of it, the step lane writes it as bytes."""
+"""An answer that no web framework has seen. Flask's views make Responses of it, the fast path writes it as bytes."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple

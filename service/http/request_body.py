@@ -11,7 +11,7 @@ from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 from onward.service.engine.engine import Engine
 from onward.service.errors import Fault
 from onward.service.http import json_parsing
-from onward.service.http.problems import HTTP_KINDS, MEDIA, RequestError
+from onward.service.http.problems import HTTP_PROBLEM_TYPES, MEDIA, RequestError
 from onward.service.http.request_schemas import Body
 
 B = TypeVar("B", bound=Body)
@@ -19,7 +19,7 @@ B = TypeVar("B", bound=Body)
 
 def broken_off(why: str) -> RequestError:
     detail = f"the body is not whole: {why}"
-    return RequestError(HTTP_KINDS[400], detail, [Fault("body", detail)])
+    return RequestError(HTTP_PROBLEM_TYPES[400], detail, [Fault("body", detail)])
 
 
 def cut(came: int, announced: int) -> RequestError:

@@ -1,6 +1,6 @@
 """The requests that advance sessions: one session's, and many sessions' in one call.
 
-From bytes to a Reply, so that Flask's views and the step lane answer with the same code. A body in the plain form, as
+From bytes to a Reply, so that Flask's views and the fast path answer with the same code. A body in the plain form, as
 nearly every one is, is read by orjson alone. Whatever is not plainly right is left to pydantic, which takes or refuses
 it by the bodies' own definitions.
 """

@@ -1,8 +1,9 @@
-"""The folder in which a service's workers count, for any of them to add up: whose it is, and who writes which files.
+"""The folder of metric files that the workers of a service share, so that any worker can report the sum.
 
-Owns its name, its end, and what of a killed service is left for the next to remove. Locks of the kernel say who is
-alive: they end with their process, however it ends, and unlike its number are nobody else's later, nor the same in
-each container. Imports nothing that starts a thread, as gunicorn's master calls it before it forks.
+Owns the folder's name and removal, which files each worker writes, and the removal of folders that killed services
+left. Kernel locks tell which services are alive: a lock ends with its process, however the process ends. A process id
+would not do, because it is used again later and is the same in different containers. This module imports nothing that
+starts a thread, because gunicorn's master calls it before it forks.
 """
 
 import fcntl
@@ -13,21 +14,22 @@ from itertools import count
 from pathlib import Path
 
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-"""Of the environment, where prometheus-client finds the folder."""
+"""The environment variable in which prometheus-client finds the folder."""
 _PREFIX, _UNFINISHED, _ALIVE = "onward-metrics-", ".onward-metrics-", "alive"
 
 
 def begin(parent: str | None) -> None:
-    """Makes this process's folder, for it and the workers that it forks, and removes what killed services left.
+    """Makes the folder of this process and its workers, and removes the folders that killed services left.
 
-    One counts as alive until its last worker has ended too. parent: None is the system's for temporary files.
+    A service is alive until its last worker has ended too. parent: the folder in which it is made; None is the system's
+    folder for temporary files.
     """
-    place = Path(parent or tempfile.gettempdir())
-    for left in place.glob(f"{_PREFIX}*"):
+    parent_folder = Path(parent or tempfile.gettempdir())
+    for left in parent_folder.glob(f"{_PREFIX}*"):
         _remove_if_dead(left)
-    made = Path(tempfile.mkdtemp(prefix=f"{_UNFINISHED}{os.getpid()}-", dir=place))
-    _locked(made / _ALIVE)  # held, by workers too, until the process ends
-    folder = place / made.name.removeprefix(".")  # only now may others look at it
+    made = Path(tempfile.mkdtemp(prefix=f"{_UNFINISHED}{os.getpid()}-", dir=parent_folder))
+    _locked(made / _ALIVE)  # the lock lasts until this process and its workers end
+    folder = parent_folder / made.name.removeprefix(".")  # from here on other services see it
     made.rename(folder)
     os.environ[VARIABLE] = str(folder)
 
@@ -37,25 +39,26 @@ def end() -> None:
     shutil.rmtree(os.environ[VARIABLE], ignore_errors=True)
 
 
-def place() -> int:
-    """Which files in the folder this worker writes, until it ends: the first that no other does.
+def worker_index() -> int:
+    """The number of the files that this worker writes until it ends: the lowest that no other worker uses.
 
-    Whoever comes after it counts on in them, so that there are never more than workers at a time, and none is lost.
+    A later worker continues the counts in the files of an ended one. So there are never more files than workers at a
+    time, and no count is lost.
     """
-    return next(one for one in count() if _locked(Path(os.environ[VARIABLE]) / f"{one}.lock"))
+    return next(index for index in count() if _locked(Path(os.environ[VARIABLE]) / f"{index}.lock"))
 
 
 def _remove_if_dead(folder: Path) -> None:
     try:
         dead = (folder / _ALIVE).exists() and _locked(folder / _ALIVE, keep=False)
     except OSError:
-        return  # another user's, or just removed
+        return  # it belongs to another user, or was just removed
     if dead:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _locked(path: Path, *, keep: bool = True) -> bool:
-    """Whether nobody else has the file's lock; `keep`: it is this process's until it ends. Raises OSError."""
+    """True if no other process has the file's lock. keep: this process takes it until it ends. Raises OSError."""
     opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""A connection on its way through gunicorn: what was read of it before, and whether it is for HTTP still."""
+"""The handoff of a connection to gunicorn: the bytes that were read before it, and the end of HTTP on it."""
 
 import errno
 import socket
@@ -9,28 +9,28 @@ from typing import Any
 from onward.service.http.connection import STALLED_S, Pace, deliver
 
 
-class Handed:
-    """A connection as gunicorn gets it: first the bytes already read, then the socket's.
+class HandoffConnection:
+    """A connection as gunicorn reads it: first the bytes already read, then those of the socket.
 
-    left: how many bytes the request has, None where that is not known and the connection is gunicorn's from here on.
-    patience_s: how long is waited for more of the request.
+    left: the bytes of the request; None if they are not known, so that gunicorn owns the connection from here on.
+    timeout_s: how long a read waits for more of the request.
     """
 
-    def __init__(self, connection: Any, read: bytes, left: int | None, *, patience_s: float = STALLED_S) -> None:
-        self._connection, self._left, self._patience_s = connection, left, patience_s
+    def __init__(self, connection: Any, read: bytes, left: int | None, *, timeout_s: float = STALLED_S) -> None:
+        self._connection, self._left, self._patience_s = connection, left, timeout_s
         self.rest = read
-        """What was read and not yet asked for."""
+        """Bytes that were read from the socket and not yet by gunicorn."""
         self.asked_for_more = False
-        """Whether gunicorn is done with the request, and would go on with the next."""
+        """True if gunicorn has finished the request and tried to read the next one."""
         self.waits_long = False
-        """Whether more of the request may come when it likes."""
+        """True if the rest of the request may come at any time."""
         self._pace: Pace | None = None
-        """How long the body, or the line, that has begun may take; None between requests."""
+        """The time limit of the body, or the line, that has begun; None between requests."""
         self.taken: tuple[Any, ...] | None = None
-        """What the connection is for from now on, where it is no longer for HTTP."""
+        """The WebSocket framing and protocol that own the connection after HTTP; None while it is HTTP."""
 
     def take_over(self, *taken: Any) -> None:
-        """From now on gunicorn reads the connection's end; what it still writes is written."""
+        """Ends HTTP on the connection: gunicorn reads an end of file from now on, and may still write its response."""
         self.taken = taken
 
     def recv(self, size: int) -> bytes:
@@ -45,13 +45,13 @@ class Handed:
             with self._at_most(self._wait_s()):
                 data = self._connection.recv(size)
             if self._pace is not None:
-                self._pace.came(len(data))
+                self._pace.received(len(data))
         if self._left is not None:
             self._left -= len(data)
         return data
 
     def sendall(self, data: bytes) -> None:
-        if self._connection.gettimeout() == 0.0:  # gunicorn asks not to wait, of what it says to no request
+        if self._connection.gettimeout() == 0.0:  # gunicorn does not wait when it writes a response without a request
             self._connection.sendall(data)
             return
         with self._at_most(STALLED_S):
@@ -60,38 +60,38 @@ class Handed:
     def _wait_s(self) -> float | None:
         if self.waits_long:
             return None
-        return self._patience_s if self._pace is None else min(self._patience_s, self._pace.patience_s())
+        return self._patience_s if self._pace is None else min(self._patience_s, self._pace.timeout_s())
 
     @contextmanager
     def _at_most(self, seconds: float | None) -> Iterator[None]:
-        """For as long at a time; whoever takes longer has gone, for all that gunicorn is told."""
+        """Limits each wait of the connection. For gunicorn a client that takes longer has disconnected."""
         self._connection.settimeout(seconds)
         try:
             yield
         except TimeoutError as error:
-            raise ConnectionResetError(errno.ECONNRESET, "too little came or was read in time") from error
+            raise ConnectionResetError(errno.ECONNRESET, "too little was received or read in time") from error
         finally:
             self._connection.settimeout(None)
 
     def wait_long(self) -> None:
-        """The request takes its time: whether the client is there still is left to the network to find out."""
+        """Lets the rest of the request come at any time: TCP keep-alive detects a client that has gone."""
         self.waits_long = True
         self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
     def begin(self) -> None:
-        """From now on a body, or a line of one, has to come at some pace."""
+        """Begins the time limit of a body, or of a line of one."""
         self.waits_long, self._pace = False, Pace()
 
     def end(self) -> None:
-        """The request is over."""
+        """Ends the time limit of the request."""
         self.waits_long, self._pace = False, None
 
     def shutdown(self, how: int) -> None:
-        self._left, self.rest = None, b""  # the connection ends: what is still read is what the client still sends
+        self._left, self.rest = None, b""  # the connection ends: reads now return what the client still sends
         self._connection.shutdown(how)
 
     def close(self) -> None:
-        """Left to the worker, which knows whether the lane goes on."""
+        """Does nothing: the worker closes the connection, because it knows whether the fast path continues."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._connection, name)

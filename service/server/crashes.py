@@ -1,7 +1,7 @@
-"""Workers that crash: what each was doing is logged, and a service whose workers crash again and again gives up.
+"""Crashes of workers: the stack of each is logged, and a service whose workers crash repeatedly stops.
 
-Owned by gunicorn's master. A crash is a fatal signal of the process's own, such as SIGBUS or SIGSEGV: a worker that was
-killed from outside is no sign of damage, and is replaced for ever.
+Owned by gunicorn's master. A crash is a fatal signal that the process caused itself, such as SIGBUS or SIGSEGV. A
+worker that was killed from outside is no sign of damage and is always replaced.
 """
 
 import time
@@ -14,7 +14,7 @@ from gunicorn.errors import HaltServer
 from onward.service.store.contract import RESTORE
 
 MOST, WITHIN_S = 8, 60.0
-"""So many crashes in so short a time are no accident: whatever causes them is still there after each start."""
+"""After this many crashes within this time the service stops: their cause evidently persists over restarts."""
 
 
 class Crashes:
@@ -23,8 +23,11 @@ class Crashes:
         self._store, self._given_up = store, False
         self._times: deque[float] = deque(maxlen=MOST)
 
-    def look_at(self, log: Any, pid: int, trace: IO[bytes], *, timed_out: bool) -> None:
-        """`trace` is what faulthandler wrote for the worker that has ended. Raises HaltServer where it is enough."""
+    def record(self, log: Any, pid: int, trace: IO[bytes], *, timed_out: bool) -> None:
+        """Logs the crash of an ended worker and counts it. Raises HaltServer after too many crashes.
+
+        trace: what faulthandler wrote for the worker; empty if it did not crash.
+        """
         trace.seek(0)
         text = trace.read().decode(errors="replace")
         trace.close()

@@ -1,11 +1,11 @@
-"""The step lane: ordinary requests that advance sessions, answered on the connection itself, ahead of WSGI.
+"""The fast path: ordinary step requests are answered on the connection itself, before WSGI.
 
-Knows HTTP as far as such a request goes: parsed whole by gunicorn-h1c, a length, nothing unusual in its head. Whatever
-else comes is handed to gunicorn with the bytes already read, and it and Flask answer. The answers are Flask's, since
-`onward.service.http.steps` makes both.
+It implements as much of HTTP as such a request needs: gunicorn-h1c parses the head, which has a length and nothing
+unusual. Any other request is handed to gunicorn with the bytes already read, and Flask answers it. Both give the same
+responses, because `onward.service.http.steps` makes both.
 
-A request with a length is handed over alone: when gunicorn asks for what follows it, the lane goes on. One without
-(chunked, an upgrade, no HTTP at all) takes the connection with it.
+A request with a length is handed over alone: when gunicorn tries to read the next one, the fast path continues. A
+request without a length (chunked, an upgrade, not HTTP at all) hands over the connection.
 """
 
 import contextlib
@@ -24,14 +24,14 @@ from werkzeug.http import HTTP_STATUS_CODES
 
 from onward.service.engine.engine import Engine
 from onward.service.http import problems, request_schemas, steps
-from onward.service.http.connection import NOT_AGAIN_S, STALLED_S, Pace, deliver, hung_up
+from onward.service.http.connection import LEAST_WAIT_S, STALLED_S, Pace, deliver, hung_up
 from onward.service.http.reply import Reply
-from onward.service.server.connection_handoff import Handed
+from onward.service.server.connection_handoff import HandoffConnection
 
 READ = 65_536
 MOST_HEAD = 16_384
-"""A longer head is gunicorn's, which knows the limits."""
-MOST_KNOWN = 1000
+"""A longer head is handed to gunicorn, which applies its limits."""
+MOST_CACHED_HEADS = 1000
 
 _TARGET = re.compile(
     rb"/v1/(?:(?:models/(%b)/)?sessions/(%b)/)?steps"
@@ -42,7 +42,7 @@ _HARMLESS = re.compile(
     rb"accept|accept-encoding|accept-language|cache-control|cookie|origin|pragma|priority|referer|sec-fetch-[a-z]+"
     rb"|traceparent|tracestate|user-agent|via|x-forwarded-for|x-real-ip|x-request-id"
 ).fullmatch
-"""Headers that nothing in the service reads."""
+"""Matches the names of headers that the service does not read."""
 _READ = {
     b"host": re.compile(rb"[A-Za-z0-9.-]+(?::[0-9]{1,5})?").fullmatch,
     b"content-type": re.compile(rb"application/json(?:; ?charset=utf-8)?", re.IGNORECASE).fullmatch,
@@ -50,16 +50,16 @@ _READ = {
     b"connection": re.compile(rb"keep-alive", re.IGNORECASE).fullmatch,
     b"x-forwarded-proto": re.compile(rb"https?").fullmatch,
 }
-"""Headers that matter, and the values that are ordinary. Any other header, or value, is unusual."""
+"""Headers that the service reads, and their ordinary values. Any other header or value is unusual."""
 _NEEDED = {b"host", b"content-type", b"content-length"}
 _TAKES_OVER = {b"transfer-encoding", b"upgrade", b"http2-settings", b"expect"}
 
 
-class Lane:
-    """One a worker process."""
+class FastPath:
+    """The fast path of a worker process, which has one instance."""
 
     def __init__(self, engine: Engine, cfg: Any, *, most_body: int, alive: Callable[[], bool]) -> None:
-        """`cfg` is gunicorn's; `alive` says whether the worker is to go on after a request."""
+        """cfg: gunicorn's configuration. alive: returns whether the worker continues after a request."""
         self._engine, self._most_body, self._alive, self._idle_s = engine, most_body, alive, cfg.keepalive
         self._parse = partial(
             _parser_fast.parse_request,
@@ -68,21 +68,24 @@ class Lane:
             limit_request_field_size=cfg.limit_request_field_size,
         )
         self._lengths: dict[bytes, int] = {}
-        """Of bodies, by their headers: a client's requests mostly have the same ones."""
+        """Body lengths by the bytes of the headers: most requests of a client have the same headers."""
         self._reading: dict[Any, float] = {}
-        """Connections whose next request is not here, and since when: one clock for all, not one each."""
+        """Connections that wait for a request, and since when: `watch` is one clock for all of them."""
 
     def watch(self) -> None:
-        """Ends, for ever, what is idle for longer than gunicorn lets connections be."""
+        """Ends connections that are idle for longer than gunicorn's keep-alive time; runs for ever."""
         while True:
             gevent.sleep(1)
             before = time.monotonic() - self._idle_s
-            for connection in [one for one, since in self._reading.items() if since < before]:
+            for connection in [idle for idle, since in self._reading.items() if since < before]:
                 with contextlib.suppress(OSError):
-                    connection.shutdown(socket.SHUT_RD)  # whoever reads it sees its end
+                    connection.shutdown(socket.SHUT_RD)  # its reader sees the end
 
-    def serve(self, connection: Any, data: bytes) -> Handed | None:
-        """Answers steps until something else comes, which it gives; None where the connection is over, or stalled."""
+    def serve(self, connection: Any, data: bytes) -> HandoffConnection | None:
+        """Answers step requests until another request comes.
+
+        Returns the connection at that request; None if the connection has ended or stalled.
+        """
         connection.settimeout(STALLED_S)
         file = connection.fileno()
         has_left = partial(hung_up, file)
@@ -93,36 +96,43 @@ class Lane:
                 if not data:
                     return None
                 if request is None:
-                    return Handed(connection, data, None)
+                    return HandoffConnection(connection, data, None)
                 target, length = self._ordinary(request, data)
                 if target is None:
-                    return Handed(connection, data, _whole(request))
+                    return HandoffConnection(connection, data, _whole(request))
                 start, end = request.consumed, request.consumed + length
                 if len(data) < end and len(data := _read_to(connection, data, end)) < end:
-                    return Handed(connection, data, end, patience_s=NOT_AGAIN_S)  # it has stopped: Flask says so
+                    return HandoffConnection(
+                        connection, data, end, timeout_s=LEAST_WAIT_S
+                    )  # it has stopped: Flask says so
                 answer = self._answer(target, data[start:end], has_left)
                 data = data[end:]
                 deliver(connection, answer)
-        except OSError:  # the client has gone, or nothing moves
+        except OSError:  # the client has disconnected or stalled
             return None
         finally:
             watcher.close()
 
     def _head(self, connection: Any, watcher: Any, data: bytes) -> tuple[bytes, Any]:
-        """What was read, nothing at the connection's end; with the request at its beginning, None where it is none."""
+        """The bytes read, and the parsed request at their beginning, None if they are no request.
+
+        The bytes are empty at the end of the connection.
+        """
         began = time.monotonic()
         while True:
             if data:
                 try:
                     return data, self._parse(data)
-                except _parser_fast.IncompleteError:  # this parser's own: it is no gunicorn_h1c.IncompleteError
+                except (
+                    _parser_fast.IncompleteError
+                ):  # not gunicorn_h1c.IncompleteError: the parser has a class of its own
                     if len(data) > MOST_HEAD:
                         return data, None
                 except (ParseError, _parser_fast.ParseError):
                     return data, None
             self._reading[connection] = began
             try:
-                gevent.get_hub().wait(watcher)  # to read at once would mostly be in vain
+                gevent.get_hub().wait(watcher)  # a read before the wait would mostly find nothing
                 more = connection.recv(READ)
             finally:
                 del self._reading[connection]
@@ -131,7 +141,7 @@ class Lane:
             data += more
 
     def _ordinary(self, request: Any, data: bytes) -> tuple[Any, int]:
-        """The target of an ordinary step request, None where it is none, and the length of its body."""
+        """The matched target and the body's length of an ordinary step request; (None, 0) for any other request."""
         target = _TARGET(request.path)
         if target is None or request.method != b"POST" or request.minor_version != 1 or not self._alive():
             return None, 0
@@ -139,7 +149,7 @@ class Lane:
         length = self._lengths.get(headers)
         if length is None:
             length = _length(request.headers)
-            if len(self._lengths) >= MOST_KNOWN:
+            if len(self._lengths) >= MOST_CACHED_HEADS:
                 self._lengths.clear()
             self._lengths[headers] = length
         return (target, length) if 0 <= length <= self._most_body else (None, 0)
@@ -156,7 +166,7 @@ class Lane:
 
 
 def _length(headers: tuple[tuple[bytes, bytes], ...]) -> int:
-    """Of the body that ordinary headers announce; -1 where they are not ordinary."""
+    """The body's length by ordinary headers; -1 if the headers are not ordinary."""
     values = {name.lower(): value for name, value in headers}
     if len(values) < len(headers) or not values.keys() >= _NEEDED:
         return -1
@@ -167,7 +177,7 @@ def _length(headers: tuple[tuple[bytes, bytes], ...]) -> int:
 
 
 def _whole(request: Any) -> int | None:
-    """How many bytes the request has in all, None where its head alone does not say."""
+    """The size of the whole request in bytes; None if its head does not determine it."""
     lengths = []
     for name, value in request.headers:
         if name.lower() == b"upgrade" and value.lower() == b"websocket":
@@ -183,27 +193,27 @@ def _whole(request: Any) -> int | None:
 
 
 def _read_to(connection: Any, data: bytes, end: int) -> bytes:
-    """`data` and what follows it, up to `end` at least; less where the client stops, or is too slow."""
-    parts, have, pace = [data], len(data), Pace()
+    """`data` and the bytes after it, at least `end` in all; fewer if the client stops or is too slow."""
+    parts, size, pace = [data], len(data), Pace()
     with contextlib.suppress(TimeoutError):
-        while have < end and (more := connection.recv(max(READ, end - have))):
+        while size < end and (more := connection.recv(max(READ, end - size))):
             parts.append(more)
-            have += len(more)
-            pace.came(len(more))
-            connection.settimeout(pace.patience_s())
+            size += len(more)
+            pace.received(len(more))
+            connection.settimeout(pace.timeout_s())
     connection.settimeout(STALLED_S)
     return b"".join(parts)
 
 
 def _written(reply: Reply) -> bytes:
-    """As gunicorn would write what Flask makes of it."""
+    """The response as gunicorn would write it for Flask."""
     head = _head(reply.status, int(time.time()), reply.headers, reply.media)
     return b"%b%d\r\n\r\n%b" % (head, len(reply.body), reply.body)
 
 
 @lru_cache(8)
 def _head(status: int, second: int, headers: tuple[tuple[str, str], ...], media: str) -> bytes:
-    """Up to the body's length; those of one second are mostly the same."""
+    """The response's head up to the body's length; most heads within a second are the same."""
     first = f"HTTP/1.1 {status} {HTTP_STATUS_CODES[status].upper()}\r\nServer: {SERVER}\r\n"
     more = "".join(f"{name}: {value}\r\n" for name, value in headers)
     last = f"Content-Type: {media}\r\nContent-Length: "

@@ -18,22 +18,22 @@ worker_class = "onward.service.server.worker.Worker"
 worker_connections = _settings.connections
 worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108  (a heartbeat file; must not touch a disk)
 preload_app = False  # ONNX Runtime sessions and LMDB environments are opened after the fork
-keepalive = 10  # seconds; a stop waits for idle connections too, so not longer
-graceful_timeout = int(_settings.timeout_s) + 5  # whoever was let in is answered
-timeout = 30  # seconds that a worker's event loop may stand still; one that is stopped, or hangs, is replaced then
+keepalive = 10  # seconds; not longer, because a stop also waits for idle connections
+graceful_timeout = int(_settings.timeout_s) + 5  # every accepted request is answered
+timeout = 30  # seconds; a worker whose event loop is blocked for longer is replaced
 control_socket_disable = True
 errorlog = "-"
 
 
 def on_starting(server: Any) -> None:
-    """The workers' metrics lie in a folder of this service's own: what another left there would be counted as ours.
+    """Reads the models once for all workers, and makes the folder of their metrics.
 
-    Models are read once for all workers, and once more with each reload.
+    The folder belongs to this service alone: files that another service left in it would be counted too.
     """
     del server
     model_catalogue.begin(_settings.models)
     multiprocess.begin(worker_tmp_dir)
-    from onward.service.server import start_banner  # noqa: F401, PLC0415  (all that workers need: once, not in each)
+    from onward.service.server import start_banner  # noqa: F401, PLC0415  (imports what all workers need, before the fork)
 
 
 def on_reload(server: Any) -> None:
@@ -42,7 +42,7 @@ def on_reload(server: Any) -> None:
 
 
 def child_exit(server: Any, worker: Any) -> None:
-    _crashes.look_at(server.log, worker.pid, worker.trace, timed_out=worker.aborted)
+    _crashes.record(server.log, worker.pid, worker.trace, timed_out=worker.aborted)
 
 
 def on_exit(server: Any) -> None:
@@ -54,4 +54,4 @@ def post_worker_init(worker: Any) -> None:
     if worker.age == 1:
         from onward.service.server import start_banner  # noqa: PLC0415  (as above)
 
-        print(start_banner.text(_settings, worker.wsgi, worker.sockets[0].getsockname()), flush=True)  # noqa: T201  (it is what `onward serve` tells people)
+        print(start_banner.text(_settings, worker.wsgi, worker.sockets[0].getsockname()), flush=True)  # noqa: T201  (the output of `onward serve`)

@@ -1,4 +1,4 @@
-"""`onward serve`: checks what can be checked, then becomes gunicorn."""
+"""`onward serve`: checks settings, models, address and store, then becomes gunicorn."""
 
 import errno
 import os
@@ -18,18 +18,18 @@ from onward.service.store import opening
 
 
 def serve() -> None:
-    """Becomes gunicorn's master, until it ends. Exits 1 with a message where it could not serve."""
+    """Runs gunicorn's master until it ends. Exits with status 1 and a message if the service cannot start."""
     try:
-        told = settings.read()
-        found = list(bundles(told.models))
+        configured = settings.read()
+        found = list(bundles(configured.models))
     except (SettingsError, BundleError) as error:
         sys.exit(f"onward: {error}")
     if not found:
-        sys.exit(f"onward: {told.models}: no bundle <name>/<version>/ is in it; `onward train` makes one")
-    if refusal := _bind_refusal(told.bind):
+        sys.exit(f"onward: {configured.models}: contains no bundle <name>/<version>/; `onward train` makes one")
+    if refusal := _bind_refusal(configured.bind):
         sys.exit(f"onward: {refusal}")
     try:
-        opening.probe_lmdb(told.store)
+        opening.probe_lmdb(configured.store)
     except StoreUnavailableError as error:
         sys.exit(f"onward: the session store cannot be opened: {error.why}")
     configuration = Path(__file__).with_name("gunicorn.conf.py")
@@ -38,7 +38,10 @@ def serve() -> None:
 
 
 def _bind_refusal(bind: str) -> str | None:
-    """Why the service cannot listen there, and the way out; gunicorn would try for five seconds and say less."""
+    """The reason why the service cannot listen on the address, and what to do; None if it can.
+
+    gunicorn would retry for five seconds and report less.
+    """
     address = parse_address(bind)
     if not isinstance(address, tuple):  # a Unix socket, which gunicorn makes anew
         return None

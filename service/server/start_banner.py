@@ -1,4 +1,4 @@
-"""What a person sees when the service is up: what it serves, what it refused, and three requests to try."""
+"""The text that `onward serve` prints when it is ready: models served and refused, and three requests to try."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ from onward.service.store.opening import redact_uri
 
 
 def text(settings: Settings, app: Flask, listening: str | tuple[str, int]) -> str:
-    """`listening` is the socket's own name: a port of 0 in the settings is a real one there."""
+    """The banner. listening: the name of the listening socket, which has the real port where the setting has 0."""
     engine = engine_of(app)
     bind = settings.bind
     if not isinstance(listening, str):
@@ -30,7 +30,7 @@ def text(settings: Settings, app: Flask, listening: str | tuple[str, int]) -> st
 
 
 def requests(bind: str, models: Mapping[str, Mapping[int, StepModel]]) -> list[str]:
-    """Three requests that show state being carried."""
+    """Three curl commands that show that state is carried from request to request."""
     if not models:
         return []
     name = "pulse" if "pulse" in models else min(models)
@@ -50,7 +50,7 @@ def requests(bind: str, models: Mapping[str, Mapping[int, StepModel]]) -> list[s
 
 
 def _value(number: float | None, feature: Feature) -> str:
-    """As a client writes it: a category that is a word by its place, which needs no quoting."""
+    """The value as a client writes it: a category that is a word is written as its index, which needs no quoting."""
     if number is None:
         return "null"
     if feature.kind == "category" and int(number) < len(feature.categories):

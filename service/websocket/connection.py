@@ -1,9 +1,9 @@
-"""Streams: connections that were taken over from HTTP as WebSockets, and go on until either side ends them.
+"""WebSocket connections, from the handoff by HTTP until either side closes them.
 
-Owns their reading and writing: a greenlet each, one clock for all that looks who has been silent, and their ends. A few
-messages are answered in each turn of the event loop, and no more are read before their answers are sent: so neither the
-time of a turn nor what is unsent grows with what has come together. What messages mean is
-`onward.service.websocket.endpoint`'s.
+Owns reading and writing, with a greenlet a connection, one clock that pings or closes silent connections, and closing.
+Each turn of the event loop answers a few messages, and no more are read before the responses are sent: so neither the
+time of a turn nor the unsent bytes grow with the number of messages received. `onward.service.websocket.endpoint`
+defines the meaning of messages.
 """
 
 import contextlib
@@ -19,34 +19,34 @@ import gevent
 from onward.service.engine.event_loop import take_loop_turn
 from onward.service.http import problems
 from onward.service.http.connection import hung_up
-from onward.service.websocket.endpoint import Conversation
+from onward.service.websocket.endpoint import SessionProtocol
 from onward.service.websocket.framing import Frames
 
 log = logging.getLogger(__name__)
 
 READ = 65_536
 PING_S = 20.0
-"""A stream that was silent for so long is asked whether it is there, and cut after as long again."""
+"""A connection that is silent for this long is pinged, and closed after the same time again."""
 SLOW_S = 10.0
-"""A client that reads nothing for so long is told, and cut after as long again."""
+"""A client that reads nothing for this long is sent a problem, and disconnected after the same time again."""
 CLOSE_S = 5.0
-"""How long a client may take to answer a close."""
+"""The time within which a client must answer a close frame."""
 MESSAGE_S = 120.0
-"""How long a message may take from its first byte to its last: until then the service holds what has come of it."""
+"""The time limit of a message from its first byte to its last: until then the service buffers it."""
 STOPS, TOO_LONG, FAILED, AGAIN, SLOW = 1001, 1008, 1011, 1013, 4008
 
 
-class Streams:
-    """Those of one worker process."""
+class WebSocketConnections:
+    """The open WebSockets of one worker process."""
 
     def __init__(self, alive: Callable[[], bool]) -> None:
-        """`alive` says whether the worker is to go on."""
+        """alive: returns whether the worker continues."""
         self._alive = alive
-        self._open: set[Stream] = set()
+        self._open: set[WebSocketConnection] = set()
 
-    def serve(self, connection: Any, data: bytes, frames: Frames, conversation: Conversation) -> None:
-        """Returns at the stream's end. data: what was read of it already."""
-        stream = Stream(connection, frames, conversation)
+    def serve(self, connection: Any, data: bytes, frames: Frames, conversation: SessionProtocol) -> None:
+        """Serves the connection until its end. data: bytes that were already read."""
+        stream = WebSocketConnection(connection, frames, conversation)
         self._open.add(stream)
         try:
             stream.run(data)
@@ -56,32 +56,32 @@ class Streams:
             self._open.discard(stream)
 
     def watch(self) -> None:
-        """Looks after them, for ever."""
+        """Pings silent connections and closes dead ones; runs for ever."""
         while True:
             gevent.sleep(min(PING_S, SLOW_S, CLOSE_S, 4.0) / 4)
             now, stops = time.monotonic(), not self._alive()
             for stream in list(self._open):
                 try:
                     stream.look(now, stops=stops)
-                except Exception:  # the others are looked after still
-                    log.exception("a stream could not be looked after")
+                except Exception:  # the other connections must still be checked
+                    log.exception("a WebSocket could not be checked")
 
 
-class Stream:
+class WebSocketConnection:
     __slots__ = (
         "_begun_at", "_busy", "_connection", "_conversation", "_frames", "_has_left", "_heard", "_left_at", "_pinged",
     )  # fmt: skip
 
-    def __init__(self, connection: Any, frames: Frames, conversation: Conversation) -> None:
+    def __init__(self, connection: Any, frames: Frames, conversation: SessionProtocol) -> None:
         self._connection, self._frames, self._conversation = connection, frames, conversation
         self._has_left = partial(hung_up, connection.fileno())
         self._heard = time.monotonic()
-        self._begun_at: float | None = None  # when a message began whose end has not come
-        self._left_at: float | None = None  # when it was said that this side closes
+        self._begun_at: float | None = None  # when the unfinished message began
+        self._left_at: float | None = None  # when the close frame was sent
         self._busy = self._pinged = False
 
     def run(self, data: bytes) -> None:
-        """Raises OSError where the client has gone or does not read."""
+        """Answers messages until the end. Raises OSError if the client has gone or does not read."""
         self._connection.settimeout(SLOW_S)
         hub = gevent.get_hub()
         watcher = hub.loop.io(self._connection.fileno(), 1)
@@ -102,7 +102,7 @@ class Stream:
             watcher.close()
 
     def _answered(self, data: bytes) -> bytes:
-        """The responses to the next piece of what has come, `data` being new."""
+        """The responses to the next messages received; `data` are the new bytes."""
         messages = self._frames.take(data)
         if not self._frames.has_begun:
             self._begun_at = None
@@ -114,12 +114,12 @@ class Stream:
             answers, goes_on = self._conversation.answers(messages, self._has_left)
         except Exception:
             log.exception("a stream failed")
-            self._frames.fail(FAILED, "this is our fault and is in the log")
+            self._frames.fail(FAILED, "this is an error of the service; it is logged")
             return self._frames.to_send()
         response = self._frames.to_send() + self._frames.encoded(answers)
         if goes_on:
             return response
-        self._leave(AGAIN, "connect again, and send again what was not done")
+        self._leave(AGAIN, "connect again, and resend the messages that were not applied")
         return response + self._frames.to_send()
 
     def _send(self, data: bytes) -> None:
@@ -134,8 +134,8 @@ class Stream:
                 unsent = memoryview(bytes(unsent) + self._farewell())
 
     def _farewell(self) -> bytes:
-        """Of a client that does not read."""
-        detail = f"nothing was read for {SLOW_S:g} s; connect again, and send again what was not answered"
+        """The problem and the close frame for a client that does not read."""
+        detail = f"nothing was read for {SLOW_S:g} s; connect again, and resend the messages that were not answered"
         problem = self._frames.encoded([(problems.document(problems.SLOW, detail), True)])
         self._leave(SLOW, "the client reads too slowly")
         return problem + self._frames.to_send()
@@ -145,15 +145,15 @@ class Stream:
         self._frames.close(code, reason)
 
     def look(self, now: float, *, stops: bool) -> None:
-        """Asks a silent client whether it is there, closes where the worker stops, and cuts what does not answer.
+        """Pings a silent client, closes if the worker stops, and disconnects a client that does not respond.
 
-        Not while it is being answered: the engine and the connection have clocks of their own.
+        Does nothing while a message is being answered: the engine and the connection have time limits of their own.
         """
         if self._busy:
             return
         if now - self._heard > 2 * PING_S or (self._left_at is not None and now - self._left_at > CLOSE_S):
             with contextlib.suppress(OSError):
-                self._connection.shutdown(socket.SHUT_RDWR)  # whoever reads it sees its end
+                self._connection.shutdown(socket.SHUT_RDWR)  # its reader sees the end
         elif self._left_at is not None:
             return
         elif stops:
@@ -168,7 +168,7 @@ class Stream:
             gevent.spawn(self._send_aside)
 
     def _send_aside(self) -> None:
-        if not self._busy:  # or else it is sent with the next answer
+        if not self._busy:  # otherwise it is sent with the next response
             self._busy = True
             with contextlib.suppress(OSError):
                 self._send(self._frames.to_send())

@@ -1,8 +1,8 @@
-"""GET /v1/sessions/{id}/stream: a session's steps over a WebSocket, a message in, a message out, in order.
+"""GET /v1/sessions/{id}/stream: a session's steps over a WebSocket, one response a message, in order.
 
-Owns what messages mean. A text is a step as it would be posted, answered as that would be, and with its `request_id`.
-Bytes are a number, 0 or one that makes a retry safe, and the values of one or more steps; what comes back is the step
-that was reached and the numbers that a text would say of each. Problems are texts in either case.
+Owns the meaning of messages. A text is the body of a step request; its response is that of the request, with its
+`request_id`. A binary message is a number, 0 or one that makes a retry safe, and the values of one or more steps; its
+response is the step reached and the numbers that a text response has for each step. Problems are always texts.
 """
 
 import struct
@@ -24,7 +24,7 @@ from onward.service.errors import Fault
 from onward.service.http import problems, steps
 from onward.service.http.connection import HasLeft
 from onward.service.http.operations import Operation
-from onward.service.http.problems import HTTP_KINDS, RequestError
+from onward.service.http.problems import HTTP_PROBLEM_TYPES, RequestError
 from onward.service.http.reply import Empty, encode
 from onward.service.http.step_encoding import written
 from onward.service.http.steps import TENANT, checked
@@ -32,27 +32,27 @@ from onward.service.websocket.framing import Frames, Message
 
 _NUMBER = struct.Struct("<Q")
 MOST_NAMED = 65_536
-"""A longer text that is no request is not read again for its `request_id`: that could cost more than to refuse it."""
+"""The longest invalid text that is parsed again for its `request_id`: more could cost more than its refusal."""
 
 
-class Conversation:
-    """What a stream says of its session."""
+class SessionProtocol:
+    """The message protocol of a session on one WebSocket."""
 
     def __init__(self, engine: Engine, session_id: str, model: str = "") -> None:
-        """model: the first step creates the session on it where there is none; empty: the session must exist."""
+        """model: the first step creates a missing session on it; empty: the session must exist."""
         self._engine, self._session_id, self._model = engine, session_id, model
 
     def answers(self, messages: Sequence[Message], has_left: HasLeft | None = None) -> tuple[list[Message], bool]:
-        """To each its own, in their order; what has come together advances the session in one go.
+        """The responses in the order of the messages, and whether the stream continues. One call advances all of them.
 
-        And whether the stream goes on: not where one could not be done now. It is the last that is told, why, so that
-        those after it do not overtake it.
+        If a message fails with a retryable error, its problem is the last response and the stream ends, so that no
+        later message is applied out of order.
         """
         reads = [self._read(message) for message in messages]
         asked = [read for read in reads if isinstance(read, StepRequest)]
         outcomes = self._engine.steps.step_in_order(TENANT, asked, has_left=has_left)
         if not all(isinstance(outcome, Exception) for outcome in outcomes):
-            self._model = ""  # a session that ends during the stream is not begun anew in silence
+            self._model = ""  # a session that ends during the stream is not silently created again
         held_up = outcomes[-1] if outcomes and is_retryable(outcomes[-1]) else None
         answers, left = list[Message](), iter(outcomes)
         for (_, is_text), read in zip(messages, reads, strict=True):
@@ -66,9 +66,9 @@ class Conversation:
         return answers, held_up is None
 
     def _read(self, message: Message) -> StepRequest | bytes:
-        """What a message asks for, or the problem that answers one that is no request.
+        """The step request of a message, or the encoded problem if the message is invalid.
 
-        The problem is encoded at once: pydantic's error would hold many times the memory of its message.
+        The problem is encoded at once, because pydantic's error takes many times the memory of the message.
         """
         data, is_text = message
         try:
@@ -78,8 +78,10 @@ class Conversation:
             name = f"#{_NUMBER.unpack(number)[0]}" if any(number) else ""
             return StepRequest(self._session_id, values, None, name, self._model)
         except struct.error:
-            return self._problem(RequestError(HTTP_KINDS[400], f"bytes begin with a number of {_NUMBER.size} bytes"))
-        except Exception as error:  # noqa: BLE001  (whatever it is, it is this message's alone)
+            return self._problem(
+                RequestError(HTTP_PROBLEM_TYPES[400], f"a binary message must begin with a number of {_NUMBER.size} bytes")
+            )
+        except Exception as error:  # noqa: BLE001  (any error is the problem of this message alone)
             return self._problem(error, _request_id(data))
 
     def _answer(self, asked: StepRequest, outcome: StepResult | Exception, *, is_text: bool) -> Message:
@@ -95,27 +97,27 @@ class Conversation:
 
 
 def _with_request_id(document: bytes, request_id: str) -> bytes:
-    """A JSON object with what the client can tell the answer by, where it gave its message a name."""
+    """The JSON object with the `request_id` of its message added, if the message has one."""
     return b'%b,"request_id":%b}' % (document[:-1], encode(request_id)) if request_id else document
 
 
 def _request_id(data: bytes) -> str:
-    """The name that a text has which is no request."""
+    """The `request_id` of an invalid text; empty if it has none."""
     content = steps.loaded(data) if len(data) <= MOST_NAMED else None
     name = content.get("request_id") if isinstance(content, dict) else None
     return name if isinstance(name, str) else ""
 
 
 def _values(answer: StepResult) -> bytes:
-    """float32 (steps, values): the head's outputs, then the surprise and what else the answer has."""
-    head, told = answer.model.manifest.head, answer.outputs.dtype.names or ()
-    names = [*head.outputs, *(name for name in (head.surprise, *SCORING_OUTPUTS) if name in told)]
+    """The bytes of float32 (steps, values): the head's outputs, then the surprise and the session's scores."""
+    head, available = answer.model.manifest.head, answer.outputs.dtype.names or ()
+    names = [*head.outputs, *(name for name in (head.surprise, *SCORING_OUTPUTS) if name in available)]
     columns = [answer.outputs[name].reshape(len(answer.outputs), -1) for name in names]
     return np.concatenate(columns, axis=1, dtype=np.float32, casting="same_kind").tobytes()
 
 
 def stream(engine: Engine, session_id: str, model: str = "") -> Response:
-    """Takes the connection over, once gunicorn has sent the answer. model: as of `Conversation`."""
+    """The handshake; the WebSocket takes the connection over after it. model: see `SessionProtocol`."""
     engine.steps.current_step(TENANT, checked(session_id), model=model)
     connection = request.environ.get("gunicorn.socket")
     if not hasattr(connection, "take_over"):
@@ -126,18 +128,18 @@ def stream(engine: Engine, session_id: str, model: str = "") -> Response:
     answer = protocol.accept(Request(request.full_path, Headers(request.headers.items()), request.method, "HTTP/1.1"))
     if answer.status_code != 101:
         raise _refused(answer.status_code, str(protocol.handshake_exc))
-    connection.take_over(Frames(request.max_content_length or 2**63), Conversation(engine, session_id, model))
+    connection.take_over(Frames(request.max_content_length or 2**63), SessionProtocol(engine, session_id, model))
     names = ("Upgrade", "Connection", "Sec-WebSocket-Accept")
     return Empty(status=101, headers=[(name, answer.headers[name]) for name in names])
 
 
 def _refused(status: int, why: str) -> RequestError:
     if status == 403:
-        return RequestError(problems.ORIGIN, f"{why}; a page of another site may not use this service")
+        return RequestError(problems.ORIGIN, f"{why}; pages of other sites may not use this service")
     if status == 426:
         detail = "streams are WebSockets: send the handshake of RFC 6455, or POST to .../steps"
         return RequestError(problems.UPGRADE, detail, [Fault("Upgrade", "expected websocket")])
-    return RequestError(HTTP_KINDS[400], f"not a WebSocket handshake: {why}")
+    return RequestError(HTTP_PROBLEM_TYPES[400], f"not a WebSocket handshake: {why}")
 
 
 OPERATIONS = (

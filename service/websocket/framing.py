@@ -20,9 +20,9 @@ except ImportError:  # no compiled one for this platform
     from websockets.utils import apply_mask
 
 PIECE = 32
-"""How many frames are read in one turn of the event loop, however many have come together."""
+"""The most frames that are read in one turn of the event loop."""
 MOST_FRAGMENTS = 65_536
-"""Of a message. They cost no memory; but a message without an end would cost time without an end."""
+"""The most fragments of a message. They cost no memory, but an endless message would cost endless time."""
 
 _CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0, 1, 2, 8, 9, 10  # RFC 6455, 5.2
 _OPCODES = frozenset({_CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG})
@@ -36,7 +36,7 @@ _PROTOCOL_ERROR, _NOT_UTF8, _POLICY, _TOO_BIG = 1002, 1007, 1008, 1009  # RFC 64
 
 
 Message = tuple[bytes, bool]
-"""Its data, and whether it is a text; a bare tuple, since two are made for every step."""
+"""The data of a message, and True if it is a text. A plain tuple, because two are made for every step."""
 
 
 class _EndError(Exception):
@@ -48,32 +48,34 @@ class _EndError(Exception):
 
 
 class Frames:
+    """The framing of one connection, without I/O: bytes in, messages out, and the reverse."""
+
     __slots__ = (
         "_fragments", "_is_text", "_last", "_message", "_most", "_rest", "_to_send", "ends", "has_ended",
         "is_open", "more",
     )  # fmt: skip
 
     def __init__(self, most: int) -> None:
-        """most: bytes of a message."""
+        """most: the largest size of a message in bytes."""
         self._most = most
-        self._rest = bytearray()  # what has come and was not read
-        self._message = bytearray()  # of the fragments of a message whose end has not come
+        self._rest = bytearray()  # received bytes that are not parsed yet
+        self._message = bytearray()  # the fragments of an unfinished message
         self._fragments, self._is_text = 0, False
         self._to_send = bytearray()
-        self._last: bytes | None = None  # what the connection ends with once the messages before it are answered
+        self._last: bytes | None = None  # the payload of the close frame that is sent after pending messages
         self.more = False
-        """Whether `take` has more to give of what has come already."""
+        """True if `take` can return more messages from the bytes already received."""
         self.has_ended = False
-        """Whether `take` has just read the end of a message, or a control frame between messages."""
+        """True if `take` has just read the end of a message, or a control frame between messages."""
         self.ends = False
-        """Whether the connection is to be closed once what there is `to_send` was sent."""
+        """True if the connection must be closed after the bytes of `to_send` are sent."""
         self.is_open = True
-        """Whether messages may be sent: no close frame was."""
+        """True until a close frame is sent: messages may be sent."""
 
     def take(self, data: bytes = b"") -> list[Message]:
-        """The messages that are whole now, of PIECE frames at most; control frames to send are in `to_send`.
+        """The complete messages among the next PIECE frames; control frames to send are in `to_send`.
 
-        What ends the connection, a fault or the client's close, waits until the messages before it were given out.
+        A fault or the client's close ends the connection only after the messages before it were returned.
         """
         if self._last is not None:
             self._finish(self._last)
@@ -98,7 +100,7 @@ class Frames:
         return messages if self.is_open else []
 
     def _read(self, data: bytes | bytearray, messages: list[Message]) -> int:
-        """Appends to `messages`. Returns where the first frame begins that was not read. Raises _EndError."""
+        """Appends to `messages` and returns the offset of the first frame that was not read. Raises _EndError."""
         start = 0
         for _ in range(PIECE):
             if len(data) < start + 2:
@@ -127,7 +129,7 @@ class Frames:
         return start
 
     def _check(self, first: int, second: int, size: int) -> None:
-        """Raises _EndError where a frame that begins so may not come now."""
+        """Raises _EndError if a frame with this head is not allowed now."""
         opcode, is_control, continues = first & _OPCODE, first & _CONTROL, first & _OPCODE == _CONTINUATION
         refusals = (
             (opcode not in _OPCODES, _PROTOCOL_ERROR, "invalid opcode"),
@@ -178,7 +180,7 @@ class Frames:
         return [(message, self._is_text)]
 
     def encoded(self, messages: Sequence[Message]) -> bytes:
-        """These as frames; nothing where the connection is closed."""
+        """The messages as frames; empty if the connection is closed."""
         if not self.is_open:
             return b""
         return b"".join([_encoded(_WHOLE_TEXT if is_text else _WHOLE_BINARY, data) for data, is_text in messages])
@@ -192,7 +194,7 @@ class Frames:
 
     @property
     def has_begun(self) -> bool:
-        """Whether a frame or a message has begun whose end was not read."""
+        """True if a frame or a message has begun and its end was not read."""
         return bool(self._rest or self._fragments)
 
     def ping(self) -> None:
@@ -218,7 +220,7 @@ class Frames:
 
 
 def _measure(data: bytes | bytearray, start: int) -> tuple[int, int]:
-    """Where the payload of the frame at `start` begins, and its length; beyond the data where that is not known yet."""
+    """The offset and length of the payload of the frame at `start`; an offset beyond the data if more is needed."""
     size, body = data[start + 1] & 0x7F, start + 2
     if size >= 126:
         length = _LENGTHS[size]
@@ -228,7 +230,7 @@ def _measure(data: bytes | bytearray, start: int) -> tuple[int, int]:
 
 
 def _check_text(data: bytes) -> None:
-    """Raises _EndError where it is not UTF-8."""
+    """Raises _EndError if the data is not UTF-8."""
     try:
         data.decode()
     except UnicodeDecodeError as error:

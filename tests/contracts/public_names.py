@@ -17,7 +17,7 @@ from onward.model.manifest import Manifest
 from onward.service.app import OPERATIONS
 from onward.service.http import openapi
 from onward.service.http.problems import ALL
-from onward.service.metrics.telemetry import Telemetry
+from onward.service.metrics.prometheus import Metrics
 from onward.service.settings import OF_CLIENTS, PREFIX, Settings
 from onward.training.config import Config
 
@@ -37,7 +37,7 @@ def names() -> list[str]:
         *(f"problem {kind.status} {kind.type}" for kind in ALL),
         *(f"setting {PREFIX}{name.upper()}" for name in Settings.model_fields),
         *(f"setting of the command line {name}" for name in OF_CLIENTS),
-        *(f"metric {metric}" for metric in re.findall(r"(?m)^# TYPE (.*)$", Telemetry().text().decode())),
+        *(f"metric {metric}" for metric in re.findall(r"(?m)^# TYPE (.*)$", Metrics().text().decode())),
         *(f"manifest.json: {field}" for field in document_fields(Manifest.model_json_schema())),
         *(f"configuration of training: {field}" for field in document_fields(Config.model_json_schema())),
         *commands(main, "onward"),

@@ -68,7 +68,7 @@ def reset(connection: socket.socket) -> bytes:
     return b""
 
 
-@pytest.fixture(scope="module", params=["1", "0"], ids=["lane", "flask"])
+@pytest.fixture(scope="module", params=["1", "0"], ids=["fast path", "flask"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("service")
     settings = {"ONWARD_LANE": request.param, "ONWARD_SECRET": "0123456789abcdef" * 2, "ONWARD_HISTORY": "8"}

@@ -1,4 +1,4 @@
-"""The step lane and Flask answer the same bytes alike, however they come."""
+"""The fast path and Flask answer the same bytes alike, however they come."""
 
 import json
 import re
@@ -24,8 +24,8 @@ STEP = b'{"inputs": [[500.5]]}'
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    """The same sessions behind the lane, and behind Flask alone; one worker each, so that all is in one event loop."""
-    folder = tmp_path_factory.mktemp("lane")
+    """Two services with the same sessions, with the fast path and with Flask alone, one worker each."""
+    folder = tmp_path_factory.mktemp("fast-path")
     with (
         Server(folder / "on", ONWARD_WORKERS="1", ONWARD_MAX_BODY_BYTES="4096") as on,
         Server(folder / "off", ONWARD_WORKERS="1", ONWARD_MAX_BODY_BYTES="4096", ONWARD_LANE="0") as off,
@@ -95,7 +95,7 @@ def test_the_lane_is_on_and_says_when_it_is_not(pair: Pair, tmp_path: Path) -> N
             assert client.post("/v1/sessions/a/steps", json={"inputs": [500]}).json()["step"] == 1
         assert logging.stop() == 0
         log = "".join(logging.log)
-        assert log.count("Steps are answered by Flask, more slowly: gunicorn is told accesslog") == 1
+        assert log.count("Steps are answered by Flask, more slowly: gunicorn is configured with accesslog") == 1
         assert '"POST /v1/sessions/a/steps HTTP/1.1" 200' in log
 
 

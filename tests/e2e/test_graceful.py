@@ -72,7 +72,7 @@ def assert_clean(server: Server) -> None:
 
 
 def test_a_connection_that_was_accepted_is_answered_after_a_stop(server: Server) -> None:
-    """Fresh ones and those that had an answer before, by the step lane's requests and by others."""
+    """Fresh ones and those that had an answer before, by the fast path's requests and by others."""
     with connect(server) as fresh, connect(server) as fresh_step, connect(server) as again, connect(server) as step:
         accepted(server, fresh)
         accepted(server, fresh_step)

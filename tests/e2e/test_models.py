@@ -90,7 +90,7 @@ def test_a_service_that_cannot_start_says_why(tmp_path: Path) -> None:
         ({"ONWARD_BIND": "203.0.113.1:80", "ONWARD_ALLOW_ANYONE": "1"}, "203.0.113.1:80: cannot listen there: "),
         ({"ONWARD_PROT": "8000"}, "ONWARD_PROT: no such setting"),
         ({"ONWARD_MODELS": str(tmp_path / "nowhere")}, "nowhere: no such folder of models"),
-        ({"ONWARD_MODELS": str(tmp_path)}, "no bundle <name>/<version>/ is in it"),
+        ({"ONWARD_MODELS": str(tmp_path)}, "contains no bundle <name>/<version>/"),
         ({"ONWARD_BIND": "0.0.0.0:0"}, "ONWARD_ALLOW_ANYONE=1"),
     ):
         printed = Server(tmp_path, **settings).refusal()

@@ -20,9 +20,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield started
 
 
-@pytest.fixture(scope="module", params=["lane", "flask"])
+@pytest.fixture(scope="module", params=["fast path", "flask"])
 def client(request: pytest.FixtureRequest, server: Server) -> Iterator[httpx.Client]:
-    """One whose steps are answered ahead of Flask, and one whose header the lane does not know."""
+    """One whose steps are answered ahead of Flask, and one whose header the fast path does not know."""
     with server.client() as opened:
         if request.param == "flask":
             opened.headers["X-Unknown"] = "1"

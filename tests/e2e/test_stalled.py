@@ -43,7 +43,7 @@ def read_to(connection: socket.socket, end: bytes) -> bytes:
 
 
 def test_who_stalls_is_cut_off_and_who_may_wait_is_not(tmp_path: Path) -> None:
-    """In the middle of a body, with the lane and without, and where nothing is read; uploads and streams may wait."""
+    """A client that stalls in a body or reads nothing is cut off, with the fast path and without; uploads may wait."""
     half = ("Content-Type: application/json", "Content-Length: 1000")
     one = ("Content-Type: application/x-ndjson", "Content-Length: 4")
     lines = ("Content-Type: application/x-ndjson", "Transfer-Encoding: chunked")
@@ -73,7 +73,7 @@ def test_who_stalls_is_cut_off_and_who_may_wait_is_not(tmp_path: Path) -> None:
         for connection in stopped:
             told = read_to(connection, b"no end")
             assert b"400 BAD REQUEST" in told
-            assert b"the body is not whole: too little came or was read in time" in told
+            assert b"the body is not whole: too little was received or read in time" in told
         assert STALLED_S < time.monotonic() - began < 2 * STALLED_S + MARGIN_S
         for stream in silent:
             stream.say({"inputs": [500]})

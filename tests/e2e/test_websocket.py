@@ -23,10 +23,10 @@ def begin(client: httpx.Client, *names: str, model: str = "pulse") -> None:
         assert client.post(f"/v1/models/{model}/sessions", json={"session_id": name}).status_code == 201
 
 
-@pytest.mark.parametrize("lane", ["1", "0"])
+@pytest.mark.parametrize("fast_path", ["1", "0"])
 @pytest.mark.parametrize("model", ["pulse", "weather"])
-def test_messages_are_answered_as_posts_are(tmp_path: Path, lane: str, model: str) -> None:
-    """Word for word, problems too, with the lane and without it."""
+def test_messages_are_answered_as_posts_are(tmp_path: Path, fast_path: str, model: str) -> None:
+    """Word for word, problems too, with the fast path and without it."""
     inputs = INPUTS[model](4)
     messages: list[dict[str, Any]] = [
         {"inputs": inputs[:2], "request_id": "r1"},
@@ -39,7 +39,7 @@ def test_messages_are_answered_as_posts_are(tmp_path: Path, lane: str, model: st
         {"inputs": inputs[3:], "unknown": 1},
         {"inputs": inputs[3:]},
     ]
-    with Server(tmp_path, ONWARD_LANE=lane, ONWARD_WORKERS="1") as server, server.client() as client:
+    with Server(tmp_path, ONWARD_LANE=fast_path, ONWARD_WORKERS="1") as server, server.client() as client:
         begin(client, "posted", "streamed", model=model)
         posted = [client.post("/v1/sessions/posted/steps", json=body).json() for body in messages]
         with WebSocket(server.url, "streamed") as stream:

@@ -1,4 +1,4 @@
-"""One way to hold an error to the house's shape."""
+"""The assertion that a response is a problem of the documented form."""
 
 from typing import Any
 

@@ -72,17 +72,17 @@ def test_what_the_first_worker_refuses_all_refuse(
 def test_a_worker_that_cannot_open_what_others_serve_does_not_start(
     taken: Catalogue, repository: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It would serve less than they do; its status lets the master start another, and the others serve on."""
+    """It would serve less than they do; its status lets the master start another, and the others continue to serve."""
     whole = taken.bundles
     taken.open()
     cut(repository)
     taken.bundles = read_all(repository)
-    with pytest.raises(DisagreementError, match=r"other workers serve what .*bad/1/model\.onnx: checksum is"):
+    with pytest.raises(DisagreementError, match=r"other workers serve: .*bad/1/model\.onnx: checksum is"):
         taken.open()
     with pytest.raises(SystemExit) as ended:
         wsgi.create()
     assert ended.value.code == 1
-    assert "the others serve on" in caplog.messages[-1]
+    assert "other workers continue to serve" in caplog.messages[-1]
     taken.bundles = whole
     assert list(taken.open().models) == ["bad", "good"]
 

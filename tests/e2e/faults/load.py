@@ -22,7 +22,7 @@ from tests.helpers.reference_loop import ZOO, BareLoop, pulse
 ANSWER_S = 2.0
 CUT, CUT_BODY, BULK, FLASK = 0.03, 0.03, 0.2, 0.1
 """Shares of requests: cut off before the answer, and before the announced end of the body; of several sessions at once;
-with a head that is not the lane's.
+with a head that is not the fast path's.
 """
 NUMBER = 1000
 """An upload of lines is cut within a number: what came of it is a number too, and must not be applied."""

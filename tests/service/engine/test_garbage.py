@@ -15,7 +15,7 @@ from onward.service.engine.engine import Engine, Limits
 from onward.service.engine.forecasting.forecast_start import ForecastRequest
 from onward.service.http import problems, steps
 from onward.service.store.lmdb import LmdbStore
-from onward.service.websocket.endpoint import Conversation
+from onward.service.websocket.endpoint import SessionProtocol
 from tests.helpers.recorded_bundles import make_bundle
 
 T = steps.TENANT
@@ -33,8 +33,8 @@ REQUESTS: dict[str, Any] = {
     "bulk": lambda engine: steps.reply(
         engine, None, b'{"items": [{"session_id": "s", "inputs": [1]}, {"session_id": "none", "inputs": [1]}]}'
     ),
-    "stream": lambda engine: Conversation(engine, "s").answers([(b'{"inputs": [10]}', True), (b"{}", True)]),
-    "stream of no session": lambda engine: Conversation(engine, "none").answers([(b'{"inputs": [10]}', True)] * 2),
+    "stream": lambda engine: SessionProtocol(engine, "s").answers([(b'{"inputs": [10]}', True), (b"{}", True)]),
+    "stream of no session": lambda engine: SessionProtocol(engine, "none").answers([(b'{"inputs": [10]}', True)] * 2),
     "in order": lambda engine: engine.steps.step_in_order(
         T, [StepRequest("s", [10]), StepRequest("s", BEYOND), StepRequest("s", ["a"])]
     ),

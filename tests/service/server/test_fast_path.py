@@ -1,4 +1,4 @@
-"""The lane alone: no gunicorn worker, no Flask behind it."""
+"""The fast path alone: no gunicorn worker, no Flask behind it."""
 
 import errno
 from collections.abc import Iterator
@@ -15,8 +15,8 @@ from onward.service.engine.engine import Engine, Limits
 from onward.service.http.connection import deliver
 from onward.service.server import connection_handoff as hands
 from onward.service.server import fast_path as lanes
-from onward.service.server.connection_handoff import Handed
-from onward.service.server.fast_path import Lane
+from onward.service.server.connection_handoff import HandoffConnection
+from onward.service.server.fast_path import FastPath
 from onward.service.store.lmdb import LmdbStore
 from tests.helpers.reference_loop import ZOO
 
@@ -26,19 +26,19 @@ GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 @pytest.fixture
-def lane(tmp_path: Path) -> Iterator[Lane]:
+def fast_path(tmp_path: Path) -> Iterator[FastPath]:
     engine = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits())
     engine.start()
     engine.create("public", "pulse", session_id="s")
-    yield Lane(engine, Config(), most_body=1000, alive=lambda: True)
+    yield FastPath(engine, Config(), most_body=1000, alive=lambda: True)
     engine.close()
 
 
-def served(lane: Lane, sent: bytes) -> tuple[bytes, Handed | None]:
-    """What the lane answers to these bytes and the end of the connection, and what it hands over."""
+def served(fast_path: FastPath, sent: bytes) -> tuple[bytes, HandoffConnection | None]:
+    """What the fast path answers to these bytes and the end of the connection, and what it hands over."""
     ours, theirs = gevent.socket.socketpair()
     with ours, theirs:
-        serving: Any = gevent.spawn(lane.serve, theirs, b"")
+        serving: Any = gevent.spawn(fast_path.serve, theirs, b"")
         ours.sendall(sent)
         ours.shutdown(gevent.socket.SHUT_WR)
         handed = serving.get()
@@ -46,17 +46,17 @@ def served(lane: Lane, sent: bytes) -> tuple[bytes, Handed | None]:
         return b"".join(iter(lambda: ours.recv(65536), b"")), handed
 
 
-def test_steps_are_answered_here(lane: Lane) -> None:
+def test_steps_are_answered_here(fast_path: FastPath) -> None:
     """Two behind each other: there is no Flask to answer them."""
-    said, handed = served(lane, 2 * STEP)
+    said, handed = served(fast_path, 2 * STEP)
     assert said.count(b"HTTP/1.1 200 OK\r\n") == 2
     assert said.endswith(b"}")
     assert handed is None
 
 
-def test_the_rest_is_handed_over_with_its_bytes(lane: Lane) -> None:
+def test_the_rest_is_handed_over_with_its_bytes(fast_path: FastPath) -> None:
     """One request is handed over, no byte less and none of the next; what follows it comes back."""
-    said, handed = served(lane, STEP + GET + STEP)
+    said, handed = served(fast_path, STEP + GET + STEP)
     assert said.count(b"HTTP/1.1 ") == 1
     assert handed is not None
     assert b"".join(iter(lambda: handed.recv(7), b"")) == GET
@@ -65,25 +65,25 @@ def test_the_rest_is_handed_over_with_its_bytes(lane: Lane) -> None:
 
 
 @pytest.mark.parametrize("unusual", [b"Transfer-Encoding: chunked", b"Upgrade: h2c", b"Expect: 100-continue"])
-def test_what_has_no_length_takes_the_connection(lane: Lane, unusual: bytes) -> None:
+def test_what_has_no_length_takes_the_connection(fast_path: FastPath, unusual: bytes) -> None:
     """From its first byte on, all that is read is gunicorn's."""
     sent = b"POST /v1/sessions/s/steps HTTP/1.1\r\nHost: x\r\n" + unusual + b"\r\n\r\n" + STEP
-    said, handed = served(lane, sent)
+    said, handed = served(fast_path, sent)
     assert said == b""
     assert handed is not None
     assert handed.recv(65536) == sent
     assert not handed.asked_for_more
 
 
-def test_an_idle_connection_is_ended(lane: Lane) -> None:
+def test_an_idle_connection_is_ended(fast_path: FastPath) -> None:
     """One that says nothing for longer than gunicorn lets it is closed; one that said the half of a request too."""
-    vars(lane)["_idle_s"] = 0.0
-    watch = gevent.spawn(lane.watch)
+    vars(fast_path)["_idle_s"] = 0.0
+    watch = gevent.spawn(fast_path.watch)
     for sent in (b"", STEP[:20]):
         ours, theirs = gevent.socket.socketpair()
         with ours, theirs, gevent.Timeout(20):
             ours.sendall(sent)
-            assert lane.serve(theirs, b"") is None
+            assert fast_path.serve(theirs, b"") is None
     watch.kill()
 
 
@@ -94,17 +94,17 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_stalled_client_of_the_lane_is_cut_off(lane: Lane) -> None:
+def test_a_stalled_client_of_the_lane_is_cut_off(fast_path: FastPath) -> None:
     """Where it sends on and on and reads no answer; one that stops in the middle of a body is told so by Flask."""
     ours, theirs = gevent.socket.socketpair()
     with ours, theirs, gevent.Timeout(60):
         sending = gevent.spawn(ours.sendall, STEP * 10_000)
-        assert lane.serve(theirs, b"") is None
+        assert fast_path.serve(theirs, b"") is None
         sending.kill()
     ours, theirs = gevent.socket.socketpair()
     with ours, theirs, gevent.Timeout(60):
         ours.sendall(STEP[:-1])
-        handed = lane.serve(theirs, b"")
+        handed = fast_path.serve(theirs, b"")
         assert handed is not None
         assert handed.recv(65536) == STEP[:-1]
         with pytest.raises(ConnectionResetError):
@@ -116,7 +116,7 @@ def test_a_stalled_client_of_gunicorn_is_cut_off() -> None:
     """As one that has gone, for all that gunicorn knows; not one that may wait, while it may."""
     ours, theirs = gevent.socket.socketpair()
     with ours, theirs, gevent.Timeout(60):
-        handed = Handed(theirs, b"half", None, patience_s=0.1)
+        handed = HandoffConnection(theirs, b"half", None, timeout_s=0.1)
         assert handed.recv(100) == b"half"
         with pytest.raises(ConnectionResetError):
             handed.recv(100)
@@ -140,7 +140,7 @@ def test_a_client_that_the_network_has_lost_is_gone() -> None:
         def settimeout(self, seconds: float | None) -> None: ...
         def setsockopt(self, *option: int) -> None: ...
 
-    handed = Handed(Lost(), b"", None, patience_s=1)
+    handed = HandoffConnection(Lost(), b"", None, timeout_s=1)
     handed.wait_long()
     with pytest.raises(ConnectionResetError):
         handed.recv(100)

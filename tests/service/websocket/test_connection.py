@@ -20,8 +20,8 @@ from onward.service.engine.engine import Engine, Limits
 from onward.service.engine.event_loop import take_loop_turn
 from onward.service.store.lmdb import LmdbStore
 from onward.service.websocket import connection
-from onward.service.websocket.connection import Streams
-from onward.service.websocket.endpoint import Conversation
+from onward.service.websocket.connection import WebSocketConnections
+from onward.service.websocket.endpoint import SessionProtocol
 from onward.service.websocket.framing import PIECE, Frames
 from tests.helpers.reference_loop import ZOO
 from tests.helpers.websocket_client import CLOSE, PING, PONG, TEXT, frame
@@ -51,7 +51,7 @@ def opened(engine: Engine, alive: dict[str, bool], monkeypatch: pytest.MonkeyPat
     """Opens streams of a session: the client's socket, and the greenlet that serves the other end."""
     for name, seconds in (("PING_S", 0.4), ("SLOW_S", 0.4), ("CLOSE_S", 0.4), ("MESSAGE_S", 0.4)):
         monkeypatch.setattr(connection, name, seconds)
-    all_of_them = Streams(lambda: alive["alive"])
+    all_of_them = WebSocketConnections(lambda: alive["alive"])
     watch = gevent.spawn(all_of_them.watch)
     sockets = list[Any]()
 
@@ -59,7 +59,7 @@ def opened(engine: Engine, alive: dict[str, bool], monkeypatch: pytest.MonkeyPat
         ours, theirs = gevent.socket.socketpair()
         sockets.extend((ours, theirs))
         theirs.setsockopt(gevent.socket.SOL_SOCKET, gevent.socket.SO_SNDBUF, 8192)
-        return ours, gevent.spawn(all_of_them.serve, theirs, b"", Frames(MOST), Conversation(engine, "s"))
+        return ours, gevent.spawn(all_of_them.serve, theirs, b"", Frames(MOST), SessionProtocol(engine, "s"))
 
     with gevent.Timeout(60):
         yield open_one
@@ -77,8 +77,8 @@ def fill(ours: Any) -> None:
         pytest.fail("it reads without end")
 
 
-def of(serving: Any) -> Streams:
-    streams: Streams = serving._run.__self__
+def of(serving: Any) -> WebSocketConnections:
+    streams: WebSocketConnections = serving._run.__self__
     return streams
 
 
@@ -198,7 +198,7 @@ def test_a_refused_text_is_named_where_it_is_short(engine: Engine) -> None:
     """By its `request_id`; a long one is not read a second time for that."""
     for size, name in ((10, {"request_id": "r"}), (2**16, {})):
         text = json.dumps({"request_id": "r", "unknown": "x" * size}).encode()
-        ((answer, is_text),), goes_on = Conversation(engine, "s").answers([(text, True)])
+        ((answer, is_text),), goes_on = SessionProtocol(engine, "s").answers([(text, True)])
         problem = json.loads(answer)
         assert (is_text, goes_on, problem["status"]) == (True, True, 422)
         assert {key: problem[key] for key in problem.keys() & {"request_id"}} == name
@@ -239,8 +239,8 @@ def test_what_cannot_be_done_now_ends_the_stream(tmp_path: Path) -> None:
     late.create("public", "pulse", session_id="s")
     ours, theirs = gevent.socket.socketpair()
     with ours, theirs, contextlib.closing(late):
-        conversation = Conversation(late, "s")
-        serving = gevent.spawn(Streams(lambda: True).serve, theirs, b"", Frames(MOST), conversation)
+        conversation = SessionProtocol(late, "s")
+        serving = gevent.spawn(WebSocketConnections(lambda: True).serve, theirs, b"", Frames(MOST), conversation)
         wrong, good = frame(b'{"inputs": []}'), frame(b'{"inputs": [[500]], "request_id": "r"}')
         ours.sendall(wrong + good + good + wrong)
         frames = Heard().feed(ours.recv(65536))

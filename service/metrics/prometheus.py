@@ -1,7 +1,7 @@
-"""Metrics in Prometheus' text form: how the predictions of each model come true, over all worker processes.
+"""Metrics in Prometheus' text format: how accurate the predictions of each model are, summed over all workers.
 
-Owns the names of metrics. Where gunicorn has set a folder (PROMETHEUS_MULTIPROC_DIR), each worker counts in files of
-its own there, on from what one that has ended left in them, and any worker answers with the sum of all.
+Owns the names of metrics. Where PROMETHEUS_MULTIPROC_DIR names a folder, each worker counts in files of its own in it,
+continuing the counts of an ended worker, and any worker reports the sum over all files.
 """
 
 import os
@@ -27,20 +27,20 @@ _MEANINGS = {
 _OF_MODEL, _OF_TARGET = ("model", "version"), ("model", "version", "target")
 
 
-class Telemetry:
-    """Satisfies the engine's Observer. One a process."""
+class Metrics:
+    """The metrics of this process; satisfies the engine's Observer. A process makes one instance."""
 
     def __init__(self) -> None:
         if self._shared:
-            place = multiprocess.place()
-            values.ValueClass = values.MultiProcessValue(lambda: place)  # type: ignore[no-untyped-call]
+            index = multiprocess.worker_index()
+            values.ValueClass = values.MultiProcessValue(lambda: index)  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
-        self._of = {name: self._metric(name, *told) for name, told in _MEANINGS.items()}
+        self._of = {name: self._metric(name, *described) for name, described in _MEANINGS.items()}
         self._damaged = Counter("onward_damaged_records", "damaged records that were met", registry=self._registry)
 
     @property
     def _shared(self) -> bool:
-        """Whether other processes count too."""
+        """True if other processes count too."""
         return multiprocess.VARIABLE in os.environ
 
     def _metric(self, name: str, named: str, meaning: str) -> Counter | Gauge:
@@ -51,7 +51,7 @@ class Telemetry:
 
     def watched(self, model: StepModel, sums: Sequence[Sum]) -> Callable[[Sequence[float]], None]:
         of = (model.manifest.name, str(model.manifest.version))
-        children = [self._of[one.name].labels(*of, *([one.target] if one.target else [])) for one in sums]
+        children = [self._of[total.name].labels(*of, *([total.target] if total.target else [])) for total in sums]
 
         def gained(by: Sequence[float]) -> None:
             for child, amount in zip(children, by, strict=True):
@@ -64,7 +64,7 @@ class Telemetry:
         self._damaged.inc()
 
     def text(self) -> bytes:
-        """What has been counted so far, by all workers."""
+        """The metrics of all workers in Prometheus' text format."""
         registry = self._registry
         if self._shared:
             registry = CollectorRegistry()
