@@ -30,7 +30,7 @@ A slow link is faster; a client that sends single bytes to hold connections open
 
 
 class Pace:
-    """The time limit of a body, or of a line of it: STALLED_S, and a second more for each LEAST_BYTES_PER_S received."""
+    """The time limit of a body or a line: STALLED_S, and a second more for each LEAST_BYTES_PER_S bytes received."""
 
     def __init__(self) -> None:
         self._due = time.monotonic() + STALLED_S
@@ -39,7 +39,7 @@ class Pace:
         self._due += count / LEAST_BYTES_PER_S
 
     def timeout_s(self) -> float:
-        """The seconds to wait for more. Never zero, so that bytes that have arrived are read, also if this process is late."""
+        """The seconds to wait for more; never zero, so that bytes that have arrived are read."""
         return min(STALLED_S, max(LEAST_WAIT_S, self._due - time.monotonic()))
 
 
