@@ -79,7 +79,9 @@ class SessionProtocol:
             return StepRequest(self._session_id, values, None, name, self._model)
         except struct.error:
             return self._problem(
-                RequestError(HTTP_PROBLEM_TYPES[400], f"a binary message must begin with a number of {_NUMBER.size} bytes")
+                RequestError(
+                    HTTP_PROBLEM_TYPES[400], f"a binary message must begin with a number of {_NUMBER.size} bytes"
+                )
             )
         except Exception as error:  # noqa: BLE001  (any error is the problem of this message alone)
             return self._problem(error, _request_id(data))
