@@ -40,8 +40,8 @@ class Catalogue:
         """The opened models. All workers refuse the bundles that the first worker refuses. Raises DisagreementError."""
         opened = open_bundles(self.bundles, threads=threads)
         agreed = self._agreed(opened.refused)
-        refused = {error.place for error in agreed}
-        if differing := [str(error) for error in opened.refused if error.place not in refused]:
+        refused = {error.folders for error in agreed}
+        if differing := [str(error) for error in opened.refused if error.folders not in refused]:
             raise DisagreementError(f"this worker cannot open bundles that other workers serve: {'; '.join(differing)}")
         models = {
             name: served
