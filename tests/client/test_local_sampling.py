@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("models")
     make_bundle(made, name="covariate", features=FEATURES, targets=("z", "x"))
     make_bundle(made, name="points", head="point")
-    markov(made, [[0.6, 0.2, 0.2]] * 3, "ab", unknown=True, told=1, name="one")
+    markov(made, [[0.6, 0.2, 0.2]] * 3, "ab", unknown=True, top=1, name="one")
     for name in ("pulse", "characters"):
         (made / name).symlink_to(ZOO / name)
     return made

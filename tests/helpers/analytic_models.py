@@ -1,6 +1,6 @@
-"""Models whose every number is known, as graphs written out: what is drawn from them has a closed form.
+"""Models with closed-form distributions, as ONNX graphs in text form.
 
-`ar1` is x' = phi x + sigma e, with a normal e. `markov` draws the next category by the last one alone.
+`ar1` is x' = phi x + sigma e, with a normal e. In `markov` the next category depends on the last one alone.
 """
 
 import json
@@ -20,11 +20,11 @@ LAST = """
     wide = Unsqueeze (long, one)
     at = Sub (wide, one)
 """
-"""`at`: (batch, 1) of each row the place of its last step."""
+"""Nodes that compute `at`, (batch, 1): the index of each row's last step."""
 
 
 def ar1(repository: Path, phi: float, sigma: float, *, name: str = "ar1") -> None:
-    """Feature x, head gaussian, first prediction 0 with deviation 1."""
+    """Writes a bundle with the feature x and the head gaussian, whose first prediction is 0 with deviation 1."""
     graph = f"""
     <ir_version: 10, opset_import: ["": 17]>
     known (float[batch, time, 1] inputs, int32[batch] lengths, float[batch, 1] mean_in, float[batch, 1] std_in)
@@ -45,8 +45,8 @@ def ar1(repository: Path, phi: float, sigma: float, *, name: str = "ar1") -> Non
         task="forecast",
         outputs=[_tensor("mean", "batch", "time", 1), _tensor("std", "batch", "time", 1)],
         state=[
-            {"input": f"{one}_in", "output": f"{one}_out", "shape": ["batch", 1], "init": init}
-            for one, init in (("mean", 0.0), ("std", 1.0))
+            {"input": f"{output}_in", "output": f"{output}_out", "shape": ["batch", 1], "init": init}
+            for output, init in (("mean", 0.0), ("std", 1.0))
         ],
         features=[{"name": "x"}],
         head={
@@ -59,21 +59,22 @@ def ar1(repository: Path, phi: float, sigma: float, *, name: str = "ar1") -> Non
 
 def markov(
     repository: Path,
-    chances: Sequence[Sequence[float]],
+    probabilities: Sequence[Sequence[float]],
     categories: Sequence[str | int],
     *,
-    told: int | None = None,
+    top: int | None = None,
     name: str = "markov",
     **feature: Any,
 ) -> None:
-    """Feature token. chances: of each place (rows) the chance of each to follow; at first as after the first place.
+    """Writes a bundle with the feature token and the head categorical.
 
-    told: how many places are told, all if left out. With `unknown=True` there is one place more than categories.
+    probabilities: row i has the probability of each category after category i; the first prediction is row 0. top: the
+    number of categories in a prediction, all by default. With `unknown=True` there is one row more than categories.
     """
-    table = np.array(chances)
-    top = np.argsort(-table, axis=1, kind="stable")[:, :told]
-    scores = np.log(np.take_along_axis(table, top, axis=1)).astype(np.float32)
-    rows, width = top.shape
+    transitions = np.array(probabilities)
+    tops = np.argsort(-transitions, axis=1, kind="stable")[:, :top]
+    scores = np.log(np.take_along_axis(transitions, tops, axis=1)).astype(np.float32)
+    rows, width = tops.shape
 
     def listed(array: np.ndarray[Any, Any]) -> str:
         return ", ".join(map(str, array.reshape(-1).tolist()))
@@ -84,7 +85,7 @@ def markov(
            float[batch, {width}] score_in)
     => (int64[batch, time, {width}] top, float[batch, time, {width}] log_probability, int64[batch, {width}] top_out,
         float[batch, {width}] score_out)
-    <int64[{rows}, {width}] tops = {{{listed(top)}}}, float[{rows}, {width}] scores = {{{listed(scores)}}},
+    <int64[{rows}, {width}] tops = {{{listed(tops)}}}, float[{rows}, {width}] scores = {{{listed(scores)}}},
      float zero = {{0.0}}, float most = {{{rows - 1}.0}}>
     {{
         last = Constant <value_ints: ints = [2]> ()
@@ -108,7 +109,7 @@ def markov(
         ],
         state=[
             {"input": "top_in", "output": "top_out", "shape": ["batch", width], "dtype": "int64",
-             "init": top[0].tolist()},
+             "init": tops[0].tolist()},
             {"input": "score_in", "output": "score_out", "shape": ["batch", width], "init": scores[0].tolist()},
         ],
         features=[{"name": "token", "kind": "category", "categories": list(categories), **feature}],
@@ -118,7 +119,7 @@ def markov(
         },
         parity={
             "inputs": [[[1]]], "lengths": [1],
-            "outputs": {"top": [[top[1].tolist()]], "log_probability": [[scores[1].tolist()]]},
+            "outputs": {"top": [[tops[1].tolist()]], "log_probability": [[scores[1].tolist()]]},
         },
     )  # fmt: skip
 
@@ -131,11 +132,11 @@ def _publish(bundle: Path, graph: str, **manifest: Any) -> None:
     data = recorded_graph(graph)
     bundle.mkdir(parents=True)
     (bundle / GRAPH).write_bytes(data)
-    told = {
+    defaults = {
         "version": 1,
         "inputs": [_tensor("inputs", "batch", "time", 1)],
         "lengths": _tensor("lengths", "batch") | {"dtype": "int32"},
         "exact": True,
         "sha256": sha256(data).hexdigest(),
     }
-    (bundle / MANIFEST).write_text(json.dumps(told | manifest))
+    (bundle / MANIFEST).write_text(json.dumps(defaults | manifest))

@@ -1,8 +1,8 @@
-"""The recurrent cells in float64 numpy, written from the papers' equations: a reference that shares no code.
+"""The recurrent cells in float64 numpy, written from the papers' equations: a reference that shares no code with ours.
 
 elman: h = phi(W x + b + R h + r) (Elman 1990). lstm: Hochreiter and Schmidhuber 1997, with the forget gate of Gers et
 al. 2000. gru: Cho et al. 2014, in the form whose reset gate follows the recurrent product, as cuDNN's, torch's and
-ONNX's `linear_before_reset=1` have it. Gates lie as torch keeps them: LSTM i, f, g, o; GRU r, z, n.
+ONNX's `linear_before_reset=1` have it. Gates are in torch's order: LSTM i, f, g, o; GRU r, z, n.
 """
 
 import math
@@ -63,7 +63,7 @@ def nll(value: Array, mean: Array, std: Array) -> Array:
 
 
 def run(network: Network, inputs: NDArray[np.float32]) -> tuple[dict[str, Array], dict[str, Array]]:
-    """What the network must say of one row: inputs (time, features) -> outputs (time, ...), last state by input."""
+    """Returns the expected outputs (time, ...) of one row of inputs (time, features), and the last state by input."""
     weights = {name: value.detach().numpy().astype(np.float64) for name, value in network.state_dict().items()}
     config, names = network.config, [feature.name for feature in network.signature.features]
     targets = [names.index(target) for target in network.signature.targets]
@@ -74,7 +74,7 @@ def run(network: Network, inputs: NDArray[np.float32]) -> tuple[dict[str, Array]
     mean, std = weights["input_layer.statistics.mean"], weights["input_layer.statistics.std"]
     tensors = 2 if config.cell == "lstm" else 1
     states = [[np.zeros(config.units)] * tensors for _ in layers]
-    said = []
+    readouts = []
     for raw in inputs.astype(np.float64):
         x: Array = (raw - mean) / std
         for layer, weight in enumerate(layers):
@@ -86,73 +86,73 @@ def run(network: Network, inputs: NDArray[np.float32]) -> tuple[dict[str, Array]
             if config.layer_norm:  # Ba et al. 2016, equation 3
                 x = (x - x.mean()) / np.sqrt(x.var() + 1e-5)
                 x = x * weights[f"norms.{layer}.weight"] + weights[f"norms.{layer}.bias"]
-        numbers = weights["head.readout.weight"] @ x + weights["head.readout.bias"]
-        said.append(numbers.reshape(-1, len(targets)).T)
-    prediction = np.stack(said)  # (time, targets, parameters)
+        values = weights["head.readout.weight"] @ x + weights["head.readout.bias"]
+        readouts.append(values.reshape(-1, len(targets)).T)
+    prediction = np.stack(readouts)  # (time, targets, parameters)
     actual = inputs[:, targets].astype(np.float64)
-    told, surprise = _HEADS[config.head](network, prediction, mean[targets], std[targets], actual)
+    predicted, surprise = _HEADS[config.head](network, prediction, mean[targets], std[targets], actual)
     state = {
-        f"{name}_in": np.stack([layer[place] for layer in states]) for place, name in enumerate(("h", "c")[:tensors])
+        f"{name}_in": np.stack([layer[index] for layer in states]) for index, name in enumerate(("h", "c")[:tensors])
     }
-    state |= {f"last_{name}_in": value[-1] for name, value in told.items()}
-    outputs = {name: told[name] for name in network.head.outputs}
+    state |= {f"last_{name}_in": value[-1] for name, value in predicted.items()}
+    outputs = {name: predicted[name] for name in network.head.outputs}
     return outputs | {"surprise": surprise.sum(axis=-1)}, state
 
 
-Told = tuple[dict[str, Array], Array]
+Prediction = tuple[dict[str, Array], Array]
 
 
-def _shift(first: Array, told: Array) -> Array:
-    """What was told before each step: the marginal before the first."""
-    return np.concatenate([first[None], told[:-1]])
+def _shift(first: Array, predictions: Array) -> Array:
+    """Returns the prediction before each step: the marginal before the first."""
+    return np.concatenate([first[None], predictions[:-1]])
 
 
-def _point(network: Network, said: Array, mean: Array, std: Array, actual: Array) -> Told:
-    centre = said[..., 0] * std + mean
+def _point(network: Network, readouts: Array, mean: Array, std: Array, actual: Array) -> Prediction:
+    centre = readouts[..., 0] * std + mean
     error = np.abs(actual - _shift(mean, centre)) / std
     scores = {"mae": error, "mse": error**2, "huber": np.where(error < 1, 0.5 * error**2, error - 0.5)}
     return {"point": centre, "unit": np.broadcast_to(std, centre.shape)}, scores[network.config.loss]
 
 
-def _deviation(said: Array, std: Array) -> Array:
-    return np.asarray(np.exp(np.clip(said[..., 1], -LOG_BOUND, LOG_BOUND)) * std, np.float64)
+def _deviation(readouts: Array, std: Array) -> Array:
+    return np.asarray(np.exp(np.clip(readouts[..., 1], -LOG_BOUND, LOG_BOUND)) * std, np.float64)
 
 
-def _gaussian(network: Network, said: Array, mean: Array, std: Array, actual: Array) -> Told:
+def _gaussian(network: Network, readouts: Array, mean: Array, std: Array, actual: Array) -> Prediction:
     del network
-    centre, deviation = said[..., 0] * std + mean, _deviation(said, std)
+    centre, deviation = readouts[..., 0] * std + mean, _deviation(readouts, std)
     surprise = nll(actual, _shift(mean, centre), _shift(std, deviation))
     return {"mean": centre, "std": deviation, "log_std": np.log(deviation)}, surprise
 
 
-def _student_t(network: Network, said: Array, mean: Array, std: Array, actual: Array) -> Told:
+def _student_t(network: Network, readouts: Array, mean: Array, std: Array, actual: Array) -> Prediction:
     df = 2 + np.log1p(np.exp(network.get_parameter("head.free").detach().numpy().astype(np.float64)))
-    centre, scale = said[..., 0] * std + mean, _deviation(said, std)
+    centre, scale = readouts[..., 0] * std + mean, _deviation(readouts, std)
     z = (actual - _shift(mean, centre)) / _shift(std, scale)
     constant = [math.lgamma((v + 1) / 2) - math.lgamma(v / 2) - 0.5 * math.log(v * math.pi) for v in df]
     density = np.array(constant) - np.log(_shift(std, scale)) - (df + 1) / 2 * np.log1p(z**2 / df)
-    told = {"mean": centre, "scale": scale, "df": np.broadcast_to(df, centre.shape), "log_scale": np.log(scale)}
-    return told, -density
+    prediction = {"mean": centre, "scale": scale, "df": np.broadcast_to(df, centre.shape), "log_scale": np.log(scale)}
+    return prediction, -density
 
 
-def _quantiles(network: Network, said: Array, mean: Array, std: Array, actual: Array) -> Told:
+def _quantiles(network: Network, readouts: Array, mean: Array, std: Array, actual: Array) -> Prediction:
     levels = np.array(network.config.quantiles)
     middle = list(levels).index(0.5)
-    up = np.where(said > 0, said + 1, np.exp(np.clip(said, -LOG_BOUND, 0)))
-    places = np.empty_like(said)
+    up = np.where(readouts > 0, readouts + 1, np.exp(np.clip(readouts, -LOG_BOUND, 0)))
+    scaled = np.empty_like(readouts)
     for level in range(len(levels)):
         between = up[..., middle + 1 : level + 1].sum(axis=-1) - up[..., level:middle].sum(axis=-1)
-        places[..., level] = said[..., middle] + between
-    told = places * std[:, None] + mean[:, None]
+        scaled[..., level] = readouts[..., middle] + between
+    quantiles = scaled * std[:, None] + mean[:, None]
     normal = np.array([NormalDist().inv_cdf(level) for level in levels])
-    before = _shift(mean[:, None] + std[:, None] * normal, told)
+    before = _shift(mean[:, None] + std[:, None] * normal, quantiles)
     error = (actual[..., None] - before) / std[:, None]
     losses = np.where(error >= 0, levels * error, (levels - 1) * error)
-    said_too = {"unit": np.broadcast_to(std, said.shape[:2])}
-    return {"median": told[..., middle], "quantiles": told} | said_too, 2 * losses.mean(axis=-1)
+    unit = {"unit": np.broadcast_to(std, readouts.shape[:2])}
+    return {"median": quantiles[..., middle], "quantiles": quantiles} | unit, 2 * losses.mean(axis=-1)
 
 
-_HEADS: dict[str, Callable[[Network, Array, Array, Array, Array], Told]] = {
+_HEADS: dict[str, Callable[[Network, Array, Array, Array, Array], Prediction]] = {
     "point": _point,
     "gaussian": _gaussian,
     "student_t": _student_t,

@@ -1,7 +1,7 @@
-"""Networks of any kind, their inputs, and the same computed plainly: loops in double precision over one session.
+"""Networks of any kind and their inputs, and a reference of their input layer in numpy: loops over one session.
 
-`network` and `export` make what a test needs; `reading` and `hidden` are the independent side of comparisons, with none
-of training's own formulas in them.
+`network` and `export` make what a test needs. `prepare` and `hidden` are the independent side of comparisons: they are
+in double precision and share no formula with the training package.
 """
 
 import tempfile
@@ -26,38 +26,41 @@ from onward.training.network.ops import TorchOps
 Floats = NDArray[np.float64]
 
 MEAN, STD = 10.0, 2.0
-"""Of every number."""
+"""The mean and deviation of every number."""
 
 
-def signature(features: Sequence[Feature], *targets: str, **told: Any) -> Signature:
-    return Signature(tuple(features), targets, **told)
+def signature(features: Sequence[Feature], *targets: str, **attributes: Any) -> Signature:
+    return Signature(tuple(features), targets, **attributes)
 
 
-def scaling(spoken: Signature) -> TrainingStatistics:
-    numbers = [feature.kind == "number" for feature in spoken.features]
+def statistics(signature: Signature) -> TrainingStatistics:
+    numbers = [feature.kind == "number" for feature in signature.features]
     return TrainingStatistics(
         torch.tensor([MEAN if number else 0.0 for number in numbers], dtype=torch.float64),
         torch.tensor([STD if number else 1.0 for number in numbers], dtype=torch.float64),
     )
 
 
-def network(spoken: Signature, *, seed: int = 0, counts: Sequence[float] | None = None, **model: Any) -> Network:
-    """No weight or bias is zero, so none can be misplaced unseen. `model` are keys of the configuration's [model]."""
+def network(signature: Signature, *, seed: int = 0, counts: Sequence[float] | None = None, **model: Any) -> Network:
+    """Returns a network with random weights. `model` are keys of the configuration's [model].
+
+    No weight or bias is zero, so that a misplaced one changes the outputs.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        counted = None if counts is None else torch.tensor(counts)
-        made = Network(Model.model_validate(model), spoken, scaling(spoken), counted)
+        category_counts = None if counts is None else torch.tensor(counts)
+        network = Network(Model.model_validate(model), signature, statistics(signature), category_counts)
         with torch.no_grad():
-            for name, parameter in made.named_parameters():
+            for name, parameter in network.named_parameters():
                 if "weight_hh" in name:
                     parameter.mul_(0.7)  # a contraction, so that no state grows without bound
                 reach = 0.1 if parameter.ndim == 1 else 0.3 / parameter.shape[1] ** 0.5
                 parameter.add_(torch.randn_like(parameter) * reach)
-    return made
+    return network
 
 
 def draw(features: Sequence[Feature], rows: int, steps: int, *, seed: int = 0) -> NDArray[np.float32]:
-    """(rows, steps, features) noise with those moments, any category, a tenth missing where values may be."""
+    """Returns (rows, steps, features): noise with those moments, any category, a tenth missing where values may be."""
     rng, columns = np.random.default_rng(seed), []
     for feature in features:
         column = rng.normal(MEAN, STD, (rows, steps))
@@ -69,29 +72,32 @@ def draw(features: Sequence[Feature], rows: int, steps: int, *, seed: int = 0) -
     return np.stack(columns, axis=-1).astype(np.float32)
 
 
-def export(made: Network, repository: Path | None = None, *, steps: int = 24) -> StepModel:
-    """Published as `<repository>/tiny/1`, or nowhere, on inputs drawn for it: proven and checked over so many steps."""
-    sample = draw(made.signature.features, 7, steps, seed=1)
+def export(network: Network, repository: Path | None = None, *, steps: int = 24) -> StepModel:
+    """Exports the network as `<repository>/tiny/1`, or into a temporary folder, and returns its model.
+
+    It is proven and checked on drawn inputs of so many steps.
+    """
+    sample = draw(network.signature.features, 7, steps, seed=1)
     if repository is not None:
-        return exports.export(made, bundle=repository / "tiny" / "1", sample=sample)
+        return exports.export(network, bundle=repository / "tiny" / "1", sample=sample)
     with tempfile.TemporaryDirectory() as scratch:
-        return exports.export(made, bundle=Path(scratch) / "tiny" / "1", sample=sample)
+        return exports.export(network, bundle=Path(scratch) / "tiny" / "1", sample=sample)
 
 
 @dataclass(frozen=True, slots=True)
-class Read:
-    """What the network reads of a session, and the units that its numbers have after each step: (time, ...) each."""
+class PreparedInputs:
+    """The inputs that the recurrent layers read in a session, and the scale of its numbers: (time, ...) each."""
 
     dense: Floats
     """Fixed numbers, then streaming ones, then masks."""
     embedded: Floats
-    mean: Floats  # (time, features) of numbers
+    mean: Floats  # (time, features), after each step
     std: Floats
 
 
-def reading(made: Network, row: NDArray[np.float32]) -> Read:
-    """Step by step; moments are those of a list of what was seen. row: (time, features)."""
-    features, kind = made.signature.features, made.config.scaling
+def prepare(network: Network, row: NDArray[np.float32]) -> PreparedInputs:
+    """Prepares row (time, features) step by step; the statistics are those of a list of the values seen."""
+    features, kind = network.signature.features, network.config.scaling
     numbers = [i for i, feature in enumerate(features) if feature.kind == "number"]
     streaming = [i for i in numbers if features[i].role == "observed" and kind != "fixed"]
     order = [*[i for i in numbers if i not in streaming], *streaming]
@@ -103,8 +109,8 @@ def reading(made: Network, row: NDArray[np.float32]) -> Read:
             mean[t, i], std[t, i] = _moments(kind, seen[~np.isnan(seen)]) if i in streaming else (MEAN, STD)
         scaled = [0.0 if np.isnan(step[i]) else (step[i] - mean[t, i]) / std[t, i] for i in order]
         dense.append([*scaled, *(float(np.isnan(step[i])) for i in numbers if features[i].nullable)])
-        embedded.append(_embedded(made, step))
-    return Read(np.array(dense), np.array(embedded), mean, std)
+        embedded.append(_embed(network, step))
+    return PreparedInputs(np.array(dense), np.array(embedded), mean, std)
 
 
 def _moments(kind: str, seen: Floats) -> tuple[float, float]:
@@ -117,28 +123,31 @@ def _moments(kind: str, seen: Floats) -> tuple[float, float]:
     return float(seen.mean()), float(np.sqrt(seen.var() + guess**2 + (STD * 1e-6) ** 2))
 
 
-def _embedded(made: Network, step: Floats) -> list[float]:
-    told: list[float] = []
-    categories = [i for i, feature in enumerate(made.signature.features) if feature.kind == "category"]
-    for i, table in zip(categories, made.input_layer.embeddings, strict=True):
+def _embed(network: Network, step: Floats) -> list[float]:
+    embedded: list[float] = []
+    categories = [i for i, feature in enumerate(network.signature.features) if feature.kind == "category"]
+    for i, table in zip(categories, network.input_layer.embeddings, strict=True):
         weight = cast("nn.Embedding", table).weight.detach().double().numpy()
-        told += weight[made.signature.features[i].category_count if np.isnan(step[i]) else int(step[i])].tolist()
-    return told
+        embedded += weight[network.signature.features[i].category_count if np.isnan(step[i]) else int(step[i])].tolist()
+    return embedded
 
 
-def hidden(made: Network, inputs: Floats) -> Floats:
-    """(time, units) torch's own layer in double precision. inputs: (time, read); a network of one layer."""
-    (layer,) = made.layers
+def hidden(network: Network, inputs: Floats) -> Floats:
+    """Returns the states (time, units) of torch's own layer in double precision, for a network of one layer.
+
+    inputs: (time, read).
+    """
+    (layer,) = network.layers
     kind = type(cast("nn.RNNBase", layer))
-    more = {"nonlinearity": layer.nonlinearity} if isinstance(layer, nn.RNN) else {}
-    twin = kind(inputs.shape[1], made.config.units, dtype=torch.float64, **more)
-    twin.load_state_dict({name: value.double() for name, value in layer.state_dict().items()})
+    options = {"nonlinearity": layer.nonlinearity} if isinstance(layer, nn.RNN) else {}
+    double = kind(inputs.shape[1], network.config.units, dtype=torch.float64, **options)
+    double.load_state_dict({name: value.double() for name, value in layer.state_dict().items()})
     with torch.no_grad():
-        told: Floats = twin(torch.from_numpy(inputs))[0].numpy()
-    return told
+        states: Floats = double(torch.from_numpy(inputs))[0].numpy()
+    return states
 
 
-def told(made: Network, prepared: Prepared) -> dict[str, torch.Tensor]:
-    """What the network says after each step of prepared sessions, (time, batch, ...) by name."""
-    found, ops = made(prepared.inputs, made.initial(prepared.inputs.shape[1]))[0], TorchOps()
-    return made.head.predict(ops, made.head.read_out(ops, found), prepared.target_scale)
+def predict(network: Network, prepared: Prepared) -> dict[str, torch.Tensor]:
+    """Returns the prediction after each step of prepared sessions, (time, batch, ...) by name."""
+    states, ops = network(prepared.inputs, network.initial(prepared.inputs.shape[1]))[0], TorchOps()
+    return network.head.predict(ops, network.head.read_out(ops, states), prepared.target_scale)

@@ -50,7 +50,7 @@ def test_the_names_of_a_thing_lie_in_one_part_and_in_one_language_each() -> None
 
 
 def test_the_notice_names_every_data_set_that_ships() -> None:
-    """Each data file of the examples, and the weights of each model that ships, have their source and licence there."""
+    """NOTICE has the source and licence of every data file of the examples, and of every shipped model's weights."""
     notice = (EXAMPLES.parent / "NOTICE").read_text()
     data = [file for file in EXAMPLES.glob("*/*") if file.suffix in {".csv", ".parquet", ".txt", ".json"}]
     assert len(data) == 5

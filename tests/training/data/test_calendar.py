@@ -1,4 +1,4 @@
-"""Calendar features: against Python's own calendar, and on their way to the manifest."""
+"""Calendar features are compared with Python's own calendar, and are followed into the manifest."""
 
 import json
 import math
@@ -19,7 +19,7 @@ TIMES = [datetime(2023, 12, 30) + timedelta(hours=7.37 * step) for step in range
 
 
 def expected(time: datetime) -> list[float]:
-    """The four cycles by Python's datetime."""
+    """Returns the four cycles, computed with Python's datetime."""
     hours = time.hour + time.minute / 60 + time.second / 3600
     turns = [
         (time.minute + time.second / 60) / 60,
@@ -37,18 +37,18 @@ def table(folder: Path, times: list[object], name: str = "t.csv") -> Path:
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
-def test_the_features_are_the_calendars(tmp_path: Path, name: str) -> None:
-    """Over two years with a leap day, to the second."""
-    wanted = Data(path=name, targets=("x",), time="when", calendar=UNITS)  # type: ignore[arg-type]
-    (one,) = datasets.load(table(tmp_path, list(TIMES), name), wanted).series
-    assert wanted.inputs == ("x", *calendar.names("when", UNITS))
-    np.testing.assert_allclose(one.values[:, 1:], [expected(time) for time in TIMES], atol=1e-6)
+def test_calendar_features_equal_pythons(tmp_path: Path, name: str) -> None:
+    """The features equal Python's over months that include a leap day, to the second."""
+    settings = Data(path=name, targets=("x",), time="when", calendar=UNITS)  # type: ignore[arg-type]
+    (series,) = datasets.load(table(tmp_path, list(TIMES), name), settings).series
+    assert settings.inputs == ("x", *calendar.names("when", UNITS))
+    np.testing.assert_allclose(series.values[:, 1:], [expected(time) for time in TIMES], atol=1e-6)
 
 
 def test_each_feature_has_its_formula() -> None:
-    """As a client would compute it."""
-    told = calendar.formulas("when", ("year",))
-    assert told == {
+    """The formula is the one by which a client computes the feature."""
+    formulas = calendar.formulas("when", ("year",))
+    assert formulas == {
         "when_year_sin": "sin(2 pi (day of the year - 1) / 365.25) of when",
         "when_year_cos": "cos(2 pi (day of the year - 1) / 365.25) of when",
     }
@@ -56,19 +56,19 @@ def test_each_feature_has_its_formula() -> None:
 
 
 @pytest.mark.parametrize(
-    ("times", "units", "says"),
+    ("times", "units", "message"),
     [
         (list(range(50)), ("year",), "column when: a calendar needs dates or times"),
         ([time.date() for time in TIMES[::4]], ("day",), "column when: the cycle day needs a time of day"),
     ],
 )
 def test_a_column_without_such_a_cycle_is_refused(
-    tmp_path: Path, times: list[object], units: tuple[str, ...], says: str
+    tmp_path: Path, times: list[object], units: tuple[str, ...], message: str
 ) -> None:
-    """Numbers have no calendar, and dates no hours."""
-    wanted = Data(path="t.csv", targets=("x",), time="when", calendar=units)  # type: ignore[arg-type]
-    with pytest.raises(DataError, match=says):
-        datasets.load(table(tmp_path, times), wanted)
+    """Numbers have no calendar, and dates have no hours."""
+    settings = Data(path="t.csv", targets=("x",), time="when", calendar=units)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=message):
+        datasets.load(table(tmp_path, times), settings)
 
 
 def configuration(folder: Path, *, keys: str) -> Path:
@@ -87,14 +87,14 @@ def test_a_calendar_without_a_time_is_refused(tmp_path: Path) -> None:
         read(configuration(tmp_path, keys='time = "when"\ncalendar = ["year", "year"]'))
 
 
-def test_the_manifest_tells_clients(tmp_path: Path) -> None:
-    """A trained bundle has the features in order, with their formulas; to be rolled forward it must be told them."""
+def test_the_manifest_lists_calendar_features_with_formulas(tmp_path: Path) -> None:
+    """A trained bundle lists the features in order with their formulas; forecasts need them as future covariates."""
     table(tmp_path, list(TIMES))
     config: Config = read(configuration(tmp_path, keys='time = "when"\ncalendar = ["day", "year"]'))
     bundle, model = train(config, quiet=True)
     manifest = json.loads((bundle / "manifest.json").read_text())
-    told = {feature["name"]: (feature["role"], feature["formula"] is not None) for feature in manifest["features"]}
-    assert list(told) == ["x", "when_day_sin", "when_day_cos", "when_year_sin", "when_year_cos"]
-    assert list(told.values()) == [("observed", False), *[("known", True)] * 4]
+    features = {feature["name"]: (feature["role"], feature["formula"] is not None) for feature in manifest["features"]}
+    assert list(features) == ["x", "when_day_sin", "when_day_cos", "when_year_sin", "when_year_cos"]
+    assert list(features.values()) == [("observed", False), *[("known", True)] * 4]
     assert model.manifest.can_forecast
     assert model.manifest.future_covariates == ("when_day_sin", "when_day_cos", "when_year_sin", "when_year_cos")

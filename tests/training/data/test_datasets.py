@@ -1,4 +1,4 @@
-"""Tables, and what is wrong with them."""
+"""Loading of data sets from tables, and the errors for wrong ones."""
 
 import hashlib
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ from onward.training.data.datasets import Dataset
 from onward.training.errors import DataError
 
 
-def load(file: Path, **told: Any) -> Dataset:
-    return datasets.load(file, Data.model_validate({"path": file.name, "targets": ["x"]} | told))
+def load(file: Path, **keys: Any) -> Dataset:
+    return datasets.load(file, Data.model_validate({"path": file.name, "targets": ["x"]} | keys))
 
 
 def csv(tmp_path: Path, text: str, name: str = "table.csv") -> Path:
@@ -50,20 +50,20 @@ def test_csv_and_parquet_are_the_same(tmp_path: Path) -> None:
     )
     table.write_csv(tmp_path / "t.csv")
     table.write_parquet(tmp_path / "t.parquet")
-    told = {"features": ["n", "x"], "series": "who", "time": "day"}
-    one, two = load(tmp_path / "t.csv", **told), load(tmp_path / "t.parquet", **told)
-    assert [series.name for series in one.series] == [series.name for series in two.series] == ["b", "a"]
-    for a, b in zip(one.series, two.series, strict=True):
-        assert a.values.dtype == np.float32
-        assert a.values.tobytes() == b.values.tobytes()
-        assert (a.validation_from, a.test_from) == (b.validation_from, b.test_from)
-    assert one.steps == 40
+    keys = {"features": ["n", "x"], "series": "who", "time": "day"}
+    from_csv, from_parquet = load(tmp_path / "t.csv", **keys), load(tmp_path / "t.parquet", **keys)
+    assert [series.name for series in from_csv.series] == [series.name for series in from_parquet.series] == ["b", "a"]
+    for left, right in zip(from_csv.series, from_parquet.series, strict=True):
+        assert left.values.dtype == np.float32
+        assert left.values.tobytes() == right.values.tobytes()
+        assert (left.validation_from, left.test_from) == (right.validation_from, right.test_from)
+    assert from_csv.steps == 40
     second = table.tail(20)
-    assert one.series[1].values.tolist() == second.select("n", "x").to_numpy().astype(np.float32).tolist()
+    assert from_csv.series[1].values.tolist() == second.select("n", "x").to_numpy().astype(np.float32).tolist()
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("y\n" + "1\n" * 9, "no column x; it has y"),
         (column([1, 2, "", 4, 5]), "row 3, column x: no value (1 such rows)"),
@@ -78,13 +78,13 @@ def test_csv_and_parquet_are_the_same(tmp_path: Path) -> None:
         (column([1, 2, 3]), "series series has 3 steps; training, validation and test need at least 4"),
     ],
 )
-def test_a_wrong_table_says_where(text: str, says: str, tmp_path: Path) -> None:
-    """Nothing is filled in, dropped or rounded away: the error names the file, the row and the column."""
+def test_the_error_for_a_wrong_table_names_row_and_column(text: str, message: str, tmp_path: Path) -> None:
+    """No cell is filled in, dropped or rounded: the error names the file, the row and the column."""
     file = csv(tmp_path, text)
     with pytest.raises(DataError) as refused:
         load(file)
     assert str(refused.value).startswith(f"{file}: ")
-    assert says in str(refused.value)
+    assert message in str(refused.value)
 
 
 @pytest.mark.parametrize("name", ["number", "__row", "index", "literal", ""])
@@ -97,7 +97,7 @@ def test_a_column_may_have_any_name(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cells", "says"),
+    ("cells", "message"),
     [
         ([[1.0]] * 9, "row 1, column x: .* is not a number$"),
         ([timedelta(days=1)] * 9, "row 1, column x: .* is not a number$"),
@@ -106,16 +106,18 @@ def test_a_column_may_have_any_name(name: str, tmp_path: Path) -> None:
         ([1.0, float("-inf")] * 9, "row 2, column x: -inf is not a finite"),
     ],
 )
-def test_a_wrong_parquet_table_says_where(cells: list[object], says: str, tmp_path: Path) -> None:
-    """Parquet has types that a CSV has not; none of them is taken for a number."""
+def test_the_error_for_a_wrong_parquet_table_names_row_and_column(
+    cells: list[object], message: str, tmp_path: Path
+) -> None:
+    """Parquet has types that CSV lacks; none of them is taken for a number."""
     file = tmp_path / "t.parquet"
     pl.DataFrame({"x": cells}).write_parquet(file)
-    with pytest.raises(DataError, match=says):
+    with pytest.raises(DataError, match=message):
         load(file)
 
 
-def test_a_file_that_is_no_table(tmp_path: Path) -> None:
-    """An unknown suffix, an absent file and damaged bytes are each said with the file."""
+def test_a_file_that_is_not_a_table_is_refused(tmp_path: Path) -> None:
+    """The errors for an unknown suffix, an absent file and damaged bytes name the file."""
     with pytest.raises(DataError, match=r"t\.xlsx: expected a file that ends in \.csv or \.parquet"):
         load(csv(tmp_path, "x\n1\n", "t.xlsx"))
     with pytest.raises(DataError, match=r"absent\.csv: cannot be read: "):
@@ -128,11 +130,11 @@ def test_a_file_that_is_no_table(tmp_path: Path) -> None:
 
 
 def test_times_are_sorted_within_each_series(tmp_path: Path) -> None:
-    """Each series is in time order whatever the file's order, and numbers and dates sort as such, not as text."""
+    """Every series is in time order whatever the file's order, and numbers and dates sort as such, not as text."""
     rows = [(name, day) for day in (3, 10, 1, 2, 9) for name in "ba"]
     text = "who,day,x\n" + "".join(f"{name},{day},{day * (1 if name == 'a' else -1)}\n" for name, day in rows)
     dataset = load(csv(tmp_path, text), series="who", time="day")
-    assert [one.name for one in dataset.series] == ["b", "a"]
+    assert [series.name for series in dataset.series] == ["b", "a"]
     assert values(dataset, 0) == [-1, -2, -3, -9, -10]
     assert values(dataset, 1) == [1, 2, 3, 9, 10]
     dates = "day,x\n" + "".join(f"2020/{day:02}/01,{day}\n" for day in (12, 3, 1, 11, 2, 10))
@@ -141,7 +143,7 @@ def test_times_are_sorted_within_each_series(tmp_path: Path) -> None:
 
 
 def test_a_time_twice_in_one_series_is_refused(tmp_path: Path) -> None:
-    """Two steps at one time have no order; the same time in two series is no fault."""
+    """Two steps at one time have no order, so they are refused; the same time in two series is allowed."""
     text = "who,day,x\n" + "".join(f"{name},{day},{day}\n" for name in "ab" for day in range(6))
     assert load(csv(tmp_path, text), series="who", time="day").steps == 12
     with pytest.raises(DataError, match="row 13, column day: 3 appears twice in series b"):
@@ -149,7 +151,7 @@ def test_a_time_twice_in_one_series_is_refused(tmp_path: Path) -> None:
 
 
 def test_times_that_are_text_are_refused(tmp_path: Path) -> None:
-    """Text sorts as text ("t10" before "t9"), which would train on a shuffled past without a word."""
+    """Text sorts as text ("t10" before "t9"), which would silently train on a shuffled past."""
     text = "t,x\n" + "".join(f"t{i},{i}\n" for i in range(12))
     with pytest.raises(
         DataError, match="row 1, column t: 't0' is neither a number nor a date; write times as numbers, or"
@@ -158,7 +160,7 @@ def test_times_that_are_text_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_period_needs_that_much_past(tmp_path: Path) -> None:
-    """A season longer than what precedes the test part is said before any training, not after it."""
+    """A season longer than the steps before the test part is refused before any training."""
     file = csv(tmp_path, column(range(20)))
     assert load(file, period=17).steps == 20
     with pytest.raises(DataError, match="series series has 17 steps before its test part, fewer than period 18"):
@@ -167,23 +169,23 @@ def test_a_period_needs_that_much_past(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("steps", [4, 5, 13, 14, 100, 1001])
 def test_the_split_is_by_time(steps: int, tmp_path: Path) -> None:
-    """Training, validation and test follow each other without overlap or gap, in the shares promised."""
-    (one,) = load(csv(tmp_path, column(range(steps)))).series
-    assert one.train.tolist() == one.values[: one.validation_from].tolist()
-    assert 2 <= one.validation_from < one.test_from < steps
-    assert steps - one.test_from == max(1, int(steps * 0.15))
-    assert one.test_from - one.validation_from == max(1, int(steps * 0.15))
-    assert one.values[:, 0].tolist() == list(range(steps))
+    """Training, validation and test part follow each other without overlap or gap, in the documented shares."""
+    (series,) = load(csv(tmp_path, column(range(steps)))).series
+    assert series.train.tolist() == series.values[: series.validation_from].tolist()
+    assert 2 <= series.validation_from < series.test_from < steps
+    assert steps - series.test_from == max(1, int(steps * 0.15))
+    assert series.test_from - series.validation_from == max(1, int(steps * 0.15))
+    assert series.values[:, 0].tolist() == list(range(steps))
 
 
 def test_the_hash_is_of_the_file(tmp_path: Path) -> None:
-    """A bundle's provenance tells its data from any other: one changed cell changes the hash."""
+    """A bundle's provenance distinguishes its data from any other: a changed cell changes the hash."""
     first = load(csv(tmp_path, column(range(9)))).sha256
     assert first == hashlib.sha256(column(range(9)).encode()).hexdigest()
     assert load(csv(tmp_path, column([*range(8), 9]))).sha256 != first
     assert load(csv(tmp_path, column(range(9)))).sha256 == first
 
 
-def test_float32_limits_are_in(tmp_path: Path) -> None:
-    """The largest 32-bit number is a number."""
+def test_the_largest_float32_is_accepted(tmp_path: Path) -> None:
+    """The largest finite 32-bit number is within the limits."""
     assert max(values(load(csv(tmp_path, column([1, 2, 3, 3.4028234663852886e38, 5]))))) == float(np.finfo("f4").max)

@@ -1,4 +1,4 @@
-"""Which steps lie side by side: streams with carried state, and random windows with a burn-in."""
+"""Sampling of streams with carried state, and of random windows with a burn-in."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -14,18 +14,18 @@ from onward.training.data.sampling import Stream, Window
 from onward.training.data.training_examples import Example
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=6).filter(lambda lengths: max(lengths) > 1)
-"""Of series; one of a single step has nothing to be trained on."""
+"""Lengths of series. A series of a single step has nothing to train on, so at least one is longer."""
 
 
 def counted(lengths: list[int]) -> tuple[list[Example], list[int]]:
-    """Series of numbers that tell series and step, each held to the next; and how many of its steps are trained."""
+    """Returns series whose numbers encode series and step, with the next number as target; and their trained steps."""
     examples = []
     for i, length in enumerate(lengths):
         numbers = torch.arange(length + 1, dtype=torch.float32)[:, None] + 1000 * i
-        weights = torch.ones(length, 1)
-        weights[-1] = 0
-        examples.append(Example(numbers[:-1], numbers[1:], weights, length - 1, (0, 0)))
-    return examples, [one.training_steps for one in examples]
+        mask = torch.ones(length, 1)
+        mask[-1] = 0
+        examples.append(Example(numbers[:-1], numbers[1:], mask, length - 1, (0, 0)))
+    return examples, [example.training_steps for example in examples]
 
 
 @given(LENGTHS, st.integers(1, 9), st.integers(1, 70))
@@ -40,15 +40,15 @@ def test_every_pair_is_trained_on_once(lengths: list[int], batch: int, window: i
     for group in groups:
         at = [float(examples[stream.series].inputs[stream.start]) for stream in group]
         steps = 0
-        for inputs, answers, weights, scored in sampling.windows(examples, group, window):
-            assert inputs.shape == answers.shape == weights.shape == (len(inputs), len(group), 1)
+        for inputs, targets, mask, scored in sampling.windows(examples, group, window):
+            assert inputs.shape == targets.shape == mask.shape == (len(inputs), len(group), 1)
             assert 1 <= len(inputs) <= window
-            assert scored == int(weights.sum()) > 0
+            assert scored == int(mask.sum()) > 0
             steps += len(inputs)
-            for time, row, _ in weights.nonzero().tolist():
+            for time, row, _ in mask.nonzero().tolist():
                 assert float(inputs[time, row]) == at[row]
                 at[row] += 1
-                seen[float(inputs[time, row]), float(answers[time, row])] += 1
+                seen[float(inputs[time, row]), float(targets[time, row])] += 1
         assert steps == sampling.group_steps(group)
     expected = {(1000.0 * i + t, 1000.0 * i + t + 1) for i, n in enumerate(lengths) for t in range(n - 1)}
     assert seen == Counter(dict.fromkeys(expected, 1))
@@ -62,41 +62,41 @@ def test_one_series_becomes_as_many_streams_as_asked() -> None:
     assert sampling.cut_streams([4, 8, 6], 2) == [Stream(0, 0, 4), Stream(1, 0, 8), Stream(2, 0, 6)]
 
 
-def told(**given: object) -> Train:
-    return Train.model_validate({"sampling": "windows"} | given)
+def window_settings(**keys: object) -> Train:
+    return Train.model_validate({"sampling": "windows"} | keys)
 
 
 @given(LENGTHS, st.integers(1, 9), st.integers(1, 70), st.integers(0, 30), st.integers(0, 99))
 def test_random_windows_score_every_pair_once(
-    lengths: list[int], batch: int, window: int, warm: int, seed: int
+    lengths: list[int], batch: int, window: int, burn_in: int, seed: int
 ) -> None:
-    """Wherever the cuts fall each pair is scored once, after the burn-in or all the steps that its series has."""
+    """Wherever the cuts fall, each pair is scored once, after the whole burn-in or from its series' beginning."""
     examples, trained = counted(lengths)
-    settings = told(window=window, burn_in=warm, batch=batch)
+    settings = window_settings(window=window, burn_in=burn_in, batch=batch)
     groups = sampling.make_sampler(trained, settings)(np.random.default_rng(seed))
     assert sampling.optimiser_steps(groups, settings) == len(groups)
     seen: Counter[tuple[float, float]] = Counter()
     for group in groups:
         assert 1 <= len(group) <= batch
-        ((inputs, answers, weights, scored),) = sampling.windows(examples, group, sampling.steps_per_window(settings))
-        assert scored == int(weights.sum()) > 0
+        ((inputs, targets, mask, scored),) = sampling.windows(examples, group, sampling.steps_per_window(settings))
+        assert scored == int(mask.sum()) > 0
         for row, stream in enumerate(group):
-            at = [int(time) for time in weights[:, row, 0].nonzero()]
+            at = [int(time) for time in mask[:, row, 0].nonzero()]
             assert at == list(range(at[0], stream.steps))
             assert len(at) <= window
             start = int(inputs[at[0], row, 0]) % 1000
-            assert at[0] == min(warm, start)
+            assert at[0] == min(burn_in, start)
             for time in range(stream.steps):
                 assert int(inputs[time, row, 0]) == 1000 * stream.series + start - at[0] + time
                 if time in at:
-                    seen[float(inputs[time, row, 0]), float(answers[time, row, 0])] += 1
+                    seen[float(inputs[time, row, 0]), float(targets[time, row, 0])] += 1
     expected = {(1000.0 * i + t, 1000.0 * i + t + 1) for i, n in enumerate(lengths) for t in range(n - 1)}
     assert seen == Counter(dict.fromkeys(expected, 1))
 
 
 def test_random_windows_are_random() -> None:
     """Long series are cut elsewhere every epoch, windows of all series are mixed, and a short series stays whole."""
-    sample = sampling.make_sampler([399, 399, 29], told(window=40, batch=4))
+    sample = sampling.make_sampler([399, 399, 29], window_settings(window=40, batch=4))
     rng = np.random.default_rng(0)
     first, second = sample(rng), sample(rng)
     assert {stream for group in first for stream in group} != {stream for group in second for stream in group}
@@ -107,10 +107,10 @@ def test_random_windows_are_random() -> None:
 
 
 @given(LENGTHS, st.integers(1, 7), st.integers(1, 50), st.integers(0, 20), st.integers(1, 4))
-def test_processes_divide_the_streams(lengths: list[int], batch: int, window: int, warm: int, world: int) -> None:
-    """The shares of a window are together the whole: as many windows, the same total, each scored step in one share."""
+def test_processes_divide_the_streams(lengths: list[int], batch: int, window: int, burn_in: int, world: int) -> None:
+    """The shares add up to the whole window: as many windows, the same total, each scored step in exactly one share."""
     examples, trained = counted(lengths)
-    settings = told(window=window, burn_in=warm, batch=batch)
+    settings = window_settings(window=window, burn_in=burn_in, batch=batch)
     group = sampling.make_sampler(trained, settings)(np.random.default_rng(0))[0]
 
     def pairs(parts: Iterable[Window]) -> Counter[tuple[float, float]]:
@@ -122,10 +122,10 @@ def test_processes_divide_the_streams(lengths: list[int], batch: int, window: in
 
     whole = list(sampling.windows(examples, group, 7))
     shares = [list(sampling.windows(examples, group, 7, rank=rank, world=world)) for rank in range(world)]
-    for i, one in enumerate(whole):
+    for i, expected in enumerate(whole):
         parts = [share[i] for share in shares]
-        assert pairs([one]) == pairs(parts)
-        assert {part.scored_steps for part in parts} == {one.scored_steps}
-        assert {len(part.inputs) for part in parts} == {len(one.inputs)}
+        assert pairs([expected]) == pairs(parts)
+        assert {part.scored_steps for part in parts} == {expected.scored_steps}
+        assert {len(part.inputs) for part in parts} == {len(expected.inputs)}
         assert all(part.inputs.shape[1] == part.mask.shape[1] >= 1 for part in parts)
     assert {len(share) for share in shares} == {len(whole)}

@@ -1,4 +1,4 @@
-"""Columns of every kind: what is refused, with its place in the file, and what is not."""
+"""Columns of every kind: which cells are refused, with their row and column, and which are accepted."""
 
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ from onward.training.data.datasets import Dataset
 from onward.training.errors import DataError
 
 
-def load(file: Path, **told: Any) -> Dataset:
-    return datasets.load(file, Data.model_validate({"path": file.name, "targets": ["x"]} | told))
+def load(file: Path, **keys: Any) -> Dataset:
+    return datasets.load(file, Data.model_validate({"path": file.name, "targets": ["x"]} | keys))
 
 
 def csv(tmp_path: Path, text: str, name: str = "table.csv") -> Path:
@@ -24,7 +24,7 @@ def csv(tmp_path: Path, text: str, name: str = "table.csv") -> Path:
 
 
 def rows(*columns: str, n: int = 12, **cells: Any) -> str:
-    """A table of whole numbers: column c of row i (from 1) is i, but for `cells`."""
+    """Returns a CSV of whole numbers: every cell of row i, from 1, is i, except for those in `cells`."""
     lines = [",".join(str(dict(cells.get(column, {})).get(i, i)) for column in columns) for i in range(1, n + 1)]
     return "\n".join([",".join(columns), *lines]) + "\n"
 
@@ -102,13 +102,13 @@ FAULTS: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_wrong_table_says_where(fault: str, tmp_path: Path) -> None:
+def test_the_error_for_a_wrong_column_names_row_and_column(fault: str, tmp_path: Path) -> None:
     """The file, the row and the column, as a person counts them: the first row below the header is row 1."""
-    text, told, says = FAULTS[fault]
+    text, keys, message = FAULTS[fault]
     file = csv(tmp_path, text)
     with pytest.raises(DataError) as refused:
-        load(file, **told)
-    assert str(refused.value).startswith(f"{file}: {says}")
+        load(file, **keys)
+    assert str(refused.value).startswith(f"{file}: {message}")
 
 
 def test_the_row_is_the_files_even_where_rows_are_sorted(tmp_path: Path) -> None:
@@ -120,13 +120,13 @@ def test_the_row_is_the_files_even_where_rows_are_sorted(tmp_path: Path) -> None
         load(csv(tmp_path, text), series="s", time="t")
 
 
-def test_events_may_share_a_moment_and_keep_their_order(tmp_path: Path) -> None:
-    """Two clicks within a second are no fault: the file says which came first. Of measurements it is one."""
+def test_events_may_share_a_time_and_keep_their_order(tmp_path: Path) -> None:
+    """Two events may have one time: the file's order is theirs. Two measurements at one time are refused."""
     pairs = [(t, item) for t in (3, 1, 2) for item in "cab"]
     text = "s,t,item\n" + "".join(f"{s},{t},{item}\n" for s in (7, 5) for t, item in pairs)
-    told = load(csv(tmp_path, text), **EVENTS)
-    assert [one.name for one in told.series] == ["7", "5"]
-    assert told.series[0].values[:, 0].tolist() == [2, 0, 1] * 3
+    dataset = load(csv(tmp_path, text), **EVENTS)
+    assert [series.name for series in dataset.series] == ["7", "5"]
+    assert dataset.series[0].values[:, 0].tolist() == [2, 0, 1] * 3
     numbers = "t,x\n" + "".join(f"{t},{i}\n" for i, (t, _) in enumerate(pairs))
     with pytest.raises(DataError, match="row 5, column t: 1 appears twice"):
         load(csv(tmp_path, numbers), time="t")
@@ -135,54 +135,54 @@ def test_events_may_share_a_moment_and_keep_their_order(tmp_path: Path) -> None:
 
 
 def test_what_may_be_missing_is_missing(tmp_path: Path) -> None:
-    """Nothing is filled in: an empty cell of a number or of a category stays missing, and nothing else does."""
+    """An empty cell of a number or of a category stays missing, and no other cell is."""
     text = rows("x", "w", "word", n=20, w={2: "", 19: ""}, word={i: "ab"[i % 2] for i in range(1, 21)} | {4: ""})
-    told = {"features": ["x", "w", "word"], "missing": ["w", "word"], "categories": ["word"], "known": ["w"]}
-    dataset = load(csv(tmp_path, text), **told)
+    keys = {"features": ["x", "w", "word"], "missing": ["w", "word"], "categories": ["word"], "known": ["w"]}
+    dataset = load(csv(tmp_path, text), **keys)
     values = dataset.series[0].values
     assert np.argwhere(np.isnan(values)).tolist() == [[1, 1], [3, 2], [18, 1]]
     assert values[:3, 2].tolist() == [1, 0, 1]
-    assert [(one.name, one.kind, one.role, one.nullable) for one in dataset.features] == [
+    assert [(feature.name, feature.kind, feature.role, feature.nullable) for feature in dataset.features] == [
         ("x", "number", "observed", False),
         ("w", "number", "known", True),
         ("word", "category", "observed", True),
     ]
 
 
-def test_a_label_is_no_feature(tmp_path: Path) -> None:
-    """Its places are beside the values, in the order of the categories."""
+def test_a_label_is_not_a_feature(tmp_path: Path) -> None:
+    """A label's class indices are stored beside the values, in the order of the classes."""
     text = rows("x", "who", n=20, who={i: ("b", "c", "a")[i % 3] for i in range(1, 21)})
     dataset = load(csv(tmp_path, text), targets=[], features=["x"], label="who")
-    (one,) = dataset.series
+    (series,) = dataset.series
     assert dataset.classes == ("a", "b", "c")
-    assert one.labels is not None
-    assert one.labels.tolist() == [[1, 2, 0][i % 3] for i in range(1, 21)]
-    assert one.values.shape == (20, 1)
+    assert series.labels is not None
+    assert series.labels.tolist() == [[1, 2, 0][i % 3] for i in range(1, 21)]
+    assert series.values.shape == (20, 1)
 
 
-def test_a_bundles_own_features_hold(tmp_path: Path) -> None:
-    """A file that is evaluated takes the places that the bundle knows, whatever its own training part has."""
-    told = {"features": ["x", "w"], "categories": ["w"], "unknown": True}
-    first = load(csv(tmp_path, rows("x", "w", w={i: "abc"[i % 3] for i in range(1, 13)})), **told)
-    settings = Data.model_validate({"path": "t.csv", "targets": ["x"]} | told)
-    other = csv(tmp_path, rows("x", "w", w={i: "cdd"[i % 3] for i in range(1, 13)}), "other.csv")
-    again = datasets.load(other, settings, (first.features, ()))
-    assert again.features == first.features
-    assert set(again.series[0].values[:, 1].tolist()) == {2, 3}
+def test_evaluation_uses_the_bundles_categories(tmp_path: Path) -> None:
+    """A file that is evaluated gets the bundle's category indices, whatever its own training part contains."""
+    keys = {"features": ["x", "w"], "categories": ["w"], "unknown": True}
+    first = load(csv(tmp_path, rows("x", "w", w={i: "abc"[i % 3] for i in range(1, 13)})), **keys)
+    settings = Data.model_validate({"path": "t.csv", "targets": ["x"]} | keys)
+    new_file = csv(tmp_path, rows("x", "w", w={i: "cdd"[i % 3] for i in range(1, 13)}), "other.csv")
+    loaded = datasets.load(new_file, settings, (first.features, ()))
+    assert loaded.features == first.features
+    assert set(loaded.series[0].values[:, 1].tolist()) == {2, 3}
 
 
 @pytest.mark.parametrize("cell", ["x", "w", "who", "t"])
 def test_the_hash_changes_with_any_cell(cell: str, tmp_path: Path) -> None:
-    """Of a number, a category, a label or a time: each is part of what was learnt from."""
-    told: dict[str, Any] = {"targets": [], "features": ["x", "w"], "label": "who", "categories": ["w"], "time": "t"}
+    """A changed number, category, label or time changes the hash: each is part of the training data."""
+    keys: dict[str, Any] = {"targets": [], "features": ["x", "w"], "label": "who", "categories": ["w"], "time": "t"}
     plain: dict[str, Any] = {name: {i: i % 3 for i in range(1, 13)} for name in ("w", "who")}
-    first = load(csv(tmp_path, rows("x", "w", "who", "t", **plain)), **told)
+    first = load(csv(tmp_path, rows("x", "w", "who", "t", **plain)), **keys)
     changed = plain | {cell: plain.get(cell, {}) | {12: 0 if cell != "t" else 99}}
     if cell in plain:
         changed[cell][12] = 1
-    second = load(csv(tmp_path, rows("x", "w", "who", "t", **changed)), **told)
+    second = load(csv(tmp_path, rows("x", "w", "who", "t", **changed)), **keys)
     assert first.sha256 != second.sha256
-    assert load(csv(tmp_path, rows("x", "w", "who", "t", **plain)), **told).sha256 == first.sha256
+    assert load(csv(tmp_path, rows("x", "w", "who", "t", **plain)), **keys).sha256 == first.sha256
 
 
 def test_a_parquet_null_is_missing_and_a_nan_too(tmp_path: Path) -> None:
@@ -231,11 +231,11 @@ DATA_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("fault", DATA_FAULTS)
 def test_data_that_makes_no_sense_is_refused(fault: str) -> None:
-    """Before any file is opened, and saying what to set instead."""
-    told, says = DATA_FAULTS[fault]
+    """The error comes before any file is opened, and says what to set instead."""
+    keys, message = DATA_FAULTS[fault]
     with pytest.raises(ValueError, match="Value error") as refused:
-        Data.model_validate(TABLE | told)
-    assert says in str(refused.value)
+        Data.model_validate(TABLE | keys)
+    assert message in str(refused.value)
 
 
 CONFIG_FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
@@ -266,21 +266,21 @@ CONFIG_FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
 
 @pytest.mark.parametrize("fault", CONFIG_FAULTS)
 def test_a_head_that_does_not_fit_its_data_is_refused(fault: str) -> None:
-    """And the one that fits is said; with that one the configuration is good."""
-    told, head, says = CONFIG_FAULTS[fault]
-    document: dict[str, Any] = {"name": "m", "data": TABLE | told, "output": {"repository": "m"}}
+    """The error names a head that fits, and the configuration is valid with it."""
+    keys, head, message = CONFIG_FAULTS[fault]
+    document: dict[str, Any] = {"name": "m", "data": TABLE | keys, "output": {"repository": "m"}}
     with pytest.raises(ValueError, match="Value error") as refused:
         Config.model_validate(document | {"model": {"head": head}})
-    assert says in str(refused.value)
-    if "set model.head" in says:
-        fitting = says.split('"')[1]
+    assert message in str(refused.value)
+    if "set model.head" in message:
+        fitting = message.split('"')[1]
         assert Config.model_validate(document | {"model": {"head": fitting}}).model.head == fitting
 
 
 def test_a_mixture_of_a_number_and_a_category_is_refused() -> None:
-    """One head speaks of one kind."""
-    told = TABLE | {"targets": ["x", "y"], "categories": ["y"]}
+    """A head predicts either numbers or a category."""
+    keys = TABLE | {"targets": ["x", "y"], "categories": ["y"]}
     with pytest.raises(ValueError, match="categories are predicted one at a time, not x, y together"):
         Config.model_validate(
-            {"name": "m", "data": told, "output": {"repository": "m"}, "model": {"head": "categorical"}}
+            {"name": "m", "data": keys, "output": {"repository": "m"}, "model": {"head": "categorical"}}
         )

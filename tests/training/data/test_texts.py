@@ -1,4 +1,4 @@
-"""Texts by characters and by bytes, and the strings of Python files."""
+"""Texts as characters and as bytes, and the strings of Python files."""
 
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ from onward.training.data.datasets import Dataset
 from onward.training.errors import DataError
 
 
-def load(file: Path, text: str = "characters", **told: Any) -> Dataset:
-    return datasets.load(file, Data.model_validate({"path": file.name, "text": text} | told))
+def load(file: Path, text: str = "characters", **keys: Any) -> Dataset:
+    return datasets.load(file, Data.model_validate({"path": file.name, "text": text} | keys))
 
 
 def written(tmp_path: Path, content: str | bytes, name: str = "t.txt") -> Path:
@@ -22,29 +22,29 @@ def written(tmp_path: Path, content: str | bytes, name: str = "t.txt") -> Path:
 
 
 def read(dataset: Dataset) -> str:
-    """The text again, from the places."""
+    """Returns the text, decoded from the indices."""
     categories = dataset.features[0].categories
-    told = [categories[int(place)] for place in dataset.series[0].values[:, 0]]
-    return "".join(one if isinstance(one, str) else chr(one) for one in told)
+    tokens = [categories[int(index)] for index in dataset.series[0].values[:, 0]]
+    return "".join(token if isinstance(token, str) else chr(token) for token in tokens)
 
 
 TEXT = "naïve \N{SNOWMAN}\r\n\N{GRINNING FACE} \x00\t" * 9
 
 
 def test_characters_are_code_points(tmp_path: Path) -> None:
-    """Beyond the basic plane too, line ends as they are; one feature, a category that tells how the text is cut."""
+    """Characters beyond the basic plane and line ends stay as they are; the one feature states the unit of the text."""
     dataset = load(written(tmp_path, TEXT))
     assert read(dataset) == TEXT
     (feature,) = dataset.features
     assert (feature.name, feature.kind, feature.text) == ("token", "category", "characters")
     assert feature.categories == tuple(sorted(set(TEXT)))
-    (one,) = dataset.series
-    held = int(0.15 * len(TEXT))
-    assert (one.validation_from, one.test_from) == (len(TEXT) - 2 * held, len(TEXT) - held)
+    (series,) = dataset.series
+    test_steps = int(0.15 * len(TEXT))
+    assert (series.validation_from, series.test_from) == (len(TEXT) - 2 * test_steps, len(TEXT) - test_steps)
 
 
-def test_bytes_are_any(tmp_path: Path) -> None:
-    """All 256 have a place, their own number, whether they occur or not, and nothing need be UTF-8."""
+def test_any_bytes_are_accepted(tmp_path: Path) -> None:
+    """All 256 values have an index, the value itself, whether they occur or not, and the file need not be UTF-8."""
     content = bytes([0xFF, 0xFE, 0, 10, 200]) * 5
     dataset = load(written(tmp_path, content), "bytes")
     assert dataset.features[0].categories == tuple(range(256))
@@ -54,8 +54,8 @@ def test_bytes_are_any(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["t.txt", "t.py"])
-def test_what_is_not_utf_8_says_where(name: str, tmp_path: Path) -> None:
-    """With the place of the first wrong byte, and what to do."""
+def test_the_error_for_invalid_utf_8_names_the_byte(name: str, tmp_path: Path) -> None:
+    """The error has the offset of the first wrong byte, and what to do."""
     file = written(tmp_path, b"a\n" * 20 + b"\xe9bc\n", name)
     with pytest.raises(DataError) as refused:
         load(file)
@@ -63,13 +63,13 @@ def test_what_is_not_utf_8_says_where(name: str, tmp_path: Path) -> None:
     assert str(refused.value) == f"{file}: byte 40: not UTF-8{advice}"
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_an_absent_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"absent\.txt: cannot be read: No such file"):
         load(tmp_path / "absent.txt")
 
 
-def test_strange_characters_are_refused_or_unknown(tmp_path: Path) -> None:
-    """One that training does not have is said with its line; with `unknown` it takes the place after the last."""
+def test_characters_outside_the_vocabulary_are_refused_or_unknown(tmp_path: Path) -> None:
+    """The error for a character that training lacks has its line; with `unknown` it gets the index after the last."""
     text = "ab\n" * 30 + "ab\naXb\n"
     file = written(tmp_path, text)
     with pytest.raises(DataError) as refused:
@@ -85,8 +85,8 @@ def test_strange_characters_are_refused_or_unknown(tmp_path: Path) -> None:
     assert rare.series[0].values[:4, 0].tolist() == [3, 1, 2, 0]
 
 
-def test_of_python_the_strings_are_the_text(tmp_path: Path) -> None:
-    """Each string constant, docstrings among them, one after another; code and comments are not."""
+def test_the_text_of_a_python_file_is_its_strings(tmp_path: Path) -> None:
+    """The text is every string constant, docstrings included, in order; code and comments are left out."""
     source = '"""Docs."""\n# comment\nnumber = 12345\nx = {"one": "two", "b": b"bytes"}\n' + 's = "é" "joined"\n'
     file = written(tmp_path, source, "m.py")
     lines = read(load(file, "bytes")).encode("latin-1").decode().split("\n")
@@ -94,27 +94,27 @@ def test_of_python_the_strings_are_the_text(tmp_path: Path) -> None:
     assert sorted(lines) == sorted(["Docs.", "one", "two", "b", "éjoined"])
 
 
-def test_python_that_is_not(tmp_path: Path) -> None:
+def test_invalid_python_is_refused(tmp_path: Path) -> None:
     file = written(tmp_path, "x = 1\ny = = 2\n", "m.py")
     with pytest.raises(DataError, match=r"m\.py: line 2: not Python: "):
         load(file)
 
 
 @pytest.mark.parametrize("text", ["characters", "bytes"])
-def test_half_a_character_in_a_string_is_refused(text: str, tmp_path: Path) -> None:
-    """Python's strings may hold surrogates alone, which no text has."""
+def test_a_lone_surrogate_in_a_string_is_refused(text: str, tmp_path: Path) -> None:
+    """Python's strings may hold lone surrogates, which UTF-8 cannot encode."""
     file = written(tmp_path, 'x = "a" * 9\ny = "b\\ud800c"\n', "m.py")
     with pytest.raises(DataError) as refused:
         load(file, text)
     assert str(refused.value) == f"{file}: a string constant has '\\ud800', which is not a character"
 
 
-def test_too_short_a_text(tmp_path: Path) -> None:
+def test_a_text_that_is_too_short_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"t\.txt: series series has 3 steps"):
         load(written(tmp_path, "abc"))
 
 
 def test_the_hash_changes_with_a_character(tmp_path: Path) -> None:
-    """Of the bytes of the file."""
+    """The hash covers the bytes of the file."""
     first, second = (load(written(tmp_path, text)).sha256 for text in ("abab" * 9, "abab" * 8 + "abaa"))
     assert first != second

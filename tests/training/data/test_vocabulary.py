@@ -1,4 +1,4 @@
-"""Which categories a model knows, and their places."""
+"""The categories of a model and their indices."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from onward.training.errors import DataError
 Words = list[Any]
 
 
-def load(tmp_path: Path, words: Words, *, suffix: str = ".csv", **told: Any) -> Dataset:
+def load(tmp_path: Path, words: Words, *, suffix: str = ".csv", **keys: Any) -> Dataset:
     file = tmp_path / f"t{suffix}"
     table = pl.DataFrame({"word": words, "x": list(range(len(words)))})
     if suffix == ".csv":
@@ -24,7 +24,7 @@ def load(tmp_path: Path, words: Words, *, suffix: str = ".csv", **told: Any) -> 
     else:
         table.write_parquet(file)
     document = {"path": file.name, "targets": ["word"], "categories": ["word"]}
-    return datasets.load(file, Data.model_validate(document | told))
+    return datasets.load(file, Data.model_validate(document | keys))
 
 
 def encoded(dataset: Dataset) -> list[float]:
@@ -34,7 +34,7 @@ def encoded(dataset: Dataset) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("words", "known"),
+    ("words", "categories"),
     [
         (["b", "a", "c", "a", "b"], ("a", "b", "c")),
         ([10, 9, -3, 9, 10], (-3, 9, 10)),
@@ -44,14 +44,16 @@ def encoded(dataset: Dataset) -> list[float]:
     ],
 )
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
-def test_categories_are_in_rising_order(suffix: str, words: Words, known: tuple[Category, ...], tmp_path: Path) -> None:
-    """Words by their characters, whole numbers by value; each value has its category's place."""
+def test_categories_are_in_rising_order(
+    suffix: str, words: Words, categories: tuple[Category, ...], tmp_path: Path
+) -> None:
+    """Words are ordered by their characters, whole numbers by value; each value gets its category's index."""
     dataset = load(tmp_path, words * 6, suffix=suffix)
-    assert dataset.features[0].categories == known
-    assert encoded(dataset) == [known.index(word) for word in words * 6]
+    assert dataset.features[0].categories == categories
+    assert encoded(dataset) == [categories.index(word) for word in words * 6]
 
 
-def test_truths_of_parquet_are_words(tmp_path: Path) -> None:
+def test_booleans_of_parquet_are_words(tmp_path: Path) -> None:
     """A column of booleans is two categories."""
     dataset = load(tmp_path, [True, False, False] * 5, suffix=".parquet")
     assert dataset.features[0].categories == ("false", "true")
@@ -62,8 +64,8 @@ WORDS = ["a"] * 10 + ["b"] * 3 + ["c", "a"] + ["a"] * 6 + ["d", "a", "c"]
 """24 steps, the first 18 trained on."""
 
 
-def test_a_category_is_the_training_parts(tmp_path: Path) -> None:
-    """One that is only validated or tested on is refused with its row, or is unknown where that is allowed."""
+def test_categories_are_those_of_the_training_part(tmp_path: Path) -> None:
+    """A category outside the training part is refused with its row, or is unknown where that is allowed."""
     with pytest.raises(DataError, match=r"t\.csv: row 22, column word: 'd' is not a category of the training part"):
         load(tmp_path, WORDS)
     dataset = load(tmp_path, WORDS, unknown=True)
@@ -73,25 +75,25 @@ def test_a_category_is_the_training_parts(tmp_path: Path) -> None:
 
 
 def test_rare_categories_are_unknown(tmp_path: Path) -> None:
-    """min_count counts the training part alone: what occurs once in it and once in the test is rare."""
-    for least, known in ((2, ("a", "b")), (3, ("a", "b")), (4, ("a",))):
+    """min_count counts the training part alone: a category with one occurrence in it and one in the test is rare."""
+    for least, categories in ((2, ("a", "b")), (3, ("a", "b")), (4, ("a",))):
         dataset = load(tmp_path, WORDS, unknown=True, min_count=least)
-        assert dataset.features[0].categories == known
-        assert encoded(dataset) == [known.index(word) if word in known else len(known) for word in WORDS]
+        assert dataset.features[0].categories == categories
+        assert encoded(dataset) == [categories.index(word) if word in categories else len(categories) for word in WORDS]
     with pytest.raises(DataError, match="column word: no category occurs 99 times in the training part"):
         load(tmp_path, WORDS, unknown=True, min_count=99)
 
 
 def test_missing_is_not_unknown(tmp_path: Path) -> None:
-    """It has no place; unknown ones have the one after the last."""
+    """A missing value has no index; an unknown category has the index after the last."""
     words = ["a", None, "b"] * 6 + ["c", None]
     dataset = load(tmp_path, words, unknown=True, missing=["word"])
     assert dataset.features[0].categories == ("a", "b")
     assert np.array_equal(encoded(dataset), [0, np.nan, 1] * 6 + [2, np.nan], equal_nan=True)
 
 
-def test_dates_are_no_categories(tmp_path: Path) -> None:
-    """Neither are fractions: what is said has the row and the column."""
+def test_dates_are_not_categories(tmp_path: Path) -> None:
+    """Dates and fractions are refused, with the row and the column."""
     with pytest.raises(DataError, match=r"row 1, column word: 0\.5 is neither a word nor a whole number"):
         load(tmp_path, [0.5, 1.5] * 6)
     with pytest.raises(DataError, match=r"row 1, column word: .* is neither a word nor a whole number"):

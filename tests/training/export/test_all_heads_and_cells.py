@@ -92,7 +92,7 @@ def test_deep_category_heads_export(head: str, cell: str, tmp_path: Path) -> Non
 
 def log_probabilities(network: Network, row: NDArray[np.float32]) -> Floats:
     """Returns (1 + time, categories) before the first step and after each step, from the weights alone."""
-    layer = numpy_networks.reading(network, row)
+    layer = numpy_networks.prepare(network, row)
     inputs = [part for part in (layer.dense, layer.embedded) if part.size]
     hidden = numpy_networks.hidden(network, np.concatenate(inputs, axis=1))
     hidden = np.concatenate([np.zeros_like(hidden[:1]), hidden])
@@ -196,7 +196,7 @@ def test_the_first_prediction_is_the_training_share() -> None:
     model_signature = signature((category("word", 4),), "word")
     model = Model.model_validate({"cell": "gru", "units": 4, "head": "categorical"})
     network = Network(
-        model, model_signature, numpy_networks.scaling(model_signature), torch.tensor([5.0, 0.0, 2.0, 9.0])
+        model, model_signature, numpy_networks.statistics(model_signature), torch.tensor([5.0, 0.0, 2.0, 9.0])
     )
     first = network.head.marginal(None)
     shares = np.array([6, 1, 3, 10]) / 20

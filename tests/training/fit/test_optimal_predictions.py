@@ -1,4 +1,4 @@
-"""What training reaches on tokens, labels and numbers whose best prediction is known."""
+"""Training reaches the optimal prediction on tokens, labels and numbers for which it is known."""
 
 from functools import cache
 from typing import Any
@@ -25,33 +25,36 @@ from tests.helpers.recorded_bundles import category
 
 pytestmark = pytest.mark.slow
 
-PLACES, STEPS, FRESH = 4, 40_000, 100_000
-WORDS = signature((category("word", PLACES),), "word")
+CATEGORIES, STEPS, FRESH_STEPS = 4, 40_000, 100_000
+SIGNATURE = signature((category("word", CATEGORIES),), "word")
 
 
 @cache
 def source() -> NDArray[np.float64]:
-    """(before the last, last, next): half on what the last says, 0.35 on what the one before says, the rest on any."""
-    rng, told = np.random.default_rng(5), np.full((PLACES,) * 3, 0.15 / PLACES)
-    after, later = rng.permutation(PLACES), rng.permutation(PLACES)
-    for a in range(PLACES):
-        for b in range(PLACES):
-            told[a, b, after[b]] += 0.5
-            told[a, b, later[a]] += 0.35
-    return told
+    """Returns the probabilities (token before last, last token, next token) of a second-order Markov source.
+
+    The last token selects a next one with 0.5, the one before it another with 0.35; the rest is uniform.
+    """
+    rng, probabilities = np.random.default_rng(5), np.full((CATEGORIES,) * 3, 0.15 / CATEGORIES)
+    after, later = rng.permutation(CATEGORIES), rng.permutation(CATEGORIES)
+    for a in range(CATEGORIES):
+        for b in range(CATEGORIES):
+            probabilities[a, b, after[b]] += 0.5
+            probabilities[a, b, later[a]] += 0.35
+    return probabilities
 
 
 def drawn(steps: int, seed: int) -> NDArray[np.int64]:
     sums, uniform = source().cumsum(axis=2), np.random.default_rng(seed).random(steps)
-    told = [0, 0]
+    indices = [0, 0]
     for u in uniform:
-        told.append(min(int(np.searchsorted(sums[told[-2], told[-1]], u)), PLACES - 1))
-    return np.array(told[2:])
+        indices.append(min(int(np.searchsorted(sums[indices[-2], indices[-1]], u)), CATEGORIES - 1))
+    return np.array(indices[2:])
 
 
 def entropy() -> float:
-    """Nats a step, under the stationary distribution of pairs."""
-    pairs = np.full((PLACES, PLACES), 1 / PLACES**2)
+    """Returns the source's entropy in nats a step, under the stationary distribution of pairs."""
+    pairs = np.full((CATEGORIES, CATEGORIES), 1 / CATEGORIES**2)
     for _ in range(200):
         pairs = np.einsum("ab,abc->bc", pairs, source())
     return float(-(pairs[..., None] * source() * np.log(source())).sum())
@@ -59,140 +62,149 @@ def entropy() -> float:
 
 def network(series: Series, units: int = 16, seed: int = 0, **more: Any) -> Network:
     torch.manual_seed(seed)
-    counts = torch.from_numpy(np.bincount(series.train[:, 0].astype(int), minlength=PLACES).astype(np.float32))
+    counts = torch.from_numpy(np.bincount(series.train[:, 0].astype(int), minlength=CATEGORIES).astype(np.float32))
     model = Model.model_validate(
         {"cell": "gru", "units": units, "head": "categorical", "top": 4, "embedding": 4} | more
     )
-    return Network(model, WORDS, numpy_networks.scaling(WORDS), counts)
+    return Network(model, SIGNATURE, numpy_networks.statistics(SIGNATURE), counts)
 
 
 def tokens(steps: int = STEPS) -> Series:
-    places = drawn(steps, seed=0)[:, None].astype(np.float32)
-    return Series("source", places, int(steps * 0.85), steps)
+    indices = drawn(steps, seed=0)[:, None].astype(np.float32)
+    return Series("source", indices, int(steps * 0.85), steps)
 
 
 SETTINGS = Train(epochs=5, batch=16, window=16, learning_rate=0.02, schedule="cosine")
 
 
 @torch.no_grad()
-def cross_entropy(made: Network) -> tuple[float, float]:
-    """Nats a step of the network, and of the source itself, over the same fresh steps; 50 sessions side by side."""
-    made.eval()
-    places = drawn(FRESH, seed=99).reshape(50, -1)
-    told = torch.from_numpy(places.T[..., None].astype(np.float32))
-    hidden, _ = made(made.prepare(told[:-1]).inputs, made.initial(50))
-    losses = made.head.loss(hidden, told[1:])[20:].double()
-    own = -np.log(source()[places[:, :-2], places[:, 1:-1], places[:, 2:]])
-    return float(losses.mean()), float(own[:, 19:].mean())
+def cross_entropy(network: Network) -> tuple[float, float]:
+    """Returns the nats a step of the network, and of the source itself, over the same new steps of 50 sessions."""
+    network.eval()
+    indices = drawn(FRESH_STEPS, seed=99).reshape(50, -1)
+    inputs = torch.from_numpy(indices.T[..., None].astype(np.float32))
+    hidden, _ = network(network.prepare(inputs[:-1]).inputs, network.initial(50))
+    losses = network.head.loss(hidden, inputs[1:])[20:].double()
+    optimal = -np.log(source()[indices[:, :-2], indices[:, 1:-1], indices[:, 2:]])
+    return float(losses.mean()), float(optimal[:, 19:].mean())
 
 
 def test_a_source_of_known_probabilities_is_learnt() -> None:
-    """The cross-entropy on fresh steps comes within 1% of the source's entropy; pairs alone do not come near it."""
-    made = network(tokens())
-    training_loop.fit(made, [tokens()], SETTINGS, quiet=True)
-    reached, least = cross_entropy(made)
+    """The cross-entropy on fresh steps comes within 1% of the source's entropy; a model of pairs does not."""
+    fitted = network(tokens())
+    training_loop.fit(fitted, [tokens()], SETTINGS, quiet=True)
+    reached, least = cross_entropy(fitted)
     assert least == pytest.approx(entropy(), rel=0.01)
     assert reached == pytest.approx(entropy(), rel=0.01)
     assert reached < 1.01 * least
     pairs = source().mean(axis=0)  # every pair is as likely
-    alone = float(-(pairs / PLACES * np.log(pairs)).sum())
+    alone = float(-(pairs / CATEGORIES * np.log(pairs)).sum())
     assert alone > 1.15 * entropy()
 
 
 def test_the_same_seed_gives_the_same_weights() -> None:
-    """Bit for bit, with draws of negatives and dropout among what is random; another seed gives others."""
+    """The weights are equal bit for bit, with drawn negatives and dropout; another seed gives other weights."""
     states = []
     for seed in (3, 3, 4):
-        made = network(tokens(2000), seed=7, negatives=2, layers=2, dropout=0.2)
-        training_loop.fit(made, [tokens(2000)], Train(seed=seed, epochs=2, batch=8), quiet=True)
-        states.append(b"".join(value.numpy().tobytes() for value in made.state_dict().values()))
+        fitted = network(tokens(2000), seed=7, negatives=2, layers=2, dropout=0.2)
+        training_loop.fit(fitted, [tokens(2000)], Train(seed=seed, epochs=2, batch=8), quiet=True)
+        states.append(b"".join(value.numpy().tobytes() for value in fitted.state_dict().values()))
     assert states[0] == states[1] != states[2]
 
 
-def gradient(made: Network, hidden: torch.Tensor, answers: torch.Tensor, draws: int) -> torch.Tensor:
-    """The mean over so many draws."""
-    assert isinstance(made.head, Categorical)
+def gradient(network: Network, hidden: torch.Tensor, targets: torch.Tensor, draws: int) -> torch.Tensor:
+    """Returns the mean gradient over so many draws of negatives."""
+    assert isinstance(network.head, Categorical)
     total = torch.zeros(0)
     for _ in range(draws):
-        made.zero_grad()
-        made.head.loss(hidden, answers).mean().backward()  # type: ignore[no-untyped-call]
-        found = torch.cat([value.grad.flatten() for value in made.head.parameters() if value.grad is not None])
-        total = found if not len(total) else total + found
+        network.zero_grad()
+        network.head.loss(hidden, targets).mean().backward()  # type: ignore[no-untyped-call]
+        grads = torch.cat([value.grad.flatten() for value in network.head.parameters() if value.grad is not None])
+        total = grads if not len(total) else total + grads
     return total / draws
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_with_more_negatives_the_gradient_is_that_of_the_whole_softmax(tied: bool) -> None:
-    """Its expectation is near it with a few, and comes the nearer the more are drawn."""
-    apart = []
-    counts = np.arange(1.0, PLACES + 1).tolist()
+def test_with_more_negatives_the_gradient_approaches_the_full_softmax(tied: bool) -> None:
+    """The expected gradient is near the full softmax's with few negatives, and comes nearer as more are drawn."""
+    distances = []
+    counts = np.arange(1.0, CATEGORIES + 1).tolist()
     torch.manual_seed(1)
-    hidden, answers = torch.randn(40, 1, 6), torch.randint(PLACES, (40, 1, 1)).float()
+    hidden, targets = torch.randn(40, 1, 6), torch.randint(CATEGORIES, (40, 1, 1)).float()
     for negatives, draws in ((4, 400), (64, 100), (8192, 20)):
-        made = numpy_networks.network(
-            WORDS, counts=counts, cell="gru", units=6, head="categorical", negatives=negatives, tied=tied, embedding=6
+        fitted = numpy_networks.network(
+            SIGNATURE,
+            counts=counts,
+            cell="gru",
+            units=6,
+            head="categorical",
+            negatives=negatives,
+            tied=tied,
+            embedding=6,
         )
-        made.eval()
-        whole = gradient(made, hidden, answers, 1)
-        made.train()
+        fitted.eval()
+        full = gradient(fitted, hidden, targets, 1)
+        fitted.train()
         torch.manual_seed(0)
-        apart.append(float((gradient(made, hidden, answers, draws) - whole).norm() / whole.norm()))
-    assert apart[0] < 0.5
-    assert apart[1] < 0.1
-    assert apart[2] < 0.01
+        distances.append(float((gradient(fitted, hidden, targets, draws) - full).norm() / full.norm()))
+    assert distances[0] < 0.5
+    assert distances[1] < 0.1
+    assert distances[2] < 0.01
 
 
 def test_negatives_learn() -> None:
-    """Half as many negatives as categories learn the source to within 2%, scored by the whole softmax."""
-    made = network(tokens(), negatives=2)
-    history = training_loop.fit(made, [tokens()], SETTINGS, quiet=True)
-    reached, least = cross_entropy(made)
+    """Half as many negatives as categories are enough to learn the source to within 2%, by the full softmax's score."""
+    fitted = network(tokens(), negatives=2)
+    history = training_loop.fit(fitted, [tokens()], SETTINGS, quiet=True)
+    reached, least = cross_entropy(fitted)
     assert reached < 1.02 * least
     assert history.validation[history.best] == pytest.approx(least, rel=0.05)
 
 
 def sine(values: NDArray[np.float32], steps: tuple[int, int], settings: Train, **model: Any) -> NDArray[np.float32]:
-    """What a small point model says of each held-out step, trained on the rest; steps: where each part begins."""
-    moments = [torch.from_numpy(of(values[: steps[0]], axis=0)).double() for of in (np.mean, np.std)]
+    """Returns a small point model's predictions of the test steps. steps: where validation and test part begin."""
+    moments = [torch.from_numpy(moment(values[: steps[0]], axis=0)).double() for moment in (np.mean, np.std)]
     torch.manual_seed(0)
-    told = Model.model_validate({"head": "point", "loss": "mse", **model})
-    made = Network(told, Signature((Feature(name="x"),), ("x",)), TrainingStatistics(*moments))
-    training_loop.fit(made, [Series("sine", values, *steps)], settings, quiet=True)
-    made.eval()
+    config = Model.model_validate({"head": "point", "loss": "mse", **model})
+    network = Network(config, Signature((Feature(name="x"),), ("x",)), TrainingStatistics(*moments))
+    training_loop.fit(network, [Series("sine", values, *steps)], settings, quiet=True)
+    network.eval()
     with torch.no_grad():
-        prepared = made.prepare(torch.from_numpy(values)[:, None])
-        said: NDArray[np.float32] = numpy_networks.told(made, prepared)["point"][steps[1] - 1 : -1, 0].numpy()
-    return said
+        prepared = network.prepare(torch.from_numpy(values)[:, None])
+        predictions: NDArray[np.float32] = numpy_networks.predict(network, prepared)["point"][
+            steps[1] - 1 : -1, 0
+        ].numpy()
+    return predictions
 
 
 def test_a_sine_is_continued() -> None:
-    """Without noise there is nothing to miss: one step ahead the error is a twentieth of that of the last value."""
+    """A sine without noise is predictable: one step ahead the error is a twentieth of that of the last value."""
     values = (5 + 3 * np.sin(np.arange(4000) * 2 * np.pi / 25))[:, None].astype(np.float32)
     settings = Train(epochs=20, batch=8, window=25, learning_rate=0.01, schedule="cosine", patience=20)
-    said = sine(values, (3000, 3500), settings, cell="gru", units=16)
+    predictions = sine(values, (3000, 3500), settings, cell="gru", units=16)
     last = float(np.abs(values[3500:] - values[3499:-1]).mean())
-    assert float(np.abs(said - values[3500:]).mean()) < 0.05 * last
+    assert float(np.abs(predictions - values[3500:]).mean()) < 0.05 * last
 
 
 def test_a_sine_is_found_beneath_noise() -> None:
-    """The root mean squared error one step ahead is within 5% of the noise's own, which no forecast can go below."""
+    """The RMSE one step ahead is within 5% of the noise's deviation, the least that any forecast can reach."""
     noise = 0.5 * np.random.default_rng(0).standard_normal(24_000)
     values = (5 + 3 * np.sin(np.arange(24_000) * 2 * np.pi / 25) + noise)[:, None].astype(np.float32)
     settings = Train(epochs=25, batch=8, window=50, learning_rate=0.01, schedule="cosine", patience=25)
-    said = sine(values, (16_800, 19_200), settings, cell="lstm", units=16)
-    error = float(np.sqrt(((said - values[19_200:]) ** 2).mean()))
+    predictions = sine(values, (16_800, 19_200), settings, cell="lstm", units=16)
+    error = float(np.sqrt(((predictions - values[19_200:]) ** 2).mean()))
     assert error < 1.05 * float(np.sqrt((noise[19_200:] ** 2).mean()))
 
 
 def labelled(count: int, *, seed: int = 0, steps: tuple[int, int] = (8, 20)) -> list[Series]:
-    """Sequences of noise; the label is whether the first three values are above zero altogether: it is remembered."""
-    rng, told = np.random.default_rng(seed), []
+    """Returns sequences of noise whose label, the sign of the first three values' sum, must be remembered."""
+    rng, series = np.random.default_rng(seed), []
     for number in range(count):
         values = rng.normal(size=(int(rng.integers(*steps)), 1)).astype(np.float32)
         label = np.full(len(values), int(values[:3].sum() > 0))
-        part = (len(values), len(values)) if number < count * 0.8 else (0, len(values))
-        told.append(Series(str(number), values, *part, label))
-    return told
+        parts = (len(values), len(values)) if number < count * 0.8 else (0, len(values))
+        series.append(Series(str(number), values, *parts, label))
+    return series
 
 
 LABEL = Signature((Feature(name="x"),), ("sign",), ("no", "yes"), per_sequence=True)
@@ -206,53 +218,54 @@ def labeller() -> Network:
 
 
 @pytest.mark.parametrize(
-    "how", [{"sampling": "streams", "epochs": 40}, {"sampling": "windows", "window": 7, "burn_in": 20, "epochs": 10}]
+    "sampling_keys",
+    [{"sampling": "streams", "epochs": 40}, {"sampling": "windows", "window": 7, "burn_in": 20, "epochs": 10}],
 )
-def test_a_label_of_whole_sequences_is_learnt(how: dict[str, Any]) -> None:
-    """Said at the end of what begins with its reason, by streams and by windows with a burn-in; most come out right."""
+def test_a_label_of_whole_sequences_is_learnt(sampling_keys: dict[str, Any]) -> None:
+    """More than 90% of the labels, which depend on a sequence's beginning, are right at its end, for both samplings."""
     series = labelled(400)
-    made = labeller()
-    told: dict[str, Any] = {"batch": 16, "learning_rate": 0.02, "schedule": "cosine", "patience": 40}
-    training_loop.fit(made, series, Train.model_validate(told | how), quiet=True)
-    made.eval()
-    right = []
-    for one in labelled(200, seed=5):
-        assert one.labels is not None
+    network = labeller()
+    keys: dict[str, Any] = {"batch": 16, "learning_rate": 0.02, "schedule": "cosine", "patience": 40}
+    training_loop.fit(network, series, Train.model_validate(keys | sampling_keys), quiet=True)
+    network.eval()
+    correct = []
+    for item in labelled(200, seed=5):
+        assert item.labels is not None
         with torch.no_grad():
-            said = numpy_networks.told(made, made.prepare(torch.from_numpy(one.values)[:, None]))["top"]
-        right.append(int(said[-1, 0, 0]) == one.labels[-1])
-    assert np.mean(right) > 0.9
+            top = numpy_networks.predict(network, network.prepare(torch.from_numpy(item.values)[:, None]))["top"]
+        correct.append(int(top[-1, 0, 0]) == item.labels[-1])
+    assert np.mean(correct) > 0.9
 
 
-def test_only_the_end_of_a_sequence_is_held_to_its_label() -> None:
-    """Of a label of each step all are; nothing is shifted, as the step is read before its label is told."""
+def test_only_the_last_step_has_the_label_of_a_sequence() -> None:
+    """The mask is 1 at the last step alone, or at every step for labels of steps; no target is shifted."""
     series = labelled(1)[0]
-    told = make_example(labeller(), series)
-    assert told.mask[:, 0].tolist() == [0.0] * (len(series.values) - 1) + [1.0]
+    example = make_example(labeller(), series)
+    assert example.mask[:, 0].tolist() == [0.0] * (len(series.values) - 1) + [1.0]
     assert series.labels is not None
-    assert told.targets[:, 0].tolist() == series.labels.tolist()
-    made = labeller()
-    made.signature = Signature(LABEL.features, LABEL.targets, LABEL.classes)
-    assert make_example(made, series).mask.all()
+    assert example.targets[:, 0].tolist() == series.labels.tolist()
+    network = labeller()
+    network.signature = Signature(LABEL.features, LABEL.targets, LABEL.classes)
+    assert make_example(network, series).mask.all()
 
 
-def test_a_window_without_anything_scored_moves_no_weight() -> None:
-    """Neither by the gradient nor by decay or momentum; the state goes on, and the next window learns."""
-    made = labeller()
-    examples = [make_example(made, one) for one in labelled(3, steps=(12, 13))]
+def test_a_window_without_scored_steps_moves_no_weight() -> None:
+    """Neither gradient, decay nor momentum moves a weight; the state is carried on to the next window."""
+    network = labeller()
+    examples = [make_example(network, item) for item in labelled(3, steps=(12, 13))]
     settings = Train(window=6, batch=3, weight_decay=0.1)
-    step = make_trainer(made, settings, Process(torch.device("cpu")))
-    group = [sampling.Stream(place, 0, 12) for place in range(3)]
+    trainer = make_trainer(network, settings, Process(torch.device("cpu")))
+    group = [sampling.Stream(index, 0, 12) for index in range(3)]
     first, second = sampling.windows(examples, group, 6)
     assert (first.scored_steps, second.scored_steps) == (0, 3)
-    made.train()
-    state = made.initial(3)
-    step.step(second, state, 0.01)  # so that there is momentum
-    before = {name: value.clone() for name, value in made.state_dict().items()}
-    loss, norm, after = step.step(first, state, 0.01)
+    network.train()
+    state = network.initial(3)
+    trainer.step(second, state, 0.01)  # so that there is momentum
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    loss, norm, after = trainer.step(first, state, 0.01)
     assert (loss, norm) == (0, 0)
-    assert all(torch.equal(value, made.state_dict()[name]) for name, value in before.items())
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in before.items())
     with torch.no_grad():
-        assert torch.equal(after[0], made(first.inputs, state)[1][0])
-    step.step(second, after, 0.01)
-    assert any(not torch.equal(value, made.state_dict()[name]) for name, value in before.items())
+        assert torch.equal(after[0], network(first.inputs, state)[1][0])
+    trainer.step(second, after, 0.01)
+    assert any(not torch.equal(value, network.state_dict()[name]) for name, value in before.items())

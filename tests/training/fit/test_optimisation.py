@@ -10,13 +10,13 @@ from onward.training.fit import optimisation
 from tests.helpers.random_bundles import make_network
 
 
-def rates(validation: list[float] | None = None, *, before: int = 0, steps: int = 4, **told: object) -> list[float]:
-    settings = Train.model_validate({"learning_rate": 0.8, "epochs": 4} | told)
+def rates(validation: list[float] | None = None, *, before: int = 0, steps: int = 4, **keys: object) -> list[float]:
+    settings = Train.model_validate({"learning_rate": 0.8, "epochs": 4} | keys)
     return list(optimisation.learning_rates(settings, steps_before=before, steps=steps, validation=validation or []))
 
 
 def test_matrices_decay_and_biases_do_not() -> None:
-    """Without a gradient a step shrinks weights by rate times decay, and no bias; without decay nothing moves."""
+    """A step without a gradient shrinks weights by rate times decay, and no bias; without decay nothing moves."""
     for decay in (0.5, 0.0):
         network = make_network(cell="gru", layers=2)
         before = {name: value.detach().clone() for name, value in network.named_parameters()}
@@ -25,12 +25,12 @@ def test_matrices_decay_and_biases_do_not() -> None:
             parameter.grad = torch.zeros_like(parameter)
         optimiser.step()
         for name, value in network.named_parameters():
-            kept = 1.0 if "bias" in name else 1 - 0.1 * decay
-            torch.testing.assert_close(value.detach(), before[name] * kept)
+            share = 1.0 if "bias" in name else 1 - 0.1 * decay
+            torch.testing.assert_close(value.detach(), before[name] * share)
 
 
 def test_without_decay_it_is_adam() -> None:
-    """The first step is of the learning rate's own size in every weight (Kingma and Ba 2015, section 2.1)."""
+    """The first step has the learning rate's size in every weight (Kingma and Ba 2015, section 2.1)."""
     network = make_network()
     before = torch.cat([parameter.detach().flatten().clone() for parameter in network.parameters()])
     optimiser = optimisation.adamw(network, Train(learning_rate=0.01))
@@ -42,18 +42,18 @@ def test_without_decay_it_is_adam() -> None:
 
 
 def test_a_constant_rate_is_constant() -> None:
-    """As it is told, to the last bit, in every epoch."""
+    """The rate is the configured one, to the last bit, in every epoch."""
     assert rates([3.0, 4.0, 5.0], before=12) == [0.8] * 4
 
 
 def test_the_rate_warms_up_linearly_over_epochs() -> None:
-    """From a first small share to the whole rate at step `warmup`, counted on from one epoch to the next."""
+    """The rate rises from a first small share to the full rate at step `warmup`, counted over epochs."""
     expected = [0.8 * share / 6 for share in range(1, 7)] + [0.8] * 2
     assert rates(warmup=6) + rates([1.0], before=4, warmup=6) == pytest.approx(expected)
 
 
 def test_the_cosine_falls_over_the_whole_run() -> None:
-    """Half a cosine from the whole rate at the first step to next to nothing at the last of all epochs' steps."""
+    """The rate is half a cosine, from the full rate at the first step to almost 0 at the last step of all epochs."""
     run = [rate for epoch in range(4) for rate in rates([1.0] * epoch, before=4 * epoch, schedule="cosine")]
     assert run == pytest.approx([0.4 * (1 + math.cos(math.pi * step / 16)) for step in range(16)])
     assert run == sorted(run, reverse=True)
@@ -68,11 +68,11 @@ def test_the_cosine_falls_over_the_whole_run() -> None:
         ([], 0.8),
         ([5, 4, 3, 2, 1], 0.8),
         ([5, 6], 0.8),
-        ([5, 6, 5], 0.4),  # two epochs that were no better
-        ([5, 6, 4, 6, 6], 0.4),  # a better one counts anew
+        ([5, 6, 5], 0.4),  # two epochs without improvement
+        ([5, 6, 4, 6, 6], 0.4),  # an improvement resets the count
         ([5, 6, 6, 6], 0.4),
         ([5, 6, 6, 6, 6], 0.2),
-        ([5, 6, 6, 4, 3], 0.4),  # what is halved stays halved
+        ([5, 6, 6, 4, 3], 0.4),  # the rate does not rise again
     ],
 )
 def test_the_plateau_halves(validation: list[float], expected: float) -> None:

@@ -1,4 +1,4 @@
-"""A run that is killed goes on to the weights that it would have had."""
+"""A killed run that is resumed ends with the weights that it would have had."""
 
 import os
 import signal
@@ -42,7 +42,7 @@ patience = 3
 seed = 3
 epochs = 9
 """
-"""All that is random or carried over from epoch to epoch."""
+"""Settings with every kind of randomness, and of state that is carried from epoch to epoch."""
 
 KILLED = """
 import os, signal, sys
@@ -56,16 +56,16 @@ def moment(seen):
         os.kill(os.getpid(), signal.SIGKILL)
 
 register_optimizer_step_post_hook(lambda *_: moment("step"))
-def heard(event, told):
-    if event == "os.rename" and ".training" in str(told[0]):
+def watch(event, arguments):
+    if event == "os.rename" and ".training" in str(arguments[0]):
         moment("replace")
 
-sys.addaudithook(heard)
+sys.addaudithook(watch)
 
 from onward.__main__ import main
 main()
 """
-"""`onward`, with a kill -9 at the n-th optimiser step, or when the n-th checkpoint is written and not yet in place."""
+"""The command `onward` with a kill -9 at the n-th optimiser step, or before the rename of the n-th checkpoint."""
 
 
 def killed(folder: Path, what: str, after: int) -> None:
@@ -91,7 +91,7 @@ def write(folder: Path, hard: str) -> config.Config:
     ids=["windows", "streams"],
 )
 def test_a_killed_run_goes_on_to_the_same_weights(hard: str, moments: list[tuple[str, int]], project: Path) -> None:
-    """Killed at its first step, within epochs and while it writes, and resumed each time, it gives the same graph."""
+    """A run that is killed at its first step, within epochs and while it writes, gives the same graph once resumed."""
     settings = write(project, hard)
     _, whole = train(settings, quiet=True)
     assert not (project / ".training").exists()
@@ -107,8 +107,8 @@ def test_a_killed_run_goes_on_to_the_same_weights(hard: str, moments: list[tuple
     assert sorted(path.name for path in (project / "models" / "tide").iterdir()) == ["1", "2"]
 
 
-def test_another_run_is_not_gone_on_with(project: Path) -> None:
-    """Other settings and other data are refused by name, and the checkpoint waits; without --resume it is left."""
+def test_the_checkpoint_of_another_run_is_refused(project: Path) -> None:
+    """Other settings and other data are refused by name, and the checkpoint is kept; without --resume it is ignored."""
     settings = write(project, STREAMS)
     killed(project, "replace", 2)
     before = settings.checkpoint_file.read_bytes()
@@ -136,18 +136,18 @@ def test_another_run_is_not_gone_on_with(project: Path) -> None:
 
 
 @pytest.mark.parametrize("patience", [1, 9])
-def test_a_run_that_had_ended_is_not_trained_further(patience: int, project: Path) -> None:
-    """Killed between its last epoch and the export, a run is exported as it was, ended early or not."""
-    told = write(project, STREAMS)
-    settings = told.model_copy(
-        update={"train": told.train.model_copy(update={"patience": patience, "learning_rate": 1.0})}
+def test_a_finished_run_is_not_trained_further(patience: int, project: Path) -> None:
+    """A run that is killed between its last epoch and the export is exported as it was, stopped early or not."""
+    written = write(project, STREAMS)
+    settings = written.model_copy(
+        update={"train": written.train.model_copy(update={"patience": patience, "learning_rate": 1.0})}
     )
     whole = fit(settings, quiet=True)
     assert (len(whole.history.train) == 9) == (patience == 9)
     assert whole.history.best < len(whole.history.train) - 1 or patience == 9
-    kept = settings.checkpoint_file.read_bytes()
-    again = fit(settings, quiet=True, resume=True)
-    assert again.history == whole.history
+    content = settings.checkpoint_file.read_bytes()
+    resumed = fit(settings, quiet=True, resume=True)
+    assert resumed.history == whole.history
     for name, tensor in whole.network.state_dict().items():
-        assert torch.equal(again.network.state_dict()[name], tensor)
-    assert settings.checkpoint_file.read_bytes() == kept
+        assert torch.equal(resumed.network.state_dict()[name], tensor)
+    assert settings.checkpoint_file.read_bytes() == content

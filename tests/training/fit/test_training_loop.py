@@ -31,12 +31,12 @@ CELLS: tuple[Cell, ...] = get_args(Cell)
 
 def series(values: NDArray[np.floating], name: str = "s") -> Series:
     column = np.ascontiguousarray(values, np.float32).reshape(len(values), -1)
-    held = max(1, int(len(column) * 0.15))
-    return Series(name, column, len(column) - 2 * held, len(column) - held)
+    test_steps = max(1, int(len(column) * 0.15))
+    return Series(name, column, len(column) - 2 * test_steps, len(column) - test_steps)
 
 
-def settings(**told: object) -> Train:
-    return Train.model_validate({"epochs": 1, "window": 1000, "batch": 1, "clip": 1e9} | told)
+def settings(**keys: object) -> Train:
+    return Train.model_validate({"epochs": 1, "window": 1000, "batch": 1, "clip": 1e9} | keys)
 
 
 def noise(steps: int, seed: int = 0) -> Tensor:
@@ -44,25 +44,29 @@ def noise(steps: int, seed: int = 0) -> Tensor:
 
 
 def predicting(scaled: Tensor) -> Example:
-    """Of (time, 1) scaled values: each step is held to the next, the last to nothing; all are trained on."""
-    answers = torch.cat((scaled[1:], torch.full_like(scaled[:1], 1e3)))
-    weights = torch.cat((torch.ones_like(scaled[1:]), torch.zeros_like(scaled[:1])))
-    return Example(scaled, answers, weights, len(scaled) - 1, (0, 0))
+    """Returns an example of scaled values (time, 1): each step's target is the next, and the last is masked."""
+    targets = torch.cat((scaled[1:], torch.full_like(scaled[:1], 1e3)))
+    mask = torch.cat((torch.ones_like(scaled[1:]), torch.zeros_like(scaled[:1])))
+    return Example(scaled, targets, mask, len(scaled) - 1, (0, 0))
 
 
-def epoch(network: Network, scaled: Sequence[Tensor], told: Train, rate: float) -> float:
-    """One epoch of plain gradient descent, so that the change of the weights is the gradient."""
-    return measured(network, [predicting(one) for one in scaled], told, rate)[0]
+def epoch(network: Network, scaled: Sequence[Tensor], run_settings: Train, rate: float) -> float:
+    """Trains an epoch by plain gradient descent, so that the weights change by the gradient; returns the loss."""
+    return measured(network, [predicting(values) for values in scaled], run_settings, rate)[0]
 
 
-def measured(network: Network, examples: Sequence[Example], told: Train, rate: float) -> tuple[float, list[float]]:
-    """The epoch's mean loss, and the gradients' norms."""
+def measured(
+    network: Network, examples: Sequence[Example], run_settings: Train, rate: float
+) -> tuple[float, list[float]]:
+    """Returns the epoch's mean loss, and the gradients' norms."""
     optimiser = torch.optim.SGD(network.parameters())
-    steps = training_loop.Trainer(
-        network, training_loop.Objective(network, told), optimiser, told, Process(torch.device("cpu"))
+    trainer = training_loop.Trainer(
+        network, training_loop.Objective(network, run_settings), optimiser, run_settings, Process(torch.device("cpu"))
     )
-    groups = sampling.make_sampler([one.training_steps for one in examples], told)(np.random.default_rng(0))
-    losses, norms, scored = zip(*steps.epoch(examples, groups, itertools.repeat(rate)), strict=True)
+    groups = sampling.make_sampler([example.training_steps for example in examples], run_settings)(
+        np.random.default_rng(0)
+    )
+    losses, norms, scored = zip(*trainer.epoch(examples, groups, itertools.repeat(rate)), strict=True)
     return sum(losses) / sum(scored), list(norms)
 
 
@@ -71,15 +75,15 @@ def weights(network: Network) -> Tensor:
 
 
 def gradient(network: Network, scaled: Tensor) -> Tensor:
-    """Of the mean loss over the whole sequence, by full backpropagation."""
-    said, _ = network(scaled[:-1, None], network.initial(1))
-    loss = network.head.loss(said, scaled[1:, None]).mean()
+    """Returns the gradient of the mean loss over the whole sequence, by full backpropagation."""
+    hidden, _ = network(scaled[:-1, None], network.initial(1))
+    loss = network.head.loss(hidden, scaled[1:, None]).mean()
     return torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, list(network.parameters()))])
 
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_one_window_is_full_backpropagation(cell: Cell) -> None:
-    """Where one window covers the sequence nothing is truncated: the step taken is the full gradient."""
+    """The step is the full gradient if one window covers the sequence, since nothing is truncated."""
     network, scaled = make_network(cell=cell, layers=2), noise(60)
     expected, before = gradient(network, scaled), weights(network)
     epoch(network, [scaled], settings(), rate=1.0)
@@ -89,23 +93,23 @@ def test_one_window_is_full_backpropagation(cell: Cell) -> None:
 @pytest.mark.parametrize("window", [1, 7, 59])
 @pytest.mark.parametrize("cell", CELLS)
 def test_the_state_is_carried_over_windows(cell: Cell, window: int) -> None:
-    """Cut into windows the loss is that of one pass over the whole: each window starts where the last one ended."""
+    """The loss over windows equals that of one pass over the whole: each window starts where the last one ended."""
     network, scaled = make_network(cell=cell), noise(60)
-    said, _ = network(scaled[:-1, None], network.initial(1))
-    whole = float(network.head.loss(said, scaled[1:, None]).mean().detach())
+    hidden, _ = network(scaled[:-1, None], network.initial(1))
+    whole = float(network.head.loss(hidden, scaled[1:, None]).mean().detach())
     assert epoch(network, [scaled], settings(window=window), rate=0.0) == pytest.approx(whole, rel=1e-5)
 
 
 def test_the_gradient_stops_at_the_windows_edge() -> None:
-    """A window's gradient is that of its own steps from a fixed state: what came before is read, not blamed."""
+    """A window's gradient is that of its own steps from a fixed state; no gradient reaches earlier steps."""
     network, scaled = make_network(cell="gru"), noise(41)
     first, state = network(scaled[:20, None], network.initial(1))
-    held = tuple(tensor.detach() for tensor in state)
-    second, _ = network(scaled[20:40, None], held)
+    detached = tuple(tensor.detach() for tensor in state)
+    second, _ = network(scaled[20:40, None], detached)
     parameters = list(network.parameters())
     step = torch.zeros_like(weights(network))
-    for said, following in ((first, scaled[1:21]), (second, scaled[21:41])):
-        grads = torch.autograd.grad(network.head.loss(said, following[:, None]).mean(), parameters)
+    for hidden, following in ((first, scaled[1:21]), (second, scaled[21:41])):
+        grads = torch.autograd.grad(network.head.loss(hidden, following[:, None]).mean(), parameters)
         step += torch.cat([grad.flatten() for grad in grads])
     before, rate = weights(network), 1e-3  # so small a step that the second window sees nearly the first's weights
     epoch(network, [scaled], settings(window=20), rate=rate)
@@ -114,23 +118,23 @@ def test_the_gradient_stops_at_the_windows_edge() -> None:
 
 
 def test_streams_of_unequal_length_count_each_step_once() -> None:
-    """Padding weighs nothing: the epoch's loss is the mean over real steps of all series, each from its own start."""
+    """Padding has no weight: the epoch's loss is the mean over real steps of all series, each from its own start."""
     network, scaled = make_network(), [noise(31, 1), noise(11, 2), noise(5, 3)]
     losses = []
-    for one in scaled:
-        said, _ = network(one[:-1, None], network.initial(1))
-        losses.append(network.head.loss(said, one[1:, None]).detach().flatten())
+    for values in scaled:
+        hidden, _ = network(values[:-1, None], network.initial(1))
+        losses.append(network.head.loss(hidden, values[1:, None]).detach().flatten())
     expected = float(torch.cat(losses).mean())
     assert epoch(network, scaled, settings(batch=3, window=4), rate=0.0) == pytest.approx(expected, rel=1e-5)
 
 
 def test_padding_has_no_part_in_the_gradient() -> None:
-    """Beside a longer one, a short stream's padding neither adds to the gradient nor thins it out."""
+    """The padding of a short stream beside a longer one neither adds to the gradient nor dilutes it."""
     network, scaled = make_network(), [noise(31, 1), noise(6, 2)]
     losses = []
-    for one in scaled:
-        said, _ = network(one[:-1, None], network.initial(1))
-        losses.append(network.head.loss(said, one[1:, None]).flatten())
+    for values in scaled:
+        hidden, _ = network(values[:-1, None], network.initial(1))
+        losses.append(network.head.loss(hidden, values[1:, None]).flatten())
     grads = torch.autograd.grad(torch.cat(losses).mean(), list(network.parameters()))
     before = weights(network)
     epoch(network, scaled, settings(batch=2), rate=1.0)
@@ -139,7 +143,7 @@ def test_padding_has_no_part_in_the_gradient() -> None:
 
 
 def test_the_same_seed_gives_the_same_weights() -> None:
-    """A run can be had again, bit for bit, dropout and shuffling included; another seed gives another."""
+    """A run is repeated bit for bit, dropout and shuffling included; another seed gives other weights."""
     data = [series(noise(80, i).numpy()) for i in range(5)]
 
     def fitted(seed: int, before: int) -> Tensor:
@@ -155,87 +159,89 @@ def test_the_same_seed_gives_the_same_weights() -> None:
 
 
 def test_early_stopping_keeps_the_best_weights() -> None:
-    """The weights that are left are those of the lowest validation loss, not the last; and patience ends the run."""
+    """The final weights are those of the lowest validation loss, not the last; and patience ends the run."""
     data = [series(noise(60).numpy())]
     network = make_network(units=24)
-    told = settings(epochs=200, window=20, learning_rate=0.03, patience=4, clip=1.0)
-    history = training_loop.fit(network, data, told, quiet=True)
+    run_settings = settings(epochs=200, window=20, learning_rate=0.03, patience=4, clip=1.0)
+    history = training_loop.fit(network, data, run_settings, quiet=True)
     assert history.validation[history.best] == min(history.validation)
     assert history.best == history.validation.index(min(history.validation))
     assert len(history.train) == len(history.validation) == history.best + 1 + 4 < 200
     assert (
-        training_loop.validate(network, [make_example(network, one) for one in data])
+        training_loop.validate(network, [make_example(network, item) for item in data])
         == history.validation[history.best]
     )
     assert history.validation[-1] > history.validation[history.best]
 
 
 def test_validation_is_of_the_validation_steps_alone() -> None:
-    """The state reads the series from its beginning, only validation steps are scored, and the test part is unread."""
+    """The state is carried from the series' beginning, only validation steps are scored, no test step is read."""
     network = make_network()
-    one, two = series(noise(40, 1).numpy(), "one"), series(noise(90, 2).numpy(), "two")
+    first, second = series(noise(40, 1).numpy(), "one"), series(noise(90, 2).numpy(), "two")
     losses = []
-    for part in (one, two):
+    for part in (first, second):
         values = (torch.from_numpy(part.values) - 10) / 2
-        said, _ = network(values[:-1, None], network.initial(1))
-        each = network.head.loss(said, values[1:, None]).flatten().tolist()  # of predicting steps 1, 2, ...
+        hidden, _ = network(values[:-1, None], network.initial(1))
+        each = network.head.loss(hidden, values[1:, None]).flatten().tolist()  # of predicting steps 1, 2, ...
         losses += each[part.validation_from - 1 : part.test_from - 1]
-    found = training_loop.validate(network, [make_example(network, part) for part in (one, two)])
+    found = training_loop.validate(network, [make_example(network, part) for part in (first, second)])
     assert found == pytest.approx(sum(losses) / len(losses), rel=1e-5)
-    for part in (one, two):
+    for part in (first, second):
         part.values[part.test_from :] = 1e6
-    assert training_loop.validate(network, [make_example(network, part) for part in (one, two)]) == found
+    assert training_loop.validate(network, [make_example(network, part) for part in (first, second)]) == found
 
 
 def test_the_test_part_is_never_trained_on() -> None:
-    """Weights and their choice depend on no step of the test part."""
+    """The weights, and the epoch that they are from, depend on no step of the test part."""
     first = series(noise(80).numpy())
     second = series(noise(80).numpy())
     second.values[second.test_from :] += 50
     results = []
-    for one in (first, second):
+    for data in (first, second):
         network = make_network()
-        training_loop.fit(network, [one], settings(epochs=3, window=16), quiet=True)
+        training_loop.fit(network, [data], settings(epochs=3, window=16), quiet=True)
         results.append(weights(network))
     assert torch.equal(results[0], results[1])
 
 
 @pytest.mark.parametrize("where", ["train", "validation"])
-def test_a_loss_that_is_no_number_ends_the_run(where: str, tmp_path: Path) -> None:
-    """A diverged run says at which step, rate and checkpoint, and what to try, and keeps the last good weights."""
-    good, kept = series(noise(60).numpy()), Checkpoint(tmp_path / "checkpoint.pt", {})
-    told = settings(window=8, learning_rate=0.25, warmup=100)
+def test_a_loss_that_is_not_finite_ends_the_run(where: str, tmp_path: Path) -> None:
+    """The error of a diverged run names step, rate, checkpoint and a remedy; the last good weights are stored."""
+    good, checkpoint = series(noise(60).numpy()), Checkpoint(tmp_path / "checkpoint.pt", {})
+    run_settings = settings(window=8, learning_rate=0.25, warmup=100)
     with pytest.raises(
         TrainingError, match=r"; there is no checkpoint; try a learning_rate below 0\.25 or a smaller clip"
     ):
-        training_loop.fit(make_network(), [broken(good, where)], told, quiet=True)
-    training_loop.fit(make_network(), [good], told, quiet=True, checkpoint=kept)
-    before = kept.file.read_bytes()
-    says = "step 8: the loss is (inf|nan)" if where == "train" else "step 12: the validation loss is nan"
-    says += rf", at a learning rate of {0.0025 * (8 if where == 'train' else 12)}; the last good checkpoint is "
-    with pytest.raises(TrainingError, match=f"^epoch 2, {says}{kept.file}, of epoch 1; try a learning_rate below 0.25"):
+        training_loop.fit(make_network(), [broken(good, where)], run_settings, quiet=True)
+    training_loop.fit(make_network(), [good], run_settings, quiet=True, checkpoint=checkpoint)
+    before = checkpoint.file.read_bytes()
+    message = "step 8: the loss is (inf|nan)" if where == "train" else "step 12: the validation loss is nan"
+    message += rf", at a learning rate of {0.0025 * (8 if where == 'train' else 12)}; the last good checkpoint is "
+    with pytest.raises(
+        TrainingError, match=f"^epoch 2, {message}{checkpoint.file}, of epoch 1; try a learning_rate below 0.25"
+    ):
         training_loop.fit(
             make_network(),
             [broken(good, where)],
-            told.model_copy(update={"epochs": 2}),
+            run_settings.model_copy(update={"epochs": 2}),
             quiet=True,
-            checkpoint=kept,
+            checkpoint=checkpoint,
             resume=True,
         )
-    assert kept.file.read_bytes() == before
+    assert checkpoint.file.read_bytes() == before
 
 
-def broken(one: Series, where: str) -> Series:
-    values = one.values.copy()
+def broken(data: Series, where: str) -> Series:
+    values = data.values.copy()
     if where == "train":
         values[10] = math.inf  # of the epoch's second window
     else:
-        values[one.validation_from + 2] = math.nan
-    return Series(one.name, values, one.validation_from, one.test_from)
+        values[data.validation_from + 2] = math.nan
+    return Series(data.name, values, data.validation_from, data.test_from)
 
 
-def test_a_gradient_that_is_no_number_ends_the_run() -> None:
-    """A finite loss can have a gradient that is not: it is said before it ruins the weights."""
+def test_a_gradient_that_is_not_finite_ends_the_run() -> None:
+    """A finite loss can have a gradient that is not: the error comes before the weights are changed."""
     network, scaled = make_network(head="point"), noise(20)
     readout(network).weight.register_hook(lambda grad: grad * math.inf)  # type: ignore[no-untyped-call]
     before = weights(network)
@@ -244,16 +250,16 @@ def test_a_gradient_that_is_no_number_ends_the_run() -> None:
     assert torch.equal(weights(network), before)
 
 
-def test_the_gradients_norms_are_kept() -> None:
-    """Mean and largest of each epoch, before clipping, which hides neither vanishing nor exploding."""
+def test_the_gradients_norms_are_in_the_history() -> None:
+    """The history has each epoch's mean and largest norm before clipping, so that vanishing and exploding show."""
     network, scaled = make_network(), noise(40) * 20
     full = float(gradient(network, scaled).norm())
     assert measured(network, [predicting(scaled)], settings(clip=0.1), rate=0.0)[1] == pytest.approx([full], rel=1e-4)
-    one = series(noise(100).numpy() * 20)
-    told = settings(window=8, epochs=2, learning_rate=1e-9, clip=1e-3)
-    history = training_loop.fit(make_network(), [one], told, quiet=True)
+    data = series(noise(100).numpy() * 20)
+    run_settings = settings(window=8, epochs=2, learning_rate=1e-9, clip=1e-3)
+    history = training_loop.fit(make_network(), [data], run_settings, quiet=True)
     network = make_network()
-    norms = measured(network, [make_example(network, one)], told, rate=0.0)[1]
+    norms = measured(network, [make_example(network, data)], run_settings, rate=0.0)[1]
     assert len(norms) == 9
     assert history.gradient_mean == pytest.approx([sum(norms) / 9] * 2, rel=1e-3)
     assert history.gradient_largest == pytest.approx([max(norms)] * 2, rel=1e-3)
@@ -274,46 +280,46 @@ def test_the_gradient_is_clipped() -> None:
 
 
 def test_a_random_window_is_warmed_up() -> None:
-    """Its loss is that of its own steps after the burn-in, from the state that the burn-in's steps leave."""
+    """The loss of a window is that of its steps after the burn-in, from the state after the burn-in's steps."""
     network, scaled = make_network(), [noise(50, i) for i in range(3)]
-    told = settings(sampling="windows", window=9, burn_in=6, batch=4)
+    run_settings = settings(sampling="windows", window=9, burn_in=6, batch=4)
     expected = 0.0
-    for stream in itertools.chain(*sampling.make_sampler([49] * 3, told)(np.random.default_rng(0))):
+    for stream in itertools.chain(*sampling.make_sampler([49] * 3, run_settings)(np.random.default_rng(0))):
         values = scaled[stream.series][stream.start : stream.stop + 1, None]
         _, state = network(values[: stream.burn_in], network.initial(1)) if stream.burn_in else (0, network.initial(1))
-        said, _ = network(values[stream.burn_in : -1], state)
-        expected += float(network.head.loss(said, values[stream.burn_in + 1 :]).detach().sum())
-    assert epoch(network, scaled, told, rate=0.0) == pytest.approx(expected / (3 * 49), rel=1e-5)
+        hidden, _ = network(values[stream.burn_in : -1], state)
+        expected += float(network.head.loss(hidden, values[stream.burn_in + 1 :]).detach().sum())
+    assert epoch(network, scaled, run_settings, rate=0.0) == pytest.approx(expected / (3 * 49), rel=1e-5)
 
 
 def test_the_schedule_reaches_the_optimiser() -> None:
-    """A rate that warms up over far more steps than there are hardly moves the weights, and moves them by that much."""
-    one, moved = series(noise(60).numpy()), []
+    """The weights move by the warmed-up rate: hardly, if warm-up takes far more steps than there are."""
+    data, moved = series(noise(60).numpy()), []
     for warmup in (0, 1000):
         network = make_network()
         before = weights(network)
-        training_loop.fit(network, [one], settings(warmup=warmup, learning_rate=0.01), quiet=True)
+        training_loop.fit(network, [data], settings(warmup=warmup, learning_rate=0.01), quiet=True)
         moved.append((weights(network) - before).abs().max().item())
     assert moved == pytest.approx([0.01, 0.01 / 1000], rel=0.01)
 
 
-def held_out(network: Network, one: Series) -> tuple[Tensor, NDArray[np.float32]]:
-    """What the network says of each test step, in the data's units, (steps, parameters), and the truth."""
+def held_out(network: Network, data: Series) -> tuple[Tensor, NDArray[np.float32]]:
+    """Returns the readouts for each test step, (steps, parameters), and the actual values."""
     network.eval()
     with torch.no_grad():
-        prepared = network.prepare(torch.from_numpy(one.values)[:, None])
+        prepared = network.prepare(torch.from_numpy(data.values)[:, None])
         hidden, _ = network(prepared.inputs[:-1], network.initial(1))
-        said = torch.stack(network.head.read_out(TorchOps(), hidden), dim=-1)
-    return said[one.test_from - 1 :, 0, 0], one.values[one.test_from :, 0]
+        readouts = torch.stack(network.head.read_out(TorchOps(), hidden), dim=-1)
+    return readouts[data.test_from - 1 :, 0, 0], data.values[data.test_from :, 0]
 
 
-def fitted(one: Series, *, cell: Cell, units: int, **told: object) -> Network:
+def fitted(data: Series, *, cell: Cell, units: int, **keys: object) -> Network:
     torch.manual_seed(0)
-    train = torch.from_numpy(one.train)
+    train = torch.from_numpy(data.train)
     network = Network(
         Model(cell=cell, units=units), signature(), TrainingStatistics(train.mean(dim=0), train.std(dim=0))
     )
-    training_loop.fit(network, [one], settings(**{"clip": 1.0, "window": 50, "batch": 16} | told), quiet=True)
+    training_loop.fit(network, [data], settings(**{"clip": 1.0, "window": 50, "batch": 16} | keys), quiet=True)
     return network
 
 
@@ -323,34 +329,34 @@ def test_an_autoregression_is_learnt_to_its_optimum() -> None:
     values = np.zeros(6000)
     for t in range(1, len(values)):
         values[t] = 0.8 * values[t - 1] + sigma * rng.standard_normal()
-    one = series(values)
-    network = fitted(one, cell="gru", units=8, epochs=25, learning_rate=0.01)
-    said, actual = held_out(network, one)
-    mean = said[:, 0] * network.input_layer.statistics.std + network.input_layer.statistics.mean
+    data = series(values)
+    network = fitted(data, cell="gru", units=8, epochs=25, learning_rate=0.01)
+    readouts, actual = held_out(network, data)
+    mean = readouts[:, 0] * network.input_layer.statistics.std + network.input_layer.statistics.mean
     error = float(np.sqrt(((mean.numpy() - actual) ** 2).mean()))
     assert error == pytest.approx(sigma, rel=0.05)
-    deviation = float((said[:, 1].exp() * network.input_layer.statistics.std).mean())
+    deviation = float((readouts[:, 1].exp() * network.input_layer.statistics.std).mean())
     assert deviation == pytest.approx(sigma, rel=0.1)
 
 
 def test_a_sine_is_learnt() -> None:
     """A sine has no noise: the error falls below a tenth of the last value's."""
-    one = series(np.sin(np.arange(2000) * 2 * np.pi / 25))
-    network = fitted(one, cell="lstm", units=16, epochs=40, learning_rate=0.01)
-    said, actual = held_out(network, one)
-    mean = (said[:, 0] * network.input_layer.statistics.std + network.input_layer.statistics.mean).numpy()
-    naive = np.abs(one.values[one.test_from - 1 : -1, 0] - actual).mean()
+    data = series(np.sin(np.arange(2000) * 2 * np.pi / 25))
+    network = fitted(data, cell="lstm", units=16, epochs=40, learning_rate=0.01)
+    readouts, actual = held_out(network, data)
+    mean = (readouts[:, 0] * network.input_layer.statistics.std + network.input_layer.statistics.mean).numpy()
+    naive = np.abs(data.values[data.test_from - 1 : -1, 0] - actual).mean()
     assert np.abs(mean - actual).mean() < naive / 10
 
 
 @pytest.mark.parametrize("sampling", ["streams", "windows"])
-def test_windows_without_anything_to_learn_from_are_read(sampling: str) -> None:
-    """Labels of whole series, of several windows each: only the windows in which a series ends have a loss."""
+def test_windows_without_a_loss_carry_the_state(sampling: str) -> None:
+    """Labels of whole series that span several windows: only the windows in which a series ends have a loss."""
     rng, data = np.random.default_rng(0), []
     for number in range(8):
-        values, held = rng.standard_normal((50, 1)).astype(np.float32), number == 7
+        values, validates = rng.standard_normal((50, 1)).astype(np.float32), number == 7
         labels = np.full(50, number % 2)
-        data.append(Series(str(number), values, 0 if held else 50, 50, labels))
+        data.append(Series(str(number), values, 0 if validates else 50, 50, labels))
     kind = Signature((Feature(name="x"),), ("kind",), ("a", "b"), per_sequence=True)
     network = Network(Model(head="label", units=4), kind, TrainingStatistics(torch.zeros(1), torch.ones(1)))
     history = training_loop.fit(network, data, settings(sampling=sampling, window=16, batch=8, epochs=2), quiet=True)

@@ -1,4 +1,4 @@
-"""Heads: that their scores are what they are called, against closed forms."""
+"""The heads' losses and scores are compared with closed forms."""
 
 import math
 from typing import TypeVar
@@ -17,17 +17,17 @@ Kind = TypeVar("Kind", bound=NumberHead)
 
 
 def plain(head: Kind) -> Kind:
-    """The head with a readout that says what it is given: all targets' first numbers, then their second ones."""
+    """Returns the head with an identity readout, whose hidden state is all targets' first readouts, then the second."""
     with torch.no_grad():
         head.readout.weight.copy_(torch.eye(*head.readout.weight.shape))
     return head
 
 
 def density(head: NumberHead, location: float, log_scale: float) -> float:
-    """The integral of exp(-loss) over the line, as the head computes it in scaled units."""
+    """Returns the integral of exp(-loss) over the real line, in scaled units."""
     line = torch.linspace(-3000, 3000, 2_400_001, dtype=torch.float64)[:, None]
-    said = torch.tensor([location, log_scale], dtype=torch.float64).expand(len(line), 2)
-    return float((-head.double().loss(said, line)).exp().detach().sum() * 6000 / 2_400_000)
+    readouts = torch.tensor([location, log_scale], dtype=torch.float64).expand(len(line), 2)
+    return float((-head.double().loss(readouts, line)).exp().detach().sum() * 6000 / 2_400_000)
 
 
 @pytest.mark.parametrize(("location", "log_scale"), [(0.0, 0.0), (3.0, 1.5), (-2.0, -1.0)])
@@ -37,8 +37,8 @@ def test_likelihoods_integrate_to_one(head: NumberHead, location: float, log_sca
     assert density(head, location, log_scale) == pytest.approx(1.0, abs=1e-6)
 
 
-def test_student_t_is_scipys_formula() -> None:
-    """Against the density as Student wrote it, at 3 degrees of freedom: (1 + t^2/3)^-2 * 2 / (pi sqrt 3)."""
+def test_student_t_is_students_formula() -> None:
+    """The density at 3 degrees of freedom is Student's: (1 + t^2/3)^-2 * 2 / (pi sqrt 3)."""
     head = plain(StudentT(2, 1)).double()
     head.free.data.fill_(math.log(math.expm1(1.0)))
     assert float(head.df.detach()) == pytest.approx(3.0)
@@ -49,7 +49,7 @@ def test_student_t_is_scipys_formula() -> None:
 
 
 def test_degrees_of_freedom_are_learnt() -> None:
-    """The loss has a gradient for them, though the graph has them as constants."""
+    """The loss has a gradient for the degrees of freedom, though they are constants in the graph."""
     head = plain(StudentT(4, 2))
     head.loss(torch.zeros(4, 4), torch.full((4, 2), 3.0)).sum().backward()  # type: ignore[no-untyped-call]
     assert head.free.grad is not None
@@ -58,12 +58,14 @@ def test_degrees_of_freedom_are_learnt() -> None:
 
 @pytest.mark.parametrize("levels", [(0.5,), (0.1, 0.5, 0.9), (0.01, 0.2, 0.3, 0.5, 0.99), (0.5, 0.6)])
 def test_quantiles_never_cross(levels: tuple[float, ...]) -> None:
-    """Whatever the network says, they rise with their levels, and the median is among them."""
+    """Quantiles rise with their levels for any readouts, and the median is one of them."""
     head, generator = Quantiles(8, 3, levels), torch.Generator().manual_seed(1)
-    said = torch.randn(500, 3, len(levels), generator=generator) * 20
-    told = head.predict(TorchOps(), said.unbind(-1), TargetScale(torch.zeros(3), torch.ones(3), torch.zeros(3)))
-    assert bool((told["quantiles"].diff(dim=-1) > 0).all())
-    assert torch.equal(told["quantiles"][..., levels.index(0.5)], told["median"])
+    readouts = torch.randn(500, 3, len(levels), generator=generator) * 20
+    prediction = head.predict(
+        TorchOps(), readouts.unbind(-1), TargetScale(torch.zeros(3), torch.ones(3), torch.zeros(3))
+    )
+    assert bool((prediction["quantiles"].diff(dim=-1) > 0).all())
+    assert torch.equal(prediction["quantiles"][..., levels.index(0.5)], prediction["median"])
 
 
 def test_the_quantile_loss_is_least_at_the_quantile() -> None:
@@ -74,7 +76,7 @@ def test_the_quantile_loss_is_least_at_the_quantile() -> None:
         grid = np.linspace(best - 0.3, best + 0.3, 25)
         head = plain(Quantiles(1, 1, (0.5,)))
         head.levels = (level,)
-        losses = [float(head.loss(torch.full((40_000, 1), place), draws).detach().mean()) for place in grid]
+        losses = [float(head.loss(torch.full((40_000, 1), quantile), draws).detach().mean()) for quantile in grid]
         assert grid[int(np.argmin(losses))] == pytest.approx(best, abs=0.05)
 
 
@@ -82,12 +84,12 @@ def test_the_quantile_loss_is_least_at_the_quantile() -> None:
     ("loss", "expected"), [("mae", [0.0, 0.5, 3.0]), ("mse", [0.0, 0.25, 9.0]), ("huber", [0.0, 0.125, 2.5])]
 )
 def test_point_losses(loss: str, expected: list[float]) -> None:
-    """Absolute, squared, and Huber's with delta 1."""
+    """The losses are the absolute error, the squared error, and Huber's with delta 1."""
     actual = torch.tensor([[0.0], [-0.5], [3.0]])
     assert plain(Point(1, 1, loss)).loss(torch.zeros(3, 1), actual).flatten().tolist() == expected
 
 
-def test_the_configuration_chooses() -> None:
+def test_the_configuration_names_the_head() -> None:
     for name, kind in (("point", Point), ("gaussian", Gaussian), ("student_t", StudentT), ("quantiles", Quantiles)):
         assert isinstance(number_head(Model.model_validate({"head": name}), 2), kind)
 
@@ -96,16 +98,16 @@ def test_the_configuration_chooses() -> None:
     "more", [(("weight_drop", 0.5),), (("dropout", 0.5),), (("dropout", 0.5), ("locked_dropout", True))], ids=str
 )
 def test_dropout_is_while_training_only(more: Options) -> None:
-    """In training two passes differ; in evaluation they do not, and equal those of a network without dropout."""
-    network, plain = make_network(layers=2, more=more), make_network(layers=2)
+    """Two passes differ in training; in evaluation they equal those of a network without dropout."""
+    network, without_dropout = make_network(layers=2, more=more), make_network(layers=2)
     inputs = torch.randn(9, 3, 1, generator=torch.Generator().manual_seed(0))
     network.train()
     torch.manual_seed(0)
     first, second = (network(inputs, network.initial(3))[0] for _ in range(2))
     assert not torch.equal(first, second)
     network.eval()
-    plain.eval()
-    assert torch.equal(network(inputs, network.initial(3))[0], plain(inputs, plain.initial(3))[0])
+    without_dropout.eval()
+    assert torch.equal(network(inputs, network.initial(3))[0], without_dropout(inputs, without_dropout.initial(3))[0])
 
 
 def test_a_locked_mask_is_the_same_at_each_step() -> None:
@@ -120,13 +122,13 @@ def test_a_locked_mask_is_the_same_at_each_step() -> None:
 
 
 def test_dropped_weights_are_the_recurrent_ones() -> None:
-    """Weight drop leaves the input's path alone: from a zero state the first step is that of the whole network."""
+    """Weight drop changes no input weight: from a zero state the first step equals that of the complete network."""
     network = make_network(more=(("weight_drop", 0.9),))
     network.train()
     torch.manual_seed(0)
     inputs = torch.randn(2, 3, 1)
-    said = network(inputs, network.initial(3))[0]
+    dropped = network(inputs, network.initial(3))[0]
     network.eval()
-    whole = network(inputs, network.initial(3))[0]
-    assert torch.equal(said[0], whole[0])
-    assert not torch.equal(said[1], whole[1])
+    complete = network(inputs, network.initial(3))[0]
+    assert torch.equal(dropped[0], complete[0])
+    assert not torch.equal(dropped[1], complete[1])

@@ -31,7 +31,7 @@ def fresh(cell: Cell, *, layers: int = 2, units: int = 16) -> Network:
 
 @pytest.mark.parametrize("cell", ["rnn_tanh", "lstm", "gru"])
 def test_recurrent_gates_are_orthogonal(cell: Cell) -> None:
-    """Every gate's recurrent matrix keeps lengths, W W^T = I, gate by gate and not as one tall matrix."""
+    """Every gate's recurrent matrix is orthogonal, W W^T = I, gate by gate and not as one tall matrix."""
     network = fresh(cell)
     for layer in range(2):
         gates = torch.split(network.get_parameter(f"layers.{layer}.weight_hh_l0").detach(), 16)
@@ -59,8 +59,8 @@ def test_biases(cell: Cell) -> None:
             f"layers.{layer}.bias_hh_l0"
         )
         gates = torch.split(total.detach(), 16)
-        for place, gate in enumerate(gates):
-            assert gate.tolist() == [1.0 if (cell, place) == ("lstm", 1) else 0.0] * 16
+        for index, gate in enumerate(gates):
+            assert gate.tolist() == [1.0 if (cell, index) == ("lstm", 1) else 0.0] * 16
     assert readout(network).bias.tolist() == [0.0] * 4
 
 
@@ -78,26 +78,26 @@ def test_input_weights_are_glorot_by_gate(cell: Cell) -> None:
 @pytest.mark.parametrize("head", ["point", "gaussian"])
 @pytest.mark.parametrize("cell", CELLS)
 def test_the_network_is_the_papers_cell(cell: Cell, head: str) -> None:
-    """Over 50 steps the network says, in scaled units, what the equations in numpy and float64 say."""
+    """Over 50 steps the predictions and states equal those of the equations in numpy and float64."""
     network = make_network(cell=cell, layers=2, head=head, features=FEATURES, targets=("z", "x"))
     row = draw(1, 50, 3)[0]
     with torch.no_grad():
         hidden, state = network(network.prepare(torch.from_numpy(row)[:, None]).inputs, network.initial(1))
-        said = network.head.read_out(TorchOps(), hidden)
+        readouts = network.head.read_out(TorchOps(), hidden)
     expected, expected_state = run(network, row)
     mean, std = (
-        moment[[2, 0]].numpy() for moment in (network.input_layer.statistics.mean, network.input_layer.statistics.std)
+        value[[2, 0]].numpy() for value in (network.input_layer.statistics.mean, network.input_layer.statistics.std)
     )
-    centre = said[0][:, 0].numpy() * std + mean
+    centre = readouts[0][:, 0].numpy() * std + mean
     np.testing.assert_allclose(centre, expected["point" if head == "point" else "mean"], rtol=1e-5)
     if head == "gaussian":
-        np.testing.assert_allclose(np.exp(said[1][:, 0].numpy()) * std, expected["std"], rtol=1e-5)
+        np.testing.assert_allclose(np.exp(readouts[1][:, 0].numpy()) * std, expected["std"], rtol=1e-5)
     for name, tensor in zip(("h_in", "c_in"), state, strict=False):
         np.testing.assert_allclose(tensor[:, 0].numpy(), expected_state[name], atol=1e-5)
 
 
-def test_the_loss_is_the_heads_own() -> None:
-    """gaussian: the closed-form negative log-likelihood; point: the absolute error; of the targets alone."""
+def test_the_loss_is_the_heads_formula() -> None:
+    """The loss is the closed-form negative log-likelihood or the absolute error, of the targets alone."""
     raw = np.array([[0, 0, 0], [10 + 2, 20 + 5 * 3, 30 - 2 * 4]], np.float32)  # scaled: 1, 5, -2
     numbers = torch.tensor([0.5, -1.0, 0.3, -0.7])  # of z and x: the locations, then the log-deviations
     losses = []
@@ -106,34 +106,34 @@ def test_the_loss_is_the_heads_own() -> None:
         with torch.no_grad():
             readout(network).weight.zero_()
             readout(network).bias.copy_(numbers[: len(readout(network).bias)])
-            answers = make_example(network, Series("s", raw, 2, 2)).targets[:1]
-            losses.append(network.head.loss(torch.zeros(1, 8), answers)[0])
+            targets = make_example(network, Series("s", raw, 2, 2)).targets[:1]
+            losses.append(network.head.loss(torch.zeros(1, 8), targets)[0])
     expected = nll(np.array([-2.0, 1.0]), np.array([0.5, -1.0]), np.exp([0.3, -0.7]))
     np.testing.assert_allclose(losses[0].numpy(), expected, rtol=1e-6)
     assert losses[1].tolist() == [2.5, 2.0]
 
 
 def test_the_deviation_is_bounded() -> None:
-    """However sure the network grows, the deviation stays within exp(-7) and exp(7) of the target's own."""
+    """The deviation stays within exp(-7) and exp(7) of the target's own for any readout."""
     network = make_network()
     with torch.no_grad():
         for bias, bound in ((-1e3, -LOG_BOUND), (1e3, LOG_BOUND)):
             readout(network).bias[1] = bias
             hidden, _ = network(torch.zeros(3, 1, 1), network.initial(1))
-            unit = TargetScale(torch.zeros(1), torch.ones(1), torch.zeros(1))
-            told = network.head.predict(TorchOps(), network.head.read_out(TorchOps(), hidden), unit)
-            assert told["log_std"].flatten().tolist() == [bound] * 3
+            scale = TargetScale(torch.zeros(1), torch.ones(1), torch.zeros(1))
+            prediction = network.head.predict(TorchOps(), network.head.read_out(TorchOps(), hidden), scale)
+            assert prediction["log_std"].flatten().tolist() == [bound] * 3
 
 
-def test_a_constant_feature_is_not_divided_by_nought() -> None:
-    """Where a feature never varies its deviation is taken as 1."""
+def test_a_constant_feature_is_not_divided_by_zero() -> None:
+    """The deviation of a feature that never varies is taken as 1."""
     scaling = TrainingStatistics(torch.tensor([5.0, 1.0]), torch.tensor([0.0, 2.0]))
     network = Network(Model(), signature(("x", "y")), scaling)
     read = network.prepare(torch.tensor([[[5.0, 3.0]], [[6.0, -1.0]]])).inputs
     assert read[:, 0].tolist() == [[0.0, 1.0], [1.0, -1.0]]
 
 
-def test_the_initial_state_is_nought() -> None:
+def test_the_initial_state_is_zero() -> None:
     """A session starts from zeros: (h, c) for LSTM, (h,) for the others, each (layers, batch, units)."""
     for cell in CELLS:
         state = make_network(cell=cell, layers=3).initial(5)
