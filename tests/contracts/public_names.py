@@ -25,7 +25,7 @@ LIST = Path(__file__).with_name("public_names.txt")
 
 
 def names() -> list[str]:
-    """One line for each public name, sorted."""
+    """The public names, sorted, with a line for each."""
     document = openapi.document(OPERATIONS)
     lines = [
         *operations(document["paths"]),
@@ -47,7 +47,7 @@ def names() -> list[str]:
 
 
 def operations(paths: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Each operation with its parameters, media types and schemas."""
+    """Lines of each operation with its parameters, media types and schemas."""
     for path, methods in paths.items():
         for method, operation in methods.items():
             name = f"operation {operation['operationId']}"
@@ -95,7 +95,7 @@ def fields(schema: Mapping[str, Any], definitions: Mapping[str, Any], path: str 
 
 
 def commands(command: click.Command, name: str) -> Iterator[str]:
-    """Each command of the command line with its arguments and options."""
+    """Lines of each command with its arguments and options."""
     yield f"command {name}"
     for parameter in command.params:
         sign = (

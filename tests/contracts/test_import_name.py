@@ -20,7 +20,7 @@ STATEMENT = re.compile(rf"\b(?:import|from) (?:{'|'.join(FOLDERS)})\b")
 
 
 def bare_names(source: str) -> Iterator[str]:
-    """What the source, or a string in it, imports or names by the name of a folder of the repository."""
+    """Names below a top-level folder of the repository that the source, or a string in it, imports or mentions."""
     tree = ast.parse(source)
     docstrings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):
@@ -41,8 +41,8 @@ def is_module(name: str) -> bool:
 
 
 def test_no_file_uses_a_bare_name() -> None:
-    """From the repository's root a bare name would import a second copy of the module; elsewhere it would fail, or
-    import a package of the user's own.
+    """At the repository's root a bare name would import a second copy of the module. Elsewhere it would fail, or import
+    a package of the user.
     """
     assert len(FILES) > 300
     found = {file.relative_to(ROOT).as_posix(): [*bare_names(file.read_text())] for file in FILES - {Path(__file__)}}
@@ -55,7 +55,7 @@ def test_no_file_uses_a_bare_name() -> None:
      "run('import service.app')", "run('from model import ZOO')", "patch('service.app.OPERATIONS', 1)"],
 )  # fmt: skip
 def test_bare_names_are_found(source: str) -> None:
-    """In statements, in strings of code and in names of what is patched."""
+    """Bare names are found in statements, in strings of code and in the names of patched objects."""
     assert [*bare_names(source)]
 
 

@@ -39,13 +39,13 @@ def test_serving_loads_nothing_of_the_client(statement: str) -> None:
 
 
 def test_a_client_needs_no_models_and_a_bundle_no_httpx() -> None:
-    """Each of them loads what it needs."""
+    """The client loads no ONNX Runtime, and a local bundle no httpx."""
     assert "onnxruntime" not in loaded("import onward; onward.Client")
     assert not loaded("import onward; onward.load") & {"httpx", "websockets", "onward.service"}
 
 
 def test_a_missing_extra_is_named() -> None:
-    """With the command that installs it."""
+    """The error contains the command that installs the extra."""
     code = "import sys; sys.modules['httpx'] = None; import onward; onward.load; onward.Client"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert "ImportError: onward.Client needs httpx: pip install 'onward[client]'" in done.stderr
@@ -55,7 +55,7 @@ def test_a_missing_extra_is_named() -> None:
     "statement", ["import onward.service.server.worker", "import onward.service.server.start_banner"]
 )
 def test_gunicorns_master_does_not_load_onnx_runtime(statement: str) -> None:
-    """It starts a thread, which a fork does not copy: workers would abort at their end."""
+    """ONNX Runtime starts a thread, which a fork does not copy: workers would abort at their end."""
     assert "onnxruntime" not in loaded(statement)
 
 
@@ -74,15 +74,15 @@ for module, loaded in before.items():
                 print(module, replaced[id(it)])
 """
 HARMLESS = {
-    "click.globals threading.local", "numpy._core.arrayprint threading.get_ident",  # never of another greenlet
+    "click.globals threading.local", "numpy._core.arrayprint threading.get_ident",  # never used by another greenlet
     "jinja2.utils threading.Lock", "prometheus_client.metrics threading.Lock", "werkzeug.routing.map threading.Lock",
     "prometheus_client.registry threading.Lock", "prometheus_client.values threading.Lock",  # held without waiting
-    "onward.service.http.connection select.poll",  # meant
+    "onward.service.http.connection select.poll",  # intended
 }  # fmt: skip
 
 
 def test_gunicorns_master_holds_nothing_that_gevent_replaces() -> None:
-    """Workers are patched after it has imported what they need; who waits by an older name would stop all greenlets."""
+    """Workers are patched after the master's imports; a wait through an unpatched name would stop all greenlets."""
     done = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True, check=False, cwd=ROOT)
     assert (done.returncode, done.stderr) == (0, "")
     assert set(done.stdout.splitlines()) <= HARMLESS
@@ -92,26 +92,26 @@ PATCHED = """
 import importlib.metadata, socket
 from gevent import events
 from onward.service.server.worker import Worker
-asked, told = [], []
+asked, notified = [], []
 importlib.metadata.entry_points = lambda **group: asked.append(group) or ()
 before = events.notify_and_call_entry_points
-events.subscribers.append(told.append)
+events.subscribers.append(notified.append)
 worker = object.__new__(Worker)
 worker.sockets = []
 worker.patch()
 import gevent.socket
-print(asked, len(told) > 0, events.notify_and_call_entry_points is before, socket.socket is gevent.socket.socket)
+print(asked, len(notified) > 0, events.notify_and_call_entry_points is before, socket.socket is gevent.socket.socket)
 """
 
 
 def test_a_worker_is_patched_without_asking_every_package() -> None:
-    """For plugins to that: reading what each says of itself 25 times took a third of a worker's start."""
+    """Gevent would read the metadata of each package for plugins 25 times, which took a third of a worker's start."""
     done = subprocess.run([sys.executable, "-c", PATCHED], capture_output=True, text=True, check=False, cwd=ROOT)
     assert (done.stdout, done.stderr) == ("[] True True True\n", "")
 
 
 def test_the_arrows_hold() -> None:
-    """Client, service, training -> model; app -> http -> engine -> sessions, and the rest of pyproject's contracts."""
+    """The contracts of import-linter in pyproject.toml hold."""
     command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stdout

@@ -108,7 +108,7 @@ def wheel_installation(wheel: Path, folder: Path, tmp_path_factory: pytest.TempP
 
 @pytest.fixture(scope="module", params=["editable", "wheel"])
 def installation(request: pytest.FixtureRequest, folder: Path) -> Installation:
-    """Each kind of installation in turn; the editable one is that of this interpreter."""
+    """An installation of each kind; the editable one is that of this interpreter."""
     if request.param == "editable":
         return Installation(Path(sys.executable), folder)
     installed = request.getfixturevalue("wheel_installation")
