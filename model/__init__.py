@@ -1,4 +1,4 @@
-"""The contract shared by training and serving: what a bundle is, how it is verified, and how it is run."""
+"""The contract that training and serving share: the format of a bundle, its verification, and how it is run."""
 
 from pathlib import Path
 

@@ -1,10 +1,10 @@
-"""What a bundle declares about its graph: tensors, state pairs, features, head, provenance and proof.
+"""The manifest of a bundle: tensors, state pairs, features, head, provenance and parity vectors.
 
-Owns the format of `manifest.json`. Knows nothing of files' places, of ONNX Runtime, of sessions or of training.
+Owns the format of `manifest.json`. Knows nothing of the layout of folders, ONNX Runtime, sessions or training.
 
 Shapes name their axes: `["time", "batch", 3]` is a tensor whose first axis is time and whose second is the batch. A
-tensor without a `"time"` axis takes one step a call; one without `"batch"` is shared by all rows. So every tensor says
-for itself where its axes lie, and a third-party graph needs no convention.
+tensor without a `"time"` axis takes one step a call; a tensor without `"batch"` is shared by all rows. Each tensor
+declares its own axes, so that a third-party graph needs no convention.
 """
 
 from functools import cached_property
@@ -17,7 +17,7 @@ from onward.model.errors import BundleError
 
 TIME, BATCH = "time", "batch"
 RANKED = ("top", "log_probability")
-"""The outputs of the heads that choose among categories."""
+"""The outputs of heads that rank categories: indices of the likeliest ones, and their log-probabilities."""
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 Dim = Annotated[int, Field(gt=0)] | Literal["time", "batch"]
@@ -30,10 +30,10 @@ Score = Literal[
     "scaled_quantile_loss",
     "bayesian_surprise",
 ]
-"""What a surprise is: nats, or an error in units of the target's deviation."""
+"""The score that a surprise is: in nats, or an error in units of the target's deviation."""
 Category = str | int
 RESERVED = "onward."
-"""How names begin that no output of a graph may have."""
+"""The prefix of names that no output of a graph may have."""
 Nested = list[Any]
 """Numbers nested as an array's `tolist()` nests them."""
 
@@ -43,7 +43,7 @@ class Frozen(BaseModel):
 
 
 class Tensor(Frozen):
-    """A tensor of the graph, by its name there; `shape` names the time and batch axes."""
+    """A tensor of the graph, under the graph's name; `shape` names the time and batch axes."""
 
     name: str
     shape: tuple[Dim, ...]
@@ -58,7 +58,7 @@ class Tensor(Frozen):
         return shape
 
     def axis(self, name: Literal["time", "batch"]) -> int | None:
-        """Where the named axis lies, None where the tensor has none."""
+        """Returns the index of the named axis, or None if the tensor has no such axis."""
         return self.shape.index(name) if name in self.shape else None
 
     @property
@@ -68,9 +68,9 @@ class Tensor(Frozen):
 
 
 class StatePair(Frozen):
-    """A tensor carried from step to step: the graph reads it as `input` and returns it as `output`.
+    """A tensor that is carried from step to step: the graph reads it as `input` and returns it as `output`.
 
-    `init` is a session's first value: one number for all elements, or a value per element, nested as one row's shape.
+    `init` is its initial value: one number for all elements, or nested numbers in the shape of one row.
     """
 
     input: str
@@ -83,41 +83,41 @@ class StatePair(Frozen):
         return Tensor(name=name, shape=self.shape, dtype=self.dtype)
 
     @model_validator(mode="after")
-    def _carries_rows(self) -> Self:
+    def _has_batch_axis_only(self) -> Self:
         if BATCH not in self.shape or TIME in self.shape:
             raise ValueError(f"state {self.input!r} needs a batch axis and no time axis, not {list(self.shape)}")
         return self
 
 
 class Feature(Frozen):
-    """One of the numbers of a step. A category is sent to the graph as its place, a missing value as NaN."""
+    """One of the numbers of a step. The graph receives a category as its index and a missing value as NaN."""
 
     name: str
     kind: Literal["number", "category"] = "number"
     role: Literal["observed", "known", "static"] = "observed"
-    """Seen when it happens; known in advance, such as the hour; or the same for the whole of a session."""
+    """Observed at its step; known in advance, such as the hour; or constant over a session."""
     nullable: bool = False
-    """Whether it may be missing, which the model is told by a mask."""
+    """True if values may be missing; the model receives a mask of them."""
     formula: str | None = None
-    """Of a feature that is computed rather than measured: clients compute it alike."""
+    """The formula of a feature that is computed rather than measured, for clients to compute it in the same way."""
     categories: tuple[Category, ...] = ()
     unknown: bool = False
-    """Whether values beyond the categories are allowed: all of them take the place after the last."""
+    """True if values beyond the categories are allowed; all of them have the index after the last category."""
     text: Literal["characters", "bytes"] | None = None
-    """How a text is cut into this feature's values."""
+    """The units into which a text is split for this feature's values."""
 
     @cached_property
     def category_index(self) -> dict[Category, int]:
-        """The place of each category."""
-        return {category: place for place, category in enumerate(self.categories)}
+        """The index of each category."""
+        return {category: index for index, category in enumerate(self.categories)}
 
     @property
     def category_count(self) -> int:
-        """How many places a category can take."""
+        """The number of indices of categories, with the one for unknown values if they are allowed."""
         return len(self.categories) + self.unknown
 
     @model_validator(mode="after")
-    def _kind_fits(self) -> Self:
+    def _kind_is_consistent(self) -> Self:
         if (self.kind == "category") != bool(self.categories):
             raise ValueError(f"feature {self.name!r}: categories are listed for a category, and only for one")
         if len(set(self.categories)) != len(self.categories):
@@ -130,13 +130,13 @@ class Feature(Frozen):
 
 
 class Head(Frozen):
-    """What the graph says of the next input, or of a label.
+    """The meaning of the graph's outputs: a prediction of the next input, or of a label.
 
-    `outputs` name the parameters of the prediction, the first one being what a rollout feeds back as the next input.
-    `targets` are the features that are predicted, in the outputs' order, or the label's name. `surprise` is the output
-    with the score of each input under the prediction made before it, and `score` says which score that is. `last` maps
-    each output to the state tensor that holds it for the next step, so that a session can be forecast from its state
-    alone. The heads `categorical` and `label` say `top`, places of the likeliest categories or classes, falling, and
+    `outputs` name the parameters of the prediction; a rollout feeds back the first one as the next input. `targets` are
+    the predicted features, in the outputs' order, or the label's name. `surprise` is the output with the score of each
+    input under the prediction made before it, and `score` the kind of that score. `last` maps each output to the state
+    tensor that holds it for the next step, so that a session can be forecast from its state alone. The heads
+    `categorical` and `label` output `top`, the indices of the likeliest categories or classes in falling order, and
     their `log_probability`.
     """
 
@@ -146,31 +146,31 @@ class Head(Frozen):
     surprise: str | None = None
     score: Score | None = None
     levels: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
-    """Of the output `quantiles`, where there is one: what lies on its last axis."""
+    """The levels along the last axis of the output `quantiles`, if the head has it."""
     last: dict[str, str] = {}
     classes: tuple[Category, ...] = ()
-    """Of the head `label`, in the order of their places."""
+    """The classes of the head `label`, in the order of their indices."""
     per: Literal["step", "sequence"] = "step"
-    """Whether a label is that of each step, or of the whole sequence: then what is said last counts."""
+    """Whether each step has a label or the whole sequence has one; then the last prediction counts."""
 
     @property
     def ranks_categories(self) -> bool:
-        """Whether it says places in falling order of their probability."""
+        """True if the outputs are indices of categories in falling order of their probability."""
         return self.kind in ("categorical", "label")
 
     @property
     def last_ranking(self) -> tuple[str, str] | None:
-        """The state tensors that hold the last ranking: places and log-probabilities."""
-        held = tuple(self.last[name] for name in RANKED if name in self.last)
-        return (held[0], held[1]) if len(held) == len(RANKED) else None
+        """The state tensors that hold the last ranking: indices and log-probabilities."""
+        states = tuple(self.last[name] for name in RANKED if name in self.last)
+        return (states[0], states[1]) if len(states) == len(RANKED) else None
 
 
 class Parity(Frozen):
-    """Inputs and the answers that the trained network itself gave, from the initial state; rows are ragged.
+    """Parity vectors: inputs, and the outputs of the trained network from the initial state; rows are ragged.
 
-    inputs: (batch, time, features), null where a value is missing; lengths: (batch,); outputs: name ->
-    (batch, time, ...). What lies beyond a row's length is padding. The graph must agree within `tolerance` times the
-    largest magnitude of each output; places may differ where their probabilities agree as closely.
+    inputs: (batch, time, features), null if a value is missing; lengths: (batch,); outputs: name -> (batch, time, ...).
+    Values beyond a row's length are padding. The graph must agree within `tolerance` times the largest magnitude of
+    each output; indices of categories may differ if their probabilities agree as closely.
     """
 
     inputs: Nested
@@ -194,15 +194,15 @@ class Manifest(Frozen):
     features: Annotated[tuple[Feature, ...], Field(min_length=1)]
     head: Head
     exact: bool
-    """Whether a row's answers are the same bits alone, in any batch, and cut into any chunks (LSTM and GRU: yes)."""
+    """True if a row's outputs have the same bits alone, in any batch, and in any chunks (LSTM and GRU: yes)."""
     metrics: dict[str, JsonValue] = {}
     provenance: dict[str, JsonValue] = {}
     parity: Parity
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    """Of `model.onnx`."""
+    """The digest of `model.onnx`."""
 
     @model_validator(mode="after")
-    def _hangs_together(self) -> Self:
+    def _names_are_consistent(self) -> Self:
         for what, names in (
             ("output", [tensor.name for tensor in self.outputs]),
             ("state input", [pair.input for pair in self.state]),
@@ -210,8 +210,8 @@ class Manifest(Frozen):
             ("feature", list(self.feature_names)),
             ("target", list(self.head.targets)),
         ):
-            if twice := {name for name in names if names.count(name) > 1}:
-                raise ValueError(f"{what} named twice: {', '.join(sorted(twice))}")
+            if repeated := {name for name in names if names.count(name) > 1}:
+                raise ValueError(f"{what} named twice: {', '.join(sorted(repeated))}")
         if reserved := [tensor.name for tensor in self.outputs if tensor.name.startswith(RESERVED)]:
             raise ValueError(f"names that begin with {RESERVED!r} are not for outputs: {', '.join(reserved)}")
         for tensor in (*self.inputs, *self.outputs):
@@ -225,24 +225,24 @@ class Manifest(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _head_fits(self) -> Self:
+    def _head_is_consistent(self) -> Self:
         outputs = {tensor.name: tensor for tensor in self.outputs}
         states = {pair.input: pair for pair in self.state}
-        said = [*self.head.outputs, *([self.head.surprise] if self.head.surprise else []), *self.head.last]
-        if missing := [name for name in said if name not in outputs]:
+        named = [*self.head.outputs, *([self.head.surprise] if self.head.surprise else []), *self.head.last]
+        if missing := [name for name in named if name not in outputs]:
             raise ValueError(f"the head names outputs that are not declared: {', '.join(missing)}")
         if missing := [name for name in self.head.last.values() if name not in states]:
             raise ValueError(f"the head names state that is not declared: {', '.join(missing)}")
-        for name, held in self.head.last.items():
-            if outputs[name].inner != states[held].tensor(held).inner:
-                raise ValueError(f"the state {held!r} does not have the shape of the output {name!r} that it holds")
+        for name, state in self.head.last.items():
+            if outputs[name].inner != states[state].tensor(state).inner:
+                raise ValueError(f"the state {state!r} does not have the shape of the output {name!r} that it holds")
         if self.head.ranks_categories:
-            self._ranks(outputs)
+            self._check_ranking_head(outputs)
         else:
-            self._numbers(outputs)
+            self._check_number_head(outputs)
         return self
 
-    def _numbers(self, outputs: dict[str, Tensor]) -> None:
+    def _check_number_head(self, outputs: dict[str, Tensor]) -> None:
         if sorted(set(self.head.levels)) != list(self.head.levels):
             raise ValueError("the head's levels do not rise")
         for name in self.head.outputs:
@@ -257,7 +257,7 @@ class Manifest(Frozen):
         if wrong := [name for name in self.head.targets if self.feature(name).kind != "number"]:
             raise ValueError(f"the head {self.head.kind} predicts numbers, not {', '.join(wrong)}")
 
-    def _ranks(self, outputs: dict[str, Tensor]) -> None:
+    def _check_ranking_head(self, outputs: dict[str, Tensor]) -> None:
         if self.head.outputs != RANKED:
             raise ValueError(f"the head {self.head.kind} has the outputs {', '.join(RANKED)}")
         if len(self.head.targets) != 1:
@@ -266,7 +266,7 @@ class Manifest(Frozen):
             raise ValueError(f"the target {self.head.targets[0]!r} is not a feature")
         top, scores = (outputs[name] for name in RANKED)
         if top.dtype != "int64" or top.inner != scores.inner or len(top.inner) != 1:
-            raise ValueError("the outputs top and log_probability are as many each, and places are int64")
+            raise ValueError("the outputs top and log_probability have one shape, of one axis, and top is int64")
         if not self.categories or top.inner[0] > self.category_count:
             raise ValueError(f"there are {self.category_count} categories, and the output top has {top.inner[0]}")
 
@@ -275,39 +275,42 @@ class Manifest(Frozen):
 
     @property
     def feature_names(self) -> tuple[str, ...]:
-        """Of the features."""
+        """The names of the features, in order."""
         return tuple(feature.name for feature in self.features)
 
     @property
     def categories(self) -> tuple[Category, ...]:
-        """What the head's places stand for; none where it predicts numbers. One more place stands for any other."""
+        """The categories or classes that the head ranks, by index; empty if it predicts numbers.
+
+        If unknown values are allowed, the index after the last category stands for all of them.
+        """
         if self.head.kind == "label":
             return self.head.classes
         return self.feature(self.head.targets[0]).categories if self.head.kind == "categorical" else ()
 
     @property
     def category_count(self) -> int:
-        """How many places the head chooses among."""
+        """The number of indices that the head ranks: 0 if it predicts numbers."""
         if self.head.kind == "label":
             return len(self.head.classes)
         return self.feature(self.head.targets[0]).category_count if self.head.kind == "categorical" else 0
 
     @property
     def future_covariates(self) -> tuple[str, ...]:
-        """The features that a rollout must be told, because they are not predicted."""
+        """The features that a rollout needs from the client, because the model does not predict them."""
         return tuple(name for name in self.feature_names if name not in self.head.targets)
 
     @property
     def can_forecast(self) -> bool:
-        """Whether predictions can be fed back as inputs: they are of inputs, and the last one is state.
+        """True if predictions can be fed back: they predict inputs, and the state holds the last one.
 
-        The features in `future` are told beside them.
+        A rollout also needs the future covariates.
         """
         return self.head.kind != "label" and set(self.head.outputs) == set(self.head.last)
 
 
 def content(file: Path) -> bytes:
-    """The bytes of a bundle's file. Raises BundleError."""
+    """Returns the bytes of a bundle's file. Raises BundleError."""
     try:
         return file.read_bytes()
     except OSError as error:
@@ -315,12 +318,12 @@ def content(file: Path) -> bytes:
 
 
 def read(file: Path) -> Manifest:
-    """The manifest in `file`. Raises BundleError, naming the first field at fault."""
+    """Returns the manifest in `file`. Raises BundleError, which names the first invalid field."""
     return parse(file, content(file))
 
 
 def parse(file: Path, document: bytes) -> Manifest:
-    """The manifest that was read from `file`. Raises BundleError, naming the first field at fault."""
+    """Returns the manifest in `document`, read from `file`. Raises BundleError, naming the first invalid field."""
     try:
         return Manifest.model_validate_json(document)
     except ValidationError as error:
@@ -330,4 +333,5 @@ def parse(file: Path, document: bytes) -> Manifest:
 
 
 def write(manifest: Manifest, file: Path) -> None:
+    """Writes the manifest to `file` as JSON."""
     file.write_text(manifest.model_dump_json(indent=2) + "\n")

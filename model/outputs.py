@@ -1,6 +1,6 @@
-"""What a model's outputs say, as clients read them: numbers as they are, places as the categories they stand for.
+"""A model's outputs as clients read them: numbers as arrays, indices of categories as the categories themselves.
 
-Knows nothing of JSON: the service and whoever runs a bundle in process tell answers alike.
+Knows nothing of JSON: the service and the local client use the same fields.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,38 +14,41 @@ from onward.model.scoring.layout import ANOMALY, ERROR, HIGH, LOW
 
 
 def readable_outputs(model: StepModel, outputs: Outputs, names: Iterable[str]) -> dict[str, Any]:
-    """These of the outputs (...): arrays, or, for places of categories, nested lists of what they stand for."""
+    """Returns the named outputs (...) as arrays; indices of categories as nested lists of the categories."""
     manifest = model.manifest
-    told: dict[str, Any] = {name: np.ascontiguousarray(outputs[name]) for name in names}
-    if manifest.head.ranks_categories and (places := told.get(RANKED[0])) is not None:
-        told[RANKED[0]] = category_names(places.tolist(), manifest.categories)
-    return told
+    fields: dict[str, Any] = {name: np.ascontiguousarray(outputs[name]) for name in names}
+    if manifest.head.ranks_categories and (indices := fields.get(RANKED[0])) is not None:
+        fields[RANKED[0]] = category_names(indices.tolist(), manifest.categories)
+    return fields
 
 
-def category_names(places: Any, categories: Sequence[Category]) -> Any:
-    """Places, however nested, by name; None for those that are no category's."""
-    if isinstance(places, list):
-        return [category_names(place, categories) for place in places]
-    return categories[places] if places < len(categories) else None
+def category_names(indices: Any, categories: Sequence[Category]) -> Any:
+    """Returns the categories of indices, nested as the indices are; None for an index beyond the categories."""
+    if isinstance(indices, list):
+        return [category_names(index, categories) for index in indices]
+    return categories[indices] if indices < len(categories) else None
 
 
 def step_fields(model: StepModel, outputs: Outputs) -> dict[str, Any]:
-    """`predictions` and `surprise` of outputs (steps,), and of a session's what its answers have beside them."""
+    """Returns `predictions`, `surprise` of steps (steps,), and the scores that a session adds."""
     head = model.manifest.head
-    told: dict[str, Any] = {"predictions": readable_outputs(model, outputs, head.outputs)}
+    fields: dict[str, Any] = {"predictions": readable_outputs(model, outputs, head.outputs)}
     if head.surprise is not None:
-        told["surprise"] = np.ascontiguousarray(outputs[head.surprise])
+        fields["surprise"] = np.ascontiguousarray(outputs[head.surprise])
     names = outputs.dtype.names or ()
     for name, added in (("error", ERROR), ("anomaly", ANOMALY)):
         if added in names:
-            told[name] = np.ascontiguousarray(outputs[added])
+            fields[name] = np.ascontiguousarray(outputs[added])
     if LOW in names:
-        told["interval"] = {"low": np.ascontiguousarray(outputs[LOW]), "high": np.ascontiguousarray(outputs[HIGH])}
-    return told
+        fields["interval"] = {"low": np.ascontiguousarray(outputs[LOW]), "high": np.ascontiguousarray(outputs[HIGH])}
+    return fields
 
 
 def forecast_fields(model: StepModel, outputs: Outputs) -> dict[str, Any]:
-    """A forecast (horizon,): what was fed back, and nothing that holds for one step ahead only."""
+    """Returns the fields of a forecast (horizon,): only the output that was fed back.
+
+    The other outputs describe the prediction of one step ahead.
+    """
     head = model.manifest.head
-    told = readable_outputs(model, outputs, head.outputs[:1])
-    return {name: [row[:1] for row in rows] for name, rows in told.items()} if head.ranks_categories else told
+    forecast = readable_outputs(model, outputs, head.outputs[:1])
+    return {name: [row[:1] for row in rows] for name, rows in forecast.items()} if head.ranks_categories else forecast

@@ -1,7 +1,7 @@
-"""Finds bundles and versions on disk and verifies them before they may serve.
+"""The repository of models: finds bundles and versions on disk and verifies them before they may serve.
 
-Owns the layout `<root>/<name>/<version>/{model.onnx, manifest.json}`. Knows nothing of who runs the models. Reading
-and opening are two steps: what is opened is what was read, whatever has become of the files since.
+Owns the layout `<root>/<name>/<version>/{model.onnx, manifest.json}`. Knows nothing of how models are used. Reading and
+opening are two steps: a bundle is opened from the bytes that were read, even if its files have changed since.
 """
 
 import hashlib
@@ -23,16 +23,16 @@ GRAPH, MANIFEST = "model.onnx", "manifest.json"
 
 @dataclass(frozen=True, slots=True)
 class BundleFiles:
-    """The files of the bundle in `folder`, as they were read once; None where one could not be read."""
+    """The content of the files of the bundle in `folder`; None for a file that could not be read."""
 
     folder: Path
     manifest: bytes | None
     graph: bytes | None
     unreadable: str = ""
-    """The reason, of the first that could not be read."""
+    """Why the first unreadable file could not be read."""
 
     def open(self, *, threads: int = 1) -> StepModel:
-        """The model: checksum, tensors and parity vectors verified. Raises BundleError."""
+        """Returns the model after verification of checksum, tensors and parity vectors. Raises BundleError."""
         manifest = self._manifest()
         file = self.folder / GRAPH
         if self.graph is None:
@@ -45,31 +45,31 @@ class BundleFiles:
         return model
 
     def _manifest(self) -> Manifest:
-        """Held to the bundle's own place on disk."""
+        """Returns the manifest, whose name and version must be those of the bundle's folders."""
         file = self.folder / MANIFEST
         if self.manifest is None:
             raise BundleError(file, self.unreadable)
         manifest = manifests.parse(file, self.manifest)
-        place = Path(os.path.abspath(self.folder))  # noqa: PTH100  # `.` and `..` have names; links keep theirs
-        if (manifest.name, str(manifest.version)) != (place.parent.name, place.name):
+        folder = Path(os.path.abspath(self.folder))  # noqa: PTH100  # `.` and `..` have names; links keep theirs
+        if (manifest.name, str(manifest.version)) != (folder.parent.name, folder.name):
             raise BundleError(
-                file, f"says {manifest.name}/{manifest.version}, but lies in {place.parent.name}/{place.name}"
+                file, f"says {manifest.name}/{manifest.version}, but lies in {folder.parent.name}/{folder.name}"
             )
         return manifest
 
 
 @dataclass(slots=True)
 class Opened:
-    """What a repository holds: models by name and version, and the bundles that were refused, with the reason."""
+    """The models of a repository by name and version, and the errors of the bundles that were refused."""
 
     models: dict[str, dict[int, StepModel]] = field(default_factory=dict)
     refused: list[BundleError] = field(default_factory=list)
 
 
 def bundles(root: Path) -> Iterator[Path]:
-    """The bundle folders below `root`, by name, then by version.
+    """Yields the bundle folders below `root`, by name, then by version.
 
-    Raises BundleError where `root` is no folder.
+    Raises BundleError if `root` is no folder.
     """
     if not root.is_dir():
         raise BundleError(root, "no such folder of models; set ONWARD_MODELS to one, or run `onward train`")
@@ -80,14 +80,14 @@ def bundles(root: Path) -> Iterator[Path]:
 
 
 def next_version(root: Path, name: str) -> int:
-    """One above the highest version of `name` below `root`."""
+    """Returns the highest version of `name` below `root` plus one."""
     folder = root / name
     taken = [int(version.name) for version in folder.iterdir() if version.name.isdecimal()] if folder.is_dir() else []
     return max(taken, default=0) + 1
 
 
 def read_bundle(folder: Path) -> BundleFiles:
-    """Reads a bundle without looking at what is in it. What cannot be read is an error of opening it."""
+    """Reads a bundle's files without interpreting them. A file that cannot be read is an error of `open`."""
     try:
         manifest = manifests.content(folder / MANIFEST)
     except BundleError as error:
@@ -99,12 +99,12 @@ def read_bundle(folder: Path) -> BundleFiles:
 
 
 def open_bundle(folder: Path, *, threads: int = 1) -> StepModel:
-    """The model of one bundle, verified. Raises BundleError."""
+    """Returns the verified model of one bundle. Raises BundleError."""
     return read_bundle(folder).open(threads=threads)
 
 
 def open_bundles(read: Iterable[BundleFiles], *, threads: int = 1) -> Opened:
-    """The models of all of them; one that fails is refused and the others still open."""
+    """Opens all bundles; a bundle that fails verification is refused, and the others still open."""
     opened = Opened()
     for bundle in read:
         try:
@@ -117,63 +117,68 @@ def open_bundles(read: Iterable[BundleFiles], *, threads: int = 1) -> Opened:
 
 
 def read_all(root: Path) -> list[BundleFiles]:
-    """Every bundle below `root`. Raises BundleError where `root` is no folder, OSError where it is unreadable."""
+    """Reads every bundle below `root`. Raises BundleError if `root` is no folder, OSError if it is unreadable."""
     return [read_bundle(bundle) for bundle in bundles(root)]
 
 
 def open_all(root: Path, *, threads: int = 1) -> Opened:
-    """Every bundle below `root`; one that fails is refused and the others still open. Raises BundleError for `root`."""
+    """Opens every bundle below `root`, as `open_bundles` does. Raises BundleError if `root` is no folder."""
     return open_bundles(read_all(root), threads=threads)
 
 
 def _verify_parity(file: Path, model: StepModel) -> None:
     parity = model.manifest.parity
     try:
-        with np.errstate(over="ignore"):  # an overflow is not finite, and said by its shape check
+        with np.errstate(over="ignore"):  # an overflow is reported below, as it is not finite
             inputs = np.asarray(parity.inputs, np.float32)
             lengths = np.asarray(parity.lengths, np.int32)
             expected = {name: np.asarray(values, np.float64) for name, values in parity.outputs.items()}
     except (ValueError, TypeError, OverflowError) as error:
         raise BundleError(file, f"parity: not arrays of numbers: {error}") from error
-    _parity_shapes(file, model, inputs, lengths, expected)
+    _check_parity_shapes(file, model, inputs, lengths, expected)
     valid = np.arange(inputs.shape[1]) < lengths[:, np.newaxis]  # (batch, time)
-    for chunk in (inputs.shape[1], 1):  # single steps need each state output to come back as its own input
+    for chunk in (inputs.shape[1], 1):  # single steps fail if a state output is paired with another input
         try:
-            outputs = _in_chunks(model, inputs, lengths, chunk)
+            outputs = _run_in_chunks(model, inputs, lengths, chunk)
         except Exception as error:  # ONNX Runtime's errors share no base class but Exception
             raise BundleError(file, f"parity: the graph does not run as the manifest declares it: {error}") from error
         for name, values in expected.items():
             if model.manifest.head.ranks_categories and name == RANKED[0]:
                 scores = expected[RANKED[1]][valid]
                 allowed = parity.tolerance * tolerance.max_magnitude(scores)
-                if moved := tolerance.count_misranked(outputs[name][valid], values[valid], scores, allowed):
-                    raise BundleError(file, f"parity: {moved} places in the output {name!r} are not the network's")
+                if misranked := tolerance.count_misranked(outputs[name][valid], values[valid], scores, allowed):
+                    raise BundleError(
+                        file,
+                        f"parity: {misranked} categories in the output {name!r} have another rank than the network's",
+                    )
                 continue
             worst = tolerance.max_difference(outputs[name][valid], values[valid])
             allowed = parity.tolerance * tolerance.max_magnitude(values[valid])
-            if not worst <= allowed:  # a NaN is no agreement either
+            if not worst <= allowed:  # a NaN fails too
                 raise BundleError(
                     file, f"parity: output {name!r} is {worst:.3g} off the trained network, {allowed:.3g} allowed"
                 )
 
 
-def _in_chunks(
+def _run_in_chunks(
     model: StepModel,
     inputs: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
     lengths: np.ndarray[tuple[int, ...], np.dtype[np.int32]],
     chunk: int,
 ) -> Outputs:
-    """(batch, time) outputs, `chunk` steps a call; rows leave the batch as they end."""
+    """Returns outputs (batch, time), computed `chunk` steps a call; rows leave the batch as they end."""
     state, outputs = model.layout.initial(len(inputs)), np.zeros(inputs.shape[:2], model.output_dtype)
     for start in range(0, int(lengths.max()), chunk):
-        going = np.flatnonzero(lengths > start)
-        taken = np.minimum(lengths[going] - start, chunk).astype(np.int32)
+        unfinished = np.flatnonzero(lengths > start)
+        taken = np.minimum(lengths[unfinished] - start, chunk).astype(np.int32)
         end = start + int(taken.max())
-        outputs[going, start:end], state[going] = model.run(inputs[going, start:end], taken, state[going])
+        outputs[unfinished, start:end], state[unfinished] = model.run(
+            inputs[unfinished, start:end], taken, state[unfinished]
+        )
     return outputs
 
 
-def _parity_shapes(
+def _check_parity_shapes(
     file: Path,
     model: StepModel,
     inputs: np.ndarray[tuple[int, ...], np.dtype[np.float32]],

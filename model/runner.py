@@ -1,7 +1,7 @@
-"""StepModel: one bundle's graph, run on batches of rows.
+"""The model runner: one bundle's graph, run on batches of rows.
 
-Owns the ONNX Runtime session and the placing of axes. Knows nothing of sessions, stores or HTTP. ONNX Runtime itself
-is imported with the first model: it starts a thread, and a service imports this before it forks its workers.
+Owns the ONNX Runtime session and the order of axes. Knows nothing of sessions, stores or HTTP. ONNX Runtime is imported
+with the first model: it starts a thread, and the service imports this module before it forks its workers.
 """
 
 from collections.abc import Sequence
@@ -20,25 +20,25 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 Outputs = NDArray[np.void]
-"""Rows of a model's output dtype: one field an output of the graph."""
+"""Rows of a model's output dtype, which has one field per output of the graph."""
 
 
 class StepModel:
     """`(y_t, s_t) = R(x_t, s_{t-1})` for many rows and many steps in one call. Open it after a fork."""
 
     def __init__(self, file: Path, manifest: Manifest, *, graph: bytes | None = None, threads: int = 1) -> None:
-        """Opens the graph in `file` and holds it to its manifest.
+        """Opens the graph in `file` and compares it with its manifest.
 
-        graph: the content of `file` where it was read before; the file is not read again.
-        Raises BundleError where the file is no graph, or its tensors are not those that the manifest declares.
+        graph: the content of `file` if it was read before; the file is then not read again. Raises BundleError if the
+        file is no graph, or if its tensors are not those that the manifest declares.
         """
-        import onnxruntime as ort  # noqa: PLC0415  (see above)
+        import onnxruntime as ort  # noqa: PLC0415  (see the module's docstring)
 
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 4  # what goes wrong is raised, with its file
+        options.log_severity_level = 4  # errors are raised, with the file's name
         try:
             self._session = ort.InferenceSession(
                 str(file) if graph is None else graph, options, providers=["CPUExecutionProvider"]
@@ -46,7 +46,7 @@ class StepModel:
         except Exception as error:  # ONNX Runtime's errors share no base class but Exception
             raise BundleError(file, f"ONNX Runtime cannot open it: {error}") from error
         self.manifest = manifest
-        _hold_to_manifest(file, self._session, manifest)
+        _compare_with_manifest(file, self._session, manifest)
         try:
             self.layout = Layout(manifest.state)
         except ValueError as error:
@@ -55,65 +55,67 @@ class StepModel:
         self.output_dtype = np.dtype(fields)
         meaning = (manifest.sha256, self.layout.dtype.descr, self.output_dtype.descr)
         self.digest = sha256(repr(meaning).encode()).digest()
-        """Of the graph and of how its states and outputs lie in memory: bytes of one mean nothing to another."""
+        """The digest of the graph and of the memory layout of its states and outputs, which stored bytes depend on."""
         self._names = [out.name for out in manifest.outputs] + [pair.output for pair in manifest.state]
-        # transposes are found once: finding them for each call would cost a small model more than running does
+        # transposes are computed once: to compute them for each call would cost more than a small model's run
         self._input, self._lengths = manifest.inputs[0].name, manifest.lengths.name
-        self._placed = _into(manifest.inputs[0].shape, (BATCH, TIME))
-        self._predicted = [self.features.index(name) for name in manifest.head.targets if name in self.features]
-        self._in_order = list(range(len(self.features)))
-        self._others = [self.features.index(name) for name in manifest.future_covariates]
-        self._outputs = [(out.name, _out_of(out.shape, (BATCH, TIME))) for out in manifest.outputs]
+        self._input_transpose = _to_tensor(manifest.inputs[0].shape, (BATCH, TIME))
+        self._target_columns = [self.features.index(name) for name in manifest.head.targets if name in self.features]
+        self._all_columns = list(range(len(self.features)))
+        self._future_columns = [self.features.index(name) for name in manifest.future_covariates]
+        self._outputs = [(out.name, _to_rows(out.shape, (BATCH, TIME))) for out in manifest.outputs]
         self._states = [
-            (pair.input, _into(pair.shape, (BATCH,)), _out_of(pair.shape, (BATCH,))) for pair in manifest.state
+            (pair.input, _to_tensor(pair.shape, (BATCH,)), _to_rows(pair.shape, (BATCH,))) for pair in manifest.state
         ]
 
     @property
     def features(self) -> tuple[str, ...]:
-        """The names of a step's numbers, in order."""
+        """The names of the features, in the order of a step's numbers."""
         return self.manifest.feature_names
 
     def run(self, inputs: NDArray[np.float32], lengths: NDArray[np.int32], state: State) -> tuple[Outputs, State]:
         """Advances every row by its own number of steps.
 
-        inputs: (batch, time, features), in the client's units, categories by their places and missing values NaN; a
-        row's steps beyond its length are padding, any numbers.
-        lengths: (batch,), each from 1 to time. state: (batch,) of the layout's dtype.
+        inputs: (batch, time, features) in the client's units, categories as indices and missing values as NaN; steps
+        beyond a row's length are padding, with any numbers. lengths: (batch,), each from 1 to time. state: (batch,) of
+        the layout's dtype.
 
-        Returns outputs (batch, time), where a row's steps beyond its length mean nothing, and the new state (batch,).
+        Returns outputs (batch, time), which are undefined beyond a row's length, and the new state (batch,).
         """
-        feeds = {self._input: np.ascontiguousarray(inputs.transpose(self._placed)), self._lengths: lengths}
-        for name, placed, _ in self._states:
-            feeds[name] = np.ascontiguousarray(state[name].transpose(placed))
+        feeds = {self._input: np.ascontiguousarray(inputs.transpose(self._input_transpose)), self._lengths: lengths}
+        for name, to_tensor, _ in self._states:
+            feeds[name] = np.ascontiguousarray(state[name].transpose(to_tensor))
         results = self._session.run(self._names, feeds)
-        said, states = results[: len(self._outputs)], results[len(self._outputs) :]
-        if inputs.shape[:2] == (1, 1):  # each tensor's memory is its field's, wherever its axes of one place lie
-            told = np.ndarray((1, 1), self.output_dtype, _joined(said))
-            return told, np.ndarray(1, self.layout.dtype, _joined(states))
+        tensors, states = results[: len(self._outputs)], results[len(self._outputs) :]
+        if inputs.shape[:2] == (1, 1):  # axes of length 1 do not change memory, so each tensor's bytes are its field's
+            return (
+                np.ndarray((1, 1), self.output_dtype, _concatenated(tensors)),
+                np.ndarray(1, self.layout.dtype, _concatenated(states)),
+            )
         outputs, after = np.empty(inputs.shape[:2], self.output_dtype), np.empty(len(inputs), self.layout.dtype)
-        for (name, back), result in zip(self._outputs, said, strict=True):
-            outputs[name] = result.transpose(back)
-        for (name, _, back), result in zip(self._states, states, strict=True):
-            after[name] = result.transpose(back)
+        for (name, to_rows), result in zip(self._outputs, tensors, strict=True):
+            outputs[name] = result.transpose(to_rows)
+        for (name, _, to_rows), result in zip(self._states, states, strict=True):
+            after[name] = result.transpose(to_rows)
         return outputs, after
 
     def run_row(self, inputs: NDArray[np.float32], state: State) -> tuple[Outputs, State]:
-        """A batch of one: inputs (time, features), state (1,) -> outputs (time,), state (1,)."""
+        """Advances a batch of one row: inputs (time, features), state (1,) -> outputs (time,), state (1,)."""
         outputs, after = self.run(inputs[np.newaxis], np.array([len(inputs)], np.int32), state)
         return outputs[0], after
 
     def last_prediction(self, state: State) -> Outputs:
-        """(batch,) what the state says of the next input, where the model keeps it (`head.last`).
+        """Returns the predictions (batch,) of the next input that the states hold (`head.last`).
 
-        Outputs that are no prediction, such as the surprise, are zero.
+        Outputs that the state does not hold, such as the surprise, are zero.
         """
         predictions = np.zeros(len(state), self.output_dtype)
-        for output, held in self.manifest.head.last.items():
-            predictions[output] = state[held]
+        for output, name in self.manifest.head.last.items():
+            predictions[output] = state[name]
         return predictions
 
     def feedback(self, predictions: Outputs) -> NDArray[np.float32]:
-        """(..., targets) the inputs that a rollout takes predictions for."""
+        """Returns the target values (..., targets) that a rollout feeds back for predictions (...)."""
         head = self.manifest.head
         return np.asarray(predictions[head.outputs[0]][..., : len(head.targets)], np.float32)
 
@@ -122,29 +124,29 @@ class StepModel:
 
         known: (rows, others) of the features that are not predicted, in the order of `manifest.future_covariates`.
         """
-        if self._predicted == self._in_order:
+        if self._target_columns == self._all_columns:
             return said
         inputs = np.empty((len(said), len(self.features)), np.float32)
-        inputs[:, self._predicted] = said
+        inputs[:, self._target_columns] = said
         if known is not None:
-            inputs[:, self._others] = known
+            inputs[:, self._future_columns] = known
         return inputs
 
 
-def _joined(tensors: Sequence[NDArray[Any]]) -> bytearray:
-    """Their memory, one behind the other."""
+def _concatenated(tensors: Sequence[NDArray[Any]]) -> bytearray:
+    """Returns the tensors' memory, one after another."""
     return bytearray().join([tensor.tobytes() for tensor in tensors])
 
 
-def _into(shape: Sequence[int | str], first: tuple[str, ...]) -> tuple[int, ...]:
-    """The transpose from rows, whose axes are `first` and then the others, to a tensor of this shape."""
-    others = iter(range(len(first), len(shape)))
-    return tuple(first.index(axis) if isinstance(axis, str) else next(others) for axis in shape)
+def _to_tensor(shape: Sequence[int | str], first: tuple[str, ...]) -> tuple[int, ...]:
+    """Returns the transpose from rows, whose axes are `first` and then the rest, to a tensor of this shape."""
+    rest = iter(range(len(first), len(shape)))
+    return tuple(first.index(axis) if isinstance(axis, str) else next(rest) for axis in shape)
 
 
-def _out_of(shape: Sequence[int | str], first: tuple[str, ...]) -> tuple[int, ...]:
-    """The transpose back."""
-    return tuple(int(place) for place in np.argsort(_into(shape, first)))
+def _to_rows(shape: Sequence[int | str], first: tuple[str, ...]) -> tuple[int, ...]:
+    """Returns the transpose from a tensor of this shape back to rows."""
+    return tuple(int(axis) for axis in np.argsort(_to_tensor(shape, first)))
 
 
 _DTYPES = {
@@ -156,14 +158,14 @@ _DTYPES = {
 }
 
 
-def _hold_to_manifest(file: Path, session: "ort.InferenceSession", manifest: Manifest) -> None:
+def _compare_with_manifest(file: Path, session: "ort.InferenceSession", manifest: Manifest) -> None:
     into = [*manifest.inputs, manifest.lengths, *(pair.tensor(pair.input) for pair in manifest.state)]
     out = [*manifest.outputs, *(pair.tensor(pair.output) for pair in manifest.state)]
     for side, declared, found in (("input", into, session.get_inputs()), ("output", out, session.get_outputs())):
-        _same_tensors(file, side, declared, {node.name: node for node in found})
+        _compare_tensors(file, side, declared, {node.name: node for node in found})
 
 
-def _same_tensors(file: Path, side: str, declared: Sequence[Tensor], found: "dict[str, ort.NodeArg]") -> None:
+def _compare_tensors(file: Path, side: str, declared: Sequence[Tensor], found: "dict[str, ort.NodeArg]") -> None:
     if missing := [tensor.name for tensor in declared if tensor.name not in found]:
         raise BundleError(file, f"the graph has no {side} {', '.join(missing)} that the manifest declares")
     if extra := sorted(set(found) - {tensor.name for tensor in declared}):
@@ -173,8 +175,10 @@ def _same_tensors(file: Path, side: str, declared: Sequence[Tensor], found: "dic
         if node.type != _DTYPES[tensor.dtype]:
             raise BundleError(file, f"{side} {tensor.name!r} is {node.type}, the manifest says {tensor.dtype}")
         fits = len(node.shape) == len(tensor.shape) and all(
-            not isinstance(have, int) if isinstance(want, str) else have in (want, None) or isinstance(have, str)
-            for want, have in zip(tensor.shape, node.shape, strict=True)
+            not isinstance(actual, int)
+            if isinstance(declared_axis, str)
+            else actual in (declared_axis, None) or isinstance(actual, str)
+            for declared_axis, actual in zip(tensor.shape, node.shape, strict=True)
         )
         if not fits:
             raise BundleError(

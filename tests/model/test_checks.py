@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from onward.model.checks import CheckError, check, plausible
+from onward.model.checks import CheckError, check, plausible_inputs
 from onward.model.runner import Outputs, StepModel
 from onward.model.state import Layout, State
 from onward.training.config import Cell
@@ -145,11 +145,11 @@ def test_plausible_inputs_are_like_the_parity_inputs(tmp_path: Path) -> None:
     model = make_bundle(tmp_path, features=FEATURES)
     parity = model.manifest.parity
     real = np.concatenate([np.array(row)[:length] for row, length in zip(parity.inputs, parity.lengths, strict=True)])
-    drawn = plausible(model, rows=50, steps=400, seed=3)
+    drawn = plausible_inputs(model, rows=50, steps=400, seed=3)
     assert drawn.shape == (50, 400, 3)
     assert drawn.dtype == np.float32
     error = np.abs(drawn.reshape(-1, 3).mean(axis=0) - real.mean(axis=0)) / real.std(axis=0)
     assert (error < 0.05).all()
     np.testing.assert_allclose(drawn.reshape(-1, 3).std(axis=0), real.std(axis=0), rtol=0.05)
-    assert np.array_equal(drawn, plausible(model, rows=50, steps=400, seed=3))
-    assert not np.array_equal(drawn, plausible(model, rows=50, steps=400, seed=4))
+    assert np.array_equal(drawn, plausible_inputs(model, rows=50, steps=400, seed=3))
+    assert not np.array_equal(drawn, plausible_inputs(model, rows=50, steps=400, seed=4))

@@ -218,7 +218,7 @@ FAULTS: dict[str, tuple[Callable[[Document], object], str]] = {
     ),
     "places that are no integers": (
         lambda document: [put("outputs", 0, "dtype", to="float32")(document)],
-        "the outputs top and log_probability are as many each, and places are int64",
+        "the outputs top and log_probability have one shape, of one axis, and top is int64",
     ),
     "more places than categories": (
         put("features", 1, "categories", to=["a"]),
