@@ -196,14 +196,14 @@ class LocalSession:
             draws = draws_paths(samples=samples, levels=levels, seed=seed, paths=paths)
             start = self._start(horizon, inputs, future)
             if not draws:
-                outputs = self._rolled(start, horizon, [RolloutInputs(model, start.known)])
+                outputs = self._rolled(start, horizon, [RolloutInputs(model, start.future)])
                 return Forecast(results.outputs(forecast_fields(model, np.concatenate(outputs))), self.step_count)
             require_distribution(model.manifest.head, samples=samples, levels=levels)
             seed, count = new_seed() if seed is None else seed, SAMPLES if samples is None else samples
             if count * horizon > MOST_STEPS:
                 what = f"{count} paths of {horizon} steps are {count * horizon} steps; at most {MOST_STEPS} a call"
                 raise InvalidRequest.with_detail(f"samples: {what}", [("samples", what)])
-            feeds = [path_inputs(model, start.known, seed, number) for number in range(count)]
+            feeds = [path_inputs(model, start.future, seed, number) for number in range(count)]
             last = self._rolled(start, horizon, feeds)[-1]
             for row, path in enumerate(feeds):
                 path.next_targets(last[row : row + 1])

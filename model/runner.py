@@ -119,17 +119,19 @@ class StepModel:
         head = self.manifest.head
         return np.asarray(predictions[head.outputs[0]][..., : len(head.targets)], np.float32)
 
-    def next_inputs(self, said: NDArray[np.float32], known: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-        """(rows, features): what is said of the targets (rows, targets), each in its own column.
+    def next_inputs(
+        self, targets: NDArray[np.float32], future: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Returns inputs (rows, features) with the values of the targets (rows, targets) in their columns.
 
-        known: (rows, others) of the features that are not predicted, in the order of `manifest.future_covariates`.
+        future: (rows, covariates), the values of `manifest.future_covariates`.
         """
         if self._target_columns == self._all_columns:
-            return said
-        inputs = np.empty((len(said), len(self.features)), np.float32)
-        inputs[:, self._target_columns] = said
-        if known is not None:
-            inputs[:, self._future_columns] = known
+            return targets
+        inputs = np.empty((len(targets), len(self.features)), np.float32)
+        inputs[:, self._target_columns] = targets
+        if future is not None:
+            inputs[:, self._future_columns] = future
         return inputs
 
 

@@ -1,7 +1,6 @@
-"""Whether a model can be rolled forward, and what it must be told for that.
+"""The conditions of a rollout: whether predictions can be fed back, and which future covariates that needs.
 
-Owns the words of what stands in the way. Knows nothing of sessions: the service and whoever runs a bundle in process
-roll forward by these rules.
+Owns the error messages. Knows nothing of sessions: the service and the local client apply the same rules.
 """
 
 import numpy as np
@@ -20,11 +19,11 @@ class RolloutUnsupportedError(ValueError):
 
 
 class NonFiniteError(ArithmeticError):
-    """What was drawn led to numbers that are not finite."""
+    """The drawn values led to numbers that are not finite."""
 
 
 def require_rollout(manifest: Manifest) -> None:
-    """Raises RolloutUnsupportedError where predictions cannot be fed back."""
+    """Raises RolloutUnsupportedError if predictions cannot be fed back."""
     if not manifest.can_forecast:
         label = manifest.head.kind == "label"
         why = "it predicts a label, not its inputs" if label else "it does not keep its last prediction"
@@ -32,7 +31,7 @@ def require_rollout(manifest: Manifest) -> None:
 
 
 def require_rollout_without_future(manifest: Manifest) -> None:
-    """Raises RolloutUnsupportedError where `future` would be needed, or rollout is impossible."""
+    """Raises RolloutUnsupportedError if a rollout is impossible or needs future covariates, which are not given."""
     require_rollout(manifest)
     if manifest.future_covariates:
         why = f"it does not predict {', '.join(manifest.future_covariates)}; forecast a session, which takes `future`"
@@ -40,21 +39,23 @@ def require_rollout_without_future(manifest: Manifest) -> None:
 
 
 def future_covariates(manifest: Manifest, horizon: int, future: Inputs | None) -> NDArray[np.float32] | None:
-    """(horizon - 1 or more, others) the features that are not predicted, as `future` says they are at each step that is
-    fed back; None where all are predicted. Raises InputError.
+    """Returns the future covariates (at least horizon - 1, covariates) of the steps that are fed back.
+
+    Returns None if the model predicts all of its features. Raises InputError if `future` is missing, too short, not
+    needed, or does not fit the features.
     """
-    names, feedback = manifest.future_covariates, horizon - 1
+    names, fed_back_steps = manifest.future_covariates, horizon - 1
     if not names:
         if future is not None:
             raise InputError(Fault("future", "the model predicts all of its features"))
         return None
-    if future is None and feedback:
-        what = f"the model does not predict {', '.join(names)}; say what they are at {feedback} steps"
-        raise InputError(Fault("future", what))
+    if future is None and fed_back_steps:
+        message = f"the model does not predict {', '.join(names)}; say what they are at {fed_back_steps} steps"
+        raise InputError(Fault("future", message))
     if future is None:
         return np.zeros((0, len(names)), np.float32)
-    told = to_array(future, [manifest.feature(name) for name in names], "future")
-    if len(told) < feedback:
-        what = f"{len(told)} steps of {', '.join(names)}; a horizon of {horizon} needs {feedback}"
-        raise InputError(Fault("future", what))
-    return told
+    values = to_array(future, [manifest.feature(name) for name in names], "future")
+    if len(values) < fed_back_steps:
+        message = f"{len(values)} steps of {', '.join(names)}; a horizon of {horizon} needs {fed_back_steps}"
+        raise InputError(Fault("future", message))
+    return values

@@ -1,7 +1,7 @@
-"""The store contract: what the engine asks of the place where sessions live.
+"""The store contract: the operations on stored sessions that the engine needs.
 
-Every operation is atomic on its own, may be called from any process, and raises StoreUnavailableError or StoreFullError
-where the backend fails.
+Every operation is atomic, may be called from any process, and raises StoreUnavailableError or StoreFullError if the
+backend fails.
 """
 
 from collections.abc import Sequence
@@ -12,15 +12,15 @@ from onward.service.errors import UnreadableRecordError
 from onward.service.store.record import Record, Tombstone
 
 RESTORE = "restore the folder from a backup, or move it away to begin with an empty store"
-"""What to do where a store on this machine is damaged."""
+"""The advice in error messages about a damaged store on this machine."""
 
 Loaded = Record | Tombstone | UnreadableRecordError | None
 
 
 class Change(NamedTuple):
-    """Set `key` to `record` if its revision is `expected`; None: if the store has nothing under it.
+    """A conditional write: sets `key` to `record` if the stored revision is `expected` (None: nothing is stored).
 
-    advances: the record is a living session's next one, on the same model, so nothing but the record changes.
+    advances: the record is the next one of a living session on the same model, so that no index changes.
     """
 
     key: bytes
@@ -31,7 +31,7 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Living sessions in the order of their keys; `after` is where the next page begins, None at the end."""
+    """Living sessions in the order of their keys; `after` is the position of the next page, None at the end."""
 
     sessions: list[tuple[bytes, Record]]
     after: bytes | None
@@ -39,38 +39,42 @@ class Page:
 
 class Store(Protocol):
     def load_many(self, keys: Sequence[bytes], *, fresh: bool = True) -> list[Loaded]:
-        """One entry a key: its record or tombstone, an error where its bytes cannot be read, None where nothing is.
+        """Returns an entry per key: its record or tombstone, an error if unreadable, or None.
 
-        fresh: what the store has now. If not, it may be what this process committed last, which is good enough to go on
-        from, as `commit_many` refuses what does not follow the store's own; never to refuse anybody anything.
+        fresh: read the store. If False, an entry may be the record that this process committed last. That is sufficient
+        to compute a next record from, as `commit_many` refuses a change whose expected revision is outdated; it is not
+        sufficient to refuse a request.
         """
 
     def commit_many(self, changes: Sequence[Change]) -> list[bool]:
-        """Applies every change whose expectation holds; True for these. Durable against a killed process on return."""
+        """Applies every change whose expected revision is stored, and returns True for each of these.
+
+        On return the changes survive a killed process.
+        """
 
     def page(self, prefix: bytes, after: bytes, limit: int, *, now: float, model: str | None = None) -> Page:
-        """At most `limit` living sessions whose key starts with `prefix` and lies behind `after`.
+        """Returns at most `limit` living sessions whose key starts with `prefix` and is greater than `after`.
 
-        A page may be short, even empty, though more follow: `after` alone says whether it is the last.
+        A page may be short or even empty although more follow: only `after` of the page shows whether it is the last.
         """
 
     def count(self) -> dict[tuple[str, int], int]:
-        """Sessions by model and version that have not ended; an expired one counts until it is swept.
+        """Returns the number of sessions by model and version; an expired session counts until it is swept.
 
-        One whose record cannot be read counts until it is set aside, or the version that reads it ends it.
+        A session whose record cannot be read counts until it is quarantined or ended by a version that reads it.
         """
 
     def sweep(self, now: float, limit: int = 1000) -> int:
-        """Ends sessions that have expired and forgets tombstones whose time is over; returns how many it looked at.
+        """Ends expired sessions and deletes tombstones that are over; returns how many entries it examined.
 
-        As many as `limit` means that more may wait. Does nothing, and returns 0, while another process sweeps. Records
-        that cannot be read are left alone, and hold up nothing that is due behind them.
+        If that is `limit`, more may be due. Returns 0 at once while another process sweeps. Records that cannot be read
+        are skipped, and do not delay the sessions that are due after them.
         """
 
     def quarantine(self, key: bytes) -> None:
-        """Takes a damaged record out of the way, and keeps its bytes for inspection. Never one of another version."""
+        """Moves a damaged record out of the way and retains its bytes for inspection; never one of another version."""
 
     def flush(self) -> None:
-        """Brings what is committed to disk, so that it outlives a crash of the machine too."""
+        """Writes all committed changes to disk, so that they survive a crash of the machine too."""
 
     def close(self) -> None: ...

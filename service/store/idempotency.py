@@ -1,7 +1,7 @@
-"""A session's last requests and what they were answered, as bytes of its record: so a retry gets the same answer.
+"""Idempotency: a session's last requests and their answers, in its record, so that a retry gets the same answer.
 
-Owns how many are kept, and their bytes: a mark of each request id, a head of each, then the answers, all the newest
-first, after their count. Keeping one more is a matter of slices, whatever their number.
+Owns the number of requests that are stored, and their bytes: their count, then a hash of each request id, a header of
+each request, and the answers, each section newest first. Adding a request takes a few slices, whatever their number.
 """
 
 import struct
@@ -9,20 +9,20 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 MAX_REQUESTS = 32
-"""How many of a session's last requests are known when they come again."""
+"""How many of a session's last requests are recognised as retries."""
 MAX_ANSWER_BYTES = 4096
-"""Bytes of answers that are kept beside the newest's; without its answer a request is known all the same.
+"""The bytes of answers that are stored beside the newest one; a request without its answer is still recognised.
 
-More for a model of which MAX_REQUESTS answers of a step each are longer, so that they are kept too.
+The limit is higher for a model of which MAX_REQUESTS answers of one step are longer, up to MAX_STEP_ANSWER_BYTES each.
 """
 MAX_STEP_ANSWER_BYTES = 2048
 
-_MARK_BYTES, _DIGEST_BYTES = 8, 8
-_HEAD = struct.Struct("<8sQI")  # of the inputs, the step that was reached, the answer's length: 0 where it is not kept
+_ID_HASH_BYTES, _DIGEST_BYTES = 8, 8
+_HEADER = struct.Struct("<8sQI")  # digest of the inputs, step after the request, length of the answer (0: not stored)
 
 
 class AppliedRequest(NamedTuple):
-    """A request that was applied: the digest of its inputs, the step that it led to, its answer; empty: not kept."""
+    """An applied request: the digest of its inputs, the step after it, and its answer (empty: not stored)."""
 
     digest: bytes
     step: int
@@ -30,67 +30,75 @@ class AppliedRequest(NamedTuple):
 
 
 def digest(inputs: bytes) -> bytes:
+    """Returns the digest of a request's inputs."""
     return blake2b(inputs, digest_size=_DIGEST_BYTES).digest()
 
 
 def max_answer_bytes(step_bytes: int) -> int:
-    """How many bytes of answers are kept where a step's answer has so many."""
+    """Returns how many bytes of answers are stored if the answer to one step has `step_bytes`."""
     return max(MAX_ANSWER_BYTES, MAX_REQUESTS * min(step_bytes, MAX_STEP_ANSWER_BYTES))
 
 
-def remember(kept: bytes, request_id: str, known: AppliedRequest, most: int = MAX_ANSWER_BYTES) -> bytes:
-    """With one more request; the oldest is forgotten where there are MAX_REQUESTS. most: bytes of answers before it."""
-    marks, heads, answers = _sections(kept)
-    if len(marks) == MAX_REQUESTS * _MARK_BYTES:
-        *_, oldest = _HEAD.unpack_from(heads, len(heads) - _HEAD.size)
-        marks, heads, answers = marks[:-_MARK_BYTES], heads[: -_HEAD.size], answers[: len(answers) - oldest]
-    if len(answers) > most:
-        heads, answers = _lightened(heads, answers, most)
-    head = _HEAD.pack(known.digest, known.step, len(known.answer))
-    count = bytes((len(marks) // _MARK_BYTES + 1,))
-    return b"".join((count, _mark(request_id), marks, head, heads, known.answer, answers))
+def remember(requests: bytes, request_id: str, applied: AppliedRequest, most_bytes: int = MAX_ANSWER_BYTES) -> bytes:
+    """Returns `requests` with one more, without the oldest if there are MAX_REQUESTS already.
+
+    most_bytes: the bytes of older answers that remain stored.
+    """
+    id_hashes, headers, answers = _sections(requests)
+    if len(id_hashes) == MAX_REQUESTS * _ID_HASH_BYTES:
+        *_, oldest = _HEADER.unpack_from(headers, len(headers) - _HEADER.size)
+        id_hashes, headers, answers = (
+            id_hashes[:-_ID_HASH_BYTES],
+            headers[: -_HEADER.size],
+            answers[: len(answers) - oldest],
+        )
+    if len(answers) > most_bytes:
+        headers, answers = _drop_oldest_answers(headers, answers, most_bytes)
+    header = _HEADER.pack(applied.digest, applied.step, len(applied.answer))
+    count = bytes((len(id_hashes) // _ID_HASH_BYTES + 1,))
+    return b"".join((count, _id_hash(request_id), id_hashes, header, headers, applied.answer, answers))
 
 
-def find(kept: bytes, request_id: str) -> AppliedRequest | None:
-    """The request, where it is one of the last."""
-    if not kept:
+def find(requests: bytes, request_id: str) -> AppliedRequest | None:
+    """Returns the request with that id, or None if it is not stored."""
+    if not requests:
         return None
-    marks, mark, place = kept[1 : 1 + kept[0] * _MARK_BYTES], _mark(request_id), 0
-    while (found := marks.find(mark, place)) % _MARK_BYTES:  # -1 is one too
+    id_hashes, id_hash, start = requests[1 : 1 + requests[0] * _ID_HASH_BYTES], _id_hash(request_id), 0
+    while (found := id_hashes.find(id_hash, start)) % _ID_HASH_BYTES:  # -1 has a remainder too
         if found < 0:
             return None
-        place = found + 1
-    _, heads, answers = _sections(kept)
-    start, before = 0, found // _MARK_BYTES
-    for *_, length in _HEAD.iter_unpack(heads[: before * _HEAD.size]):
+        start = found + 1
+    _, headers, answers = _sections(requests)
+    start, before = 0, found // _ID_HASH_BYTES
+    for *_, length in _HEADER.iter_unpack(headers[: before * _HEADER.size]):
         start += length
-    of, step, length = _HEAD.unpack_from(heads, before * _HEAD.size)
-    return AppliedRequest(of, step, answers[start : start + length])
+    inputs_digest, step, length = _HEADER.unpack_from(headers, before * _HEADER.size)
+    return AppliedRequest(inputs_digest, step, answers[start : start + length])
 
 
-def without_answers(kept: bytes) -> bytes:
-    """The same requests without their answers."""
-    marks, heads, answers = _sections(kept)
-    return kept[:1] + marks + _lightened(heads, answers, 0)[0]
+def without_answers(requests: bytes) -> bytes:
+    """Returns the same requests without their answers."""
+    id_hashes, headers, answers = _sections(requests)
+    return requests[:1] + id_hashes + _drop_oldest_answers(headers, answers, 0)[0]
 
 
-def _sections(kept: bytes) -> tuple[bytes, bytes, bytes]:
-    count = kept[0] if kept else 0
-    heads = 1 + count * _MARK_BYTES
-    answers = heads + count * _HEAD.size
-    return kept[1:heads], kept[heads:answers], kept[answers:]
+def _sections(requests: bytes) -> tuple[bytes, bytes, bytes]:
+    count = requests[0] if requests else 0
+    headers = 1 + count * _ID_HASH_BYTES
+    answers = headers + count * _HEADER.size
+    return requests[1:headers], requests[headers:answers], requests[answers:]
 
 
-def _lightened(heads: bytes, answers: bytes, most: int) -> tuple[bytes, bytes]:
-    """Without the oldest answers, down to so many bytes."""
-    lighter, place = bytearray(heads), len(heads)
-    while len(answers) > most:
-        place -= _HEAD.size
-        of, step, length = _HEAD.unpack_from(heads, place)
-        _HEAD.pack_into(lighter, place, of, step, 0)
+def _drop_oldest_answers(headers: bytes, answers: bytes, most_bytes: int) -> tuple[bytes, bytes]:
+    """Returns the headers and the answers without the oldest answers, so that at most `most_bytes` remain."""
+    updated, offset = bytearray(headers), len(headers)
+    while len(answers) > most_bytes:
+        offset -= _HEADER.size
+        inputs_digest, step, length = _HEADER.unpack_from(headers, offset)
+        _HEADER.pack_into(updated, offset, inputs_digest, step, 0)
         answers = answers[: len(answers) - length]
-    return bytes(lighter), answers
+    return bytes(updated), answers
 
 
-def _mark(request_id: str) -> bytes:
-    return blake2b(request_id.encode(), digest_size=_MARK_BYTES).digest()
+def _id_hash(request_id: str) -> bytes:
+    return blake2b(request_id.encode(), digest_size=_ID_HASH_BYTES).digest()

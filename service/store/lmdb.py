@@ -1,18 +1,18 @@
 """The LMDB store: sessions in one memory-mapped file, shared by all worker processes of a machine.
 
-Committed means written to the file's pages: a killed process, or all of them killed, loses nothing. The pages reach the
-disk at the next `flush`, or with `fsync` at once: a crash of the operating system may lose what came after it.
+A commit writes to the file's pages, so that it survives killed processes. The pages reach the disk at the next `flush`,
+or at once with `fsync`: a crash of the operating system may lose the commits since the last flush.
 
 Tables of living sessions: `sessions` and `damaged` (key -> record), `expiry` (time, key -> nothing), `index` (key ->
-the time of its entry in `expiry`, model/version) and `counts` (model/version -> number). A step touches `sessions`
-alone: the sweep finds a session at the time it was due at first, sees that it lives on, and moves its entry. So a
-session costs one entry's move per ttl, not one per step. `index` tells where a session is entered and what it counts
-as, also where its record cannot be read.
+the time of its entry in `expiry`, model/version) and `counts` (model/version -> number). A step writes to `sessions`
+only: the sweep finds a session at the time at which it was due first, and moves its entry if the session is alive. So a
+session costs one move of an entry per ttl, not one per step. `index` locates a session's entry in `expiry` and its
+count, even if its record cannot be read.
 
-Tables of ended ones: `ended` (digest of the key -> tombstone) and `forgetting` (second -> digests, in order, without
-what LMDB keeps of an entry otherwise). Small entries of their own let the pages of `sessions` be used again: a
-tombstone in a record's place would keep most of a page empty.
-Versions of Onward before record format 5 wrote tombstones to `sessions`, and nothing to `index`.
+Tables of ended sessions: `ended` (digest of the key -> tombstone) and `forgetting` (second -> digests, sorted
+duplicates of a fixed size, which LMDB stores without an overhead per entry). Tombstones have small entries of their own
+so that the pages of `sessions` are reused: in a record's entry, a tombstone would leave most of a page empty. Versions
+of Onward before record format 5 wrote tombstones to `sessions`, and nothing to `index`.
 """
 
 import fcntl
@@ -41,12 +41,12 @@ from onward.service.store.sweeping import SweepPass
 from onward.service.store.write_lock import WriteLock
 
 OPENING_S = 60.0
-"""How long an opening waits for a write that is under way: longer than gunicorn lets a worker be silent."""
+"""How long opening waits for a running write: longer than gunicorn's timeout of a worker."""
 PAGES_BESIDE = 16
-"""LMDB's own pages that no table counts: its meta pages, and a part of its list of free ones."""
+"""LMDB's own pages, which no table counts: its meta pages, and a part of its list of free pages."""
 SCANNED_PER_PAGE = 10_000
 
-_NO_ROOM, _ROOM_OF_STEPS, _ROOM_OF_OTHERS = 0.0, 0.5, 1.0
+_NO_ROOM, _ROOM_OF_STEPS, _ROOM_OF_CREATION = 0.0, 0.5, 1.0
 _PAGE_KINDS = ("branch_pages", "leaf_pages", "overflow_pages")
 _TIME = struct.Struct(">Q")  # milliseconds, or seconds in `forgetting`; big-endian, so that keys sort by time
 _COUNT = struct.Struct("<q")
@@ -57,47 +57,47 @@ log = logging.getLogger(__name__)
 
 
 class LmdbStore:
-    """Satisfies `Store`. Open one a process, after the fork, and close it."""
+    """An implementation of `Store`. Open one per process, after the fork, and close it."""
 
     def __init__(self, folder: Path, *, fsync: bool = False) -> None:
-        """Makes the folder if need be. fsync: a commit returns once it is on disk.
+        """Opens the store, and creates the folder if it does not exist. fsync: a commit returns once it is on disk.
 
-        Raises StoreUnavailableError, also where the file is damaged or cut short.
+        Raises StoreUnavailableError, also if the file is damaged or cut short.
         """
         self._folder = folder
-        with ExitStack() as opened:
+        with ExitStack() as resources:
             try:
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-                _claim(self._opened(opened, "place.lock"))
-                self._sweep_lock = self._opened(opened, "sweep.lock")
-                self._write_lock = WriteLock(self._opened(opened, "write.lock"))
+                _lock_namespace(self._open_file(resources, "place.lock"))
+                self._sweep_lock = self._open_file(resources, "sweep.lock")
+                self._write_lock = WriteLock(self._open_file(resources, "write.lock"))
                 self._write_lock.wait(OPENING_S)
                 with self._write_lock:
-                    self._open(opened, fsync=fsync)
+                    self._open(resources, fsync=fsync)
             except (OSError, lmdb.Error) as error:
                 raise StoreUnavailableError(f"{folder}: {error}") from error
-            self._closing = opened.pop_all()
-        self._known = RecordCache()
+            self._closing = resources.pop_all()
+        self._cache = RecordCache()
         self._pass: SweepPass[bytes] = SweepPass()
-        self._dirty = True  # a process that was killed may have left commits that no one has flushed
+        self._dirty = True  # a killed process may have left commits that are not flushed
 
-    def _opened(self, opened: ExitStack, name: str) -> int:
+    def _open_file(self, resources: ExitStack, name: str) -> int:
         file = os.open(self._folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        opened.callback(os.close, file)
+        resources.callback(os.close, file)
         return file
 
-    def _open(self, opened: ExitStack, *, fsync: bool) -> None:
+    def _open(self, resources: ExitStack, *, fsync: bool) -> None:
         if not (self._folder / lmdb_file.DATA).exists():
-            lmdb_file.make(self._folder)
-        lmdb_file.examine(self._folder)
-        self._file = self._opened(opened, lmdb_file.DATA)
+            lmdb_file.create(self._folder)
+        lmdb_file.validate(self._folder)
+        self._file = self._open_file(resources, lmdb_file.DATA)
         self._env: Any = lmdb.open(
             str(self._folder), map_size=1, max_dbs=7, max_readers=1024, sync=fsync, metasync=fsync, mode=0o600
-        )  # mapped as far as it is used, until it is known how long the file is
-        opened.callback(self._env.close)
+        )  # LMDB maps the used part, until `_fit` maps the file's length
+        resources.callback(self._env.close)
         self._env.reader_check()
         self._full = False
-        """Whether the file could not grow when it had to: then all of it is mapped, and `_hold_room` keeps room."""
+        """True if the file could not grow: then all of it is mapped, and `_require_room` guards the reserve."""
         self._grow()
         self._sessions = self._env.open_db(b"sessions")
         self._expiry = self._env.open_db(b"expiry")
@@ -108,8 +108,8 @@ class LmdbStore:
         self._forgetting = self._env.open_db(b"forgetting", dupsort=True, dupfixed=True)
 
     def load_many(self, keys: Sequence[bytes], *, fresh: bool = True) -> list[Loaded]:
-        return self._known.filled(
-            keys, lambda unknown: self._read(lambda txn: [self._get(txn, key) for key in unknown]), fresh=fresh
+        return self._cache.load(
+            keys, lambda missing: self._read(lambda txn: [self._get(txn, key) for key in missing]), fresh=fresh
         )
 
     def commit_many(self, changes: Sequence[Change]) -> list[bool]:
@@ -124,13 +124,13 @@ class LmdbStore:
         except StoreFullError:
             if room > _NO_ROOM or len(changes) == 1:
                 raise
-            half = len(changes) // 2  # what one half frees, the other may use
+            half = len(changes) // 2  # the second half may use the room that the first one frees
             return self.commit_many(changes[:half]) + self.commit_many(changes[half:])
-        self._known.committed(changes, committed)
+        self._cache.update(changes, committed)
         return committed
 
     def _get(self, txn: Any, key: bytes) -> bytes | None:
-        """The bytes of the session's record, or of its tombstone."""
+        """Returns the bytes of the session's record or tombstone."""
         stored: bytes | None = txn.get(key)
         return txn.get(_digest(key), db=self._ended) if stored is None else stored
 
@@ -152,7 +152,7 @@ class LmdbStore:
             self._add_to_count(txn, _group(after), 1)
             return
         txn.delete(key)
-        self._remove_tombstone(txn, key)  # of an earlier session, where a version without `ended` created this one
+        self._remove_tombstone(txn, key)  # an earlier session's, if a version without `ended` created this one
         txn.put(_digest(key), data, db=self._ended)
         txn.put(_second(after.forgotten_at), _digest(key), db=self._forgetting)
 
@@ -164,7 +164,7 @@ class LmdbStore:
             txn.delete(_second(tombstone.forgotten_at), digest, db=self._forgetting)
 
     def _remove_entries(self, txn: Any, key: bytes, found: Loaded) -> None:
-        """Removes what the other tables have of a session that is replaced by another one, or by nothing."""
+        """Removes a session's entries from the other tables before it is replaced or removed."""
         if found is None:
             return
         row = txn.get(key, db=self._index)
@@ -219,7 +219,7 @@ class LmdbStore:
         except OSError:
             return 0
         try:
-            self._guarded(self._env.reader_check)  # a killed process's reader would keep pages from being used again
+            self._guarded(self._env.reader_check)  # a killed process's reader would block the reuse of pages
             return self._sweep_what_fits(now, limit)
         finally:
             fcntl.flock(self._sweep_lock, fcntl.LOCK_UN)
@@ -234,35 +234,35 @@ class LmdbStore:
 
     def _sweep(self, now: float, limit: int) -> int:
         position = self._pass.begin(now)
-        due, over = self._read(lambda txn: self._due_before(txn, now, limit, position))
-        if due or over:
-            left_alone = self._write(lambda txn: self._end(txn, due, over, now), _NO_ROOM)
-            position = left_alone[-1] if left_alone else position
-        looked_at = len(due) + len(over)
+        due, forgotten = self._read(lambda txn: self._due_before(txn, now, limit, position))
+        if due or forgotten:
+            skipped = self._write(lambda txn: self._end(txn, due, forgotten, now), _NO_ROOM)
+            position = skipped[-1] if skipped else position
+        looked_at = len(due) + len(forgotten)
         self._pass.end(position, is_over=looked_at < limit)
         return looked_at
 
     def _due_before(
         self, txn: Any, now: float, limit: int, after: bytes | None
     ) -> tuple[list[bytes], list[tuple[bytes, bytes]]]:
-        """At most `limit` entries: of `expiry`, from the first one behind `after` on, and then of `forgetting`."""
+        """Returns at most `limit` due entries: of `expiry` behind `after` first, then of `forgetting`."""
         cursor = txn.cursor(db=self._expiry)
         found = cursor.first() if after is None else cursor.set_range(after + b"\0")
         entries = cursor.iternext(keys=True, values=False) if found else ()
         due = list(islice(takewhile(lambda entry: _TIME.unpack_from(entry)[0] <= now * 1000, entries), limit))
         entries = txn.cursor(db=self._forgetting).iternext()
-        over = takewhile(lambda entry: _TIME.unpack(entry[0])[0] <= now, entries)
-        return due, list(islice(over, limit - len(due)))
+        forgotten = takewhile(lambda entry: _TIME.unpack(entry[0])[0] <= now, entries)
+        return due, list(islice(forgotten, limit - len(due)))
 
-    def _end(self, txn: Any, due: Sequence[bytes], over: Sequence[tuple[bytes, bytes]], now: float) -> list[bytes]:
-        """Ends the sessions that are due and forgets the tombstones whose time is over; returns what it left alone."""
-        for second, digest in over:
+    def _end(self, txn: Any, due: Sequence[bytes], forgotten: Sequence[tuple[bytes, bytes]], now: float) -> list[bytes]:
+        """Ends due sessions and deletes tombstones that are over; returns the entries of `expiry` that it skipped."""
+        for second, digest in forgotten:
             txn.delete(second, digest, db=self._forgetting)
             txn.delete(digest, db=self._ended)
         return [entry for entry in due if not self._expire(txn, entry, now)]
 
     def _expire(self, txn: Any, entry: bytes, now: float) -> bool:
-        """Removes or moves an entry of `expiry`; False where its record cannot be read, so that it has to stay."""
+        """Removes or moves an entry of `expiry`; returns False if its record cannot be read, so that it must stay."""
         key = entry[_TIME.size :]
         found = records.decode(txn.get(key))
         if isinstance(found, UnreadableRecordError):
@@ -274,7 +274,7 @@ class LmdbStore:
                 self._replace(txn, key, found, ended, ended.to_bytes())
             elif not self._has_other_entry(txn, entry, found):
                 self._set_due(txn, key, found)
-        elif isinstance(found, Tombstone):  # of a version that wrote it to `sessions`
+        elif isinstance(found, Tombstone):  # written by a version before `ended`
             if found.forgotten_at > now:
                 txn.put(_time(found.forgotten_at) + key, b"", db=self._expiry)
             else:
@@ -282,13 +282,13 @@ class LmdbStore:
         return True
 
     def _has_other_entry(self, txn: Any, entry: bytes, record: Record) -> bool:
-        """Whether this one was left by an earlier session of the same id: versions that had no `index` left theirs."""
+        """True if an earlier session of the same id left `entry`: versions without `index` did not remove it."""
         key = entry[_TIME.size :]
         row = txn.get(key, db=self._index)
         if row is None or row[: _TIME.size] == entry[: _TIME.size]:
             return False
-        its = row[: _TIME.size]
-        return its <= _time(record.expires_at) and txn.get(its + key, db=self._expiry) is not None
+        entered_due = row[: _TIME.size]
+        return entered_due <= _time(record.expires_at) and txn.get(entered_due + key, db=self._expiry) is not None
 
     def quarantine(self, key: bytes) -> None:
         def move(txn: Any) -> None:
@@ -299,12 +299,12 @@ class LmdbStore:
                 txn.delete(key)
                 self._remove_entries(txn, key, found)
 
-        self._known.forget(key)
+        self._cache.remove(key)
         self._write(move, _NO_ROOM)
 
     def flush(self) -> None:
         if self._dirty:
-            self._dirty = False  # before, as commits go on while it runs
+            self._dirty = False  # before the flush, as commits continue while it runs
             try:
                 self._guarded(lambda: self._env.sync(True))
             except BaseException:
@@ -323,7 +323,7 @@ class LmdbStore:
         return self._guarded(transaction)
 
     def _write(self, work: Callable[[Any], T], room: float) -> T:
-        """room: how much of the reserve must be left once the file cannot grow, as a share of it."""
+        """Runs `work` in a write transaction. room: the share of the reserve that must remain in a full file."""
 
         def transaction() -> T:
             with self._env.begin(db=self._sessions, write=True) as txn:
@@ -334,7 +334,7 @@ class LmdbStore:
             while True:
                 try:
                     if self._full:
-                        self._hold_room(room)
+                        self._require_room(room)
                     return self._guarded(transaction)
                 except lmdb.MapFullError as error:
                     was_full = self._full
@@ -342,7 +342,7 @@ class LmdbStore:
                         raise StoreFullError(_full(self._size())) from error
 
     def _guarded(self, work: Callable[[], T]) -> T:
-        """Runs `work`, which is atomic and so may run again where another process has made the file longer."""
+        """Runs `work`, which is atomic, and runs it again if another process has extended the file."""
         while True:
             try:
                 return work()
@@ -353,35 +353,35 @@ class LmdbStore:
             except lmdb.DiskError as error:
                 raise StoreFullError(str(error)) from error
             except lmdb.Error as error:
-                if self._is_full():  # a write that found room for its beginning only is an I/O error to LMDB
+                if self._is_disk_full():  # LMDB reports a partial write on a full disk as an I/O error
                     raise StoreFullError(str(error)) from error
                 raise StoreUnavailableError(str(error)) from error
 
-    def _is_full(self) -> bool:
+    def _is_disk_full(self) -> bool:
         disk = os.statvfs(self._folder)
         page: int = self._env.stat()["psize"]
         return disk.f_bavail * disk.f_frsize < page
 
-    def _hold_room(self, room: float) -> None:
-        """Raises StoreFullError where so much of the reserve is not left, and the file cannot grow."""
+    def _require_room(self, room: float) -> None:
+        """Raises StoreFullError if less than this share of the reserve remains, and the file cannot grow."""
         size = self._size()
         if self._free_bytes(size) < room * lmdb_file.reserve_bytes(size) and not self._grow():
             raise StoreFullError(_full(size))
 
     def _free_bytes(self, size: int) -> int:
-        """What no table uses of the file, so that it can be written to on a full disk too."""
-        ours = (
+        """Returns the bytes of the file that no table uses, which can be written to even on a full disk."""
+        own_tables = (
             self._sessions, self._expiry, self._counts, self._damaged, self._index, self._ended, self._forgetting,
         )  # fmt: skip
-        tables, main = self._read(lambda txn: [txn.stat(table) for table in ours]), self._env.stat()
+        tables, main = self._read(lambda txn: [txn.stat(table) for table in own_tables]), self._env.stat()
         pages = sum(table[kind] for table in (main, *tables) for kind in _PAGE_KINDS)
         free: int = size - (pages + PAGES_BESIDE) * main["psize"]
         return free
 
     def _grow(self) -> bool:
-        """Makes the file longer, or follows another process that did; whether there is more room now.
+        """Extends the file, or maps what another process has added; returns True if there is more room now.
 
-        Its caller has the write lock.
+        The caller has the write lock.
         """
         size = self._size()
         if self._full or size - lmdb_file.reserve_bytes(size) <= self._env.info()["map_size"]:
@@ -395,7 +395,7 @@ class LmdbStore:
     def _extend(self, size: int, more: int) -> bool:
         size = max(size + more, lmdb_file.FIRST_BYTES)
         try:
-            mmap.mmap(-1, size).close()  # where it could not be mapped, LMDB would be left without a map
+            mmap.mmap(-1, size).close()  # if mapping failed in LMDB, it would be left without a map
             lmdb_file.extend(self._file, size)
         except OSError as error:
             log.debug("the file cannot have %d bytes: %s", size, error)
@@ -403,45 +403,45 @@ class LmdbStore:
         return True
 
     def _fit(self) -> None:
-        """Maps the file, all of it or without the reserve. LMDB maps what is used in any case."""
+        """Maps the file with or without the reserve. LMDB maps at least the used part."""
         info, size = self._env.info(), self._size()
         usable = size - lmdb_file.reserve_bytes(size)
         self._full = self._full or usable < (info["last_pgno"] + 1) * self._env.stat()["psize"]
-        wanted = size if self._full else usable
-        if wanted != info["map_size"]:
-            self._env.set_mapsize(wanted)
+        map_size = size if self._full else usable
+        if map_size != info["map_size"]:
+            self._env.set_mapsize(map_size)
 
     def _size(self) -> int:
         return os.fstat(self._file).st_size // lmdb_file.UNIT * lmdb_file.UNIT
 
 
 def _room(change: Change) -> float:
-    """How much of the reserve a change leaves: most of it is for what frees room, and some for steps."""
+    """Returns the share of the reserve that a change must leave: an end none, a step half, a creation all."""
     if isinstance(change.record, Tombstone):
         return _NO_ROOM
-    return _ROOM_OF_STEPS if change.advances else _ROOM_OF_OTHERS
+    return _ROOM_OF_STEPS if change.advances else _ROOM_OF_CREATION
 
 
 def _full(size: int) -> str:
-    return f"its file has {size} bytes, there is no room for more, and what is left of them is for deletion and expiry"
+    return f"its file of {size} bytes cannot grow, and its remaining room is reserved for deletion and expiry"
 
 
-def _claim(claim: int) -> None:
-    """Shares the folder with processes of the same machine and container only; `claim` is the file that says whose.
+def _lock_namespace(lock: int) -> None:
+    """Raises OSError if a process of another PID namespace has the store open; `lock` is the open lock file.
 
-    LMDB tells its readers apart by process ids. Two containers number their processes alike, and one would take the
-    other's readers for dead.
+    LMDB identifies its readers by process ids. Two containers number their processes alike, so that each would take the
+    other's readers for dead. The file contains the namespace that shares the lock.
     """
-    here = Path("/proc/self/ns/pid").readlink().name if sys.platform == "linux" else "here"
+    namespace = Path("/proc/self/ns/pid").readlink().name if sys.platform == "linux" else "here"
     with suppress(BlockingIOError):
-        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody else has it open
-        if os.pread(claim, 100, 0) != here.encode():  # else nothing is written: the disk may be full
-            os.pwrite(claim, here.encode(), 0)
-            os.ftruncate(claim, len(here))
-    fcntl.flock(claim, fcntl.LOCK_SH)
-    if (there := os.pread(claim, 100, 0).decode()) != here:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # no other process has it open
+        if os.pread(lock, 100, 0) != namespace.encode():  # write only if necessary: the disk may be full
+            os.pwrite(lock, namespace.encode(), 0)
+            os.ftruncate(lock, len(namespace))
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    if (owner := os.pread(lock, 100, 0).decode()) != namespace:
         raise OSError(
-            f"another container has it open ({there}, this is {here}); give each container a store of its own"
+            f"another container has it open ({owner}, this is {namespace}); give each container a store of its own"
         )
 
 
@@ -450,7 +450,7 @@ def _time(seconds: float) -> bytes:
 
 
 def _second(seconds: float) -> bytes:
-    """The first one that is over then."""
+    """Returns the key in `forgetting` of the first full second after the time."""
     return _TIME.pack(max(0, math.ceil(seconds)))
 
 

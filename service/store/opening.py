@@ -1,4 +1,4 @@
-"""Which store a URI means. A store's library is imported when the store is chosen."""
+"""Opening of the store that a URI names. A store's library is imported only if the store is used."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from onward.service.store.contract import RESTORE, Store
 
 
 def open_store(uri: str, *, fsync: bool = False) -> Store:
-    """The store that the URI names, by its scheme. Open it after a fork. Raises StoreUnavailableError.
+    """Returns the store that the URI's scheme names. Call it after a fork. Raises StoreUnavailableError.
 
     fsync: each commit of an LMDB store is on disk before it is acknowledged.
     """
@@ -26,9 +26,9 @@ def open_store(uri: str, *, fsync: bool = False) -> Store:
 
 
 def probe_lmdb(uri: str) -> None:
-    """Opens an LMDB store in a process of its own, which what is damaged may kill; another store is let be.
+    """Opens an LMDB store in a child process, which a damaged file may kill; does nothing for another store.
 
-    Raises StoreUnavailableError where it cannot be opened. Call it before any thread is started: it forks.
+    Raises StoreUnavailableError if the store cannot be opened. Call it before any thread is started, as it forks.
     """
     if urlsplit(uri).scheme != "lmdb":
         return
@@ -52,6 +52,6 @@ def probe_lmdb(uri: str) -> None:
 
 
 def redact_uri(uri: str) -> str:
-    """The URI as it may be shown: what stands before the host, and the query, may hold a password."""
+    """Returns the URI without user, password and query, any of which may hold a secret, for display."""
     parts = urlsplit(uri)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

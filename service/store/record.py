@@ -1,11 +1,11 @@
-"""The record: everything that a session is, as one value and as bytes; and the tombstone of one that has ended.
+"""The record: a session's complete data as one value and as bytes; and the tombstone of an ended session.
 
 Owns the formats on disk and on the wire to a store. State, answers and accuracy are opaque bytes here: only the engine
-knows the model that gives them meaning. No pickle: a fixed head, then sections, a checksum over all of it.
+knows the model that gives them meaning. There is no pickle: a fixed header, then sections, and a checksum over all.
 
 Every format, present and future, begins with the same 16 bytes: `OWR`, the format's number as one byte, the CRC-32 of
-all that follows, and the revision. A number is never used for two layouts. What a released version wrote is read by
-every later one, so a format's reader stays in `_READERS` for good.
+the bytes after it, and the revision. A number is never used for two layouts. Every version reads the records of all
+earlier released versions, so a format's reader stays in `_READERS` for good.
 """
 
 import struct
@@ -20,14 +20,14 @@ from onward.service.errors import DamagedRecordError, ForeignRecordError, Unread
 EndReason = Literal["expired", "deleted"]
 
 TOMBSTONE_S = 86_400.0
-"""How long it is known why a session ended."""
+"""How long a tombstone is stored."""
 
 _NAME = b"OWR"  # Onward record
-_RECORD, _TOMBSTONE = 4, 5  # the formats; until format 5, a tombstone was a record of format 4 without its sections
+_RECORD, _TOMBSTONE = 4, 5  # the formats; before format 5, a tombstone was a record of format 4 without sections
 _MAGIC, _TOMBSTONE_MAGIC = _NAME + bytes([_RECORD]), _NAME + bytes([_TOMBSTONE])
 _CRC = struct.Struct("<4sI")
 REVISION = slice(_CRC.size, _CRC.size + 8)
-"""Where the revision lies in a record's bytes, of any format."""
+"""The position of the revision in a record's bytes, of any format."""
 _HEAD = struct.Struct("<QQddddBQddI32sHHIIII")
 _START = _CRC.size + _HEAD.size
 _END = struct.Struct("<QBd")
@@ -35,7 +35,7 @@ _ENDED: tuple[EndReason | None, ...] = (None, "expired", "deleted")
 
 
 class BundleRef(NamedTuple):
-    """The bundle that a session runs on: its name, its version, and the digest of its graph and layout."""
+    """The bundle that a session runs on: name, version, and the digest of its graph and layout."""
 
     model: str
     version: int
@@ -43,9 +43,9 @@ class BundleRef(NamedTuple):
 
 
 class Tombstone(NamedTuple):
-    """A session that ended at `ended_at`, in seconds since 1970 UTC. It says when and why until `forgotten_at`.
+    """When and why a session ended, in seconds since 1970 UTC; stored until `forgotten_at`.
 
-    `revision` is compared as a record's is, so that an id is created anew once.
+    `revision` is compared like a record's, so that only one of two concurrent creations of the same id succeeds.
     """
 
     revision: int
@@ -64,9 +64,9 @@ class Tombstone(NamedTuple):
 class Record(NamedTuple):
     """A living session, until `expires_at`. Times are in seconds since 1970 UTC.
 
-    `revision` is a random number, a new one for each commit; stores compare and set on it, so that a step is never
-    applied to another state than it was computed from, even where a session was ended and created anew. It is a tuple
-    because one is made for every step, and a frozen dataclass takes two to three times as long to make.
+    `revision` is a new random number for each commit; stores compare and set on it, so that a step is never applied to
+    another state than the one it was computed from, even if the session was ended and created again. A record is a
+    tuple because every step creates one, and a frozen dataclass takes two to three times as long to create.
     """
 
     revision: int
@@ -78,10 +78,10 @@ class Record(NamedTuple):
     ttl_s: float
     expires_at: float
     state: bytes
-    surprise: tuple[int, float, float] = (0, 0.0, 0.0)  # in short: see onward.model.scoring.surprise
-    requests: bytes = b""  # the last ones, and their answers: see onward.service.store.idempotency
+    surprise: tuple[int, float, float] = (0, 0.0, 0.0)  # see onward.model.scoring.surprise
+    requests: bytes = b""  # the last ones and their answers: see onward.service.store.idempotency
     history: bytes = b""
-    accuracy: bytes = b""  # how predictions came true: see onward.model.scoring.accuracy
+    accuracy: bytes = b""  # running statistics: see onward.model.scoring.accuracy
 
     def to_bytes(self) -> bytes:
         (
@@ -100,19 +100,19 @@ class Record(NamedTuple):
         return now < self.expires_at
 
     def tombstone(self, reason: EndReason, at: float) -> Tombstone:
-        """What is left of the session where it ended at `at`."""
+        """Returns the tombstone of the session if it ended at `at`."""
         return Tombstone(new_revision(), reason, at)
 
 
 @lru_cache(1024)
 def _names(tenant: str, model: str) -> tuple[bytes, int, int]:
-    """Both as bytes, and the length of each: nearly every step's are those of a step before."""
-    one, other = tenant.encode(), model.encode()
-    return one + other, len(one), len(other)
+    """Returns both names as bytes, and the length of each; cached because most steps repeat an earlier pair."""
+    tenant_bytes, model_bytes = tenant.encode(), model.encode()
+    return tenant_bytes + model_bytes, len(tenant_bytes), len(model_bytes)
 
 
 def from_bytes(data: bytes) -> Record | Tombstone:
-    """What `to_bytes` wrote. Raises DamagedRecordError, or ForeignRecordError where another version wrote it."""
+    """Decodes `to_bytes`. Raises DamagedRecordError, or ForeignRecordError for another version's format."""
     if len(data) < REVISION.stop or not data.startswith(_NAME):
         raise DamagedRecordError("it is no record of Onward's, or cut short")
     read = _READERS.get(data[len(_NAME)])
@@ -124,14 +124,14 @@ def from_bytes(data: bytes) -> Record | Tombstone:
 
 
 def _record(data: bytes) -> Record | Tombstone:
-    """Of format 4, which once was a tombstone's too."""
+    """Reads format 4, which was once the format of tombstones too."""
     if len(data) < _START:
         raise DamagedRecordError("it is no record of Onward's, or cut short")
     (
         revision, step, created_at, last_step_at, ttl_s, expires_at, ended, count, mean, recent, version, digest,
         tenant, model, requests, history, accuracy, state,
     ) = _HEAD.unpack_from(data, _CRC.size)  # fmt: skip
-    names = _START + tenant + model  # where the section ends, and so the others
+    names = _START + tenant + model  # each length becomes the end of its section
     requests += names
     history += requests
     accuracy += history
@@ -140,15 +140,15 @@ def _record(data: bytes) -> Record | Tombstone:
         raise DamagedRecordError(f"{len(data)} bytes long, its sections end at {state}")
     if ended:
         return Tombstone(revision, _reason(ended), expires_at - TOMBSTONE_S)
-    whose, ref = _told(data[_START:names], tenant, version, digest)
+    tenant_name, ref = _owner(data[_START:names], tenant, version, digest)
     return Record(
-        revision, whose, ref, step, created_at, last_step_at, ttl_s, expires_at, data[accuracy:state],
+        revision, tenant_name, ref, step, created_at, last_step_at, ttl_s, expires_at, data[accuracy:state],
         (count, mean, recent), data[names:requests], data[requests:history], data[history:accuracy],
     )  # fmt: skip
 
 
 def _tombstone(data: bytes) -> Tombstone:
-    """Of format 5."""
+    """Reads format 5."""
     if len(data) != _CRC.size + _END.size:
         raise DamagedRecordError(f"a tombstone of {len(data)} bytes")
     revision, ended, ended_at = _END.unpack_from(data, _CRC.size)
@@ -158,23 +158,23 @@ def _tombstone(data: bytes) -> Tombstone:
 def _reason(number: int) -> EndReason:
     if number < len(_ENDED) and (reason := _ENDED[number]):
         return reason
-    raise DamagedRecordError(f"it says {number} for why the session ended")
+    raise DamagedRecordError(f"its reason for the session's end is {number}, which has no meaning")
 
 
 _READERS: dict[int, Callable[[bytes], Record | Tombstone]] = {_RECORD: _record, _TOMBSTONE: _tombstone}
-"""By the format's number."""
+"""The readers by the format's number."""
 
 
 @lru_cache(1024)
-def _told(names: bytes, tenant: int, version: int, digest: bytes) -> tuple[str, BundleRef]:
-    """The tenant, whose name has so many bytes, and the bundle: nearly every record's are those of one before."""
-    return names[:tenant].decode(), BundleRef(names[tenant:].decode(), version, digest)
+def _owner(names: bytes, tenant_bytes: int, version: int, digest: bytes) -> tuple[str, BundleRef]:
+    """Returns the tenant, whose name has `tenant_bytes` bytes, and the bundle; cached, as most records repeat."""
+    return names[:tenant_bytes].decode(), BundleRef(names[tenant_bytes:].decode(), version, digest)
 
 
 def new_record(
     tenant: str, ref: BundleRef, state: bytes, step: int, surprise: tuple[int, float, float], accuracy: bytes = b""
 ) -> Record:
-    """Of a session that is not begun: its times, and its revision, are set when it is."""
+    """Returns the record of a session that has not begun: its times and its revision are set when it begins."""
     return Record(
         revision=0, tenant=tenant, ref=ref, step=step, created_at=0, last_step_at=0, ttl_s=0, expires_at=0, state=state,
         surprise=surprise, accuracy=accuracy,
@@ -182,7 +182,7 @@ def new_record(
 
 
 def decode(data: bytes | None) -> Record | Tombstone | UnreadableRecordError | None:
-    """What `from_bytes` says, or the error that it raises; None of nothing."""
+    """Returns the result of `from_bytes`, or the error that it raises; None for None."""
     if data is None:
         return None
     try:
@@ -192,24 +192,25 @@ def decode(data: bytes | None) -> Record | Tombstone | UnreadableRecordError | N
 
 
 def new_revision() -> int:
-    """One that no other commit has."""
+    """Returns a random number of 64 bits, which no other commit has."""
     return getrandbits(64)
 
 
 def revision_of(data: bytes) -> int:
-    """The revision of a record's bytes, of any format, without reading the rest."""
+    """Returns the revision of a record's bytes, of any format, without decoding the rest."""
     return int.from_bytes(data[REVISION], "little")
 
 
 def revision_bytes(revision: int) -> bytes:
-    """As they lie in a record's bytes, from the eighth on."""
+    """Returns the revision as it is stored in a record's bytes, at REVISION."""
     return revision.to_bytes(8, "little")
 
 
 def key(tenant: str, session_id: str) -> bytes:
-    """Under which a store keeps the session; a tenant's sessions lie together, in the order of their ids."""
+    """Returns the session's key in a store; a tenant's sessions are adjacent, in the order of their ids."""
     return f"{tenant}/{session_id}".encode()
 
 
 def session_id(store_key: bytes) -> str:
+    """Returns the id of the session that has this key."""
     return store_key.decode().partition("/")[2]

@@ -1,6 +1,6 @@
-"""The records that this process committed last: what a store need not be asked for again.
+"""The record cache: the records that this process committed last, which save reads of the store.
 
-Owns how many of them are remembered. Whether one is still what the store has, the next commit tells: it is compared.
+Owns the bound on its size. A cached record may be outdated: the next commit's compare-and-set detects that.
 """
 
 from collections import OrderedDict
@@ -10,47 +10,47 @@ from onward.service.store.contract import Change, Loaded
 from onward.service.store.record import Record, decode
 
 MOST_BYTES = 4 * 2**20
-_OBJECTS = 900
-"""What a record takes beside its bytes, as Python's objects: about so many bytes."""
+_OBJECT_BYTES = 900
+"""About the memory of a record's Python objects, beside its bytes."""
 
 
 class RecordCache:
-    """Bounded by bytes; what was committed longest ago is forgotten first."""
+    """A cache that is bounded by bytes; the record whose commit is longest ago is evicted first."""
 
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
-        self._records: OrderedDict[bytes, tuple[Record, int]] = OrderedDict()  # with their weights
-        self._most, self._bytes = most_bytes, 0
+        self._records: OrderedDict[bytes, tuple[Record, int]] = OrderedDict()  # with each record's bytes
+        self._most_bytes, self._bytes = most_bytes, 0
 
-    def filled(
-        self, keys: Sequence[bytes], load: Callable[[list[bytes]], Sequence[bytes | None]], *, fresh: bool
+    def load(
+        self, keys: Sequence[bytes], read: Callable[[list[bytes]], Sequence[bytes | None]], *, fresh: bool
     ) -> list[Loaded]:
-        """One entry a key, as `Store.load_many` says; `load` gives the bytes of those that are not known, or all."""
-        known = [None if fresh else self.get(key) for key in keys]
-        unknown = [key for key, record in zip(keys, known, strict=True) if record is None]
-        loaded = iter(load(unknown) if unknown else ())
-        return [decode(next(loaded)) if record is None else record for record in known]
+        """Returns an entry per key, as `Store.load_many` does; `read` reads the keys that are not cached, or all."""
+        cached = [None if fresh else self.get(key) for key in keys]
+        missing = [key for key, record in zip(keys, cached, strict=True) if record is None]
+        loaded = iter(read(missing) if missing else ())
+        return [decode(next(loaded)) if record is None else record for record in cached]
 
-    def committed(self, changes: Sequence[Change], done: Sequence[bool]) -> None:
-        """Keeps the records that were committed, forgets what was refused or has ended."""
-        for change, kept in zip(changes, done, strict=True):
-            if kept and isinstance(change.record, Record):
-                self.keep(change.key, change.record)
+    def update(self, changes: Sequence[Change], committed: Sequence[bool]) -> None:
+        """Caches the records that were committed, and removes those that were refused or have ended."""
+        for change, is_committed in zip(changes, committed, strict=True):
+            if is_committed and isinstance(change.record, Record):
+                self.put(change.key, change.record)
             else:
-                self.forget(change.key)
+                self.remove(change.key)
 
     def get(self, key: bytes) -> Record | None:
-        known = self._records.get(key)
-        return None if known is None else known[0]
+        entry = self._records.get(key)
+        return None if entry is None else entry[0]
 
-    def keep(self, key: bytes, record: Record) -> None:
-        self.forget(key)
-        weight = _OBJECTS + len(record.state) + len(record.requests) + len(record.history) + len(record.accuracy)
-        self._records[key] = record, weight
-        self._bytes += weight
-        while self._bytes > self._most:
+    def put(self, key: bytes, record: Record) -> None:
+        self.remove(key)
+        size = _OBJECT_BYTES + len(record.state) + len(record.requests) + len(record.history) + len(record.accuracy)
+        self._records[key] = record, size
+        self._bytes += size
+        while self._bytes > self._most_bytes:
             self._bytes -= self._records.popitem(last=False)[1][1]
 
-    def forget(self, key: bytes) -> None:
-        before = self._records.pop(key, None)
-        if before is not None:
-            self._bytes -= before[1]
+    def remove(self, key: bytes) -> None:
+        entry = self._records.pop(key, None)
+        if entry is not None:
+            self._bytes -= entry[1]

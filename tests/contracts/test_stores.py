@@ -410,7 +410,7 @@ FORMAT_4_TOMBSTONE = bytes.fromhex(
 def beside(store: Store) -> Store:
     """The same store as another process has it: with a memory of its own. LMDB opens a file once a process."""
     other = copy(store)
-    vars(other)["_known"] = RecordCache()
+    vars(other)["_cache"] = RecordCache()
     return other
 
 
@@ -432,7 +432,7 @@ def stored_bytes(store: Store, where: bytes) -> bytes:
 
 def set_bytes(store: Store, where: bytes, data: bytes) -> None:
     """Changes what lies under the store, as a process finds it that did not write it."""
-    vars(store)["_known"].forget(where)
+    vars(store)["_cache"].remove(where)
     if isinstance(store, RedisStore):
         store._server.set(b"onward:session:{" + where + b"}", data)
         return

@@ -224,7 +224,7 @@ def test_what_says_no_distribution_is_known() -> None:
     assert [distribution.has_distribution(head) for head in (point, one, categorical)] == [False, False, False]
     assert all(distribution.has_distribution(head) for head, _ in SPOKEN.values())
     outputs = said(point=[[1]])
-    with pytest.raises(ValueError, match="point says no distribution"):
+    with pytest.raises(ValueError, match="point has no distribution"):
         distribution.draw(point, outputs, np.random.default_rng(1))
-    with pytest.raises(ValueError, match="point says no distribution"):
+    with pytest.raises(ValueError, match="point has no distribution"):
         distribution.quantile(point, outputs, (0.5,))

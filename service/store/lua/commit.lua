@@ -1,6 +1,6 @@
--- Sets each record whose stored revision is the one expected; says of each whether it is set.
--- KEYS: the sessions. ARGV, for each: expected revision ('' where nothing is stored), record, when to forget it (ms).
--- A record's revision is its bytes 8 to 15. The same commit sent twice, as after a broken connection, is applied once.
+-- Sets each record whose stored revision is the expected one; returns 1 for each record that is set, else 0.
+-- KEYS: the sessions. ARGV, for each: expected revision ('' if nothing is stored), record, time of deletion (ms).
+-- A record's revision is its bytes 8 to 15. A commit that is sent twice, as after a lost connection, is applied once.
 local done = {}
 for i, key in ipairs(KEYS) do
   local expected, record, forget = ARGV[3 * i - 2], ARGV[3 * i - 1], ARGV[3 * i]

@@ -70,7 +70,7 @@ def test_a_row_that_cannot_go_on_fails_alone(engine: Engine) -> None:
 
     call, state = batchers.call(3), model.layout.initial(1)
     step = np.full((1, 1), 500, np.float32)
-    bad = batchers.standalone_item(model, step, call, state, horizon=3, feed=RolloutInputs(model, say=say))
+    bad = batchers.standalone_item(model, step, call, state, horizon=3, feed=RolloutInputs(model, sampler=say))
     good = [batchers.standalone_item(model, step, call, state, horizon=3) for _ in range(2)]
     batchers.run(call, [good[0], bad, good[1]])
     assert isinstance(bad.outcome, ValueError)

@@ -242,8 +242,8 @@ def client(tmp_path: Path, opened: Opener) -> FlaskClient:
     ("session", "body", "field", "says"),
     [
         ("m", {"quantiles": [0.5]}, "quantiles", "categories have no order"),
-        ("p", {"samples": 5}, "samples", "says no distribution; without it a forecast feeds back"),
-        ("p", {"quantiles": [0.5]}, "quantiles", "says no distribution"),
+        ("p", {"samples": 5}, "samples", "has no distribution; without this field a forecast feeds back"),
+        ("p", {"quantiles": [0.5]}, "quantiles", "has no distribution"),
         ("c", {}, "future", "does not predict y, z; say what they are at 9 steps"),
         ("c", {"samples": 3}, "future", "does not predict y, z"),
         ("c", {"future": [[1, 2]] * 8}, "future", "8 steps of y, z; a horizon of 10 needs 9"),
