@@ -1,4 +1,4 @@
-"""How predictions come true: what is counted of a session, and what the answer to an input says of the one before it.
+"""Scoring of predictions against the inputs that follow them: running statistics, anomalies and intervals.
 
-Sessions keep it as bytes, wherever they live: in a service's records, or in a process that runs a bundle by itself.
+A session's statistics are bytes, in a service's record as in a process that runs a bundle locally.
 """

@@ -1,28 +1,28 @@
-"""A session's surprise in short: how many inputs had one, their mean, and a mean that forgets."""
+"""The summary of a session's surprises: their number, their mean, and an exponentially weighted mean."""
 
 from collections.abc import Iterable
 
 from onward.model.runner import Outputs, StepModel
 
 _RECENT_WEIGHT = 0.1
-"""Of the newest in the mean that forgets."""
+"""The weight of the newest surprise in the exponentially weighted mean."""
 
 SurpriseMeans = tuple[int, float, float]
-"""How many, their mean, and the mean that forgets."""
+"""The number of surprises, their mean, and their exponentially weighted mean."""
 NO_SURPRISES: SurpriseMeans = (0, 0.0, 0.0)
 
 
 def surprises(model: StepModel, outputs: Outputs) -> list[float]:
-    """(steps,) of outputs (steps,); empty where the model has none."""
+    """Returns the surprises (steps,) of outputs (steps,); empty if the model has none."""
     name = model.manifest.head.surprise
     return [] if name is None else outputs[name].tolist()
 
 
-def update_means(before: SurpriseMeans, told: Iterable[float]) -> SurpriseMeans:
-    """What came before with these, one after another."""
+def update_means(before: SurpriseMeans, values: Iterable[float]) -> SurpriseMeans:
+    """Returns the means after further surprises, which are added one after another."""
     count, mean, recent = before
-    for one in told:
+    for surprise in values:
         count += 1
-        mean += (one - mean) / count
-        recent = one if count == 1 else recent + _RECENT_WEIGHT * (one - recent)
+        mean += (surprise - mean) / count
+        recent = surprise if count == 1 else recent + _RECENT_WEIGHT * (surprise - recent)
     return count, mean, recent
