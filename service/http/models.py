@@ -50,18 +50,18 @@ def predict(engine: Engine, model: str) -> Response:
     body = request_body.read(request_schemas.Predict, engine)
     chosen = engine.models.named(model, body.version)
     sequences = []
-    for one in engine.predict(model, body.version, body.inputs, body.horizon, has_left=client()):
-        told = step_fields(chosen, one.outputs)
-        if one.forecast is not None:
-            told["forecast"] = forecast_fields(chosen, one.forecast)
-        sequences.append(told)
+    for sequence in engine.predict(model, body.version, body.inputs, body.horizon, has_left=client()):
+        content = step_fields(chosen, sequence.outputs)
+        if sequence.forecast is not None:
+            content["forecast"] = forecast_fields(chosen, sequence.forecast)
+        sequences.append(content)
     return json({"model": model, "version": chosen.manifest.version, "sequences": sequences})
 
 
 def step(engine: Engine, model: str) -> Response:
     body = request_body.read(request_schemas.HeldStep, engine)
-    held = engine.stateless.step(TENANT, model, body.version, body.inputs, body.state, has_left=client())
-    return json({"step": held.step, **step_fields(held.model, held.outputs), "state": held.state})
+    answer = engine.stateless.step(TENANT, model, body.version, body.inputs, body.state, has_left=client())
+    return json({"step": answer.step, **step_fields(answer.model, answer.outputs), "state": answer.state})
 
 
 def _info(engine: Engine, model: StepModel, live: dict[tuple[str, int], int]) -> dict[str, Any]:

@@ -103,14 +103,14 @@ class _Upload:
         """What is said to lines as they arrive; ends after a problem. most: bytes of the rest that are still read."""
         for lines in arrivals:
             for _, alike in groupby(in_loop_turns(lines), lambda line: _form(line.step)):
-                yield b"".join(self._said(list(alike)))
+                yield b"".join(self._responses(list(alike)))
                 if self._over:
                     self._clock.begin()
                     _leave(body, most)
                     return
 
-    def _said(self, lines: Sequence[Line]) -> Iterator[bytes]:
-        """To lines in one form. Those before one at fault are applied first, so that it is known which it is."""
+    def _responses(self, lines: Sequence[Line]) -> Iterator[bytes]:
+        """The responses to lines of one form. Lines before an invalid one are applied first, to identify that line."""
         try:
             answer = self._step([line.step for line in lines])
         except Exception as error:  # noqa: BLE001  (whatever it is, it ends the answer)
@@ -119,13 +119,13 @@ class _Upload:
                 self._over = True
                 yield self._last(lines[0].number, error)
             else:
-                yield from self._said(lines[:cut])
+                yield from self._responses(lines[:cut])
                 if not self._over:
-                    yield from self._said(lines[cut:])
+                    yield from self._responses(lines[cut:])
         else:
             first, self._reached = answer.step - len(lines) + 1, answer.step
-            for place in in_loop_turns(range(len(lines))):
-                yield written(StepResult(answer.model, first + place, answer.outputs[place : place + 1])) + b"\n"
+            for index in in_loop_turns(range(len(lines))):
+                yield written(StepResult(answer.model, first + index, answer.outputs[index : index + 1])) + b"\n"
 
     def _step(self, inputs: list[Any]) -> StepResult:
         if isinstance(inputs[0], Exception):

@@ -74,7 +74,7 @@ def _operation(operation: Operation, schemas: dict[type[BaseModel], dict[str, An
             "description": ", ".join(problem_type.name for problem_type in ALL if problem_type.status == status),
             "content": {MEDIA_TYPE: {"schema": schemas[Problem]}},
         }
-    told: dict[str, Any] = {
+    description: dict[str, Any] = {
         "operationId": operation.operation_id,
         "summary": operation.summary,
         "parameters": parameters,
@@ -85,5 +85,5 @@ def _operation(operation: Operation, schemas: dict[type[BaseModel], dict[str, An
         if operation.line is not None:
             content[NDJSON] = {"schema": schemas[operation.line]}
             answers[str(operation.status)]["content"][NDJSON] = {"schema": schemas[operation.answer or Problem]}
-        told["requestBody"] = {"required": not operation.body_optional, "content": content}
-    return told
+        description["requestBody"] = {"required": not operation.body_optional, "content": content}
+    return description

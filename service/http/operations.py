@@ -61,9 +61,9 @@ def install(app: Flask, engine: Engine, operations: tuple[Operation, ...]) -> No
 
 
 def _answer(operation: Operation, engine: Engine, **parameters: str) -> Response:
-    known = {query.name for query in operation.query if query.place == "query"}
-    if unknown := sorted(set(request.args) - known):
-        message = f"no such parameter; there is {', '.join(sorted(known)) or 'none'}"
+    accepted = {query.name for query in operation.query if query.place == "query"}
+    if unknown := sorted(set(request.args) - accepted):
+        message = f"no such parameter; the parameters are: {', '.join(sorted(accepted)) or 'none'}"
         raise InvalidInputError(*(Fault(name[:100], message) for name in unknown))
     return operation.view(engine, **parameters)
 

@@ -23,14 +23,14 @@ log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 MOST_FAULTS = 20
-"""Of one problem; it says how many more there are."""
+"""The most faults that a problem lists; it gives the number of further faults."""
 MOST_TEXT = 1000
 """Characters of a name or a message that a problem repeats."""
 _OF_JSON = {
     "model_type": "Input should be an object", "dict_type": "Input should be an object",
     "list_type": "Input should be a valid array",
 }  # fmt: skip
-"""What pydantic says in Python's words."""
+"""pydantic's messages that name Python types, by its error types, in the words of JSON."""
 VALUE_TYPES = ("float", "int", "str", "constrained-str")
 """What pydantic calls the types that a value of a step, or a stop, may have."""
 
@@ -102,7 +102,7 @@ ALL = (
 
 
 class RequestError(Exception):
-    """A request that HTTP itself already rules out."""
+    """The request is refused by rules of HTTP, before any use case."""
 
     def __init__(self, problem_type: ProblemType, detail: str, faults: Sequence[Fault] = ()) -> None:
         super().__init__(detail)
@@ -119,8 +119,8 @@ def document(problem_type: ProblemType, detail: str, faults: Sequence[Fault] = (
         **more,
     }
     if faults:
-        told = faults[:MOST_FAULTS]
-        body["errors"] = [{"field": short(fault.field), "message": short(fault.message)} for fault in told]
+        listed = faults[:MOST_FAULTS]
+        body["errors"] = [{"field": short(fault.field), "message": short(fault.message)} for fault in listed]
     if len(faults) > MOST_FAULTS:
         body["more_errors"] = len(faults) - MOST_FAULTS
     return orjson.dumps(body)
@@ -136,7 +136,7 @@ def reply(problem_type: ProblemType, detail: str, faults: Sequence[Fault] = (), 
 
 
 def of(error: Exception, method: str, path: str) -> Reply:
-    """The answer to whatever a use-case or the reading of its request raised; what an operator must know is logged."""
+    """The response to an error of a use case or of the request's parsing; errors that concern operators are logged."""
     if isinstance(error, ServiceError):
         return _of_domain(error, method, path)
     if isinstance(error, ValidationError):
@@ -145,20 +145,20 @@ def of(error: Exception, method: str, path: str) -> Reply:
         return reply(error.problem_type, error.detail, error.faults)
     log.error("%s %s failed", method, path, exc_info=error)
     return reply(
-        INTERNAL, "this is our fault and is in the log; nothing was committed for this request, unless it says so"
+        INTERNAL, "this is an error of the service; it is logged; nothing was committed for this request, unless stated"
     )
 
 
 def _of_domain(error: ServiceError, method: str, path: str) -> Reply:
-    """With what a program needs to go on."""
+    """The problem of a domain error, with the members that a program needs to recover."""
     problem_type = PROBLEM_TYPES[type(error)]
     if isinstance(error, errors.InvalidInputError):
         return reply(problem_type, str(error), error.faults)
     if isinstance(error, errors.StepConflictError):
         return reply(problem_type, str(error), [Fault("step", str(error))], expected_step=error.expected)
     if isinstance(error, errors.SessionEndedError):
-        told = {"reason": error.reason, "ended_at": iso(error.ended_at)}
-        return reply(problem_type, str(error), [Fault("session_id", str(error))], **told)
+        more = {"reason": error.reason, "ended_at": iso(error.ended_at)}
+        return reply(problem_type, str(error), [Fault("session_id", str(error))], **more)
     if isinstance(error, errors.StateExpiredError):
         return reply(problem_type, str(error), [Fault("state", str(error))], issued_at=iso(error.issued_at))
     if isinstance(error, (errors.UnreadableRecordError, errors.StoreUnavailableError, errors.StoreFullError)):

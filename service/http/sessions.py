@@ -74,7 +74,7 @@ def index(engine: Engine) -> Response:
 def show(engine: Engine, session_id: str) -> Response:
     session = engine.sessions.get(TENANT, checked(session_id))
     targets, interval = engine.accuracy(session.record)
-    accuracy = None if targets is None else {target: one._asdict() for target, one in targets.items()}
+    accuracy = None if targets is None else {target: scores._asdict() for target, scores in targets.items()}
     return json(_info(session) | {"accuracy": accuracy, "interval": interval and interval._asdict()})
 
 
@@ -96,10 +96,10 @@ def delete_many(engine: Engine) -> Response:
     return json({"ended": ended, "more": more})
 
 
-def _seconds(said: str) -> float:
-    if not re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,6})?", said):
+def _seconds(text: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,6})?", text):
         raise InvalidInputError(Fault("idle_s", "expected a number of seconds, such as 3600"))
-    return float(said)
+    return float(text)
 
 
 def fork(engine: Engine, session_id: str) -> Response:
@@ -110,8 +110,8 @@ def fork(engine: Engine, session_id: str) -> Response:
 def export(engine: Engine, session_id: str) -> Response:
     session, signed = engine.transfer.export(TENANT, checked(session_id))
     ref = session.record.ref
-    told = {"model": ref.model, "version": ref.version, "step": session.record.step}
-    return json(told | {"state": b64encode(signed).decode()})
+    summary = {"model": ref.model, "version": ref.version, "step": session.record.step}
+    return json(summary | {"state": b64encode(signed).decode()})
 
 
 def restore(engine: Engine, session_id: str) -> Response:
