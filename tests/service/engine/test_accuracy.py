@@ -1,4 +1,4 @@
-"""How predictions come true: what sessions keep and tell of it, against plain sums over their whole series."""
+"""Accuracy of predictions: the statistics that sessions keep, against plain sums over their whole series."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -33,7 +33,7 @@ HEADS = ["point", "gaussian", "student_t", "quantiles"]
 
 @pytest.fixture(scope="module")
 def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Engine]]:
-    """By head, with two targets of three features; each engine has another beside it, on the same store."""
+    """Engines by head, each with a model of two targets and three features."""
     made = {}
     for head in HEADS:
         folder = tmp_path_factory.mktemp(head)
@@ -45,28 +45,30 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Engi
 
 
 def expected(model: StepModel, series: NDArray[np.float32]) -> dict[str, Any]:
-    """By target, over the whole series at once. series: (steps, features)."""
+    """Returns the expected scores by target, over the whole series at once. series: (steps, features)."""
     outputs = stepped_outputs(model, series)
-    said, head = before(model, outputs), model.manifest.head
+    predictions, head = before(model, outputs), model.manifest.head
     actual = series[:, [2, 0]].astype(np.float64)
-    error = actual - said[head.outputs[0]]
-    told: dict[str, Any] = {"error": error, "anomaly": anomaly(outputs["surprise"])}
+    error = actual - predictions[head.outputs[0]]
+    scores: dict[str, Any] = {"error": error, "anomaly": anomaly(outputs["surprise"])}
     inside: NDArray[np.bool_] | None = None
     match head.kind:
         case "gaussian":
-            inside = np.abs(error) <= NormalDist().inv_cdf(0.9) * said["std"]
+            inside = np.abs(error) <= NormalDist().inv_cdf(0.9) * predictions["std"]
         case "student_t":
-            cut = [float(np.quantile(np.random.default_rng(0).standard_t(df, 10**6), 0.9)) for df in said["df"][0]]
-            near = np.abs(np.abs(error) / said["scale"] - cut) < 0.01  # the cut is of draws, and only so exact
+            cut = [
+                float(np.quantile(np.random.default_rng(0).standard_t(df, 10**6), 0.9)) for df in predictions["df"][0]
+            ]
+            near = np.abs(np.abs(error) / predictions["scale"] - cut) < 0.01  # the cut is of draws, and only so exact
             assert near.mean() < 0.02
-            inside = np.abs(error) <= np.array(cut) * said["scale"]
-            told["slack"] = near.sum(axis=0)
+            inside = np.abs(error) <= np.array(cut) * predictions["scale"]
+            scores["slack"] = near.sum(axis=0)
         case "quantiles":
-            inside = (actual >= said["quantiles"][..., 0]) & (actual <= said["quantiles"][..., 2])
+            inside = (actual >= predictions["quantiles"][..., 0]) & (actual <= predictions["quantiles"][..., 2])
     mae = np.abs(error).mean(axis=0)
-    told["mae"], told["mase"] = mae, mae / np.abs(np.diff(actual, axis=0)).mean(axis=0)
-    told["coverage"] = None if inside is None else inside.mean(axis=0)
-    return told
+    scores["mae"], scores["mase"] = mae, mae / np.abs(np.diff(actual, axis=0)).mean(axis=0)
+    scores["coverage"] = None if inside is None else inside.mean(axis=0)
+    return scores
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -75,73 +77,73 @@ def expected(model: StepModel, series: NDArray[np.float32]) -> dict[str, Any]:
 def test_sums_are_those_of_the_whole_series(
     engines: dict[str, Engine], head: str, cuts: list[int], seed: int, seeded: bool
 ) -> None:
-    """Whatever the calls, chunks, neighbours and processes; errors and anomalies in the answers are so to the bit."""
+    """The statistics depend on no calls, chunks, neighbours or processes; errors and anomalies are equal to the bit."""
     engine = engines[head]
     model, series = engine.models.named("tiny"), draw(1, STEPS, 3, seed=seed)[0]
-    wanted = expected(model, series)
-    places = [0, *sorted(set(cuts)), STEPS]
-    parts = [series[start:end].tolist() for start, end in pairwise(places)]
+    nominal = expected(model, series)
+    bounds = [0, *sorted(set(cuts)), STEPS]
+    parts = [series[start:end].tolist() for start, end in pairwise(bounds)]
     first = parts.pop(0) if seeded else None
     session, _ = engine.create(T, "tiny", inputs=first)
-    other, _ = engine.create(T, "tiny")
-    elsewhere = Engine(
+    neighbour_session, _ = engine.create(T, "tiny")
+    second_engine = Engine(
         Opened({"tiny": dict(engine.models.by_name["tiny"])}, []),
         beside(vars(engine)["_store"]),
         Limits(),
     )
-    elsewhere.start()
+    second_engine.start()
     answers = []
     for turn, part in enumerate(parts):
         neighbour = gevent.spawn(
-            (engine, elsewhere)[turn % 2].steps.step, T, other.session_id, series[: turn + 1].tolist()
+            (engine, second_engine)[turn % 2].steps.step, T, neighbour_session.session_id, series[: turn + 1].tolist()
         )
-        answers.append((engine, elsewhere)[turn % 2].steps.step(T, session.session_id, part).outputs)
+        answers.append((engine, second_engine)[turn % 2].steps.step(T, session.session_id, part).outputs)
         neighbour.get()
-    gevent.killall(vars(elsewhere)["_greenlets"])  # its store is the other's too
+    gevent.killall(vars(second_engine)["_greenlets"])  # its store is the other's too
     targets, interval = engine.accuracy(engine.sessions.get(T, session.session_id).record)
     assert interval is None
     assert targets is not None
-    for place, target in enumerate(("z", "x")):
-        told = targets[target]
-        assert told.inputs == STEPS
-        assert told.mae == pytest.approx(wanted["mae"][place])
-        assert told.mase == pytest.approx(wanted["mase"][place])
-        if wanted["coverage"] is None:
-            assert (told.coverage, told.level) == (None, None)
+    for column, target in enumerate(("z", "x")):
+        scores = targets[target]
+        assert scores.inputs == STEPS
+        assert scores.mae == pytest.approx(nominal["mae"][column])
+        assert scores.mase == pytest.approx(nominal["mase"][column])
+        if nominal["coverage"] is None:
+            assert (scores.coverage, scores.level) == (None, None)
         else:
-            assert told.level == 0.8
-            slack = wanted.get("slack", np.zeros(2))[place] / STEPS
-            assert told.coverage == pytest.approx(wanted["coverage"][place], abs=slack + 1e-9)
+            assert scores.level == 0.8
+            slack = nominal.get("slack", np.zeros(2))[column] / STEPS
+            assert scores.coverage == pytest.approx(nominal["coverage"][column], abs=slack + 1e-9)
     if answers:
         outputs = np.concatenate(answers)
-        assert outputs[ERROR].tobytes() == wanted["error"][-len(outputs) :].astype(np.float32).tobytes()
-        assert outputs[ANOMALY].tobytes() == np.array(wanted["anomaly"], np.float32)[-len(outputs) :].tobytes()
+        assert outputs[ERROR].tobytes() == nominal["error"][-len(outputs) :].astype(np.float32).tobytes()
+        assert outputs[ANOMALY].tobytes() == np.array(nominal["anomaly"], np.float32)[-len(outputs) :].tobytes()
 
 
 @pytest.mark.parametrize("interval", [None, 0.9])
-def test_what_is_kept_does_not_depend_on_calls(engines: dict[str, Engine], interval: float | None) -> None:
-    """The same bits however the inputs were cut, and beside whatever rows."""
+def test_stored_statistics_do_not_depend_on_calls(engines: dict[str, Engine], interval: float | None) -> None:
+    """The bits are the same however the inputs were divided into calls."""
     engine, series = engines["gaussian"], draw(1, STEPS, 3)[0].tolist()
     for name, size in (("one", 1), ("some", 7), ("many", 100), ("all", STEPS)):
         engine.create(T, "tiny", session_id=f"{name}-{interval}", interval=interval)
         for start in range(0, STEPS, size):
             engine.steps.step(T, f"{name}-{interval}", series[start : start + size])
-    kept = {engine.sessions.get(T, f"{name}-{interval}").record.accuracy for name in ("one", "some", "many", "all")}
-    assert len(kept) == 1
-    assert kept != {b""}
+    stored = {engine.sessions.get(T, f"{name}-{interval}").record.accuracy for name in ("one", "some", "many", "all")}
+    assert len(stored) == 1
+    assert stored != {b""}
 
 
-def test_predictions_are_what_they_were(tmp_path: Path) -> None:
-    """Counting changes no bit of them, and where it is off nothing is kept or told."""
+def test_scoring_does_not_change_predictions(tmp_path: Path) -> None:
+    """Scoring changes no bit of the predictions; when it is off, nothing is stored or returned."""
     model = make_bundle(tmp_path / "models")
     on, off = (serving(tmp_path / name, model, accuracy=name == "on") for name in ("on", "off"))
     series = draw(1, 60)[0].tolist()
-    told = []
+    scores = []
     for engine in (on, off):
         engine.create(T, "tiny", session_id="s", inputs=series[:20])
-        told.append(engine.steps.step(T, "s", series[20:]).outputs)
-    assert all(told[0][name].tobytes() == told[1][name].tobytes() for name in model.output_dtype.names or ())
-    assert told[1].dtype == model.output_dtype
+        scores.append(engine.steps.step(T, "s", series[20:]).outputs)
+    assert all(scores[0][name].tobytes() == scores[1][name].tobytes() for name in model.output_dtype.names or ())
+    assert scores[1].dtype == model.output_dtype
     record = off.sessions.get(T, "s").record
     assert (record.accuracy, off.accuracy(record)) == (b"", (None, None))
     with pytest.raises(InvalidInputError, match="interval"):
@@ -150,30 +152,30 @@ def test_predictions_are_what_they_were(tmp_path: Path) -> None:
     off.close()
 
 
-def test_answers_of_when_it_was_counted_are_told_where_it_is_off(tmp_path: Path) -> None:
-    """A retry gets the first's bytes, errors and intervals with them, and what runs beside it its own answer."""
+def test_stored_answers_with_scores_are_returned_when_scoring_is_off(tmp_path: Path) -> None:
+    """A retry gets the first answer's bytes, with errors and intervals, and a row beside it gets its own answer."""
     model, series = make_bundle(tmp_path / "models"), draw(1, 40)[0].tolist()
     engine, many = serving(tmp_path / "store", model), list[StepRequest]()
     for name, interval in (("plain", None), ("corrected", 0.8), ("neighbour", None)):
         engine.create(T, "tiny", session_id=name, inputs=series[:30], interval=interval)
         many.append(StepRequest(name, series[30:], None, "r"))
-    first = told(engine.steps.step_many(T, many))
-    kept = [engine.sessions.get(T, one.session_id).record.accuracy for one in many]
+    first = successful(engine.steps.step_many(T, many))
+    stored = [engine.sessions.get(T, result.session_id).record.accuracy for result in many]
     engine.close()
     engine = serving(tmp_path / "store", model, accuracy=False)
     again = [*many[:2], many[2]._replace(request_id="another")]
-    second = told(engine.steps.step_many(T, again))
-    assert [one.outputs.tobytes() for one in second[:2]] == [one.outputs.tobytes() for one in first[:2]]
+    second = successful(engine.steps.step_many(T, again))
+    assert [result.outputs.tobytes() for result in second[:2]] == [result.outputs.tobytes() for result in first[:2]]
     assert (second[2].step, second[2].outputs.dtype) == (50, model.output_dtype)
-    told(engine.steps.step_many(T, [one._replace(request_id="more") for one in many]))
-    assert [engine.sessions.get(T, one.session_id).record.accuracy for one in many] == kept
+    successful(engine.steps.step_many(T, [result._replace(request_id="more") for result in many]))
+    assert [engine.sessions.get(T, result.session_id).record.accuracy for result in many] == stored
     engine.close()
 
 
-def told(answers: list[StepResult | Exception]) -> list[StepResult]:
-    """Where none of them went wrong."""
-    assert not [one for one in answers if isinstance(one, Exception)]
-    return [one for one in answers if isinstance(one, StepResult)]
+def successful(answers: list[StepResult | Exception]) -> list[StepResult]:
+    """Returns the results, none of which may be an error."""
+    assert not [result for result in answers if isinstance(result, Exception)]
+    return [result for result in answers if isinstance(result, StepResult)]
 
 
 def test_hits_of_categories_and_labels_have_none(tmp_path: Path) -> None:
@@ -182,28 +184,28 @@ def test_hits_of_categories_and_labels_have_none(tmp_path: Path) -> None:
     model = make_feature_bundle(tmp_path / "models", features, "c", head="categorical", counts=[1, 2, 3, 4], units=6)
     engine = serving(tmp_path / "store", model)
     rng = np.random.default_rng(0)
-    inputs: list[Any] = [None if one == 4 else int(one) for one in rng.integers(5, size=200)]
+    inputs: list[Any] = [None if result == 4 else int(result) for result in rng.integers(5, size=200)]
     engine.create(T, "tiny", session_id="s")
     outputs = np.concatenate(
         [engine.steps.step(T, "s", inputs[:1]).outputs, engine.steps.step(T, "s", inputs[1:]).outputs]
     )
-    said = np.concatenate([model.last_prediction(model.layout.initial(1))["top"], outputs["top"][:-1]])[:, 0]
-    there = [step for step, one in enumerate(inputs) if one is not None]
+    predictions = np.concatenate([model.last_prediction(model.layout.initial(1))["top"], outputs["top"][:-1]])[:, 0]
+    present = [step for step, result in enumerate(inputs) if result is not None]
     targets, _ = engine.accuracy(engine.sessions.get(T, "s").record)
     assert targets is not None
-    assert targets["c"].inputs == len(there)
-    assert targets["c"].hits == pytest.approx(np.mean([inputs[step] == said[step] for step in there]))
+    assert targets["c"].inputs == len(present)
+    assert targets["c"].hits == pytest.approx(np.mean([inputs[step] == predictions[step] for step in present]))
     assert ERROR not in (outputs.dtype.names or ())
-    told = np.full(200, np.nan, np.float32)
-    told[there] = anomaly(outputs["surprise"][there])
-    assert outputs[ANOMALY].tobytes() == told.tobytes()
+    scores = np.full(200, np.nan, np.float32)
+    scores[present] = anomaly(outputs["surprise"][present])
+    assert outputs[ANOMALY].tobytes() == scores.tobytes()
     with pytest.raises(InvalidInputError, match="interval"):
         engine.create(T, "tiny", interval=0.9)
     engine.close()
 
 
 def test_a_missing_input_is_not_scored(tmp_path: Path) -> None:
-    """It has no error and no anomaly, is no part of the ring, and the last true value stays the one before it."""
+    """A missing input has no error and no anomaly, is not in the ring, and the value before it stays the last one."""
     features = [Feature(name="x", nullable=True), Feature(name="y", nullable=True)]
     model = make_feature_bundle(tmp_path / "models", features, "x", "y", head="gaussian", units=6)
     engine = serving(tmp_path / "store", model)
@@ -217,17 +219,17 @@ def test_a_missing_input_is_not_scored(tmp_path: Path) -> None:
     error = series.astype(np.float64) - before(model, outputs)["mean"]
     assert outputs[ERROR].tobytes() == error.astype(np.float32).tobytes()
     whole = ~np.isnan(series).any(axis=1)
-    told = np.full(200, np.nan, np.float32)
-    told[whole] = anomaly(outputs["surprise"][whole])
-    assert outputs[ANOMALY].tobytes() == told.tobytes()
+    scores = np.full(200, np.nan, np.float32)
+    scores[whole] = anomaly(outputs["surprise"][whole])
+    assert outputs[ANOMALY].tobytes() == scores.tobytes()
     targets, _ = engine.accuracy(engine.sessions.get(T, "s").record)
     assert targets is not None
-    for place, target in enumerate("xy"):
-        there = series[~np.isnan(series[:, place]), place].astype(np.float64)
-        mae = np.nanmean(np.abs(error[:, place]))
-        assert targets[target].inputs == len(there)
+    for column, target in enumerate("xy"):
+        present = series[~np.isnan(series[:, column]), column].astype(np.float64)
+        mae = np.nanmean(np.abs(error[:, column]))
+        assert targets[target].inputs == len(present)
         assert targets[target].mae == pytest.approx(mae)
-        assert targets[target].mase == pytest.approx(mae / np.abs(np.diff(there)).mean())
+        assert targets[target].mase == pytest.approx(mae / np.abs(np.diff(present)).mean())
     engine.close()
 
 
@@ -237,34 +239,34 @@ def test_a_retry_gets_the_same_bytes(engines: dict[str, Engine]) -> None:
     engine.create(T, "tiny", session_id="retry", interval=0.8)
     first = [engine.steps.step(T, "retry", series[at : at + 6], request_id=f"r{at}") for at in range(0, 60, 6)]
     again = [engine.steps.step(T, "retry", series[at : at + 6], request_id=f"r{at}") for at in range(0, 60, 6)]
-    assert [one.outputs.tobytes() for one in again] == [one.outputs.tobytes() for one in first]
+    assert [result.outputs.tobytes() for result in again] == [result.outputs.tobytes() for result in first]
     assert {LOW, HIGH, ERROR, ANOMALY} <= set(again[0].outputs.dtype.names or ())
 
 
-def test_forks_keep_and_going_back_restores(tmp_path: Path) -> None:
-    """A fork goes on from the same sums. What is gone back to is as if what came after had never been, to the bit."""
+def test_forks_keep_and_rewinds_restore_the_statistics(tmp_path: Path) -> None:
+    """A fork goes on from the same sums. After a rewind they are, to the bit, as if the later steps had never been."""
     model = make_bundle(tmp_path / "models")
     engine = serving(tmp_path / "store", model, history=20)
     series = draw(1, 80)[0].tolist()
-    kept = []
+    stored = []
     for interval in (None, 0.9):
         session, _ = engine.create(T, "tiny", interval=interval)
         name = session.session_id
         for step in range(80):
             engine.steps.step(T, name, series[step : step + 1])
-            kept.append(engine.sessions.get(T, name).record.accuracy)
-        assert engine.sessions.fork(T, name, None, None).record.accuracy == kept[-1]
+            stored.append(engine.sessions.get(T, name).record.accuracy)
+        assert engine.sessions.fork(T, name, None, None).record.accuracy == stored[-1]
         for back in (75, 63):
-            assert engine.history.rewind(T, name, back).record.accuracy == kept[-80 + back - 1]
+            assert engine.history.rewind(T, name, back).record.accuracy == stored[-80 + back - 1]
         engine.steps.step(T, name, series[63:])
-        assert engine.sessions.get(T, name).record.accuracy == kept[-1]
-        assert engine.history.migrate(T, name, None)[0].record.accuracy != kept[-1]
+        assert engine.sessions.get(T, name).record.accuracy == stored[-1]
+        assert engine.history.migrate(T, name, None)[0].record.accuracy != stored[-1]
         _, moved = engine.accuracy(engine.sessions.get(T, name).record)
         assert (moved and moved.wanted) == interval
     engine.close()
 
 
-def test_what_stands_for_no_session_says_nothing(tmp_path: Path) -> None:
+def test_rows_of_no_session_are_not_scored(tmp_path: Path) -> None:
     """Stateless predictions and forecasts have the model's outputs alone, also beside sessions' rows."""
     engine = serving(tmp_path, open_all(ZOO).models["pulse"][1])
     engine.create(T, "pulse", session_id="s")

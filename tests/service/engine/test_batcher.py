@@ -1,4 +1,4 @@
-"""What waits, in process: deadlines, bounds, clients that leave, shares of models, and failures on the way."""
+"""Batchers: deadlines, bounds, clients that disconnect, shares of models, and failures of batches."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -43,10 +43,10 @@ T = "tenant"
     ],
     ids=["the store", "a bug in running", "a bug outside running"],
 )
-def test_what_fails_answers_each_that_waits(
+def test_a_failed_batch_answers_each_client(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, owner: type, method: str, error: Exception
 ) -> None:
-    """Whatever is raised reaches the client, nobody waits for ever, and the next batch runs."""
+    """An error of any kind reaches the client, no client waits for ever, and the next batch runs."""
     engine.create(T, "pulse", session_id="s")
 
     def fail(*_: object) -> None:
@@ -70,17 +70,15 @@ def test_a_row_that_cannot_go_on_fails_alone(engine: Engine) -> None:
 
     call, state = batchers.call(3), model.layout.initial(1)
     step = np.full((1, 1), 500, np.float32)
-    bad = batchers.standalone_item(model, step, call, state, horizon=3, feed=RolloutInputs(model, sampler=say))
-    good = [batchers.standalone_item(model, step, call, state, horizon=3) for _ in range(2)]
-    batchers.run(call, [good[0], bad, good[1]])
-    assert isinstance(bad.outcome, ValueError)
-    assert [len(result_of(work).outputs) for work in good] == [4, 4]
+    failing = batchers.standalone_item(model, step, call, state, horizon=3, feed=RolloutInputs(model, sampler=say))
+    sound = [batchers.standalone_item(model, step, call, state, horizon=3) for _ in range(2)]
+    batchers.run(call, [sound[0], failing, sound[1]])
+    assert isinstance(failing.outcome, ValueError)
+    assert [len(result_of(work).outputs) for work in sound] == [4, 4]
     assert engine.steps.step(T, "s", [[500]]).step == 1
 
 
-def test_what_waits_too_long_is_told_and_not_applied(
-    engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_late_step_is_refused_and_not_applied(engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     """A deadline passes while the item waits: an error, and the session unmoved."""
     engine.create(T, "pulse", session_id="s")
     run = Executor.run
@@ -96,7 +94,7 @@ def test_what_waits_too_long_is_told_and_not_applied(
     assert engine.sessions.get(T, "s").record.step == 0
 
 
-def test_more_than_may_wait_is_refused_at_once(tmp_path: Path) -> None:
+def test_more_items_than_may_wait_are_refused_at_once(tmp_path: Path) -> None:
     """The queue is bounded, and the refusal comes before any work."""
     engine = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits(max_waiting=3))
     engine.start()
@@ -105,7 +103,9 @@ def test_more_than_may_wait_is_refused_at_once(tmp_path: Path) -> None:
     engine.close()
 
 
-def test_what_its_client_left_is_dropped_before_it_runs_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_of_a_disconnected_client_is_dropped_between_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A long call ends between two of its chunks, the session unmoved; one that was committed stays committed."""
     monkeypatch.setattr("onward.service.engine.batching.batcher.DISCONNECT_CHECK_S", 0.0)
     engine = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits())
@@ -153,8 +153,10 @@ def raised(answers: Sequence[object]) -> None:
 
 
 @pytest.mark.parametrize("name", LONG)
-def test_whatever_its_client_left_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Whatever was asked for: it runs while the client is there, and no further once it has gone."""
+def test_every_kind_of_call_of_a_disconnected_client_is_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A call of any kind runs while its client is connected, and no further after that."""
     monkeypatch.setattr("onward.service.engine.batching.batcher.DISCONNECT_CHECK_S", 0.0)
     engine = Engine(
         open_all(ZOO), LmdbStore(tmp_path), Limits(history=2000), seal=SignedTokens(["0123456789abcdef" * 2])
@@ -184,7 +186,7 @@ def test_whatever_its_client_left_is_dropped(tmp_path: Path, monkeypatch: pytest
 
 
 def test_models_have_fair_shares(engine: Engine) -> None:
-    """One model's long call does not hold up another's steps, nor a step of its own."""
+    """A long call of one model holds up neither the steps of another model nor other steps of its own."""
     engine.create(T, "pulse", session_id="long")
     engine.create(T, "pulse", session_id="beside")
     engine.create(T, "weather", session_id="other")
@@ -197,7 +199,7 @@ def test_models_have_fair_shares(engine: Engine) -> None:
 
 
 def test_a_failed_sequence_ends_its_siblings(engine: Engine) -> None:
-    """Where one sequence of a predict call fails, the others do not run on for nobody."""
+    """If one sequence of a predict call fails, the others do not run on."""
     sequences = [[[3e38]], *([[500.0]] * 500 for _ in range(20))]
     with pytest.raises(NotFiniteError):
         engine.predict("pulse", None, sequences, 4000)
@@ -206,8 +208,8 @@ def test_a_failed_sequence_ends_its_siblings(engine: Engine) -> None:
     assert sum(batcher.waiting for batcher in engine._batchers.by_model.values()) == 0
 
 
-def test_a_long_call_is_queued_by_and_by(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Others' steps wait for a batch of it, not for all of it; whatever it has is answered, in its order."""
+def test_a_long_call_is_queued_in_parts(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other steps wait for one batch of the call, not for all of it; all its items are answered, in order."""
     for name in ("other", *(f"s{number}" for number in range(50))):
         engine.create(T, "pulse", session_id=name)
     batcher = engine._batchers.by_model[engine.models.named("pulse")]
@@ -224,15 +226,15 @@ def test_a_long_call_is_queued_by_and_by(engine: Engine, monkeypatch: pytest.Mon
     assert max(waiting) <= 8 + 8  # those of the batch that runs are counted until it is over
     waiting.clear()
     assert [answer.step for answer in answers if isinstance(answer, StepResult)] == [1] * 50
-    alone = [engine.steps.step(T, "other", asked.inputs, step=place).outputs for place, asked in enumerate(many)]
+    alone = [engine.steps.step(T, "other", asked.inputs, step=number).outputs for number, asked in enumerate(many)]
     assert np.array_equal(answers[0].outputs["mean"], alone[0]["mean"])  # type: ignore[union-attr]
     outputs = engine.predict("pulse", None, [[[500.0 + number]] for number in range(50)], 3)
-    assert [len(one.outputs) for one in outputs] == [1] * 50
+    assert [len(prediction.outputs) for prediction in outputs] == [1] * 50
     assert max(waiting) <= 8 + 8
 
 
 def test_a_large_batch_is_scored_in_parts_as_in_one(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Answers of many long rows, and what their sessions keep, are the same to the bit."""
+    """The answers of many long rows, and the statistics of their sessions, are the same to the bit."""
     for number in range(40):
         for part in "ab":
             engine.create(T, "pulse", session_id=f"{part}{number}", interval=0.9 if number % 3 == 0 else None)
@@ -240,7 +242,7 @@ def test_a_large_batch_is_scored_in_parts_as_in_one(engine: Engine, monkeypatch:
     for part, at_once in (("a", 10**9), ("b", 16)):
         monkeypatch.setattr(executor, "SCORED_AT_ONCE", at_once)
         many = [StepRequest(f"{part}{number}", [500.0 + number, *range(480, 480 + number % 5)]) for number in range(40)]
-        told = engine.steps.step_many(T, many)
+        results = engine.steps.step_many(T, many)
         records = [engine.sessions.get(T, asked.session_id).record for asked in many]
         answers.append(
             [
@@ -249,7 +251,7 @@ def test_a_large_batch_is_scored_in_parts_as_in_one(engine: Engine, monkeypatch:
                     record.accuracy,
                     record.surprise,
                 )
-                for answer, record in zip(told, records, strict=True)
+                for answer, record in zip(results, records, strict=True)
             ]
         )
     assert answers[0] == answers[1]

@@ -60,7 +60,7 @@ def test_idle_time_ends_a_session_and_steps_prolong_it(engine: Engine, store: Lm
 
 
 def test_an_expired_sessions_id_is_free_at_once(engine: Engine, clock: Clock) -> None:
-    """Without waiting for a sweep; a living one's is not."""
+    """The id of an expired session is free before a sweep; that of a live session is not."""
     engine.create(T, "pulse", session_id="s", ttl_s=10, inputs=[[500]])
     with pytest.raises(SessionExistsError):
         engine.create(T, "pulse", session_id="s")
@@ -76,8 +76,8 @@ def test_a_session_created_anew_on_another_model_is_found_there(engine: Engine, 
     engine.steps.step(T, "s", [[500]])
     old = store.load_many([records.key(T, "s")])[0]
     assert isinstance(old, Record)
-    other, _ = engine.create(T, "weather", session_id="other")
-    store.commit_many([Change(records.key(T, "s"), old.revision, other.record)])  # as another process would
+    second, _ = engine.create(T, "weather", session_id="other")
+    store.commit_many([Change(records.key(T, "s"), old.revision, second.record)])  # as another process would
     assert engine.steps.step(T, "s", [[1, 2, 3, 4]]).model.manifest.name == "weather"
 
 
@@ -88,7 +88,7 @@ def test_tenants_do_not_see_each_other(engine: Engine) -> None:
         engine.steps.step("another", "s", [[500]])
     engine.create("another", "pulse", session_id="s", inputs=[[500], [501]])
     assert engine.sessions.get(T, "s").record.step == 0
-    assert [one.session_id for one in engine.sessions.page("another", "", 10, None)[0]] == ["s"]
+    assert [listed.session_id for listed in engine.sessions.page("another", "", 10, None)[0]] == ["s"]
 
 
 def test_a_step_that_another_process_overtook_is_computed_anew(
@@ -124,36 +124,36 @@ def test_a_step_that_another_process_overtook_is_computed_anew(
     assert answer.outputs["mean"].tobytes() == expected["mean"][2:].tobytes()
 
 
-def test_what_another_process_did_since_is_known(engine: Engine, store: LmdbStore) -> None:
+def test_changes_by_another_process_are_noticed(engine: Engine, store: LmdbStore) -> None:
     """A process that remembers a session goes on from what the others made of it: steps, retries, ends."""
     inputs = pulse(4)
     for name in "abc":
         engine.create(T, "pulse", session_id=name)
         engine.steps.step(T, name, inputs[:1], request_id="first")
-    elsewhere = Engine(open_all(ZOO), beside(store), Limits(), clock=vars(engine)["_clock"])
-    elsewhere.start()
-    told = elsewhere.steps.step(T, "a", inputs[1:2], request_id="second")
-    elsewhere.steps.step(T, "b", inputs[1:2])
-    elsewhere.sessions.delete(T, "c")
+    second_engine = Engine(open_all(ZOO), beside(store), Limits(), clock=vars(engine)["_clock"])
+    second_engine.start()
+    counted = second_engine.steps.step(T, "a", inputs[1:2], request_id="second")
+    second_engine.steps.step(T, "b", inputs[1:2])
+    second_engine.sessions.delete(T, "c")
     again = engine.steps.step(T, "a", inputs[1:2], request_id="second")
-    assert (again.step, again.outputs.tobytes()) == (2, told.outputs.tobytes())
+    assert (again.step, again.outputs.tobytes()) == (2, counted.outputs.tobytes())
     with pytest.raises(StepConflictError) as conflict:
         engine.steps.step(T, "b", inputs[2:3], step=1)
     assert conflict.value.expected == 2
     assert engine.steps.step(T, "b", inputs[2:3], step=2).step == 3
-    elsewhere.steps.step(T, "b", inputs[3:])
+    second_engine.steps.step(T, "b", inputs[3:])
     with pytest.raises(SessionEndedError):
         engine.steps.step(T, "c", inputs[1:2])
-    elsewhere.create(T, "pulse", session_id="c")
+    second_engine.create(T, "pulse", session_id="c")
     assert engine.steps.step(T, "c", inputs[1:2]).step == 1  # another session, and no step of it is lost
-    elsewhere.sessions.delete(T, "c")
-    elsewhere.create(T, "weather", session_id="c")
+    second_engine.sessions.delete(T, "c")
+    second_engine.create(T, "weather", session_id="c")
     assert engine.steps.step(T, "c", [[1, 2, 3, 4]]).step == 1
     expected = BareLoop(ZOO / "pulse/1").run(inputs)
-    after = elsewhere.steps.step(T, "b", inputs[:1])
-    assert after.outputs.tobytes() != told.outputs.tobytes()
+    after = second_engine.steps.step(T, "b", inputs[:1])
+    assert after.outputs.tobytes() != counted.outputs.tobytes()
     assert engine.steps.step(T, "a", inputs[2:]).outputs["mean"].tobytes() == expected["mean"][2:].tobytes()
-    gevent.killall(vars(elsewhere)["_greenlets"])  # its store is the other's too
+    gevent.killall(vars(second_engine)["_greenlets"])  # its store is the other's too
 
 
 def test_an_overtaken_step_that_named_its_step_conflicts(
@@ -181,7 +181,7 @@ def test_an_overtaken_step_that_named_its_step_conflicts(
     assert store.load_many([records.key(T, "s")])[0].step == 1  # type: ignore[union-attr]
 
 
-def test_a_damaged_record_is_said_to_be(engine: Engine, store: LmdbStore) -> None:
+def test_a_damaged_record_is_reported(engine: Engine, store: LmdbStore) -> None:
     """Never guessed at: the session answers with damage, its neighbour steps on."""
     for name in ("good", "bad"):
         engine.create(T, "pulse", session_id=name)
@@ -196,7 +196,7 @@ def test_a_damaged_record_is_said_to_be(engine: Engine, store: LmdbStore) -> Non
 
 
 def test_a_record_of_another_version_is_left_to_that_version(engine: Engine, store: LmdbStore) -> None:
-    """Nothing is done with it here, DELETE included; others are served, listed and ended around it."""
+    """No operation touches such a record, DELETE included; other sessions are served, listed and ended around it."""
     for name in "abc":
         engine.create(T, "pulse", session_id=name)
     good = stored_bytes(store, records.key(T, "b"))
@@ -302,7 +302,7 @@ def test_a_state_that_is_not_finite_is_never_kept(engine: Engine, monkeypatch: p
     assert engine.sessions.get(T, "bad").record.step == 0
 
 
-def test_a_call_has_a_most_of_steps(tmp_path: Path) -> None:
+def test_a_call_has_a_limit_of_steps(tmp_path: Path) -> None:
     """A longer one is refused before any work, with the limit."""
     engine = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits(max_steps=3))
     engine.start()
@@ -315,7 +315,7 @@ def test_a_call_has_a_most_of_steps(tmp_path: Path) -> None:
 
 
 def test_the_engine_sweeps(tmp_path: Path, clock: Clock) -> None:
-    """What expires is ended without anyone asking for it, however much expires at once."""
+    """Expired sessions are ended without a request, however many expire at once."""
     store = LmdbStore(tmp_path)
     engine = Engine(open_all(ZOO), store, Limits(), clock=clock)
     engine.create(T, "pulse", session_id="s", ttl_s=10)
@@ -331,26 +331,26 @@ def test_the_engine_sweeps(tmp_path: Path, clock: Clock) -> None:
 
 
 class Watching:
-    """Satisfies the engine's Observer, and fails until `told` is there to be told."""
+    """An Observer of the engine that fails until `counted` is set."""
 
     def __init__(self) -> None:
-        self.told: list[list[float]] | None = None
+        self.counted: list[list[float]] | None = None
 
     def watched(self, model: StepModel, sums: Sequence[Sum]) -> Callable[[Sequence[float]], None]:
         del model, sums
         return self._gained
 
     def _gained(self, by: Sequence[float]) -> None:
-        if self.told is None:
+        if self.counted is None:
             raise OSError("no space left")
-        self.told.append(list(by))
+        self.counted.append(list(by))
 
     def damaged(self) -> None:
-        """Not counted here."""
+        """Damaged records are not counted in this test."""
 
 
-def test_what_is_counted_holds_up_no_answer(store: LmdbStore, caplog: pytest.LogCaptureFixture) -> None:
-    """Answers come first. That counting fails is logged, and what comes after is counted."""
+def test_counting_holds_up_no_answer(store: LmdbStore, caplog: pytest.LogCaptureFixture) -> None:
+    """Answers come first. A failure to count is logged, and later steps are counted."""
     watching = Watching()
     engine = Engine(open_all(ZOO), store, Limits(), observer=watching)
     engine.start()
@@ -359,10 +359,10 @@ def test_what_is_counted_holds_up_no_answer(store: LmdbStore, caplog: pytest.Log
     for _ in range(2):
         take_loop_turn()
     assert "the committed steps could not be counted" in caplog.text
-    watching.told = told = list[list[float]]()
+    watching.counted = counted = list[list[float]]()
     assert engine.steps.step(T, "s", [[500], [500]]).step == 3
-    assert told == []
+    assert counted == []
     for _ in range(2):
         take_loop_turn()
-    assert [inputs for inputs, *_ in told] == [2.0]
+    assert [inputs for inputs, *_ in counted] == [2.0]
     engine.close()

@@ -1,4 +1,4 @@
-"""What is long gives the rest of its worker a turn in between."""
+"""Turns of the event loop: long work lets the rest of its worker run in between."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,19 +18,19 @@ MOST = 100_000
 
 
 @contextmanager
-def counting(what: Callable[[], Any] = lambda: None) -> Iterator[list[Any]]:
-    """What the function says in each turn that another greenlet has meanwhile."""
+def counting(value: Callable[[], Any] = lambda: None) -> Iterator[list[Any]]:
+    """Yields a list of what the function returns in each turn that another greenlet has meanwhile."""
     seen: list[Any] = []
 
     def beside() -> None:
         turns = LoopTurns()
         while True:
-            seen.append(what())
+            seen.append(value())
             turns.take()
 
-    other = gevent.spawn(beside)
+    greenlet = gevent.spawn(beside)
     yield seen
-    other.kill()
+    greenlet.kill()
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_items_are_given_a_few_in_each_turn() -> None:
 
 
 def test_long_inputs_are_read_in_pieces(model: StepModel) -> None:
-    """As bytes and as numbers alike, before they wait in a queue."""
+    """Long inputs, as bytes and as numbers alike, are parsed before they wait in a queue."""
     parser = InputParser(MOST)
     for inputs in ([10.0] * MOST, [[10.0]] * MOST, bytes(4 * MOST)):
         with counting() as seen:

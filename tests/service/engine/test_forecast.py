@@ -54,31 +54,38 @@ def opened(tmp_path: Path) -> Iterator[Opener]:
     "write", [lambda at: ar1(at, PHI, SIGMA, name="m"), lambda at: markov(at, CHANCES, "abc", unknown=True, name="m")]
 )
 def test_the_models_written_by_hand_are_sound(tmp_path: Path, write: Callable[[Path], None]) -> None:
-    """What the tests here rest on passes what any bundle must."""
+    """The bundles of these tests pass the checks of every bundle."""
     write(tmp_path)
     checks.check(open_bundle(tmp_path / "m/1"), steps=40)
 
 
 def test_paths_have_the_closed_forms_quantiles(tmp_path: Path, opened: Opener) -> None:
-    """Of x' = phi x + sigma e: mean phi^h x, variance sigma^2 (1 - phi^2h) / (1 - phi^2); the first step exactly."""
+    """x' = phi x + sigma e has mean phi^h x, variance sigma^2 (1 - phi^2h) / (1 - phi^2); the first step exactly."""
     ar1(tmp_path / "models", PHI, SIGMA)
     engine, start, samples = opened(), 3.0, 1000
     engine.create(T, "ar1", session_id="s", inputs=[start])
     levels = (0.05, 0.25, 0.5, 0.9, 0.99)
-    told = engine.forecasts.sample(T, "s", ForecastRequest(24), samples=samples, levels=levels, seed=7)
-    assert told.mean is not None
-    assert told.quantiles is not None
-    assert (told.mean.shape, told.quantiles.shape, told.paths.shape) == ((24, 1), (24, 1, 5), (samples, 24, 1))
+    forecast = engine.forecasts.sample(T, "s", ForecastRequest(24), samples=samples, levels=levels, seed=7)
+    assert forecast.mean is not None
+    assert forecast.quantiles is not None
+    assert (forecast.mean.shape, forecast.quantiles.shape, forecast.paths.shape) == (
+        (24, 1),
+        (24, 1, 5),
+        (samples, 24, 1),
+    )
     for ahead in (1, 5, 24):
         mean = PHI**ahead * start
         std = SIGMA * math.sqrt((1 - PHI ** (2 * ahead)) / (1 - PHI**2))
         error = 1e-6 if ahead == 1 else 4 * std / math.sqrt(samples)
-        assert told.mean[ahead - 1, 0] == pytest.approx(mean, abs=error)
-        for place, level in enumerate(levels):
+        assert forecast.mean[ahead - 1, 0] == pytest.approx(mean, abs=error)
+        for position, level in enumerate(levels):
             z = NormalDist().inv_cdf(level)
             error = 4 * std * math.sqrt(level * (1 - level) / samples) / NormalDist().pdf(z) if ahead > 1 else 1e-6
-            assert told.quantiles[ahead - 1, 0, place] == pytest.approx(mean + std * z, abs=error), (ahead, level)
-    drawn = told.paths[:, :, 0]
+            assert forecast.quantiles[ahead - 1, 0, position] == pytest.approx(mean + std * z, abs=error), (
+                ahead,
+                level,
+            )
+    drawn = forecast.paths[:, :, 0]
     assert np.corrcoef(drawn[:, 10], drawn[:, 11])[0, 1] == pytest.approx(PHI, abs=0.08)  # paths, not single steps
 
 
@@ -103,16 +110,16 @@ def test_the_same_seed_draws_the_same_bits_in_any_batch(engine: Engine, monkeypa
     ]
     for row in inputs:
         engine.steps.step(T, "s", [row])
-    same, more, other = (one.get() for one in drawing)
+    same, more, second = (greenlet.get() for greenlet in drawing)
     assert same.paths.tobytes() == alone.paths.tobytes()
     assert np.array_equal(same.quantiles, alone.quantiles)  # type: ignore[arg-type]
     assert more.paths[:6].tobytes() == alone.paths.tobytes()  # a path is its number's, however many there are
-    assert not np.isin(other.paths, alone.paths).any()
+    assert not np.isin(second.paths, alone.paths).any()
     assert max(sizes) == 6 + 40 + 6 + 1
-    told = [engine.forecasts.sample(T, "f", ForecastRequest(2), samples=2) for _ in range(2)]
-    assert told[0].seed != told[1].seed
-    again = engine.forecasts.sample(T, "f", ForecastRequest(2), samples=2, seed=told[0].seed)
-    assert again.paths.tobytes() == told[0].paths.tobytes()
+    forecast = [engine.forecasts.sample(T, "f", ForecastRequest(2), samples=2) for _ in range(2)]
+    assert forecast[0].seed != forecast[1].seed
+    again = engine.forecasts.sample(T, "f", ForecastRequest(2), samples=2, seed=forecast[0].seed)
+    assert again.paths.tobytes() == forecast[0].paths.tobytes()
 
 
 def test_what_if_is_a_step_that_never_was(engine: Engine, store: LmdbStore) -> None:
@@ -138,20 +145,20 @@ def test_what_if_is_a_step_that_never_was(engine: Engine, store: LmdbStore) -> N
 
 @pytest.mark.parametrize("head", ["gaussian", "student_t", "quantiles"])
 def test_the_first_step_is_exact(tmp_path: Path, opened: Opener, head: str) -> None:
-    """Whatever the paths: what the head says of it, in closed form."""
+    """The quantiles of the first step are those of the head in closed form, for any paths."""
     model = make_bundle(tmp_path / "models", head=head, features=("x", "y"))
     engine = opened()
     _, answer = engine.create(T, "tiny", session_id="s", inputs=[[11.0, 19.0]])
     levels = (0.01, 0.3, 0.97)
-    told = engine.forecasts.sample(T, "s", ForecastRequest(3), samples=50, levels=levels, seed=1)
-    assert told.quantiles is not None
-    assert told.mean is not None
-    said = model.manifest.head
-    assert np.array_equal(told.quantiles[0], distribution.quantile(said, answer.outputs, levels)[0])
-    assert np.array_equal(told.mean[0], distribution.mean(said, answer.outputs)[0])
-    for place, level in enumerate(levels):
-        at = told.quantiles[0, :, place]
-        assert np.abs((told.paths[:, 0] <= at).mean(axis=0) - level).max() < 4 * math.sqrt(0.25 / 50)
+    forecast = engine.forecasts.sample(T, "s", ForecastRequest(3), samples=50, levels=levels, seed=1)
+    assert forecast.quantiles is not None
+    assert forecast.mean is not None
+    head_definition = model.manifest.head
+    assert np.array_equal(forecast.quantiles[0], distribution.quantile(head_definition, answer.outputs, levels)[0])
+    assert np.array_equal(forecast.mean[0], distribution.mean(head_definition, answer.outputs)[0])
+    for position, level in enumerate(levels):
+        at = forecast.quantiles[0, :, position]
+        assert np.abs((forecast.paths[:, 0] <= at).mean(axis=0) - level).max() < 4 * math.sqrt(0.25 / 50)
 
 
 def test_a_model_is_rolled_with_what_it_does_not_predict(tmp_path: Path, opened: Opener) -> None:
@@ -160,17 +167,17 @@ def test_a_model_is_rolled_with_what_it_does_not_predict(tmp_path: Path, opened:
     engine, loop = opened(), BareLoop(tmp_path / "models/tiny/1")
     given = [[10.0, 20.0, 30.0], [12.0, 21.0, 29.0]]
     engine.create(T, "tiny", session_id="s", inputs=given)
-    said = [loop.run(given)["mean"][-1]]
+    predictions = [loop.run(given)["mean"][-1]]
     future = [22.0, 25.0, 19.0]
     for y in future:
-        z, x = said[-1].tolist()
-        said.append(loop.step([x, y, z])["mean"])
+        z, x = predictions[-1].tolist()
+        predictions.append(loop.step([x, y, z])["mean"])
     for written in (future, [[y] for y in future], [{"y": y} for y in future], [*future, 1.0]):
         rolled = engine.forecasts.roll(T, "s", ForecastRequest(4, future=written))
-        assert rolled.outputs["mean"].tobytes() == np.stack(said).tobytes()
-    other = engine.forecasts.roll(T, "s", ForecastRequest(4, future=[22.0, 25.0, 20.0]))
-    assert np.array_equal(other.outputs["mean"][:3], np.stack(said[:3]))
-    assert not np.array_equal(other.outputs["mean"][3], said[3])
+        assert rolled.outputs["mean"].tobytes() == np.stack(predictions).tobytes()
+    second = engine.forecasts.roll(T, "s", ForecastRequest(4, future=[22.0, 25.0, 20.0]))
+    assert np.array_equal(second.outputs["mean"][:3], np.stack(predictions[:3]))
+    assert not np.array_equal(second.outputs["mean"][3], predictions[3])
     paths = engine.forecasts.sample(T, "s", ForecastRequest(4, future=future), samples=3, seed=1).paths
     cold = loop_along(tmp_path / "models/tiny/1", given, future, paths[0])
     assert paths.shape == (3, 4, 2)
@@ -182,37 +189,37 @@ def test_a_model_is_rolled_with_what_it_does_not_predict(tmp_path: Path, opened:
 def loop_along(
     bundle: Path, given: list[list[float]], future: list[float], path: np.ndarray[Any, Any]
 ) -> list[dict[str, np.ndarray[Any, Any]]]:
-    """What the model says at each step of a path (horizon, (z, x)), fed by a bare loop."""
+    """Returns the model's predictions along a path (horizon, (z, x)), made by a bare loop."""
     loop = BareLoop(bundle)
-    said = [{name: rows[-1] for name, rows in loop.run(given).items()}]
+    predictions = [{name: rows[-1] for name, rows in loop.run(given).items()}]
     for (z, x), y in zip(path, future, strict=False):
-        said.append(loop.step([x, y, z]))
-    return said
+        predictions.append(loop.step([x, y, z]))
+    return predictions
 
 
 def test_categories_are_counted(tmp_path: Path, opened: Opener) -> None:
-    """Of a Markov chain the frequencies h steps ahead are the chain's; what stands for any other is never drawn."""
+    """The frequencies h steps ahead of a Markov chain are the chain's; what stands for any other is never drawn."""
     markov(tmp_path / "models", CHANCES, "abc", unknown=True)
     engine = opened()
     engine.create(T, "markov", session_id="s", inputs=["b"])
-    told = engine.forecasts.sample(T, "s", ForecastRequest(4), samples=1000, seed=5)
-    assert told.top is not None
-    assert told.probability is not None
-    assert told.top[0] == [2, 0, 1, 3]
-    assert told.probability[0] == pytest.approx([0.7, 0.1, 0.1, 0.1])
+    forecast = engine.forecasts.sample(T, "s", ForecastRequest(4), samples=1000, seed=5)
+    assert forecast.top is not None
+    assert forecast.probability is not None
+    assert forecast.top[0] == [2, 0, 1, 3]
+    assert forecast.probability[0] == pytest.approx([0.7, 0.1, 0.1, 0.1])
     listed = np.array(CHANCES)[:3, :3]
     listed /= listed.sum(axis=1, keepdims=True)
     for ahead in (2, 3, 4):
         chances = np.linalg.matrix_power(listed, ahead)[1]
-        found = dict(zip(told.top[ahead - 1], told.probability[ahead - 1], strict=True))
+        found = dict(zip(forecast.top[ahead - 1], forecast.probability[ahead - 1], strict=True))
         assert sorted(found) == [0, 1, 2]
         assert list(found.values()) == sorted(found.values(), reverse=True)
-        for place, chance in enumerate(chances):
-            assert found[place] == pytest.approx(chance, abs=4 * math.sqrt(chance * (1 - chance) / 1000))
+        for position, chance in enumerate(chances):
+            assert found[position] == pytest.approx(chance, abs=4 * math.sqrt(chance * (1 - chance) / 1000))
 
 
 def test_paths_beyond_finite_numbers_are_refused(tmp_path: Path, opened: Opener) -> None:
-    """At the last step too, which no model sees; a live step in the same batches is none the worse."""
+    """Such a path is refused, also at the last step, which no model sees; a live step beside it is answered."""
     ar1(tmp_path / "models", PHI, 3e38)
     engine = opened()
     for name in "ab":
@@ -257,7 +264,7 @@ def client(tmp_path: Path, opened: Opener) -> FlaskClient:
         ("g", {"samples": 1}, "samples", "greater than or equal to 2"),
         ("g", {"quantiles": [0.5, 0.5]}, "quantiles", "levels rise"),
         ("g", {"quantiles": [0.0]}, "quantiles[0]", "greater than 0"),
-        ("g", {"quantiles": [(place + 1) / 200 for place in range(100)]}, "quantiles", "at most 99"),
+        ("g", {"quantiles": [(position + 1) / 200 for position in range(100)]}, "quantiles", "at most 99"),
         ("g", {"samples": 2, "seed": 2**63}, "seed", "less than"),
         ("g", {"seed": 0}, "seed", "belongs to sample paths"),
         ("g", {"paths": True}, "paths", "belongs to sample paths"),
@@ -269,7 +276,7 @@ def client(tmp_path: Path, opened: Opener) -> FlaskClient:
 def test_what_cannot_be_forecast_says_why(
     client: FlaskClient, session: str, body: dict[str, Any], field: str, says: str
 ) -> None:
-    """With the field, and the session where it was."""
+    """The refusal names the field, and the session does not move."""
     answer = client.post(f"/v1/sessions/{session}/forecast", json={"horizon": 10} | body)
     assert answer.status_code == 422, answer.text
     assert answer.json is not None
@@ -292,12 +299,12 @@ def test_answers_have_their_form(client: FlaskClient) -> None:
     assert (drawn["step"], drawn["samples"], drawn["levels"]) == (0, 5, [0.1, 0.5, 0.9])
     assert drawn["forecast"].keys() == {"mean", "quantiles"}
     assert np.array(drawn["forecast"]["mean"]).shape == (2, 1)
-    told = ask("g", horizon=2, samples=5, seed=drawn["seed"], quantiles=[0.1, 0.7], paths=True)
-    assert told["forecast"]["mean"] == drawn["forecast"]["mean"]
-    assert np.array(told["forecast"]["quantiles"]).shape == (2, 1, 2)
-    paths = np.array(told["forecast"]["paths"])
+    forecast = ask("g", horizon=2, samples=5, seed=drawn["seed"], quantiles=[0.1, 0.7], paths=True)
+    assert forecast["forecast"]["mean"] == drawn["forecast"]["mean"]
+    assert np.array(forecast["forecast"]["quantiles"]).shape == (2, 1, 2)
+    paths = np.array(forecast["forecast"]["paths"])
     assert paths.shape == (5, 2, 1)
-    assert np.quantile(paths[:, 1], 0.7) == pytest.approx(told["forecast"]["quantiles"][1][0][1])
+    assert np.quantile(paths[:, 1], 0.7) == pytest.approx(forecast["forecast"]["quantiles"][1][0][1])
     assert ask("g", horizon=1, quantiles=[0.5])["samples"] == 50
     words = ask("m", horizon=3, samples=20, seed=1, paths=True)
     assert words["forecast"]["top"][0] == ["a", "b", "c", None]
@@ -311,15 +318,15 @@ def test_answers_have_their_form(client: FlaskClient) -> None:
 def test_paths_are_made_by_turns() -> None:
     """A thousand of them are not made before anyone else runs, and none is lost."""
     seen: list[int] = []
-    other = gevent.spawn(lambda: seen.append(-1))
+    second = gevent.spawn(lambda: seen.append(-1))
     seen.extend(in_loop_turns(range(200)))
-    assert [place for place in seen if place >= 0] == [*range(200)]
+    assert [position for position in seen if position >= 0] == [*range(200)]
     assert 0 < seen.index(-1) < 100
-    other.get()
+    second.get()
 
 
 def test_predictions_without_a_session_do_not_take_a_future(tmp_path: Path, opened: Opener) -> None:
-    """They say so, and where it can be told."""
+    """The error says so, and that a forecast of a session takes it."""
     make_bundle(tmp_path / "models", features=FEATURES, targets=("x",))
     engine = opened()
     with pytest.raises(NoForecastError, match="does not predict y, z; forecast a session, which takes `future`"):

@@ -1,4 +1,4 @@
-"""What a request leaves is freed when it ends: no cycles, which only the garbage collector would find."""
+"""A request's memory is freed when it ends: there are no cycles, which only the garbage collector would find."""
 
 import gc
 from collections.abc import Iterator
@@ -71,7 +71,7 @@ def ask(engine: Engine, name: str) -> None:
 
 @pytest.mark.parametrize("name", REQUESTS)
 def test_a_request_leaves_nothing_for_the_collector(engine: Engine, name: str) -> None:
-    """Of any kind, answered or refused; cycles would keep its inputs, and grow until a collection stops the worker."""
+    """Requests of any kind leave no cycles, which would keep inputs until a collection stops the worker."""
     for _ in range(3):
         ask(engine, name)
     gevent.idle()
@@ -83,7 +83,7 @@ def test_a_request_leaves_nothing_for_the_collector(engine: Engine, name: str) -
         gevent.idle()
         gc.set_debug(gc.DEBUG_SAVEALL)
         gc.collect()
-        left = [type(one).__qualname__ for one in gc.garbage]
+        left = [type(item).__qualname__ for item in gc.garbage]
     finally:
         gc.set_debug(0)
         gc.garbage.clear()

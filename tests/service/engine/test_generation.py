@@ -89,15 +89,15 @@ def ask(client: FlaskClient, session: str, headers: dict[str, str] | None = None
 
 
 def test_tokens_follow_the_chain(engine: Engine) -> None:
-    """Each is drawn by what the model says after the one before; what stands for any other never is."""
+    """Tokens are drawn from the prediction after the token before; the unknown category is never drawn."""
     engine.create(T, "markov", session_id="s")
     steps = drawn(engine, "s", ForecastRequest(3000))
     places = tokens(steps)
     listed = np.array(CHANCES)[:3, :3]
     listed /= listed.sum(axis=1, keepdims=True)
-    for place in range(3):
-        followed = [after for before, after in itertools.pairwise(places) if before == place]
-        for after, chance in enumerate(listed[place]):
+    for letter in range(3):
+        followed = [after for before, after in itertools.pairwise(places) if before == letter]
+        for after, chance in enumerate(listed[letter]):
             error = 4 * math.sqrt(chance * (1 - chance) / len(followed))
             assert followed.count(after) / len(followed) == pytest.approx(chance, abs=error)
     for before, step in zip([0, *places], steps, strict=False):  # the model's own, nothing shared out
@@ -131,8 +131,8 @@ def test_without_heat_a_draw_is_what_a_forecast_feeds_back(engine: Engine) -> No
         steps = drawn(engine, session, ForecastRequest(9, inputs), GenerationOptions(temperature))
         assert np.stack([step.values for step in steps]).tobytes() == rolled.tobytes()
     loop, names = BareLoop(ZOO / "characters/1"), engine.models.named("characters").manifest.categories
-    said = loop.run([[names.index(character)] for character in PROMPT])
-    greedy = [int(said["top"][-1, 0])]
+    predictions = loop.run([[names.index(character)] for character in PROMPT])
+    greedy = [int(predictions["top"][-1, 0])]
     for _ in range(29):
         greedy.append(int(loop.step([greedy[-1]])["top"][0]))
     assert tokens(drawn(engine, "c", ForecastRequest(30, PROMPT), GenerationOptions(0.0))) == greedy
@@ -142,7 +142,7 @@ def test_without_heat_a_draw_is_what_a_forecast_feeds_back(engine: Engine) -> No
 
 
 def test_temperature_scales_the_spread(engine: Engine) -> None:
-    """Of numbers, around the centre, exactly: the same draw at half the heat is half as far away."""
+    """Numbers scale around the centre, exactly: the same draw at half the temperature is half as far away."""
     engine.create(T, "pulse", session_id="p", inputs=pulse(20))
     (centre,), (whole,), (half,) = (
         drawn(engine, "p", ForecastRequest(1), GenerationOptions(temperature)) for temperature in (0.0, 1.0, 0.5)
@@ -152,7 +152,7 @@ def test_temperature_scales_the_spread(engine: Engine) -> None:
 
 
 def test_what_was_drawn_or_read_is_penalised(engine: Engine) -> None:
-    """Of equal categories, with a penalty that nothing outweighs, each comes once before any comes twice."""
+    """Equal categories, with a penalty that nothing outweighs, all come once before any comes twice."""
     engine.create(T, "even", session_id="s")
     for seed in range(5):
         assert sorted(
@@ -169,29 +169,29 @@ def test_what_was_drawn_or_read_is_penalised(engine: Engine) -> None:
     assert len(set(tokens(drawn(engine, "s", ForecastRequest(5), seed=3)))) < 5
 
 
-def test_a_draw_ends_after_a_stop(client: FlaskClient) -> None:
-    """Which is told too: a category, or a text of any length at the first place where it ends."""
+def test_a_generation_ends_after_a_stop(client: FlaskClient) -> None:
+    """The end names the stop: a category, or a text of any length at the first position where it ends."""
     whole = ask(client, "characters", horizon=60, inputs=PROMPT, seed=3)
     text = whole[-1].data["text"]
     assert whole[-1].data == {"reason": "horizon", "seed": 3, "step": 0, "text": text}
-    assert text == "".join(one.data["token"] for one in whole[:-1])
+    assert text == "".join(event.data["token"] for event in whole[:-1])
     for stop in (text[7], text[20:23], text[30:41]):
         *steps, end = ask(client, "characters", horizon=60, inputs=PROMPT, seed=3, stop=["zzzz", stop])
         assert end.name == "done"
         assert end.data["reason"] == "stop"
         assert end.data["text"] == text[: text.index(stop) + len(stop)]
-        assert [one.data for one in steps] == [one.data for one in whole[: len(steps)]]
+        assert [event.data for event in steps] == [event.data for event in whole[: len(steps)]]
     *_, end = ask(client, "even", horizon=100, stop=[30], seed=1)
     assert end.data == {"reason": "stop", "seed": 1, "step": 0}
     *steps, end = ask(client, "markov", horizon=100, stop=["c", 1], seed=1)  # where they are words, by place too
-    assert {one.data["token"] for one in steps[:-1]} <= {"a"}
+    assert {event.data["token"] for event in steps[:-1]} <= {"a"}
     assert steps[-1].data["token"] in "bc"
 
 
 def test_bytes_are_told_as_the_text_that_they_are(client: FlaskClient) -> None:
     """A character of several bytes is a stop too; half a one is told as what it is not."""
     whole = ask(client, "bytes", horizon=9, inputs="\u20ac", temperature=0.0)
-    assert [one.data["token"] for one in whole[:-1]] == [0xE2, 0x82, 0xAC] * 3
+    assert [event.data["token"] for event in whole[:-1]] == [0xE2, 0x82, 0xAC] * 3
     assert whole[-1].data["text"] == "\u20ac" * 3
     *steps, end = ask(client, "bytes", horizon=9, temperature=0.0, stop=["\u20ac\u20ac"])
     assert (len(steps), end.data["reason"]) == (8, "stop")  # it begins within a character
@@ -202,13 +202,13 @@ def test_bytes_are_told_as_the_text_that_they_are(client: FlaskClient) -> None:
 def test_events_have_their_form(client: FlaskClient) -> None:
     """Numbers by target; tokens with the model's own log-probabilities, and the likeliest where they are asked for."""
     *steps, end = ask(client, "pulse", horizon=3)
-    assert [(one.name, one.data.keys(), one.data["ahead"]) for one in steps] == [
+    assert [(event.name, event.data.keys(), event.data["ahead"]) for event in steps] == [
         ("message", {"ahead", "values"}, ahead) for ahead in (1, 2, 3)
     ]
     assert end.name == "done"
     assert (end.data["reason"], end.data["step"]) == ("horizon", 0)
-    assert [one.data for one in ask(client, "pulse", horizon=3, seed=end.data["seed"])[:-1]] == [
-        one.data for one in steps
+    assert [event.data for event in ask(client, "pulse", horizon=3, seed=end.data["seed"])[:-1]] == [
+        event.data for event in steps
     ]
     (first, _) = ask(client, "markov", horizon=1, inputs=["b"], logprobs=3, temperature=0.0)
     assert first.data["token"] == "c"
@@ -217,7 +217,7 @@ def test_events_have_their_form(client: FlaskClient) -> None:
     assert first.data["log_probabilities"] == pytest.approx(np.log([0.7, 0.1, 0.1]).tolist())
     (first, _) = ask(client, "markov", horizon=1, logprobs=4, top_k=1)
     assert first.data["top"] == ["a", "b", "c", None]
-    assert len({one.id for one in steps}) == 3
+    assert len({event.id for event in steps}) == 3
 
 
 @pytest.mark.parametrize(
@@ -227,21 +227,21 @@ def test_events_have_their_form(client: FlaskClient) -> None:
         ("pulse", {"horizon": 12, "temperature": 0.7}),
     ],
 )
-def test_a_draw_goes_on_wherever_it_was_cut(client: FlaskClient, session: str, body: dict[str, Any]) -> None:
-    """From each event's id on: the very rest, ids included, with the seed that the service had chosen."""
+def test_a_generation_resumes_wherever_it_was_cut(client: FlaskClient, session: str, body: dict[str, Any]) -> None:
+    """Resuming from an event's id gives exactly the rest, ids included, with the seed that the service chose."""
     whole = ask(client, session, **body)
-    for cut, one in enumerate(whole[:-1]):
-        assert ask(client, session, {"Last-Event-ID": one.id}, **body) == whole[cut + 1 :]
+    for cut, event in enumerate(whole[:-1]):
+        assert ask(client, session, {"Last-Event-ID": event.id}, **body) == whole[cut + 1 :]
     assert ask(client, session, {"Last-Event-ID": whole[-1].id}, **body) == whole[-1:]
     assert ask(client, session, {"Last-Event-ID": ""}, **body)[-1].data["seed"] != whole[-1].data["seed"]
 
 
-def test_a_draw_does_not_go_on_elsewhere(client: FlaskClient) -> None:
-    """With another body, from another state, or from what is no event's id: it says which."""
+def test_a_generation_does_not_resume_elsewhere(client: FlaskClient) -> None:
+    """Resuming is refused with another body, from another state, or without a valid id; the error says which."""
     url = "/v1/sessions/pulse/generate"
     body: dict[str, Any] = {"horizon": 5}
-    told = ask(client, "pulse", **body)
-    again = {"Last-Event-ID": told[1].id}
+    events = ask(client, "pulse", **body)
+    again = {"Last-Event-ID": events[1].id}
 
     def refused(status: int, name: str, says: str, headers: dict[str, str], body: dict[str, Any]) -> None:
         answer = client.post(url, json=body, headers=headers)
@@ -253,7 +253,7 @@ def test_a_draw_does_not_go_on_elsewhere(client: FlaskClient) -> None:
 
     refused(422, "invalid-request", "another body", again, {"horizon": 6})
     refused(422, "invalid-request", "another body", again, {"horizon": 5, "seed": 1})
-    for wrong in ("x", "x" * 48, told[1].id[:-4], told[1].id + "AAAA", "\xe9" * 48):
+    for wrong in ("x", "x" * 48, events[1].id[:-4], events[1].id + "AAAA", "\xe9" * 48):
         refused(422, "invalid-request", "", {"Last-Event-ID": wrong}, body)
     assert client.post(url, data=b' {"horizon":5 }', content_type="application/json", headers=again).status_code == 200
     client.post("/v1/sessions/pulse/steps", json={"inputs": [500]})
@@ -306,9 +306,9 @@ def test_what_cannot_be_drawn_says_why(
 
 def test_what_fails_midway_is_an_event(client: FlaskClient) -> None:
     """A problem like any other, with an id to go on from; what came before it stands."""
-    told = ask(client, "ar1", horizon=9, seed=1)
-    assert [one.name for one in told] == ["message"] * (len(told) - 1) + ["problem"]
-    assert 1 < len(told) < 9
-    assert (told[-1].data["status"], told[-1].data["type"]) == (422, "urn:onward:problem:not-finite")
-    assert told[-1].id == told[-2].id
-    assert ask(client, "ar1", {"Last-Event-ID": told[-1].id}, horizon=9, seed=1) == told[-1:]
+    events = ask(client, "ar1", horizon=9, seed=1)
+    assert [event.name for event in events] == ["message"] * (len(events) - 1) + ["problem"]
+    assert 1 < len(events) < 9
+    assert (events[-1].data["status"], events[-1].data["type"]) == (422, "urn:onward:problem:not-finite")
+    assert events[-1].id == events[-2].id
+    assert ask(client, "ar1", {"Last-Event-ID": events[-1].id}, horizon=9, seed=1) == events[-1:]

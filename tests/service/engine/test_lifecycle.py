@@ -1,4 +1,4 @@
-"""The lives of sessions: forks, exports, states that clients hold, and the end of many."""
+"""The lifecycle of sessions: forks, exports, states that clients hold, and the deletion of many."""
 
 from collections.abc import Iterator
 
@@ -35,7 +35,7 @@ def sealing(store: LmdbStore, clock: Clock) -> Iterator[Engine]:
 
 
 def test_a_fork_goes_its_own_way(engine: Engine) -> None:
-    """From the same state, also a fork's fork; neither moves the other, and requests are each one's own."""
+    """A fork, also of a fork, starts from the same state; neither session moves the other or has its requests."""
     inputs = pulse(6)
     expected = BareLoop(ZOO / "pulse/1").run(inputs)["mean"]
     engine.create(T, "pulse", session_id="a", ttl_s=50)
@@ -47,16 +47,16 @@ def test_a_fork_goes_its_own_way(engine: Engine) -> None:
     again = engine.sessions.fork(T, "b", None, 70)
     assert (again.record.step, again.record.ttl_s) == (4, 70)
     assert engine.steps.step(T, "a", inputs[3:]).outputs["mean"].tobytes() == expected[3:].tobytes()
-    one, other = (engine.steps.step(T, name, inputs[3:]).outputs.tobytes() for name in ("b", again.session_id))
-    assert one == other
+    result, second = (engine.steps.step(T, name, inputs[3:]).outputs.tobytes() for name in ("b", again.session_id))
+    assert result == second
     with pytest.raises(SessionExistsError):
         engine.sessions.fork(T, "a", "b", None)
     with pytest.raises(UnknownSessionError):
         engine.sessions.fork(T, "nobody", None, None)
 
 
-def test_a_session_is_carried_away_and_back(sealing: Engine) -> None:
-    """With its last requests: retries get their answers. Not where it lives, nor altered."""
+def test_a_session_is_exported_and_restored(sealing: Engine) -> None:
+    """Retries of its last requests get their answers. A live or an altered session is not restored."""
     inputs = pulse(4)
     sealing.create(T, "pulse", session_id="a")
     first = [sealing.steps.step(T, "a", inputs[at : at + 1], request_id=f"r{at}") for at in range(2)]
@@ -72,8 +72,8 @@ def test_a_session_is_carried_away_and_back(sealing: Engine) -> None:
     sealing.sessions.delete(T, "a")
     assert sealing.transfer.restore(T, "a", signed).record.step == 2
     again = [sealing.steps.step(T, "a", inputs[at : at + 1], request_id=f"r{at}") for at in range(2)]
-    assert [(one.step, one.outputs.tobytes()) for one in again] == [
-        (n, one.outputs.tobytes()) for n, one in enumerate(first, 1)
+    assert [(result.step, result.outputs.tobytes()) for result in again] == [
+        (n, result.outputs.tobytes()) for n, result in enumerate(first, 1)
     ]
     expected = BareLoop(ZOO / "pulse/1").run(inputs)["mean"]
     assert sealing.steps.step(T, "a", inputs[2:]).outputs["mean"].tobytes() == expected[2:].tobytes()
@@ -83,7 +83,7 @@ def test_a_session_is_carried_away_and_back(sealing: Engine) -> None:
 
 
 def test_a_record_of_another_version_of_onward_is_not_called_forged(sealing: Engine) -> None:
-    """It was signed with this secret, and cannot be read here: which of the two is said."""
+    """The record was signed with this secret, but cannot be read: the error says which of the two is wrong."""
     sealing.create(T, "pulse", session_id="a")
     seal = SignedTokens([SECRET])
     data = seal.verify(sealing.transfer.export(T, "a")[1])
@@ -93,35 +93,35 @@ def test_a_record_of_another_version_of_onward_is_not_called_forged(sealing: Eng
         sealing.transfer.restore(T, "b", data)
 
 
-def test_a_state_that_its_client_holds(sealing: Engine, clock: Clock) -> None:
-    """Steps as a session's, with nothing kept; not with another model, tenant or version, and not for ever."""
+def test_a_step_without_a_session(sealing: Engine, clock: Clock) -> None:
+    """A state steps as a session does, nothing is stored; it fits no other model, tenant or version, and expires."""
     inputs = pulse(5)
     expected = BareLoop(ZOO / "pulse/1").run(inputs)["mean"]
-    held = sealing.stateless.step(T, "pulse", None, inputs[:2], None)
-    assert (held.step, held.outputs["mean"].tobytes()) == (2, expected[:2].tobytes())
+    issued = sealing.stateless.step(T, "pulse", None, inputs[:2], None)
+    assert (issued.step, issued.outputs["mean"].tobytes()) == (2, expected[:2].tobytes())
     for _ in range(2):  # from any state, as often as one likes
-        after = sealing.stateless.step(T, "pulse", 1, inputs[2:], held.state)
+        after = sealing.stateless.step(T, "pulse", 1, inputs[2:], issued.state)
         assert (after.step, after.outputs["mean"].tobytes()) == (5, expected[2:].tobytes())
     for tenant, name, version, state in (
-        ("other", "pulse", None, held.state),
-        (T, "weather", None, held.state),
-        (T, "pulse", 2, held.state),
-        (T, "pulse", None, held.state[:-8]),
-        (T, "pulse", None, "2" + held.state[1:]),
+        ("other", "pulse", None, issued.state),
+        (T, "weather", None, issued.state),
+        (T, "pulse", 2, issued.state),
+        (T, "pulse", None, issued.state[:-8]),
+        (T, "pulse", None, "2" + issued.state[1:]),
         (T, "pulse", None, "nonsense"),
     ):
         with pytest.raises((InvalidInputError, ModelGoneError)):
             sealing.stateless.step(tenant, name, version, [[1, 2, 3, 4]] if name == "weather" else inputs[:1], state)
     clock.now += 86_400
-    sealing.stateless.step(T, "pulse", None, inputs[:1], held.state)
+    sealing.stateless.step(T, "pulse", None, inputs[:1], issued.state)
     clock.now += 1
     with pytest.raises(StateExpiredError):
-        sealing.stateless.step(T, "pulse", None, inputs[:1], held.state)
+        sealing.stateless.step(T, "pulse", None, inputs[:1], issued.state)
     assert sealing.live_sessions() == {}
 
 
 def test_without_a_secret_nothing_leaves(engine: Engine) -> None:
-    """And the way out is named."""
+    """Exports and stateless steps are refused, and the error names the way out."""
     engine.create(T, "pulse", session_id="a")
     for ask in (
         lambda: engine.transfer.export(T, "a"),
@@ -133,7 +133,7 @@ def test_without_a_secret_nothing_leaves(engine: Engine) -> None:
 
 
 def test_many_are_ended_by_model_age_and_prefix(engine: Engine, clock: Clock) -> None:
-    """Those that are chosen and no others; more than one page of them."""
+    """The chosen sessions and no others are ended, also if they are more than a page."""
     for number in range(700):
         engine.create(T, "pulse", session_id=f"a{number:03}")
     for name in ("b1", "b2"):
@@ -143,7 +143,7 @@ def test_many_are_ended_by_model_age_and_prefix(engine: Engine, clock: Clock) ->
     engine.steps.step(T, "a007", [[500]])
     assert engine.sessions.delete_many(T, SessionFilter("weather", "a")) == (0, False)
     assert engine.sessions.delete_many(T, SessionFilter(prefix="a", idle_s=100)) == (699, False)
-    assert [one.session_id for one in engine.sessions.page(T, "", 10, None)[0]] == ["a007", "b1", "b2"]
+    assert [result.session_id for result in engine.sessions.page(T, "", 10, None)[0]] == ["a007", "b1", "b2"]
     with pytest.raises(SessionEndedError) as ended:
         engine.steps.step(T, "a008", [[500]])
     assert ended.value.reason == "deleted"

@@ -50,7 +50,7 @@ def test_joined_is_concatenated() -> None:
 
 
 def test_a_measured_cost_gives_limits_that_can_be_met() -> None:
-    """Whatever the machine, a chunk has a step and a batch 64 rows; dear steps make short chunks and small batches."""
+    """A chunk has at least a step and a batch 64 rows; expensive steps make short chunks and small batches."""
     for versions in open_all(ZOO).models.values():
         measured = cost.measure(versions[1])
         assert 1 <= measured.chunk <= MOST_CHUNK
@@ -66,9 +66,9 @@ def test_a_measured_cost_gives_limits_that_can_be_met() -> None:
 def test_a_long_call_leaves_the_event_loop_to_others() -> None:
     """A short one runs in it."""
     threads = gevent.get_hub().threadpool
-    here = gevent.getcurrent()
-    assert cost.run(gevent.getcurrent, 0.0) is here
-    assert cost.run(gevent.getcurrent, 1.0) is not here
+    inline = gevent.getcurrent()
+    assert cost.run(gevent.getcurrent, 0.0) is inline
+    assert cost.run(gevent.getcurrent, 1.0) is not inline
     threads.join()
 
 

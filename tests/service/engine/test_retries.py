@@ -1,4 +1,4 @@
-"""Requests of one session: sent again, many under way at once, and held up."""
+"""Retries: requests of one session that are sent again, sent many at once, or skipped after an error."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -44,14 +44,16 @@ def test_a_retry_gets_the_first_answer(engine: Engine) -> None:
 
 
 def test_late_duplicates_get_their_answers(engine: Engine) -> None:
-    """StatelessResult up while others after them were answered: of the last 32, each gets its own, and nothing moves.
+    """Delayed until later requests were answered: of the last 32, each gets its own, and nothing moves.
 
     Where answers are long fewer are kept, and the others' requests are known as applied.
     """
     engine.create(T, "pulse", session_id="s")
     first = [engine.steps.step(T, "s", [[500 + number]], request_id=f"r{number}") for number in range(MAX_REQUESTS)]
     again = [engine.steps.step(T, "s", [[500 + number]], request_id=f"r{number}") for number in range(MAX_REQUESTS)]
-    assert [(one.step, one.outputs.tobytes()) for one in again] == [(one.step, one.outputs.tobytes()) for one in first]
+    assert [(result.step, result.outputs.tobytes()) for result in again] == [
+        (result.step, result.outputs.tobytes()) for result in first
+    ]
     engine.steps.step(T, "s", [[1.0]] * 1000, request_id="long")
     engine.steps.step(T, "s", [[2.0]], request_id="next")
     assert engine.steps.step(T, "s", [[2.0]], request_id="next").step == MAX_REQUESTS + 1001
@@ -62,7 +64,7 @@ def test_late_duplicates_get_their_answers(engine: Engine) -> None:
 
 
 def test_requests_in_order_are_one_commit(engine: Engine, store: LmdbStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each with its own answer, as one by one; retries, refusals and inputs at fault are each its own."""
+    """Every request gets its own answer, as if it were sent alone; so do retries, refusals and faulty inputs."""
     engine.create(T, "pulse", session_id="s")
     many = [StepRequest("s", [[500 + number]], None, f"r{number}") for number in range(20)]
     commits, commit = list[int](), store.commit_many
@@ -75,9 +77,10 @@ def test_requests_in_order_are_one_commit(engine: Engine, store: LmdbStore, monk
     answers = engine.steps.step_in_order(T, many)
     assert commits == [1]
     expected = BareLoop(ZOO / "pulse/1").run([[500 + number] for number in range(20)])["mean"]
-    assert [one.step for one in answers if isinstance(one, StepResult)] == list(range(1, 21))
+    assert [result.step for result in answers if isinstance(result, StepResult)] == list(range(1, 21))
     assert (
-        b"".join(one.outputs["mean"].tobytes() for one in answers if isinstance(one, StepResult)) == expected.tobytes()
+        b"".join(result.outputs["mean"].tobytes() for result in answers if isinstance(result, StepResult))
+        == expected.tobytes()
     )
 
     mixed = [
@@ -91,8 +94,8 @@ def test_requests_in_order_are_one_commit(engine: Engine, store: LmdbStore, monk
         StepRequest("s", [[3e38]] * 3, None, "beyond"),
         StepRequest("s", [[523]], None),
     ]
-    told = engine.steps.step_in_order(T, mixed)
-    kinds = [one.step if isinstance(one, StepResult) else type(one) for one in told]
+    results = engine.steps.step_in_order(T, mixed)
+    kinds = [result.step if isinstance(result, StepResult) else type(result) for result in results]
     assert kinds[:9] == [
         19, 20, 22, InvalidInputError, StepConflictError, RequestReusedError, 23, 23, NotFiniteError,
     ]  # fmt: skip
@@ -100,26 +103,26 @@ def test_requests_in_order_are_one_commit(engine: Engine, store: LmdbStore, monk
     assert engine.sessions.get(T, "s").record.step == 24
     assert engine.steps.step(T, "s", [[522]], request_id="r21").step == 23
     strangers = [asked._replace(session_id="nobody") for asked in many[:2]]
-    assert [type(one) for one in engine.steps.step_in_order(T, strangers)] == [UnknownSessionError] * 2
+    assert [type(result) for result in engine.steps.step_in_order(T, strangers)] == [UnknownSessionError] * 2
 
 
-def test_what_was_under_way_is_answered_again(engine: Engine) -> None:
-    """Of every model, also where a step's answer is long: 32 requests, each with its own answer."""
+def test_requests_in_flight_are_answered_again(engine: Engine) -> None:
+    """All 32 requests get their own answers again, on every model, also if a step's answer is long."""
     for name in engine.models.by_name:
         engine.create(T, name, session_id=name)
         features = engine.models.named(name).manifest.features
-        one = [0.0 if feature.kind == "number" else feature.categories[0] for feature in features]
-        many = [StepRequest(name, [one], None, f"r{number}") for number in range(MAX_REQUESTS)]
+        result = [0.0 if feature.kind == "number" else feature.categories[0] for feature in features]
+        many = [StepRequest(name, [result], None, f"r{number}") for number in range(MAX_REQUESTS)]
         first, again = engine.steps.step_in_order(T, many), engine.steps.step_in_order(T, many)
-        for place, (told, once_more) in enumerate(zip(first, again, strict=True), 1):
-            assert isinstance(told, StepResult)
+        for number, (results, once_more) in enumerate(zip(first, again, strict=True), 1):
+            assert isinstance(results, StepResult)
             assert isinstance(once_more, StepResult)
-            assert (told.step, told.outputs.tobytes()) == (place, once_more.outputs.tobytes())
+            assert (results.step, results.outputs.tobytes()) == (number, once_more.outputs.tobytes())
         assert engine.sessions.get(T, name).record.step == MAX_REQUESTS
 
 
 def test_a_call_names_no_more_requests_than_are_remembered(engine: Engine) -> None:
-    """Of one session: sent again, the first would be applied again. Without ids, and of many sessions, it may."""
+    """The limit holds for requests of one session with ids: sent again, the first would be applied again."""
     engine.create(T, "pulse", session_id="s")
     engine.create(T, "pulse", session_id="other")
     many = [StepRequest("s", [[500 + number]], None, f"r{number}") for number in range(MAX_REQUESTS + 1)]
@@ -130,13 +133,16 @@ def test_a_call_names_no_more_requests_than_are_remembered(engine: Engine) -> No
     assert engine.sessions.get(T, "s").record.step == MAX_REQUESTS + 5
 
 
-def test_nothing_overtakes_what_was_held_up(engine: Engine, store: LmdbStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of requests in order, one that could not be done now is the last that is told: also where those that were to be
-    one commit are done one by one, because there is one among them that the model cannot do.
+def test_nothing_overtakes_a_request_that_failed(
+    engine: Engine, store: LmdbStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The results of requests in order end with a retryable error; also if the requests of a row run one by one,
+    because one of them has inputs that the model cannot take.
     """
     engine.create(T, "pulse", session_id="s")
     many = [
-        StepRequest("s", [[value]], None, f"r{place}") for place, value in enumerate((500.0, 501.0, 3e38, 502.0, 503.0))
+        StepRequest("s", [[value]], None, f"r{number}")
+        for number, value in enumerate((500.0, 501.0, 3e38, 502.0, 503.0))
     ]
     commit, times = store.commit_many, iter(range(100))
 
@@ -146,17 +152,26 @@ def test_nothing_overtakes_what_was_held_up(engine: Engine, store: LmdbStore, mo
         return commit(changes)
 
     monkeypatch.setattr(store, "commit_many", failing)
-    told = engine.steps.step_in_order(T, many)
-    assert [one.step if isinstance(one, StepResult) else type(one) for one in told] == [1, StoreUnavailableError]
+    results = engine.steps.step_in_order(T, many)
+    assert [result.step if isinstance(result, StepResult) else type(result) for result in results] == [
+        1,
+        StoreUnavailableError,
+    ]
     assert engine.sessions.get(T, "s").record.step == 1
     again = engine.steps.step_in_order(T, many)
-    assert [one.step if isinstance(one, StepResult) else type(one) for one in again] == [1, 2, NotFiniteError, 3, 4]
+    assert [result.step if isinstance(result, StepResult) else type(result) for result in again] == [
+        1,
+        2,
+        NotFiniteError,
+        3,
+        4,
+    ]
 
 
 def test_nothing_overtakes_in_a_call_for_many(
     engine: Engine, store: LmdbStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What follows one of its session that could not be done now is not done either; those of a session are one row."""
+    """Requests that follow a retryable error of their session are skipped; those of a session share a row."""
     for name in ("s", "other"):
         engine.create(T, "pulse", session_id=name)
     many = [
@@ -173,10 +188,10 @@ def test_nothing_overtakes_in_a_call_for_many(
         return commit(changes)
 
     monkeypatch.setattr(store, "commit_many", failing_once)
-    assert [type(told) for told in engine.steps.step_many(T, many)] == [StoreUnavailableError] * 3
+    assert [type(results) for results in engine.steps.step_many(T, many)] == [StoreUnavailableError] * 3
     assert {engine.sessions.get(T, name).record.step for name in ("s", "other")} == {0}
-    told = engine.steps.step_many(T, many)
-    assert [one.step for one in told if isinstance(one, StepResult)] == [1, 2, 2]
+    results = engine.steps.step_many(T, many)
+    assert [result.step for result in results if isinstance(result, StepResult)] == [1, 2, 2]
     assert commits == [2, 2]
 
 
@@ -184,18 +199,18 @@ def test_nothing_overtakes_in_a_call_for_many(
     ("of", "broken", "over"),
     [(idempotency, "find", "'bad'"), (executor, "live_record", "'s'"), (input_parsing, "parse_inputs", "13.0")],
 )
-def test_what_breaks_over_one_request_is_its_own(
+def test_a_defect_over_one_request_concerns_it_alone(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, of: Any, broken: str, over: str
 ) -> None:
-    """Whatever it is: neighbours are answered, what follows it does not overtake it, what was before it is done."""
+    """Neighbours are answered, later requests of its session are skipped, and earlier ones are applied."""
     for name in "sab":
         engine.create(T, "pulse", session_id=name)
     right = getattr(of, broken)
 
-    def wrong(*told: Any) -> Any:
-        if over in repr(told):
+    def wrong(*results: Any) -> Any:
+        if over in repr(results):
             raise KeyError("broken")
-        return right(*told)
+        return right(*results)
 
     monkeypatch.setattr(of, broken, wrong)
     row = [
@@ -204,11 +219,14 @@ def test_what_breaks_over_one_request_is_its_own(
         StepRequest("s", [[502.0]], None, "r2"),
     ]
     beside = engine.steps.step_many(T, [StepRequest("a", [[500.0]]), row[1], StepRequest("b", [[500.0]])])
-    told = engine.steps.step_in_order(T, row)
-    kinds = [[one.step if isinstance(one, StepResult) else type(one) for one in each] for each in (beside, told)]
+    results = engine.steps.step_in_order(T, row)
+    kinds = [
+        [result.step if isinstance(result, StepResult) else type(result) for result in each]
+        for each in (beside, results)
+    ]
     expected = [KeyError] if broken == "live_record" else [1, KeyError]
     assert kinds == [[1, KeyError, 1], expected]
     assert "KeyError" in caplog.text
     monkeypatch.undo()
     assert engine.sessions.get(T, "s").record.step == len(expected) - 1
-    assert [one.step for one in engine.steps.step_in_order(T, row) if isinstance(one, StepResult)] == [1, 2, 3]
+    assert [result.step for result in engine.steps.step_in_order(T, row) if isinstance(result, StepResult)] == [1, 2, 3]

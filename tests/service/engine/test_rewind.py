@@ -25,7 +25,7 @@ INPUTS = pulse(400)
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """One that keeps 20 steps of each session."""
+    """An engine that keeps 20 steps of each session."""
     started = Engine(open_all(ZOO), LmdbStore(tmp_path_factory.mktemp("store")), Limits(history=KEEP))
     started.start()
     yield started
@@ -37,7 +37,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
 def test_any_of_the_last_steps_can_be_gone_back_to(
     engine: Engine, data: st.DataObject, seed: int, calls: list[int]
 ) -> None:
-    """Whatever the lengths of calls: from there on all is as if what came after had never been, to the bit."""
+    """A rewind after calls of any lengths leaves everything, to the bit, as if the later steps had never been."""
     session, _ = engine.create(T, "pulse", inputs=INPUTS[:seed] or None)
     name, step = session.session_id, seed
     for length in calls:
@@ -57,9 +57,9 @@ def test_any_of_the_last_steps_can_be_gone_back_to(
     assert (again.step, again.outputs["mean"].tobytes()) == (back + 10, expected["mean"][back:].tobytes())
     stepped, _ = engine.create(T, "pulse", inputs=[*consumed[:back], *INPUTS[300:310]])
     assert engine.sessions.get(T, name).record.surprise == pytest.approx(stepped.record.surprise)
-    kept = history.from_bytes(engine.sessions.get(T, name).record.history)
-    assert len(kept.points) <= 3
-    assert len(kept.inputs) <= 2 * KEEP + 64
+    stored = history.from_bytes(engine.sessions.get(T, name).record.history)
+    assert len(stored.points) <= 3
+    assert len(stored.inputs) <= 2 * KEEP + 64
 
 
 def test_what_cannot_be_gone_back_to_is_said(engine: Engine) -> None:
@@ -92,7 +92,7 @@ def test_without_a_history_there_is_no_way_back(tmp_path: Path) -> None:
 
 
 def test_a_session_moves_to_another_version(tmp_path: Path) -> None:
-    """By replaying what it keeps, from the new version's first state; also off a version that is no longer served."""
+    """The history is replayed from the new version's initial state; also if the old version is no longer served."""
     for version, units in ((1, 8), (2, 9)):
         make_bundle(tmp_path / "models", name="m", units=units, features=("x",))
         if version == 1:
@@ -135,7 +135,7 @@ def test_other_features_cannot_be_replayed(engine: Engine) -> None:
     """A version that reads something else is refused, and the session stays where it is."""
     engine.create(T, "pulse", session_id="b", inputs=INPUTS[:3])
     features = engine.models.named("pulse").manifest.features
-    renamed = [one.model_copy(update={"name": "other"}) for one in features]
+    renamed = [feature.model_copy(update={"name": "other"}) for feature in features]
     assert history.meaning(features) != history.meaning(renamed)
     (record,) = engine._store.load_many([b"tenant/b"])
     foreign = history.from_bytes(record.history)._replace(features=history.meaning(renamed))  # type: ignore[union-attr]
@@ -148,18 +148,18 @@ def test_other_features_cannot_be_replayed(engine: Engine) -> None:
 def test_a_history_comes_back_from_its_bytes() -> None:
     points = (Point(3, (3, 0.5, 0.25), b"state"), Point(9, (0, 0.0, 0.0), b""))
     features = open_all(ZOO).models["weather"][1].manifest.features
-    kept = history.begun(features, points[0], None)._replace(points=points)
-    again = history.from_bytes(kept.to_bytes())
-    assert (again.features, again.points, again.inputs.shape) == (kept.features, points, (0, 4))
+    stored = history.begun(features, points[0], None)._replace(points=points)
+    again = history.from_bytes(stored.to_bytes())
+    assert (again.features, again.points, again.inputs.shape) == (stored.features, points, (0, 4))
 
 
 def test_a_long_call_counts_each_surprise_once_for_its_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many points lie on the way: from the start for each of them would hold up the worker."""
     counted = []
 
-    def counting(before: SurpriseMeans, told: list[float]) -> SurpriseMeans:
-        counted.append(len(told))
-        return update_means(before, told)
+    def counting(before: SurpriseMeans, surprised: list[float]) -> SurpriseMeans:
+        counted.append(len(surprised))
+        return update_means(before, surprised)
 
     monkeypatch.setattr("onward.service.engine.batching.executor.update_means", counting)
     engine = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits(history=100))

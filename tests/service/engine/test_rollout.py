@@ -1,4 +1,4 @@
-"""What a long rollout keeps of its way."""
+"""The memory of a long rollout."""
 
 import sys
 
@@ -13,7 +13,7 @@ STEPS = 4000
 
 
 def test_a_rollout_keeps_numbers_and_no_objects() -> None:
-    """Whatever its horizon: objects for each step of a thousand rows would hold up the worker when they are freed."""
+    """Objects for each step of a thousand rows would hold up the worker when they are freed, so there are none."""
     model = open_bundle(ZOO / "pulse/1")
     initial, feed = model.layout.initial(1), RolloutInputs(model)
     start = np.full((1, 1), 500, np.float32)

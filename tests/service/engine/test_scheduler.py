@@ -1,4 +1,4 @@
-"""What runs next, tested with lists."""
+"""The scheduler, tested with lists."""
 
 from dataclasses import dataclass
 
@@ -34,7 +34,7 @@ def run(scheduler: Scheduler[Item], now: float = 0.0) -> list[list[Item]]:
     return batches
 
 
-def test_whatever_waits_runs_at_once() -> None:
+def test_waiting_items_run_at_once() -> None:
     """Different sessions of like length share a batch, in the order of arrival."""
     scheduler = Scheduler[Item](max_rows=10, max_cells=10_000)
     items = [Item(name) for name in "dacb"]
@@ -47,10 +47,10 @@ def test_whatever_waits_runs_at_once() -> None:
 def test_a_session_is_once_in_a_batch_and_in_order() -> None:
     """First come first served within a session, though another's items pass by."""
     scheduler = Scheduler[Item](max_rows=10, max_cells=10_000)
-    first, second, third, other = Item("a"), Item("a"), Item("a"), Item("b")
-    for item in (first, second, third, other):
+    first, second, third, beside = Item("a"), Item("a"), Item("a"), Item("b")
+    for item in (first, second, third, beside):
         scheduler.add(item)
-    assert run(scheduler) == [[first, other], [second], [third]]
+    assert run(scheduler) == [[first, beside], [second], [third]]
 
 
 def test_a_batch_has_at_most_its_rows() -> None:
@@ -97,7 +97,7 @@ ITEMS = st.lists(st.tuples(st.sampled_from("abcdefg"), st.integers(1, 300)), max
 
 @given(ITEMS, st.integers(1, 8))
 def test_every_item_runs_to_its_end(drawn: list[tuple[str, int]], max_rows: int) -> None:
-    """Nothing is lost or run twice; padding stays within a quarter; each session's items finish in order."""
+    """No item is lost or run twice; padding stays within a quarter; each session's items finish in order."""
     scheduler = Scheduler[Item](max_rows, max_cells=10_000)
     items = [Item(line, left) for line, left in drawn]
     sizes: dict[Item, int] = {item: item.left for item in items}
@@ -162,13 +162,13 @@ def test_limits_hold_and_nothing_starves(drawn: list[tuple[str, int]], max_rows:
             turns.remove(item.key)
             item.left -= item.size
             (scheduler.put_back if item.left else scheduler.finish)(item)
-            if item.left or any(one.left and one.key == item.key for one in items):
+            if item.left or any(candidate.left and candidate.key == item.key for candidate in items):
                 turns.append(item.key)
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans(), st.integers(0, 3)), max_size=30))
-def test_what_is_late_or_over_never_runs(drawn: list[tuple[str, bool, int]]) -> None:
-    """Each item either runs or is dropped, once; the dropped are those that were late or over when their turn came."""
+def test_late_and_obsolete_items_never_run(drawn: list[tuple[str, bool, int]]) -> None:
+    """An item either runs or is dropped, once; it is dropped if it is late or obsolete when its turn comes."""
     scheduler = Scheduler[Item](max_rows=2, max_cells=100)
     items = [Item(line, is_obsolete=over, deadline=deadline) for line, over, deadline in drawn]
     for item in items:
@@ -176,8 +176,8 @@ def test_what_is_late_or_over_never_runs(drawn: list[tuple[str, bool, int]]) -> 
     ran: list[Item] = []
     dropped: list[Item] = []
     now = 0.0
-    while any(told := scheduler.batch(now)):
-        batch, late = told
+    while any(taken := scheduler.batch(now)):
+        batch, late = taken
         assert all(not item.is_obsolete and item.deadline > now for item in batch)
         assert all(item.is_obsolete or item.deadline <= now for item in late)
         ran += batch

@@ -25,7 +25,7 @@ T = "tenant"
 
 
 def test_the_first_step_creates_its_session(engine: Engine, clock: Clock) -> None:
-    """With the model's initial state and the service's defaults; the next step goes on from it."""
+    """The session has the model's initial state and the service's defaults; the next step goes on from it."""
     inputs = pulse(3)
     first = engine.steps.step(T, "s", inputs[:2], model="pulse")
     then = engine.steps.step(T, "s", inputs[2:], model="pulse")
@@ -36,7 +36,7 @@ def test_the_first_step_creates_its_session(engine: Engine, clock: Clock) -> Non
     assert (record.created_at, record.last_step_at, record.ttl_s) == (clock.now, clock.now, 3600.0)
     assert record.expires_at == clock.now + 3600
     assert engine.live_sessions() == {("pulse", 1): 1}
-    assert [one.session_id for one in engine.sessions.page(T, "", 10, "pulse")[0]] == ["s"]
+    assert [session.session_id for session in engine.sessions.page(T, "", 10, "pulse")[0]] == ["s"]
 
 
 def test_it_equals_a_session_that_was_created_before_its_step(store: LmdbStore, clock: Clock) -> None:
@@ -47,15 +47,15 @@ def test_it_equals_a_session_that_was_created_before_its_step(store: LmdbStore, 
         engine.create(T, "pulse", session_id="one")
         for session_id in ("one", "other"):
             engine.steps.step(T, session_id, pulse(5), model="pulse", request_id="r")
-        one, other = (engine.sessions.get(T, session_id).record for session_id in ("one", "other"))
-        assert one._replace(revision=0) == other._replace(revision=0)
+        first, second = (engine.sessions.get(T, session_id).record for session_id in ("one", "other"))
+        assert first._replace(revision=0) == second._replace(revision=0)
         assert engine.history.rewind(T, "other", 3).record.step == 3
     finally:
         engine.close()
 
 
 def test_a_retry_of_the_step_that_created_moves_nothing(engine: Engine) -> None:
-    """It gets the first answer, whose session is there already."""
+    """A retry gets the first answer, whose session exists already."""
     first = engine.steps.step(T, "s", [[500], [501]], model="pulse", request_id="r")
     again = engine.steps.step(T, "s", [[500], [501]], model="pulse", request_id="r")
     assert (again.step, again.created, again.outputs.tobytes()) == (2, False, first.outputs.tobytes())
@@ -73,15 +73,15 @@ def test_steps_that_race_to_create_are_each_applied_once(engine: Engine) -> None
 
 def test_two_processes_that_create_it_are_one_session(store: LmdbStore, engine: Engine, clock: Clock) -> None:
     """The commit of the slower finds the other's session, and goes on from it."""
-    other = Engine(open_all(ZOO), store, Limits(), clock=clock, monotonic=clock)
+    second = Engine(open_all(ZOO), store, Limits(), clock=clock, monotonic=clock)
     commit = store.commit_many
     raced: list[bool] = []
 
     def overtaken(changes: Sequence[Change]) -> list[bool]:
         if not raced:
             raced.append(True)
-            seed = other._first_record(T, other.models.named("pulse"))
-            other.sessions.begin(other.sessions.claim(T, "s"), seed, None)
+            seed = second._first_record(T, second.models.named("pulse"))
+            second.sessions.begin(second.sessions.claim(T, "s"), seed, None)
         return commit(changes)
 
     store.commit_many = overtaken  # type: ignore[method-assign]
@@ -158,14 +158,14 @@ def test_items_of_one_call_create_their_sessions(engine: Engine) -> None:
 
 def test_ensure_creates_once_and_confirms_after(engine: Engine) -> None:
     """The same call again says what is there, also after steps, and moves nothing."""
-    wanted = {"ttl_s": 60.0, "inputs": [[500.0], [501.0]], "interval": 0.9}
-    session, answer = engine.ensure(T, "pulse", "s", **wanted)  # type: ignore[arg-type]
-    again, confirmed = engine.ensure(T, "pulse", "s", **wanted)  # type: ignore[arg-type]
+    options = {"ttl_s": 60.0, "inputs": [[500.0], [501.0]], "interval": 0.9}
+    session, answer = engine.ensure(T, "pulse", "s", **options)  # type: ignore[arg-type]
+    again, confirmed = engine.ensure(T, "pulse", "s", **options)  # type: ignore[arg-type]
     assert (answer.created, confirmed.created) == (True, False)
     assert again.record == session.record
     assert (confirmed.step, confirmed.outputs["mean"].tolist()) == (2, answer.outputs["mean"].tolist())
     stepped = engine.steps.step(T, "s", [[502]])
-    _, after = engine.ensure(T, "pulse", "s", **wanted)  # type: ignore[arg-type]
+    _, after = engine.ensure(T, "pulse", "s", **options)  # type: ignore[arg-type]
     assert (after.step, after.outputs["mean"].tolist()) == (3, stepped.outputs["mean"].tolist())
 
 

@@ -1,4 +1,4 @@
-"""A call and those who wait for it: settled before, while and after it is waited for, each is woken once."""
+"""Pending calls: settled before, while and after a greenlet waits, each wakes its greenlet once."""
 
 import gevent
 
@@ -8,8 +8,8 @@ from onward.service.errors import OverloadedError
 FAILED = OverloadedError(1)
 
 
-def test_a_call_is_over_with_its_last_item() -> None:
-    """In whatever order it is waited for and settled; a failure is an end like another where not all are needed."""
+def test_a_call_ends_with_its_last_item() -> None:
+    """A call may be settled before or after a greenlet waits; without `needs_all` a failure counts as any outcome."""
     for settle_first in (True, False):
         call = PendingCall(2, 0.0)
         if settle_first:
@@ -25,8 +25,8 @@ def test_a_call_is_over_with_its_last_item() -> None:
         waiting.get(timeout=10)
 
 
-def test_of_a_call_that_needs_all_the_first_failure_is_the_end() -> None:
-    """Those that come after it wake nobody a second time."""
+def test_a_call_that_needs_all_ends_with_the_first_failure() -> None:
+    """Later outcomes wake no greenlet a second time."""
     call = PendingCall(3, 0.0, needs_all=True)
     waiting = gevent.spawn(call.wait)
     gevent.idle()
@@ -36,14 +36,14 @@ def test_of_a_call_that_needs_all_the_first_failure_is_the_end() -> None:
     gevent.idle()
 
 
-def test_whoever_was_killed_while_it_waited_is_not_woken() -> None:
-    """What is settled later goes nowhere, and to no other."""
-    call, other = PendingCall(1, 0.0), PendingCall(1, 0.0)
-    waiting, beside = gevent.spawn(call.wait), gevent.spawn(other.wait)
+def test_a_killed_greenlet_is_not_woken() -> None:
+    """An item settled later wakes neither it nor the greenlet of another call."""
+    call, second_call = PendingCall(1, 0.0), PendingCall(1, 0.0)
+    waiting, second_waiter = gevent.spawn(call.wait), gevent.spawn(second_call.wait)
     gevent.idle()
     waiting.kill()
     call.count_settled(FAILED)
     gevent.idle()
-    assert not beside.ready()
-    other.count_settled(FAILED)
-    beside.get(timeout=10)
+    assert not second_waiter.ready()
+    second_call.count_settled(FAILED)
+    second_waiter.get(timeout=10)
