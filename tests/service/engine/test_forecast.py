@@ -60,7 +60,7 @@ def test_the_models_written_by_hand_are_sound(tmp_path: Path, write: Callable[[P
 
 
 def test_paths_have_the_closed_forms_quantiles(tmp_path: Path, opened: Opener) -> None:
-    """x' = phi x + sigma e has mean phi^h x, variance sigma^2 (1 - phi^2h) / (1 - phi^2); the first step exactly."""
+    """X' = phi x + sigma e has mean phi^h x, variance sigma^2 (1 - phi^2h) / (1 - phi^2); the first step exactly."""
     ar1(tmp_path / "models", PHI, SIGMA)
     engine, start, samples = opened(), 3.0, 1000
     engine.create(T, "ar1", session_id="s", inputs=[start])
