@@ -85,11 +85,11 @@ FORMAT_5 = bytes.fromhex("4f5752058ef3e8881032547698badcfe0200000059fc54d941")
 
 
 def test_a_record_of_another_version_of_onward_is_not_called_damaged() -> None:
-    """It says which format it is of, and which is read here; what is no record at all says that."""
+    """The error names the record's format and the readable ones; bytes that are no record are damaged."""
     data = Record(1, "public", BundleRef("m", 1, bytes(32)), 0, 0.0, 0.0, 1.0, 1.0, b"").to_bytes()
-    for other in (3, 6):
-        with pytest.raises(ForeignRecordError, match=f"of format {other}, and this version reads formats 4 and 5"):
-            records.from_bytes(data[:3] + bytes([other]) + data[4:])
+    for foreign in (3, 6):
+        with pytest.raises(ForeignRecordError, match=f"in format {foreign}, and this version reads formats 4 and 5"):
+            records.from_bytes(data[:3] + bytes([foreign]) + data[4:])
     for nothing in (b"", b"OWR", data[:15], b"\x00" * 300):
         with pytest.raises(DamagedRecordError, match="it is no record of Onward's, or cut short"):
             records.from_bytes(nothing)
