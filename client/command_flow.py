@@ -93,7 +93,7 @@ class RetryPolicy:
 
 
 class Retry:
-    """One run of failures, and the time that it has taken."""
+    """A run of failures, and the time that it has taken."""
 
     def __init__(self, policy: RetryPolicy) -> None:
         self._policy = policy

@@ -72,7 +72,7 @@ def load(path: str | PathLike[str], *, threads: int = 1, accuracy: bool = True) 
 
 
 class LocalModel:
-    """One version of one model, in this process."""
+    """A version of a model, in this process."""
 
     def __init__(self, model: StepModel, *, accuracy: bool = True) -> None:
         self.model, self._scoring = model, Accuracy(model, enabled=accuracy)

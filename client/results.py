@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 Value = float | int | str | None
 Step = Value | Sequence[Value] | Mapping[str, Value] | NDArray[Any] | np.generic
-"""One step: a value of each feature, in order or by name, or the value alone if there is one feature."""
+"""A step: a value of each feature, in order or by name, or the value alone if there is one feature."""
 Steps = str | Sequence[Any] | NDArray[Any]
 """Steps, oldest first: a text, or a list or an array (steps, features) or (steps,)."""
 
@@ -274,7 +274,7 @@ class SessionInfo:
     prediction: Prediction | None = field(default=None, compare=False)
     """The prediction of the next input, if the session is new and has one."""
     accuracy: Mapping[str, Accuracy] | None = None
-    """By target; present if one session was asked for, and absent from lists of sessions."""
+    """Accuracy by target; present if one session was asked for, and absent from lists of sessions."""
     interval: IntervalInfo | None = None
     """Present if `accuracy` is and the session was created with an interval."""
 

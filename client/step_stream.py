@@ -63,7 +63,7 @@ class Disconnected(NamedTuple):
 
 
 class StepStream:
-    """One run over the inputs that a transport takes. `run` emits the Prediction after each of them, in order.
+    """A run over the inputs that a transport takes. `run` emits the Prediction after each of them, in order.
 
     It connects when there is a message to send, so the service may close a connection that is idle.
     """

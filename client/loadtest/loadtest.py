@@ -80,7 +80,7 @@ class Report:
 
 
 class Load:
-    """One run of a plan. `tick` is called with the seconds that have passed since it was last called."""
+    """A run of a plan. `tick` is called with the seconds that have passed since it was last called."""
 
     def __init__(self, client: AsyncClient, plan: Plan, tick: Callable[[float], None] = lambda _: None) -> None:
         self._client, self._plan, self._tick = client, plan, tick

@@ -1,1 +1,1 @@
-"""How requests reach a service: HTTP by httpx, WebSockets, and addresses."""
+"""The transports: HTTP by httpx, WebSockets, and addresses."""

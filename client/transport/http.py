@@ -11,7 +11,7 @@ from onward.client.transport import address
 
 URL = "http://127.0.0.1:8000"
 TIMEOUT_S, RETRY_DEADLINE_S = 35.0, 60.0
-"""For one try, a little more than the service gives a request by itself; and for all tries together."""
+"""The limits of one try, a little more than the service gives a request by itself, and of all tries together."""
 LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=100)
 """The caller decides how many calls run side by side."""
 RETRYABLE = (httpx.TimeoutException, httpx.NetworkError, httpx.ProxyError, httpx.RemoteProtocolError)

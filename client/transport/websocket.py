@@ -53,7 +53,7 @@ def _address(url: str, path: str) -> str:
 
 
 class WebSocketTransport:
-    """One stream, with threads: `run` it inside a `with` block."""
+    """A stream, with threads: `run` it inside a `with` block."""
 
     def __init__(self, url: str, headers: Mapping[str, str], timeout_s: float, inputs: Iterable[Step]) -> None:
         self._url, self._headers, self._timeout_s = url, headers, timeout_s
@@ -153,7 +153,7 @@ class WebSocketTransport:
 
 
 class AsyncWebSocketTransport:
-    """One stream, with the tasks of an event loop: `run` it inside an `async with` block."""
+    """A stream, with the tasks of an event loop: `run` it inside an `async with` block."""
 
     def __init__(
         self, url: str, headers: Mapping[str, str], timeout_s: float, inputs: Steps | AsyncIterable[Step]

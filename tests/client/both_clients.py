@@ -59,9 +59,9 @@ async def _result(coming: Awaitable[Any]) -> Any:
 
 def _bare(argument: Any) -> Any:
     if isinstance(argument, list):
-        return [_bare(one) for one in argument]
+        return [_bare(inner) for inner in argument]
     if isinstance(argument, tuple):
-        return tuple(_bare(one) for one in argument)
+        return tuple(_bare(inner) for inner in argument)
     return argument._target if isinstance(argument, Blocking) else argument
 
 

@@ -30,27 +30,27 @@ def plain(server: Server, model: str, inputs: Any, **body: Any) -> dict[str, Any
     with server.client() as http:
         made = http.post(f"/v1/models/{model}/sessions", json=body).raise_for_status().json()
         answer: httpx.Response = http.post(f"/v1/sessions/{made['session_id']}/steps", json={"inputs": inputs})
-        told: dict[str, Any] = answer.raise_for_status().json()
-        return told
+        response: dict[str, Any] = answer.raise_for_status().json()
+        return response
 
 
 def bounds(rows: list[list[float | None]], without: float) -> np.ndarray[Any, Any]:
     return np.array([[without if value is None else value for value in row] for row in rows], np.float32)
 
 
-def assert_same(told: list[Prediction], expected: dict[str, Any]) -> None:
-    """Each step's; what is null is None, NaN, or without bound."""
+def assert_same(response: list[Prediction], expected: dict[str, Any]) -> None:
+    """Asserts that the scores of each step are those of the response; null is None, NaN, or an infinite bound."""
     low, high = (bounds(expected["interval"][name], end) for name, end in (("low", -np.inf), ("high", np.inf)))
     errors = np.array(expected["error"], np.float32)
-    assert [one.anomaly for one in told] == [
+    assert [prediction.anomaly for prediction in response] == [
         None if value is None else float(np.float32(value)) for value in expected["anomaly"]
     ]
-    for place, one in enumerate(told):
-        assert one.error is not None
-        assert one.interval is not None
-        assert one.error.tobytes() == errors[place].tobytes()
-        assert one.interval.low.tobytes() == low[place].tobytes()
-        assert one.interval.high.tobytes() == high[place].tobytes()
+    for index, prediction in enumerate(response):
+        assert prediction.error is not None
+        assert prediction.interval is not None
+        assert prediction.error.tobytes() == errors[index].tobytes()
+        assert prediction.interval.low.tobytes() == low[index].tobytes()
+        assert prediction.interval.high.tobytes() == high[index].tobytes()
 
 
 def test_each_way_of_stepping_tells_it(server: Server, client: Client) -> None:
@@ -62,14 +62,14 @@ def test_each_way_of_stepping_tells_it(server: Server, client: Client) -> None:
     assert None not in expected["anomaly"][-20:]
     assert expected["anomaly"][0] is None
     with client.session("weather", interval=INTERVAL) as session:
-        told = [session.step(row) for row in rows[:5]]
+        response = [session.step(row) for row in rows[:5]]
         some = session.steps(rows[5:20])
-        told += some.each
+        response += some.each
         (many,) = client.step_many([(session, rows[20:30])])
         assert isinstance(many, Predictions)
-        told += [*many.each, *session.stream(rows[30:])]
-        assert_same(told, expected)
-        assert session.prediction is told[-1]
+        response += [*many.each, *session.stream(rows[30:])]
+        assert_same(response, expected)
+        assert session.prediction is response[-1]
         assert some.error is not None
         assert some.error.shape == (15, 4)
         assert some.anomaly is not None
@@ -92,31 +92,31 @@ def test_what_is_not_told_is_none(client: Client) -> None:
     with client.session("pulse") as session:
         assert session.step(515).interval is None
     with client.session("characters") as session:
-        told = session.steps("The assert statement of the language")
-        assert (told.error, told.interval) == (None, None)
-        assert told.anomaly is not None
-        assert told.last.anomaly is not None
-    held = client.held("pulse", [515]).predictions
-    assert (held.error, held.anomaly, held.interval) == (None, None, None)
+        response = session.steps("The assert statement of the language")
+        assert (response.error, response.interval) == (None, None)
+        assert response.anomaly is not None
+        assert response.last.anomaly is not None
+    stateless = client.held("pulse", [515]).predictions
+    assert (stateless.error, stateless.anomaly, stateless.interval) == (None, None, None)
 
 
 def test_a_session_tells_how_it_has_done(server: Server, client: Client) -> None:
-    """By target, as the plain answer has it; a list of sessions and a new one do not tell it."""
+    """The accuracy by target is that of the plain response; lists of sessions and new sessions do not have it."""
     rows = weather(40)
     with client.session("weather", inputs=rows, interval=0.9) as session, server.client() as http:
         info, raw = session.info(), http.get(f"/v1/sessions/{session.id}").json()
-        assert info.accuracy == {target: Accuracy(**one) for target, one in raw["accuracy"].items()}
+        assert info.accuracy == {target: Accuracy(**prediction) for target, prediction in raw["accuracy"].items()}
         assert list(info.accuracy) == ["precipitation", "temp_max", "temp_min", "wind"]
         assert info.accuracy["wind"].inputs == 40
         assert info.interval is not None
         assert info.interval.wanted == 0.9
         assert (info.interval.coverage, info.interval.alpha) == (raw["interval"]["coverage"], raw["interval"]["alpha"])
-        (listed,) = [one for one in client.sessions("weather") if one.session_id == session.id]
+        (listed,) = [prediction for prediction in client.sessions("weather") if prediction.session_id == session.id]
         assert (listed.accuracy, listed.interval) == (None, None)
     with client.session("characters", inputs="The assert statement") as session:
         accuracy = session.info().accuracy
         assert accuracy is not None
-        (hits,) = [one.hits for one in accuracy.values()]
+        (hits,) = [prediction.hits for prediction in accuracy.values()]
         assert hits is not None
         assert 0 < hits < 1
         assert session.info().interval is None
@@ -133,8 +133,8 @@ def test_in_process_it_is_told_alike(client: Client, model: str, inputs: Any, in
         for session in (local, remote):
             assert session.prediction is not None
             assert (session.prediction.surprise, session.prediction.error, session.prediction.anomaly) == (None,) * 3
-        for one in inputs[3:6]:
-            assert_equal(local.step(one), remote.step(one))
+        for prediction in inputs[3:6]:
+            assert_equal(local.step(prediction), remote.step(prediction))
         assert_equal(local.steps(inputs[6:25]), remote.steps(inputs[6:25]))
         assert local.prediction is not None
         assert remote.prediction is not None
@@ -142,22 +142,24 @@ def test_in_process_it_is_told_alike(client: Client, model: str, inputs: Any, in
         with remote.fork() as away:
             fork = local.fork()
             assert_equal(fork.steps(inputs[25:]), away.steps(inputs[25:]))
-            assert kept(fork.info()) == kept(away.info())
-        assert kept(local.info()) == kept(remote.info())
+            assert statistics(fork.info()) == statistics(away.info())
+        assert statistics(local.info()) == statistics(remote.info())
         assert local.info().accuracy is not None
 
 
-def assert_equal(mine: Prediction | Predictions, other: Prediction | Predictions) -> None:
+def assert_equal(mine: Prediction | Predictions, expected_prediction: Prediction | Predictions) -> None:
     for name in ("surprise", "error", "anomaly"):
-        told, expected = (np.array(getattr(one, name), np.float32) for one in (mine, other))
-        np.testing.assert_array_equal(told, expected)
-    assert (mine.interval is None, mine.step) == (other.interval is None, other.step)
-    if mine.interval is not None and other.interval is not None:
-        assert mine.interval.low.tobytes() == other.interval.low.tobytes()
-        assert mine.interval.high.tobytes() == other.interval.high.tobytes()
+        response, expected = (
+            np.array(getattr(prediction, name), np.float32) for prediction in (mine, expected_prediction)
+        )
+        np.testing.assert_array_equal(response, expected)
+    assert (mine.interval is None, mine.step) == (expected_prediction.interval is None, expected_prediction.step)
+    if mine.interval is not None and expected_prediction.interval is not None:
+        assert mine.interval.low.tobytes() == expected_prediction.interval.low.tobytes()
+        assert mine.interval.high.tobytes() == expected_prediction.interval.high.tobytes()
 
 
-def kept(info: SessionInfo) -> tuple[Any, ...]:
+def statistics(info: SessionInfo) -> tuple[Any, ...]:
     return info.step, info.surprise, info.accuracy, info.interval
 
 
@@ -190,14 +192,14 @@ def test_what_is_missing_has_no_error(gappy: Path, gaps: Server, twin: Twin) -> 
     rows = [[10.0, 11.0], [None, 12.0], [9.0, 10.0], [None, None]]
     expected = plain(gaps, "tiny", rows, interval=INTERVAL)
     with twin(gaps.url) as client, client.session("tiny", interval=INTERVAL) as session:
-        told = session.steps(rows)
-        assert_same(told.each, expected)
-        assert told.error is not None
-        assert np.isnan(told.error).tolist() == [[False, False], [True, False], [False, False], [True, True]]
+        response = session.steps(rows)
+        assert_same(response.each, expected)
+        assert response.error is not None
+        assert np.isnan(response.error).tolist() == [[False, False], [True, False], [False, False], [True, True]]
         info = session.info()
-    here = onward.load(gappy / "tiny/1").session(interval=INTERVAL)
-    assert_same(here.steps(rows).each, expected)
-    assert kept(here.info()) == kept(info)
+    local_session = onward.load(gappy / "tiny/1").session(interval=INTERVAL)
+    assert_same(local_session.steps(rows).each, expected)
+    assert statistics(local_session.info()) == statistics(info)
 
 
 def test_the_command_tells_it_as_http_does(server: Server) -> None:
@@ -205,6 +207,6 @@ def test_the_command_tells_it_as_http_does(server: Server) -> None:
     arguments, lines = ["stream", "-", "--model", "pulse", "--json"], "".join(f"{row}\n" for row in pulse(30))
     done = CliRunner().invoke(main, arguments, input=lines, env={"ONWARD_URL": server.url})
     assert done.exit_code == 0, done.output
-    told, expected = [json.loads(line) for line in done.stdout.splitlines()], plain(server, "pulse", pulse(30))
-    assert [one["error"] for one in told] == expected["error"]
-    assert [one.get("anomaly") for one in told] == expected["anomaly"]
+    response, expected = [json.loads(line) for line in done.stdout.splitlines()], plain(server, "pulse", pulse(30))
+    assert [prediction["error"] for prediction in response] == expected["error"]
+    assert [prediction.get("anomaly") for prediction in response] == expected["anomaly"]

@@ -56,11 +56,11 @@ def test_what_is_no_address_is_refused_at_once(twin: Twin, url: str) -> None:
 def test_an_address_may_be_written_in_any_way(server: Server, twin: Twin) -> None:
     """A stream finds the service, too."""
     with twin(server.url.replace("http", "HTTP") + "/") as client, client.session("pulse") as session:
-        assert [one.step for one in session.stream([515.0])] == [1]
+        assert [prediction.step for prediction in session.stream([515.0])] == [1]
 
 
 def test_what_may_not_be_sent_is_not_tried_again(server: Server, twin: Twin) -> None:
-    """It would not be another at the next try."""
+    """The next try would fail in the same way."""
     with twin(server.url) as client:
         client._transport._http.headers["x"] = "a\nb"
         with pytest.raises(httpx.LocalProtocolError):

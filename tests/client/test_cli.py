@@ -40,13 +40,13 @@ def run(server: Server, *arguments: str, **options: Any) -> Result:
     return done
 
 
-def told(server: Server, *arguments: str, **options: Any) -> Any:
-    """What the command says to programs."""
+def json_output(server: Server, *arguments: str, **options: Any) -> Any:
+    """Returns the JSON output of the command."""
     return json.loads(run(server, *arguments, "--json", **options).stdout)
 
 
 def test_every_command_is_listed_where_it_belongs() -> None:
-    """With a line of help each, and no command twice."""
+    """Every command has a line of help, and no command is listed twice."""
     listed = [name for names in SECTIONS.values() for name in names]
     assert sorted(listed) == sorted({*main.commands, *SERVICE_COMMANDS})
     help_text = CliRunner().invoke(main, ["--help"]).stdout
@@ -57,11 +57,11 @@ def test_every_command_is_listed_where_it_belongs() -> None:
 
 
 def test_models_and_sessions_are_listed(server: Server, client: onward.Client) -> None:
-    assert [one["name"] for one in told(server, "models")] == ["characters", "pulse", "weather"]
+    assert [entry["name"] for entry in json_output(server, "models")] == ["characters", "pulse", "weather"]
     assert "A heart's pulse wave" in run(server, "models").stdout
     for name in ("cli-a", "cli-b", "other"):
         client.session("pulse", name, inputs=[515.0])
-    assert [one["session_id"] for one in told(server, "sessions", "--prefix", "cli-")] == ["cli-a", "cli-b"]
+    assert [entry["session_id"] for entry in json_output(server, "sessions", "--prefix", "cli-")] == ["cli-a", "cli-b"]
     lines = run(server, "sessions", "--model", "pulse", "--prefix", "cli-").stdout.splitlines()
     assert lines[0].split()[:4] == ["session", "model", "version", "step"]
     assert [line.split()[:4] for line in lines[1:]] == [["cli-a", "pulse", "1", "1"], ["cli-b", "pulse", "1", "1"]]
@@ -69,8 +69,8 @@ def test_models_and_sessions_are_listed(server: Server, client: onward.Client) -
         main, ["sessions", "--delete", "--prefix", "cli-"], env={"ONWARD_URL": server.url}, input="n\n"
     )
     assert declined.exit_code == 1
-    assert told(server, "sessions", "--delete", "--yes", "--prefix", "cli-") == {"ended": 2}
-    assert [one.session_id for one in client.sessions("pulse")] == ["other"]
+    assert json_output(server, "sessions", "--delete", "--yes", "--prefix", "cli-") == {"ended": 2}
+    assert [entry.session_id for entry in client.sessions("pulse")] == ["other"]
     client.delete_sessions(prefix="")
 
 
@@ -87,7 +87,7 @@ def test_predict_reads_each_kind_of_file(server: Server, tmp_path: Path, form: s
     file = tmp_path / ("steps.csv" if form == "csv" else "steps.ndjson")
     file.write_text("\n".join(lines) + "\n")
     arguments = ("predict", "-" if form == "-" else str(file), "--model", "weather", "--horizon", "2")
-    answer = told(server, *arguments, input=file.read_text() if form == "-" else None)
+    answer = json_output(server, *arguments, input=file.read_text() if form == "-" else None)
     assert np.array(answer["predictions"]["point"], np.float32).tobytes() == expected["point"].tobytes()
     assert len(answer["forecast"]["point"]) == 2
     done = run(server, *arguments[:-2], input=file.read_text() if form == "-" else None)
@@ -98,14 +98,14 @@ def test_predict_reads_each_kind_of_file(server: Server, tmp_path: Path, form: s
 def test_a_text_is_predicted_by_its_characters(server: Server, tmp_path: Path) -> None:
     file = tmp_path / "text.txt"
     file.write_text('The "assert" state')
-    assert told(server, "predict", str(file), "--model", "characters")["predictions"]["top"][-1][0] == "m"
+    assert json_output(server, "predict", str(file), "--model", "characters")["predictions"]["top"][-1][0] == "m"
     last = run(server, "predict", str(file), "--model", "characters").stdout.splitlines()[-1].split()
     assert last[:2] == ["18", "m"]
 
 
 def test_a_forecast_of_a_session(server: Server, client: onward.Client) -> None:
     with client.session("pulse", inputs=pulse(3)) as session:
-        answer = told(server, "forecast", "--session", session.id, "--horizon", "4")
+        answer = json_output(server, "forecast", "--session", session.id, "--horizon", "4")
         ahead = session.forecast(4)
         assert answer["step"] == 3
         assert np.array(answer["forecast"]["mean"], np.float32).tobytes() == ahead["mean"].tobytes()
@@ -127,7 +127,7 @@ def test_load_counts_and_checks(server: Server, client: onward.Client) -> None:
         "--mix",
         "steps=6,forecasts=2,creates=1",
     )
-    answer = told(server, *arguments, "--bundle", PULSE)
+    answer = json_output(server, *arguments, "--bundle", PULSE)
     assert (answer["wrong"], answer["errors"]) == ([], {})
     counts = {row["kind"]: row["count"] for row in answer["requests"]}
     assert counts["steps"] == answer["checked"] > 0
@@ -140,9 +140,9 @@ def test_load_counts_and_checks(server: Server, client: onward.Client) -> None:
 
 
 def test_load_says_what_it_did_not_send(server: Server) -> None:
-    """Where one session cannot keep up with the rate: each request that was due is counted, as sent or as not."""
+    """A session cannot keep up with the rate: each request that was due is counted as sent or as unsent."""
     arguments = ("load", "--model", "pulse", "--sessions", "1", "--seconds", "0.5", "--rate", "100001")
-    answer = told(server, *arguments)
+    answer = json_output(server, *arguments)
     assert answer["unsent"] > 0
     assert answer["unsent"] + sum(row["count"] for row in answer["requests"]) == 50_001
     assert " requests were due but not sent\n" in run(server, *arguments).stdout
@@ -168,12 +168,12 @@ def test_load_calls_a_wrong_answer_wrong(server: Server, tmp_path: Path) -> None
 def test_a_replay_wants_no_accuracy_of_a_service_that_does_not_tell_it() -> None:
     session, record = onward.load(PULSE, accuracy=False).session(), SessionRecord("s", sent=pulse(25))
     record.predictions = [session.step(row) for row in record.sent]
-    assert {one.error for one in record.predictions} == {None}
+    assert {entry.error for entry in record.predictions} == {None}
     assert replay(onward.load(PULSE), record) is None
 
 
 def test_a_replay_finds_a_flipped_bit() -> None:
-    """In a step's prediction, in what is told of its input, and in a forecast."""
+    """The replay compares a step's prediction, the scores of its input, and forecasts."""
     local = onward.load(PULSE)
     session = local.session()
     record = SessionRecord("s", sent=pulse(25))
@@ -195,11 +195,11 @@ def test_a_replay_finds_a_flipped_bit() -> None:
     record.predictions[22] = right
     record.forecasts.append(session.forecast(3))
     assert replay(local, record) is None
-    for one in record.forecasts:
-        mean = one["mean"].copy()
-        one["mean"][1] += 1
+    for entry in record.forecasts:
+        mean = entry["mean"].copy()
+        entry["mean"][1] += 1
         assert "forecast at step 25" in (replay(local, record) or "")
-        one["mean"][:] = mean
+        entry["mean"][:] = mean
 
 
 def test_how_commands_end(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +211,7 @@ def test_how_commands_end(server: Server, tmp_path: Path, monkeypatch: pytest.Mo
     newer = shutil.copytree(PULSE, tmp_path / "pulse/2")
     manifest = newer / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"version": 2}))
-    for status, said, arguments in (
+    for status, message, arguments in (
         (1, "'nobody' does not exist", ["forecast", "--session", "nobody", "--horizon", "3"]),
         (1, "[unknown-model]", ["predict", str(tmp_path / "bad.csv"), "--model", "nothing"]),
         (1, "line 3: 'many' (ppg) is not a number", ["predict", str(tmp_path / "bad.csv"), "--model", "pulse"]),
@@ -236,7 +236,7 @@ def test_how_commands_end(server: Server, tmp_path: Path, monkeypatch: pytest.Mo
     ):
         done = CliRunner().invoke(main, arguments, env={"ONWARD_URL": server.url})
         assert (done.exit_code, done.stdout) == (status, ""), arguments
-        assert said in done.stderr
+        assert message in done.stderr
         assert "Traceback" not in done.stderr
 
 
@@ -279,7 +279,7 @@ def test_no_command_that_asks_is_without_a_test() -> None:
 
 @pytest.mark.parametrize("name", COMMANDS_THAT_ASK)
 def test_a_command_without_a_service_says_what_to_do(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where it asked, and both ways out; status 3, and no traceback."""
+    """The message names the address and both ways out; the status is 3, and there is no traceback."""
     monkeypatch.setattr(common, "RETRY_DEADLINE_S", 0.2)
     done = CliRunner().invoke(main, [name, *COMMANDS_THAT_ASK[name]], input="500\n", env={"ONWARD_URL": NOWHERE})
     assert (done.exit_code, done.stdout) == (3, ""), done.output

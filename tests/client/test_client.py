@@ -34,9 +34,9 @@ def test_state_is_carried(client: Client) -> None:
         assert (session.model, session.version, session.step_count) == ("weather", 1, 3)
         assert session.prediction is not None
         assert session.prediction["point"].tobytes() == expected["point"][2].tobytes()
-        one = session.step(np.array(rows[3], np.float64))
-        assert one.surprise == float(expected["surprise"][3])
-        assert {name: one[name].tobytes() for name in one} == {
+        first_one = session.step(np.array(rows[3], np.float64))
+        assert first_one.surprise == float(expected["surprise"][3])
+        assert {name: first_one[name].tobytes() for name in first_one} == {
             name: expected[name][3].tobytes() for name in expected if name != "surprise"
         }
         assert session.step(dict(zip(names, rows[4], strict=True))).step == 5
@@ -53,9 +53,9 @@ def test_state_is_carried(client: Client) -> None:
 
 def test_a_text_comes_back_as_its_characters(client: Client) -> None:
     with client.session("characters", inputs='The "assert" ') as session:
-        told = session.steps("stat")
-        assert told["top"].shape == told["log_probability"].shape
-        assert told["top"].dtype == object
+        result = session.steps("stat")
+        assert result["top"].shape == result["log_probability"].shape
+        assert result["top"].dtype == object
         assert session.step("e")["top"][0] == "m"
         assert session.forecast(3)["top"].tolist() == [["m"], ["e"], ["n"]]
 
@@ -69,13 +69,13 @@ def test_forecasts_forks_and_what_stands_alone(client: Client) -> None:
         assert fork.id != session.id
         assert fork.step(rows[4][0]).step == 5
         assert session.info().step == 4
-        one, two = client.predict("pulse", [rows[:4], np.array(rows[:2])], 5)
-        assert one.forecast is not None
-        assert one.forecast["mean"].tobytes() == ahead["mean"].tobytes()
-        assert two.predictions["mean"].tobytes() == one.predictions["mean"][:2].tobytes()
-        held = client.held("pulse", rows[:3])
-        after = client.held("pulse", rows[3:4], held.state).predictions
-        assert after["mean"][0].tobytes() == one.predictions["mean"][3].tobytes()
+        first_one, two = client.predict("pulse", [rows[:4], np.array(rows[:2])], 5)
+        assert first_one.forecast is not None
+        assert first_one.forecast["mean"].tobytes() == ahead["mean"].tobytes()
+        assert two.predictions["mean"].tobytes() == first_one.predictions["mean"][:2].tobytes()
+        stateless = client.held("pulse", rows[:3])
+        after = client.held("pulse", rows[3:4], stateless.state).predictions
+        assert after["mean"][0].tobytes() == first_one.predictions["mean"][3].tobytes()
 
 
 def test_a_session_goes_back_away_and_on(client: Client) -> None:
@@ -86,9 +86,9 @@ def test_a_session_goes_back_away_and_on(client: Client) -> None:
         assert session.rewind(4).step == session.step_count == 4
         assert session.steps(rows[4:5])["mean"].tobytes() == at_four["mean"].tobytes()
         assert session.migrate().replayed == 5
-        with client.restore(f"{session.id}-b", session.export(), keep=False) as other:
-            assert other.step_count == 5
-            assert other.step(rows[5])["mean"].tobytes() == session.step(rows[5])["mean"].tobytes()
+        with client.restore(f"{session.id}-b", session.export(), keep=False) as second:
+            assert second.step_count == 5
+            assert second.step(rows[5])["mean"].tobytes() == session.step(rows[5])["mean"].tobytes()
 
 
 def test_a_block_ends_its_session_unless_told_to_keep_it(client: Client) -> None:
@@ -113,22 +113,24 @@ def test_pages_of_sessions_are_one_list(client: Client) -> None:
     names = [f"page-{number}" for number in range(7)]
     for name in names:
         client.session("pulse", name, keep=True)
-    listed = [one.session_id for one in client.sessions("pulse", page=3)]
+    listed = [first_one.session_id for first_one in client.sessions("pulse", page=3)]
     assert [name for name in listed if name.startswith("page-")] == names
     assert client.delete_sessions(prefix="page-") == 7
-    assert not [one for one in client.sessions() if one.session_id.startswith("page-")]
+    assert not [first_one for first_one in client.sessions() if first_one.session_id.startswith("page-")]
 
 
 def test_many_sessions_step_in_one_call(client: Client) -> None:
     """Handles are brought up to date; what fails is told in its place."""
-    with client.session("pulse") as one, client.session("weather") as two:
-        told = client.step_many([(one, [515, 514]), ("nobody", [1]), (two.id, weather(1)), (one, [[513]])])
-        first, nobody, other, last = told
+    with client.session("pulse") as first_one, client.session("weather") as two:
+        result = client.step_many(
+            [(first_one, [515, 514]), ("nobody", [1]), (two.id, weather(1)), (first_one, [[513]])]
+        )
+        first, nobody, second, last = result
         assert isinstance(first, Predictions)
-        assert isinstance(other, Predictions)
+        assert isinstance(second, Predictions)
         assert isinstance(last, Predictions)
         assert isinstance(nobody, UnknownSession)
-        assert (first.step, other.step, last.step, one.step_count) == (2, 1, 3, 3)
+        assert (first.step, second.step, last.step, first_one.step_count) == (2, 1, 3, 3)
 
 
 def test_many_steps_of_one_session_survive_lost_answers(server: Server, twin: Twin) -> None:
@@ -136,12 +138,12 @@ def test_many_steps_of_one_session_survive_lost_answers(server: Server, twin: Tw
     rows = pulse(70)
     expected = BareLoop(ZOO / "pulse/1").run(rows)
     with Losing(server.url) as between, twin(between.url) as client, client.session("pulse") as session:
-        told = client.step_many([(session, [row]) for row in rows])
+        result = client.step_many([(session, [row]) for row in rows])
         assert session.info().step == session.step_count == 70
     assert between.asked.count("POST /v1/steps HTTP/1.1") == 4
-    for row, one in enumerate(told):
-        assert isinstance(one, Predictions)
-        assert one["mean"][0].tobytes() == expected["mean"][row].tobytes()
+    for row, first_one in enumerate(result):
+        assert isinstance(first_one, Predictions)
+        assert first_one["mean"][0].tobytes() == expected["mean"][row].tobytes()
 
 
 def test_what_is_served_is_told(client: Client) -> None:
@@ -153,7 +155,7 @@ def test_what_is_served_is_told(client: Client) -> None:
 
 
 def test_refusals_are_exceptions_of_their_type(client: Client) -> None:
-    """With what a program needs to go on."""
+    """The exceptions have the attributes that a program needs to go on."""
     with pytest.raises(UnknownModel):
         client.model("nothing")
     with pytest.raises(UnknownSession, match="nobody"):
@@ -187,8 +189,8 @@ def test_lost_answers_cost_nothing(server: Server, twin: Twin) -> None:
         client.session("pulse", inputs=rows[:1]) as session,
     ):
         assert session.step_count == 1
-        told = session.steps(rows[1:])
-        assert told["mean"].tobytes() == expected["mean"][1:].tobytes()
+        result = session.steps(rows[1:])
+        assert result["mean"].tobytes() == expected["mean"][1:].tobytes()
         with session.fork("by-name") as fork:
             assert fork.step_count == 3
         assert session.info().step == 3
@@ -212,7 +214,7 @@ def test_a_service_that_is_not_there_is_said_to_be(twin: Twin) -> None:
 def test_an_asynchronous_session_is_awaited_or_opened(server: Server) -> None:
     """Many at once, each its own."""
 
-    async def one(client: onward.AsyncClient, count: int) -> int:
+    async def first_one(client: onward.AsyncClient, count: int) -> int:
         async with client.session("pulse") as session:
             for value in range(count):
                 await session.step(value)
@@ -222,23 +224,23 @@ def test_an_asynchronous_session_is_awaited_or_opened(server: Server) -> None:
         async with onward.AsyncClient(server.url) as client:
             session = await client.session("pulse")
             await session.delete()
-            return await asyncio.gather(*(one(client, count) for count in range(1, 9)))
+            return await asyncio.gather(*(first_one(client, count) for count in range(1, 9)))
 
     assert asyncio.run(all_of_them()) == list(range(1, 9))
 
 
 def test_an_opening_is_one_session_however_often_it_is_awaited(server: Server) -> None:
-    """One after the other, side by side, and in a block; a refusal is told each time."""
+    """It is awaited in turn, side by side, and in a block; a refusal is raised each time."""
 
     async def several() -> None:
         async with onward.AsyncClient(server.url) as client:
             opening = client.session("pulse")
-            one, other = await asyncio.gather(opening, opening)
-            assert one is other is await opening
+            first_one, second = await asyncio.gather(opening, opening)
+            assert first_one is second is await opening
             async with opening as same:
-                assert same is one
+                assert same is first_one
             with pytest.raises(SessionEnded):
-                await one.info()
+                await first_one.info()
             refused = client.attach("nobody")
             for _ in range(2):
                 with pytest.raises(UnknownSession):

@@ -35,29 +35,29 @@ class Progress:
 
 
 def threads(url: str, rows: Sequence[Sequence[float]], progress: Progress) -> list[list[Prediction]]:
-    def drive(told: list[Prediction]) -> None:
+    def drive(predictions: list[Prediction]) -> None:
         with onward.Client(url) as client, client.session("pulse", keep=True) as session:
             for row in rows:
-                told.append(session.step(row))
+                predictions.append(session.step(row))
                 progress.more()
 
     answers: list[list[Prediction]] = [[] for _ in range(SESSIONS)]
-    running = [threading.Thread(target=drive, args=(told,)) for told in answers]
-    for one in running:
-        one.start()
-    for one in running:
-        one.join()
+    running = [threading.Thread(target=drive, args=(predictions,)) for predictions in answers]
+    for prediction in running:
+        prediction.start()
+    for prediction in running:
+        prediction.join()
     return answers
 
 
 def tasks(url: str, rows: Sequence[Sequence[float]], progress: Progress) -> list[list[Prediction]]:
     async def drive(client: onward.AsyncClient) -> list[Prediction]:
-        told = []
+        predictions = []
         async with client.session("pulse", keep=True) as session:
             for row in rows:
-                told.append(await session.step(row))
+                predictions.append(await session.step(row))
                 progress.more()
-        return told
+        return predictions
 
     async def all_of_them() -> list[list[Prediction]]:
         async with onward.AsyncClient(url) as client:
@@ -87,14 +87,14 @@ def test_nothing_is_lost_or_doubled_over_kills(tmp_path: Path, clients: Drive) -
             server.start()
         run.join()
         with onward.Client(server.url) as client:
-            assert [one.step for one in client.sessions("pulse")] == [STEPS] * SESSIONS
+            assert [prediction.step for prediction in client.sessions("pulse")] == [STEPS] * SESSIONS
     assert len(answers) == SESSIONS
-    for told in answers:
-        assert_same(told, expected)
+    for predictions in answers:
+        assert_same(predictions, expected)
 
 
-def assert_same(told: Sequence[Prediction], expected: Steps) -> None:
-    assert [one.step for one in told] == list(range(1, STEPS + 1))
+def assert_same(predictions: Sequence[Prediction], expected: Steps) -> None:
+    assert [prediction.step for prediction in predictions] == list(range(1, STEPS + 1))
     for name in ("mean", "std"):
-        assert np.stack([one[name] for one in told]).tobytes() == expected[name].tobytes()
-    assert [one.surprise for one in told] == expected["surprise"].tolist()
+        assert np.stack([prediction[name] for prediction in predictions]).tobytes() == expected[name].tobytes()
+    assert [prediction.surprise for prediction in predictions] == expected["surprise"].tolist()

@@ -1,4 +1,4 @@
-"""What the client knows of the service, and cannot ask it: its problem types, and how much it remembers and takes."""
+"""Facts about the service that the client has as constants: the problem types, and the limits of requests."""
 
 import pickle
 
@@ -14,9 +14,12 @@ from onward.service.store import idempotency
 
 
 def test_every_type_is_a_class() -> None:
-    """With its name, its status and its title, and no class is of a type that the service does not have."""
-    told = {PREFIX + one.name: (one.code, (one.__doc__ or "").split(".")[0]) for one in Problem.by_type.values()}
-    assert told == {kind.type: (kind.status, kind.title) for kind in ALL}
+    """Every problem type has a class with its name, status and title, and every class is of a type of the service."""
+    classes = {
+        PREFIX + problem_class.name: (problem_class.code, (problem_class.__doc__ or "").split(".")[0])
+        for problem_class in Problem.by_type.values()
+    }
+    assert classes == {kind.type: (kind.status, kind.title) for kind in ALL}
 
 
 def test_a_call_has_what_the_service_remembers_and_takes() -> None:
@@ -26,7 +29,7 @@ def test_a_call_has_what_the_service_remembers_and_takes() -> None:
 
 
 def test_members_are_attributes() -> None:
-    """Those of all problems, and those of one type."""
+    """Both the members of all problems and the members of a single type are attributes."""
     body = (
         b'{"type":"urn:onward:problem:step-conflict","title":"T","status":409,"detail":"d","expected_step":7,'
         b'"errors":[{"field":"step","message":"m"}]}'
@@ -62,10 +65,10 @@ def test_what_is_not_known_is_still_a_problem() -> None:
     "body", [b'{"type":"x","status":"down"}', b'{"type":"x","status":true}', b'{"type":7}', b'{"type":"x","errors":7}']
 )
 def test_another_services_error_is_told_as_it_is(body: bytes) -> None:
-    """Where it looks like a problem and is none."""
-    other = to_problem(404, body)
-    assert (type(other), other.type, other.status, other.errors) == (Problem, "about:blank", 404, [])
-    assert body.decode() in str(other)
+    """The response looks like a problem and is none."""
+    foreign = to_problem(404, body)
+    assert (type(foreign), foreign.type, foreign.status, foreign.errors) == (Problem, "about:blank", 404, [])
+    assert body.decode() in str(foreign)
 
 
 def test_a_problem_need_not_repeat_its_status() -> None:

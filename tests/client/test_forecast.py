@@ -14,15 +14,17 @@ from tests.helpers.reference_loop import pulse
 def test_paths_are_drawn_and_told_as_quantiles(client: Client) -> None:
     """Shapes as documented; quantiles rise and are the paths' own; the same seed draws the same."""
     with client.session("pulse", inputs=pulse(30)) as session:
-        told = session.forecast(6, samples=50, quantiles=[0.1, 0.5, 0.9], seed=4, paths=True)
-        assert (told.step, told.seed, told.samples, told.levels) == (30, 4, 50, (0.1, 0.5, 0.9))
-        assert told["mean"].shape == (6, 1)
-        assert told["quantiles"].shape == (6, 1, 3)
-        assert told["paths"].shape == (50, 6, 1)
-        assert (np.diff(told["quantiles"], axis=-1) >= 0).all()
-        assert np.allclose(told["paths"].mean(axis=0)[1:], told["mean"][1:], rtol=1e-4)  # of the first step, the head's
+        ahead_of = session.forecast(6, samples=50, quantiles=[0.1, 0.5, 0.9], seed=4, paths=True)
+        assert (ahead_of.step, ahead_of.seed, ahead_of.samples, ahead_of.levels) == (30, 4, 50, (0.1, 0.5, 0.9))
+        assert ahead_of["mean"].shape == (6, 1)
+        assert ahead_of["quantiles"].shape == (6, 1, 3)
+        assert ahead_of["paths"].shape == (50, 6, 1)
+        assert (np.diff(ahead_of["quantiles"], axis=-1) >= 0).all()
+        assert np.allclose(
+            ahead_of["paths"].mean(axis=0)[1:], ahead_of["mean"][1:], rtol=1e-4
+        )  # of the first step, the head's
         again = session.forecast(6, samples=50, quantiles=[0.1, 0.5, 0.9], seed=4)
-        assert again["quantiles"].tobytes() == told["quantiles"].tobytes()
+        assert again["quantiles"].tobytes() == ahead_of["quantiles"].tobytes()
         assert "paths" not in again
         assert session.forecast(6, samples=50).seed is not None
         assert session.info().step == 30
@@ -39,9 +41,9 @@ def test_inputs_before_a_forecast_leave_the_session(client: Client) -> None:
 
 def test_categories_have_probabilities(client: Client) -> None:
     with client.session("characters", inputs="The ") as session:
-        told = session.forecast(3, samples=40, seed=1)
-        assert set(told) >= {"top", "probability"}
-        for likeliest, probability in zip(told["top"], told["probability"], strict=True):
+        ahead_of = session.forecast(3, samples=40, seed=1)
+        assert set(ahead_of) >= {"top", "probability"}
+        for likeliest, probability in zip(ahead_of["top"], ahead_of["probability"], strict=True):
             assert likeliest.shape == probability.shape
             assert ((probability > 0) & (probability <= 1)).all()
 
@@ -54,8 +56,8 @@ def test_the_command_draws(server: Server, client: Client) -> None:
         assert shown.exit_code == 0, shown.output
         assert shown.stdout.splitlines()[0].split("  ")[1:] != []
         assert shown.stdout.splitlines()[-1] == "seed: 5"
-        told = json.loads(CliRunner().invoke(main, [*arguments, "--seed", "5", "--json"], env=env).stdout)
-        assert np.array(told["forecast"]["quantiles"]).shape == (4, 1, 2)
+        ahead_of = json.loads(CliRunner().invoke(main, [*arguments, "--seed", "5", "--json"], env=env).stdout)
+        assert np.array(ahead_of["forecast"]["quantiles"]).shape == (4, 1, 2)
 
 
 def test_the_command_tells_likeliest_categories(server: Server, client: Client) -> None:
@@ -65,5 +67,5 @@ def test_the_command_tells_likeliest_categories(server: Server, client: Client) 
         ahead, env = session.forecast(3, samples=40, seed=1), {"ONWARD_URL": server.url}
         shown = CliRunner().invoke(main, arguments, env=env)
         assert shown.stdout.splitlines()[0].split() == ["ahead", "likeliest", "probability"], shown.output
-        told = json.loads(CliRunner().invoke(main, [*arguments, "--json"], env=env).stdout)["forecast"]
-        assert told["top"] == [row.tolist() for row in ahead["top"]]
+        ahead_of = json.loads(CliRunner().invoke(main, [*arguments, "--json"], env=env).stdout)["forecast"]
+        assert ahead_of["top"] == [row.tolist() for row in ahead["top"]]

@@ -32,26 +32,26 @@ INPUTS: dict[str, Any] = {"characters": TEXT, "pulse": pulse(24), "weather": wea
 MODELS = sorted(INPUTS)
 
 
-def bits(told: Outputs) -> dict[str, Any]:
-    """What can be compared exactly."""
-    return {name: values.tolist() if values.dtype == object else values.tobytes() for name, values in told.items()}
+def bits(answer: Outputs) -> dict[str, Any]:
+    """Returns the outputs in a form that is compared bit for bit."""
+    return {name: values.tolist() if values.dtype == object else values.tobytes() for name, values in answer.items()}
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_same_answers_as_a_services(name: str, server: Server) -> None:
     """Seeded, stepped, many at once, forecast, forked and predicted: bit for bit, surprise and counts as well."""
     inputs = INPUTS[name]
-    here = onward.load(ZOO / name / "1")
-    local = here.session(inputs=inputs[:5])
+    local_model = onward.load(ZOO / name / "1")
+    local = local_model.session(inputs=inputs[:5])
     with onward.Client(server.url) as client, client.session(name, inputs=inputs[:5]) as remote:
         for at in (5, 6):
             mine, theirs = local.step(inputs[at]), remote.step(inputs[at])
             assert (bits(mine), mine.surprise, mine.step) == (bits(theirs), theirs.surprise, theirs.step)
-        some, others = local.steps(inputs[7:12]), remote.steps(inputs[7:12])
-        assert bits(some) == bits(others)
+        some, remote_steps = local.steps(inputs[7:12]), remote.steps(inputs[7:12])
+        assert bits(some) == bits(remote_steps)
         assert some.surprise is not None
-        assert others.surprise is not None
-        assert some.surprise.tobytes() == others.surprise.tobytes()
+        assert remote_steps.surprise is not None
+        assert some.surprise.tobytes() == remote_steps.surprise.tobytes()
         assert local.prediction is not None
         assert bits(local.prediction) == bits(some.last)
         assert bits(local.forecast(6)) == bits(remote.forecast(6))
@@ -60,35 +60,35 @@ def test_the_same_answers_as_a_services(name: str, server: Server) -> None:
             assert bits(fork.step(inputs[12])) == bits(away.step(inputs[12]))
         assert (local.step_count, local.info().step, fork.step_count) == (12, 12, 13)
         assert bits(local.step(inputs[13])) == bits(remote.step(inputs[13]))
-        for one, other in zip(
-            here.predict([inputs, inputs[:3]], 4), client.predict(name, [inputs, inputs[:3]], 4), strict=True
+        for left, right in zip(
+            local_model.predict([inputs, inputs[:3]], 4), client.predict(name, [inputs, inputs[:3]], 4), strict=True
         ):
-            assert bits(one.predictions) == bits(other.predictions)
-            for told in (one.predictions, other.predictions):
-                assert (told.error, told.anomaly, told.interval) == (None, None, None)
-            assert one.forecast is not None
-            assert other.forecast is not None
-            assert bits(one.forecast) == bits(other.forecast)
+            assert bits(left.predictions) == bits(right.predictions)
+            for answer in (left.predictions, right.predictions):
+                assert (answer.error, answer.anomaly, answer.interval) == (None, None, None)
+            assert left.forecast is not None
+            assert right.forecast is not None
+            assert bits(left.forecast) == bits(right.forecast)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_same_answers_as_a_bare_loops(name: str) -> None:
-    """One step at a time and all at once."""
+    """The outputs are the same step by step and all at once."""
     inputs, bundle = INPUTS[name], ZOO / name / "1"
     rows = inputs
     if name == "characters":
         categories = json.loads((bundle / "manifest.json").read_text())["features"][0]["categories"]
         rows = [[categories.index(character)] for character in inputs]
     expected = BareLoop(bundle).run(rows)
-    here = onward.load(bundle)
-    stepped, at_once = here.session(), here.session().steps(inputs)
-    each = [stepped.step(one) for one in inputs]
+    local_model = onward.load(bundle)
+    stepped, at_once = local_model.session(), local_model.session().steps(inputs)
+    each = [stepped.step(left) for left in inputs]
     for output in set(expected) - {"surprise", "top"}:
-        assert np.stack([one[output] for one in each]).tobytes() == expected[output].tobytes()
+        assert np.stack([left[output] for left in each]).tobytes() == expected[output].tobytes()
         assert at_once[output].tobytes() == expected[output].tobytes()
     assert at_once.surprise is not None
     assert at_once.surprise.tobytes() == expected["surprise"].tobytes()
-    assert [one.surprise for one in each] == expected["surprise"].tolist()
+    assert [left.surprise for left in each] == expected["surprise"].tolist()
 
 
 @pytest.fixture(scope="module")
@@ -104,10 +104,10 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> LocalModel:
 def test_inputs_are_read_by_the_services_rules(odd: LocalModel) -> None:
     """Missing values as None or NaN, by name or in order; what does not fit is named, and the session stays."""
     session = odd.session()
-    one = session.fork().steps([[1.5, 3], [None, 8]])
+    left = session.fork().steps([[1.5, 3], [None, 8]])
     two = session.fork().steps([{"kind": 3, "x": 1.5}, {"x": float("nan"), "kind": np.int64(8)}])
-    assert bits(one) == bits(two)
-    assert set(one["top"].ravel().tolist()) == {"ann", "bob"}
+    assert bits(left) == bits(two)
+    assert set(left["top"].ravel().tolist()) == {"ann", "bob"}
     with pytest.raises(InvalidRequest) as invalid:
         session.steps([[1.5, 3], [1.5, None]])
     assert [error["field"] for error in invalid.value.errors] == ["inputs[1][1]"]
@@ -129,7 +129,7 @@ def test_numbers_that_are_not_finite_leave_the_session() -> None:
 
 
 def test_what_is_refused_leaves_what_was_counted(odd: LocalModel) -> None:
-    """Of a session with everything that is counted; the error names the field, as a service's does."""
+    """A refused call changes no statistic of the session; the error names the field, as a service's does."""
     session = onward.load(ZOO / "pulse/1").session(inputs=pulse(30), interval=0.9)
     info, prediction = session.info(), session.prediction
     with pytest.raises(NotFinite) as refused:
@@ -162,33 +162,33 @@ def test_every_head_is_told_as_the_engine_tells_it(tmp_path: Path, head: str) ->
             network = numpy_networks.network(
                 numpy_networks.signature(letters, "c"), head=head, units=6, counts=[1, 2, 3, 4, 5]
             )
-        model, inputs = numpy_networks.export(network), [[f"c{place % 6}"] for place in range(40)]
+        model, inputs = numpy_networks.export(network), [[f"c{index % 6}"] for index in range(40)]
     else:
         model = make_bundle(tmp_path / "models", head=head, features=("x", "y", "z"), targets=("z", "x"))
     engine = serving(tmp_path / "store", model)
     for seed in (None, inputs[:5]):
         session, _ = engine.create("t", "tiny", inputs=seed)
-        here = LocalModel(model).session(inputs=seed)
+        local_model = LocalModel(model).session(inputs=seed)
         for start, stop in ((5, 6), (6, 30), (30, 40)):
-            told = results.predictions(
+            answer = results.predictions(
                 json.loads(written(engine.steps.step("t", session.session_id, inputs[start:stop])))
             )
-            mine = here.steps(inputs[start:stop])
-            assert bits(mine) == bits(told)
+            mine = local_model.steps(inputs[start:stop])
+            assert bits(mine) == bits(answer)
             for name in ("surprise", "error", "anomaly"):
-                np.testing.assert_array_equal(getattr(mine, name), getattr(told, name), strict=True)
+                np.testing.assert_array_equal(getattr(mine, name), getattr(answer, name), strict=True)
         record = engine.sessions.get("t", session.session_id).record
         targets, _ = engine.accuracy(record)
-        info = here.info()
+        info = local_model.info()
         assert (info.accuracy is None) == (targets is None)
-        assert [vars_of(one) for one in (info.accuracy or {}).values()] == list(map(tuple, (targets or {}).values()))
+        assert [vars_of(left) for left in (info.accuracy or {}).values()] == list(map(tuple, (targets or {}).values()))
         assert (info.surprise is None) == (record.surprise[0] == 0)
         assert info.surprise is None or vars_of(info.surprise) == record.surprise
     engine.close()
 
 
-def vars_of(told: Any) -> tuple[Any, ...]:
-    return tuple(getattr(told, field.name) for field in fields(told))
+def vars_of(answer: Any) -> tuple[Any, ...]:
+    return tuple(getattr(answer, field.name) for field in fields(answer))
 
 
 def edited(folder: Path, *changes: Callable[[Document], None]) -> Path:
@@ -219,10 +219,10 @@ def test_an_output_may_have_the_name_of_what_is_told_beside_it(tmp_path: Path) -
         put("sha256", to=sha256(data).hexdigest()),
     )
     (bundle / "model.onnx").write_bytes(data)
-    told, expected = (onward.load(folder).session().steps(pulse(30)) for folder in (bundle, ZOO / "pulse/1"))
-    assert bits(told) == bits(expected)
+    answer, expected = (onward.load(folder).session().steps(pulse(30)) for folder in (bundle, ZOO / "pulse/1"))
+    assert bits(answer) == bits(expected)
     for name in ("surprise", "error", "anomaly"):
-        np.testing.assert_array_equal(getattr(told, name), getattr(expected, name), strict=True)
+        np.testing.assert_array_equal(getattr(answer, name), getattr(expected, name), strict=True)
 
 
 def test_without_what_was_said_last_there_are_no_intervals(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ FUTURE = [22.0, 25.0, 19.0]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What ships, a model with a covariate, one of points, and one that tells a single category of any."""
+    """A repository of two shipped models, one with a covariate, one with a point head, and one with a top of one."""
     made = tmp_path_factory.mktemp("models")
     make_bundle(made, name="covariate", features=FEATURES, targets=("z", "x"))
     make_bundle(made, name="points", head="point")
@@ -52,14 +52,14 @@ def twins(
 ) -> Iterator[tuple[LocalSession, Session]]:
     """A session of the model that the test names, in process and of the service."""
     name: str = request.param
-    with client.session(name, inputs=GIVEN[name]) as there:
-        yield onward.load(folder / name / "1").session(inputs=GIVEN[name]), there
+    with client.session(name, inputs=GIVEN[name]) as remote:
+        yield onward.load(folder / name / "1").session(inputs=GIVEN[name]), remote
 
 
-def same(one: Forecast, other: Forecast) -> bool:
-    told = [(given.step, given.seed, given.samples, given.levels) for given in (one, other)]
-    nested = [{name: [row.tolist() for row in values] for name, values in given.items()} for given in (one, other)]
-    return told[0] == told[1] and bits(one).keys() == bits(other).keys() and nested[0] == nested[1]
+def same(left: Forecast, right: Forecast) -> bool:
+    answers = [(given.step, given.seed, given.samples, given.levels) for given in (left, right)]
+    nested = [{name: [row.tolist() for row in values] for name, values in given.items()} for given in (left, right)]
+    return answers[0] == answers[1] and bits(left).keys() == bits(right).keys() and nested[0] == nested[1]
 
 
 @pytest.mark.parametrize(
@@ -77,11 +77,11 @@ def same(one: Forecast, other: Forecast) -> bool:
 )
 def test_forecasts_are_the_services(twins: tuple[LocalSession, Session], asked: dict[str, Any]) -> None:
     """Paths, means, quantiles and probabilities, at horizons of one and of four; the session stays."""
-    here, there = twins
+    local_side, remote = twins
     for horizon in (1, 4):
-        mine, theirs = here.forecast(horizon, **asked), there.forecast(horizon, **asked)
+        mine, theirs = local_side.forecast(horizon, **asked), remote.forecast(horizon, **asked)
         assert same(mine, theirs)
-    assert here.step_count == there.info().step
+    assert local_side.step_count == remote.info().step
 
 
 @pytest.mark.parametrize(
@@ -97,16 +97,16 @@ def test_forecasts_are_the_services(twins: tuple[LocalSession, Session], asked: 
     indirect=["twins"],
 )
 def test_what_is_generated_is_the_services(twins: tuple[LocalSession, Session], asked: dict[str, Any]) -> None:
-    """Each step and the end, however it is drawn."""
-    here, there = twins
-    mine, theirs = list(here.generate(4, seed=7, **asked)), list(there.generate(4, seed=7, **asked))
+    """Every step and the end are the same for all options of drawing."""
+    local_side, remote = twins
+    mine, theirs = list(local_side.generate(4, seed=7, **asked)), list(remote.generate(4, seed=7, **asked))
     assert len(mine) > 1
-    for one, other in zip(mine, theirs, strict=True):
-        assert plain(one) == plain(other)
+    for left, right in zip(mine, theirs, strict=True):
+        assert plain(left) == plain(right)
 
 
-def plain(told: Generated | Done) -> list[Any]:
-    found = [getattr(told, name) for name in told.__slots__]
+def plain(answers: Generated | Done) -> list[Any]:
+    found = [getattr(answers, name) for name in answers.__slots__]
     return [value.tobytes() if hasattr(value, "tobytes") else value for value in found]
 
 
@@ -114,7 +114,7 @@ def test_without_a_seed_one_is_told_that_draws_the_same() -> None:
     session = onward.load(ZOO / "characters/1").session(inputs="The ")
     *_, end = session.generate(9)
     assert isinstance(end, Done)
-    assert [plain(one) for one in session.generate(9, seed=end.seed)][-1] == plain(end)
+    assert [plain(left) for left in session.generate(9, seed=end.seed)][-1] == plain(end)
     drawn = session.forecast(3, samples=5)
     assert same(session.forecast(3, samples=5, seed=drawn.seed), drawn)
 
@@ -137,29 +137,29 @@ def test_without_a_seed_one_is_told_that_draws_the_same() -> None:
 def test_what_cannot_be_drawn_is_refused_as_the_service_does(
     twins: tuple[LocalSession, Session], asked: dict[str, Any]
 ) -> None:
-    """By the same class, with the same words and fields."""
-    told: list[Problem] = []
+    """The exceptions have the same class, text and fields."""
+    answers: list[Problem] = []
     for session in twins:
         with pytest.raises((InvalidRequest, NoForecast)) as refused:
             session.forecast(4, **asked)
-        told.append(refused.value)
-    here, there = told
-    assert type(here) is type(there)
-    assert (here.detail, here.status) == (there.detail, there.status)
-    assert here.errors == there.errors
+        answers.append(refused.value)
+    local_side, remote = answers
+    assert type(local_side) is type(remote)
+    assert (local_side.detail, local_side.status) == (remote.detail, remote.status)
+    assert local_side.errors == remote.errors
 
 
 def test_what_would_need_a_future_is_not_predicted(folder: Path, client: onward.Client) -> None:
-    """At whatever horizon, here as there."""
-    here = onward.load(folder / "covariate/1")
+    """The call is refused at any horizon, locally and by the service."""
+    local_side = onward.load(folder / "covariate/1")
     for horizon in (1, 2):
-        told: list[Problem] = []
-        for predict in (here.predict, partial(client.predict, "covariate")):
+        answers: list[Problem] = []
+        for predict in (local_side.predict, partial(client.predict, "covariate")):
             with pytest.raises(NoForecast, match="takes `future`") as refused:
                 predict([GIVEN["covariate"]], horizon)
-            told.append(refused.value)
-        assert (told[0].detail, told[0].errors) == (told[1].detail, told[1].errors)
-    assert here.predict([GIVEN["covariate"]])[0].forecast is None
+            answers.append(refused.value)
+        assert (answers[0].detail, answers[0].errors) == (answers[1].detail, answers[1].errors)
+    assert local_side.predict([GIVEN["covariate"]])[0].forecast is None
 
 
 @pytest.mark.parametrize("twins", ["characters"], indirect=True)
@@ -168,7 +168,7 @@ def test_what_would_need_a_future_is_not_predicted(folder: Path, client: onward.
     [{"logprobs": 999}, {"stop": ["\U0001f600"]}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_k": 0}, {"seed": -1}],
 )
 def test_what_cannot_be_generated_is_refused(twins: tuple[LocalSession, Session], asked: Any) -> None:
-    """By the field that is at fault, here and there."""
+    """The error names the field at fault, locally and in the service."""
     found = []
     for session in twins:
         with pytest.raises(InvalidRequest) as refused:

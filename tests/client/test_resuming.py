@@ -1,4 +1,4 @@
-"""What was cut is taken up, without a network: streams and generations are given events, and watched."""
+"""Streams and generations go on after broken connections; the tests send events to the flows, without a network."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -27,7 +27,7 @@ CUT = Disconnected(ConnectionResetError())
 
 
 class Service:
-    """One session at the other end of a stream: steps count up, and the answers of the last 32 requests are kept."""
+    """A session at the other end of a stream: it counts steps, and remembers the responses to its last 32 requests."""
 
     def __init__(self, inputs: Iterable[Any], breaks: Iterable[int] = ()) -> None:
         self.step, self.answers, self.received = 0, dict[str, str](), list[str]()
@@ -35,7 +35,7 @@ class Service:
         self._inputs, self._breaks, self._asked, self._waits = iter(inputs), set(breaks), 0, 0
 
     def drive(self, flow: EmittingFlow) -> Iterator[Any]:
-        """What the flow emits. The connection breaks at the waits whose numbers are in `breaks`."""
+        """Yields the items that the flow emits. The connection breaks at the waits whose numbers are in `breaks`."""
         answer: Any = None
         while True:
             try:
@@ -66,8 +66,8 @@ class Service:
         if request_id not in self.answers:
             assert message.get("step", self.step) == self.step
             self.step += 1
-            told = {"step": self.step, "predictions": {"mean": message["inputs"]}, "request_id": request_id}
-            self.answers[request_id] = json.dumps(told)
+            answers = {"step": self.step, "predictions": {"mean": message["inputs"]}, "request_id": request_id}
+            self.answers[request_id] = json.dumps(answers)
             self.answers = dict(list(self.answers.items())[-32:])
         self._waiting.append(self.answers[request_id])
 
@@ -87,16 +87,16 @@ class Service:
 
 
 def test_a_stream_keeps_32_under_way_and_its_order() -> None:
-    service = Service([[float(one)] for one in range(100)])
-    told = list(service.drive(StepStream("s", POLICY).run()))
-    assert [one["mean"].tolist() for one in told] == [[float(one)] for one in range(100)]
-    assert [one.step for one in told] == list(range(1, 101))
+    service = Service([[float(number)] for number in range(100)])
+    answers = list(service.drive(StepStream("s", POLICY).run()))
+    assert [number["mean"].tolist() for number in answers] == [[float(number)] for number in range(100)]
+    assert [number.step for number in answers] == list(range(1, 101))
     assert (service.most, service.dialled) == (32, 1)
 
 
 def test_each_message_but_the_first_is_for_a_step() -> None:
-    """It goes on from where the first answer says that the session is; the first waits for it alone."""
-    service = Service([[float(one)] for one in range(4)])
+    """The step of the first response is the start; until it comes, only the first message is sent."""
+    service = Service([[float(number)] for number in range(4)])
     service.step = 7
     commands = list[Any]()
     flow = StepStream("s", POLICY).run()
@@ -111,19 +111,19 @@ def test_each_message_but_the_first_is_for_a_step() -> None:
             commands.append(command)
             answer = yield command
 
-    assert [one.step for one in service.drive(watched())] == [8, 9, 10, 11]
-    told = [json.loads(command.text).get("step") for command in commands if isinstance(command, Send)]
-    assert told == [None, 8, 9, 10]
+    assert [number.step for number in service.drive(watched())] == [8, 9, 10, 11]
+    answers = [json.loads(command.text).get("step") for command in commands if isinstance(command, Send)]
+    assert answers == [None, 8, 9, 10]
     kinds = [type(command) for command in commands if isinstance(command, (Send, Emit))]
     assert kinds[:3] == [Send, Emit, Send]
 
 
 def test_a_broken_stream_sends_again_what_was_not_answered() -> None:
-    """With the same ids: each step is made once, whenever the connection breaks."""
-    for place in range(1, 50):
-        service = Service([[float(one)] for one in range(40)], breaks=(place, place + 1, place + 33))
-        told = list(service.drive(StepStream("s", POLICY).run()))
-        assert [one.step for one in told] == list(range(1, 41))
+    """Messages are sent again with the same ids: each step is applied once, whenever the connection breaks."""
+    for wait in range(1, 50):
+        service = Service([[float(number)] for number in range(40)], breaks=(wait, wait + 1, wait + 33))
+        answers = list(service.drive(StepStream("s", POLICY).run()))
+        assert [number.step for number in answers] == list(range(1, 41))
         assert service.step == 40
         assert service.dialled >= 2
 
@@ -142,8 +142,8 @@ def drive(flow: EmittingFlow, *events: Any) -> tuple[list[Any], list[Any]]:
             emitted.append(command.item)
 
 
-def heard(**told: Any) -> Received:
-    return Received(json.dumps(told).encode())
+def heard(**answers: Any) -> Received:
+    return Received(json.dumps(answers).encode())
 
 
 def test_a_refusal_ends_a_stream_and_a_busy_service_does_not() -> None:
@@ -190,7 +190,7 @@ def test_inputs_that_fail_fail_after_what_came_before() -> None:
 
 
 def test_an_idle_stream_does_not_mind_a_cut() -> None:
-    """It connects again when there is something to send."""
+    """The stream connects again when there is a message to send."""
     commands, _ = drive(StepStream("s", POLICY).run(), InputTaken([1.0]), None, CUT, None)
     assert sum(isinstance(command, Connect) for command in commands) == 2
     commands, _ = drive(StepStream("s", POLICY).run(), CUT)
@@ -209,8 +209,12 @@ SSE = (
 def test_events_are_read_however_they_are_cut(size: int) -> None:
     """Even inside a character."""
     events = EventParser()
-    found = [one for at in range(0, len(SSE), size) for one in events.parse(SSE[at : at + size])]
-    assert [(one.kind, one.last_id) for one in found] == [("message", "7.1"), ("message", "7.2"), ("done", "7.2")]
+    found = [number for at in range(0, len(SSE), size) for number in events.parse(SSE[at : at + size])]
+    assert [(number.kind, number.last_id) for number in found] == [
+        ("message", "7.1"),
+        ("message", "7.2"),
+        ("done", "7.2"),
+    ]
     assert json.loads(found[1].data)["token"] == "\u20ac"
 
 
@@ -223,7 +227,7 @@ def test_a_cut_generation_is_resumed() -> None:
     first, second = [command.request for command in commands if isinstance(command, OpenResponse)]
     assert "last-event-id" not in first.headers
     assert (second.headers["last-event-id"], second.content) == ("7.1", first.content)
-    assert [getattr(one, "token", None) for one in emitted] == ["a", "\u20ac", None]
+    assert [getattr(number, "token", None) for number in emitted] == ["a", "\u20ac", None]
     assert emitted[-1] == Done("horizon", 7, 3, "a\u20ac")
 
 
@@ -238,14 +242,14 @@ def test_a_generation_that_could_not_go_on_for_now_is_resumed() -> None:
         None,
         "7.1",
     ]
-    assert [getattr(one, "token", None) for one in emitted] == ["a", "\u20ac", None]
+    assert [getattr(number, "token", None) for number in emitted] == ["a", "\u20ac", None]
     assert sum(isinstance(command, Sleep) for command in commands) == 1
     with pytest.raises(Overloaded):
         drive(generate("/g", {"horizon": 2}, POLICY), HEAD, first + busy, *[HEAD, busy] * 99)
 
 
 def test_an_answer_that_generates_nothing_is_raised() -> None:
-    """It is not Onward's, and would be the same at the next try."""
+    """The response is not Onward's, and would be the same at the next try."""
     page = Response(200, {"content-type": "text/html"}, b"")
     with pytest.raises(Problem, match="200 OK"):
         drive(generate("/g", {"horizon": 2}, POLICY), page)

@@ -22,25 +22,25 @@ from tests.e2e.server import Server
 from tests.helpers.reference_loop import ZOO, BareLoop, Steps, pulse
 
 
-def assert_same(told: list[Prediction], expected: Steps, count: int) -> None:
-    assert [one.step for one in told] == list(range(1, count + 1))
+def assert_same(predictions: list[Prediction], expected: Steps, count: int) -> None:
+    assert [prediction.step for prediction in predictions] == list(range(1, count + 1))
     for name in ("mean", "std"):
-        assert np.stack([one[name] for one in told]).tobytes() == expected[name][:count].tobytes()
-    assert [one.surprise for one in told] == expected["surprise"][:count].tolist()
+        assert np.stack([prediction[name] for prediction in predictions]).tobytes() == expected[name][:count].tobytes()
+    assert [prediction.surprise for prediction in predictions] == expected["surprise"][:count].tolist()
 
 
 def test_every_input_is_answered_in_order(client: Client) -> None:
     """Many more than may be under way, to the bits of a bare loop; the handle knows where the session is."""
     rows = pulse(200)
     with client.session("pulse") as session:
-        told = list(session.stream(rows))
-        assert_same(told, BareLoop(ZOO / "pulse/1").run(rows), 200)
+        predictions = list(session.stream(rows))
+        assert_same(predictions, BareLoop(ZOO / "pulse/1").run(rows), 200)
         assert session.step_count == session.info().step == 200
-        assert session.prediction is told[-1]
+        assert session.prediction is predictions[-1]
 
 
 def test_an_input_may_wait_for_the_answer_before_it(server: Server) -> None:
-    """Whoever streams need not know the next input when it asks for the last one's prediction."""
+    """A caller may compute its next input from the prediction after the last one."""
     heard: queue.SimpleQueue[float] = queue.SimpleQueue()
 
     def inputs() -> Iterator[float]:
@@ -51,8 +51,8 @@ def test_an_input_may_wait_for_the_answer_before_it(server: Server) -> None:
 
     with onward.Client(server.url) as client, client.session("pulse") as session:
         sent = [515.0]
-        for told in session.stream(inputs()):
-            sent.append(float(told["mean"][0]))
+        for predictions in session.stream(inputs()):
+            sent.append(float(predictions["mean"][0]))
             heard.put(sent[-1])
         assert session.step_count == 20
     expected = BareLoop(ZOO / "pulse/1").run([[value] for value in sent[:20]])
@@ -60,19 +60,19 @@ def test_an_input_may_wait_for_the_answer_before_it(server: Server) -> None:
 
 
 def test_an_event_loop_waits_for_no_iterator(server: Server) -> None:
-    """One that could hold it up is refused; what is at hand, and what can be awaited, is taken."""
+    """An iterator that could block the loop is refused; lists, arrays and asynchronous iterators are accepted."""
 
     async def awaited() -> AsyncIterator[float]:
-        for one in (1.0, 2.0):
-            yield one
+        for prediction in (1.0, 2.0):
+            yield prediction
 
     async def streams() -> None:
         async with onward.AsyncClient(server.url) as client, client.session("pulse") as session:
             for inputs in ([1.0, 2.0], (1.0, 2.0), np.array([1.0, 2.0]), np.array([[1.0], [2.0]]), awaited()):
                 before = session.step_count
-                assert [one.step async for one in session.stream(inputs)] == [before + 1, before + 2]
+                assert [prediction.step async for prediction in session.stream(inputs)] == [before + 1, before + 2]
             with pytest.raises(TypeError, match="generator: expected a list"):
-                await anext(session.stream(one for one in (1.0, 2.0)))  # type: ignore[arg-type]
+                await anext(session.stream(prediction for prediction in (1.0, 2.0)))  # type: ignore[arg-type]
 
     asyncio.run(streams())
 
@@ -108,18 +108,18 @@ def test_nothing_is_lost_or_doubled_over_kills(tmp_path: Path, twin: Twin) -> No
     """Kill -9 of the whole service, twice, in the middle of a stream."""
     rows = pulse(300)
     with Server(tmp_path) as server, twin(server.url) as client, client.session("pulse") as session:
-        told = []
-        for one in session.stream(rows):
-            told.append(one)
-            if len(told) in (50, 170):
+        predictions = []
+        for prediction in session.stream(rows):
+            predictions.append(prediction)
+            if len(predictions) in (50, 170):
                 server.kill()
                 server.start()
-        assert_same(told, BareLoop(ZOO / "pulse/1").run(rows), 300)
+        assert_same(predictions, BareLoop(ZOO / "pulse/1").run(rows), 300)
         assert session.info().step == 300
 
 
 def test_a_name_that_has_ended_is_begun_anew(server: Server) -> None:
-    """And one that lives is gone on with, but not where it is of another model: that one stays where it is."""
+    """A living session is continued; a session of another model is refused and does not move."""
     env = {"ONWARD_URL": server.url}
     arguments = ["stream", "-", "--session", "again", "--json"]
     with onward.Client(server.url) as client:
@@ -129,14 +129,14 @@ def test_a_name_that_has_ended_is_begun_anew(server: Server) -> None:
         assert "[session-ended]" in ended.stderr
         done = CliRunner().invoke(main, [*arguments, "--model", "pulse"], input="515\n", env=env)
         assert json.loads(done.stdout)["step"] == 1, done.output
-        other = CliRunner().invoke(main, [*arguments, "--model", "characters"], input='"a"\n', env=env)
-        assert (other.exit_code, other.stdout) == (1, "")
-        assert "'again' is of the model 'pulse', not of 'characters'" in other.stderr
+        refused = CliRunner().invoke(main, [*arguments, "--model", "characters"], input='"a"\n', env=env)
+        assert (refused.exit_code, refused.stdout) == (1, "")
+        assert "'again' is of the model 'pulse', not of 'characters'" in refused.stderr
         assert client.attach("again").step_count == 1
 
 
 def test_a_bad_line_ends_the_command_where_it_is(server: Server) -> None:
-    """What comes behind it is not applied."""
+    """The lines behind it are not applied."""
     lines, env = "511\n512\n[513, 1]\n514\n515\n", {"ONWARD_URL": server.url}
     arguments = ["stream", "-", "--model", "pulse", "--session", "bad-line", "--json"]
     done = CliRunner().invoke(main, arguments, input=lines, env=env)
