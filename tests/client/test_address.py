@@ -10,7 +10,7 @@ import pytest
 from onward.client.transport import http
 from tests.client.both_clients import Twin
 from tests.e2e.server import Server
-from tests.helpers.losing_proxy import Losing
+from tests.helpers.losing_proxy import LosingProxy
 
 
 def test_certificates_are_read_for_https_alone() -> None:
@@ -25,7 +25,7 @@ def test_certificates_are_read_for_https_alone() -> None:
 
 def test_the_key_is_sent_and_told_to_nobody(server: Server, twin: Twin, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    with Losing(server.url, 0) as between, twin(between.url, api_key="a-secret-key") as client:
+    with LosingProxy(server.url, 0) as between, twin(between.url, api_key="a-secret-key") as client:
         with client.session("pulse") as session:
             assert "a-secret-key" not in repr(client) + repr(session)
         assert between.heads
@@ -42,7 +42,7 @@ def test_a_key_that_cannot_be_sent_is_refused_and_not_told(twin: Twin, key: str)
 
 def test_white_space_around_a_key_is_none_of_it(server: Server, twin: Twin) -> None:
     """As where it is read from a file."""
-    with Losing(server.url, 0) as between, twin(between.url, api_key=" a-secret-key\r\n") as client:
+    with LosingProxy(server.url, 0) as between, twin(between.url, api_key=" a-secret-key\r\n") as client:
         assert client.ready()
         assert b"\r\nAuthorization: Bearer a-secret-key\r\n" in between.heads[0]
 

@@ -21,7 +21,7 @@ from onward.errors import (
 )  # fmt: skip
 from tests.client.both_clients import Twin
 from tests.e2e.server import Server
-from tests.helpers.losing_proxy import Losing
+from tests.helpers.losing_proxy import LosingProxy
 from tests.helpers.reference_loop import ZOO, BareLoop, pulse, weather
 
 
@@ -137,10 +137,10 @@ def test_many_steps_of_one_session_survive_lost_answers(server: Server, twin: Tw
     """More of them than the service remembers requests of a session: none is done twice, and they keep their order."""
     rows = pulse(70)
     expected = BareLoop(ZOO / "pulse/1").run(rows)
-    with Losing(server.url) as between, twin(between.url) as client, client.session("pulse") as session:
+    with LosingProxy(server.url) as between, twin(between.url) as client, client.session("pulse") as session:
         result = client.step_many([(session, [row]) for row in rows])
         assert session.info().step == session.step_count == 70
-    assert between.asked.count("POST /v1/steps HTTP/1.1") == 4
+    assert between.request_lines.count("POST /v1/steps HTTP/1.1") == 4
     for row, first_one in enumerate(result):
         assert isinstance(first_one, Predictions)
         assert first_one["mean"][0].tobytes() == expected["mean"][row].tobytes()
@@ -184,7 +184,7 @@ def test_lost_answers_cost_nothing(server: Server, twin: Twin) -> None:
     rows = pulse(3)
     expected = BareLoop(ZOO / "pulse/1").run(rows)
     with (
-        Losing(server.url) as between,
+        LosingProxy(server.url) as between,
         twin(between.url) as client,
         client.session("pulse", inputs=rows[:1]) as session,
     ):
@@ -194,7 +194,7 @@ def test_lost_answers_cost_nothing(server: Server, twin: Twin) -> None:
         with session.fork("by-name") as fork:
             assert fork.step_count == 3
         assert session.info().step == 3
-    assert between.asked.count(f"POST /v1/sessions/{session.id}/steps HTTP/1.1") == 2
+    assert between.request_lines.count(f"POST /v1/sessions/{session.id}/steps HTTP/1.1") == 2
     with twin(server.url) as client:
         for name in (session.id, "by-name"):
             with pytest.raises(SessionEnded):
@@ -203,7 +203,7 @@ def test_lost_answers_cost_nothing(server: Server, twin: Twin) -> None:
 
 def test_a_service_that_is_not_there_is_said_to_be(twin: Twin) -> None:
     """After as long as patience lasts, and no longer."""
-    with Losing("http://127.0.0.1:1") as between:
+    with LosingProxy("http://127.0.0.1:1") as between:
         gone = between.url
     with twin(gone, patience=0.2) as client:
         assert not client.ready()

@@ -12,7 +12,7 @@ from onward.client.sync_client import Client
 from onward.errors import InvalidRequest
 from tests.client.both_clients import Twin
 from tests.e2e.server import Server
-from tests.helpers.losing_proxy import Losing
+from tests.helpers.losing_proxy import LosingProxy
 from tests.helpers.reference_loop import pulse
 
 
@@ -65,10 +65,10 @@ def test_choices_are_passed_on(client: Client) -> None:
 def test_a_cut_connection_is_taken_up(server: Server, client: Client, twin: Twin) -> None:
     """After a response that ends in the middle of an event, the client requests the rest, and no event comes twice."""
     right = drawn(client)
-    with Losing(server.url, kept=1500) as between, twin(between.url) as cut:
+    with LosingProxy(server.url, delivered_bytes=1500) as between, twin(between.url) as cut:
         events = drawn(cut)
     assert [repr(event) for event in events] == [repr(event) for event in right]
-    assert sum("/generate" in line for line in between.asked) == 2
+    assert sum("/generate" in line for line in between.request_lines) == 2
 
 
 def test_the_command_shows_tokens_as_they_come(server: Server) -> None:

@@ -22,7 +22,7 @@ from onward.model.manifest import Feature
 from onward.service.http.step_encoding import written
 from tests.e2e.server import Server
 from tests.helpers import numpy_networks
-from tests.helpers.expected_scores import serving
+from tests.helpers.expected_scores import start_engine
 from tests.helpers.recorded_bundles import category, draw, make_bundle
 from tests.helpers.reference_loop import ZOO, BareLoop, pulse, weather
 from tests.model.manifest_edits import Document, put
@@ -165,7 +165,7 @@ def test_every_head_is_told_as_the_engine_tells_it(tmp_path: Path, head: str) ->
         model, inputs = numpy_networks.export(network), [[f"c{index % 6}"] for index in range(40)]
     else:
         model = make_bundle(tmp_path / "models", head=head, features=("x", "y", "z"), targets=("z", "x"))
-    engine = serving(tmp_path / "store", model)
+    engine = start_engine(tmp_path / "store", model)
     for seed in (None, inputs[:5]):
         session, _ = engine.create("t", "tiny", inputs=seed)
         local_model = LocalModel(model).session(inputs=seed)

@@ -14,7 +14,7 @@ from onward.model.repository import open_bundle
 from tests.e2e.server import Server, open_files
 from tests.helpers.problem_assertions import assert_problem
 from tests.helpers.reference_loop import ZOO, BareLoop, pulse
-from tests.helpers.sse_reader import Told, read
+from tests.helpers.sse_reader import ReceivedEvent, read
 
 URL = "/v1/sessions/text/generate"
 TOKENS: dict[str, Any] = {"horizon": 30, "inputs": "The ", "temperature": 0.8, "top_p": 0.9, "seed": 7}
@@ -27,7 +27,7 @@ def _sessions(server: Server) -> None:
             assert client.post(f"/v1/models/{model}/sessions", json={"session_id": session}).status_code == 201
 
 
-def ask(client: httpx.Client, session: str, headers: dict[str, str] | None = None, **body: Any) -> list[Told]:
+def ask(client: httpx.Client, session: str, headers: dict[str, str] | None = None, **body: Any) -> list[ReceivedEvent]:
     answer = client.post(f"/v1/sessions/{session}/generate", json=body, headers=headers)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "text/event-stream"), answer.text
     assert (answer.headers["cache-control"], answer.headers["x-accel-buffering"]) == ("no-store", "no")

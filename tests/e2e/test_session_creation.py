@@ -102,13 +102,13 @@ def test_a_stream_creates_its_session_but_not_anew(server: Server, client: httpx
     for kind, message in (("texts", {"inputs": [[500]]}), ("bytes", bytes(8) + b"\0\0\xfa\x43")):
         name = fresh(client, kind)
         with WebSocket(server.url, name, model="pulse") as stream:
-            stream.say(message, message)
-            stream.hear()
-            stream.hear()
+            stream.send(message, message)
+            stream.receive()
+            stream.receive()
             assert client.get(f"/v1/sessions/{name}").json()["step"] == 2
             client.delete(f"/v1/sessions/{name}")
-            stream.say(message)
-            assert stream.hear()["status"] == 410
+            stream.send(message)
+            assert stream.receive()["status"] == 410
     with pytest.raises(ConnectionError, match="404"):
         WebSocket(server.url, fresh(client, "none"), model="none")
 

@@ -76,8 +76,8 @@ def test_who_stalls_is_cut_off_and_who_may_wait_is_not(tmp_path: Path) -> None:
             assert b"the body is not whole: too little was received or read in time" in told
         assert STALLED_S < time.monotonic() - began < 2 * STALLED_S + MARGIN_S
         for stream in silent:
-            stream.say({"inputs": [500]})
-            assert stream.hear()["step"] == 1
+            stream.send({"inputs": [500]})
+            assert stream.receive()["step"] == 1
         slow.sendall(chunk(b"500\n") + b"0\r\n\r\n")
         assert b'{"step":2,' in read_to(slow, b"\r\n0\r\n\r\n")
         assert client.get("/v1/sessions/half").json()["step"] == 1

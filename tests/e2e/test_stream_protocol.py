@@ -238,5 +238,5 @@ def expect(stream: WebSocket, expected: list[Expected]) -> None:
         with pytest.raises(ConnectionError, match=r"ended|reset"):
             stream.frame()
     else:
-        stream.say({"inputs": [[501]]})
-        assert "predictions" in stream.hear()
+        stream.send({"inputs": [[501]]})
+        assert "predictions" in stream.receive()

@@ -44,9 +44,9 @@ def test_messages_are_answered_as_posts_are(tmp_path: Path, fast_path: str, mode
         posted = [client.post("/v1/sessions/posted/steps", json=body).json() for body in messages]
         with WebSocket(server.url, "streamed") as stream:
             for message, expected in zip(messages, posted, strict=True):
-                stream.say(message)
+                stream.send(message)
                 name = {"request_id": message["request_id"]} if "request_id" in message else {}
-                told = json.dumps(stream.hear()).replace("'streamed'", "'posted'")
+                told = json.dumps(stream.receive()).replace("'streamed'", "'posted'")
                 assert json.loads(told) == expected | name
         assert client.get("/v1/sessions/streamed").json()["step"] == 4
 
@@ -59,15 +59,15 @@ def test_bytes_are_answered_by_bytes(server: Server, client: httpx.Client) -> No
     rows = np.stack([expected[name][:, 0] for name in ("mean", "std")] + [expected["surprise"]], axis=1).astype("<f4")
     with WebSocket(server.url, "b") as stream:
         for start, stop, number in ((0, 1, 0), (1, 4, 7), (1, 4, 7), (4, 6, 2**64 - 1)):
-            stream.say(struct.pack("<Q", number) + np.array(inputs[start:stop], "<f4").tobytes())
-            answer = stream.hear()
+            stream.send(struct.pack("<Q", number) + np.array(inputs[start:stop], "<f4").tobytes())
+            answer = stream.receive()
             assert answer[:8] == struct.pack("<Q", stop)
             told = np.frombuffer(answer, "<f4", offset=8).reshape(stop - start, 5)
             assert told[:, :3].tobytes() == rows[start:stop].tobytes()
             assert np.isnan(told[:, 4]).all(), "an anomaly of six inputs"
         for wrong in (b"", b"1234567", struct.pack("<Q", 1), struct.pack("<Qh", 1, 5), struct.pack("<Qf", 1, np.inf)):
-            stream.say(wrong)
-            assert stream.hear()["status"] in {400, 422}
+            stream.send(wrong)
+            assert stream.receive()["status"] in {400, 422}
         assert client.get("/v1/sessions/b").json()["step"] == 6
 
 
@@ -83,8 +83,8 @@ def test_bytes_say_what_texts_say(
     for name in ("text", "bytes"):
         client.post(f"/v1/models/{model}/sessions", json={"session_id": f"{model}-{name}"} | begun).raise_for_status()
         with WebSocket(server.url, f"{model}-{name}") as stream:
-            stream.say({"inputs": inputs} if name == "text" else bytes(8) + np.array(inputs, "<f4").tobytes())
-            said.append(stream.hear())
+            stream.send({"inputs": inputs} if name == "text" else bytes(8) + np.array(inputs, "<f4").tobytes())
+            said.append(stream.receive())
         client.delete(f"/v1/sessions/{model}-{name}").raise_for_status()
     text, data = said
     about = client.get(f"/v1/models/{model}").json()
@@ -106,12 +106,12 @@ def test_pipelined_messages_are_answered_in_order(server: Server, client: httpx.
     inputs = pulse(500)
     expected = BareLoop(ZOO / "pulse/1").run(inputs)
     with WebSocket(server.url, "p") as stream:
-        stream.say(*({"inputs": [row], "request_id": f"r{number}"} for number, row in enumerate(inputs[:250])))
-        stream.say({"inputs": [[None]], "request_id": "bad"})
+        stream.send(*({"inputs": [row], "request_id": f"r{number}"} for number, row in enumerate(inputs[:250])))
+        stream.send({"inputs": [[None]], "request_id": "bad"})
         whole = json.dumps({"inputs": [inputs[250]], "request_id": "r250"}).encode()
         pieces = frame(whole[:9], TEXT, fin=False) + frame(b"hello", PING) + frame(whole[9:], 0)
         stream.socket.sendall(pieces)
-        stream.say(*({"inputs": [row], "request_id": f"r{number}"} for number, row in enumerate(inputs[251:], 251)))
+        stream.send(*({"inputs": [row], "request_id": f"r{number}"} for number, row in enumerate(inputs[251:], 251)))
         heard, pongs = list[dict[str, Any]](), 0
         while len(heard) < 501:
             opcode, data = stream.frame()
@@ -142,18 +142,18 @@ def test_what_is_no_stream_is_refused(server: Server, client: httpx.Client) -> N
         with pytest.raises(ConnectionError, match=f"HTTP/1.1 {status}"):
             WebSocket(server.url, name, *headers)
     with WebSocket(server.url, "r", b"Origin: http://localhost") as stream:
-        stream.say({"inputs": [[500]]})
-        assert stream.hear()["step"] == 1
+        stream.send({"inputs": [[500]]})
+        assert stream.receive()["step"] == 1
 
 
 def test_a_session_that_ends_says_so(server: Server, client: httpx.Client) -> None:
     begin(client, "e")
     with WebSocket(server.url, "e") as stream:
-        stream.say({"inputs": [[500]]})
-        assert stream.hear()["step"] == 1
+        stream.send({"inputs": [[500]]})
+        assert stream.receive()["step"] == 1
         client.delete("/v1/sessions/e")
-        stream.say({"inputs": [[500]]})
-        assert stream.hear()["type"] == "urn:onward:problem:session-ended"
+        stream.send({"inputs": [[500]]})
+        assert stream.receive()["type"] == "urn:onward:problem:session-ended"
 
 
 def test_what_breaks_the_protocol_is_closed_with_its_code(tmp_path: Path) -> None:
@@ -164,9 +164,9 @@ def test_what_breaks_the_protocol_is_closed_with_its_code(tmp_path: Path) -> Non
             with WebSocket(server.url, "c") as stream, WebSocket(server.url, "c") as other:
                 stream.socket.sendall(wrong)
                 with pytest.raises(ConnectionError, match=str(code)):
-                    stream.hear()
-                other.say({"inputs": [[500]]})
-                assert "predictions" in other.hear()
+                    stream.receive()
+                other.send({"inputs": [[500]]})
+                assert "predictions" in other.receive()
         with WebSocket(server.url, "c") as stream:
             stream.socket.sendall(frame(struct.pack(">H", 1000), CLOSE))
             assert stream.frame() == (CLOSE, struct.pack(">H", 1000))
@@ -189,12 +189,12 @@ def test_what_was_not_answered_is_sent_again(tmp_path: Path) -> None:
                             {"inputs": [inputs[at]], "request_id": f"r{at}"}
                             for at in range(sent, min(len(answers) + 32, len(inputs)))
                         ]
-                        stream.say(*more)
+                        stream.send(*more)
                         sent += len(more)
                         if len(answers) >= kills_at:
                             server.kill_worker(worker)
                             kills_at = len(inputs)
-                        answers.append(stream.hear())
+                        answers.append(stream.receive())
                 except (ConnectionError, BrokenPipeError):
                     continue
         assert client.get("/v1/sessions/k").json()["step"] == len(inputs)
@@ -211,7 +211,7 @@ def test_a_stop_is_told(tmp_path: Path) -> None:
             client.close()
             assert server.stop() == 0
             with pytest.raises(ConnectionError, match="1001"):
-                stream.hear()
+                stream.receive()
 
 
 def resident(pid: int) -> int:
@@ -243,19 +243,19 @@ def test_a_thousand_streams_step_in_turn(tmp_path: Path, capsys: pytest.CaptureF
         assert all(server.holder(one.socket) in server.workers() for one in streams[:3])
         for turn in range(ROUNDS):
             for number, stream in enumerate(streams):
-                stream.say({"inputs": [inputs[turn * STREAMS + number]]})
+                stream.send({"inputs": [inputs[turn * STREAMS + number]]})
             for stream in streams:
-                assert stream.hear()["step"] == turn + 2
+                assert stream.receive()["step"] == turn + 2
         for number in (0, STREAMS - 1):
             mine = [[500.0], *(inputs[turn * STREAMS + number] for turn in range(ROUNDS))]
             expected = BareLoop(ZOO / "pulse/1").run(mine)
-            streams[number].say({"inputs": [[501]]})
+            streams[number].send({"inputs": [[501]]})
             after = BareLoop(ZOO / "pulse/1").run([*mine, [501.0]])
-            assert_same_bits(streams[number].hear(), after, slice(len(mine), None))
+            assert_same_bits(streams[number].receive(), after, slice(len(mine), None))
             assert len(expected["mean"]) == ROUNDS + 1
         for number, stream in enumerate(idle):
-            stream.say({"inputs": [[502]], "step": 0})
-            assert stream.hear()["expected_step"] >= ROUNDS + 1, f"stream {number} is not served any more"
+            stream.send({"inputs": [[502]], "step": 0})
+            assert stream.receive()["expected_step"] >= ROUNDS + 1, f"stream {number} is not served any more"
         for stream in streams + idle:
             stream.close()
     with capsys.disabled():

@@ -1,4 +1,4 @@
-"""What sessions say of their predictions, computed anew from a whole series, and an engine that counts."""
+"""The predictions and anomaly scores that sessions must report, computed from a whole series; and an engine."""
 
 import math
 from pathlib import Path
@@ -16,26 +16,27 @@ from onward.service.store.lmdb import LmdbStore
 STEPS = 330
 
 
-def serving(folder: Path, *models: StepModel, **limits: Any) -> Engine:
+def start_engine(folder: Path, *models: StepModel, **limits: Any) -> Engine:
+    """Returns a running engine with these models and a store in the folder; `limits` are fields of Limits."""
     opened = Opened({model.manifest.name: {model.manifest.version: model} for model in models}, [])
     engine = Engine(opened, LmdbStore(folder), Limits(**limits))
     engine.start()
     return engine
 
 
-def before(model: StepModel, outputs: Outputs) -> Outputs:
-    """(steps,) what was said before each input, of outputs after each."""
-    said = model.last_prediction(model.layout.initial(len(outputs)))
+def previous_predictions(model: StepModel, outputs: Outputs) -> Outputs:
+    """Returns (steps,) the prediction made before each input, from the outputs after each input."""
+    predictions = model.last_prediction(model.layout.initial(len(outputs)))
     for name in model.manifest.head.outputs:
-        said[name][1:] = outputs[name][:-1]
-    return said
+        predictions[name][1:] = outputs[name][:-1]
+    return predictions
 
 
-def anomaly(surprise: NDArray[np.float32]) -> list[float]:
-    """One by one, from a list of what came before."""
-    told = []
-    for step, one in enumerate(surprise):
-        last = surprise[max(0, step - RING_SIZE) : step]
-        p = (1 + sum(float(other) >= float(one) for other in last)) / (len(last) + 1)
-        told.append(1 - p if len(last) >= MIN_SCORES else math.nan)
-    return told
+def anomaly_scores(surprise: NDArray[np.float32]) -> list[float]:
+    """Returns the anomaly score of each step, computed one by one from a list of the earlier surprises."""
+    scores = []
+    for step, current in enumerate(surprise):
+        recent = surprise[max(0, step - RING_SIZE) : step]
+        p = (1 + sum(float(earlier) >= float(current) for earlier in recent)) / (len(recent) + 1)
+        scores.append(1 - p if len(recent) >= MIN_SCORES else math.nan)
+    return scores

@@ -1,4 +1,4 @@
-"""Between client and service, something that loses answers: what was asked is done, and nobody hears of it."""
+"""A proxy between client and service that loses responses: the service handles the request, the client sees nothing."""
 
 import contextlib
 import socket
@@ -8,16 +8,20 @@ from typing import Self
 from urllib.parse import urlsplit
 
 
-class Losing:
-    """Passes requests on to `url`, one a connection; the answers of the first `count` of each path are lost, but for
-    their first `kept` bytes.
+class LosingProxy:
+    """Forwards requests to `url`, one a connection, and loses the first `count` responses of each request line.
+
+    Of a lost response the client receives the first `delivered_bytes` bytes.
     """
 
-    def __init__(self, url: str, count: int = 1, kept: int = 0) -> None:
+    def __init__(self, url: str, count: int = 1, delivered_bytes: int = 0) -> None:
         parts = urlsplit(url)
-        self._to, self._count, self._kept = (parts.hostname or "", parts.port or 0), count, kept
-        self.asked: list[str] = []
-        """The request lines that came."""
+        self._address, self._count, self._delivered_bytes = (
+            (parts.hostname or "", parts.port or 0),
+            count,
+            delivered_bytes,
+        )
+        self.request_lines: list[str] = []
         self.heads: list[bytes] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
@@ -41,23 +45,25 @@ class Losing:
             except OSError:
                 return
             with connection, contextlib.suppress(OSError):
-                self._pass_on(connection)
+                self._forward(connection)
 
-    def _pass_on(self, connection: socket.socket) -> None:
-        head, body = _whole(connection)
+    def _forward(self, connection: socket.socket) -> None:
+        head, body = _read_request(connection)
         if not head:
             return
         line = head.partition(b"\r\n")[0].decode()
-        self.asked.append(line)
+        self.request_lines.append(line)
         self.heads.append(head)
-        with socket.create_connection(self._to) as service:
+        with socket.create_connection(self._address) as service:
             service.sendall(head.replace(b"\r\nConnection: keep-alive", b"\r\nConnection: close") + body)
-            answer = b"".join(iter(lambda: service.recv(65_536), b""))
-        connection.sendall(answer if self.asked.count(line) > self._count else answer[: self._kept])
+            response = b"".join(iter(lambda: service.recv(65_536), b""))
+        connection.sendall(
+            response if self.request_lines.count(line) > self._count else response[: self._delivered_bytes]
+        )
 
 
-def _whole(connection: socket.socket) -> tuple[bytes, bytes]:
-    """One request: its head, with the empty line, and its body."""
+def _read_request(connection: socket.socket) -> tuple[bytes, bytes]:
+    """Returns the head of the next request, with the empty line, and its body; two empty strings at the end."""
     data = b""
     while b"\r\n\r\n" not in data:
         if not (more := connection.recv(65_536)):

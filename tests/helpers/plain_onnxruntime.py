@@ -1,4 +1,4 @@
-"""ONNX Runtime with nothing of ours around it: what the runner is compared with."""
+"""Plain calls of ONNX Runtime, with which the runner is compared."""
 
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ def zeros(manifest: Manifest, rows: int) -> dict[str, NDArray[Any]]:
 def call(
     opened: ort.InferenceSession, inputs: NDArray[np.float32], lengths: list[int], state: dict[str, NDArray[Any]]
 ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
-    """One call: inputs (time, batch, features) -> outputs by name, (time, batch, ...), and the next call's state."""
+    """Runs the graph: inputs (time, batch, features) -> outputs by name, (time, batch, ...), and the next state."""
     names = [node.name for node in opened.get_outputs()]
     feeds = {"inputs": inputs, "lengths": np.array(lengths, np.int32), **state}
     results = dict(zip(names, opened.run(names, feeds), strict=True))

@@ -1,7 +1,7 @@
 """Small bundles with random weights, made by the exporter that makes the real ones, for any test that needs a model.
 
-`make_bundle(repository)` is enough for most; the same arguments give the same bytes. A kind of network is exported
-once a run and written from memory after that.
+`make_bundle(repository)` is enough for most tests; the same arguments give the same bytes. Each network is exported
+once in a run of the tests and written from memory after that.
 """
 
 import json
@@ -62,7 +62,10 @@ def make_network(
     seed: int = 0,
     more: Options = (),
 ) -> Network:
-    """The network of `make_bundle` with these arguments. No weight or bias is zero, so none can be misplaced unseen."""
+    """Returns the network of `make_bundle` with these arguments.
+
+    No weight or bias is zero, so that a misplaced weight shows.
+    """
     generator = torch.Generator().manual_seed(seed)
     mean, std = moments(len(features))
     model = Model.model_validate({"cell": cell, "layers": layers, "units": units, "head": head, **dict(more)})
@@ -80,12 +83,12 @@ def make_network(
 
 
 def signature(features: tuple[str, ...] = ("x",), targets: tuple[str, ...] | None = None) -> Signature:
-    """Of observed numbers."""
+    """Returns the signature of a network whose features are all observed numbers."""
     return Signature(tuple(Feature(name=name) for name in features), targets or features)
 
 
 def readout(network: Network) -> nn.Linear:
-    """Of a head that predicts numbers."""
+    """Returns the readout layer of a network whose head predicts numbers."""
     assert isinstance(network.head, NumberHead)
     return network.head.readout
 

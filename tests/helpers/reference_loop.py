@@ -1,4 +1,4 @@
-"""The independent side of comparisons: a bare ONNX Runtime loop over a bundle, none of Onward's own code in it."""
+"""The independent side of comparisons: a bare ONNX Runtime loop over a bundle, without any code of Onward."""
 
 import csv
 import json
@@ -16,7 +16,7 @@ Steps = dict[str, NDArray[np.float32]]
 
 
 class BareLoop:
-    """One uninterrupted sequence, one step a call, batch of one."""
+    """An uninterrupted sequence of calls of a graph, one step a call, with a batch of one."""
 
     def __init__(self, bundle: Path) -> None:
         options = ort.SessionOptions()
@@ -29,7 +29,7 @@ class BareLoop:
         self._outputs = [node.name for node in self._session.get_outputs()]
 
     def step(self, values: Sequence[float]) -> dict[str, NDArray[np.float32]]:
-        """The outputs after one input, each (...) of one step."""
+        """The outputs after one input, by name, each of the shape of a single step."""
         feeds = {"inputs": np.array(values, np.float32).reshape(1, 1, -1), "lengths": np.array([1], np.int32)}
         got = dict(zip(self._outputs, self._session.run(self._outputs, feeds | self._state), strict=True))
         self._state = {name: got[name.removesuffix("_in") + "_out"] for name in self._state}
@@ -60,13 +60,13 @@ INPUTS = {"pulse": pulse, "weather": weather}
 """Real inputs by model of the zoo."""
 
 
-def assert_same_bits(answer: dict[str, object], expected: Steps, rows: slice = slice(None)) -> None:
-    """A JSON answer's predictions and surprise against the loop's, bit for bit."""
-    predictions = answer["predictions"]
+def assert_same_bits(response: dict[str, object], expected: Steps, rows: slice = slice(None)) -> None:
+    """Asserts that the predictions and surprise of a JSON response equal those rows of the loop, bit for bit."""
+    predictions = response["predictions"]
     assert isinstance(predictions, dict)
-    told = {**predictions, "surprise": answer["surprise"]}
-    assert set(told) == set(expected)
+    outputs = {**predictions, "surprise": response["surprise"]}
+    assert set(outputs) == set(expected)
     for name, value in expected.items():
-        got = np.array(told[name], np.float32)
+        got = np.array(outputs[name], np.float32)
         assert got.shape == value[rows].shape, name
         assert got.tobytes() == value[rows].tobytes(), f"{name}: {got} is not {value[rows]}"

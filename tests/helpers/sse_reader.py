@@ -1,25 +1,28 @@
-"""Server-Sent Events, read as the specification has it: fields to the first colon, events to an empty line."""
+"""A reader of Server-Sent Events as the specification defines them: an empty line ends an event."""
 
 import json
 from typing import Any, NamedTuple
 
 
-class Told(NamedTuple):
-    """One event; `name` is `message` where none was sent, as for a browser."""
+class ReceivedEvent(NamedTuple):
+    """An event; its `name` is `message` if the server sent no name, as in a browser."""
 
     name: str
     id: str
     data: Any
 
 
-def read(text: str) -> list[Told]:
-    """All whole events of a stream; comments are passed over."""
-    return [Told(one.get("event", "message"), one["id"], json.loads(one["data"])) for one in fields_of(text)]
+def read(text: str) -> list[ReceivedEvent]:
+    """Returns all complete events of a stream, without comments."""
+    return [
+        ReceivedEvent(fields.get("event", "message"), fields["id"], json.loads(fields["data"]))
+        for fields in fields_of(text)
+    ]
 
 
 def fields_of(text: str) -> list[dict[str, str]]:
-    """The same, by the fields as they were sent."""
-    found = []
+    """Returns the fields of each complete event as the server sent them."""
+    events = []
     for block in text.split("\n\n")[:-1]:
         fields: dict[str, str] = {}
         for line in block.split("\n"):
@@ -29,5 +32,5 @@ def fields_of(text: str) -> list[dict[str, str]]:
                 assert name not in fields, block
                 fields[name] = value.removeprefix(" ")
         if fields:
-            found.append(fields)
-    return found
+            events.append(fields)
+    return events

@@ -1,4 +1,4 @@
-"""TLS in front of a server that has none: a certificate of its own, and a proxy that takes the encryption off."""
+"""A TLS-terminating proxy in front of a plain server, with a self-signed certificate."""
 
 import contextlib
 import socket
@@ -15,10 +15,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 
 def certificate(folder: Path) -> Path:
-    """Of 127.0.0.1, signed by itself, in one file with its key."""
+    """Writes a self-signed certificate of 127.0.0.1 and its key to one file; returns the file."""
     key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
     now = datetime.now(UTC)
-    made = (
+    signed = (
         x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
         .not_valid_before(now - timedelta(days=1))
         .not_valid_after(now + timedelta(days=1))
@@ -29,13 +29,13 @@ def certificate(folder: Path) -> Path:
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     file = folder / "certificate.pem"
-    file.write_bytes(private + made.public_bytes(serialization.Encoding.PEM))
+    file.write_bytes(private + signed.public_bytes(serialization.Encoding.PEM))
     return file
 
 
 @contextlib.contextmanager
-def in_front_of(port: int, file: Path) -> Iterator[int]:
-    """The port on which TLS is spoken."""
+def tls_port(port: int, file: Path) -> Iterator[int]:
+    """Yields a port that accepts TLS and forwards the plain bytes to `port`."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(file)
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -50,11 +50,11 @@ def _accept(listener: socket.socket, context: ssl.SSLContext, port: int) -> None
             raw, _ = listener.accept()
             with contextlib.suppress(ssl.SSLError):
                 outer, inner = context.wrap_socket(raw, server_side=True), socket.create_connection(("127.0.0.1", port))
-                for one, other in ((outer, inner), (inner, outer)):
-                    threading.Thread(target=_carry, args=(one, other), daemon=True).start()
+                for source, sink in ((outer, inner), (inner, outer)):
+                    threading.Thread(target=_copy, args=(source, sink), daemon=True).start()
 
 
-def _carry(one: socket.socket, other: socket.socket) -> None:
-    with contextlib.suppress(OSError), one, other:
-        while data := one.recv(65536):
-            other.sendall(data)
+def _copy(source: socket.socket, sink: socket.socket) -> None:
+    with contextlib.suppress(OSError), source, sink:
+        while data := source.recv(65536):
+            sink.sendall(data)

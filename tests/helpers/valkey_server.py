@@ -1,4 +1,4 @@
-"""A real Valkey server for tests: started, killed, paused and started again; alone or as a cluster of its own."""
+"""A real Valkey server for tests that can be killed, paused and restarted; alone or as a cluster of one node."""
 
 import signal
 import socket
@@ -15,7 +15,7 @@ SLOTS = 16_384
 
 
 class Server:
-    """Keeps what it has in an append-only file, written before it answers, as docs/durability.md advises."""
+    """A Valkey server that writes its append-only file before it answers, as docs/durability.md advises."""
 
     def __init__(self, folder: Path, *, cluster: bool = False, **settings: str) -> None:
         self.folder, self.cluster, self.port = folder, cluster, _free_port()
@@ -61,7 +61,7 @@ class Server:
         self._process.send_signal(number)
 
     def kill(self) -> None:
-        """At once, as a crash would."""
+        """Kills the server with SIGKILL, as a crash would end it."""
         self.signal(signal.SIGCONT)
         self.signal(signal.SIGKILL)
         assert self._process is not None
@@ -69,7 +69,7 @@ class Server:
 
 
 def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
     return port if port < 50_000 else port - 20_000  # a cluster's nodes also listen 10,000 above

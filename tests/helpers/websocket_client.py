@@ -1,4 +1,4 @@
-"""A WebSocket as its client sends it, byte for byte: written from RFC 6455, beside the library that serves it."""
+"""A WebSocket client written from RFC 6455, byte for byte and independent of the product's framing."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 KEY = b"dGhlIHNhbXBsZSBub25jZQ=="
-ACCEPT = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="  # RFC 6455, 1.3: of that key
+ACCEPT = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="  # the response to KEY in RFC 6455, section 1.3
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 
 
@@ -26,23 +26,23 @@ def frame(data: bytes, opcode: int = TEXT, mask: bytes = b"\x01\x02\x03\x04", *,
         size = bytes([0x80 | length])
     else:
         size = b"\xfe" + struct.pack(">H", length) if length < 2**16 else b"\xff" + struct.pack(">Q", length)
-    masked = bytes(byte ^ mask[place % 4] for place, byte in enumerate(data))
+    masked = bytes(byte ^ mask[index % 4] for index, byte in enumerate(data))
     return bytes([fin << 7 | opcode]) + size + mask + masked
 
 
 class Frames:
-    """What a server sends, out of bytes as they come."""
+    """A parser of the frames that a server sends."""
 
     def __init__(self) -> None:
         self.rest = b""
 
     def feed(self, data: bytes) -> list[tuple[int, bytes]]:
-        """Opcode and payload of each frame that is whole."""
+        """Returns the opcode and the payload of each frame that these bytes complete."""
         self.rest += data
-        found = []
-        while (one := self._next()) is not None:
-            found.append(one)
-        return found
+        frames = []
+        while (frame := self._next()) is not None:
+            frames.append(frame)
+        return frames
 
     def _next(self) -> tuple[int, bytes] | None:
         if len(self.rest) < 2:
@@ -62,10 +62,10 @@ class Frames:
 
 
 class WebSocket:
-    """Blocking, with no pong of its own."""
+    """A blocking WebSocket connection that sends no pong by itself."""
 
     def __init__(self, url: str, session_id: str, *headers: bytes, model: str = "") -> None:
-        """Connects, and raises ConnectionError where the handshake is refused. model: creates the session on it."""
+        """Connects; raises ConnectionError if the handshake is refused. `model` creates the session."""
         address = urlsplit(url)
         self.socket = socket.create_connection((address.hostname, address.port), timeout=60)
         of_model = f"/models/{model}" if model else ""
@@ -73,10 +73,10 @@ class WebSocket:
         self._frames, self._read = Frames(), list[tuple[int, bytes]]()
         head = b""
         while b"\r\n\r\n" not in head:
-            more = self.socket.recv(65536)
-            if not more:
+            data = self.socket.recv(65536)
+            if not data:
                 raise ConnectionError(head)
-            head += more
+            head += data
         self.head, _, rest = head.partition(b"\r\n\r\n")
         if not self.head.startswith(b"HTTP/1.1 101 "):
             self.socket.close()
@@ -84,17 +84,19 @@ class WebSocket:
         assert b"Sec-WebSocket-Accept: " + ACCEPT in self.head
         self._read += self._frames.feed(rest)
 
-    def say(self, *messages: dict[str, Any] | bytes) -> None:
-        """All in one piece: objects as texts, bytes as they are."""
+    def send(self, *messages: dict[str, Any] | bytes) -> None:
+        """Sends messages in a single write: objects as JSON texts, bytes as binary messages."""
         self.socket.sendall(
             b"".join(
-                frame(one, BINARY, os.urandom(4)) if isinstance(one, bytes) else frame(json.dumps(one).encode())
-                for one in messages
+                frame(message, BINARY, os.urandom(4))
+                if isinstance(message, bytes)
+                else frame(json.dumps(message).encode())
+                for message in messages
             )
         )
 
     def frame(self) -> tuple[int, bytes]:
-        """The next one. Raises ConnectionError at the end."""
+        """Returns the opcode and payload of the next frame; raises ConnectionError at the end of the stream."""
         while not self._read:
             data = self.socket.recv(65536)
             if not data:
@@ -102,8 +104,8 @@ class WebSocket:
             self._read += self._frames.feed(data)
         return self._read.pop(0)
 
-    def hear(self) -> Any:
-        """The next message: a text's JSON, or bytes. Raises ConnectionError where a close comes."""
+    def receive(self) -> Any:
+        """Returns the next message, a text parsed as JSON or bytes; raises ConnectionError with the code of a close."""
         while True:
             opcode, data = self.frame()
             if opcode == TEXT:

@@ -20,13 +20,13 @@ from onward.model.scoring.conformal import (
     correct_interval,
 )
 from onward.model.scoring.layout import ALARM
-from tests.helpers.expected_scores import anomaly
+from tests.helpers.expected_scores import anomaly_scores
 
 
 def test_ties_count_against_an_anomaly() -> None:
     """What is as large as what came is not unusual; one by one, many at once and of many rows."""
     scores = np.random.default_rng(0).integers(6, size=400).astype(np.float32)
-    expected = np.array(anomaly(scores))
+    expected = np.array(anomaly_scores(scores))
     told, ring = anomalies(EMPTY, 0, scores.tolist())
     np.testing.assert_array_equal(told, expected)
     rings, single, found = np.frombuffer(EMPTY * 2, np.float32).reshape(2, -1).copy(), EMPTY, list[float]()

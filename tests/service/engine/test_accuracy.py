@@ -23,7 +23,7 @@ from onward.service.engine.forecasting.forecast_start import ForecastRequest
 from onward.service.engine.steps import StepResult
 from onward.service.errors import InvalidInputError
 from tests.contracts.test_stores import beside
-from tests.helpers.expected_scores import STEPS, anomaly, before, serving
+from tests.helpers.expected_scores import STEPS, anomaly_scores, previous_predictions, start_engine
 from tests.helpers.recorded_bundles import category, draw, make_bundle, make_feature_bundle, stepped_outputs
 from tests.helpers.reference_loop import ZOO, pulse
 
@@ -38,7 +38,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Engi
     for head in HEADS:
         folder = tmp_path_factory.mktemp(head)
         model = make_bundle(folder / "models", head=head, features=("x", "y", "z"), targets=("z", "x"))
-        made[head] = serving(folder / "store", model)
+        made[head] = start_engine(folder / "store", model)
     yield made
     for engine in made.values():
         engine.close()
@@ -47,10 +47,10 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Engi
 def expected(model: StepModel, series: NDArray[np.float32]) -> dict[str, Any]:
     """Returns the expected scores by target, over the whole series at once. series: (steps, features)."""
     outputs = stepped_outputs(model, series)
-    predictions, head = before(model, outputs), model.manifest.head
+    predictions, head = previous_predictions(model, outputs), model.manifest.head
     actual = series[:, [2, 0]].astype(np.float64)
     error = actual - predictions[head.outputs[0]]
-    scores: dict[str, Any] = {"error": error, "anomaly": anomaly(outputs["surprise"])}
+    scores: dict[str, Any] = {"error": error, "anomaly": anomaly_scores(outputs["surprise"])}
     inside: NDArray[np.bool_] | None = None
     match head.kind:
         case "gaussian":
@@ -136,7 +136,7 @@ def test_stored_statistics_do_not_depend_on_calls(engines: dict[str, Engine], in
 def test_scoring_does_not_change_predictions(tmp_path: Path) -> None:
     """Scoring changes no bit of the predictions; when it is off, nothing is stored or returned."""
     model = make_bundle(tmp_path / "models")
-    on, off = (serving(tmp_path / name, model, accuracy=name == "on") for name in ("on", "off"))
+    on, off = (start_engine(tmp_path / name, model, accuracy=name == "on") for name in ("on", "off"))
     series = draw(1, 60)[0].tolist()
     scores = []
     for engine in (on, off):
@@ -155,14 +155,14 @@ def test_scoring_does_not_change_predictions(tmp_path: Path) -> None:
 def test_stored_answers_with_scores_are_returned_when_scoring_is_off(tmp_path: Path) -> None:
     """A retry gets the first answer's bytes, with errors and intervals, and a row beside it gets its own answer."""
     model, series = make_bundle(tmp_path / "models"), draw(1, 40)[0].tolist()
-    engine, many = serving(tmp_path / "store", model), list[StepRequest]()
+    engine, many = start_engine(tmp_path / "store", model), list[StepRequest]()
     for name, interval in (("plain", None), ("corrected", 0.8), ("neighbour", None)):
         engine.create(T, "tiny", session_id=name, inputs=series[:30], interval=interval)
         many.append(StepRequest(name, series[30:], None, "r"))
     first = successful(engine.steps.step_many(T, many))
     stored = [engine.sessions.get(T, result.session_id).record.accuracy for result in many]
     engine.close()
-    engine = serving(tmp_path / "store", model, accuracy=False)
+    engine = start_engine(tmp_path / "store", model, accuracy=False)
     again = [*many[:2], many[2]._replace(request_id="another")]
     second = successful(engine.steps.step_many(T, again))
     assert [result.outputs.tobytes() for result in second[:2]] == [result.outputs.tobytes() for result in first[:2]]
@@ -182,7 +182,7 @@ def test_hits_of_categories_and_labels_have_none(tmp_path: Path) -> None:
     """A categorical head is right when its likeliest category comes; a label's predicts no input, and has anomalies."""
     features = [category("c", 4, nullable=True)]
     model = make_feature_bundle(tmp_path / "models", features, "c", head="categorical", counts=[1, 2, 3, 4], units=6)
-    engine = serving(tmp_path / "store", model)
+    engine = start_engine(tmp_path / "store", model)
     rng = np.random.default_rng(0)
     inputs: list[Any] = [None if result == 4 else int(result) for result in rng.integers(5, size=200)]
     engine.create(T, "tiny", session_id="s")
@@ -197,7 +197,7 @@ def test_hits_of_categories_and_labels_have_none(tmp_path: Path) -> None:
     assert targets["c"].hits == pytest.approx(np.mean([inputs[step] == predictions[step] for step in present]))
     assert ERROR not in (outputs.dtype.names or ())
     scores = np.full(200, np.nan, np.float32)
-    scores[present] = anomaly(outputs["surprise"][present])
+    scores[present] = anomaly_scores(outputs["surprise"][present])
     assert outputs[ANOMALY].tobytes() == scores.tobytes()
     with pytest.raises(InvalidInputError, match="interval"):
         engine.create(T, "tiny", interval=0.9)
@@ -208,7 +208,7 @@ def test_a_missing_input_is_not_scored(tmp_path: Path) -> None:
     """A missing input has no error and no anomaly, is not in the ring, and the value before it stays the last one."""
     features = [Feature(name="x", nullable=True), Feature(name="y", nullable=True)]
     model = make_feature_bundle(tmp_path / "models", features, "x", "y", head="gaussian", units=6)
-    engine = serving(tmp_path / "store", model)
+    engine = start_engine(tmp_path / "store", model)
     series = np.random.default_rng(0).normal(10, 2, (200, 2)).astype(np.float32)
     series[np.random.default_rng(1).random((200, 2)) < 0.2] = np.nan
     written = [[None if np.isnan(value) else float(value) for value in row] for row in series]
@@ -216,11 +216,11 @@ def test_a_missing_input_is_not_scored(tmp_path: Path) -> None:
     outputs = np.concatenate(
         [engine.steps.step(T, "s", written[start:end]).outputs for start, end in ((0, 3), (3, 4), (4, 200))]
     )
-    error = series.astype(np.float64) - before(model, outputs)["mean"]
+    error = series.astype(np.float64) - previous_predictions(model, outputs)["mean"]
     assert outputs[ERROR].tobytes() == error.astype(np.float32).tobytes()
     whole = ~np.isnan(series).any(axis=1)
     scores = np.full(200, np.nan, np.float32)
-    scores[whole] = anomaly(outputs["surprise"][whole])
+    scores[whole] = anomaly_scores(outputs["surprise"][whole])
     assert outputs[ANOMALY].tobytes() == scores.tobytes()
     targets, _ = engine.accuracy(engine.sessions.get(T, "s").record)
     assert targets is not None
@@ -246,7 +246,7 @@ def test_a_retry_gets_the_same_bytes(engines: dict[str, Engine]) -> None:
 def test_forks_keep_and_rewinds_restore_the_statistics(tmp_path: Path) -> None:
     """A fork goes on from the same sums. After a rewind they are, to the bit, as if the later steps had never been."""
     model = make_bundle(tmp_path / "models")
-    engine = serving(tmp_path / "store", model, history=20)
+    engine = start_engine(tmp_path / "store", model, history=20)
     series = draw(1, 80)[0].tolist()
     stored = []
     for interval in (None, 0.9):
@@ -268,7 +268,7 @@ def test_forks_keep_and_rewinds_restore_the_statistics(tmp_path: Path) -> None:
 
 def test_rows_of_no_session_are_not_scored(tmp_path: Path) -> None:
     """Stateless predictions and forecasts have the model's outputs alone, also beside sessions' rows."""
-    engine = serving(tmp_path, open_all(ZOO).models["pulse"][1])
+    engine = start_engine(tmp_path, open_all(ZOO).models["pulse"][1])
     engine.create(T, "pulse", session_id="s")
     stepping = gevent.spawn(engine.steps.step, T, "s", pulse(3))
     (predicted,) = engine.predict("pulse", None, [pulse(3)], 2)

@@ -21,7 +21,7 @@ from onward.service.store.lmdb import LmdbStore
 from tests.helpers.analytic_models import ar1, markov
 from tests.helpers.recorded_bundles import FEATURES, make_bundle
 from tests.helpers.reference_loop import ZOO, BareLoop, pulse
-from tests.helpers.sse_reader import Told, fields_of, read
+from tests.helpers.sse_reader import ReceivedEvent, fields_of, read
 
 T = "tenant"
 CHANCES = [[0.5, 0.2, 0.2, 0.1], [0.1, 0.1, 0.7, 0.1], [0.3, 0.3, 0.3, 0.1], [0.25, 0.25, 0.25, 0.25]]
@@ -80,7 +80,7 @@ def tokens(steps: Sequence[GeneratedStep]) -> list[int]:
     return [int(step.values[0]) for step in steps]
 
 
-def ask(client: FlaskClient, session: str, headers: dict[str, str] | None = None, **body: Any) -> list[Told]:
+def ask(client: FlaskClient, session: str, headers: dict[str, str] | None = None, **body: Any) -> list[ReceivedEvent]:
     answer = client.post(f"/v1/sessions/{session}/generate", json=body, headers=headers or {})
     assert (answer.status_code, answer.content_type) == (200, "text/event-stream"), answer.text
     assert (answer.headers["Cache-Control"], answer.headers["X-Accel-Buffering"]) == ("no-store", "no")

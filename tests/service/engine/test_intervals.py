@@ -16,7 +16,7 @@ from onward.model.scoring.conformal import (
     RING_SIZE,
 )
 from onward.model.scoring.layout import ANOMALY, HIGH, LOW
-from tests.helpers.expected_scores import STEPS, before, serving
+from tests.helpers.expected_scores import STEPS, previous_predictions, start_engine
 from tests.helpers.recorded_bundles import draw, make_bundle, stepped_outputs
 
 T = "tenant"
@@ -37,7 +37,7 @@ def noise(model: StepModel, steps: int, rng: np.random.Generator, spread: Callab
 def test_anomalies_are_calibrated(tmp_path: Path) -> None:
     """If every input is as unusual as any other, 5% have 0.95 or more and 1% at most 0.99; an outlier has it."""
     model = make_bundle(tmp_path / "models")
-    engine = serving(tmp_path / "store", model)
+    engine = start_engine(tmp_path / "store", model)
     series = noise(model, 6000, np.random.default_rng(0), lambda _: 1.0)
     engine.create(T, "tiny", session_id="s")
     values = engine.steps.step(T, "s", series).outputs[ANOMALY]
@@ -53,14 +53,14 @@ def test_anomalies_are_calibrated(tmp_path: Path) -> None:
 def test_corrected_intervals_hold_their_share_when_noise_triples(tmp_path: Path) -> None:
     """The model's own interval loses what it should hold, the corrected one does not, in any 1000 inputs after it."""
     model = make_bundle(tmp_path / "models")
-    engine = serving(tmp_path / "store", model)
+    engine = start_engine(tmp_path / "store", model)
     series = noise(model, 5000, np.random.default_rng(0), lambda step: 3.0 if step >= 2000 else 1.0)
     engine.create(T, "tiny", session_id="s", interval=0.8)
     outputs = np.concatenate(
         [engine.steps.step(T, "s", series[start : start + 500]).outputs for start in range(0, 5000, 500)]
     )
     actual = np.array(series[1:])[:, 0]
-    own = before(model, outputs)[1:]
+    own = previous_predictions(model, outputs)[1:]
     inside = np.abs(actual - own["mean"][:, 0]) <= NormalDist().inv_cdf(0.9) * own["std"][:, 0]
     covered = (outputs[LOW][:-1, 0] <= actual) & (actual <= outputs[HIGH][:-1, 0])
     assert inside[1000:2000].mean() == pytest.approx(0.8, abs=0.03)
@@ -81,11 +81,11 @@ def test_corrected_intervals_hold_their_share_when_noise_triples(tmp_path: Path)
 def test_intervals_are_the_papers(tmp_path: Path, head: str) -> None:
     """Gibbs and Candes 2021, equation 2, with the quantile of the last 256 scores, in a loop over lists."""
     model = make_bundle(tmp_path / "models", head=head, features=("x", "y", "z"), targets=("z", "x"))
-    engine, series = serving(tmp_path / "store", model), draw(1, STEPS, 3, seed=9)[0]
+    engine, series = start_engine(tmp_path / "store", model), draw(1, STEPS, 3, seed=9)[0]
     session, _ = engine.create(T, "tiny", interval=0.9, inputs=series[:40].tolist())
     outputs = engine.steps.step(T, session.session_id, series[40:].tolist()).outputs
     played_all = stepped_outputs(model, series)
-    predictions = before(model, played_all)
+    predictions = previous_predictions(model, played_all)
     spread: Callable[[Outputs], NDArray[np.float32]] = {
         "point": lambda values: np.ones_like(values["point"]),
         "gaussian": lambda values: values["std"],

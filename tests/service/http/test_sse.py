@@ -18,7 +18,7 @@ from onward.service.http import sse
 from onward.service.http.connection import hung_up
 from onward.service.http.sse import Event
 from tests.helpers.reference_loop import ZOO, BareLoop, pulse
-from tests.helpers.sse_reader import Told, read
+from tests.helpers.sse_reader import ReceivedEvent, read
 
 T = "tenant"
 
@@ -125,4 +125,4 @@ def test_silence_is_kept_alive() -> None:
     go.set()
     rest = b"".join(stream)
     assert rest.replace(b": \n\n", b"") == b"id: 2\nevent: done\ndata: {}\n\n"
-    assert read(rest.decode())[-1] == Told("done", "2", {})
+    assert read(rest.decode())[-1] == ReceivedEvent("done", "2", {})

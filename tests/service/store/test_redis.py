@@ -250,7 +250,7 @@ def test_tls_and_a_password(server: Server, tmp_path: Path) -> None:
     """rediss:// with a certificate of one's own: what is not trusted, or has no password, is no store."""
     server.client().config_set("requirepass", "secret")
     file = tls_proxy.certificate(tmp_path)
-    with tls_proxy.in_front_of(server.port, file) as port:
+    with tls_proxy.tls_port(server.port, file) as port:
         store = RedisStore(f"rediss://:secret@127.0.0.1:{port}/0?ssl_ca_certs={file}")
         assert store.commit_many([Change(key("a"), None, session(1))]) == [True]
         assert store.load_many([key("a")]) == [session(1)]
