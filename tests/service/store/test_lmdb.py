@@ -1,4 +1,4 @@
-"""What is LMDB's own: growth, permissions, the sweep lock."""
+"""Tests that only the LMDB store needs: growth of the map, permissions, the sweep lock, space, flushes."""
 
 import fcntl
 import multiprocessing
@@ -20,53 +20,53 @@ from onward.service.store.record import Record
 from tests.contracts.test_stores import NOW, key, session
 from tests.helpers.reference_loop import ROOT
 
-BIG = bytes(4000)
+LARGE_STATE = bytes(4000)
 OPEN = (
     "import pathlib, sys; from onward.service.store.lmdb import LmdbStore; LmdbStore(pathlib.Path(sys.argv[1])).close()"
 )
 
 
-def big(revision: int) -> Record:
-    return session(revision)._replace(state=BIG)
+def large_session(revision: int) -> Record:
+    return session(revision)._replace(state=LARGE_STATE)
 
 
 def test_the_map_grows_without_a_restart(tmp_path: Path) -> None:
-    """A store that fills its map doubles it and goes on."""
+    """A store that has filled its map doubles the map and goes on."""
     store = LmdbStore(tmp_path)
     for number in range(500):
-        assert store.commit_many([Change(key(f"s{number:03}"), None, big(1))]) == [True]
+        assert store.commit_many([Change(key(f"s{number:03}"), None, large_session(1))]) == [True]
     assert len(store.page(b"t/", b"t/", 1000, now=NOW).sessions) == 500
     store.close()
 
 
 def fill(folder: Path) -> None:
-    other = LmdbStore(folder)
+    store = LmdbStore(folder)
     for number in range(500):
-        other.commit_many([Change(key(f"s{number:03}"), None, big(1))])
-    other.close()
+        store.commit_many([Change(key(f"s{number:03}"), None, large_session(1))])
+    store.close()
 
 
 def test_a_map_grown_by_another_process_is_followed(tmp_path: Path) -> None:
-    """What another process wrote beyond this one's map is read, and written after."""
+    """A record that another process wrote beyond this process's map is read, and can be replaced."""
     store = LmdbStore(tmp_path)
     process = multiprocessing.get_context("spawn").Process(target=fill, args=(tmp_path,))
     process.start()
     process.join()
     assert process.exitcode == 0
     process.close()
-    assert store.load_many([key("s499")]) == [big(1)]
-    assert store.commit_many([Change(key("s499"), 1, big(2))]) == [True]
+    assert store.load_many([key("s499")]) == [large_session(1)]
+    assert store.commit_many([Change(key("s499"), 1, large_session(2))]) == [True]
     store.close()
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
-    """The message says which folder."""
+def test_a_folder_that_cannot_be_created_is_named(tmp_path: Path) -> None:
+    """The error message names the folder."""
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreUnavailableError, match="file/store"):
         LmdbStore(tmp_path / "file" / "store")
 
 
-def test_only_its_owner_reads_it(tmp_path: Path) -> None:
+def test_only_the_owner_may_read_the_files(tmp_path: Path) -> None:
     """Sessions are private: no other user may read the files."""
     store = LmdbStore(tmp_path / "store")
     store.close()
@@ -74,22 +74,22 @@ def test_only_its_owner_reads_it(tmp_path: Path) -> None:
         assert path.stat().st_mode & 0o077 == 0, path
 
 
-def test_one_sweeps_at_a_time(tmp_path: Path) -> None:
-    """While another holds the sweep lock, a sweep does nothing; then it does its work."""
+def test_one_process_sweeps_at_a_time(tmp_path: Path) -> None:
+    """A sweep does nothing while another process holds the sweep lock, and ends sessions afterwards."""
     store = LmdbStore(tmp_path)
     store.commit_many([Change(key("a"), None, session(ttl_s=1))])
-    held = os.open(tmp_path / "sweep.lock", os.O_RDWR)
-    fcntl.flock(held, fcntl.LOCK_EX)
+    lock = os.open(tmp_path / "sweep.lock", os.O_RDWR)
+    fcntl.flock(lock, fcntl.LOCK_EX)
     assert store.sweep(NOW + 9) == 0
-    os.close(held)
+    os.close(lock)
     assert store.sweep(NOW + 9) == 1
     store.close()
 
 
 def test_another_container_is_refused(tmp_path: Path) -> None:
-    """While one process namespace has the store open, another may not: LMDB would confuse their processes."""
+    """Two process namespaces may not have the store open at once: LMDB would confuse their process ids."""
     store = LmdbStore(tmp_path)
-    elsewhere = [
+    in_container = [
         "unshare",
         "--user",
         "--map-root-user",
@@ -101,10 +101,10 @@ def test_another_container_is_refused(tmp_path: Path) -> None:
         OPEN,
         str(tmp_path),
     ]
-    refused = subprocess.run(elsewhere, capture_output=True, text=True, check=False, cwd=ROOT)
+    refused = subprocess.run(in_container, capture_output=True, text=True, check=False, cwd=ROOT)
     assert "another container has it open" in refused.stderr
     store.close()
-    subprocess.run(elsewhere, check=True, cwd=ROOT)
+    subprocess.run(in_container, check=True, cwd=ROOT)
     LmdbStore(tmp_path).close()
 
 
@@ -114,25 +114,25 @@ def entries(store: LmdbStore, table: str) -> list[tuple[bytes, bytes]]:
 
 
 def pages(store: LmdbStore, *tables: str) -> int:
-    """How many pages these tables have."""
+    """Returns the number of pages of these tables."""
     with vars(store)["_env"].begin() as txn:
         stats = [txn.stat(vars(store)[f"_{table}"]) for table in tables]
     return sum(stat[f"{kind}_pages"] for stat in stats for kind in ("branch", "leaf", "overflow"))
 
 
 def churn(store: LmdbStore, keys: list[bytes], at: float) -> None:
-    """Creates sessions of 1 KiB and deletes them, in two orders that have nothing to do with each other."""
+    """Creates sessions of 1 KiB and deletes them in an unrelated order."""
     for start in range(0, len(keys), 100):
-        born = session()._replace(state=bytes(1024), expires_at=at + 3600 + start / 1000)
-        assert all(store.commit_many([Change(name, None, born) for name in keys[start : start + 100]]))
+        created = session()._replace(state=bytes(1024), expires_at=at + 3600 + start / 1000)
+        assert all(store.commit_many([Change(name, None, created) for name in keys[start : start + 100]]))
     shuffled = random.Random(5).sample(keys, len(keys))
     for start in range(0, len(keys), 100):
         ended = session().tombstone("deleted", at + start / 1000)
         assert all(store.commit_many([Change(name, 1, ended) for name in shuffled[start : start + 100]]))
 
 
-def test_a_deleted_session_keeps_100_bytes_beside_its_key(tmp_path: Path) -> None:
-    """In all tables together, pages that are not full included, and whatever its record had; the key is in it."""
+def test_a_deleted_session_occupies_100_bytes_beside_its_key(tmp_path: Path) -> None:
+    """The limit counts all tables and partly filled pages, whatever size the record had."""
     store = LmdbStore(tmp_path)
     keys = [key(f"{random.Random(number).getrandbits(128):032x}") for number in range(5000)]
     churn(store, keys, NOW)
@@ -141,8 +141,8 @@ def test_a_deleted_session_keeps_100_bytes_beside_its_key(tmp_path: Path) -> Non
     store.close()
 
 
-def test_the_space_of_deleted_sessions_is_used_again(tmp_path: Path) -> None:
-    """Day after day as many are created and deleted: the file has room for them and for tombstones, and stays so."""
+def test_the_space_of_deleted_sessions_is_reused(tmp_path: Path) -> None:
+    """The file stops growing if the same number of sessions is created and deleted every day."""
     store = LmdbStore(tmp_path)
     keys = [[key(f"{random.Random(number).getrandbits(128):032x}") for number in range(n, n + 3000)] for n in (0, 3000)]
     sizes = []
@@ -157,13 +157,13 @@ def test_the_space_of_deleted_sessions_is_used_again(tmp_path: Path) -> None:
 
 
 def test_an_id_has_one_entry_however_often_it_is_created(tmp_path: Path) -> None:
-    """Each session with another ttl: when it ends, what would have been its time goes with it."""
+    """The entry for a session's expiry is removed when the session ends, whatever its ttl was."""
     store = LmdbStore(tmp_path)
     revision = None
     for number in range(20):
-        born = session(1, ttl_s=10.0 + number * 1000)
-        ended = born.tombstone("deleted", NOW + number)
-        assert store.commit_many([Change(key("a"), revision, born)]) == [True]
+        created = session(1, ttl_s=10.0 + number * 1000)
+        ended = created.tombstone("deleted", NOW + number)
+        assert store.commit_many([Change(key("a"), revision, created)]) == [True]
         assert [len(entries(store, table)) for table in ("expiry", "index", "ended", "forgetting")] == [1, 1, 0, 0]
         assert store.commit_many([Change(key("a"), 1, ended)]) == [True]
         assert [len(entries(store, table)) for table in ("expiry", "index", "ended", "forgetting")] == [0, 0, 1, 1]
@@ -173,8 +173,8 @@ def test_an_id_has_one_entry_however_often_it_is_created(tmp_path: Path) -> None
     store.close()
 
 
-def test_a_session_that_a_version_without_an_index_created(tmp_path: Path) -> None:
-    """It is listed, counted, swept and ended as others are; entries that its id's earlier sessions left are dropped."""
+def test_a_session_from_a_version_without_an_index_is_indexed(tmp_path: Path) -> None:
+    """The session is counted, swept and ended like any other; entries of earlier sessions of its id are dropped."""
     store = LmdbStore(tmp_path)
     store.commit_many([Change(key(name), None, session(ttl_s=60)) for name in "abc"])
     with vars(store)["_env"].begin(write=True) as txn:
@@ -184,20 +184,20 @@ def test_a_session_that_a_version_without_an_index_created(tmp_path: Path) -> No
     assert store.count() == {("m", 1): 3}
     store.commit_many([Change(key("c"), 1, session().tombstone("deleted", NOW))])
     assert store.count() == {("m", 1): 2}
-    for number in range(1, 9):  # it is stepped between sweeps, so its entries would be moved to as many times
+    for number in range(1, 9):  # a step between two sweeps moves the expiry, so each sweep could add an entry
         stepped = session(number + 1, step=number)._replace(expires_at=NOW + 60 + number / 10)
         assert store.commit_many([Change(key("a"), number, stepped, advances=True)]) == [True]
         store.sweep(NOW + number)
     assert [name for name, _ in entries(store, "index")] == [key("a")]
-    assert len(entries(store, "expiry")) == 4  # its own, its first one, the other session's, and the deleted one's
+    assert len(entries(store, "expiry")) == 4  # of a: the latest and the first; of b; of the deleted c
     store.sweep(NOW + 61)
     assert entries(store, "expiry") == entries(store, "index") == []
     assert store.count() == {("m", 1): 0}
     store.close()
 
 
-class Disk:
-    """Stands before the environment and counts flushes; the first one fails, as on a full disk."""
+class FailingDisk:
+    """A proxy of the environment that counts flushes; the first flush fails as on a full disk."""
 
     def __init__(self, environment: Any) -> None:
         self._environment, self.flushes = environment, 0
@@ -212,10 +212,10 @@ class Disk:
         self._environment.sync(force)
 
 
-def test_a_flush_that_failed_is_tried_again(tmp_path: Path) -> None:
-    """A fresh process flushes what a killed one may have left; a failure is told and not forgotten; rest is rest."""
+def test_a_failed_flush_is_retried(tmp_path: Path) -> None:
+    """A fresh process flushes once for a killed one, repeats a flush that failed, and flushes only after commits."""
     store = LmdbStore(tmp_path)
-    disk = Disk(vars(store)["_env"])
+    disk = FailingDisk(vars(store)["_env"])
     vars(store)["_env"] = disk
     with pytest.raises(StoreFullError, match="No space left"):
         store.flush()
@@ -236,8 +236,8 @@ sys.stdin.read()
 """
 
 
-def test_the_reader_of_a_killed_process_is_cleared(tmp_path: Path) -> None:
-    """By the next sweep: else the pages that it reads would never be used again, and the file would grow."""
+def test_the_reader_slot_of_a_killed_process_is_cleared(tmp_path: Path) -> None:
+    """The next sweep clears the slot; otherwise the pages of its snapshot would stay in use and the file would grow."""
     store = LmdbStore(tmp_path)
     store.commit_many([Change(key("a"), None, session())])
     with subprocess.Popen(

@@ -1,4 +1,4 @@
-"""The record's bytes."""
+"""The binary format of records and tombstones."""
 
 import pytest
 from hypothesis import given
@@ -33,7 +33,7 @@ TOMBSTONES = st.builds(Tombstone, st.integers(0, 2**64 - 1), st.sampled_from(["e
 
 @given(RECORDS | TOMBSTONES)
 def test_a_record_comes_back_from_its_bytes(record: Record | Tombstone) -> None:
-    """Every field survives, and the revision can be read alone."""
+    """Every field survives the round trip, and the revision can be read without the rest."""
     data = record.to_bytes()
     assert records.from_bytes(data) == record
     assert records.revision_of(data) == record.revision
@@ -41,18 +41,20 @@ def test_a_record_comes_back_from_its_bytes(record: Record | Tombstone) -> None:
 
 @given(RECORDS | TOMBSTONES, st.data())
 def test_any_flipped_bit_is_damage(record: Record | Tombstone, data: st.DataObject) -> None:
-    """No bit can change without being noticed; nor can bytes be missing or added. The format's number is left out."""
+    """Any changed bit and any missing or additional byte is detected; the format number is excepted."""
     good = record.to_bytes()
-    bad = bytearray(good)
-    bad[data.draw(st.integers(0, len(good) - 1).filter(lambda index: index != 3))] ^= 1 << data.draw(st.integers(0, 7))
-    for wrong in (bytes(bad), good[: data.draw(st.integers(0, len(good) - 1))], good + b"\0"):
+    flipped = bytearray(good)
+    flipped[data.draw(st.integers(0, len(good) - 1).filter(lambda index: index != 3))] ^= 1 << data.draw(
+        st.integers(0, 7)
+    )
+    for damaged in (bytes(flipped), good[: data.draw(st.integers(0, len(good) - 1))], good + b"\0"):
         with pytest.raises(DamagedRecordError):
-            records.from_bytes(wrong)
+            records.from_bytes(damaged)
 
 
 @given(RECORDS | TOMBSTONES, st.integers(0, 255))
 def test_another_formats_number_never_makes_another_record(record: Record | Tombstone, number: int) -> None:
-    """A number that is not known here is another version's, one that is known has another layout."""
+    """Bytes with an unknown format number belong to another version; a known but wrong format number is damage."""
     good = record.to_bytes()
     if number == good[3]:
         return
@@ -60,8 +62,8 @@ def test_another_formats_number_never_makes_another_record(record: Record | Tomb
         records.from_bytes(good[:3] + bytes([number]) + good[4:])
 
 
-def test_what_a_version_wrote_every_later_one_reads() -> None:
-    """Bytes that were written once, by the version that each format came with."""
+def test_every_version_reads_the_records_of_earlier_versions() -> None:
+    """The bytes were written by the version that introduced each format."""
     ref = BundleRef("pulse", 3, bytes(range(32)))
     record = Record(
         0x0123456789ABCDEF, "public", ref, 7, 1_700_000_000.25, 1_700_000_060.5, 3600.0, 1_700_003_660.5, b"state",
@@ -85,11 +87,11 @@ FORMAT_5 = bytes.fromhex("4f5752058ef3e8881032547698badcfe0200000059fc54d941")
 
 
 def test_a_record_of_another_version_of_onward_is_not_called_damaged() -> None:
-    """The error names the record's format and the readable ones; bytes that are no record are damaged."""
+    """The error names the record's format and the readable formats; bytes that are no record are called damaged."""
     data = Record(1, "public", BundleRef("m", 1, bytes(32)), 0, 0.0, 0.0, 1.0, 1.0, b"").to_bytes()
     for foreign in (3, 6):
         with pytest.raises(ForeignRecordError, match=f"in format {foreign}, and this version reads formats 4 and 5"):
             records.from_bytes(data[:3] + bytes([foreign]) + data[4:])
-    for nothing in (b"", b"OWR", data[:15], b"\x00" * 300):
+    for damaged in (b"", b"OWR", data[:15], b"\x00" * 300):
         with pytest.raises(DamagedRecordError, match="it is no record of Onward's, or cut short"):
-            records.from_bytes(nothing)
+            records.from_bytes(damaged)

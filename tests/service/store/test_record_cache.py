@@ -1,18 +1,18 @@
-"""What a process remembers of what it committed."""
+"""The cache of the records that a process has committed."""
 
 from onward.service.store.record_cache import RecordCache
 from tests.contracts.test_stores import key, session
 
 
-def test_it_is_bounded_and_the_oldest_give_way() -> None:
-    """By bytes, however often one session is kept anew."""
+def test_the_cache_is_bounded_and_evicts_the_oldest_records() -> None:
+    """The limit is in bytes, and replacing a session's record many times uses it only once."""
     cache = RecordCache(most_bytes=20_000)
     records = [session(revision)._replace(state=bytes(4000)) for revision in range(10)]
     for number, record in enumerate(records):
         for _ in range(3):
             cache.put(key(f"s{number}"), record)
-    held = [number for number in range(10) if cache.get(key(f"s{number}")) is records[number]]
-    assert held == [6, 7, 8, 9]
+    cached = [number for number in range(10) if cache.get(key(f"s{number}")) is records[number]]
+    assert cached == [6, 7, 8, 9]
     cache.put(key("s7"), records[0])
     cache.remove(key("s6"))
     cache.remove(key("s6"))

@@ -1,4 +1,4 @@
-"""What is signed and sealed: any change is noticed, and nothing opens under another secret or for another purpose."""
+"""Signed and encrypted tokens: any change is detected, and no token opens under another secret or context."""
 
 import pytest
 from hypothesis import given
@@ -6,42 +6,43 @@ from hypothesis import strategies as st
 
 from onward.service.store.signed_tokens import InvalidTokenError, SignedTokens
 
-ONE, TWO = "1" * 32, "2" * 32
+OLD, NEW = "1" * 32, "2" * 32
 
 
 @given(st.binary(max_size=200), st.data())
-def test_any_flipped_bit_of_what_is_signed_is_noticed(data: bytes, draw: st.DataObject) -> None:
-    signed = SignedTokens([ONE]).sign(data)
-    assert SignedTokens([ONE]).verify(signed) == data
-    bad = bytearray(signed)
-    bad[draw.draw(st.integers(0, len(bad) - 1))] ^= 1 << draw.draw(st.integers(0, 7))
-    for wrong in (bytes(bad), signed[:-1], signed + b"x", b""):
+def test_any_flipped_bit_of_signed_data_is_detected(data: bytes, draw: st.DataObject) -> None:
+    """Signed data with a flipped, a missing or an additional byte is refused."""
+    signed = SignedTokens([OLD]).sign(data)
+    assert SignedTokens([OLD]).verify(signed) == data
+    flipped = bytearray(signed)
+    flipped[draw.draw(st.integers(0, len(flipped) - 1))] ^= 1 << draw.draw(st.integers(0, 7))
+    for forged in (bytes(flipped), signed[:-1], signed + b"x", b""):
         with pytest.raises(InvalidTokenError):
-            SignedTokens([ONE]).verify(wrong)
+            SignedTokens([OLD]).verify(forged)
 
 
 @given(st.binary(max_size=200), st.data())
-def test_any_changed_character_of_a_token_is_noticed(data: bytes, draw: st.DataObject) -> None:
-    """And its content cannot be seen in it; the same content is another token each time."""
-    token = SignedTokens([ONE]).encrypt(data, b"bound")
-    assert SignedTokens([ONE]).decrypt(token, b"bound") == data
-    assert token != SignedTokens([ONE]).encrypt(data, b"bound")
-    place = draw.draw(st.integers(0, len(token.rstrip("=")) - 2))
-    other = "A" if token[place] != "A" else "B"
-    for wrong in (token[:place] + other + token[place + 1 :], token[:-4], "", "é", "x"):
+def test_any_changed_character_of_a_token_is_detected(data: bytes, draw: st.DataObject) -> None:
+    """A changed token is refused, and encrypting the same content twice gives two different tokens."""
+    token = SignedTokens([OLD]).encrypt(data, b"bound")
+    assert SignedTokens([OLD]).decrypt(token, b"bound") == data
+    assert token != SignedTokens([OLD]).encrypt(data, b"bound")
+    index = draw.draw(st.integers(0, len(token.rstrip("=")) - 2))
+    character = "A" if token[index] != "A" else "B"
+    for forged in (token[:index] + character + token[index + 1 :], token[:-4], "", "é", "x"):
         with pytest.raises(InvalidTokenError):
-            SignedTokens([ONE]).decrypt(wrong, b"bound")
+            SignedTokens([OLD]).decrypt(forged, b"bound")
     with pytest.raises(InvalidTokenError):
-        SignedTokens([ONE]).decrypt(token, b"other")
+        SignedTokens([OLD]).decrypt(token, b"other")
 
 
-def test_secrets_are_changed_without_a_break() -> None:
-    """The first signs, each opens; once one is taken away, what it sealed is refused."""
-    token, signed = SignedTokens([ONE]).encrypt(b"x", b""), SignedTokens([ONE]).sign(b"x")
-    both = SignedTokens([TWO, ONE])
+def test_secrets_are_rotated_without_interruption() -> None:
+    """The first secret signs and encrypts, every secret opens; tokens of a secret that was removed are refused."""
+    token, signed = SignedTokens([OLD]).encrypt(b"x", b""), SignedTokens([OLD]).sign(b"x")
+    both = SignedTokens([NEW, OLD])
     assert (both.decrypt(token, b""), both.verify(signed)) == (b"x", b"x")
-    for wrong in (token, both.encrypt(b"x", b"")):
+    for refused in (token, both.encrypt(b"x", b"")):
         with pytest.raises(InvalidTokenError):
-            SignedTokens([TWO if wrong is token else ONE]).decrypt(wrong, b"")
+            SignedTokens([NEW if refused is token else OLD]).decrypt(refused, b"")
     with pytest.raises(InvalidTokenError):
-        SignedTokens([TWO]).verify(signed)
+        SignedTokens([NEW]).verify(signed)

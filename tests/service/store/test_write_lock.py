@@ -1,4 +1,4 @@
-"""A process that is stopped while it writes takes no other one with it."""
+"""The write lock of the LMDB store: a process that is stopped while it writes does not block other processes."""
 
 import os
 import signal
@@ -43,16 +43,16 @@ def writer(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
 def test_a_stopped_writer_is_waited_for_once(
     tmp_path: Path, writer: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, ends: signal.Signals
 ) -> None:
-    """Then writes are refused at once, and reads go on; once the writer goes on or dies, so do writes."""
+    """After one wait, writes are refused at once and reads go on; when the writer goes on or dies, writes succeed."""
     store = LmdbStore(tmp_path)
     store.commit_many([Change(key("a"), None, session(1))])
     os.waitid(os.P_PID, writer.pid, os.WSTOPPED)
     change = Change(key("b"), None, session(1))
-    began = monotonic()
+    started_at = monotonic()
     with pytest.raises(StoreUnavailableError, match="if that process is stopped"):
         store.commit_many([change])
-    assert monotonic() - began >= write_lock.WAIT_S
-    monkeypatch.setattr(write_lock, "WAIT_S", 1e9)  # whoever would wait again, would wait for ever
+    assert monotonic() - started_at >= write_lock.WAIT_S
+    monkeypatch.setattr(write_lock, "WAIT_S", 1e9)  # a second wait would never end
     for _ in range(3):
         with pytest.raises(StoreUnavailableError):
             store.commit_many([change])
