@@ -8,7 +8,7 @@ from tests.e2e.server import Server
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One service with two workers for the tests of a module."""
+    """A service with two workers for the tests of a module."""
     with Server(tmp_path_factory.mktemp("service")) as running:
         yield running
 

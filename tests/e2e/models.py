@@ -1,4 +1,4 @@
-"""Which models each worker process of a real service serves, and requests to one of them."""
+"""The models that each worker process of a real service serves, and requests to a chosen worker."""
 
 import json
 import re
@@ -18,39 +18,44 @@ Served = tuple[int, dict[str, list[int]]]
 
 
 def generations(server: Server) -> dict[int, Served]:
-    """By process, what each worker has said to serve, ended ones among them."""
-    found = {}
+    """Returns what each worker has logged that it serves, by process id, including workers that have ended."""
+    served = {}
     for match in filter(None, map(_SERVES.search, list(server.log))):
         models = [name_and_versions.split() for name_and_versions in match[3].split(", ")]
-        found[int(match[1])] = int(match[2]), {name: [*map(int, versions)] for name, *versions in models}
-    return found
+        served[int(match[1])] = int(match[2]), {name: [*map(int, versions)] for name, *versions in models}
+    return served
 
 
-def settled(server: Server, generation: int, without: int | None = None) -> list[int]:
-    """The workers, once there are two and both serve that generation. without: a process that was killed."""
-    workers, (served, _) = _settled(server, generation, without)
+def wait_until_serving(server: Server, generation: int, without: int | None = None) -> list[int]:
+    """Waits until two workers serve that generation; returns them. `without` is a process that was killed."""
+    workers, (served, _) = _wait_until_settled(server, generation, without)
     assert served == generation
     return workers
 
 
-def settled_somehow(server: Server, *, later_than: int = 0, without: int | None = None) -> Served:
-    """What both workers serve, once there are two that serve the same generation."""
-    return _settled(server, later_than + 1, without)[1]
+def wait_until_same(server: Server, *, later_than: int = 0, without: int | None = None) -> Served:
+    """Waits until two workers serve the same generation; returns what they serve."""
+    return _wait_until_settled(server, later_than + 1, without)[1]
 
 
-def _settled(server: Server, least: int, without: int | None) -> tuple[list[int], Served]:
+def _wait_until_settled(server: Server, least: int, without: int | None) -> tuple[list[int], Served]:
     until = time.monotonic() + SETTLED_S
     while True:
-        workers, serve = server.workers(), generations(server)
-        told = [serve.get(worker, (0, {})) for worker in workers]
-        if len(workers) == 2 and without not in workers and told[0] == told[1] and told[0][0] >= least:
-            return workers, told[0]
+        workers, logged = server.workers(), generations(server)
+        served = [logged.get(worker, (0, {})) for worker in workers]
+        if len(workers) == 2 and without not in workers and served[0] == served[1] and served[0][0] >= least:
+            return workers, served[0]
         assert time.monotonic() < until, "".join(server.log[-100:])
         time.sleep(0.02)
 
 
-def ask(server: Server, worker: int, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
-    """Status and answer of this worker: over a new connection, as many as it takes until it accepts one."""
+def request_from(
+    server: Server, worker: int, method: str, path: str, body: dict[str, Any] | None = None
+) -> tuple[int, Any]:
+    """Returns the status and the body of a response of this worker.
+
+    Opens connections until this worker accepts one.
+    """
     address = urlsplit(server.url)
     while True:
         with closing(HTTPConnection(address.hostname or "", address.port, timeout=30)) as connection:
@@ -62,5 +67,5 @@ def ask(server: Server, worker: int, method: str, path: str, body: dict[str, Any
 
 def request(connection: HTTPConnection, method: str, path: str, body: dict[str, Any] | None) -> tuple[int, Any]:
     connection.request(method, path, None if body is None else json.dumps(body), {"Content-Type": "application/json"})
-    answer = connection.getresponse()
-    return answer.status, json.loads(answer.read())
+    response = connection.getresponse()
+    return response.status, json.loads(response.read())

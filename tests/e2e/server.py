@@ -21,16 +21,16 @@ from tests.helpers.reference_loop import ROOT
 
 START_S = 60
 ESTABLISHED = "01"
-"""In /proc/net/tcp."""
+"""The state of an established connection in /proc/net/tcp."""
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-"""Trusts no one; httpx would read everyone's certificates for each client, which takes longer than most tests do."""
+"""A context without certificates: by default httpx loads all system certificates for each client, which is slow."""
 COMMAND = [sys.executable, "-m", "onward", "serve"]
 
 
 class Server:
-    """`onward serve` on a port of its own, with two workers. Kill it, start it again: the store stays.
+    """`onward serve` on a free port with two workers. The store survives when the service is killed and started again.
 
-    `log` is what it has printed, line by line; all of it is there once the service has ended.
+    `log` has the lines that the service has printed; it is complete once the service has ended.
     """
 
     command: Sequence[str | Path] = COMMAND
@@ -50,7 +50,7 @@ class Server:
         self.url = ""
 
     def start(self) -> None:
-        """Returns once the first worker serves."""
+        """Starts the service; returns once the first worker serves."""
         process, up = self._launch()
         assert up.wait(START_S), "".join(self.log)
         assert process.poll() is None, "".join(self.log)
@@ -65,19 +65,19 @@ class Server:
         self._reader.start()
         return self._process, up
 
-    def fails(self) -> int:
-        """Starts it to see it give up; returns its exit status."""
+    def start_and_fail(self) -> int:
+        """Starts a service that must give up; returns its exit status."""
         self._launch()
-        return self._gone()
+        return self._wait()
 
     def refusal(self) -> str:
-        """What it prints where it must not start."""
-        done = subprocess.run(
+        """Starts a service that must refuse to start; returns what it prints."""
+        finished = subprocess.run(
             self.command, env=self._environment, cwd=self.cwd, capture_output=True, text=True, check=False
         )
-        assert done.returncode == 1, done.stderr
-        assert not done.stdout
-        return done.stderr
+        assert finished.returncode == 1, finished.stderr
+        assert not finished.stdout
+        return finished.stderr
 
     def _read(self, process: "subprocess.Popen[str]", up: threading.Event) -> None:
         assert process.stdout is not None
@@ -96,52 +96,52 @@ class Server:
         return self._process.pid
 
     def workers(self) -> list[int]:
-        """The worker processes that are alive."""
+        """Returns the worker processes that are alive."""
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
         return [int(child) for child in children.split()]
 
     def holder(self, connection: socket.socket) -> int:
-        """The worker process that has accepted this connection."""
+        """Returns the worker process that has accepted this connection."""
         local, peer = (f"{address[1]:04X}" for address in (connection.getpeername(), connection.getsockname()))
-        # the table changes while it is read: a line may be there twice, or be missing once
+        # the table changes while it is read, so that a line may occur twice or be missing in a single reading
         readings = (Path("/proc/net/tcp").read_text().splitlines()[1:] for _ in range(3))
         table = [line.split() for line in chain.from_iterable(readings)]
-        ours = [row for row in table if row[1].endswith(f":{local}") and row[2].endswith(f":{peer}")]
-        # an ended one with these ports may be there still
-        sockets = {f"socket:[{row[9]}]" for row in ours if row[3] == ESTABLISHED}
+        matching = [row for row in table if row[1].endswith(f":{local}") and row[2].endswith(f":{peer}")]
+        # an ended connection with the same ports may still be listed
+        sockets = {f"socket:[{row[9]}]" for row in matching if row[3] == ESTABLISHED}
         for worker in self.workers():
             if sockets & open_files(worker):
                 return worker
         raise AssertionError("no worker holds the connection")
 
     def ready_workers(self) -> list[int]:
-        """Those of them that have begun to serve: they have the store open."""
+        """Returns the workers that have begun to serve, which have the store open."""
         return [worker for worker in self.workers() if any(name.endswith("/lock.mdb") for name in open_files(worker))]
 
-    def over(self) -> bool:
-        """Whether the service has ended by itself."""
+    def has_ended(self) -> bool:
+        """True if the service has ended by itself."""
         assert self._process is not None
         return self._process.poll() is not None
 
-    def ended(self) -> int:
-        """The exit status of a service that ends by itself."""
-        return self._gone()
+    def exit_status(self) -> int:
+        """Waits for a service that ends by itself; returns its exit status."""
+        return self._wait()
 
     def kill_worker(self, pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
     def kill(self) -> None:
-        """Kill -9 of the whole service, master and workers at once."""
+        """Kills the master and the workers at once with SIGKILL."""
         os.killpg(self.pid, signal.SIGKILL)
-        self._gone()
+        self._wait()
 
     def stop(self) -> int:
-        """SIGTERM, as an operator would; returns the exit status."""
+        """Stops the service with SIGTERM, as an operator does; returns the exit status."""
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
-        return self._gone()
+        return self._wait()
 
-    def _gone(self) -> int:
+    def _wait(self) -> int:
         assert self._process is not None
         status = self._process.wait(START_S)
         self._reader.join(START_S)
@@ -165,10 +165,10 @@ class Server:
 
 
 def open_files(pid: int) -> set[str]:
-    """What the process has open; nothing where it has just ended."""
-    found = set()
+    """Returns the names of the open files of a process; an empty set if it has just ended."""
+    names = set()
     with contextlib.suppress(FileNotFoundError, PermissionError):
         for link in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):
-                found.add(str(link.readlink()))
-    return found
+                names.add(str(link.readlink()))
+    return names

@@ -1,4 +1,4 @@
-"""Bad input gets its status and a problem that names the field, and the session stays where it was."""
+"""Bad input is answered with the right status and a problem that names the field, and the session does not change."""
 
 import gzip
 import json
@@ -20,26 +20,26 @@ from tests.helpers.reference_loop import INPUTS, ZOO, BareLoop, assert_same_bits
 from tests.helpers.websocket_client import KEY
 
 JSON = {"Content-Type": "application/json"}
-STEPS, FORECAST = "/v1/sessions/kept/steps", "/v1/sessions/kept/forecast"
+STEPS, FORECAST = "/v1/sessions/fixed/steps", "/v1/sessions/fixed/forecast"
 CREATE, PREDICT = "/v1/models/pulse/sessions", "/v1/models/pulse/predict"
 INVALID = "invalid-request"
 
 
 @pytest.fixture(scope="module")
-def _kept(server: Server) -> None:
+def _session(server: Server) -> None:
     with server.client() as client:
-        body = {"session_id": "kept", "inputs": INPUTS["pulse"](5)}
+        body = {"session_id": "fixed", "inputs": INPUTS["pulse"](5)}
         assert client.post("/v1/models/pulse/sessions", json=body).status_code == 201
         assert client.post("/v1/models/weather/sessions", json={"session_id": "wide"}).status_code == 201
 
 
 @pytest.fixture(autouse=True)
-def _unmoved(server: Server, _kept: None) -> Iterator[None]:
-    """Around every test here: the session is the very same after it."""
+def _unchanged_session(server: Server, _session: None) -> Iterator[None]:
+    """Asserts around every test that the session has not changed."""
     with server.client() as client:
-        before = client.get("/v1/sessions/kept").text
+        before = client.get("/v1/sessions/fixed").text
         yield
-        assert client.get("/v1/sessions/kept").text == before
+        assert client.get("/v1/sessions/fixed").text == before
 
 
 BODIES: dict[str, tuple[str | bytes, str, str]] = {
@@ -84,8 +84,8 @@ def test_a_bad_body_names_its_field(client: httpx.Client, case: str) -> None:
         assert problem["expected_step"] == 5
 
 
-def test_every_body_is_held_to_its_size(client: httpx.Client) -> None:
-    """10 MB are refused, with a length and in chunks."""
+def test_a_body_over_the_size_limit_is_refused(client: httpx.Client) -> None:
+    """A body of 10 MB is refused, with a Content-Length and in chunks."""
     body = b'{"inputs": [' + b"[500]," * 1_700_000 + b"[500]]}"
     assert len(body) > 10_000_000
     assert_problem(client.post(STEPS, content=body, headers=JSON), "body-too-large", "body")
@@ -93,8 +93,8 @@ def test_every_body_is_held_to_its_size(client: httpx.Client) -> None:
     assert_problem(client.post(STEPS, content=chunks, headers=JSON), "body-too-large", "body")
 
 
-def test_a_session_may_begin_without_a_body(client: httpx.Client) -> None:
-    """Empty is empty, however it is sent; what is sent is read."""
+def test_a_session_can_be_created_without_a_body(client: httpx.Client) -> None:
+    """An empty body is accepted with and without a content type, and a body without a length is read."""
     assert client.post(CREATE).status_code == 201
     assert client.post(CREATE, headers=JSON).status_code == 201
     assert client.post(CREATE, content=iter([b'{"ttl_s": 7}']), headers=JSON).json()["ttl_s"] == 7
@@ -104,8 +104,8 @@ def test_a_session_may_begin_without_a_body(client: httpx.Client) -> None:
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "application/jsonp", None])
 def test_another_content_type_is_refused(client: httpx.Client, kind: str | None) -> None:
     headers = {} if kind is None else {"Content-Type": kind}
-    answer = client.post(STEPS, content=b'{"inputs": [[1]]}', headers=headers)
-    assert_problem(answer, "unsupported-media-type", "Content-Type")
+    response = client.post(STEPS, content=b'{"inputs": [[1]]}', headers=headers)
+    assert_problem(response, "unsupported-media-type", "Content-Type")
 
 
 CALLS: dict[str, tuple[str, str, Any, str, str]] = {
@@ -126,7 +126,7 @@ CALLS: dict[str, tuple[str, str, Any, str, str]] = {
         "unknown-session",
         "session_id",
     ),
-    "taken session": ("POST", CREATE, {"session_id": "kept"}, "session-exists", "session_id"),
+    "taken session": ("POST", CREATE, {"session_id": "fixed"}, "session-exists", "session_id"),
     "wrong method": ("PUT", STEPS, {"inputs": [[1]]}, "method-not-allowed", "method"),
     "no such path": ("GET", "/v2/health", None, "not-found", "path"),
     "negative ttl": ("POST", CREATE, {"ttl_s": -1}, INVALID, "ttl_s"),
@@ -158,23 +158,23 @@ CALLS: dict[str, tuple[str, str, Any, str, str]] = {
 @pytest.mark.parametrize("case", CALLS)
 def test_a_bad_call_names_its_field(client: httpx.Client, case: str) -> None:
     method, path, body, name, field = CALLS[case]
-    answer = client.request(method, path, json=body) if body is not None else client.request(method, path)
-    assert_problem(answer, name, field)
+    response = client.request(method, path, json=body) if body is not None else client.request(method, path)
+    assert_problem(response, name, field)
     if name == "method-not-allowed":
-        assert answer.headers["allow"] == "OPTIONS, POST"
+        assert response.headers["allow"] == "OPTIONS, POST"
 
 
-def test_an_id_of_10_kb_in_a_path_is_a_problem_too(server: Server) -> None:
-    """What gunicorn refuses before the application sees it has the same shape."""
-    answer = raw(server, b"GET /v1/sessions/" + b"a" * 10_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n")
-    head, _, body = answer.partition(b"\r\n\r\n")
+def test_an_id_of_10_kb_in_a_path_is_a_problem(server: Server) -> None:
+    """A request that gunicorn refuses before the application sees it has a response of the same form."""
+    response = raw(server, b"GET /v1/sessions/" + b"a" * 10_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+    head, _, body = response.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 414 ")
     assert b"application/problem+json" in head
     assert json.loads(body)["type"] == "urn:onward:problem:uri-too-long"
     assert json.loads(body)["errors"][0]["field"] == "path"
 
 
-def test_what_is_no_http_is_a_problem_too(server: Server) -> None:
+def test_bytes_that_are_not_http_are_a_problem(server: Server) -> None:
     head, _, body = raw(server, b"HELLO\r\n\r\n").partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400 ")
     assert json.loads(body)["type"] == "urn:onward:problem:bad-request"
@@ -190,45 +190,47 @@ def test_what_is_no_http_is_a_problem_too(server: Server) -> None:
         (b"HTTP/1.0\r\n", None), (b"HTTP/1.0\r\nHost: x\r\nHost: y\r\n", 400),
     ],
 )  # fmt: skip
-def test_a_request_says_which_host_it_is_for(server: Server, target: bytes, head: bytes, status: int | None) -> None:
-    """As RFC 9112, 3.2, asks of every server; what is right is the operation's to answer."""
+def test_a_request_without_a_valid_host_is_refused(
+    server: Server, target: bytes, head: bytes, status: int | None
+) -> None:
+    """RFC 9112, section 3.2, demands it of every server; with a valid Host header the operation itself responds."""
     request = (
         target + b" " + head + b"Content-Type: application/json\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
     )
-    said, _, body = raw(server, request).partition(b"\r\n\r\n")
-    assert (said.split()[1] == b"400") is (status == 400), said
+    response_head, _, body = raw(server, request).partition(b"\r\n\r\n")
+    assert (response_head.split()[1] == b"400") is (status == 400), response_head
     if status == 400:
-        assert b"Content-Type: application/problem+json" in said
+        assert b"Content-Type: application/problem+json" in response_head
         assert json.loads(body)["type"] == "urn:onward:problem:bad-request"
         assert "Host" in json.loads(body)["detail"].title()
 
 
-@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda one: f"{one.method} {one.path}")
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: f"{operation.method} {operation.path}")
 def test_a_head_that_is_too_long_is_refused_as_described(server: Server, operation: Operation) -> None:
-    """Whatever the operation: its path, or its headers."""
+    """A path or headers that are too long are answered as the OpenAPI document describes, for every operation."""
     described = openapi.document(OPERATIONS)["paths"][operation.path][operation.method.lower()]["responses"]
     target = f"{operation.method} {operation.path}".encode()
     for status, head in (
         (b"414", target + b"?" + b"a" * 10_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n"),
         (b"431", target + b" HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 10_000 + b"\r\n\r\n"),
     ):
-        said, _, body = raw(server, head).partition(b"\r\n\r\n")
-        assert said.split()[1] == status
+        response_head, _, body = raw(server, head).partition(b"\r\n\r\n")
+        assert response_head.split()[1] == status
         response_schemas.Problem.model_validate_json(body)
         assert list(described[status.decode()]["content"]) == ["application/problem+json"]
-        assert b"Content-Type: application/problem+json" in said
+        assert b"Content-Type: application/problem+json" in response_head
 
 
-def test_answers_without_a_body_have_no_media_type(server: Server, client: httpx.Client) -> None:
-    """Werkzeug would say text/html of them."""
+def test_responses_without_a_body_have_no_media_type(server: Server, client: httpx.Client) -> None:
+    """Werkzeug would send text/html for them by default."""
     assert client.post("/v1/models/pulse/sessions", json={"session_id": "empty"}).status_code == 201
     key = b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: " + KEY
-    said = raw(server, b"GET /v1/sessions/empty/stream HTTP/1.1\r\nHost: x\r\n" + key + b"\r\n\r\n", close=True)
-    assert said.startswith(b"HTTP/1.1 101 ")
-    assert b"content-type" not in said.lower()
+    handshake = raw(server, b"GET /v1/sessions/empty/stream HTTP/1.1\r\nHost: x\r\n" + key + b"\r\n\r\n", close=True)
+    assert handshake.startswith(b"HTTP/1.1 101 ")
+    assert b"content-type" not in handshake.lower()
     for method, status in (("OPTIONS", 200), ("DELETE", 204)):
-        answer = client.request(method, "/v1/sessions/empty")
-        assert (answer.status_code, answer.headers.get("Content-Type")) == (status, None)
+        response = client.request(method, "/v1/sessions/empty")
+        assert (response.status_code, response.headers.get("Content-Type")) == (status, None)
 
 
 HEAD = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
@@ -244,8 +246,8 @@ HEAD = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnec
     ],
     ids=["no body", "a shorter body that is JSON", "no chunk size", "no end of a chunk"],
 )
-def test_a_body_that_is_not_whole_is_refused(server: Server, client: httpx.Client, request_bytes: bytes) -> None:
-    """A client that died while it sent has sent nothing: no session is made, none is moved."""
+def test_an_incomplete_body_is_refused(server: Server, client: httpx.Client, request_bytes: bytes) -> None:
+    """The request of a client that died while sending creates no session and advances none."""
     before = client.get("/v1/models").text
     head, _, body = raw(server, request_bytes, close=True).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400 "), head
@@ -254,16 +256,16 @@ def test_a_body_that_is_not_whole_is_refused(server: Server, client: httpx.Clien
     assert client.get("/v1/models").text == before
 
 
-def test_an_encoded_body_is_refused_by_name(client: httpx.Client) -> None:
-    """Not taken for broken JSON."""
+def test_a_compressed_body_is_refused(client: httpx.Client) -> None:
+    """The problem names the content encoding and does not report malformed JSON."""
     body = gzip.compress(b'{"inputs": [[1]]}')
-    answer = client.post(STEPS, content=body, headers=JSON | {"Content-Encoding": "gzip"})
-    assert_problem(answer, "unsupported-media-type", "Content-Encoding")
+    response = client.post(STEPS, content=body, headers=JSON | {"Content-Encoding": "gzip"})
+    assert_problem(response, "unsupported-media-type", "Content-Encoding")
 
 
 @pytest.mark.parametrize("item", ['""', '[""]', '{"ppg": ""}'])
-def test_a_million_faults_are_one(client: httpx.Client, item: str) -> None:
-    """The first is enough to know; collecting the rest would hold everybody up."""
+def test_only_the_first_of_many_faults_is_reported(client: httpx.Client, item: str) -> None:
+    """The first fault is enough for the client, and collecting the others would delay all requests of the worker."""
     problem = assert_problem(
         client.post(STEPS, content=f'{{"inputs": [{",".join([item] * 400_000)}]}}', headers=JSON), INVALID
     )
@@ -271,7 +273,7 @@ def test_a_million_faults_are_one(client: httpx.Client, item: str) -> None:
 
 
 def raw(server: Server, request: bytes, *, close: bool = False) -> bytes:
-    """The whole answer to bytes sent as they are; `close` says at their end that no more will come."""
+    """Sends the bytes unchanged; returns the whole response. `close` then ends the sending side."""
     address = urlsplit(server.url)
     with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
         connection.sendall(request)
@@ -281,7 +283,7 @@ def raw(server: Server, request: bytes, *, close: bool = False) -> bytes:
 
 
 def test_the_same_request_id_with_other_inputs_is_refused(client: httpx.Client) -> None:
-    """A reused id is told apart from a retry."""
+    """A reused request id is distinguished from a retry."""
     client.post("/v1/models/pulse/sessions", json={"session_id": "reuse"})
     first = client.post("/v1/sessions/reuse/steps", json={"inputs": [[1]], "request_id": "r"})
     assert first.status_code == 200
@@ -290,8 +292,8 @@ def test_the_same_request_id_with_other_inputs_is_refused(client: httpx.Client) 
     assert client.get("/v1/sessions/reuse").json()["step"] == 1
 
 
-def test_a_deleted_session_says_so_until_its_id_lives_again(client: httpx.Client) -> None:
-    """410 with reason and time for every use of it; creating anew begins at step 0."""
+def test_a_deleted_session_is_reported_until_its_id_is_created_again(client: httpx.Client) -> None:
+    """Every use is answered with 410, the reason and the time; a session created again begins at step 0."""
     client.post("/v1/models/pulse/sessions", json={"session_id": "gone", "inputs": [[500]]})
     assert client.delete("/v1/sessions/gone").status_code == 204
     for method, path, body in (
@@ -303,12 +305,12 @@ def test_a_deleted_session_says_so_until_its_id_lives_again(client: httpx.Client
         problem = assert_problem(client.request(method, path, json=body), "session-ended", "session_id")
         assert problem["reason"] == "deleted"
         assert problem["ended_at"].endswith("Z")
-    assert "gone" not in [one["session_id"] for one in client.get("/v1/sessions").json()["sessions"]]
+    assert "gone" not in [session["session_id"] for session in client.get("/v1/sessions").json()["sessions"]]
     assert client.post("/v1/models/pulse/sessions", json={"session_id": "gone"}).json()["step"] == 0
 
 
-def test_an_expired_session_says_so(client: httpx.Client) -> None:
-    """410 with the reason, from the moment it is due, and an active one is kept alive by its steps."""
+def test_an_expired_session_is_reported(client: httpx.Client) -> None:
+    """An expired session is answered with 410 and the reason once it is due; steps keep a session alive."""
     inputs = INPUTS["pulse"](20)
     expected = BareLoop(ZOO / "pulse/1").run(inputs)
     client.post("/v1/models/pulse/sessions", json={"session_id": "idle", "ttl_s": 0.4})
@@ -317,8 +319,8 @@ def test_an_expired_session_says_so(client: httpx.Client) -> None:
     step = 0
     while (idle := client.get("/v1/sessions/idle")).status_code == 200 or time.monotonic() < until:
         if step < len(inputs) and time.monotonic() > until - 2.5 + 0.12 * step:
-            answer = client.post("/v1/sessions/busy/steps", json={"inputs": [inputs[step]]})
-            assert_same_bits(answer.json(), expected, slice(step, step + 1))
+            response = client.post("/v1/sessions/busy/steps", json={"inputs": [inputs[step]]})
+            assert_same_bits(response.json(), expected, slice(step, step + 1))
             step += 1
     assert step == len(inputs)
     problem = assert_problem(idle, "session-ended")

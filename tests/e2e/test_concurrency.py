@@ -1,4 +1,4 @@
-"""Answers do not depend on neighbours, on chunking, or on which process answers."""
+"""Predictions do not depend on other sessions, on chunking, or on the process that computes them."""
 
 import random
 from concurrent.futures import ThreadPoolExecutor
@@ -13,43 +13,43 @@ RACE = 200
 
 
 def test_two_racers_advance_a_session_exactly_once_a_step(server: Server) -> None:
-    """Of two clients that both send every step, exactly one wins each; the other learns the step expected."""
+    """When two clients send every step, exactly one of them wins each; the other is answered with the expected step."""
     inputs = INPUTS["pulse"](RACE)
     expected = BareLoop(ZOO / "pulse/1").run(inputs)
     start = Barrier(2)
 
     def race(racer: int) -> tuple[list[int], list[int]]:
-        """The steps that this racer won, and those that it was told to expect."""
-        won, told, at = [], [], 0
+        """Returns the steps that this racer won, and the expected steps of the conflicts that it received."""
+        won, conflicts, at = [], [], 0
         with server.client() as client:
             start.wait()
             while at < RACE:
-                answer = client.post("/v1/sessions/race/steps", json={"inputs": [inputs[at]], "step": at})
-                if answer.status_code == 200:
+                response = client.post("/v1/sessions/race/steps", json={"inputs": [inputs[at]], "step": at})
+                if response.status_code == 200:
                     won.append(at)
-                    assert_same_bits(answer.json(), expected, slice(at, at + 1))
+                    assert_same_bits(response.json(), expected, slice(at, at + 1))
                     at += 1
-                    assert answer.json()["step"] == at
+                    assert response.json()["step"] == at
                 else:
-                    problem = answer.json()
-                    assert answer.status_code == 409, answer.text
+                    problem = response.json()
+                    assert response.status_code == 409, response.text
                     assert problem["type"] == "urn:onward:problem:step-conflict"
                     assert problem["expected_step"] > at
-                    told.append(problem["expected_step"])
+                    conflicts.append(problem["expected_step"])
                     at = problem["expected_step"]
-        return won, told
+        return won, conflicts
 
     with server.client() as client:
         client.post("/v1/models/pulse/sessions", json={"session_id": "race"})
         with ThreadPoolExecutor(2) as pool:
-            (won_a, told_a), (won_b, told_b) = pool.map(race, range(2))
+            (won_a, conflicts_a), (won_b, conflicts_b) = pool.map(race, range(2))
         assert sorted(won_a + won_b) == list(range(RACE))
-        assert told_a or told_b, "the racers never met: the test shows nothing"
+        assert conflicts_a or conflicts_b, "the racers never met, so the test shows nothing"
         assert client.get("/v1/sessions/race").json()["step"] == RACE
 
 
 def test_racers_without_a_step_are_all_applied_one_after_another(server: Server) -> None:
-    """Without `step`, every acknowledged input counts once, though two processes compute at the same time."""
+    """Every acknowledged input without a `step` is applied once, though two processes compute at the same time."""
     with server.client() as client:
         client.post("/v1/models/pulse/sessions", json={"session_id": "free"})
 
@@ -66,28 +66,28 @@ def test_racers_without_a_step_are_all_applied_one_after_another(server: Server)
 
 
 def test_retries_that_race_commit_once(server: Server) -> None:
-    """Two senders of one request, at the same moment, get one and the same answer."""
+    """Two clients that send the same request at the same moment receive the same response."""
     with server.client() as client:
         client.post("/v1/models/pulse/sessions", json={"session_id": "twice"})
     start = Barrier(2)
 
     def send(turn: int) -> list[object]:
-        answers = []
+        responses = []
         with server.client() as client:
             for number in range(50):
                 start.wait()
                 body = {"inputs": [[500.0 + number]], "request_id": f"r{number}"}
-                answers.append(client.post("/v1/sessions/twice/steps", json=body).json())
-        return answers
+                responses.append(client.post("/v1/sessions/twice/steps", json=body).json())
+        return responses
 
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(send, range(2))
     assert first == second
-    assert [answer["step"] for answer in first] == list(range(1, 51))  # type: ignore[index]
+    assert [response["step"] for response in first] == list(range(1, 51))  # type: ignore[index]
 
 
-def test_32_interleaved_sessions_answer_as_32_alone(server: Server) -> None:
-    """Sessions of both models, of different lengths, cut into random pieces, sent by 8 clients at once."""
+def test_32_interleaved_sessions_predict_as_32_separate_ones(server: Server) -> None:
+    """Sessions of two models and different lengths, cut into random pieces, are sent by 8 clients at once."""
     chance = random.Random(3)
     work = {}
     for number in range(32):
@@ -105,10 +105,10 @@ def test_32_interleaved_sessions_answer_as_32_alone(server: Server) -> None:
                 name = chance.choice(list(reached))
                 _, inputs, expected = work[name]
                 piece = slice(reached[name], reached[name] + chance.choice((1, 1, 2, 5, 80)))
-                answer = client.post(f"/v1/sessions/{name}/steps", json={"inputs": inputs[piece]})
-                assert answer.status_code == 200, answer.text
-                assert_same_bits(answer.json(), expected, piece)
-                reached[name] = answer.json()["step"]
+                response = client.post(f"/v1/sessions/{name}/steps", json={"inputs": inputs[piece]})
+                assert response.status_code == 200, response.text
+                assert_same_bits(response.json(), expected, piece)
+                reached[name] = response.json()["step"]
                 if reached[name] == len(inputs):
                     del reached[name]
                 calls += 1
@@ -120,30 +120,30 @@ def test_32_interleaved_sessions_answer_as_32_alone(server: Server) -> None:
 
 
 def test_a_long_catch_up_is_one_atomic_advance(server: Server) -> None:
-    """10,000 steps in one call are one commit, and equal 10,000 single steps."""
+    """A call of 10,000 steps is a single commit and equals 10,000 single steps."""
     inputs = INPUTS["pulse"](10_000)
     expected = BareLoop(ZOO / "pulse/1").run(inputs)
     with server.client() as client:
         client.post("/v1/models/pulse/sessions", json={"session_id": "long"})
-        answer = client.post("/v1/sessions/long/steps", json={"inputs": inputs}).json()
-        assert answer["step"] == 10_000
-        assert_same_bits(answer, expected)
+        response = client.post("/v1/sessions/long/steps", json={"inputs": inputs}).json()
+        assert response["step"] == 10_000
+        assert_same_bits(response, expected)
 
 
-def test_predict_and_forecast_are_the_loop_too(server: Server) -> None:
-    """Stateless predictions, and forecasts that feed the mean back, equal the bare loop; the session stays."""
+def test_predict_and_forecast_equal_the_bare_loop(server: Server) -> None:
+    """Stateless predictions and forecasts that feed the mean back equal the bare loop; the session does not change."""
     sequences = [INPUTS["pulse"](length, start=length) for length in (1, 70, 130)]
     with server.client() as client:
-        answer = client.post("/v1/models/pulse/predict", json={"inputs": sequences, "horizon": 4}).json()
-        for told, inputs in zip(answer["sequences"], sequences, strict=True):
+        response = client.post("/v1/models/pulse/predict", json={"inputs": sequences, "horizon": 4}).json()
+        for sequence, inputs in zip(response["sequences"], sequences, strict=True):
             loop = BareLoop(ZOO / "pulse/1")
             expected = loop.run(inputs)
-            assert_same_bits(told, expected)
+            assert_same_bits(sequence, expected)
             rolled = [expected["mean"][-1]]
             while len(rolled) < 4:
                 rolled.append(loop.step(rolled[-1].tolist())["mean"])
-            assert np.array(told["forecast"]["mean"], np.float32).tobytes() == np.stack(rolled).tobytes()
+            assert np.array(sequence["forecast"]["mean"], np.float32).tobytes() == np.stack(rolled).tobytes()
         client.post("/v1/models/pulse/sessions", json={"session_id": "f", "inputs": sequences[1]})
         forecast = client.post("/v1/sessions/f/forecast", json={"horizon": 4}).json()
-        assert forecast["forecast"] == answer["sequences"][1]["forecast"]
+        assert forecast["forecast"] == response["sequences"][1]["forecast"]
         assert forecast["step"] == client.get("/v1/sessions/f").json()["step"] == 70

@@ -21,7 +21,7 @@ STEPS = 500
 
 
 class Client:
-    """One keep-alive connection on bare sockets, so that a test knows which process has a request, and when."""
+    """A keep-alive connection on a bare socket, so that a test knows which process has a request, and when."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
@@ -38,33 +38,33 @@ class Client:
         self.connection.sendall(head.encode() + data)
 
     def receive(self) -> dict[str, Any] | None:
-        """The answer; None where the connection ended without one."""
+        """Returns the body of the response; None if the connection ends without one."""
         data = b""
         try:
-            while (parts := data.partition(b"\r\n\r\n"))[1] == b"" or len(parts[2]) < length(parts[0]):
-                if not (more := self.connection.recv(65536)):
+            while (parts := data.partition(b"\r\n\r\n"))[1] == b"" or len(parts[2]) < content_length(parts[0]):
+                if not (received := self.connection.recv(65536)):
                     return None
-                data += more
+                data += received
         except ConnectionError:
             return None
         assert data.startswith(b"HTTP/1.1 200"), data
-        answer: dict[str, Any] = json.loads(parts[2])
-        return answer
+        response: dict[str, Any] = json.loads(parts[2])
+        return response
 
     def close(self) -> None:
         self.connection.close()
 
 
-def length(head: bytes) -> int:
+def content_length(head: bytes) -> int:
     found = re.search(rb"(?i)content-length: (\d+)", head)
     assert found, head
     return int(found[1])
 
 
-def committed(server: Server, step: int) -> None:
-    """Returns once another connection sees the session at that step."""
-    with server.client() as other:
-        while other.get("/v1/sessions/s").json()["step"] != step:
+def wait_until_committed(server: Server, step: int) -> None:
+    """Returns once the session, read over another connection, has reached that step."""
+    with server.client() as client:
+        while client.get("/v1/sessions/s").json()["step"] != step:
             pass
 
 
@@ -72,7 +72,7 @@ Interruption = Callable[[Server, Client, dict[str, Any], int], None]
 
 
 def before_it_is_read(server: Server, client: Client, body: dict[str, Any], step: int) -> None:
-    """The worker that has the connection is stopped, gets the request, and is killed without having seen it."""
+    """Suspends the worker that has the connection, sends it the request, and kills it before it reads the request."""
     del step
     os.kill(client.worker, signal.SIGSTOP)
     client.send(body)
@@ -80,23 +80,23 @@ def before_it_is_read(server: Server, client: Client, body: dict[str, Any], step
 
 
 def after_it_is_committed(server: Server, client: Client, body: dict[str, Any], step: int) -> None:
-    """The worker commits the step, and is killed before the client has read a byte of the answer."""
+    """Kills the worker after it has committed the step and before the client has read a byte of the response."""
     client.send(body)
-    committed(server, step + 1)
+    wait_until_committed(server, step + 1)
     server.kill_worker(client.worker)
     client.close()
 
 
-def all_of_it_after_it_is_committed(server: Server, client: Client, body: dict[str, Any], step: int) -> None:
-    """The same for the whole service."""
+def whole_service_after_it_is_committed(server: Server, client: Client, body: dict[str, Any], step: int) -> None:
+    """Kills the whole service after the step is committed."""
     client.send(body)
-    committed(server, step + 1)
+    wait_until_committed(server, step + 1)
     server.kill()
     client.close()
     server.start()
 
 
-def all_of_it_before_it_is_read(server: Server, client: Client, body: dict[str, Any], step: int) -> None:
+def whole_service_before_it_is_read(server: Server, client: Client, body: dict[str, Any], step: int) -> None:
     del step
     os.kill(client.worker, signal.SIGSTOP)
     client.send(body)
@@ -105,16 +105,16 @@ def all_of_it_before_it_is_read(server: Server, client: Client, body: dict[str, 
 
 
 def interruptions() -> dict[int, Interruption]:
-    """By step: every 50 the worker that has the request, and the whole service twice."""
+    """Returns interruptions by step: the worker is killed every 50 steps, and the whole service twice."""
     plan: dict[int, Interruption] = {}
     for number, step in enumerate(range(49, STEPS, 50)):
         plan[step] = (before_it_is_read, after_it_is_committed)[number % 2]
-    return plan | {175: all_of_it_after_it_is_committed, 325: all_of_it_before_it_is_read}
+    return plan | {175: whole_service_after_it_is_committed, 325: whole_service_before_it_is_read}
 
 
 @pytest.mark.parametrize("model", ["pulse", "weather"])
 def test_500_steps_survive_killed_workers_and_a_killed_service(tmp_path: Path, model: str) -> None:
-    """Every prediction equals, bit for bit, that of one loop that was never interrupted; each kill costs one retry."""
+    """Every prediction equals that of an uninterrupted loop bit for bit, and each kill costs one retry."""
     inputs = INPUTS[model](STEPS)
     expected = BareLoop(ZOO / model / "1").run(inputs)
     plan, retries = interruptions(), 0
@@ -130,16 +130,16 @@ def test_500_steps_survive_killed_workers_and_a_killed_service(tmp_path: Path, m
                 client = Client(server)
                 retries += 1
             client.send(body)
-            answer = client.receive()
-            assert answer is not None
-            assert answer["step"] == step + 1
-            assert_same_bits(answer, expected, slice(step, step + 1))
+            response = client.receive()
+            assert response is not None
+            assert response["step"] == step + 1
+            assert_same_bits(response, expected, slice(step, step + 1))
         client.close()
     assert retries == STEPS // 50 + 2
 
 
-def test_a_worker_killed_half_way_through_a_long_call_leaves_the_session(tmp_path: Path) -> None:
-    """A call of many chunks dies with its worker: nothing of it is applied, and the retry does all of it."""
+def test_a_worker_killed_in_a_long_call_leaves_the_session_unchanged(tmp_path: Path) -> None:
+    """If a worker dies in a call of many chunks, nothing of the call is applied, and a retry applies all of it."""
     inputs = INPUTS["pulse"](68_000)
     with Server(tmp_path) as server:
         with server.client() as first:
@@ -153,27 +153,27 @@ def test_a_worker_killed_half_way_through_a_long_call_leaves_the_session(tmp_pat
         server.kill_worker(client.worker)
         assert client.receive() is None
         client.close()
-        with server.client() as other:
-            assert other.get("/v1/sessions/s").json()["step"] == 0
+        with server.client() as http_client:
+            assert http_client.get("/v1/sessions/s").json()["step"] == 0
         client = Client(server)
         client.send(body)
-        answer = client.receive()
+        response = client.receive()
         client.close()
-        assert answer is not None
-        assert answer["step"] == 68_000
+        assert response is not None
+        assert response["step"] == 68_000
         last = {name: value[-1:] for name, value in BareLoop(ZOO / "pulse/1").run(inputs).items()}
-        ends = {name: rows[-1:] for name, rows in answer["predictions"].items()}
-        assert_same_bits({"predictions": ends, "surprise": answer["surprise"][-1:]}, last)
+        ends = {name: rows[-1:] for name, rows in response["predictions"].items()}
+        assert_same_bits({"predictions": ends, "surprise": response["surprise"][-1:]}, last)
 
 
 def cpu_s(pid: int) -> float:
-    """Seconds of processor time that the process has used."""
+    """Returns the seconds of processor time that the process has used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def test_sigterm_ends_cleanly_and_the_session_goes_on(tmp_path: Path) -> None:
-    """A stop by an operator exits 0, aborts no worker, and keeps what was acknowledged."""
+def test_sigterm_ends_cleanly_and_sessions_survive(tmp_path: Path) -> None:
+    """After SIGTERM the service exits with 0, aborts no worker, and has stored what it acknowledged."""
     inputs = INPUTS["pulse"](4)
     expected = BareLoop(ZOO / "pulse/1").run(inputs)
     server = Server(tmp_path)

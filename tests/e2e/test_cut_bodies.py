@@ -1,7 +1,7 @@
 """A request body that ends before its announced length changes nothing, on every route that reads a body.
 
-The routes are those of the table of operations. Each body is cut after every number of bytes, and the connection ends
-in each of the ways in which TCP can end.
+The routes are those of the table of operations. Each body is cut at many offsets, and the connection ends in each of
+the ways in which TCP can end.
 """
 
 import json
@@ -22,7 +22,7 @@ from tests.helpers.reference_loop import ZOO, BareLoop, assert_same_bits
 
 JSON = "application/json"
 MOST_OFFSETS = 150
-"""A longer body is cut at every byte of its first part and of its last, and evenly between."""
+"""A longer body is cut at each of its first and last 40 bytes, and at even distances between them."""
 SETTLED_S = 60
 
 BODIES: dict[str, tuple[str, Any, int]] = {
@@ -44,25 +44,25 @@ BODIES: dict[str, tuple[str, Any, int]] = {
     "POST /v1/sessions/{session_id}/forecast": ("/v1/sessions/s/forecast", {"horizon": 3, "inputs": [515.25]}, 200),
     "POST /v1/sessions/{session_id}/generate": ("/v1/sessions/s/generate", {"horizon": 3, "seed": 5}, 200),
 }
-"""A valid request for each operation that reads a body: its path, its body, and the status of its answer."""
+"""A valid request for each operation that reads a body: its path, its body, and the status of its response."""
 
 End = Callable[[socket.socket], bytes]
 
 
-def closed(connection: socket.socket) -> bytes:
-    """The client closes the connection, and never sees an answer."""
+def close(connection: socket.socket) -> bytes:
+    """Closes the connection without reading a response."""
     connection.close()
     return b""
 
 
-def half_closed(connection: socket.socket) -> bytes:
-    """The client sends no more, and reads the answer."""
+def half_close(connection: socket.socket) -> bytes:
+    """Ends the sending side of the connection and reads the response."""
     connection.shutdown(socket.SHUT_WR)
     return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
 def reset(connection: socket.socket) -> bytes:
-    """The client's machine sends a reset, as where the process was killed with unread data."""
+    """Sends a TCP reset, as happens when a process is killed with unread data."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()
     return b""
@@ -77,7 +77,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def begin(client: httpx.Client, name: str) -> None:
-    """A session that has made three steps, of which the last two can be taken back."""
+    """Creates a session that has made three steps, of which the last two can be rewound."""
     created = client.post("/v1/models/pulse/sessions", json={"session_id": name})
     assert created.status_code == 201
     for value in (500, 501, 502):
@@ -85,7 +85,7 @@ def begin(client: httpx.Client, name: str) -> None:
 
 
 def cut(server: Server, target: str, media: str, body: bytes, sent: int, end: End) -> bytes:
-    """The answer to a request of which only so many bytes of its body are sent before the connection ends."""
+    """Sends a request with only `sent` bytes of its body, and ends the connection; returns the response."""
     method, _, path = target.partition(" ")
     address = urlsplit(server.url)
     head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {media}\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -100,76 +100,78 @@ def offsets(body: bytes) -> list[int]:
     return sorted(edges | set(range(0, len(body), every)))
 
 
-def sockets(server: Server) -> int:
+def count_sockets(server: Server) -> int:
     return sum(file.startswith("socket:") for worker in server.workers() for file in open_files(worker))
 
 
 def settle(server: Server, before: int) -> None:
-    """Returns when the workers have closed what was opened since: they have done with those requests."""
+    """Returns when the workers have closed the connections opened since, so that they have finished those requests."""
     until = time.monotonic() + SETTLED_S
-    while sockets(server) > before:
-        assert time.monotonic() < until, "connections whose client has gone are open still"
+    while count_sockets(server) > before:
+        assert time.monotonic() < until, "connections whose client has disconnected are still open"
 
 
-def everything(client: httpx.Client) -> list[str]:
-    names = [one["session_id"] for one in client.get("/v1/sessions").json()["sessions"]]
+def all_sessions(client: httpx.Client) -> list[str]:
+    names = [session["session_id"] for session in client.get("/v1/sessions").json()["sessions"]]
     return [client.get(f"/v1/sessions/{name}").text for name in names]
 
 
-def test_each_operation_with_a_body_has_a_request_here() -> None:
-    """A new route cannot be forgotten."""
-    assert set(BODIES) == {f"{one.method} {one.path}" for one in OPERATIONS if one.body is not None}
+def test_each_operation_with_a_body_has_a_request() -> None:
+    """A new route with a body fails this test until it has a request in BODIES."""
+    assert set(BODIES) == {f"{route.method} {route.path}" for route in OPERATIONS if route.body is not None}
 
 
 @pytest.mark.parametrize("operation", BODIES)
 def test_a_cut_body_changes_nothing(server: Server, operation: str) -> None:
-    """Wherever it is cut, and however the connection ends; then the whole request is answered as ever."""
+    """The service changes nothing, wherever the body is cut and however the connection ends."""
     path, content, status = BODIES[operation]
     method = operation.partition(" ")[0]
     with server.client() as client:
         client.delete("/v1/sessions?prefix=")
         begin(client, "s")
         body = json.dumps(content or client.get("/v1/sessions/s/state").json()).encode()
-        before, files = everything(client), sockets(server)
+        before, files = all_sessions(client), count_sockets(server)
         for sent in offsets(body):
-            for end in (closed, half_closed, reset):
-                answer = cut(server, f"{method} {path}", JSON, body, sent, end)
-                if end is half_closed:
-                    assert answer.startswith(b"HTTP/1.1 400 "), (sent, answer)
-                    assert b"urn:onward:problem:bad-request" in answer
+            for end in (close, half_close, reset):
+                response = cut(server, f"{method} {path}", JSON, body, sent, end)
+                if end is half_close:
+                    assert response.startswith(b"HTTP/1.1 400 "), (sent, response)
+                    assert b"urn:onward:problem:bad-request" in response
         settle(server, files)
-        assert everything(client) == before
+        assert all_sessions(client) == before
         whole = client.request(method, path, content=body, headers={"Content-Type": JSON})
         assert whole.status_code == status, whole.text
 
 
-@pytest.mark.parametrize("operation", [f"{one.method} {one.path}" for one in OPERATIONS if one.line is not None])
+@pytest.mark.parametrize(
+    "operation", [f"{route.method} {route.path}" for route in OPERATIONS if route.line is not None]
+)
 def test_a_cut_line_is_not_applied(server: Server, operation: str) -> None:
-    """Whole lines are applied. The line under way is dropped, even where what came of it is a number by itself."""
+    """Complete lines are applied. The last, incomplete line is dropped, even if its beginning is a valid number."""
     path = operation.partition(" ")[2].replace("{model}", "pulse")
     body, values = b'515.25\n[516]\n{"ppg": 517}\n\n518.5', [[515.25], [516.0], [517.0]]
     loop = BareLoop(ZOO / "pulse/1")
     loop.run([[500.0], [501.0], [502.0]])
     expected = loop.run(values)
     with server.client() as client:
-        for end in (closed, half_closed, reset):
+        for end in (close, half_close, reset):
             client.delete("/v1/sessions?prefix=")
-            files, reached = sockets(server), {}
+            files, reached = count_sockets(server), {}
             for sent in range(len(body)):
                 name = f"s{sent}"
                 begin(client, name)
                 reached[name] = 3 + min(len(values), body[:sent].count(b"\n"))
-                answer = cut(server, f"POST {path.format(session_id=name)}?step=3", NDJSON, body, sent, end)
-                if end is half_closed:
-                    *steps, last = (json.loads(line) for line in answer.split(b"\r\n") if line.startswith(b"{"))
-                    assert [step["step"] for step in steps] == list(range(4, reached[name] + 1)), (sent, answer)
-                    for place, step in enumerate(steps):
-                        assert_same_bits(step, expected, slice(place, place + 1))
+                response = cut(server, f"POST {path.format(session_id=name)}?step=3", NDJSON, body, sent, end)
+                if end is half_close:
+                    *steps, last = (json.loads(line) for line in response.split(b"\r\n") if line.startswith(b"{"))
+                    assert [step["step"] for step in steps] == list(range(4, reached[name] + 1)), (sent, response)
+                    for index, step in enumerate(steps):
+                        assert_same_bits(step, expected, slice(index, index + 1))
                     assert last["type"] == "urn:onward:problem:bad-request"
                     assert f"{sent} of {len(body)} bytes came" in last["detail"]
                     assert (last["line"], last["step"]) == (body[:sent].count(b"\n") + 1, reached[name])
             settle(server, files)
             for name, step in reached.items():
                 now = client.get(f"/v1/sessions/{name}").json()["step"]
-                # lines after an answer that could not be delivered are not applied
-                assert now == step if end is half_closed else 3 <= now <= step, (name, now, step)
+                # lines after a response that could not be delivered are not applied
+                assert now == step if end is half_close else 3 <= now <= step, (name, now, step)

@@ -104,7 +104,7 @@ def test_a_store_that_cannot_open_ends_the_start(tmp_path: Path) -> None:
     """Workers are not started for ever: the service says what is wrong with the store, and exits."""
     (tmp_path / "file").write_text("")
     server = Server(tmp_path, ONWARD_STORE=f"lmdb://{tmp_path}/file/store")
-    assert server.fails() == 1
+    assert server.start_and_fail() == 1
     log = "".join(server.log)
     assert "the session store cannot be opened" in log
     assert "file/store" in log

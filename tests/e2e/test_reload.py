@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.e2e.models import ask, request, settled
+from tests.e2e.models import request, request_from, wait_until_serving
 from tests.e2e.server import Server
 from tests.helpers.recorded_bundles import draw, make_bundle
 from tests.helpers.reference_loop import BareLoop, assert_same_bits
@@ -42,7 +42,7 @@ class Sequence:
 
     def begin(self, worker: int, version: int) -> None:
         """Without naming a version, it is that one."""
-        status, answer = ask(self._server, worker, "POST", CREATE, {"session_id": self.name})
+        status, answer = request_from(self._server, worker, "POST", CREATE, {"session_id": self.name})
         assert (status, answer["version"]) == (201, version), answer
 
     def goes_on(self, worker: int) -> None:
@@ -55,7 +55,7 @@ class Sequence:
 
     def step(self, worker: int) -> tuple[int, Any]:
         body = {"inputs": ROWS[self._step : self._step + 3]}
-        return ask(self._server, worker, "POST", f"/v1/sessions/{self.name}/steps", body)
+        return request_from(self._server, worker, "POST", f"/v1/sessions/{self.name}/steps", body)
 
 
 def add(models: Path) -> None:
@@ -100,34 +100,34 @@ def test_a_worker_that_starts_later_serves_what_the_others_serve(tmp_path: Path,
     loop = BareLoop(repository / "tiny/1")
     make, logged = CHANGES[change]
     with Server(tmp_path, ONWARD_MODELS=str(repository)) as server:
-        workers = settled(server, 1)
+        workers = wait_until_serving(server, 1)
         old = Sequence(server, "old", loop)
         old.begin(workers[0], 1)
         make(repository)
         server.kill_worker(workers[0])
-        workers = settled(server, 1, without=workers[0])
+        workers = wait_until_serving(server, 1, without=workers[0])
         for number, worker in enumerate(workers):
             fresh = Sequence(server, f"s{number}", loop)
             fresh.begin(worker, 1)
             for anywhere in workers * 2:
                 old.goes_on(anywhere)
                 fresh.goes_on(anywhere)
-        states = [ask(server, worker, "GET", "/readyz")[1] for worker in workers]
+        states = [request_from(server, worker, "GET", "/readyz")[1] for worker in workers]
         assert (
             states
             == [{"status": "ready", "models": {"other": [1], "tiny": [1]}, "refused": [], "unserved_sessions": {}}] * 2
         )
         os.kill(server.pid, signal.SIGHUP)
-        workers = settled_anew(server, workers) if change == "unmounted" else settled(server, 2)
+        workers = wait_until_replaced(server, workers) if change == "unmounted" else wait_until_serving(server, 2)
         reloaded(server, workers, change, old, tmp_path)
         server.stop()
         assert any(logged in line for line in server.log)
 
 
-def settled_anew(server: Server, before: list[int]) -> list[int]:
+def wait_until_replaced(server: Server, before: list[int]) -> list[int]:
     """The workers, once all of those before are replaced; the generation stays, as there was nothing to read."""
     for worker in before:
-        workers = settled(server, 1, without=worker)
+        workers = wait_until_serving(server, 1, without=worker)
     return workers
 
 
@@ -141,9 +141,9 @@ def reloaded(server: Server, workers: list[int], change: str, old: Sequence, tmp
             for anywhere in workers:
                 fresh.goes_on(anywhere)
         else:
-            status, problem = ask(server, worker, "POST", CREATE, {})
+            status, problem = request_from(server, worker, "POST", CREATE, {})
             assert (status, problem["type"]) == (404, "urn:onward:problem:unknown-model")
-        ready = ask(server, worker, "GET", "/readyz")[1]
+        ready = request_from(server, worker, "GET", "/readyz")[1]
         assert ready["unserved_sessions"] == ({} if bundle else {"tiny/1": 3})
         assert [one["file"] for one in ready["refused"]] == ["tiny/1/model.onnx"] * (change == "broken off")
         if change in {"added", "unmounted"}:
@@ -213,7 +213,7 @@ def test_a_reload_under_load_mixes_no_versions(tmp_path: Path, repository: Path)
     """
     loops = {1: BareLoop(repository / "tiny/1")}
     with Server(tmp_path, ONWARD_MODELS=str(repository)) as server:
-        before = settled(server, 1)
+        before = wait_until_serving(server, 1)
         add(repository)
         loops[2] = BareLoop(repository / "tiny/2")
         load = Load(server, loops)
@@ -223,18 +223,18 @@ def test_a_reload_under_load_mixes_no_versions(tmp_path: Path, repository: Path)
         try:
             sessions(load, 20)
             server.kill_worker(before[0])
-            settled(server, 1, without=before[0])
+            wait_until_serving(server, 1, without=before[0])
             sessions(load, 20)
             assert {version for _, version in load.began} == {1}
             os.kill(server.pid, signal.SIGHUP)
-            settled(server, 2)
+            wait_until_serving(server, 2)
             over = time.monotonic()
             sessions(load, 40)
         finally:
             load.ends.set()
             for client in clients:
                 client.join(60)
-        status, ready = ask(server, server.workers()[0], "GET", "/readyz")
+        status, ready = request_from(server, server.workers()[0], "GET", "/readyz")
         assert (status, ready["models"]["tiny"]) == (200, [1, 2])
     assert not load.wrong, load.wrong[:3]
     assert {version for at, version in load.began if at > over} == {2}

@@ -20,9 +20,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield started
 
 
-@pytest.fixture(scope="module", params=["fast path", "flask"])
+@pytest.fixture(scope="module", params=["fast-path", "flask"])
 def client(request: pytest.FixtureRequest, server: Server) -> Iterator[httpx.Client]:
-    """One whose steps are answered ahead of Flask, and one whose header the fast path does not know."""
+    """A client whose steps the fast path answers, and one with a header that makes Flask answer them."""
     with server.client() as opened:
         if request.param == "flask":
             opened.headers["X-Unknown"] = "1"

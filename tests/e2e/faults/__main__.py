@@ -1,4 +1,4 @@
-"""A longer campaign than the test suite's."""
+"""Runs a longer campaign than the test suite does."""
 
 import argparse
 import tempfile
@@ -10,8 +10,8 @@ parser = argparse.ArgumentParser(prog="python -m tests.e2e.faults", description=
 parser.add_argument("--store", choices=["lmdb", "redis"], default="lmdb")
 parser.add_argument("--seconds", type=float, default=600)
 parser.add_argument("--seed", type=int, default=0)
-told = parser.parse_args()
+options = parser.parse_args()
 with tempfile.TemporaryDirectory() as folder:
-    report = campaign(Path(folder), told.store, told.seconds, told.seed)
+    report = campaign(Path(folder), options.store, options.seconds, options.seed)
 print(report)  # noqa: T201
 raise SystemExit(report.lost + report.doubled + report.strayed + len(report.wrong) > 0)

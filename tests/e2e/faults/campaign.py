@@ -1,4 +1,4 @@
-"""What goes wrong, one fault after another, and what came of it."""
+"""A campaign of faults, one after another, under load, and its report."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ from tests.helpers.valkey_server import Server as Valkey
 
 CLIENTS, SESSIONS = 16, 200
 PAUSE_S = 0.7
-"""Between faults, and how long one lasts that passes by itself."""
+"""The time between two faults, and the unit of the duration of a temporary fault."""
 DISK_BYTES = 64 * 2**20
 MOST_CREATED = 2000
 
@@ -35,7 +35,7 @@ class Report:
     lost: int
     doubled: int
     strayed: int
-    """Sessions that are on another version than they began on."""
+    """The number of sessions whose model version has changed."""
     wrong: list[str]
     faults: Counter[str]
     errors: Counter[str]
@@ -57,7 +57,7 @@ class Report:
 
 
 class Site:
-    """The service with its store, a second replica now and then, and the ways to hurt them."""
+    """The service with its store and, now and then, a second replica; and the faults that can be caused in them."""
 
     def __init__(self, folder: Path, store: str, chance: Random, valkey: Valkey | None) -> None:
         self._clock, self._valkey, self._chance, self._folder = folder / "clock", valkey, chance, folder
@@ -77,7 +77,7 @@ class Site:
             "reload": lambda: repository.reload(self.server),
             "models changed": self._models_changed,
             "worker paused": self._worker_paused,
-            "clock stepped": lambda: self._clock_set(chance.uniform(-60, 60)),
+            "clock stepped": lambda: self._step_clock(chance.uniform(-60, 60)),
             "replica": self._replica,
         }
         if valkey is None:
@@ -88,7 +88,7 @@ class Site:
     def urls(self) -> list[str]:
         return [self.server.url] + ([self.replica.url] if self.replica else [])
 
-    def _worker(self) -> int | None:
+    def _choose_worker(self) -> int | None:
         workers = self.server.workers()
         return self._chance.choice(workers) if workers else None
 
@@ -96,17 +96,17 @@ class Site:
         self._kill_worker()
 
     def _kill_worker(self) -> int | None:
-        if (worker := self._worker()) is not None:
-            signalled(worker, signal.SIGKILL)
+        if (worker := self._choose_worker()) is not None:
+            send_signal(worker, signal.SIGKILL)
         return worker
 
     def _models_changed(self) -> None:
-        repository.changed(self.server, self._repository, self._kill_worker)
+        repository.check_change(self.server, self._repository, self._kill_worker)
 
     def _worker_paused(self) -> None:
-        if (worker := self._worker()) is not None and signalled(worker, signal.SIGSTOP):
+        if (worker := self._choose_worker()) is not None and send_signal(worker, signal.SIGSTOP):
             time.sleep(3 * PAUSE_S)
-            signalled(worker, signal.SIGCONT)
+            send_signal(worker, signal.SIGCONT)
 
     def _service_killed(self) -> None:
         self.server.kill()
@@ -116,7 +116,7 @@ class Site:
         assert self.server.stop() == 0, "".join(self.server.log[-20:])
         self.server.start()
 
-    def _clock_set(self, offset: float) -> None:
+    def _step_clock(self, offset: float) -> None:
         self._clock.write_text(f"{offset:<30}")
 
     def _replica(self) -> None:
@@ -125,8 +125,8 @@ class Site:
             started.start()
             self.replica = started
         else:
-            gone, self.replica = self.replica, None
-            gone.kill()
+            stopped, self.replica = self.replica, None
+            stopped.kill()
 
     def _disk_full(self) -> None:
         ballast = self._folder / "store" / "ballast"
@@ -138,10 +138,12 @@ class Site:
                 except OSError:
                     pass
         assert self._create_until(507), "the disk was full, and no session was refused"
-        with httpx.Client(base_url=self.server.url, timeout=30) as one:
-            filler = one.get("/v1/sessions", params={"limit": 1}).json()["sessions"][0]["session_id"]
-            if not filler.startswith("s"):  # those of the load are s0, s1, ...; the others have random hexadecimal ids
-                assert one.delete(f"/v1/sessions/{filler}").status_code == 204, "a full disk takes no deletion"
+        with httpx.Client(base_url=self.server.url, timeout=30) as client:
+            filler = client.get("/v1/sessions", params={"limit": 1}).json()["sessions"][0]["session_id"]
+            if not filler.startswith(
+                "s"
+            ):  # the ids of the load are s0, s1, ...; the ids made here are random and hexadecimal
+                assert client.delete(f"/v1/sessions/{filler}").status_code == 204, "a full disk takes no deletion"
         ballast.unlink()
         assert self._create_until(201), "the disk has room again, and sessions are refused"
 
@@ -157,10 +159,13 @@ class Site:
         self.server.start()
 
     def _create_until(self, status: int) -> bool:
-        """What is there already goes on in its own pages; whatever needs new ones finds the disk full."""
-        with httpx.Client(base_url=self.server.url, timeout=30) as one:
+        """Creates sessions until one is answered with that status; returns whether one was.
+
+        On a full disk existing sessions continue in the pages that they have; a new session needs new pages and fails.
+        """
+        with httpx.Client(base_url=self.server.url, timeout=30) as client:
             return any(
-                one.post("/v1/models/pulse/sessions", json={}).status_code == status for _ in range(MOST_CREATED)
+                client.post("/v1/models/pulse/sessions", json={}).status_code == status for _ in range(MOST_CREATED)
             )
 
     def _valkey_killed(self) -> None:
@@ -181,7 +186,7 @@ class Site:
                 server.__exit__(None, None, None)
 
 
-def signalled(pid: int, number: int) -> bool:
+def send_signal(pid: int, number: int) -> bool:
     try:
         os.kill(pid, number)
     except ProcessLookupError:
@@ -191,7 +196,7 @@ def signalled(pid: int, number: int) -> bool:
 
 @contextmanager
 def small_disk(folder: Path, size: int = DISK_BYTES) -> Iterator[None]:
-    """A file system of a few MiB at that place, which can be filled. Needs the right to mount."""
+    """Mounts a file system of `size` bytes at the folder, so that it can be filled. Needs the right to mount."""
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", folder], check=True)
     try:
@@ -201,7 +206,10 @@ def small_disk(folder: Path, size: int = DISK_BYTES) -> Iterator[None]:
 
 
 def campaign(folder: Path, kind: str, seconds: float, seed: int) -> Report:
-    """Faults one after another for that long, and each once, under load; each comes once before one comes again."""
+    """Causes faults one after another under load, for that long and until each has come at least once.
+
+    No fault comes again before every other fault has come.
+    """
     chance, tally, over = Random(seed), Tally(), threading.Event()
     faults: Counter[str] = Counter()
     with ExitStack() as stack:
@@ -233,17 +241,16 @@ def campaign(folder: Path, kind: str, seconds: float, seed: int) -> Report:
             for client in load:
                 client.join(30)
         assert not any(client.is_alive() for client in load), (
-            f"without an answer: {tally.errors} {site.server.log[-30:]}"
+            f"requests without a response: {tally.errors} {site.server.log[-30:]}"
         )
         lost = doubled = strayed = 0
-        with httpx.Client(base_url=site.server.url, timeout=30) as one:
+        with httpx.Client(base_url=site.server.url, timeout=30) as checker:
             for client in load:
                 for session in client.sessions:
-                    told = one.get(f"/v1/sessions/{session.name}").json()
-                    has = told["step"]
-                    strayed += told["version"] != repository.FIRST
-                    lost += max(0, session.step - has)
-                    doubled += max(0, has - session.step)
+                    info = checker.get(f"/v1/sessions/{session.name}").json()
+                    strayed += info["version"] != repository.FIRST
+                    lost += max(0, session.step - info["step"])
+                    doubled += max(0, info["step"] - session.step)
     faults["upload with a length cut"] = tally.cut
     return Report(
         time.monotonic() - began, tally.acknowledged, lost, doubled, strayed, tally.wrong, faults, tally.errors,

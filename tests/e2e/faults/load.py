@@ -1,4 +1,4 @@
-"""Clients that never give a step up, and compare each answer with a bare ONNX Runtime loop of their own."""
+"""Clients that repeat each step until it is answered, and compare each response with a bare ONNX Runtime loop."""
 
 import http.client
 import json
@@ -19,19 +19,19 @@ import numpy as np
 from tests.e2e.faults.repository import FIRST
 from tests.helpers.reference_loop import ZOO, BareLoop, pulse
 
-ANSWER_S = 2.0
+RESPONSE_S = 2.0
 CUT, CUT_BODY, BULK, FLASK = 0.03, 0.03, 0.2, 0.1
-"""Shares of requests: cut off before the answer, and before the announced end of the body; of several sessions at once;
-with a head that is not the fast path's.
+"""Shares of requests: cut off before the response; cut off before the announced end of the body; for several sessions
+in one call; with a header that the fast path does not handle.
 """
 NUMBER = 1000
-"""An upload of lines is cut within a number: what came of it is a number too, and must not be applied."""
-AGAIN_S = 0.02
+"""The least number in an upload of lines that is cut: its beginning is a number too, and must not be applied."""
+RETRY_S = 0.02
 
 
 @dataclass
 class Tally:
-    """What all clients saw."""
+    """The counts and errors of all clients together."""
 
     acknowledged: int = 0
     cut: int = 0
@@ -48,22 +48,22 @@ class Tally:
 
 
 class Session:
-    """One session as its client knows it: how far it is, and what its answers must be."""
+    """A session as its client expects it: the step that it has reached, and its next responses."""
 
     def __init__(self, name: str, loop: BareLoop, rows: list[list[float]]) -> None:
         self.name, self.step = name, 0
         self._loop, self._rows = copy(loop), rows
 
-    def ask(self, steps: int, *, says_step: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-        """A request for the next steps, and the answer that is right."""
+    def next_request(self, steps: int, *, with_step: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Returns the body of a request for the next steps, and the response that it must have."""
         rows = [self._rows[(self.step + step) % len(self._rows)] for step in range(steps)]
         body: dict[str, Any] = {"inputs": rows, "request_id": f"from-{self.step}"}
-        if says_step:
+        if with_step:
             body["step"] = self.step
-        told = self._loop.run(rows)
+        predictions = self._loop.run(rows)
         self.step += steps
-        surprise = told.pop("surprise")
-        return body, {"step": self.step, "predictions": told, "surprise": surprise}
+        surprise = predictions.pop("surprise")
+        return body, {"step": self.step, "predictions": predictions, "surprise": surprise}
 
 
 class Client(threading.Thread):
@@ -82,60 +82,64 @@ class Client(threading.Thread):
         while not self._over.is_set():
             chance = self._chance
             if chance.random() < BULK:
-                some = chance.sample(self.sessions, min(4, len(self.sessions)))
-                asked = [session.ask(chance.randint(1, 3), says_step=chance.random() < 0.5) for session in some]
-                items = [{"session_id": one.name, **body} for one, (body, _) in zip(some, asked, strict=True)]
-                answers = self._deliver_all(items)
-                for one, (_, right) in zip(some, asked, strict=True):
-                    self._check(one.name, answers[one.name], right)
+                chosen = chance.sample(self.sessions, min(4, len(self.sessions)))
+                requests = [
+                    session.next_request(chance.randint(1, 3), with_step=chance.random() < 0.5) for session in chosen
+                ]
+                items = [
+                    {"session_id": session.name, **body} for session, (body, _) in zip(chosen, requests, strict=True)
+                ]
+                responses = self._deliver_all(items)
+                for session, (_, expected) in zip(chosen, requests, strict=True):
+                    self._check(session.name, responses[session.name], expected)
             else:
                 session = chance.choice(self.sessions)
-                body, right = session.ask(chance.randint(1, 3), says_step=chance.random() < 0.5)
-                answer = self._deliver(f"/v1/sessions/{session.name}/steps", body)
-                self._check(session.name, answer, right)
+                body, expected = session.next_request(chance.randint(1, 3), with_step=chance.random() < 0.5)
+                response = self._deliver(f"/v1/sessions/{session.name}/steps", body)
+                self._check(session.name, response, expected)
         if self._connection is not None:
             self._connection.close()
 
-    def _check(self, name: str, answer: dict[str, Any], right: dict[str, Any]) -> None:
-        told = {**answer["predictions"], "surprise": answer["surprise"]}
-        same = answer["step"] == right["step"] and all(
-            np.array(told[output], np.float32).tobytes() == value.tobytes()
-            for output, value in {**right["predictions"], "surprise": right["surprise"]}.items()
+    def _check(self, name: str, response: dict[str, Any], expected: dict[str, Any]) -> None:
+        outputs = {**response["predictions"], "surprise": response["surprise"]}
+        same = response["step"] == expected["step"] and all(
+            np.array(outputs[output], np.float32).tobytes() == value.tobytes()
+            for output, value in {**expected["predictions"], "surprise": expected["surprise"]}.items()
         )
         with self._tally.lock:
-            self._tally.acknowledged += len(right["surprise"])
+            self._tally.acknowledged += len(expected["surprise"])
             self._tally.answered_at.append(time.monotonic())
             if not same:
-                self._tally.wrong.append(f"{name} at {right['step']}: {answer}")
+                self._tally.wrong.append(f"{name} at {expected['step']}: {response}")
 
     def _deliver_all(self, items: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        """Sends what was not answered again, until all of it is; the answers by session."""
-        answers: dict[str, dict[str, Any]] = {}
-        while left := [item for item in items if item["session_id"] not in answers]:
-            for told in self._deliver("/v1/steps", {"items": left})["items"]:
-                if told["status"] == 200:
-                    answers[told["session_id"]] = told
+        """Repeats the items without a response until every item has one; returns the responses by session."""
+        responses: dict[str, dict[str, Any]] = {}
+        while left := [item for item in items if item["session_id"] not in responses]:
+            for result in self._deliver("/v1/steps", {"items": left})["items"]:
+                if result["status"] == 200:
+                    responses[result["session_id"]] = result
                 else:
-                    self._failed(f"{told['status']} {told['problem']['type'].rpartition('/')[2]}")
-        return answers
+                    self._record_error(f"{result['status']} {result['problem']['type'].rpartition('/')[2]}")
+        return responses
 
     def _deliver(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """The answer, however often it takes to get one."""
+        """Repeats a request until it succeeds; returns the response."""
         while True:
             try:
-                status, answer = self._once(path, body)
+                status, response = self._send_once(path, body)
             except (OSError, http.client.HTTPException) as error:
-                self._drop()
-                self._failed(type(error).__name__)
+                self._disconnect()
+                self._record_error(type(error).__name__)
                 continue
             if status == 200 or status == 201 or (status == 409 and path.startswith("/v1/models")):
-                return answer
-            self._failed(f"{status} {answer['type'].rpartition('/')[2]}")
+                return response
+            self._record_error(f"{status} {response['type'].rpartition('/')[2]}")
 
-    def _once(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    def _send_once(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         if self._connection is None:
             address = urlsplit(self._chance.choice(self._urls()))
-            self._connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=ANSWER_S)
+            self._connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=RESPONSE_S)
             self._connection.connect()
             self._connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         headers = {"Content-Type": "application/json"} | ({"X-Odd": "1"} if self._chance.random() < FLASK else {})
@@ -144,14 +148,14 @@ class Client(threading.Thread):
         self._connection.request("POST", path, json.dumps(body), headers)
         if self._chance.random() < CUT:
             raise ConnectionAbortedError
-        answer = self._connection.getresponse()
-        told = answer.read()
-        if answer.will_close:
-            self._drop()
-        return answer.status, json.loads(told)
+        response = self._connection.getresponse()
+        content = response.read()
+        if response.will_close:
+            self._disconnect()
+        return response.status, json.loads(content)
 
     def _cut(self, path: str, body: bytes, headers: dict[str, str]) -> NoReturn:
-        """Announces a length, of the request or of an upload of lines beside it, and ends before that is reached."""
+        """Sends a part of the request, or of an upload of lines in its place, and disconnects."""
         assert self._connection is not None
         if path.startswith("/v1/sessions/") and self._chance.random() < 0.5:
             body, headers = b"%d" % self._chance.randint(NUMBER, 10 * NUMBER), {"Content-Type": "application/x-ndjson"}
@@ -168,21 +172,21 @@ class Client(threading.Thread):
             self._tally.cut += 1
         raise ConnectionAbortedError
 
-    def _drop(self) -> None:
+    def _disconnect(self) -> None:
         if self._connection is not None:
             self._connection.close()
         self._connection = None
 
-    def _failed(self, what: str) -> None:
+    def _record_error(self, what: str) -> None:
         with self._tally.lock:
             self._tally.errors[what] += 1
-        time.sleep(AGAIN_S)
+        time.sleep(RETRY_S)
 
 
 def clients(
     count: int, sessions: int, urls: Callable[[], list[str]], tally: Tally, over: threading.Event
 ) -> list[Client]:
-    """That share the sessions out among them."""
+    """Returns `count` clients among which the sessions are divided."""
     loop, rows = BareLoop(ZOO / "pulse/1"), pulse(50 * count)
     owned = [
         [Session(f"s{number}", loop, rows[50 * client : 50 * client + 50]) for number in range(client, sessions, count)]

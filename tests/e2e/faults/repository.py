@@ -1,4 +1,4 @@
-"""A models folder that changes, and what the service must make of it."""
+"""A models folder that changes, and the checks of what the service serves then."""
 
 import os
 import shutil
@@ -12,22 +12,22 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tests.e2e.models import request, settled_somehow
+from tests.e2e.models import request, wait_until_same
 from tests.e2e.server import Server
 from tests.helpers.reference_loop import ZOO, pulse
 
 MODEL, FIRST = "pulse", 1
 PROBES = 8
-ANSWER_S = 60
+RESPONSE_S = 60
 
 
 class Repository:
-    """The bundles that ship, and versions of `pulse` that come and go, all with the same graph. The first stays."""
+    """The zoo with versions of `pulse` that are added and removed, all with the same graph; the first one stays."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         shutil.copytree(ZOO, folder)
-        self.whole = {FIRST}
+        self.complete = {FIRST}
         """The versions that can serve."""
         self._last = FIRST
         self._changes = cycle([self._add, self._half_copy, self._add, self._break, self._remove])
@@ -37,13 +37,13 @@ class Repository:
 
     def _add(self) -> None:
         self._copy(self._next(), lambda graph: graph)
-        self.whole.add(self._last)
+        self.complete.add(self._last)
 
     def _half_copy(self) -> None:
         self._copy(self._next(), lambda graph: graph[: len(graph) // 2])
 
     def _break(self) -> None:
-        """In place, where it may be served."""
+        """Damages in place the graph of a version that may be served."""
         graph = self._of(self._newest()) / "model.onnx"
         graph.write_bytes(graph.read_bytes()[:-1])
 
@@ -51,8 +51,8 @@ class Repository:
         shutil.rmtree(self._of(self._newest()))
 
     def _newest(self) -> int:
-        newest = max(self.whole - {FIRST})
-        self.whole.remove(newest)
+        newest = max(self.complete - {FIRST})
+        self.complete.remove(newest)
         return newest
 
     def _next(self) -> int:
@@ -71,10 +71,10 @@ class Repository:
 
 
 def reload(server: Server) -> None:
-    """Returns once the master has read the models anew; its workers follow."""
+    """Returns once the master has read the models again; its workers follow later."""
     before = reloads(server)
     os.kill(server.pid, signal.SIGHUP)
-    until = time.monotonic() + ANSWER_S
+    until = time.monotonic() + RESPONSE_S
     while reloads(server) == before:
         assert time.monotonic() < until, "".join(server.log[-30:])
         time.sleep(0.02)
@@ -84,37 +84,39 @@ def reloads(server: Server) -> int:
     return sum("Models, generation" in line for line in list(server.log))
 
 
-def changed(server: Server, repository: Repository, kill: Callable[[], int | None]) -> None:
-    """The folder changes and a worker is killed: nothing new is served. After a reload all workers serve all of it."""
-    generation, served = settled_somehow(server)
+def check_change(server: Server, repository: Repository, kill: Callable[[], int | None]) -> None:
+    """Changes the folder and kills a worker: a reload, and nothing before it, makes all workers serve the change."""
+    generation, served = wait_until_same(server)
     repository.change()
     killed = kill()
-    assert settled_somehow(server, without=killed) == (generation, served)
+    assert wait_until_same(server, without=killed) == (generation, served)
     version = max(served[MODEL])
-    probes = [_began(server, version) for _ in range(PROBES)]
+    probes = [_create_session(server, version) for _ in range(PROBES)]
     reload(server)
-    after, serves = settled_somehow(server, later_than=generation)
-    assert set(serves[MODEL]) == repository.whole, (after, serves, repository.whole)
+    after, served_after = wait_until_same(server, later_than=generation)
+    assert set(served_after[MODEL]) == repository.complete, (after, served_after, repository.complete)
     for _ in range(PROBES):
-        _began(server, max(repository.whole))
+        _create_session(server, max(repository.complete))
     for session in probes:
-        status, answer = _certain(server, f"/v1/sessions/{session}/steps", {"inputs": pulse(1), "step": 0})
-        served_still = version in repository.whole
+        status, answer = _request_until_answered(
+            server, f"/v1/sessions/{session}/steps", {"inputs": pulse(1), "step": 0}
+        )
+        served_still = version in repository.complete
         assert status == (200 if served_still else 409), answer
         assert served_still or answer["type"] == "urn:onward:problem:model-gone", answer
 
 
-def _began(server: Server, version: int) -> str:
-    """A session that names no version is on that one, whichever worker makes it."""
-    status, answer = _certain(server, f"/v1/models/{MODEL}/sessions", {})
+def _create_session(server: Server, version: int) -> str:
+    """Creates a session without naming a version; asserts that it is on this version, and returns its id."""
+    status, answer = _request_until_answered(server, f"/v1/models/{MODEL}/sessions", {})
     assert (status, answer["version"]) == (201, version), answer
     return str(answer["session_id"])
 
 
-def _certain(server: Server, path: str, body: dict[str, Any]) -> tuple[int, Any]:
-    """The answer, once there is one."""
+def _request_until_answered(server: Server, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+    """Repeats a request while the service is not available; returns the status and the body of the response."""
     address = urlsplit(server.url)
-    until = time.monotonic() + ANSWER_S
+    until = time.monotonic() + RESPONSE_S
     while True:
         with closing(HTTPConnection(address.hostname or "", address.port, timeout=10)) as connection:
             try:

@@ -1,4 +1,4 @@
-"""Acknowledged steps are neither lost nor doubled, whatever fails. FAULTS_S makes it longer."""
+"""Acknowledged steps are neither lost nor applied twice, whatever fails. FAULTS_S sets how long the campaign runs."""
 
 import os
 from pathlib import Path
@@ -13,9 +13,9 @@ SECONDS = float(os.environ.get("FAULTS_S", "30"))
 @pytest.mark.timeout(SECONDS + 240)
 @pytest.mark.parametrize("store", ["lmdb", "redis"])
 def test_nothing_acknowledged_is_lost_or_doubled(tmp_path: Path, store: str) -> None:
-    """Under load from 16 clients that check every answer, while one thing after another fails."""
+    """Sixteen clients check every response while one fault after another is caused."""
     report = campaign(tmp_path, store, SECONDS, seed=5)
-    print(report)  # noqa: T201  (for whoever asks pytest for it)
+    print(report)  # noqa: T201  (shown with pytest -s)
     assert (report.lost, report.doubled, report.strayed, report.wrong) == (0, 0, 0, []), report
     assert not [error for error in report.errors if error.startswith("500")], report
     assert report.faults["upload with a length cut"] > 0
