@@ -33,7 +33,7 @@ _SMALLEST_ANGLE = float(np.finfo(np.float64).tiny)
 _MAX_NEWTON_STEPS, _CONVERGED = 60, 1e-9
 """Newton's method: the most steps, and the step that ends it (the next would be about its square)."""
 _BLOCK = 4096
-"""How many numbers are integrated at once, so that memory is bounded for any length of series."""
+"""The number of integrals evaluated at once, so that memory is bounded for any length of series."""
 
 
 def has_distribution(head: Head) -> bool:

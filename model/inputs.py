@@ -25,7 +25,7 @@ Inputs = Rows | Values | NamedRows | str | bytes
 
 _NUMBER_TYPES = frozenset({int, float})
 _MAX_SCALAR_CONVERSIONS = 32
-"""Up to so many values are converted one by one, which costs less than numpy's calls."""
+"""The largest number of values that are converted one by one, which costs less than numpy's calls."""
 _BY_NAME, _LISTED, _SINGLE = "values by name", "a list of values", "one value"
 
 

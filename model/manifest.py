@@ -90,7 +90,7 @@ class StatePair(Frozen):
 
 
 class Feature(Frozen):
-    """One of the numbers of a step. The graph receives a category as its index and a missing value as NaN."""
+    """A feature: one number of a step. The graph receives a category as its index and a missing value as NaN."""
 
     name: str
     kind: Literal["number", "category"] = "number"

@@ -29,7 +29,7 @@ class BundleFiles:
     manifest: bytes | None
     graph: bytes | None
     unreadable: str = ""
-    """Why the first unreadable file could not be read."""
+    """The reason why the first unreadable file could not be read."""
 
     def open(self, *, threads: int = 1) -> StepModel:
         """Returns the model after verification of checksum, tensors and parity vectors. Raises BundleError."""

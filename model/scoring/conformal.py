@@ -17,7 +17,7 @@ Ring = NDArray[np.float32]
 
 RING_SIZE = 256
 MIN_SCORES = 19
-"""With fewer scores no input could have an anomaly of 0.95."""
+"""The number of scores before the first anomaly: with fewer scores no input could have an anomaly of 0.95."""
 GAMMA = 0.005
 """The step size with which intervals adapt: Gibbs and Candes 2021, section 2.2."""
 EMPTY = np.full(RING_SIZE, -np.inf, np.float32).tobytes()
@@ -64,7 +64,7 @@ def anomalies_of_rows(rings: Ring, counts: Floats, scores: Ring) -> Floats:
 
 
 class IntervalState(NamedTuple):
-    """One target's adaptive intervals so far.
+    """The state of one target's adaptive intervals.
 
     level: 1 - alpha_t. entered: the number of scores. covered: how many of the counted scores lay within the interval
     that was predicted for them.

@@ -1,8 +1,8 @@
-"""What is counted of one model's sessions, and where it lies in the bytes that a session keeps of it, by name.
+"""The layout of a session's running statistics in bytes, and the names of what is counted.
 
-Owns these bytes: the share that intervals are to hold, 0 for none; the sums; the last true values; a ring of surprises;
-of a session with intervals also the level of each target, how many scores entered and how many were covered, and a
-ring of scores for each. Knows nothing of how they are counted.
+Owns these bytes: the nominal coverage of intervals (0: none), the sums, the last true values and a ring of surprises;
+for a session with intervals also each target's level, its numbers of scores entered and covered, and its ring of
+scores. Knows nothing of how they are counted.
 """
 
 import math
@@ -19,24 +19,26 @@ from onward.model.scoring.central_interval import CentralInterval
 from onward.model.scoring.conformal import EMPTY, UNFILLED
 
 ALARM = 0.99
-"""An anomaly of so much counts as one."""
+"""An anomaly of at least this counts as an alarm."""
 ERROR, ANOMALY, LOW, HIGH = (RESERVED + name for name in ("error", "anomaly", "low", "high"))
 SCORING_OUTPUTS = (ERROR, ANOMALY, LOW, HIGH)
-"""What an answer may have beside the model's outputs, in this order; no output has such a name."""
+"""The fields that scoring adds to a model's outputs, in this order; no output has such a name."""
 OF_NUMBERS = ("predicted", "absolute_error", "naive_absolute_error", "inside")
 OF_RANKS = ("predicted", "hits")
 LAST = "last"
 """The last true value of each target."""
 INPUTS, SURPRISE, ALARMS = 1, 2, 3
-"""Where the sums over all targets lie among a row's numbers; before them is the share wanted."""
+"""The positions of the sums over all targets among a row's numbers; position 0 is the nominal coverage."""
 _OF_ALL = ("inputs", "surprise", "alarms")
-_WANTED = Struct("<d")
+_NOMINAL = Struct("<d")
 
 
 class Sum(NamedTuple):
-    """What is summed over inputs: those that have a surprise, their surprise, those with an anomaly of ALARM; and of a
-    target: those that had a prediction, its errors, the errors of the value before, those inside the model's own
-    interval, or hits of the likeliest category.
+    """A sum over inputs, of a target or of all.
+
+    Of all: the inputs with a surprise, their surprises, and the inputs with an anomaly of at least ALARM. Of a target:
+    the inputs that had a prediction, its absolute errors, those of the naive prediction (the previous value), the
+    inputs inside the model's own interval, or the hits of the likeliest category.
     """
 
     name: str
@@ -44,58 +46,59 @@ class Sum(NamedTuple):
 
 
 class StatisticsLayout:
-    """Of one model; with `intervals`, of the sessions that asked for them."""
+    """The layout of the statistics of one model's sessions. intervals: whether the sessions have adaptive intervals."""
 
     def __init__(self, model: StepModel, *, intervals: bool = False) -> None:
         self.head = head = model.manifest.head
         predicts = set(head.outputs) <= set(head.last) and head.kind != "label"
         self.targets = head.targets if predicts else ()
         self.numbers = predicts and not head.ranks_categories
-        """Whether what is predicted are numbers, not categories."""
+        """True if the targets are numbers, not categories."""
         self.intervals, self.central = intervals, CentralInterval(head)
         self.columns = [model.features.index(target) for target in self.targets]
         self.nullable = any(model.manifest.feature(name).nullable for name in self.targets)
         self.names = OF_NUMBERS if self.numbers else OF_RANKS
         self.sums = (*map(Sum, _OF_ALL), *(Sum(name, target) for name in self.names for target in self.targets))
-        wide, start = len(self.targets), 1 + len(_OF_ALL)
-        self.places: dict[str, slice] = {}
-        """Where the numbers of targets lie among a row's, by the name of their sum, and LAST."""
+        width, start = len(self.targets), 1 + len(_OF_ALL)
+        self.positions: dict[str, slice] = {}
+        """The positions of the targets' numbers in a row, by the name of their sum or LAST."""
         for name in (*self.names, *([LAST] if self.numbers else [])):
-            self.places[name] = slice(start, start + wide)
-            start += wide
+            self.positions[name] = slice(start, start + width)
+            start += width
         self.row = Struct(f"<{start}d")
-        ring, wide = len(EMPTY) if head.surprise else 0, wide if self.numbers else 0
+        ring, width = len(EMPTY) if head.surprise else 0, width if self.numbers else 0
         self.ring = slice(self.row.size, self.row.size + ring)
-        """Of the bytes."""
-        self.course = Struct(f"<{3 * wide}d")
-        """Levels, entered and covered, at the end of `ring`, of a session with intervals."""
-        rings = self.ring.stop + self.course.size
-        self.rings = [slice(at, at + len(UNFILLED)) for at in range(rings, rings + wide * len(UNFILLED), len(UNFILLED))]
-        """Of the bytes, those of scores, of a session with intervals."""
-        self.size = (self.rings[-1].stop if self.rings else rings) if intervals else self.ring.stop
-        told: list[Any] = [(ERROR, np.float32, (wide,))] if self.numbers else []
-        told += [(ANOMALY, np.float32)] if head.surprise else []
-        told += [(LOW, np.float32, (wide,)), (HIGH, np.float32, (wide,))] if intervals else []
-        self.answer = np.dtype([*model.output_dtype.descr, *told])
-        self.told = Struct(f"<{(self.answer.itemsize - model.output_dtype.itemsize) // 4}f")
-        """What an answer has beside outputs."""
+        """The bytes of the ring of surprises."""
+        self.interval_states = Struct(f"<{3 * width}d")
+        """All targets' levels and numbers of scores entered and covered, after `ring`; with intervals only."""
+        start, ring = self.ring.stop + self.interval_states.size, len(UNFILLED)
+        self.rings = [slice(start + target * ring, start + (target + 1) * ring) for target in range(width)]
+        """The bytes of each target's ring of scores; with intervals only."""
+        self.size = (self.rings[-1].stop if self.rings else start) if intervals else self.ring.stop
+        fields: list[Any] = [(ERROR, np.float32, (width,))] if self.numbers else []
+        fields += [(ANOMALY, np.float32)] if head.surprise else []
+        fields += [(LOW, np.float32, (width,)), (HIGH, np.float32, (width,))] if intervals else []
+        self.output_dtype = np.dtype([*model.output_dtype.descr, *fields])
+        self.scores = Struct(f"<{(self.output_dtype.itemsize - model.output_dtype.itemsize) // 4}f")
+        """The fields that an answer has after the outputs."""
 
-    def first(self, wanted: float = 0.0) -> bytes:
-        """Of a session that has seen nothing."""
+    def first(self, nominal: float = 0.0) -> bytes:
+        """Returns the statistics of a new session."""
         last = [math.nan] * (len(self.targets) if self.numbers else 0)
-        kept = self.row.pack(wanted, *[0.0] * len(self.sums), *last) + EMPTY[: self.ring.stop - self.ring.start]
+        statistics = self.row.pack(nominal, *[0.0] * len(self.sums), *last) + EMPTY[: self.ring.stop - self.ring.start]
         if not self.intervals:
-            return kept
-        wide = len(self.targets)
-        return kept + self.course.pack(*[wanted] * wide, *[0.0] * 2 * wide) + UNFILLED * wide
+            return statistics
+        width = len(self.targets)
+        return statistics + self.interval_states.pack(*[nominal] * width, *[0.0] * 2 * width) + UNFILLED * width
 
-    def summed(self, kept: Sequence[bytes]) -> NDArray[np.float64]:
-        """(rows, sums) of what rows keep, with intervals or without."""
-        end = _WANTED.size * (1 + len(self.sums))
-        return np.frombuffer(b"".join([one[_WANTED.size : end] for one in kept]), np.float64).reshape(len(kept), -1)
+    def summed(self, statistics: Sequence[bytes]) -> NDArray[np.float64]:
+        """Returns the sums (rows, sums) of rows with or without intervals."""
+        end = _NOMINAL.size * (1 + len(self.sums))
+        sums = b"".join([row[_NOMINAL.size : end] for row in statistics])
+        return np.frombuffer(sums, np.float64).reshape(len(statistics), -1)
 
 
-def nominal_coverage(kept: bytes) -> float:
-    """The share that corrected intervals are to hold, whatever the model; 0: there are none."""
-    share: float = _WANTED.unpack_from(kept)[0] if kept else 0.0
-    return share
+def nominal_coverage(statistics: bytes) -> float:
+    """Returns the nominal coverage of a session's intervals, for any model; 0 if it has none."""
+    nominal: float = _NOMINAL.unpack_from(statistics)[0] if statistics else 0.0
+    return nominal

@@ -1,11 +1,11 @@
-"""What is counted of a session's predictions, and what the answer to an input says of the one made for it.
+"""Running statistics of a session's predictions, and the scores of each input.
 
-Nothing here changes a prediction, and nothing counted depends on how inputs are cut into calls, or on the rows beside
-them: sums are taken one step after another. An input is scored by the prediction made before it: the last one in the
-state, and within a call those before it.
+Scoring changes no prediction, and no statistic depends on how inputs are divided into calls, or on other rows: sums are
+updated one step after another. An input is scored under the prediction made before it: the one in the state, and within
+a call the previous step's.
 
-A few rows are counted number by number, as numpy's calls would cost more; many of one step each, as nearly all batches
-of a busy server are, together. Both give the same bits.
+Few rows are counted number by number, as numpy's calls would cost more; many rows of one step each are counted by
+`batched.py`. Both give the same bits.
 """
 
 import math
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from onward.model.manifest import RANKED
 from onward.model.runner import Outputs
-from onward.model.scoring.batched import TOGETHER, together
+from onward.model.scoring.batched import MIN_BATCHED_ROWS, score_batched
 from onward.model.scoring.central_interval import Named
 from onward.model.scoring.conformal import IntervalState, anomalies, correct_interval, min_scores_for_interval
 from onward.model.scoring.layout import (
@@ -34,15 +34,16 @@ from onward.model.scoring.layout import (
 )
 from onward.model.state import State
 
-_MOST = float(np.finfo(np.float32).max)
+_MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 Rows = list[list[float]]
 """(steps, targets)"""
 
 
-class Said(NamedTuple):
-    """Before each of a row's inputs, (steps, targets): the centre, or likeliest place, and how far the interval reaches
-    below it and above.
+class Predictions(NamedTuple):
+    """The predictions before each of a row's inputs, (steps, targets).
+
+    centre: the centre, or the index of the likeliest category. below, above: the distances of the interval's bounds.
     """
 
     centre: Rows
@@ -51,7 +52,7 @@ class Said(NamedTuple):
 
 
 class TargetStatistics(NamedTuple):
-    """Of a target so far. MASE is scaled by the error of the value before (Hyndman and Koehler 2006, section 3)."""
+    """A target's statistics. MASE is scaled by the previous value's error (Hyndman and Koehler 2006, section 3)."""
 
     inputs: int
     mae: float | None = None
@@ -62,7 +63,10 @@ class TargetStatistics(NamedTuple):
 
 
 class IntervalStatistics(NamedTuple):
-    """Corrected ones: the share that they are to hold, and by target the share that they held, and alpha_t."""
+    """The statistics of adaptive intervals, with the names of the HTTP interface.
+
+    wanted: the nominal coverage. coverage: the actual coverage by target. alpha: alpha_t by target.
+    """
 
     wanted: float
     coverage: dict[str, float | None]
@@ -70,206 +74,223 @@ class IntervalStatistics(NamedTuple):
 
 
 class RunningStatistics:
-    """Counts what sessions of one model keep."""
+    """Updates the statistics of one model's sessions."""
 
-    def __init__(self, figures: StatisticsLayout) -> None:
-        self._of = figures
-        self._alone = figures.intervals or figures.nullable
+    def __init__(self, layout: StatisticsLayout) -> None:
+        self._layout = layout
+        self._row_by_row = layout.intervals or layout.nullable
 
     def score(
         self,
-        kept: Sequence[bytes],
+        statistics: Sequence[bytes],
         inputs: NDArray[np.float32],
         sizes: Sequence[int],
         before: State,
         outputs: Outputs,
     ) -> tuple[Outputs, list[bytes]]:
-        """Answers (rows, steps), and what the rows keep after them; beyond a row's size answers mean nothing.
+        """Returns the outputs with scores (rows, steps), undefined beyond a row's size, and the updated statistics.
 
-        inputs: (rows, steps, features). before: (rows,) the states before them. outputs: (rows, steps) after each.
+        inputs: (rows, steps, features). before: the states (rows,) before them. outputs: (rows, steps), after each.
         """
-        if outputs.shape[1] == 1 and len(kept) >= TOGETHER and not self._alone:
-            return together(self._of, kept, inputs[:, 0], before, outputs)
-        values, said = inputs.tolist(), self._said(before, outputs)
-        surprises = outputs[self._of.head.surprise].tolist() if self._of.head.surprise else [[]] * len(kept)
-        after, told = [], []
+        if outputs.shape[1] == 1 and len(statistics) >= MIN_BATCHED_ROWS and not self._row_by_row:
+            return score_batched(self._layout, statistics, inputs[:, 0], before, outputs)
+        values, predictions = inputs.tolist(), self._predictions(before, outputs)
+        surprise = self._layout.head.surprise
+        surprises = outputs[surprise].tolist() if surprise else [[]] * len(statistics)
+        after, scores = [], []
         for row, size in enumerate(sizes):
-            one, scored = self._row(kept[row], values[row][:size], said[row], surprises[row][:size])
-            after.append(one)
-            told.append(scored)
-        if self._of.intervals:
-            after = self._correct(after, told, before, outputs)
-        return self._answers(outputs, told), after
+            updated, row_scores = self._row(
+                statistics[row], values[row][:size], predictions[row], surprises[row][:size]
+            )
+            after.append(updated)
+            scores.append(row_scores)
+        if self._layout.intervals:
+            after = self._correct(after, scores, before, outputs)
+        return self._append(outputs, scores), after
 
-    def _said(self, before: State, outputs: Outputs) -> list[Said]:
-        if not self._of.targets:
-            return [Said([], [], [])] * len(outputs)
-        last = {name: before[held] for name, held in self._of.head.last.items()}
-        first = [[[numbers] for numbers in part] for part in self._spoken(last)]
+    def _predictions(self, before: State, outputs: Outputs) -> list[Predictions]:
+        """Returns each row's predictions: the one in its state, then those of its steps but the last."""
+        if not self._layout.targets:
+            return [Predictions([], [], [])] * len(outputs)
+        last = {name: before[state] for name, state in self._layout.head.last.items()}
+        parts = [[[numbers] for numbers in part] for part in self._bounds(last)]
         if outputs.shape[1] > 1:
-            for part, more in zip(first, self._spoken(outputs), strict=True):
-                for row, later in zip(part, more, strict=True):
+            for part, later_part in zip(parts, self._bounds(outputs), strict=True):
+                for row, later in zip(part, later_part, strict=True):
                     row.extend(later[:-1])
-        return list(map(Said, *first))
+        return list(map(Predictions, *parts))
 
-    def _spoken(self, said: Named | Outputs) -> Sequence[Any]:
-        """Centres and reaches, nested as the outputs are."""
-        if not self._of.numbers:
-            return [said[RANKED[0]][..., :1].tolist()] * 3
-        centre = self._of.central.centre(said)
-        reach = (centre, centre) if self._of.central.level is None else self._of.central.reach(said)
+    def _bounds(self, predictions: Named | Outputs) -> Sequence[Any]:
+        """Returns centres and the distances of the bounds, nested as the outputs are."""
+        if not self._layout.numbers:
+            return [predictions[RANKED[0]][..., :1].tolist()] * 3
+        centre = self._layout.central.centre(predictions)
+        reach = (centre, centre) if self._layout.central.level is None else self._layout.central.reach(predictions)
         return [part.tolist() for part in (centre, *reach)]
 
-    def _row(self, kept: bytes, inputs: Rows, said: Said, surprises: list[float]) -> tuple[bytes, Rows]:
-        """What one row keeps after its inputs, and of each of them what its answer says."""
-        numbers = list(self._of.row.unpack_from(kept))
-        told: Rows = [[] for _ in inputs]
-        score = self._errors if self._of.numbers else self._hits
-        whole = score(numbers, inputs, said, told)
-        ring = kept[self._of.ring]
+    def _row(
+        self, statistics: bytes, inputs: Rows, predictions: Predictions, surprises: list[float]
+    ) -> tuple[bytes, Rows]:
+        """Returns one row's updated statistics without intervals, and the scores of each of its inputs."""
+        numbers = list(self._layout.row.unpack_from(statistics))
+        scores: Rows = [[] for _ in inputs]
+        count = self._errors if self._layout.numbers else self._hits
+        complete = count(numbers, inputs, predictions, scores)
+        ring = statistics[self._layout.ring]
         if ring:
-            ring = self._anomalies(numbers, ring, surprises, whole, told)
-        return self._of.row.pack(*numbers) + ring + kept[self._of.ring.stop :], told
+            ring = self._anomalies(numbers, ring, surprises, complete, scores)
+        return self._layout.row.pack(*numbers) + ring + statistics[self._layout.ring.stop :], scores
 
-    def _errors(self, numbers: list[float], inputs: Rows, said: Said, told: Rows) -> list[bool]:
-        """Whether each input has all targets."""
-        whole, places = [], self._of.places
-        predicted, error_at, naive_at, inside_at, last_at = (places[name].start for name in (*OF_NUMBERS, LAST))
+    def _errors(self, numbers: list[float], inputs: Rows, predictions: Predictions, scores: Rows) -> list[bool]:
+        """Counts the errors and appends them to `scores`; returns for each input whether it has all targets."""
+        complete, positions = [], self._layout.positions
+        predicted, error_at, naive_at, inside_at, last_at = (positions[name].start for name in (*OF_NUMBERS, LAST))
         for step, values in enumerate(inputs):
-            centre, below, above, there = said.centre[step], said.below[step], said.above[step], True
-            for target, column in enumerate(self._of.columns):
+            centre, below, above = predictions.centre[step], predictions.below[step], predictions.above[step]
+            complete.append(True)
+            for target, column in enumerate(self._layout.columns):
                 value = values[column]
                 error = value - centre[target]
-                told[step].append(error)
+                scores[step].append(error)
                 if math.isnan(error):  # the input is missing
-                    there = False
+                    complete[-1] = False
                     continue
                 before = numbers[last_at + target]
                 numbers[predicted + target] += 1
                 numbers[error_at + target] += abs(error)
-                if not math.isnan(before):  # it is not the first
+                if not math.isnan(before):  # not the first value
                     numbers[naive_at + target] += abs(value - before)
-                if self._of.central.level is not None and -below[target] <= error <= above[target]:
+                if self._layout.central.level is not None and -below[target] <= error <= above[target]:
                     numbers[inside_at + target] += 1
                 numbers[last_at + target] = value
-            whole.append(there)
-        return whole
+        return complete
 
-    def _hits(self, numbers: list[float], inputs: Rows, said: Said, told: Rows) -> list[bool]:
-        """Whether each input has all targets: a categorical head has one, others none that are inputs."""
-        del told
-        whole = []
-        predicted, hits = (self._of.places[name].start for name in OF_RANKS)
+    def _hits(self, numbers: list[float], inputs: Rows, predictions: Predictions, scores: Rows) -> list[bool]:
+        """Counts the hits; returns for each input whether it has all targets.
+
+        A categorical head has one target, and other heads without numbers have none among the inputs.
+        """
+        del scores
+        complete = []
+        predicted, hits = (self._layout.positions[name].start for name in OF_RANKS)
         for step, values in enumerate(inputs):
-            there = True
-            for column in self._of.columns:
-                there = not math.isnan(values[column])
-                numbers[predicted] += there
-                numbers[hits] += values[column] == said.centre[step][0]
-            whole.append(there)
-        return whole
+            present = True
+            for column in self._layout.columns:
+                present = not math.isnan(values[column])
+                numbers[predicted] += present
+                numbers[hits] += values[column] == predictions.centre[step][0]
+            complete.append(present)
+        return complete
 
     def _anomalies(
-        self, numbers: list[float], ring: bytes, surprises: list[float], whole: list[bool], told: Rows
+        self, numbers: list[float], ring: bytes, surprises: list[float], complete: list[bool], scores: Rows
     ) -> bytes:
-        """The ring after them. An input of which a target is missing has no anomaly, and is not in the ring."""
-        scores = [surprise for surprise, there in zip(surprises, whole, strict=True) if there]
+        """Counts the anomalies and appends them to `scores`; returns the updated ring.
+
+        An input with a missing target has no anomaly, and its surprise does not enter the ring.
+        """
+        counted = [surprise for surprise, present in zip(surprises, complete, strict=True) if present]
         found: list[float] = []
-        if scores:
-            found, ring = anomalies(ring, int(numbers[INPUTS]), scores)
-        each = zip(scores, found, strict=True)
-        for there, one in zip(whole, told, strict=True):
+        if counted:
+            found, ring = anomalies(ring, int(numbers[INPUTS]), counted)
+        pairs = zip(counted, found, strict=True)
+        for present, step_scores in zip(complete, scores, strict=True):
             anomaly = math.nan
-            if there:
-                surprise, anomaly = next(each)
+            if present:
+                surprise, anomaly = next(pairs)
                 numbers[INPUTS] += 1
                 numbers[SURPRISE] += surprise
                 numbers[ALARMS] += anomaly >= ALARM
-            one.append(anomaly)
+            step_scores.append(anomaly)
         return ring
 
-    def _correct(self, kept: list[bytes], told: list[Rows], before: State, outputs: Outputs) -> list[bytes]:
-        """What the rows keep with their intervals corrected; these are told for the input after each."""
-        said = {
-            name: np.concatenate((before[held][:, np.newaxis], outputs[name][:, :-1]), axis=1)
-            for name, held in self._of.head.last.items()
+    def _correct(self, statistics: list[bytes], scores: list[Rows], before: State, outputs: Outputs) -> list[bytes]:
+        """Returns the statistics with updated intervals; appends the next input's interval to each step's scores."""
+        predictions = {
+            name: np.concatenate((before[state][:, np.newaxis], outputs[name][:, :-1]), axis=1)
+            for name, state in self._layout.head.last.items()
         }
-        errors = np.full((*outputs.shape, len(self._of.targets)), np.nan)
-        for row, scored in enumerate(told):
-            errors[row, : len(scored)] = [one[: len(self._of.targets)] for one in scored]
-        scores = (np.abs(errors) / self._of.central.scale(said)).astype(np.float32)
-        centre, scale = self._of.central.centre(outputs).tolist(), self._of.central.scale(outputs).tolist()
+        errors = np.full((*outputs.shape, len(self._layout.targets)), np.nan)
+        for row, row_scores in enumerate(scores):
+            errors[row, : len(row_scores)] = [step_scores[: len(self._layout.targets)] for step_scores in row_scores]
+        scaled = (np.abs(errors) / self._layout.central.scale(predictions)).astype(np.float32)
+        centre, scale = self._layout.central.centre(outputs).tolist(), self._layout.central.scale(outputs).tolist()
         return [
-            self._with_intervals(kept[row], scored, scores[row, : len(scored)].T.tolist(), centre[row], scale[row])
-            for row, scored in enumerate(told)
+            self._correct_row(
+                statistics[row], row_scores, scaled[row, : len(row_scores)].T.tolist(), centre[row], scale[row]
+            )
+            for row, row_scores in enumerate(scores)
         ]
 
-    def _with_intervals(self, kept: bytes, told: Rows, scores: Rows, centre: Rows, scale: Rows) -> bytes:
-        """The same of one row. scores: (targets, steps) errors in scales, float32."""
-        courses, rings, widths = [], [], []
-        for course, ring, its in zip(self._courses(kept), self._of.rings, scores, strict=True):
-            width, then, held = correct_interval(nominal_coverage(kept), course, kept[ring], its)
-            widths.append(width)
-            courses.append(then)
-            rings.append(held)
-        for one, middle, unit, wide in zip(told, centre, scale, zip(*widths, strict=True), strict=False):
-            reach = [width * by for width, by in zip(wide, unit, strict=True)]
-            one += [there - away for there, away in zip(middle, reach, strict=True)]
-            one += [there + away for there, away in zip(middle, reach, strict=True)]
-        numbers = self._of.course.pack(*chain(*zip(*courses, strict=True)))
-        return b"".join((kept[: self._of.ring.stop], numbers, *rings))
+    def _correct_row(self, statistics: bytes, scores: Rows, scaled_errors: Rows, centre: Rows, scale: Rows) -> bytes:
+        """Does the same for one row. scaled_errors: absolute errors in scales (targets, steps), float32."""
+        nominal, states, rings, widths = nominal_coverage(statistics), [], [], []
+        targets = zip(self._interval_states(statistics), self._layout.rings, scaled_errors, strict=True)
+        for state, ring, errors in targets:
+            target_widths, new_state, new_ring = correct_interval(nominal, state, statistics[ring], errors)
+            widths.append(target_widths)
+            states.append(new_state)
+            rings.append(new_ring)
+        steps = zip(scores, centre, scale, zip(*widths, strict=True), strict=False)
+        for step_scores, step_centre, step_scale, step_widths in steps:
+            reach = [width * unit for width, unit in zip(step_widths, step_scale, strict=True)]
+            step_scores += [value - half for value, half in zip(step_centre, reach, strict=True)]
+            step_scores += [value + half for value, half in zip(step_centre, reach, strict=True)]
+        numbers = self._layout.interval_states.pack(*chain(*zip(*states, strict=True)))
+        return b"".join((statistics[: self._layout.ring.stop], numbers, *rings))
 
-    def _answers(self, outputs: Outputs, told: Sequence[Rows]) -> Outputs:
-        data, size, steps, parts, place = outputs.tobytes(), outputs.itemsize, outputs.shape[1], [], 0
-        for scored in told:
-            for one in scored:
-                parts += [data[place : place + size], self._packed(one)]
-                place += size
-            if padding := steps - len(scored):
-                parts.append(bytes(padding * self._of.answer.itemsize))
-                place += padding * size
-        return np.frombuffer(b"".join(parts), self._of.answer).reshape(outputs.shape)
+    def _append(self, outputs: Outputs, scores: Sequence[Rows]) -> Outputs:
+        """Returns the outputs (rows, steps) with the scores of each step as further fields."""
+        data, size, steps, parts, position = outputs.tobytes(), outputs.itemsize, outputs.shape[1], [], 0
+        for row_scores in scores:
+            for step_scores in row_scores:
+                parts += [data[position : position + size], self._packed(step_scores)]
+                position += size
+            if padding := steps - len(row_scores):
+                parts.append(bytes(padding * self._layout.output_dtype.itemsize))
+                position += padding * size
+        return np.frombuffer(b"".join(parts), self._layout.output_dtype).reshape(outputs.shape)
 
-    def _packed(self, told: list[float]) -> bytes:
+    def _packed(self, scores: list[float]) -> bytes:
         try:
-            return self._of.told.pack(*told)
-        except OverflowError:  # numbers as large as single precision has
-            return self._of.told.pack(*(math.copysign(math.inf, one) if abs(one) > _MOST else one for one in told))
+            return self._layout.scores.pack(*scores)
+        except OverflowError:  # a score is beyond single precision
+            finite = (math.copysign(math.inf, score) if abs(score) > _MAX_FLOAT32 else score for score in scores)
+            return self._layout.scores.pack(*finite)
 
-    def target_statistics(self, kept: bytes) -> dict[str, TargetStatistics]:
-        """By target, of a session that keeps these bytes."""
-        numbers = self._of.row.unpack_from(kept)
+    def target_statistics(self, statistics: bytes) -> dict[str, TargetStatistics]:
+        """Returns a session's statistics by target."""
+        numbers = self._layout.row.unpack_from(statistics)
         return {
-            target: self._target(*(numbers[self._of.places[name]][place] for name in self._of.names))
-            for place, target in enumerate(self._of.targets)
+            target: self._target(*(numbers[self._layout.positions[name]][position] for name in self._layout.names))
+            for position, target in enumerate(self._layout.targets)
         }
 
-    def _target(self, count: float, missed: float, naive: float = 0.0, inside: float = 0.0) -> TargetStatistics:
-        """Of its sums."""
-        if not self._of.numbers:
-            return TargetStatistics(int(count), hits=_ratio(missed, count))
-        mae, scale, level = _ratio(missed, count), _ratio(naive, count - 1), self._of.central.level
+    def _target(self, count: float, total: float, naive: float = 0.0, inside: float = 0.0) -> TargetStatistics:
+        """Returns a target's statistics from its sums. total: the hits for categories, else the absolute errors."""
+        if not self._layout.numbers:
+            return TargetStatistics(int(count), hits=_ratio(total, count))
+        mae, scale, level = _ratio(total, count), _ratio(naive, count - 1), self._layout.central.level
         mase = None if mae is None or scale is None else _ratio(mae, scale)
         return TargetStatistics(int(count), mae, mase, None if level is None else _ratio(inside, count), level)
 
-    def interval_statistics(self, kept: bytes) -> IntervalStatistics | None:
-        if not self._of.intervals:
+    def interval_statistics(self, statistics: bytes) -> IntervalStatistics | None:
+        """Returns the statistics of a session's intervals; None if it has none."""
+        if not self._layout.intervals:
             return None
-        coverage, alpha, uncounted = (
-            dict[str, float | None](),
-            dict[str, float](),
-            min_scores_for_interval(nominal_coverage(kept)),
-        )
-        for target, course in zip(self._of.targets, self._courses(kept), strict=True):
-            coverage[target] = _ratio(course.covered, course.entered - uncounted)
-            alpha[target] = 1 - course.level
-        return IntervalStatistics(nominal_coverage(kept), coverage, alpha)
+        nominal = nominal_coverage(statistics)
+        coverage, alpha, uncounted = dict[str, float | None](), dict[str, float](), min_scores_for_interval(nominal)
+        for target, state in zip(self._layout.targets, self._interval_states(statistics), strict=True):
+            coverage[target] = _ratio(state.covered, state.entered - uncounted)
+            alpha[target] = 1 - state.level
+        return IntervalStatistics(nominal, coverage, alpha)
 
-    def _courses(self, kept: bytes) -> list[IntervalState]:
-        """Of each target."""
-        numbers, wide = self._of.course.unpack_from(kept, self._of.ring.stop), len(self._of.targets)
-        return [IntervalState(*numbers[target::wide]) for target in range(wide)]
+    def _interval_states(self, statistics: bytes) -> list[IntervalState]:
+        """Returns the interval state of each target."""
+        numbers = self._layout.interval_states.unpack_from(statistics, self._layout.ring.stop)
+        targets = len(self._layout.targets)
+        return [IntervalState(*numbers[target::targets]) for target in range(targets)]
 
 
-def _ratio(some: float, all_of: float) -> float | None:
-    return some / all_of if all_of > 0 else None
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole > 0 else None

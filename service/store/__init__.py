@@ -1,1 +1,1 @@
-"""Where sessions live: the record and the stores. Knows nothing of models or of HTTP."""
+"""The stores of sessions and the record that they store. Knows nothing of models or of HTTP."""

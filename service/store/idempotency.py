@@ -9,7 +9,7 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 MAX_REQUESTS = 32
-"""How many of a session's last requests are recognised as retries."""
+"""The number of a session's last requests whose repetition is recognised as a retry."""
 MAX_ANSWER_BYTES = 4096
 """The bytes of answers that are stored beside the newest one; a request without its answer is still recognised.
 

@@ -41,7 +41,7 @@ from onward.service.store.sweeping import SweepPass
 from onward.service.store.write_lock import WriteLock
 
 OPENING_S = 60.0
-"""How long opening waits for a running write: longer than gunicorn's timeout of a worker."""
+"""The seconds for which opening waits for a running write: more than gunicorn's timeout of a worker."""
 PAGES_BESIDE = 16
 """LMDB's own pages, which no table counts: its meta pages, and a part of its list of free pages."""
 SCANNED_PER_PAGE = 10_000

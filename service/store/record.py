@@ -20,7 +20,7 @@ from onward.service.errors import DamagedRecordError, ForeignRecordError, Unread
 EndReason = Literal["expired", "deleted"]
 
 TOMBSTONE_S = 86_400.0
-"""How long a tombstone is stored."""
+"""The seconds for which a tombstone is stored."""
 
 _NAME = b"OWR"  # Onward record
 _RECORD, _TOMBSTONE = 4, 5  # the formats; before format 5, a tombstone was a record of format 4 without sections

@@ -44,7 +44,7 @@ ANSWER_S, CONNECT_S = 2.0, 1.0
 RETRIES, FIRST_WAIT_S, LONGEST_WAIT_S = 3, 0.05, 0.5
 SWEEP_S = 30
 SCANNED_PER_PAGE, SLICE = 1000, 100
-"""How many ids are examined for a page, and how many records are in memory at once."""
+"""The number of ids that are examined for a page, and the number of records that are in memory at once."""
 
 _LUA = Path(__file__).parent / "lua"
 _GROUPS, _SWEEP = "onward:groups", "onward:sweep"

@@ -36,9 +36,11 @@ def ordinary(answer: StepResult) -> bytes:
 def test_both_ways_write_the_same(models: list[StepModel], step: int, bits: Sequence[int]) -> None:
     """Whatever the numbers: of every head, alone and with what is seen of predictions and with intervals."""
     for model, kind in product(models, range(3)):
-        dtype = (model.output_dtype, StatisticsLayout(model).answer, StatisticsLayout(model, intervals=True).answer)[
-            kind
-        ]
+        dtype = (
+            model.output_dtype,
+            StatisticsLayout(model).output_dtype,
+            StatisticsLayout(model, intervals=True).output_dtype,
+        )[kind]
         outputs = np.resize(np.array(bits, np.uint32), dtype.itemsize // 4).view(dtype)
         answer = StepResult(model, step, outputs)
         assert step_encoding._form(model, dtype) is not None
