@@ -1,4 +1,4 @@
-"""A client that has closed its connection is computed for no further, on any route, whatever it has asked for."""
+"""The service stops computing for a client that has closed its connection, on every route and for every request."""
 
 import json
 import socket
@@ -60,97 +60,100 @@ def client(engine: Engine) -> FlaskClient:
 
 
 @pytest.fixture
-def gone() -> Iterator[socket.socket]:
+def closed_connection() -> Iterator[socket.socket]:
     """The service's side of a connection whose client has closed its own."""
-    near, far = socket.socketpair()
-    far.close()
-    yield near
-    near.close()
+    local, remote = socket.socketpair()
+    remote.close()
+    yield local
+    local.close()
 
 
 @pytest.fixture
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many rows each batch had that ran."""
-    ran: list[int] = []
+    """The number of rows of each batch that ran."""
+    sizes: list[int] = []
     run = Executor.run
 
     def counted(self: Executor, batch: list[WorkItem]) -> None:
-        ran.append(len(batch))
+        sizes.append(len(batch))
         run(self, batch)
 
     monkeypatch.setattr(Executor, "run", counted)
-    return ran
+    return sizes
 
 
-def test_every_route_that_computes_is_looked_at() -> None:
-    """A route that is added drops what its client has left, and is in the list here."""
-    assert {one.path for one in OPERATIONS if one.method == "POST"} == LONG.keys() | COMPUTES_NOTHING
+def test_every_route_that_computes_is_in_the_list() -> None:
+    """A new route must drop the work of a client that has left, and must be added to `LONG`."""
+    assert {operation.path for operation in OPERATIONS if operation.method == "POST"} == LONG.keys() | COMPUTES_NOTHING
 
 
 @pytest.mark.parametrize("path", LONG)
-def test_a_client_that_has_left_is_computed_for_no_further(
-    client: FlaskClient, engine: Engine, gone: socket.socket, batches: list[int], path: str
+def test_computation_stops_when_the_client_has_left(
+    client: FlaskClient, engine: Engine, closed_connection: socket.socket, batches: list[int], path: str
 ) -> None:
-    """Hundreds of batches are asked for; a few run, nothing is left in a queue, and no session has moved."""
+    """The request needs hundreds of batches: only a few run, no work stays in a queue, and no session advances."""
     target = path.replace("{model}", "tiny").replace("{session_id}", "s")
-    answer = client.post(target, json=LONG[path], environ_overrides={"gunicorn.socket": gone})
+    response = client.post(target, json=LONG[path], environ_overrides={"gunicorn.socket": closed_connection})
     if path == "/v1/steps":
-        assert json.loads(answer.data)["items"][0]["status"] == 503
+        assert json.loads(response.data)["items"][0]["status"] == 503
     elif path.endswith("/generate"):
-        assert b"data:" not in answer.data
+        assert b"data:" not in response.data
     else:
-        assert answer.status_code == 503, answer.text
-    assert path.endswith("/generate") or b"urn:onward:problem:abandoned" in answer.data
-    _nothing_more(engine, batches)
+        assert response.status_code == 503, response.text
+    assert path.endswith("/generate") or b"urn:onward:problem:abandoned" in response.data
+    _assert_no_more_batches(engine, batches)
 
 
-def test_lines_whose_client_has_left_go_no_further(
-    client: FlaskClient, engine: Engine, gone: socket.socket, batches: list[int]
+def test_ndjson_lines_stop_when_the_client_has_left(
+    client: FlaskClient, engine: Engine, closed_connection: socket.socket, batches: list[int]
 ) -> None:
-    """Of NDJSON the lines that were read together."""
+    """NDJSON lines that were read together are dropped together."""
     lines = b"10.0\n" * 20_000
-    answer = client.post(
-        "/v1/sessions/s/steps", data=lines, content_type=NDJSON, environ_overrides={"gunicorn.socket": gone}
+    response = client.post(
+        "/v1/sessions/s/steps",
+        data=lines,
+        content_type=NDJSON,
+        environ_overrides={"gunicorn.socket": closed_connection},
     )
-    assert b"urn:onward:problem:abandoned" in answer.data.splitlines()[-1]
-    _nothing_more(engine, batches)
+    assert b"urn:onward:problem:abandoned" in response.data.splitlines()[-1]
+    _assert_no_more_batches(engine, batches)
 
 
-def test_a_draw_that_goes_on_stops_before_it_has_come_to_where_it_was(
+def test_a_resumed_generation_stops_during_its_replay_when_the_client_leaves(
     client: FlaskClient, engine: Engine, batches: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A client that leaves while that is drawn again which it has had."""
+    """The client leaves while the service recomputes the events that the client has already received."""
     body = {"horizon": 100, "seed": 1}
     first = client.post("/v1/sessions/s/generate", json=body)
     last = [line[4:] for line in first.text.splitlines() if line.startswith("id: ")][-1]
     assert len(batches) > 90
     batches.clear()
-    near, far = socket.socketpair()
+    local, remote = socket.socketpair()
     run = Executor.run
 
     def leaving(self: Executor, batch: list[WorkItem]) -> None:
         run(self, batch)
         if len(batches) == 3:
-            far.close()
+            remote.close()
 
     monkeypatch.setattr(Executor, "run", leaving)
-    with near, far:
+    with local, remote:
         client.post(
             "/v1/sessions/s/generate",
             json=body,
             headers={"Last-Event-ID": last},
-            environ_overrides={"gunicorn.socket": near},
+            environ_overrides={"gunicorn.socket": local},
         )
         assert len(batches) == 3
-    _nothing_more(engine, batches)
+    _assert_no_more_batches(engine, batches)
 
 
-def _nothing_more(engine: Engine, batches: list[int]) -> None:
-    ran = len(batches)
-    assert ran < 50
+def _assert_no_more_batches(engine: Engine, batches: list[int]) -> None:
+    count = len(batches)
+    assert count < 50
     gevent.sleep(0.01)
-    engine.predict("tiny", None, [[10]], 0)  # which takes what was dropped out of the queue
-    assert len(batches) == ran + 1
+    engine.predict("tiny", None, [[10]], 0)  # takes the dropped work items out of the queue
+    assert len(batches) == count + 1
     assert sum(batcher.waiting for batcher in engine._batchers.by_model.values()) == 0
     assert engine.sessions.get("public", "s").record.step == HISTORY
     assert engine.sessions.get("public", "t").record.step == 0

@@ -1,4 +1,4 @@
-"""Long documents are read in pieces, as a whole one would be, and refused before anything is made of them."""
+"""Long JSON documents are parsed in pieces with the result of a whole parse, and checked before objects are built."""
 
 import json
 import tracemalloc
@@ -36,7 +36,7 @@ DOCUMENTS = st.recursive(
 
 
 def outcome(data: bytes) -> Any:
-    """What it says; or which problem it is."""
+    """The parsed document, or "malformed" if it is not JSON."""
     try:
         return json_parsing.parsed(data, LIMITS)
     except RequestError:
@@ -45,8 +45,8 @@ def outcome(data: bytes) -> Any:
 
 @settings(max_examples=150, deadline=None)
 @given(content=DOCUMENTS, wide=st.booleans(), escaped=st.booleans())
-def test_pieces_are_the_whole(content: Any, wide: bool, escaped: bool) -> None:
-    """Wherever the cuts are, texts that look like structure among it."""
+def test_parsing_in_pieces_equals_parsing_the_whole(content: Any, wide: bool, escaped: bool) -> None:
+    """The result does not depend on where the pieces end, even if a string contains structural characters."""
     data = json.dumps(content, indent=1 if wide else None, ensure_ascii=escaped).encode()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_parsing, "PIECE", 7)
@@ -56,8 +56,8 @@ def test_pieces_are_the_whole(content: Any, wide: bool, escaped: bool) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(content=DOCUMENTS, at=st.integers(0, 10_000), put=st.sampled_from(list('[]{},:"\\ a0-\x00')), cut=st.booleans())
-def test_what_is_no_json_is_refused_wherever_the_cuts_are(content: Any, at: int, put: str, cut: bool) -> None:
-    """A byte that is another, or a document that ends too early, is refused just where a whole reading refuses it."""
+def test_malformed_json_is_refused_wherever_the_pieces_end(content: Any, at: int, put: str, cut: bool) -> None:
+    """A document with a changed byte or a missing end is refused exactly if parsing the whole document refuses it."""
     data = json.dumps([content, content, 0]).encode()
     at %= len(data)
     data = data[:at] if cut else data[:at] + put.encode() + data[at + 1 :]
@@ -98,16 +98,16 @@ REPEATS = {
 
 @pytest.mark.parametrize("piece", [7, 65_536])
 @pytest.mark.parametrize("text", REPEATS)
-def test_a_key_that_stands_twice_is_named(monkeypatch: pytest.MonkeyPatch, text: str, piece: int) -> None:
-    """With where its object is, in a short document and in pieces of a long one."""
+def test_a_duplicate_key_is_named(monkeypatch: pytest.MonkeyPatch, text: str, piece: int) -> None:
+    """The fault has the path of the duplicate key, in a short document and in a long one that is parsed in pieces."""
     monkeypatch.setattr(json_parsing, "PIECE", piece)
     with pytest.raises(InvalidInputError) as caught:
         json_parsing.parsed(text.encode(), LIMITS)
     assert [fault.field for fault in caught.value.faults] == [REPEATS[text]]
 
 
-def test_bounds_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is at a bound is taken, what is beyond it is refused and named, texts that look like it are neither."""
+def test_bounds_are_enforced_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A document at a bound is accepted, one beyond it is refused by field, and characters in strings do not count."""
     monkeypatch.setattr(json_parsing, "PIECE", 7)
     monkeypatch.setattr(json_parsing, "MOST_ITEMS", 5)
     monkeypatch.setattr(json_parsing, "MOST_MEMBERS", 5)
@@ -130,9 +130,9 @@ def test_bounds_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
         assert caught.value.faults[0].field == field
 
 
-# Over the routes
+# Tests over the routes
 
-TAKE_JSON = [operation for operation in OPERATIONS if operation.body is not None]
+WITH_JSON_BODY = [operation for operation in OPERATIONS if operation.body is not None]
 
 
 @pytest.fixture(scope="module")
@@ -147,15 +147,15 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flask]:
     engine.close()
 
 
-def ask(app: Flask, operation: Operation, data: bytes, media: str = "application/json") -> Any:
+def send(app: Flask, operation: Operation, data: bytes, media: str = "application/json") -> Any:
     path = operation.path.replace("{model}", "pulse").replace("{session_id}", "s")
     return app.test_client().open(path, method=operation.method, data=data, content_type=media)
 
 
-@pytest.mark.parametrize("operation", TAKE_JSON, ids=lambda one: one.operation_id)
-def test_every_route_refuses_a_key_that_stands_twice(app: Flask, operation: Operation) -> None:
-    answer = ask(app, operation, b'{"inputs": [1], "horizon": 2, "inputs": [2], "step": 0}')
-    assert (answer.status_code, answer.json["errors"][0]["field"]) == (422, "inputs"), answer.text
+@pytest.mark.parametrize("operation", WITH_JSON_BODY, ids=lambda operation: operation.operation_id)
+def test_every_route_refuses_a_duplicate_key(app: Flask, operation: Operation) -> None:
+    response = send(app, operation, b'{"inputs": [1], "horizon": 2, "inputs": [2], "step": 0}')
+    assert (response.status_code, response.json["errors"][0]["field"]) == (422, "inputs"), response.text
 
 
 @pytest.mark.parametrize(
@@ -167,88 +167,89 @@ def test_every_route_refuses_a_key_that_stands_twice(app: Flask, operation: Oper
         ('{"ppg":1,"ppg":2}\n', "application/x-ndjson", "ppg"),
     ],
 )
-def test_a_step_does_not_move_its_session_by_a_key_that_stands_twice(
+def test_a_step_with_a_duplicate_key_does_not_advance_its_session(
     app: Flask, body: str, media: str, field: str
 ) -> None:
-    answer = app.test_client().post("/v1/sessions/s/steps", data=body, content_type=media)
-    problem = json.loads(answer.text)
+    response = app.test_client().post("/v1/sessions/s/steps", data=body, content_type=media)
+    problem = json.loads(response.text)
     assert (problem["status"], problem["errors"][0]["field"]) == (422, field)
     assert app.test_client().get("/v1/sessions/s").json["step"] == 0  # type: ignore[index]
 
 
-def test_an_item_with_a_key_twice_is_refused(app: Flask) -> None:
+def test_an_item_with_a_duplicate_key_is_refused(app: Flask) -> None:
     body = '{"items":[{"session_id":"s","inputs":[1]},{"session_id":"s","inputs":[1],"session_id":"s"}]}'
-    answer = app.test_client().post("/v1/steps", data=body, content_type="application/json")
-    assert (answer.status_code, answer.json["errors"][0]["field"]) == (422, "items[1].session_id")  # type: ignore[index]
+    response = app.test_client().post("/v1/steps", data=body, content_type="application/json")
+    assert (response.status_code, response.json["errors"][0]["field"]) == (422, "items[1].session_id")  # type: ignore[index]
 
 
 LARGE = 2**18
 
 
-@pytest.mark.parametrize("operation", TAKE_JSON, ids=lambda one: one.operation_id)
-def test_no_large_body_holds_the_loop_up(app: Flask, operation: Operation) -> None:
-    """In whatever shape: what is refused makes few objects, the problem is short, and others have their turn meanwhile,
-    again and again; nothing is answered 5xx.
+@pytest.mark.parametrize("operation", WITH_JSON_BODY, ids=lambda operation: operation.operation_id)
+def test_a_large_body_does_not_block_the_event_loop(app: Flask, operation: Operation) -> None:
+    """A large body of any shape lets other greenlets run and is never answered 5xx. If it is refused, the problem is
+    short and the memory bounded.
     """
     for body in bodies(operation, LARGE):
         if ": in a list" in body.name or body.name.partition(":")[0] in SMALL:
             continue
         statuses: list[tuple[int, int]] = []
 
-        def answered(data: bytes = body.data, statuses: list[tuple[int, int]] = statuses) -> None:
-            answer = ask(app, operation, data)
-            statuses.append((answer.status_code, len(answer.data)))
+        def post(data: bytes = body.data, statuses: list[tuple[int, int]] = statuses) -> None:
+            response = send(app, operation, data)
+            statuses.append((response.status_code, len(response.data)))
 
         tracemalloc.start()
-        asking, turns = gevent.spawn(answered), 0
-        while not asking.dead:
+        sending, turns = gevent.spawn(post), 0
+        while not sending.dead:
             take_loop_turn()
             turns += 1
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        asking.get()
+        sending.get()
         ((status, size),) = statuses
         assert status < 500, body.name
         if status >= 400:
             assert size < 50_000, body.name
-            assert peak < MOST_OF_BODY * LARGE, (body.name, peak / LARGE)
+            assert peak < MOST_MEMORY_RATIO * LARGE, (body.name, peak / LARGE)
         if body.name.endswith(": a text"):
             assert turns > LARGE / json_parsing.PIECE, body.name
 
 
 SMALL = {"session_id", "version", "ttl_s", "interval", "model", "step", "horizon", "future", "seed", "samples", "paths"}
 SMALL |= {"temperature", "top_k", "top_p", "repetition_penalty", "logprobs", "request_id", "steps", "request_ids"}
-"""Fields that the bench tries, and this test leaves out for time."""
-MOST_OF_BODY = 24
-"""Memory that a refused body may take, in its own size: copies of it, and what is read before it is refused. To read it
-whole takes up to 100 times its size.
+"""Fields of small values: the benchmark tries large bodies for them, and this test omits them to save time."""
+MOST_MEMORY_RATIO = 24
+"""The most memory that a refused body may take, in multiples of its size: copies of the body, and the part that is
+parsed before the refusal. Parsing the whole body takes up to 100 times its size.
 """
 
 
 def test_a_problem_lists_some_faults_and_counts_the_rest(app: Flask) -> None:
     data = b"{%b}" % b",".join(b'"k%d":1' % number for number in range(5000))
-    answer = app.test_client().post("/v1/models/pulse/sessions", data=data, content_type="application/json").json
-    assert answer is not None
-    assert (len(answer["errors"]), answer["more_errors"]) == (problems.MOST_FAULTS, 5000 - problems.MOST_FAULTS)
-    assert answer["detail"].endswith("; and 4997 more")
+    response = app.test_client().post("/v1/models/pulse/sessions", data=data, content_type="application/json").json
+    assert response is not None
+    assert (len(response["errors"]), response["more_errors"]) == (problems.MOST_FAULTS, 5000 - problems.MOST_FAULTS)
+    assert response["detail"].endswith("; and 4997 more")
     long = app.test_client().post("/v1/models/pulse/sessions", json={"k" * 5000: 1}).json
     assert long is not None
     assert len(long["errors"][0]["field"]) == problems.MOST_TEXT
 
 
-def test_stops_are_bounded_together(app: Flask) -> None:
+def test_stop_texts_are_bounded_together(app: Flask) -> None:
+    """All stop texts of a request have at most 10000 characters."""
     for stop, status in ((["a" * 10_000], 200), (["a" * 5000, "b" * 5001], 422), (["a" * 10_001], 422)):
         app.test_client().post("/v1/models/characters/sessions", json={"session_id": "c"})
-        answer = app.test_client().post("/v1/sessions/c/generate", json={"horizon": 1, "stop": stop})
-        assert answer.status_code == status, answer.text
-        assert status == 200 or "10000 characters" in answer.text
+        response = app.test_client().post("/v1/sessions/c/generate", json={"horizon": 1, "stop": stop})
+        assert response.status_code == status, response.text
+        assert status == 200 or "10000 characters" in response.text
 
 
 def test_numbers_that_are_not_finite_are_refused_by_field(app: Flask) -> None:
-    """Where a body is short; a long one with them is no JSON."""
+    """A short body with such a number is an invalid request; a long one is malformed JSON."""
     for body, name in (
         (b'{"inputs":[[NaN]]}', "invalid-request"),
         (b'{"inputs":[%b1e400]}' % (b"1.0000000000," * 9000), "malformed-json"),
     ):
-        answer = app.test_client().post("/v1/sessions/s/steps", data=body, content_type="application/json")
-        assert answer.json["type"].endswith(name)  # type: ignore[index]
+        response = app.test_client().post("/v1/sessions/s/steps", data=body, content_type="application/json")
+        assert response.json["type"].endswith(name)  # type: ignore[index]

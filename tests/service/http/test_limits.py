@@ -1,4 +1,4 @@
-"""What a request may multiply is bounded as a product, on every route, before any of it is computed."""
+"""The number of steps of a request is bounded as the product of its dimensions, on every route, before computing."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +18,7 @@ from onward.service.store.lmdb import LmdbStore
 from onward.service.store.signed_tokens import SignedTokens
 from tests.helpers.recorded_bundles import FEATURES, make_bundle
 
-MOST = 60
+MOST_STEPS = 60
 LEVELS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
 HISTORY = 20
 
@@ -45,7 +45,7 @@ TOO_MUCH: list[tuple[str, str, dict[str, Any], str, str]] = [
 ]  # fmt: skip
 COMPUTES_NOTHING = {"/v1/sessions/{session_id}/fork"}
 BOUNDED_BY_ITS_SESSION = {"/v1/sessions/{session_id}/rewind", "/v1/sessions/{session_id}/migrate"}
-"""They replay what a session keeps, see below."""
+"""Routes that replay the history of a session; `test_a_replay_is_no_longer_than_twice_the_history` bounds them."""
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
     models = tmp_path / "models"
     make_bundle(models, name="tiny")
     make_bundle(models, name="covariate", features=FEATURES, targets=("x",))
-    limits = Limits(max_steps=MOST, max_horizon=40, history=HISTORY)
+    limits = Limits(max_steps=MOST_STEPS, max_horizon=40, history=HISTORY)
     started = Engine(
         open_all(models), LmdbStore(tmp_path / "store"), limits, seal=SignedTokens(["0123456789abcdef" * 2])
     )
@@ -69,53 +69,53 @@ def client(engine: Engine) -> FlaskClient:
     return create_app(Settings(), engine).test_client()
 
 
-def test_every_route_that_takes_a_body_is_looked_at() -> None:
-    """A route that is added is bounded, and is in the list here."""
-    posted = {one.path for one in OPERATIONS if one.method == "POST"}
+def test_every_route_with_a_body_is_in_a_list() -> None:
+    """A new route must be bounded and must be added to one of the lists."""
+    posted = {operation.path for operation in OPERATIONS if operation.method == "POST"}
     assert posted == {path for path, *_ in TOO_MUCH} | COMPUTES_NOTHING | BOUNDED_BY_ITS_SESSION
 
 
-@pytest.mark.parametrize(("path", "of", "body", "field", "says"), TOO_MUCH)
+@pytest.mark.parametrize(("path", "target", "body", "field", "expected"), TOO_MUCH)
 def test_too_much_is_refused_before_any_of_it_runs(
     client: FlaskClient,
     monkeypatch: pytest.MonkeyPatch,
     path: str,
-    of: str,
+    target: str,
     body: dict[str, Any],
     field: str,
-    says: str,
+    expected: str,
 ) -> None:
-    """With the field, how much it is, and the limit."""
+    """The problem has the field, the number of steps and the limit."""
 
     def run(*_: object) -> None:
-        raise AssertionError("it ran")
+        raise AssertionError("a batch ran")
 
     monkeypatch.setattr(Executor, "run", run)
-    answer = client.post(path.replace("{model}", of).replace("{session_id}", of), json=body)
-    assert answer.status_code == 422, answer.text
-    assert answer.json is not None
-    ((told, message),) = ((error["field"], error["message"]) for error in answer.json["errors"])
-    assert told == field
-    assert says in message
+    response = client.post(path.replace("{model}", target).replace("{session_id}", target), json=body)
+    assert response.status_code == 422, response.text
+    assert response.json is not None
+    ((refused_field, message),) = ((error["field"], error["message"]) for error in response.json["errors"])
+    assert refused_field == field
+    assert expected in message
     assert "at most" in message
 
 
-def test_as_much_as_may_be_is_answered(client: FlaskClient) -> None:
-    """The bounds are reached, not only approached."""
+def test_requests_at_the_limits_are_answered(client: FlaskClient) -> None:
+    """The limits are inclusive."""
     for path, body in {
         "/v1/models/tiny/predict": {"inputs": [[10]] * 6, "horizon": 9},
         "/v1/sessions/s/forecast": {"horizon": 30, "samples": 2, "quantiles": [0.1, 0.9]},
         "/v1/sessions/c/forecast": {"horizon": 40, "future": [[1, 2]] * 40},
         "/v1/steps": {"items": [{"session_id": name, "inputs": [10] * 30} for name in "st"]},
     }.items():
-        answer = client.post(path, json=body)
-        assert answer.status_code == 200, answer.text
+        response = client.post(path, json=body)
+        assert response.status_code == 200, response.text
 
 
 def test_a_replay_is_no_longer_than_twice_the_history(
     client: FlaskClient, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However a session came to where it is: what rewind and migrate compute again is bounded by its record."""
+    """The number of steps that rewind and migrate recompute is bounded, for every way to advance the session."""
     replayed = []
     run = Batchers.run_standalone
 
@@ -126,10 +126,10 @@ def test_a_replay_is_no_longer_than_twice_the_history(
     monkeypatch.setattr(Batchers, "run_standalone", counting)
     for steps in (1, 60, 7, 33, 60):
         client.post("/v1/sessions/s/steps", json={"inputs": [10.0] * steps})
-        now = engine.sessions.get("public", "s").record.step
-        for name, path, body in (("r", "rewind", {"step": max(0, now - HISTORY)}), ("m", "migrate", {})):
-            client.post("/v1/sessions/s/fork", json={"session_id": f"{name}{now}"})
-            answer = client.post(f"/v1/sessions/{name}{now}/{path}", json=body)
-            assert answer.status_code == 200, answer.text
+        step = engine.sessions.get("public", "s").record.step
+        for name, path, body in (("r", "rewind", {"step": max(0, step - HISTORY)}), ("m", "migrate", {})):
+            client.post("/v1/sessions/s/fork", json={"session_id": f"{name}{step}"})
+            response = client.post(f"/v1/sessions/{name}{step}/{path}", json=body)
+            assert response.status_code == 200, response.text
     assert replayed
     assert max(replayed) <= 2 * HISTORY + MOST_CHUNK, replayed

@@ -1,4 +1,4 @@
-"""The OpenAPI document: valid, complete, and true of what the service answers."""
+"""The OpenAPI document is valid, is complete and describes the responses of the service."""
 
 import json
 from pathlib import Path
@@ -30,13 +30,13 @@ def app(tmp_path: Path) -> Any:
     engine.close()
 
 
-def test_it_is_valid() -> None:
-    """By the specification's own validator."""
+def test_the_document_is_valid() -> None:
+    """The validator of the specification accepts the document."""
     validate(openapi.document(OPERATIONS))
 
 
-def test_it_has_every_route(app: Flask) -> None:
-    """No more and no less than Flask's rules."""
+def test_the_document_has_every_route(app: Flask) -> None:
+    """The paths of the document are the routes of Flask, no more and no fewer."""
     rules = {
         (str(rule).replace("<", "{").replace(">", "}"), method.lower())
         for rule in app.url_map.iter_rules()
@@ -47,10 +47,10 @@ def test_it_has_every_route(app: Flask) -> None:
     assert rules - {("/openapi.json", "get")} == described
 
 
-def test_answers_are_as_described(app: Flask) -> None:
-    """Each operation's real answer has the form that the document promises, extra keys refused."""
+def test_responses_match_their_schemas(app: Flask) -> None:
+    """The response of each operation matches the schema of the document, without additional keys."""
     client = app.test_client()
-    answers = {
+    responses = {
         "GET /": client.get("/"),
         "GET /healthz": client.get("/healthz"),
         "GET /readyz": client.get("/readyz"),
@@ -80,19 +80,21 @@ def test_answers_are_as_described(app: Flask) -> None:
         "POST /v1/sessions/{session_id}/generate": client.post("/v1/sessions/s/generate", json={"horizon": 2}),
         "DELETE /v1/sessions": client.delete("/v1/sessions?prefix=s&idle_s=0"),
     }
-    described = {f"{one.method} {one.path}": one for one in OPERATIONS if one.answer is not None}
-    assert set(described) == set(answers)
+    described = {
+        f"{operation.method} {operation.path}": operation for operation in OPERATIONS if operation.answer is not None
+    }
+    assert set(described) == set(responses)
     for name, operation in described.items():
-        answer = answers[name]
-        assert answer.status_code == operation.status, answer.text
+        response = responses[name]
+        assert response.status_code == operation.status, response.text
         assert operation.answer is not None
-        assert answer.mimetype == operation.media
-        told = sse_reader.fields_of(answer.text) if operation.media == MEDIA_TYPE else answer.json
-        operation.answer.model_validate(told)
+        assert response.mimetype == operation.media
+        content = sse_reader.fields_of(response.text) if operation.media == MEDIA_TYPE else response.json
+        operation.answer.model_validate(content)
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "body", "status", "said"),
+    ("method", "path", "body", "status", "message"),
     [
         ("DELETE", "/v1/sessions", None, 422, "say which sessions are to end"),
         ("DELETE", "/v1/sessions?idle_s=-1", None, 422, "expected a number of seconds"),
@@ -113,22 +115,22 @@ def test_answers_are_as_described(app: Flask) -> None:
         ("POST", "/v1/models/none/step", {"inputs": [[1]]}, 404, "none"),
     ],
 )
-def test_what_does_not_fit_is_said(
-    app: Flask, method: str, path: str, body: dict[str, Any] | None, status: int, said: str
+def test_invalid_requests_are_refused_with_a_reason(
+    app: Flask, method: str, path: str, body: dict[str, Any] | None, status: int, message: str
 ) -> None:
-    """And nothing is made, moved or ended."""
+    """The problem names the reason, and no session is created, advanced or ended."""
     client = app.test_client()
     client.post("/v1/models/pulse/sessions", json={"session_id": "s"})
     before = client.get("/v1/sessions").json
-    answer = client.open(path, method=method, json=body)
-    assert (answer.status_code, answer.content_type) == (status, "application/problem+json"), answer.text
-    assert said in answer.text
+    response = client.open(path, method=method, json=body)
+    assert (response.status_code, response.content_type) == (status, "application/problem+json"), response.text
+    assert message in response.text
     assert client.get("/v1/sessions").json == before
 
 
 @pytest.mark.parametrize("head", ["point", "gaussian", "student_t", "quantiles"])
 def test_every_head_is_served_as_described(tmp_path: Path, head: str) -> None:
-    """Steps, forecasts and stateless predictions of each head have the forms of the document."""
+    """Steps, forecasts and stateless predictions of each head match the schemas of the document."""
     make_bundle(tmp_path / "models", name="m", head=head, features=("x", "y"))
     engine = Engine(open_all(tmp_path / "models"), LmdbStore(tmp_path / "store"), Limits())
     engine.start()
@@ -167,15 +169,15 @@ def test_every_head_is_served_as_described(tmp_path: Path, head: str) -> None:
     engine.close()
 
 
-def test_lines_are_described(app: Flask) -> None:
-    """NDJSON beside JSON, and each line of an answer has the form that is promised."""
+def test_ndjson_is_described(app: Flask) -> None:
+    """The document lists NDJSON beside JSON, and each line of a response matches the schema."""
     client = app.test_client()
     client.post("/v1/models/pulse/sessions", json={"session_id": "lines"})
-    answer = client.post("/v1/sessions/lines/steps", data="1\n[2]\n", content_type="application/x-ndjson")
+    response = client.post("/v1/sessions/lines/steps", data="1\n[2]\n", content_type="application/x-ndjson")
     operation = json.loads(client.get("/openapi.json").data)["paths"]["/v1/sessions/{session_id}/steps"]["post"]
     for content in (operation["requestBody"]["content"], operation["responses"]["200"]["content"]):
-        assert set(content) == {"application/json", answer.mimetype}
-    lines = answer.text.splitlines()
+        assert set(content) == {"application/json", response.mimetype}
+    lines = response.text.splitlines()
     assert len(lines) == 2
     for line in lines:
         response_schemas.StepAnswer.model_validate_json(line)
@@ -188,21 +190,21 @@ def test_lines_are_described(app: Flask) -> None:
         ("characters", {"horizon": 1, "logprobs": 2}, ["message", "done"]),
     ],
 )
-def test_events_are_as_the_document_says(app: Flask, model: str, body: dict[str, Any], names: list[str]) -> None:
-    """By JSON Schema alone, as other languages have it: the fields of each event, and the JSON in `data`."""
+def test_events_match_their_schemas(app: Flask, model: str, body: dict[str, Any], names: list[str]) -> None:
+    """JSON Schema alone, as clients in other languages use it, accepts each event and the JSON in its `data`."""
     client = app.test_client()
     client.post(f"/v1/models/{model}/sessions", json={"session_id": "drawn"})
-    answer = client.post("/v1/sessions/drawn/generate", json=body)
+    response = client.post("/v1/sessions/drawn/generate", json=body)
     document = json.loads(client.get("/openapi.json").data)
     described = document["paths"]["/v1/sessions/{session_id}/generate"]["post"]["responses"]["200"]["content"]
     schema = described["text/event-stream"]["schema"] | {"components": document["components"]}
-    told = sse_reader.fields_of(answer.text)
-    assert [one.get("event", "message") for one in told] == names
-    Draft202012Validator(schema).validate(told)
+    events = sse_reader.fields_of(response.text)
+    assert [event.get("event", "message") for event in events] == names
+    Draft202012Validator(schema).validate(events)
     schemas = document["components"]["schemas"]
-    for one, name in zip(told, names, strict=True):
+    for event, name in zip(events, names, strict=True):
         data = schemas[{"message": "StepEvent", "done": "DoneEvent"}[name]]["properties"]["data"]
         assert data["contentMediaType"] == "application/json"
         content = Draft202012Validator(data["contentSchema"] | {"components": document["components"]})
-        content.validate(json.loads(one["data"]))
+        content.validate(json.loads(event["data"]))
         assert not content.is_valid({"ahead": "1"})
