@@ -1,4 +1,4 @@
-"""The encoding of answers."""
+"""The encoder of response bodies: a large body is encoded in pieces, with the bytes of a whole encoding."""
 
 import gevent
 import numpy as np
@@ -18,15 +18,18 @@ LARGE = {
     "long rows": LONG.reshape(3, -1),
     "columns": {"step": 7, "predictions": {'a "name"': LONG[:5000], "b": LONG[:3]}, "none": None},
     "a list": list(range(10_000)),
-    "many": [{"step": number, "values": LONG[number : number + 9], "text": ["a", None]} for number in range(1000)],
-    "one that is long among short ones": [1, [2, 3], LONG, "text", LONG[:2], []],
+    "many objects": [
+        {"step": number, "values": LONG[number : number + 9], "text": ["a", None]} for number in range(1000)
+    ],
+    "a long array among short ones": [1, [2, 3], LONG, "text", LONG[:2], []],
     "fragments": {"problems": {str(number): orjson.Fragment(b'{"a": 1}') for number in range(5000)}},
-    "empty ones": [[], {}, LONG[:0], LONG],
+    "empty arrays": [[], {}, LONG[:0], LONG],
 }
 
 
 @pytest.mark.parametrize("name", LARGE)
-def test_pieces_are_the_same_bytes(name: str) -> None:
+def test_encoding_in_pieces_equals_encoding_the_whole(name: str) -> None:
+    """Both encoders write the same bytes."""
     assert encode_by_turns(LARGE[name]) == encode(LARGE[name])
 
 
@@ -37,15 +40,15 @@ def test_pieces_are_the_same_bytes(name: str) -> None:
         max_leaves=30,
     )
 )
-def test_pieces_of_any_content_are_the_same_bytes(content: object) -> None:
-    """Wherever it is cut."""
+def test_encoding_any_content_in_pieces_equals_encoding_the_whole(content: object) -> None:
+    """The bytes do not depend on where the pieces end."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reply, "PIECE", 3)
         assert encode_by_turns(content) == encode(content)
 
 
-def test_others_have_their_turns_while_a_large_answer_is_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A piece has few values, and between two pieces whoever waits for the event loop runs."""
+def test_the_event_loop_turns_while_a_large_response_is_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A piece has few values, and other greenlets run between two pieces."""
     sizes: list[int] = []
 
     def counted(content: object) -> bytes:
@@ -54,16 +57,16 @@ def test_others_have_their_turns_while_a_large_answer_is_encoded(monkeypatch: py
         return data
 
     monkeypatch.setattr(reply, "encode", counted)
-    ran = []
+    turns_at = []
 
-    def beside() -> None:
+    def count_turns() -> None:
         turns = LoopTurns()
         while True:
-            ran.append(len(sizes))
+            turns_at.append(len(sizes))
             turns.take()
 
-    other = gevent.spawn(beside)
+    counting = gevent.spawn(count_turns)
     data = encode_by_turns({"predictions": {"mean": LONG, "rows": LONG.reshape(-1, 3)}})
-    other.kill()
+    counting.kill()
     assert max(sizes) < len(data) / 50
-    assert len(set(ran)) > len(data) / reply.PIECE_BYTES / 3
+    assert len(set(turns_at)) > len(data) / reply.PIECE_BYTES / 3

@@ -1,4 +1,4 @@
-"""A draw on its way: beside live steps, no further than it is read, and no more when nobody asks."""
+"""A streamed generation runs beside live steps, waits for a slow reader and stops when its client has left."""
 
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -23,14 +23,14 @@ from tests.helpers.sse_reader import ReceivedEvent, read
 T = "tenant"
 
 
-def drawn(engine: Engine) -> list[bytes]:
-    """The values of each of 20 steps."""
+def generated_values(engine: Engine) -> list[bytes]:
+    """The values of each of 20 generated steps."""
     steps = engine.generations.begin(T, "p", ForecastRequest(20), GenerationOptions(), seed=1).steps()
     return [step.values.tobytes() for step in steps if isinstance(step, GeneratedStep)]
 
 
-def counted(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """Of each batch of the pulse model, how many rows were live steps, and how many were not."""
+def record_batch_sizes(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """A list that receives the numbers of live steps and of other rows in each batch of the pulse model."""
     sizes: list[tuple[int, int]] = []
     executor = engine._batchers.by_model[engine.models.named("pulse")].executor
     run = executor.run
@@ -44,65 +44,67 @@ def counted(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, 
     return sizes
 
 
-def test_a_draw_shares_batches_and_moves_nothing(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its steps run beside live ones, with the bits that they have alone."""
+def test_a_generation_shares_batches_and_does_not_advance_its_session(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The generated steps run in batches with live steps, and have the bits of a generation that runs alone."""
     engine.create(T, "pulse", session_id="p")
     engine.create(T, "pulse", session_id="live")
-    alone = drawn(engine)
-    sizes = counted(engine, monkeypatch)
-    drawing = gevent.spawn(drawn, engine)
-    said = [engine.steps.step(T, "live", [row]).outputs["mean"] for row in pulse(30)]
-    assert drawing.get() == alone
-    assert np.concatenate(said).tobytes() == BareLoop(ZOO / "pulse/1").run(pulse(30))["mean"].tobytes()
+    alone = generated_values(engine)
+    sizes = record_batch_sizes(engine, monkeypatch)
+    generating = gevent.spawn(generated_values, engine)
+    live_means = [engine.steps.step(T, "live", [row]).outputs["mean"] for row in pulse(30)]
+    assert generating.get() == alone
+    assert np.concatenate(live_means).tobytes() == BareLoop(ZOO / "pulse/1").run(pulse(30))["mean"].tobytes()
     assert len(alone) == 20
     assert sizes.count((1, 1)) > 10
     assert engine.sessions.get(T, "p").record.step == 0
 
 
-def endless(engine: Engine, session: str) -> Iterator[Event]:
-    """A draw that nobody sees the end of."""
-    for one in engine.generations.begin(T, session, ForecastRequest(10_000), GenerationOptions()).steps():
-        yield Event("", b"%d" % one.ahead if isinstance(one, GeneratedStep) else b"end")
+def long_generation(engine: Engine, session: str) -> Iterator[Event]:
+    """The events of a generation that is too long to be read to its end."""
+    for step in engine.generations.begin(T, session, ForecastRequest(10_000), GenerationOptions()).steps():
+        yield Event("", b"%d" % step.ahead if isinstance(step, GeneratedStep) else b"end")
 
 
-def closed(stream: Any, connection: socket.socket) -> None:
+def close_response(stream: Any, connection: socket.socket) -> None:
     del connection
     stream.close()
 
 
-def left(stream: Any, connection: socket.socket) -> None:
+def close_connection(stream: Any, connection: socket.socket) -> None:
     connection.close()
-    assert sum(1 for _ in stream) <= sse.MOST_AHEAD + 1  # what was made already
+    assert sum(1 for _ in stream) <= sse.MOST_AHEAD + 1  # events that were generated before
 
 
-@pytest.mark.parametrize("ends", [closed, left])
-def test_a_draw_stops_when_nobody_asks_any_more(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch, ends: Callable[[Any, socket.socket], None]
+@pytest.mark.parametrize("end", [close_response, close_connection])
+def test_a_generation_stops_when_its_client_has_left(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, end: Callable[[Any, socket.socket], None]
 ) -> None:
-    """Whether the response is closed or the client has left: no row of it runs any more, and nothing waits."""
+    """After the response or the connection is closed, no further row of the generation runs or waits."""
     engine.create(T, "pulse", session_id="p")
     engine.create(T, "pulse", session_id="live")
-    sizes = counted(engine, monkeypatch)
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        stream = sse.stream(endless(engine, "p"), partial(hung_up, ours.fileno()))
+    sizes = record_batch_sizes(engine, monkeypatch)
+    local, remote = socket.socketpair()
+    with local, remote:
+        stream = sse.stream(long_generation(engine, "p"), partial(hung_up, local.fileno()))
         assert next(stream) == b"id: \ndata: 1\n\n"
         before = sum(rows for _, rows in sizes)
-        ends(stream, theirs)
-    ran = sum(rows for _, rows in sizes)
-    assert ran <= before + sse.MOST_AHEAD + 2
+        end(stream, remote)
+    count = sum(rows for _, rows in sizes)
+    assert count <= before + sse.MOST_AHEAD + 2
     for _ in range(20):
         engine.steps.step(T, "live", [[500]])
-    assert sum(rows for _, rows in sizes) == ran
+    assert sum(rows for _, rows in sizes) == count
     assert sum(batcher.waiting for batcher in engine._batchers.by_model.values()) == 0
 
 
-def test_a_draw_waits_for_a_slow_reader(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is never more than a few events ahead of what was taken."""
+def test_a_generation_waits_for_a_slow_reader(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The generation is never more than a few events ahead of its reader."""
     engine.create(T, "pulse", session_id="p")
     engine.create(T, "pulse", session_id="live")
-    sizes = counted(engine, monkeypatch)
-    stream: Any = sse.stream(endless(engine, "p"), None)
+    sizes = record_batch_sizes(engine, monkeypatch)
+    stream: Any = sse.stream(long_generation(engine, "p"), None)
     next(stream)
     for _ in range(100):
         engine.steps.step(T, "live", [[500]])
@@ -110,8 +112,8 @@ def test_a_draw_waits_for_a_slow_reader(engine: Engine, monkeypatch: pytest.Monk
     stream.close()
 
 
-def test_silence_is_kept_alive() -> None:
-    """Comments come where nothing else does, and the next event after them."""
+def test_comments_keep_a_silent_stream_alive() -> None:
+    """Comments are sent while no event is ready, and the next event follows them."""
     go = Signal()
 
     def slow() -> Iterator[Event]:

@@ -1,4 +1,4 @@
-"""An answer that is written into a form, against the same answer encoded in the ordinary way."""
+"""Step results that are written into a prepared form have the bytes of the general encoder."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -23,18 +23,18 @@ BITS = st.one_of(st.integers(0, 2**32 - 1), st.sampled_from([0, 1, 2**31, 0x3F80
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> list[StepModel]:
-    """Of every head that says numbers, with two targets of three features."""
+    """A model of each numeric head, with three features, two of which are targets."""
     folder = tmp_path_factory.mktemp("models")
     return [make_bundle(folder / head, head=head, features=("x", "y", "z"), targets=("z", "x")) for head in HEADS]
 
 
-def ordinary(answer: StepResult) -> bytes:
-    return encode({"step": answer.step, **step_fields(answer.model, answer.outputs)})
+def generally_encoded(result: StepResult) -> bytes:
+    return encode({"step": result.step, **step_fields(result.model, result.outputs)})
 
 
 @given(step=st.integers(0, 2**63), bits=st.lists(BITS, min_size=8, max_size=8))
-def test_both_ways_write_the_same(models: list[StepModel], step: int, bits: Sequence[int]) -> None:
-    """Whatever the numbers: of every head, alone and with what is seen of predictions and with intervals."""
+def test_the_prepared_form_equals_the_general_encoding(models: list[StepModel], step: int, bits: Sequence[int]) -> None:
+    """The bytes are equal for any numbers and every head: alone, with scores, and with scores and intervals."""
     for model, kind in product(models, range(3)):
         dtype = (
             model.output_dtype,
@@ -42,21 +42,23 @@ def test_both_ways_write_the_same(models: list[StepModel], step: int, bits: Sequ
             StatisticsLayout(model, intervals=True).output_dtype,
         )[kind]
         outputs = np.resize(np.array(bits, np.uint32), dtype.itemsize // 4).view(dtype)
-        answer = StepResult(model, step, outputs)
+        result = StepResult(model, step, outputs)
         assert step_encoding._form(model, dtype) is not None
-        assert step_encoding.written(answer) == ordinary(answer)
+        assert step_encoding.written(result) == generally_encoded(result)
 
 
-def test_what_has_no_form_is_written_as_it_is(models: list[StepModel], tmp_path: Path) -> None:
-    """Answers of several steps, numbers that lie in another order, and categories, which are told by name."""
+def test_results_without_a_prepared_form_use_the_general_encoder(models: list[StepModel], tmp_path: Path) -> None:
+    """Results of several steps, outputs in another order and categories, which are written by name, have no form."""
     several = StepResult(models[0], 3, np.ones(3, models[0].output_dtype))
-    assert step_encoding.written(several) == ordinary(several)
-    other_order = np.dtype(list(reversed(models[1].output_dtype.descr)))
-    turned = StepResult(models[1], 3, np.arange(other_order.itemsize // 4, dtype=np.float32).view(other_order))
-    assert step_encoding._form(models[1], other_order) is None
-    assert step_encoding.written(turned) == ordinary(turned)
-    words = make_feature_bundle(tmp_path, [category("c", 4)], "c", head="categorical", counts=[1, 2, 3, 4], units=6)
-    answer = StepResult(words, 1, words.last_prediction(words.layout.initial(1)))
-    assert step_encoding._form(words, words.output_dtype) is None
-    assert b'"c' in step_encoding.written(answer)
-    assert step_encoding.written(answer) == ordinary(answer)
+    assert step_encoding.written(several) == generally_encoded(several)
+    reversed_dtype = np.dtype(list(reversed(models[1].output_dtype.descr)))
+    reordered = StepResult(models[1], 3, np.arange(reversed_dtype.itemsize // 4, dtype=np.float32).view(reversed_dtype))
+    assert step_encoding._form(models[1], reversed_dtype) is None
+    assert step_encoding.written(reordered) == generally_encoded(reordered)
+    categorical = make_feature_bundle(
+        tmp_path, [category("c", 4)], "c", head="categorical", counts=[1, 2, 3, 4], units=6
+    )
+    result = StepResult(categorical, 1, categorical.last_prediction(categorical.layout.initial(1)))
+    assert step_encoding._form(categorical, categorical.output_dtype) is None
+    assert b'"c' in step_encoding.written(result)
+    assert step_encoding.written(result) == generally_encoded(result)

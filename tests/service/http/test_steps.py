@@ -1,4 +1,4 @@
-"""Steps of many sessions in one call, and the plain form of a body against its definition."""
+"""Steps of many sessions in a request, and the fast parser of step bodies against their pydantic schemas."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -41,13 +41,13 @@ def client(engine: Engine) -> FlaskClient:
 
 
 def post(client: FlaskClient, body: Any) -> Any:
-    answer = client.post("/v1/steps", json=body)
-    assert answer.status_code == 200, answer.text
-    return answer.json
+    response = client.post("/v1/steps", json=body)
+    assert response.status_code == 200, response.text
+    return response.json
 
 
 def test_each_item_has_its_own_status(client: FlaskClient, engine: Engine) -> None:
-    """What is wrong with one is told in its place, as its own call would have been answered; the rest go on."""
+    """A failed item has the status and the problem that a request of its own would have; the other items succeed."""
     for name, model in (("a", "pulse"), ("w", "weather")):
         engine.create(T, model, session_id=name)
     items: list[dict[str, Any]] = [
@@ -58,42 +58,42 @@ def test_each_item_has_its_own_status(client: FlaskClient, engine: Engine) -> No
         {"session_id": "a", "inputs": [503], "step": 1},
         {"session_id": "w", "inputs": [[1, 2, 3, 4]]},
     ]
-    told = post(client, {"items": items})["items"]
-    assert [item["session_id"] for item in told] == [item["session_id"] for item in items]
-    assert [item["status"] for item in told] == [200, 404, 422, 200, 409, 200]
-    assert [item.get("step") for item in told] == [1, None, None, 3, None, 1]
-    assert told[1]["problem"]["type"] == "urn:onward:problem:unknown-session"
-    assert told[2]["problem"]["errors"][0]["field"] == "inputs[0]"
-    assert told[4]["problem"]["expected_step"] == 3
-    again = post(client, {"items": [items[3]]})["items"][0]
-    assert again == told[3]
+    results = post(client, {"items": items})["items"]
+    assert [item["session_id"] for item in results] == [item["session_id"] for item in items]
+    assert [item["status"] for item in results] == [200, 404, 422, 200, 409, 200]
+    assert [item.get("step") for item in results] == [1, None, None, 3, None, 1]
+    assert results[1]["problem"]["type"] == "urn:onward:problem:unknown-session"
+    assert results[2]["problem"]["errors"][0]["field"] == "inputs[0]"
+    assert results[4]["problem"]["expected_step"] == 3
+    repeated = post(client, {"items": [items[3]]})["items"][0]
+    assert repeated == results[3]
 
 
-def test_columns_are_items_in_another_form(client: FlaskClient, engine: Engine) -> None:
-    """The same answers, column by column, whether all is well or not."""
+def test_columns_have_the_results_of_items(client: FlaskClient, engine: Engine) -> None:
+    """Column by column, the response has the results of the items, whether or not all of them succeed."""
     expected = BareLoop(ZOO / "pulse/1").run(pulse(4))
     names = ["a", "b", "a", "b"]
     for name in "ab":
         engine.create(T, "pulse", session_id=name)
     inputs = [pulse(1), pulse(1), pulse(1, 1), pulse(1, 1)]
-    told = post(client, {"session_ids": names, "inputs": inputs, "request_ids": ["r", None, None, None]})
-    assert (told["statuses"], told["steps"], told["problems"]) == ([200] * 4, [1, 1, 2, 2], {})
-    for place, step in enumerate((0, 0, 1, 1)):
-        for name, rows in {**told["predictions"], "surprise": told["surprise"]}.items():
-            assert np.array(rows[place], np.float32).tobytes() == expected[name][step : step + 1].tobytes()
-    told = post(client, {"session_ids": ["a", "nobody", "b"], "inputs": [pulse(2, 2), [[1]], pulse(1, 2)]})
-    assert (told["statuses"], told["steps"]) == ([200, 404, 200], [4, None, 3])
-    assert told["problems"]["1"]["type"] == "urn:onward:problem:unknown-session"
-    assert [rows and len(rows) for rows in told["predictions"]["mean"]] == [2, None, 1]
-    assert np.array(told["predictions"]["mean"][0], np.float32).tobytes() == expected["mean"][2:].tobytes()
-    assert told["predictions"]["mean"][1] is told["surprise"][1] is None
+    columns = post(client, {"session_ids": names, "inputs": inputs, "request_ids": ["r", None, None, None]})
+    assert (columns["statuses"], columns["steps"], columns["problems"]) == ([200] * 4, [1, 1, 2, 2], {})
+    for index, step in enumerate((0, 0, 1, 1)):
+        for name, rows in {**columns["predictions"], "surprise": columns["surprise"]}.items():
+            assert np.array(rows[index], np.float32).tobytes() == expected[name][step : step + 1].tobytes()
+    columns = post(client, {"session_ids": ["a", "nobody", "b"], "inputs": [pulse(2, 2), [[1]], pulse(1, 2)]})
+    assert (columns["statuses"], columns["steps"]) == ([200, 404, 200], [4, None, 3])
+    assert columns["problems"]["1"]["type"] == "urn:onward:problem:unknown-session"
+    assert [rows and len(rows) for rows in columns["predictions"]["mean"]] == [2, None, 1]
+    assert np.array(columns["predictions"]["mean"][0], np.float32).tobytes() == expected["mean"][2:].tobytes()
+    assert columns["predictions"]["mean"][1] is columns["surprise"][1] is None
 
 
-def test_a_list_that_does_not_fit_is_refused_whole(client: FlaskClient, engine: Engine) -> None:
-    """Nothing moves where the call itself is wrong: more than may be, columns of other lengths, an id that none has."""
+def test_an_invalid_request_is_refused_as_a_whole(client: FlaskClient, engine: Engine) -> None:
+    """No session advances if the request itself is invalid: too many items, unequal columns, an invalid id."""
     engine.create(T, "pulse", session_id="a")
     item = {"session_id": "a", "inputs": [500]}
-    wrong: list[tuple[Any, str]] = [
+    invalid: list[tuple[Any, str]] = [
         ({"items": []}, "items"),
         ({"items": [item] * 10_001}, "items"),
         ({"items": [item, {"session_id": "a/b", "inputs": [500]}]}, "items[1].session_id"),
@@ -102,20 +102,20 @@ def test_a_list_that_does_not_fit_is_refused_whole(client: FlaskClient, engine: 
         ({"session_ids": ["a"], "inputs": [[500]], "steps": []}, "steps"),
         ({"session_ids": ["a"], "inputs": [[500]], "step": [0]}, "step"),
     ]
-    for body, field in wrong:
-        answer = client.post("/v1/steps", json=body)
-        assert answer.status_code == 422, answer.text
-        assert field in [error["field"] for error in answer.json["errors"]], answer.text  # type: ignore[index]
+    for body, field in invalid:
+        response = client.post("/v1/steps", json=body)
+        assert response.status_code == 422, response.text
+        assert field in [error["field"] for error in response.json["errors"]], response.text  # type: ignore[index]
     assert engine.sessions.get(T, "a").record.step == 0
 
 
 def test_ten_thousand_items_keep_each_sessions_order(client: FlaskClient, engine: Engine) -> None:
-    """As many as may be in one call, of few sessions: each session's steps count up in the order of its items."""
+    """In a request of the largest size for few sessions, the steps of each session are applied in order."""
     names = [f"s{number}" for number in range(40)]
     for name in names:
         engine.create(T, "pulse", session_id=name)
-    told = post(client, {"items": [{"session_id": name, "inputs": [500]} for _ in range(250) for name in names]})
-    assert [item["step"] for item in told["items"]] == [step for step in range(1, 251) for _ in names]
+    response = post(client, {"items": [{"session_id": name, "inputs": [500]} for _ in range(250) for name in names]})
+    assert [item["step"] for item in response["items"]] == [step for step in range(1, 251) for _ in names]
 
 
 NUMBER = st.one_of(st.integers(-(2**70), 2**70), st.floats(), st.booleans(), st.none(), st.just("1"))
@@ -136,9 +136,9 @@ BODY = st.fixed_dictionaries(
 
 
 @given(BODY)
-def test_the_plain_form_is_within_the_definition(body: dict[str, Any]) -> None:
-    """Whatever orjson's way takes, pydantic takes too, and reads the same; the rest is pydantic's to judge."""
-    data = orjson.dumps(body, option=orjson.OPT_PASSTHROUGH_SUBCLASS, default=str) if _fits(body) else b"{}"
+def test_the_fast_parser_agrees_with_the_schema(body: dict[str, Any]) -> None:
+    """Pydantic accepts each body that the fast parser accepts, with the same result; pydantic decides on the rest."""
+    data = orjson.dumps(body, option=orjson.OPT_PASSTHROUGH_SUBCLASS, default=str) if _is_encodable(body) else b"{}"
     plain = steps._plain(steps.loaded(data), "s")
     if plain is None:
         return
@@ -146,8 +146,8 @@ def test_the_plain_form_is_within_the_definition(body: dict[str, Any]) -> None:
     assert plain == StepRequest("s", defined.inputs, defined.step, defined.request_id or "")
 
 
-def _fits(body: dict[str, Any]) -> bool:
-    """Whether orjson can write it: whole numbers of 64 bits."""
+def _is_encodable(body: dict[str, Any]) -> bool:
+    """True if orjson can encode the body: integers must fit into 64 bits."""
     try:
         orjson.dumps(body)
     except TypeError:
@@ -163,8 +163,8 @@ def _fits(body: dict[str, Any]) -> bool:
         b'{"inputs": [["a", null], [1, "b"]]}',
     ],
 )
-def test_ordinary_bodies_are_plain(data: bytes) -> None:
-    """They take the quick way, and wrong ones do not."""
+def test_the_fast_parser_takes_ordinary_bodies(data: bytes) -> None:
+    """Valid bodies are parsed by the fast parser, and invalid ones are left to pydantic."""
     assert steps._plain(orjson.loads(data), "s") is not None
     with pytest.raises(ValidationError):
         request_schemas.Step.model_validate_json(data.replace(b"1", b"true"))
@@ -175,8 +175,8 @@ def test_ordinary_bodies_are_plain(data: bytes) -> None:
     "more",
     [{}, {"steps": None, "request_ids": None}, {"steps": [3, None]}, {"request_ids": [None, "r"]}],
 )
-def test_columns_are_read_as_they_are_defined(more: dict[str, Any]) -> None:
-    """What may be left out may be null as well."""
+def test_the_fast_parser_of_columns_agrees_with_the_schema(more: dict[str, Any]) -> None:
+    """Optional columns may be omitted or null."""
     content = {"session_ids": ["a", "b"], "inputs": [[1], [[2.5]]], **more}
     defined = request_schemas.Columns.model_validate(content)
     nothing = [None, None]
@@ -187,16 +187,17 @@ def test_columns_are_read_as_they_are_defined(more: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "invalid",
     [{"steps": [3]}, {"steps": [-1, 0]}, {"request_ids": ["r", 1]}, {"inputs": [[1]]}, {"session_ids": ["a/b", "b"]},
      {"x": None}, {"inputs": None}, {"session_ids": []}],
 )  # fmt: skip
-def test_columns_that_are_not_plain_are_left_to_the_definition(wrong: dict[str, Any]) -> None:
-    content = {"session_ids": ["a", "b"], "inputs": [[1], [[2.5]]], **wrong}
+def test_the_fast_parser_leaves_invalid_columns_to_the_schema(invalid: dict[str, Any]) -> None:
+    """The fast parser returns None for columns that pydantic must check."""
+    content = {"session_ids": ["a", "b"], "inputs": [[1], [[2.5]]], **invalid}
     assert steps._plain_columns(content) is None
 
 
-def test_exact_makes_plain_rnn_answers_the_same_bits_anywhere(tmp_path: Path) -> None:
+def test_exact_rnn_outputs_do_not_depend_on_the_batch(tmp_path: Path) -> None:
     """With ONWARD_EXACT, a batch of ragged rows of an RNN equals each row stepped alone, to the bit."""
     model = make_bundle(tmp_path / "models", cell="rnn_tanh", layers=2, units=64)
     assert not model.manifest.exact
@@ -206,19 +207,19 @@ def test_exact_makes_plain_rnn_answers_the_same_bits_anywhere(tmp_path: Path) ->
     for row in range(16):
         engine.create(T, "tiny", session_id=f"s{row}")
     lengths = [1 + row % 9 for row in range(16)]
-    told = engine.steps.step_many(
+    results = engine.steps.step_many(
         T, [StepRequest(f"s{row}", inputs[row, :length].tolist()) for row, length in enumerate(lengths)]
     )
-    for row, (length, answer) in enumerate(zip(lengths, told, strict=True)):
-        assert not isinstance(answer, Exception)
+    for row, (length, result) in enumerate(zip(lengths, results, strict=True)):
+        assert not isinstance(result, Exception)
         loop = BareLoop(tmp_path / "models/tiny/1").run(inputs[row, :length].tolist())
         for name, value in loop.items():
-            assert answer.outputs[name].tobytes() == value.tobytes(), name
+            assert result.outputs[name].tobytes() == value.tobytes(), name
     engine.close()
 
 
 def test_rollouts_share_batches_with_steps(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A forecast joins live steps row by row, each with the bits it has alone, and never moves its session."""
+    """A forecast shares batches with live steps without an effect on the bits of either or on its session."""
     inputs = pulse(40)
     expected = BareLoop(ZOO / "pulse/1").run(inputs)
     engine.create(T, "pulse", session_id="f", inputs=inputs[:10])
@@ -228,14 +229,14 @@ def test_rollouts_share_batches_with_steps(engine: Engine, monkeypatch: pytest.M
     executor = engine._batchers.by_model[engine.models.named("pulse")].executor
     run = executor.run
 
-    def counted(batch: Sequence[WorkItem]) -> None:
+    def record_size(batch: Sequence[WorkItem]) -> None:
         sizes.append(len(batch))
         run(batch)
 
-    monkeypatch.setattr(executor, "run", counted)
+    monkeypatch.setattr(executor, "run", record_size)
     forecast = gevent.spawn(engine.forecasts.roll, T, "f", ForecastRequest(30))
-    told = [engine.steps.step(T, "s", [row]) for row in inputs]
+    results = [engine.steps.step(T, "s", [row]) for row in inputs]
     assert forecast.get().outputs.tobytes() == alone.tobytes()
-    assert np.concatenate([one.outputs["mean"] for one in told]).tobytes() == expected["mean"].tobytes()
+    assert np.concatenate([result.outputs["mean"] for result in results]).tobytes() == expected["mean"].tobytes()
     assert sizes.count(2) > 10, sizes
     assert engine.sessions.get(T, "f").record.step == 10

@@ -1,4 +1,4 @@
-"""The server that accepts a worker's connections."""
+"""The server of a worker accepts the connections that wait when it stops."""
 
 from typing import Any
 
@@ -10,8 +10,10 @@ from onward.service.server.worker import Server
 
 
 @pytest.mark.parametrize(("room", "most_waiting", "expected"), [(100, 100, 20), (7, 100, 7), (100, 5, 5)])
-def test_what_waits_is_accepted_before_the_listening_socket_closes(room: int, most_waiting: int, expected: int) -> None:
-    """As far as the worker has room for connections, and no more than can have waited, however many come meanwhile."""
+def test_waiting_connections_are_accepted_before_the_listening_socket_closes(
+    room: int, most_waiting: int, expected: int
+) -> None:
+    """The server accepts at most as many as the worker has room for, and as many as the backlog can hold."""
     handled: list[Any] = []
     with gevent.socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
