@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from flask import Flask
 
 from onward.service.engine.engine import Engine, Limits
-from onward.service.http import forecasts, health, metrics, models, openapi, operations, problems, sessions, step_routes
+from onward.service.http import forecasts, health, metrics, models, openapi, operations, problems, sessions, steps
 from onward.service.http.reply import Empty
 from onward.service.metrics.prometheus import Metrics
 from onward.service.model_catalogue import Catalogue
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from onward.service.store.signed_tokens import SignedTokens
 
 OPERATIONS = (
-    *health.OPERATIONS, *metrics.OPERATIONS, *models.OPERATIONS, *sessions.OPERATIONS, *step_routes.OPERATIONS,
+    *health.OPERATIONS, *metrics.OPERATIONS, *models.OPERATIONS, *sessions.OPERATIONS, *steps.OPERATIONS,
     *endpoint.OPERATIONS, *forecasts.OPERATIONS,
 )  # fmt: skip
 

@@ -20,8 +20,8 @@ from onward.service.http import problems, request_body, request_schemas, respons
 from onward.service.http.connection import client
 from onward.service.http.operations import Operation, Query, json
 from onward.service.http.reply import encode
+from onward.service.http.session_ids import TENANT, checked
 from onward.service.http.sse import Event
-from onward.service.http.steps import TENANT, checked
 
 
 def forecast(engine: Engine, session_id: str) -> Response:

@@ -11,7 +11,7 @@ from onward.service.errors import Fault, InvalidInputError
 from onward.service.http import request_body, request_schemas, response_schemas
 from onward.service.http.connection import client
 from onward.service.http.operations import Operation, Query, json
-from onward.service.http.steps import TENANT
+from onward.service.http.session_ids import TENANT
 
 
 def index(engine: Engine) -> Response:

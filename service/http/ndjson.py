@@ -21,12 +21,13 @@ from onward.service.engine.engine import Engine, Limits
 from onward.service.engine.event_loop import in_loop_turns
 from onward.service.engine.steps import StepResult
 from onward.service.errors import Fault, InvalidInputError, NotFiniteError
-from onward.service.http import json_parsing, problems, request_body, request_schemas, steps
+from onward.service.http import json_parsing, problems, request_body, request_schemas
 from onward.service.http.connection import client
 from onward.service.http.operations import NDJSON
 from onward.service.http.problems import HTTP_PROBLEM_TYPES, RequestError
 from onward.service.http.reply import encode
-from onward.service.http.step_encoding import written
+from onward.service.http.session_ids import TENANT
+from onward.service.http.step_encoding import encode_step
 
 READ = 65_536
 
@@ -46,7 +47,7 @@ def reply(engine: Engine, session_id: str, model: str = "") -> Response:
     model: the first line creates the session on it where there is none; empty: the session must exist.
     """
     expected = _expected()
-    reached = engine.steps.current_step(steps.TENANT, session_id, step=expected, model=model)
+    reached = engine.steps.current_step(TENANT, session_id, step=expected, model=model)
     body, app = request.environ["wsgi.input"], current_app
     connection = request.environ.get("gunicorn.socket")
     clock = connection if isinstance(connection, Clock) else _NoClock()
@@ -125,7 +126,7 @@ class _Upload:
         else:
             first, self._reached = answer.step - len(lines) + 1, answer.step
             for index in in_loop_turns(range(len(lines))):
-                yield written(StepResult(answer.model, first + index, answer.outputs[index : index + 1])) + b"\n"
+                yield encode_step(StepResult(answer.model, first + index, answer.outputs[index : index + 1])) + b"\n"
 
     def _step(self, inputs: list[Any]) -> StepResult:
         if isinstance(inputs[0], Exception):
@@ -133,7 +134,7 @@ class _Upload:
         if not request_schemas.plain_inputs(inputs):
             request_schemas.Step.model_validate({"inputs": inputs})
         answer = self._engine.steps.step(
-            steps.TENANT, self._session_id, inputs, step=self._expected, model=self._model, has_left=self._has_left
+            TENANT, self._session_id, inputs, step=self._expected, model=self._model, has_left=self._has_left
         )
         self._model = ""  # a session that ends during the upload is not begun anew in silence
         self._expected = None if self._expected is None else answer.step

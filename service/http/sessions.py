@@ -15,7 +15,7 @@ from onward.service.http import request_body, request_schemas, response_schemas
 from onward.service.http.connection import client
 from onward.service.http.operations import Operation, Query, json
 from onward.service.http.reply import Empty
-from onward.service.http.steps import TENANT, checked
+from onward.service.http.session_ids import TENANT, checked
 from onward.service.http.times import iso
 
 PAGE, LARGEST_PAGE = 100, 1000

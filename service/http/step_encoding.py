@@ -1,7 +1,8 @@
-"""What a client is told of a step, as JSON.
+"""Encodes the results of steps as JSON.
 
-Nearly every answer is of one step and says numbers only: it is written into a form, made once of an answer that was
-encoded in the ordinary way. So both ways give the same bytes, and the first costs less than half.
+Nearly every result is of one step and has float32 outputs alone. Its numbers are written into a template, which is made
+once per model from a result that was encoded in the ordinary way. So both ways give the same bytes, and the template
+costs less than half as much.
 """
 
 import re
@@ -21,24 +22,27 @@ _FLOAT32 = np.dtype(np.float32)
 _NUMBER = re.compile(rb"([0-9]+)\.0")
 
 
-def written(answer: StepResult) -> bytes:
-    """The JSON object that says the step reached, and what the model says from there on."""
-    outputs = answer.outputs
-    form = _form(answer.model, outputs.dtype) if len(outputs) == 1 else None
-    if form is None:
-        return encode_by_turns(told(answer))
+def encode_step(result: StepResult) -> bytes:
+    """The JSON object with the step that was reached and the model's outputs of the steps."""
+    outputs = result.outputs
+    template = _template(result.model, outputs.dtype) if len(outputs) == 1 else None
+    if template is None:
+        return encode_by_turns(step_content(result))
     numbers = orjson.dumps(np.frombuffer(outputs, _FLOAT32), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",")
-    return form % (answer.step, *numbers)
+    return template % (result.step, *numbers)
 
 
-def told(answer: StepResult) -> dict[str, Any]:
-    """The same before it is encoded."""
-    return {"step": answer.step, **step_fields(answer.model, answer.outputs)}
+def step_content(result: StepResult) -> dict[str, Any]:
+    """The object that `encode_step` encodes."""
+    return {"step": result.step, **step_fields(result.model, result.outputs)}
 
 
 @lru_cache(1000)
-def _form(model: StepModel, dtype: np.dtype[np.void]) -> bytes | None:
-    """With a place for the step, and one for each number; None where an answer says more, or in another order."""
+def _template(model: StepModel, dtype: np.dtype[np.void]) -> bytes | None:
+    """The JSON of a result, with a placeholder for the step and for each number.
+
+    None if a result has more than float32 outputs, or has them in another order than the dtype.
+    """
     if not all_float32(dtype):
         return None
     count = dtype.itemsize // 4

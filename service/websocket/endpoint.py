@@ -21,13 +21,13 @@ from onward.service.engine.batching.work_item import StepRequest
 from onward.service.engine.engine import Engine
 from onward.service.engine.steps import StepResult, is_retryable
 from onward.service.errors import Fault
-from onward.service.http import problems, steps
+from onward.service.http import problems, step_requests
 from onward.service.http.connection import HasLeft
 from onward.service.http.operations import Operation
 from onward.service.http.problems import HTTP_PROBLEM_TYPES, RequestError
 from onward.service.http.reply import Empty, encode
-from onward.service.http.step_encoding import written
-from onward.service.http.steps import TENANT, checked
+from onward.service.http.session_ids import TENANT, checked
+from onward.service.http.step_encoding import encode_step
 from onward.service.websocket.framing import Frames, Message
 
 _NUMBER = struct.Struct("<Q")
@@ -73,7 +73,7 @@ class SessionProtocol:
         data, is_text = message
         try:
             if is_text:
-                return steps.asked(self._session_id, data, self._engine.limits, self._model)
+                return step_requests.parse_step(self._session_id, data, self._engine.limits, self._model)
             number, values = data[: _NUMBER.size], data[_NUMBER.size :]
             name = f"#{_NUMBER.unpack(number)[0]}" if any(number) else ""
             return StepRequest(self._session_id, values, None, name, self._model)
@@ -90,7 +90,7 @@ class SessionProtocol:
         if isinstance(outcome, Exception):
             return self._problem(outcome, asked.request_id), True
         if is_text:
-            return _with_request_id(written(outcome), asked.request_id), True
+            return _with_request_id(encode_step(outcome), asked.request_id), True
         return _NUMBER.pack(outcome.step) + _values(outcome), False
 
     def _problem(self, error: Exception, request_id: str = "") -> bytes:
@@ -105,7 +105,7 @@ def _with_request_id(document: bytes, request_id: str) -> bytes:
 
 def _request_id(data: bytes) -> str:
     """The `request_id` of an invalid text; empty if it has none."""
-    content = steps.loaded(data) if len(data) <= MOST_NAMED else None
+    content = step_requests.json_or_none(data) if len(data) <= MOST_NAMED else None
     name = content.get("request_id") if isinstance(content, dict) else None
     return name if isinstance(name, str) else ""
 

@@ -19,7 +19,7 @@ from onward.client.results import Outputs
 from onward.errors import InvalidRequest, NoForecast, NotFinite, StepConflict
 from onward.model.errors import BundleError
 from onward.model.manifest import Feature
-from onward.service.http.step_encoding import written
+from onward.service.http.step_encoding import encode_step
 from tests.e2e.server import Server
 from tests.helpers import numpy_networks
 from tests.helpers.expected_scores import start_engine
@@ -171,7 +171,7 @@ def test_every_head_is_told_as_the_engine_tells_it(tmp_path: Path, head: str) ->
         local_model = LocalModel(model).session(inputs=seed)
         for start, stop in ((5, 6), (6, 30), (30, 40)):
             answer = results.predictions(
-                json.loads(written(engine.steps.step("t", session.session_id, inputs[start:stop])))
+                json.loads(encode_step(engine.steps.step("t", session.session_id, inputs[start:stop])))
             )
             mine = local_model.steps(inputs[start:stop])
             assert bits(mine) == bits(answer)

@@ -14,11 +14,12 @@ from onward.service.engine.batching.work_item import StepRequest
 from onward.service.engine.engine import Engine, Limits
 from onward.service.engine.forecasting.forecast_start import ForecastRequest
 from onward.service.http import problems, steps
+from onward.service.http.session_ids import TENANT
 from onward.service.store.lmdb import LmdbStore
 from onward.service.websocket.endpoint import SessionProtocol
 from tests.helpers.recorded_bundles import make_bundle
 
-T = steps.TENANT
+T = TENANT
 TIMES = 10
 BEYOND = [3e38, 3e38]
 

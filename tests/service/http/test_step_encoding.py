@@ -43,22 +43,22 @@ def test_the_prepared_form_equals_the_general_encoding(models: list[StepModel], 
         )[kind]
         outputs = np.resize(np.array(bits, np.uint32), dtype.itemsize // 4).view(dtype)
         result = StepResult(model, step, outputs)
-        assert step_encoding._form(model, dtype) is not None
-        assert step_encoding.written(result) == generally_encoded(result)
+        assert step_encoding._template(model, dtype) is not None
+        assert step_encoding.encode_step(result) == generally_encoded(result)
 
 
 def test_results_without_a_prepared_form_use_the_general_encoder(models: list[StepModel], tmp_path: Path) -> None:
     """Results of several steps, outputs in another order and categories, which are written by name, have no form."""
     several = StepResult(models[0], 3, np.ones(3, models[0].output_dtype))
-    assert step_encoding.written(several) == generally_encoded(several)
+    assert step_encoding.encode_step(several) == generally_encoded(several)
     reversed_dtype = np.dtype(list(reversed(models[1].output_dtype.descr)))
     reordered = StepResult(models[1], 3, np.arange(reversed_dtype.itemsize // 4, dtype=np.float32).view(reversed_dtype))
-    assert step_encoding._form(models[1], reversed_dtype) is None
-    assert step_encoding.written(reordered) == generally_encoded(reordered)
+    assert step_encoding._template(models[1], reversed_dtype) is None
+    assert step_encoding.encode_step(reordered) == generally_encoded(reordered)
     categorical = make_feature_bundle(
         tmp_path, [category("c", 4)], "c", head="categorical", counts=[1, 2, 3, 4], units=6
     )
     result = StepResult(categorical, 1, categorical.last_prediction(categorical.layout.initial(1)))
-    assert step_encoding._form(categorical, categorical.output_dtype) is None
-    assert b'"c' in step_encoding.written(result)
-    assert step_encoding.written(result) == generally_encoded(result)
+    assert step_encoding._template(categorical, categorical.output_dtype) is None
+    assert b'"c' in step_encoding.encode_step(result)
+    assert step_encoding.encode_step(result) == generally_encoded(result)

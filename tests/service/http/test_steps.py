@@ -18,13 +18,14 @@ from onward.service.app import create_app
 from onward.service.engine.batching.work_item import StepRequest, WorkItem
 from onward.service.engine.engine import Engine, Limits
 from onward.service.engine.forecasting.forecast_start import ForecastRequest
-from onward.service.http import request_schemas, steps
+from onward.service.http import request_schemas, step_requests
+from onward.service.http.session_ids import TENANT
 from onward.service.settings import Settings
 from onward.service.store.lmdb import LmdbStore
 from tests.helpers.recorded_bundles import draw, make_bundle
 from tests.helpers.reference_loop import ZOO, BareLoop, pulse
 
-T = steps.TENANT
+T = TENANT
 
 
 @pytest.fixture
@@ -139,7 +140,7 @@ BODY = st.fixed_dictionaries(
 def test_the_fast_parser_agrees_with_the_schema(body: dict[str, Any]) -> None:
     """Pydantic accepts each body that the fast parser accepts, with the same result; pydantic decides on the rest."""
     data = orjson.dumps(body, option=orjson.OPT_PASSTHROUGH_SUBCLASS, default=str) if _is_encodable(body) else b"{}"
-    plain = steps._plain(steps.loaded(data), "s")
+    plain = step_requests._plain(step_requests.json_or_none(data), "s")
     if plain is None:
         return
     defined = request_schemas.Step.model_validate_json(data)
@@ -165,10 +166,10 @@ def _is_encodable(body: dict[str, Any]) -> bool:
 )
 def test_the_fast_parser_takes_ordinary_bodies(data: bytes) -> None:
     """Valid bodies are parsed by the fast parser, and invalid ones are left to pydantic."""
-    assert steps._plain(orjson.loads(data), "s") is not None
+    assert step_requests._plain(orjson.loads(data), "s") is not None
     with pytest.raises(ValidationError):
         request_schemas.Step.model_validate_json(data.replace(b"1", b"true"))
-    assert steps._plain(orjson.loads(data.replace(b"1", b"true")), "s") is None
+    assert step_requests._plain(orjson.loads(data.replace(b"1", b"true")), "s") is None
 
 
 @pytest.mark.parametrize(
@@ -183,7 +184,7 @@ def test_the_fast_parser_of_columns_agrees_with_the_schema(more: dict[str, Any])
     steps_of, ids = defined.steps or nothing, defined.request_ids or nothing
     columns = zip(defined.session_ids, defined.inputs, steps_of, ids, strict=True)
     expected = [StepRequest(name, inputs, step, key or "") for name, inputs, step, key in columns]
-    assert steps._plain_columns(dict(content)) == expected
+    assert step_requests._plain_columns(dict(content)) == expected
 
 
 @pytest.mark.parametrize(
@@ -194,7 +195,7 @@ def test_the_fast_parser_of_columns_agrees_with_the_schema(more: dict[str, Any])
 def test_the_fast_parser_leaves_invalid_columns_to_the_schema(invalid: dict[str, Any]) -> None:
     """The fast parser returns None for columns that pydantic must check."""
     content = {"session_ids": ["a", "b"], "inputs": [[1], [[2.5]]], **invalid}
-    assert steps._plain_columns(content) is None
+    assert step_requests._plain_columns(content) is None
 
 
 def test_exact_rnn_outputs_do_not_depend_on_the_batch(tmp_path: Path) -> None:
