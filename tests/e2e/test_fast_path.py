@@ -1,4 +1,4 @@
-"""The fast path and Flask answer the same bytes alike, however they come."""
+"""The fast path and Flask send equal responses to the same bytes, however the bytes are divided."""
 
 import json
 import re
@@ -24,7 +24,7 @@ STEP = b'{"inputs": [[500.5]]}'
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    """Two services with the same sessions, with the fast path and with Flask alone, one worker each."""
+    """Two services with the same sessions and one worker each, with the fast path and with Flask alone."""
     folder = tmp_path_factory.mktemp("fast-path")
     with (
         Server(folder / "on", ONWARD_WORKERS="1", ONWARD_MAX_BODY_BYTES="4096") as on,
@@ -34,7 +34,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
 
 
 def begin(server: Server) -> None:
-    """The sessions that requests are about, as new."""
+    """Creates the sessions of the requests anew."""
     with server.client() as client:
         for name, model in (("a", "pulse"), ("b", "pulse"), ("w", "weather"), ("gone", "pulse")):
             client.delete(f"/v1/sessions/{name}")
@@ -48,33 +48,33 @@ def connect(server: Server) -> socket.socket:
     return socket.create_connection((address.hostname, address.port), timeout=30)
 
 
-def answers(server: Server, pieces: list[bytes]) -> bytes:
-    """All that comes back, without what differs by time; a piece is sent when the worker has read the last one."""
+def responses(server: Server, pieces: list[bytes]) -> bytes:
+    """Sends each piece once the worker has read the one before; returns the responses without dates and times."""
     with connect(server) as connection:
         try:
-            for place, piece in enumerate(pieces):
-                if place:
-                    turn(server)
+            for index, piece in enumerate(pieces):
+                if index:
+                    wait_for_event_loop(server)
                 connection.sendall(piece)
             connection.shutdown(socket.SHUT_WR)
         except (BrokenPipeError, ConnectionResetError, OSError):
-            pass  # the server has said its last word already
-        said = b""
+            pass  # the server has closed the connection after its last response
+        received = b""
         try:
-            while more := connection.recv(65536):
-                said += more
+            while data := connection.recv(65536):
+                received += data
         except ConnectionResetError:
             pass
-    said = re.sub(rb'"ended_at":"[^"]*"', b"", said)
-    return re.sub(rb"\r\nDate: [^\r]*", b"", said)
+    received = re.sub(rb'"ended_at":"[^"]*"', b"", received)
+    return re.sub(rb"\r\nDate: [^\r]*", b"", received)
 
 
-def turn(server: Server) -> None:
-    """Returns when the worker's event loop has gone round: what had been sent to it has been read."""
-    with connect(server) as other:
-        for _ in range(2):  # the first may be answered in the same turn in which a piece arrives
-            other.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-            while not other.recv(65536).endswith(b"}"):
+def wait_for_event_loop(server: Server) -> None:
+    """Returns when the event loop of the worker has made a turn, so that it has read what was sent before."""
+    with connect(server) as probe:
+        for _ in range(2):  # the first request may be answered in the turn in which a piece arrives
+            probe.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            while not probe.recv(65536).endswith(b"}"):
                 pass
 
 
@@ -86,8 +86,8 @@ def request(
     return b"\r\n".join([*lines, *headers, b"", body])
 
 
-def test_the_lane_is_on_and_says_when_it_is_not(pair: Pair, tmp_path: Path) -> None:
-    """On by default without a word; where gunicorn is asked for what it does not do, off, with the reason, once."""
+def test_the_fast_path_is_on_and_the_log_says_when_it_is_off(pair: Pair, tmp_path: Path) -> None:
+    """The fast path is on by default; an unsupported gunicorn setting turns it off, and the log says why once."""
     assert "answered by Flask" not in "".join(pair[0].log + pair[1].log)
     with Server(tmp_path, GUNICORN_CMD_ARGS="--access-logfile -") as logging:
         with logging.client() as client:
@@ -99,15 +99,15 @@ def test_the_lane_is_on_and_says_when_it_is_not(pair: Pair, tmp_path: Path) -> N
         assert '"POST /v1/sessions/a/steps HTTP/1.1" 200' in log
 
 
-def test_wherever_the_bytes_are_cut_the_answers_are_the_same(pair: Pair) -> None:
-    """Two steps and something else, one behind the other, in two pieces."""
+def test_the_responses_do_not_depend_on_where_the_bytes_are_cut(pair: Pair) -> None:
+    """Two steps and other requests, pipelined and sent in two pieces, have the same responses for every cut."""
     step = request(b"/v1/sessions/b/steps", b'{"inputs": [[500.5]], "request_id": "once"}')
     whole = step + b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" + request(b"/v1/sessions/b/steps", b"[1]") + step
     for server in pair:
         begin(server)
-    said = {answers(server, [whole[:cut], whole[cut:]]) for server in pair for cut in range(1, len(whole))}
-    assert len(said) == 1
-    assert re.findall(rb"HTTP/1.1 (\d+)", said.pop()) == [b"200", b"200", b"422", b"200"]
+    received = {responses(server, [whole[:cut], whole[cut:]]) for server in pair for cut in range(1, len(whole))}
+    assert len(received) == 1
+    assert re.findall(rb"HTTP/1.1 (\d+)", received.pop()) == [b"200", b"200", b"422", b"200"]
 
 
 BODIES = st.sampled_from([
@@ -151,8 +151,8 @@ HOSTS = st.sampled_from([b"x", b"127.0.0.1:8000", b"[::1]", b"a_b", b"", b"x y"]
 @st.composite
 def requests(draw: st.DrawFn) -> bytes:
     body, length = draw(BODIES), draw(LENGTHS)
-    told = length if isinstance(length, bytes) else b"%d" % max(0, len(body) + (length or 0))
-    headers = [b"Host: " + draw(HOSTS), b"Content-Type: " + draw(TYPES), b"Content-Length: " + told]
+    content_length = length if isinstance(length, bytes) else b"%d" % max(0, len(body) + (length or 0))
+    headers = [b"Host: " + draw(HOSTS), b"Content-Type: " + draw(TYPES), b"Content-Length: " + content_length]
     headers = draw(st.permutations([*headers, *draw(st.lists(EXTRA, max_size=2))]))
     if draw(st.integers(0, 9)) == 0:
         headers = headers[1:]
@@ -168,19 +168,19 @@ def requests(draw: st.DrawFn) -> bytes:
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(requests(), min_size=1, max_size=4), st.lists(st.floats(0, 1), max_size=2))
-def test_any_bytes_are_answered_alike(pair: Pair, sent: list[bytes], cuts: list[float]) -> None:
-    """Requests right and wrong, one behind the other, cut anywhere: the same statuses, headers and bodies."""
+def test_any_bytes_have_equal_responses(pair: Pair, sent: list[bytes], cuts: list[float]) -> None:
+    """Valid and invalid pipelined requests, cut anywhere, have the same statuses, headers and bodies."""
     whole = b"".join(sent)
-    places = [0, *sorted(int(cut * len(whole)) for cut in cuts), len(whole)]
-    pieces = [piece for start, end in pairwise(places) if (piece := whole[start:end])]
+    bounds = [0, *sorted(int(cut * len(whole)) for cut in cuts), len(whole)]
+    pieces = [piece for start, end in pairwise(bounds) if (piece := whole[start:end])]
     for server in pair:
         begin(server)
-    on, off = (answers(server, pieces) for server in pair)
+    on, off = (responses(server, pieces) for server in pair)
     assert on == off
 
 
-def test_a_connection_goes_back_and_forth(pair: Pair) -> None:
-    """One keep-alive connection, as clients have it: created, stepped, asked, stepped, deleted."""
+def test_a_connection_alternates_between_fast_path_and_flask(pair: Pair) -> None:
+    """A single keep-alive connection can create, step, read and delete a session."""
     with pair[0].client() as client:
         assert client.post("/v1/models/pulse/sessions", json={"session_id": "turns"}).status_code == 201
         for step in range(1, 4):
@@ -197,8 +197,8 @@ def test_a_connection_goes_back_and_forth(pair: Pair) -> None:
         assert gone.json()["reason"] == "deleted"
 
 
-def test_a_long_answer_to_a_slow_reader_is_whole(server: Server, client: httpx.Client) -> None:
-    """More than a system takes at once: what a quick reader is told, word for word."""
+def test_a_long_response_to_a_slow_reader_is_complete(server: Server, client: httpx.Client) -> None:
+    """A response that exceeds the socket buffers reaches a slow reader as it reaches a quick one, byte for byte."""
     inputs = [INPUTS["weather"](8)] * 10_000
     calls = []
     for name in ("quick", "slow"):
@@ -212,14 +212,14 @@ def test_a_long_answer_to_a_slow_reader_is_whole(server: Server, client: httpx.C
         slow = HTTPConnection("x")
         slow.sock = connection
         slow.request("POST", "/v1/steps", json.dumps(calls[1]), {"Content-Type": "application/json"})
-        answer = slow.getresponse()
-        told = b"".join(iter(lambda: answer.read(1000), b""))
+        response = slow.getresponse()
+        received = b"".join(iter(lambda: response.read(1000), b""))
     assert len(quick) > 2**23
-    assert told == quick
+    assert received == quick
 
 
 def test_without_the_parser_flask_answers_and_the_log_says_so_once(tmp_path: Path) -> None:
-    """gunicorn-h1c may be missing: the same answers, more slowly."""
+    """The service works without gunicorn-h1c, with the same responses, and logs once that they are slower."""
     (tmp_path / "sitecustomize.py").write_text('import sys\nsys.modules["gunicorn_h1c"] = None\n')
     with Server(tmp_path, PYTHONPATH=f"{tmp_path}:{ROOT}") as server, server.client() as client:
         session = client.post("/v1/models/pulse/sessions").json()["session_id"]

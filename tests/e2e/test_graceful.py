@@ -1,4 +1,4 @@
-"""A stop or a reload under load: every connection that a worker has accepted is answered, and no error is logged."""
+"""In a stop or a reload under load every accepted connection is answered, and no error is logged."""
 
 import os
 import signal
@@ -35,16 +35,16 @@ def connect(server: Server) -> socket.socket:
     return socket.create_connection((address.hostname, address.port), timeout=60)
 
 
-def asked(connection: socket.socket, request: bytes) -> bytes:
-    """The answer, up to the end of the connection or of the JSON document."""
+def exchange(connection: socket.socket, request: bytes) -> bytes:
+    """Sends a request; returns the response up to the end of the connection or of the JSON document."""
     connection.sendall(request)
-    answer = b""
-    while not answer.endswith(b"}") and (data := connection.recv(65536)):
-        answer += data
-    return answer
+    response = b""
+    while not response.endswith(b"}") and (data := connection.recv(65536)):
+        response += data
+    return response
 
 
-def accepted(server: Server, connection: socket.socket) -> None:
+def wait_until_accepted(server: Server, connection: socket.socket) -> None:
     """Returns when a worker has accepted the connection."""
     while True:
         try:
@@ -54,8 +54,8 @@ def accepted(server: Server, connection: socket.socket) -> None:
         return
 
 
-def refused(server: Server) -> None:
-    """Returns when the service listens no more."""
+def wait_until_refused(server: Server) -> None:
+    """Returns when the service no longer listens."""
     while True:
         try:
             connect(server).close()
@@ -72,45 +72,45 @@ def assert_clean(server: Server) -> None:
 
 
 def test_a_connection_that_was_accepted_is_answered_after_a_stop(server: Server) -> None:
-    """Fresh ones and those that had an answer before, by the fast path's requests and by others."""
+    """A stop answers new and reused connections, with requests of the fast path and of Flask."""
     with connect(server) as fresh, connect(server) as fresh_step, connect(server) as again, connect(server) as step:
-        accepted(server, fresh)
-        accepted(server, fresh_step)
+        wait_until_accepted(server, fresh)
+        wait_until_accepted(server, fresh_step)
         for connection, request in ((again, ASK), (step, STEP)):
-            assert asked(connection, request).startswith(b"HTTP/1.1 200 ")
+            assert exchange(connection, request).startswith(b"HTTP/1.1 200 ")
         os.kill(server.pid, signal.SIGTERM)
-        refused(server)
+        wait_until_refused(server)
         for connection, request in ((fresh, ASK), (fresh_step, STEP), (again, ASK), (step, STEP)):
-            answer = asked(connection, request)
-            assert answer.startswith(b"HTTP/1.1 200 "), answer
-            assert b"\r\nConnection: close\r\n" in answer
+            response = exchange(connection, request)
+            assert response.startswith(b"HTTP/1.1 200 "), response
+            assert b"\r\nConnection: close\r\n" in response
     assert server.stop() == 0
     assert_clean(server)
 
 
 class Load:
-    """Clients that open a connection for each request, and what became of the requests."""
+    """Clients that open a connection for each request, and the counts of the outcomes."""
 
     def __init__(self, server: Server) -> None:
-        self._server, self._over, self.seen = server, threading.Event(), Counter[str]()
+        self._server, self._over, self.outcomes = server, threading.Event(), Counter[str]()
 
     def _run(self, request: bytes) -> None:
         while not self._over.is_set():
             try:
                 with connect(self._server) as connection:
-                    answer = asked(connection, request)
+                    response = exchange(connection, request)
             except ConnectionRefusedError:
-                what = "refused"
+                outcome = "refused"
             except (ConnectionResetError, BrokenPipeError):
-                what = "reset"
+                outcome = "reset"
             else:
-                what = "answered" if answer.startswith(b"HTTP/1.1 200 ") else f"not answered: {answer[:200]!r}"
-            self.seen[what] += 1
+                outcome = "answered" if response.startswith(b"HTTP/1.1 200 ") else f"not answered: {response[:200]!r}"
+            self.outcomes[outcome] += 1
 
-    def more(self) -> None:
-        """Returns when many more have been answered."""
-        until = self.seen["answered"] + ANSWERED
-        while self.seen["answered"] < until:
+    def wait_for_more(self) -> None:
+        """Returns when ANSWERED more requests have been answered."""
+        until = self.outcomes["answered"] + ANSWERED
+        while self.outcomes["answered"] < until:
             assert any(thread.is_alive() for thread in self._threads)
 
     @contextmanager
@@ -129,20 +129,20 @@ class Load:
 
 
 def test_fresh_connections_are_answered_through_reloads_and_a_stop(server: Server) -> None:
-    """A reload loses none. A stop answers what a worker has accepted; what comes too late is refused or reset."""
+    """A reload loses no request; a stop answers every accepted connection and refuses or resets later ones."""
     load = Load(server)
     with load.running():
         for _ in range(2):
-            load.more()
+            load.wait_for_more()
             old = set(server.workers())
             os.kill(server.pid, signal.SIGHUP)
             while old & set(server.workers()):
-                load.more()
-        load.more()
-        assert set(load.seen) == {"answered"}, load.seen
+                load.wait_for_more()
+        load.wait_for_more()
+        assert set(load.outcomes) == {"answered"}, load.outcomes
         os.kill(server.pid, signal.SIGTERM)
-        while not load.seen["refused"]:
+        while not load.outcomes["refused"]:
             assert any(thread.is_alive() for thread in load._threads)
-    assert set(load.seen) <= {"answered", "refused", "reset"}, load.seen
+    assert set(load.outcomes) <= {"answered", "refused", "reset"}, load.outcomes
     assert server.stop() == 0
     assert_clean(server)

@@ -1,4 +1,4 @@
-"""A worker stops computing what its client has left: on a real server, over each way to ask for much."""
+"""A worker stops computing for a client that has disconnected, for each kind of expensive request."""
 
 import json
 import os
@@ -19,12 +19,12 @@ from tests.helpers.websocket_client import BINARY, frame, handshake
 STEP = draw(1, 1).round(2)[0, 0].tolist()
 MANY = [STEP] * 50_000
 BUSY_S, QUIET_S, MOST_S = 0.3, 1.0, 60.0
-"""The client leaves once its request has cost so much CPU time. The worker is idle once it has used none for QUIET_S;
-it must be within MOST_S, which is less than any of these requests takes in full.
+"""The client disconnects once its request has cost BUSY_S of CPU time. The worker is idle once it has used none for
+QUIET_S; it must be idle within MOST_S, which is less than any of these requests takes in full.
 """
 JSON, LINES = "application/json", "application/x-ndjson"
 
-ASKED = {
+REQUESTS = {
     "predict": ("/v1/models/large/predict", {"inputs": [[STEP]] * 10, "horizon": 9999}, JSON),
     "create": ("/v1/models/large/sessions", {"inputs": MANY}, JSON),
     "a step without a session": ("/v1/models/large/step", {"inputs": MANY}, JSON),
@@ -40,7 +40,7 @@ ASKED = {
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One worker, and a model for which each of these requests takes minutes."""
+    """A service with one worker and a model for which each of these requests takes minutes."""
     folder = tmp_path_factory.mktemp("left")
     export(
         make_network(layers=2, units=1024),
@@ -55,10 +55,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield running
 
 
-@pytest.mark.parametrize("name", ASKED)
-def test_what_its_client_has_left_is_computed_no_further(server: Server, name: str) -> None:
+@pytest.mark.parametrize("name", REQUESTS)
+def test_a_worker_stops_computing_for_a_disconnected_client(server: Server, name: str) -> None:
     (worker,) = server.workers()
-    path, body, media = ASKED[name]
+    path, body, media = REQUESTS[name]
     address = urlsplit(server.url)
     reached, before = steps(server), cpu_s(worker)
     with socket.create_connection((address.hostname, address.port), timeout=MOST_S) as connection:
@@ -72,32 +72,32 @@ def test_what_its_client_has_left_is_computed_no_further(server: Server, name: s
             connection.sendall(handshake(path))
             assert b" 101 " in connection.recv(4096)
             connection.sendall(frame(draw(1, len(MANY)).astype("<f4").tobytes(), BINARY))
-        until(lambda: cpu_s(worker) - before >= BUSY_S)
-    until(lambda: is_idle(worker))
+        wait_until(lambda: cpu_s(worker) - before >= BUSY_S)
+    wait_until(lambda: is_idle(worker))
     assert steps(server) == reached or (media == LINES and steps(server)["s"] < 5000)
 
 
 def steps(server: Server) -> dict[str, int]:
-    """The step that each session has reached."""
+    """Returns the step that each session has reached."""
     with server.client() as client:
         return {name: client.get(f"/v1/sessions/{name}").json()["step"] for name in "st"}
 
 
 def cpu_s(process: int) -> float:
-    """The CPU time that it has used so far, its threads' included."""
+    """Returns the CPU time in seconds that the process and its threads have used."""
     fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def is_idle(process: int) -> bool:
-    """Whether it uses next to nothing while QUIET_S pass; housekeeping takes a little."""
+    """True if the process uses less than a twentieth of a CPU for QUIET_S; its housekeeping needs a little."""
     before = cpu_s(process)
     time.sleep(QUIET_S)
     return cpu_s(process) - before < QUIET_S / 20
 
 
-def until(holds: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + MOST_S
-    while not holds():
+    while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)

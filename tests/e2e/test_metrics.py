@@ -1,4 +1,4 @@
-"""GET /metrics of a real service: the sums of both workers, exact, and what drift looks like in them."""
+"""GET /metrics of a real service returns the exact sums of both workers, and shows drift of the data."""
 
 import json
 import re
@@ -22,79 +22,79 @@ STEPS = 300
 
 
 def metrics(client: httpx.Client) -> dict[str, float]:
-    """What a worker answers in a later turn than the one in which it has answered the last step."""
+    """Returns the metrics, asked in an event loop turn after the one that answered the last step."""
     client.get("/healthz")
-    answer = client.get("/metrics")
-    assert answer.headers["content-type"].startswith("text/plain; version=")
-    lines = re.findall(r"^(onward_\S+) (\S+)$", answer.text, re.MULTILINE)
+    response = client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain; version=")
+    lines = re.findall(r"^(onward_\S+) (\S+)$", response.text, re.MULTILINE)
     return {name: float(value) for name, value in lines}
 
 
-def through_both(server: Server, path: str, bodies: list[dict[str, object]]) -> None:
-    """Sent to the workers in turns, over connections of which each worker holds one; both have counted them then."""
+def post_to_both(server: Server, path: str, bodies: list[dict[str, object]]) -> None:
+    """Posts the bodies to the two workers in turns, over one connection each; returns when both have counted them."""
     address = urlsplit(server.url)
-    held: dict[int, HTTPConnection] = {}
+    connections: dict[int, HTTPConnection] = {}
     with ExitStack() as opened:
-        while len(held) < 2:
+        while len(connections) < 2:
             connection = HTTPConnection(address.hostname or "", address.port, timeout=30)
             connection.request("GET", "/healthz")
             connection.getresponse().read()
-            if (worker := server.holder(connection.sock)) in held:
+            if (worker := server.holder(connection.sock)) in connections:
                 connection.close()
             else:
-                held[worker] = opened.enter_context(closing(connection))
+                connections[worker] = opened.enter_context(closing(connection))
         for turn, body in enumerate(bodies):
-            connection = list(held.values())[turn % 2]
+            connection = list(connections.values())[turn % 2]
             connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
-            answer = connection.getresponse()
-            assert answer.status == 200, answer.read()
-            answer.read()
-        for connection in [*held.values()] * 2:  # a turn later than the last answer
+            response = connection.getresponse()
+            assert response.status == 200, response.read()
+            response.read()
+        for connection in [*connections.values()] * 2:  # one event loop turn after the last response
             connection.request("GET", "/healthz")
             connection.getresponse().read()
 
 
-def test_sums_are_those_of_both_workers(tmp_path: Path) -> None:
-    """Each input counts once, wherever it was answered, also after a worker has ended; seeds and retries do not."""
+def test_metrics_are_the_sums_of_both_workers(tmp_path: Path) -> None:
+    """Every input counts once, in any worker and also after a worker has ended; seeds and retries do not count."""
     with Server(tmp_path) as server, server.client() as client:
         inputs = pulse(STEPS)
         client.post("/v1/models/pulse/sessions", json={"session_id": "a", "inputs": inputs[:50]})
         bodies: list[dict[str, object]] = [
-            {"inputs": [one], "request_id": f"r{at}"} for at, one in enumerate(inputs[50:])
+            {"inputs": [row], "request_id": f"r{index}"} for index, row in enumerate(inputs[50:])
         ]
-        through_both(server, "/v1/sessions/a/steps", [*bodies, *bodies[-2:]])
-        told, session = metrics(client), client.get("/v1/sessions/a").json()
-        of = '{model="pulse",target="ppg",version="1"}'
-        count = told[f"onward_predicted_inputs_total{of}"]
-        assert count == told['onward_scored_inputs_total{model="pulse",version="1"}'] == STEPS - 50
+        post_to_both(server, "/v1/sessions/a/steps", [*bodies, *bodies[-2:]])
+        sums, session = metrics(client), client.get("/v1/sessions/a").json()
+        labels = '{model="pulse",target="ppg",version="1"}'
+        count = sums[f"onward_predicted_inputs_total{labels}"]
+        assert count == sums['onward_scored_inputs_total{model="pulse",version="1"}'] == STEPS - 50
         seeded = client.post("/v1/models/pulse/sessions", json={"session_id": "b", "inputs": inputs[:50]}).json()
         assert seeded["step"] == 50
         before, after = client.get("/v1/sessions/b").json(), session
         for name, metric in (("mae", "absolute_error_total"), ("coverage", "inside_interval_total")):
             whole = after["accuracy"]["ppg"][name] * STEPS - before["accuracy"]["ppg"][name] * 50
-            assert told[f"onward_{metric}{of}"] == pytest.approx(whole)
+            assert sums[f"onward_{metric}{labels}"] == pytest.approx(whole)
         surprise = after["surprise"]["mean"] * STEPS - before["surprise"]["mean"] * 50
-        assert told['onward_surprise_sum{model="pulse",version="1"}'] == pytest.approx(surprise)
+        assert sums['onward_surprise_sum{model="pulse",version="1"}'] == pytest.approx(surprise)
         files = sorted(folder(server).glob("*.db"))
         for turn in range(3):
             server.kill_worker(server.workers()[0])
             with server.client() as again:
-                assert metrics(again) == told
-            through_both(server, "/v1/sessions/a/steps", [{"inputs": [one]} for one in inputs[2 * turn : 2 * turn + 2]])
-            with server.client() as again:  # the new one counts on in the files of the killed one
-                told = metrics(again)
-            assert told[f"onward_predicted_inputs_total{of}"] == count + 2 * turn + 2
+                assert metrics(again) == sums
+            post_to_both(server, "/v1/sessions/a/steps", [{"inputs": [row]} for row in inputs[2 * turn : 2 * turn + 2]])
+            with server.client() as again:  # the new worker continues in the files of the killed one
+                sums = metrics(again)
+            assert sums[f"onward_predicted_inputs_total{labels}"] == count + 2 * turn + 2
         assert sorted(folder(server).glob("*.db")) == files
 
 
 def folder(server: Server) -> Path:
-    """Where its workers count."""
-    (found,) = Path("/dev/shm").glob(f"onward-metrics-{server.pid}-*")
-    return found
+    """Returns the folder in which the workers of this service count."""
+    (path,) = Path("/dev/shm").glob(f"onward-metrics-{server.pid}-*")
+    return path
 
 
-def test_a_killed_service_leaves_nothing_for_long(tmp_path: Path) -> None:
-    """The next to start removes what it left, and nothing of another that is alive; a stopped one leaves nothing."""
+def test_the_folder_of_a_killed_service_is_removed_by_the_next(tmp_path: Path) -> None:
+    """The next start removes it, but nothing of a running service; a stopped service leaves no folder."""
     with Server(tmp_path / "a") as killed, Server(tmp_path / "b") as alive:
         left, stays = folder(killed), folder(alive)
         killed.kill()
@@ -109,25 +109,31 @@ def test_a_killed_service_leaves_nothing_for_long(tmp_path: Path) -> None:
         assert not stays.exists()
 
 
-def test_a_model_on_data_that_drifted_shows_it(tmp_path: Path) -> None:
-    """The ratio of errors to naive errors grows and fewer inputs lie inside the interval; a damaged record counts."""
+def test_metrics_show_drift_of_the_data(tmp_path: Path) -> None:
+    """The ratio of errors to naive errors grows, fewer inputs lie in the interval, and a damaged record is counted."""
     model = make_bundle(tmp_path / "models")
     state, series, rng = model.layout.initial(1), [], np.random.default_rng(0)
     for _ in range(STEPS):
-        said = model.last_prediction(state)
-        value = (said["mean"] + said["std"] * rng.normal()).astype(np.float32)
+        prediction = model.last_prediction(state)
+        value = (prediction["mean"] + prediction["std"] * rng.normal()).astype(np.float32)
         _, state = model.run_row(value, state)
         series.append(value[0].tolist())
     drifted = (draw(1, STEPS)[0] * 0.1 + 30).tolist()
     with Server(tmp_path, ONWARD_MODELS=str(tmp_path / "models")) as server, server.client() as client:
-        of, sums = '{model="tiny",target="x",version="1"}', []
+        labels, sums = '{model="tiny",target="x",version="1"}', []
         for name, inputs in (("as-trained", series), ("drifted", drifted)):
             client.post("/v1/models/tiny/sessions", json={"session_id": name})
             before = metrics(client)
             assert client.post(f"/v1/sessions/{name}/steps", json={"inputs": inputs}).status_code == 200
             sums.append({key: value - before.get(key, 0) for key, value in metrics(client).items()})
-        mase = [one[f"onward_absolute_error_total{of}"] / one[f"onward_naive_absolute_error_total{of}"] for one in sums]
-        inside = [one[f"onward_inside_interval_total{of}"] / one[f"onward_predicted_inputs_total{of}"] for one in sums]
+        mase = [
+            total[f"onward_absolute_error_total{labels}"] / total[f"onward_naive_absolute_error_total{labels}"]
+            for total in sums
+        ]
+        inside = [
+            total[f"onward_inside_interval_total{labels}"] / total[f"onward_predicted_inputs_total{labels}"]
+            for total in sums
+        ]
         assert mase[0] < 1.1 < 3 < mase[1]
         assert inside[1] < 0.1 < 0.7 < inside[0]
         store = LmdbStore(tmp_path / "store")
