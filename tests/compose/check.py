@@ -1,8 +1,8 @@
-"""Asks a running service the README's three requests, and goes on with the session after whatever befell the service.
+"""Sends the three requests of the README to a running service, and continues the session after an interruption.
 
-check.py URL FILE begin     makes the session `demo` and steps it; FILE keeps what was sent and answered
-check.py URL FILE resume    the session is where FILE says, a retry moves nothing, and it goes on from there
-check.py URL FILE compare   a session that nothing befell, fed the same inputs in one call, gets the same answers
+check.py URL FILE begin     makes the session `demo` and steps it; FILE stores the requests and responses
+check.py URL FILE resume    the session has the step in FILE, a retry advances nothing, and it continues from there
+check.py URL FILE compare   an uninterrupted session, fed the same inputs in one call, has the same predictions
 
 Exits 1 with what is wrong. Needs the standard library only: it runs with whatever Python is there.
 """
@@ -25,72 +25,74 @@ _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 def main() -> None:
     url, file, part = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
     if part == "begin":
-        kept = begin(url)
+        record = begin(url)
     else:
-        kept = {"resume": resume, "compare": compare}[part](url, json.loads(file.read_text()))
-    file.write_text(json.dumps(kept))
-    sys.stdout.write(f"{kept['said']}\n")
+        record = {"resume": resume, "compare": compare}[part](url, json.loads(file.read_text()))
+    file.write_text(json.dumps(record))
+    sys.stdout.write(f"{record['summary']}\n")
 
 
 def begin(url: str) -> dict[str, Any]:
     created = call(url, "/v1/models/pulse/sessions", {"session_id": "demo"}, status=201)
     expect("session_id and step", (created["session_id"], created["step"]), ("demo", 0))
-    kept = {"inputs": [], "steps": 0, "predictions": {}, "surprise": []}
-    return stepped(url, kept, FIRST)
+    record = {"inputs": [], "steps": 0, "predictions": {}, "surprise": []}
+    return step_and_record(url, record, FIRST)
 
 
-def resume(url: str, kept: dict[str, Any]) -> dict[str, Any]:
-    expect("the session's step", call(url, "/v1/sessions/demo")["step"], len(kept["inputs"]))
-    expect("the forecast", forecast(url, "demo"), kept["forecast"])
-    expect("the answer to a retry", call(url, "/v1/sessions/demo/steps", kept["request"]), kept["answer"])
-    return stepped(url, kept, LATER[kept["steps"] - 1])
+def resume(url: str, record: dict[str, Any]) -> dict[str, Any]:
+    expect("the session's step", call(url, "/v1/sessions/demo")["step"], len(record["inputs"]))
+    expect("the forecast", forecast(url, "demo"), record["forecast"])
+    expect("the response to a retry", call(url, "/v1/sessions/demo/steps", record["request"]), record["answer"])
+    return step_and_record(url, record, LATER[record["steps"] - 1])
 
 
-def compare(url: str, kept: dict[str, Any]) -> dict[str, Any]:
+def compare(url: str, record: dict[str, Any]) -> dict[str, Any]:
     call(url, "/v1/models/pulse/sessions", {"session_id": "whole"}, status=201)
-    answer = call(url, "/v1/sessions/whole/steps", {"inputs": kept["inputs"]})
-    expect("the step", answer["step"], len(kept["inputs"]))
-    expect("the predictions", answer["predictions"], kept["predictions"])
-    expect("the surprise", answer["surprise"], kept["surprise"])
-    expect("the forecast", forecast(url, "whole"), kept["forecast"])
-    said = f"{answer['step']} inputs in one call: the same predictions, surprise and forecast, to the last bit"
-    return kept | {"said": said}
+    response = call(url, "/v1/sessions/whole/steps", {"inputs": record["inputs"]})
+    expect("the step", response["step"], len(record["inputs"]))
+    expect("the predictions", response["predictions"], record["predictions"])
+    expect("the surprise", response["surprise"], record["surprise"])
+    expect("the forecast", forecast(url, "whole"), record["forecast"])
+    summary = f"{response['step']} inputs in one call: the same predictions, surprise and forecast, to the last bit"
+    return record | {"summary": summary}
 
 
-def stepped(url: str, kept: dict[str, Any], inputs: list[list[int]]) -> dict[str, Any]:
-    """What is kept after `inputs` more: the session moved by so many, and a forecast does not move it."""
-    before, after = len(kept["inputs"]), len(kept["inputs"]) + len(inputs)
-    request = {"inputs": inputs, "step": before, "request_id": f"part-{kept['steps']}"}
-    answer = call(url, "/v1/sessions/demo/steps", request)
-    expect("the step", answer["step"], after)
-    for name, rows in answer["predictions"].items():
+def step_and_record(url: str, record: dict[str, Any], inputs: list[list[int]]) -> dict[str, Any]:
+    """Steps the session by `inputs` and forecasts, which does not advance it; returns the new record."""
+    before, after = len(record["inputs"]), len(record["inputs"]) + len(inputs)
+    request = {"inputs": inputs, "step": before, "request_id": f"part-{record['steps']}"}
+    response = call(url, "/v1/sessions/demo/steps", request)
+    expect("the step", response["step"], after)
+    for name, rows in response["predictions"].items():
         expect(f"rows of {name}", len(rows), len(inputs))
         finite(name, [number for row in rows for number in row])
-    finite("surprise", answer["surprise"])
+    finite("surprise", response["surprise"])
     rolled = forecast(url, "demo")
     expect("the step after a forecast", call(url, "/v1/sessions/demo")["step"], after)
     return {
-        "inputs": kept["inputs"] + inputs,
-        "steps": kept["steps"] + 1,
-        "predictions": {name: kept["predictions"].get(name, []) + rows for name, rows in answer["predictions"].items()},
-        "surprise": kept["surprise"] + answer["surprise"],
+        "inputs": record["inputs"] + inputs,
+        "steps": record["steps"] + 1,
+        "predictions": {
+            name: record["predictions"].get(name, []) + rows for name, rows in response["predictions"].items()
+        },
+        "surprise": record["surprise"] + response["surprise"],
         "forecast": rolled,
         "request": request,
-        "answer": answer,
-        "said": f"step {before} -> {after}, next {answer['predictions']['mean'][-1][0]:.6g}",
+        "answer": response,
+        "summary": f"step {before} -> {after}, next {response['predictions']['mean'][-1][0]:.6g}",
     }
 
 
 def forecast(url: str, session: str) -> list[list[float]]:
-    answer = call(url, f"/v1/sessions/{session}/forecast", {"horizon": HORIZON})
-    rows: list[list[float]] = answer["forecast"]["mean"]
+    response = call(url, f"/v1/sessions/{session}/forecast", {"horizon": HORIZON})
+    rows: list[list[float]] = response["forecast"]["mean"]
     expect("rows of the forecast", len(rows), HORIZON)
     finite("forecast", [number for row in rows for number in row])
     return rows
 
 
 def call(url: str, path: str, body: object = None, status: int = 200) -> dict[str, Any]:
-    """The answer to a POST of `body`, or to a GET where there is none."""
+    """Returns the response to a POST of `body`, or to a GET without one."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url + path, data, {"Content-Type": "application/json"} if data else {})
     try:
@@ -100,8 +102,8 @@ def call(url: str, path: str, body: object = None, status: int = 200) -> dict[st
         got, text = error.code, error.read()
     if got != status:
         sys.exit(f"{request.get_method()} {path}: expected {status}, got {got}: {text.decode()}")
-    answer: dict[str, Any] = json.loads(text)
-    return answer
+    document: dict[str, Any] = json.loads(text)
+    return document
 
 
 def finite(what: str, numbers: list[float]) -> None:

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Builds the image, brings docker-compose.yml up, and holds a session to its promise through a restart, a killed
-# service, a killed container and a replaced one. Cleans up after itself, and leaves only the engine's build cache.
+# Builds the image, brings docker-compose.yml up, and checks that a session survives a restart, a killed service, a
+# killed container and a replaced one. The script removes what it made, except for the engine's build cache.
 #
-# Where no Docker engine answers, it starts the one of $CONTAINER_ENGINE (a script: up, env, down) and stops it again.
-# Where there is none either, it says NOT RUN and exits with 77.
+# If no Docker engine answers, the script starts the engine of $CONTAINER_ENGINE (a script: up, env, down) and stops it
+# again. Without such an engine it prints NOT RUN and exits with 77.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 engine=${CONTAINER_ENGINE:-../shared/tools/container-engine.sh}
-engine_is_ours=
+engine_started=
 export COMPOSE_PROJECT_NAME=onward-test-$$
 image=$COMPOSE_PROJECT_NAME
 scratch=$(mktemp -d)
@@ -24,7 +24,7 @@ clean_up() {
     docker compose down --volumes --timeout 5 >"$scratch/log" 2>&1 || cat "$scratch/log"
     docker image rm --force "$image" "$image-builder" >"$scratch/log" 2>&1 || cat "$scratch/log"
   fi
-  [ -z "$engine_is_ours" ] || bash "$engine" down
+  [ -z "$engine_started" ] || bash "$engine" down
   rm -rf "$scratch"
   [ $status != 0 ] || say "$shown"
   exit $status
@@ -44,12 +44,12 @@ find_engine() {
   fi
   eval "$(bash "$engine" env)"
   if an_engine_answers; then return; fi
-  engine_is_ours=yes
+  engine_started=yes
   if ! bash "$engine" up; then
     say "NOT RUN: no container engine answers, and $engine could not start one"
     exit 77
   fi
-  hash -r  # it may have brought its own docker
+  hash -r  # the engine may have brought its own docker
   an_engine_answers || fail "$engine is up and does not answer"
 }
 
@@ -74,13 +74,13 @@ check_image() {
   [ "$uid" != 0 ] || fail "the image runs as root"
   ! inside "$image" python -c 'import torch' 2>"$scratch/log" || fail "torch is in the image"
   grep -q "No module named 'torch'" "$scratch/log" || { cat "$scratch/log"; fail "import torch failed otherwise"; }
-  inside "$image" python -c 'import gunicorn_h1c' || fail "the step lane's parser is not in the image"
+  inside "$image" python -c 'import gunicorn_h1c' || fail "the fast path's parser is not in the image"
   leftovers=$(inside --user 0 "$image" find / -xdev '(' -path /src -o -path '/root/.cache/*' -o -path '/tmp/*' ')')
   [ -z "$leftovers" ] || fail "left over in the image: $leftovers"
   say "image: $size MB; user $uid, no torch, no caches"
 }
 
-bring_up() {  # and wait for the healthcheck
+bring_up() {  # waits for the healthcheck
   quietly docker compose up --detach --no-build --wait --wait-timeout 120 "$@"
 }
 
@@ -88,14 +88,14 @@ container() { docker compose ps --all --quiet onward; }
 
 state() { docker inspect --format "$1" "$(container)"; }
 
-check() {  # from where the service can be reached
-  local url=http://127.0.0.1:8000 there=()
+check() {  # runs in a network namespace from which the service can be reached
+  local url=http://127.0.0.1:8000 namespace=()
   if [ "$COMPOSE_FILE" = "$published" ]; then
     url=http://$(docker compose port onward 8000)
   else
-    there=(nsenter --net --target "$(state '{{.State.Pid}}')")
+    namespace=(nsenter --net --target "$(state '{{.State.Pid}}')")
   fi
-  "${there[@]}" python3 tests/compose/check.py "$url" "$scratch/answers" "$@" >"$scratch/said" || fail "check.py $*"
+  "${namespace[@]}" python3 tests/compose/check.py "$url" "$scratch/answers" "$@" >"$scratch/summary" || fail "check.py $*"
 }
 
 check_hardening() {
@@ -115,9 +115,9 @@ P
 
 restart() { quietly docker compose restart; }
 
-kill_service() {  # under its init; the restart policy is to bring it back
+kill_service() {  # kills the process under init; the restart policy must restart the container
   # shellcheck disable=SC2016  # the container's shell reads it
-  docker compose exec -T onward sh -c 'kill -KILL $(cat /proc/1/task/1/children)' >"$scratch/log" 2>&1 || true  # dies with it
+  docker compose exec -T onward sh -c 'kill -KILL $(cat /proc/1/task/1/children)' >"$scratch/log" 2>&1 || true  # the shell dies with the service
   local deadline=$((SECONDS + 60))
   until [ "$(state '{{.RestartCount}} {{.State.Health.Status}}')" = "1 healthy" ]; do
     [ $SECONDS -lt $deadline ] || fail "the restart policy did not bring the service back"
@@ -129,7 +129,7 @@ kill_container() { quietly docker compose kill --signal KILL; }
 
 replace() { bring_up --force-recreate; }
 
-goes_on_after() {
+survives() {
   local before after
   before=$(state '{{.State.StartedAt}}')
   "$1"
@@ -137,7 +137,7 @@ goes_on_after() {
   after=$(state '{{.State.StartedAt}}')
   [ "$after" != "$before" ] || fail "$1 did not interrupt the service"
   check resume
-  say "after $1: $(cat "$scratch/said")"
+  say "after $1: $(cat "$scratch/summary")"
 }
 
 stop() {
@@ -164,12 +164,12 @@ check_image
 bring_up
 check_hardening
 check begin
-say "three requests: $(cat "$scratch/said")"
-goes_on_after restart
-goes_on_after kill_service
-goes_on_after kill_container
-goes_on_after replace
+say "three requests: $(cat "$scratch/summary")"
+survives restart
+survives kill_service
+survives kill_container
+survives replace
 check compare
-say "a session never interrupted: $(cat "$scratch/said")"
+say "a session never interrupted: $(cat "$scratch/summary")"
 stop
 shown="PASSED: image, hardening, three requests, four interruptions, a clean stop; reached $reached"

@@ -1,4 +1,4 @@
-"""In a stop or a reload under load every accepted connection is answered, and no error is logged."""
+"""A stop or a reload under load answers every accepted connection and logs no error."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""What is served, and what is refused."""
+"""The service serves sound bundles, refuses damaged ones, and reports why it cannot start."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from tests.helpers.reference_loop import ZOO, BareLoop, weather
 
 
 def test_a_damaged_bundle_is_refused_and_the_others_serve(tmp_path: Path) -> None:
-    """One flipped byte in a graph: its file and the reason are told, in the log and over HTTP; weather serves."""
+    """A flipped byte in a graph is reported with file and reason, in the log and over HTTP; other models are served."""
     shutil.copytree(ZOO, tmp_path / "models")
     graph = tmp_path / "models/pulse/1/model.onnx"
     data = bytearray(graph.read_bytes())
@@ -38,7 +38,7 @@ def test_a_damaged_bundle_is_refused_and_the_others_serve(tmp_path: Path) -> Non
 
 
 def test_with_no_sound_bundle_it_is_alive_but_not_ready(tmp_path: Path) -> None:
-    """The process answers and says why nothing is served."""
+    """The process answers health checks and reports why it serves nothing."""
     shutil.copytree(ZOO / "pulse", tmp_path / "models/pulse")
     (tmp_path / "models/pulse/1/manifest.json").write_text("{}")
     with Server(tmp_path, ONWARD_MODELS=str(tmp_path / "models")) as server, server.client() as client:
@@ -47,7 +47,7 @@ def test_with_no_sound_bundle_it_is_alive_but_not_ready(tmp_path: Path) -> None:
 
 
 def test_the_highest_version_serves_new_sessions(tmp_path: Path) -> None:
-    """Versions are numbers, not text: 10 is above 9; an older one can be asked for, and a session stays on its own."""
+    """Versions compare as numbers; a request can name an older version, and a session stays on its version."""
     for version in (1, 9, 10):
         folder = tmp_path / f"models/pulse/{version}"
         shutil.copytree(ZOO / "pulse/1", folder)
@@ -62,8 +62,8 @@ def test_the_highest_version_serves_new_sessions(tmp_path: Path) -> None:
         assert client.get(f"/v1/sessions/{old['session_id']}").json()["version"] == 9
 
 
-def test_pages_of_sessions(tmp_path: Path) -> None:
-    """Every living session once, in the order of ids, whichever process lists them; and the count beside the model."""
+def test_pages_list_every_session_once(tmp_path: Path) -> None:
+    """Pages list every live session once, ordered by id, in any process; models report their count of sessions."""
     names = [f"s{number:02}" for number in range(25)]
     with Server(tmp_path) as server, server.client() as client:
         for name in names:
@@ -73,7 +73,7 @@ def test_pages_of_sessions(tmp_path: Path) -> None:
         after: str | None = ""
         while after is not None:
             page = client.get("/v1/sessions", params={"model": "pulse", "limit": 10, "after": after}).json()
-            seen += [one["session_id"] for one in page["sessions"]]
+            seen += [session["session_id"] for session in page["sessions"]]
             after = page["after"]
         assert seen == names
         client.delete("/v1/sessions/s00")
@@ -82,10 +82,10 @@ def test_pages_of_sessions(tmp_path: Path) -> None:
 
 
 def test_a_service_that_cannot_start_says_why(tmp_path: Path) -> None:
-    """An unknown setting, a missing repository, an open port, one that is taken: one line, and a status of 1."""
+    """A wrong setting, a missing repository or a port in use ends the start with one line and status 1."""
     taken = socket.create_server(("127.0.0.1", 0))
     address = f"127.0.0.1:{taken.getsockname()[1]}"
-    for settings, said in (
+    for settings, reason in (
         ({"ONWARD_BIND": address}, f"{address} is in use by another process"),
         ({"ONWARD_BIND": "203.0.113.1:80", "ONWARD_ALLOW_ANYONE": "1"}, "203.0.113.1:80: cannot listen there: "),
         ({"ONWARD_PROT": "8000"}, "ONWARD_PROT: no such setting"),
@@ -95,13 +95,13 @@ def test_a_service_that_cannot_start_says_why(tmp_path: Path) -> None:
     ):
         printed = Server(tmp_path, **settings).refusal()
         assert printed.startswith("onward: ")
-        assert said in printed
+        assert reason in printed
         assert printed.count("\n") == 1
     taken.close()
 
 
 def test_a_store_that_cannot_open_ends_the_start(tmp_path: Path) -> None:
-    """Workers are not started for ever: the service says what is wrong with the store, and exits."""
+    """The service reports what is wrong with the store and exits, and does not start workers for ever."""
     (tmp_path / "file").write_text("")
     server = Server(tmp_path, ONWARD_STORE=f"lmdb://{tmp_path}/file/store")
     assert server.start_and_fail() == 1
@@ -111,23 +111,23 @@ def test_a_store_that_cannot_open_ends_the_start(tmp_path: Path) -> None:
     assert "Traceback" not in log
 
 
-def test_a_text_is_read_and_categories_are_told_by_name(tmp_path: Path) -> None:
-    """As a text, as characters and as places: the same bits as a bare loop's; then forecast, seeded and predicted."""
+def test_texts_are_read_and_categories_are_named(tmp_path: Path) -> None:
+    """Predictions equal a bare loop's bit for bit for a text, its characters and its indices; so do forecasts."""
     text, bundle = 'The "assert" statement\n', ZOO / "characters/1"
     names = [*json.loads((bundle / "manifest.json").read_text())["features"][0]["categories"], None]
-    places = [names.index(character) for character in text]
+    indices = [names.index(character) for character in text]
     bare_loop = BareLoop(bundle)
-    expected = bare_loop.run([[place] for place in places])
+    expected = bare_loop.run([[index] for index in indices])
     with Server(tmp_path) as server, server.client() as client:
-        told = client.get("/v1/models/characters").json()
-        assert (told["task"], told["inputs"][0]["text"]) == ("tokens", "characters")
-        assert told["inputs"][0]["categories"] == names[:-1]
-        for name, inputs in {"t": text, "c": list(text), "p": places, "r": [[place] for place in places]}.items():
+        model = client.get("/v1/models/characters").json()
+        assert (model["task"], model["inputs"][0]["text"]) == ("tokens", "characters")
+        assert model["inputs"][0]["categories"] == names[:-1]
+        for name, inputs in {"t": text, "c": list(text), "p": indices, "r": [[index] for index in indices]}.items():
             client.post("/v1/models/characters/sessions", json={"session_id": name})
             answer = client.post(f"/v1/sessions/{name}/steps", json={"inputs": inputs}).json()
-            said = answer["predictions"]
-            assert said["top"] == [[names[place] for place in row] for row in expected["top"].tolist()]
-            assert np.array_equal(np.array(said["log_probability"], np.float32), expected["log_probability"])
+            predictions = answer["predictions"]
+            assert predictions["top"] == [[names[index] for index in row] for row in expected["top"].tolist()]
+            assert np.array_equal(np.array(predictions["log_probability"], np.float32), expected["log_probability"])
             assert np.array_equal(np.array(answer["surprise"], np.float32), expected["surprise"])
         greedy, likeliest = [], int(expected["top"][-1, 0])
         for _ in range(8):
@@ -136,9 +136,12 @@ def test_a_text_is_read_and_categories_are_told_by_name(tmp_path: Path) -> None:
         rolled = client.post("/v1/sessions/t/forecast", json={"horizon": 8}).json()
         assert rolled == {"step": len(text), "forecast": {"top": greedy}}
         seeded = client.post("/v1/models/characters/sessions", json={"inputs": text}).json()
-        assert seeded["prediction"]["top"] == said["top"][-1]
+        assert seeded["prediction"]["top"] == predictions["top"][-1]
         both = client.post("/v1/models/characters/predict", json={"inputs": [text, text[:3]], "horizon": 2}).json()
-        assert [one["predictions"]["top"] for one in both["sequences"]] == [said["top"], said["top"][:3]]
+        assert [sequence["predictions"]["top"] for sequence in both["sequences"]] == [
+            predictions["top"],
+            predictions["top"][:3],
+        ]
         assert both["sequences"][0]["forecast"]["top"] == greedy[:2]
         for wrong, says in ((None, "null"), (1.5, "1.5"), (-1, "-1"), (len(names), str(len(names)))):
             refused = client.post("/v1/sessions/t/steps", json={"inputs": ["a", wrong]})
@@ -147,7 +150,7 @@ def test_a_text_is_read_and_categories_are_told_by_name(tmp_path: Path) -> None:
 
 
 def test_missing_values_and_labels_over_http(tmp_path: Path) -> None:
-    """Null where a feature may be missing, and nowhere else; classes by name; the same bits as a bare loop's."""
+    """Null is accepted only for nullable features; classes have names; predictions equal a bare loop's bit for bit."""
     features = (Feature(name="x", nullable=True), Feature(name="kind", kind="category", categories=(3, 5, 8)))
     make_feature_bundle(
         tmp_path / "models", features, "who", classes=("ann", "bob"), head="label", scaling="causal", units=8

@@ -1,4 +1,4 @@
-"""Steps as NDJSON: of any length, as they come, and where they stop is known."""
+"""Steps as NDJSON: uploads of any length are answered as they arrive, and an error names the step reached."""
 
 import json
 import socket
@@ -37,7 +37,7 @@ def connected(server: Server) -> socket.socket:
 
 
 def test_a_million_lines_in_flat_memory(tmp_path: Path) -> None:
-    """By curl from a pipe, within 20 MB of the worker's memory, and bit for bit one pass of ONNX Runtime."""
+    """An upload by curl from a pipe costs its worker less than 20 MB and equals a pass of ONNX Runtime bit for bit."""
     real = np.array(pulse(60_000), np.float32)
     values = np.tile(real, (LINES // len(real) + 1, 1))[:LINES]
     (tmp_path / "in.ndjson").write_text("".join(f"[{value:.0f}]\n" for (value,) in values.tolist()))
@@ -48,8 +48,10 @@ def test_a_million_lines_in_flat_memory(tmp_path: Path) -> None:
         (worker,) = server.workers()
         before = peak = resident(worker)
         command = ["curl", "-sN", "-X", "POST", "-T", "-", "-H", "Content-Type: application/x-ndjson"]
-        with (tmp_path / "in.ndjson").open() as sent, (tmp_path / "out.ndjson").open("w+") as said:
-            upload = subprocess.Popen([*command, f"{server.url}/v1/sessions/s/steps?step=0"], stdin=sent, stdout=said)
+        with (tmp_path / "in.ndjson").open() as sent, (tmp_path / "out.ndjson").open("w+") as received:
+            upload = subprocess.Popen(
+                [*command, f"{server.url}/v1/sessions/s/steps?step=0"], stdin=sent, stdout=received
+            )
             while upload.poll() is None:
                 peak = max(peak, resident(worker))
                 try:
@@ -57,8 +59,8 @@ def test_a_million_lines_in_flat_memory(tmp_path: Path) -> None:
                 except subprocess.TimeoutExpired:
                     continue
             assert upload.returncode == 0
-            said.seek(0)
-            answers = np.array([told(json.loads(line)) for line in said], np.float32)
+            received.seek(0)
+            answers = np.array([line_values(json.loads(line)) for line in received], np.float32)
         assert peak - before < 20 * 2**20
         assert client.get("/v1/sessions/s").json()["step"] == LINES
     opened, manifest = plain_onnxruntime.session(ZOO / "pulse/1/model.onnx"), open_bundle(ZOO / "pulse/1").manifest
@@ -70,8 +72,8 @@ def test_a_million_lines_in_flat_memory(tmp_path: Path) -> None:
     assert answers.tobytes() == np.concatenate(parts).tobytes()
 
 
-def told(answer: dict[str, Any]) -> list[float]:
-    """Mean, deviation and surprise of a line."""
+def line_values(answer: dict[str, Any]) -> list[float]:
+    """Returns mean, deviation and surprise of a line."""
     predictions = answer["predictions"]
     return [predictions["mean"][0][0], predictions["std"][0][0], answer["surprise"][0]]
 
@@ -94,24 +96,24 @@ def test_a_line_is_answered_before_the_next_is_sent(
         headers.append("Expect: 100-continue")  # the connection is gunicorn's from here on
     with connected(server) as connection:
         connection.sendall("\r\n".join([*headers, "", ""]).encode())
-        said = b""
-        for place, line in enumerate(sent[:-1]):
+        received = b""
+        for index, line in enumerate(sent[:-1]):
             connection.sendall(line)
-            while said.count(b'"surprise"') <= place:
+            while received.count(b'"surprise"') <= index:
                 data = connection.recv(65536)
-                assert data, said
-                said += data
+                assert data, received
+                received += data
         connection.sendall(sent[-1] + (b"0\r\n\r\n" if framing == "chunked" else b"") + FOLLOWING)
-        said += b"".join(iter(lambda: connection.recv(65536), b""))
-    answers = [json.loads(line) for line in said.split(b"\r\n") if line.startswith(b'{"step"')]
+        received += b"".join(iter(lambda: connection.recv(65536), b""))
+    answers = [json.loads(line) for line in received.split(b"\r\n") if line.startswith(b'{"step"')]
     assert len(answers) == len(lines)
-    for place, answer in enumerate(answers):
-        assert_same_bits(answer, expected, slice(place, place + 1))
-    assert said.count(b"HTTP/1.1 200 OK") == (2 if framing == "length" else 1)  # the answer to chunks is the last
+    for index, answer in enumerate(answers):
+        assert_same_bits(answer, expected, slice(index, index + 1))
+    assert received.count(b"HTTP/1.1 200 OK") == (2 if framing == "length" else 1)  # the answer to chunks is the last
 
 
-def test_an_error_says_its_line_and_the_step_reached(client: httpx.Client) -> None:
-    """What came before it is applied; from the step that it names on the rest goes on, and nothing doubles."""
+def test_an_error_names_its_line_and_the_step_reached(client: httpx.Client) -> None:
+    """Lines before the error are applied; an upload that continues from the named step applies no line twice."""
     begin(client, "bad")
     inputs = pulse(50)
     expected = BareLoop(ZOO / "pulse/1").run(inputs)
@@ -127,8 +129,8 @@ def test_an_error_says_its_line_and_the_step_reached(client: httpx.Client) -> No
     assert (conflict["line"], conflict["step"]) == (1, 30)
     answers += post(client, "bad", "\n".join(lines[last["step"] :]) + "\n", step=str(last["step"]))
     assert [answer["step"] for answer in answers] == list(range(1, 51))
-    for place, answer in enumerate(answers):
-        assert_same_bits(answer, expected, slice(place, place + 1))
+    for index, answer in enumerate(answers):
+        assert_same_bits(answer, expected, slice(index, index + 1))
 
 
 @pytest.mark.parametrize(
@@ -138,8 +140,8 @@ def test_an_error_says_its_line_and_the_step_reached(client: httpx.Client) -> No
         ('{"ppg": 1, "more": 2}', 422), ("[[1]]", 422), ("true", 422), ("[]", 422), ("{}", 422), ("x" * 9_000_000, 413),
     ],
 )  # fmt: skip
-def test_what_is_no_step_ends_the_answer(client: httpx.Client, wrong: str, status: int) -> None:
-    """In whatever form; the lines before it, in other forms, are applied."""
+def test_an_invalid_line_ends_the_response(client: httpx.Client, wrong: str, status: int) -> None:
+    """Invalid lines of every form end the response; the valid lines before them are applied."""
     begin(client, "no")
     answers = post(client, "no", '[500]\n501\n502.5\n{"ppg": 503}\n' + wrong + "\n[504]\n")
     last = answers.pop()
@@ -148,24 +150,24 @@ def test_what_is_no_step_ends_the_answer(client: httpx.Client, wrong: str, statu
     assert last["step"] == len(answers) == client.get("/v1/sessions/no").json()["step"]
 
 
-def test_the_connection_goes_on_after_an_error(server: Server, client: httpx.Client) -> None:
-    """The next request, sent with the lines, is answered; where that cannot be, the answer says that it is the last."""
+def test_the_connection_is_usable_after_an_error(server: Server, client: httpx.Client) -> None:
+    """The next request, pipelined after the lines, is answered; after unread chunks the connection closes."""
     begin(client, "next")
     head = b"POST /v1/sessions/next/steps HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\n"
     body = b"500\nx\n" + b"501\n" * 50_000
     with connected(server) as connection:
         connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body + FOLLOWING)
-        said = b"".join(iter(lambda: connection.recv(65536), b""))
-    assert [line.split()[1] for line in said.split(b"\r\n") if line.startswith(b"HTTP/1.1")] == [b"200", b"200"]
+        received = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert [line.split()[1] for line in received.split(b"\r\n") if line.startswith(b"HTTP/1.1")] == [b"200", b"200"]
     with connected(server) as connection:
         connection.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n2\r\nx\n\r\n")
-        said = b"".join(iter(lambda: connection.recv(65536), b""))
-    assert b"Connection: close\r\n" in said
-    assert b'"status":400' in said
+        received = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert b"Connection: close\r\n" in received
+    assert b'"status":400' in received
 
 
-def test_what_speaks_against_the_session_is_said_at_once(client: httpx.Client) -> None:
-    """With its own status, before a line is read."""
+def test_a_request_for_an_invalid_session_is_refused_at_once(client: httpx.Client) -> None:
+    """The response has its own status and comes before a line is read."""
     begin(client, "gone")
     client.delete("/v1/sessions/gone")
     for name, query, status in (("gone", "", 410), ("nobody", "", 404), ("gone", "?step=x", 410), ("a b", "", 422)):
@@ -177,15 +179,15 @@ def test_what_speaks_against_the_session_is_said_at_once(client: httpx.Client) -
     assert post(client, "here", "") == []
 
 
-def test_texts_and_categories(client: httpx.Client) -> None:
-    """A line is a step: of a model that reads a text, a character."""
+def test_a_line_can_be_a_character_or_a_category(client: httpx.Client) -> None:
+    """A line is a step, which is a character for a model that reads text."""
     begin(client, "text", "posted", model="characters")
     lines = post(client, "text", '"T"\n["h"]\n{"token": "e"}\n" "\n')
     whole = client.post("/v1/sessions/posted/steps", json={"inputs": "The "}).json()
     assert [line["predictions"]["top"][0] for line in lines] == whole["predictions"]["top"]
 
 
-def test_a_stop_ends_the_answer_with_where_to_go_on(tmp_path: Path) -> None:
+def test_a_stop_ends_the_response_with_the_step_reached(tmp_path: Path) -> None:
     """The last record names the line that was not read and the step reached."""
     with Server(tmp_path) as server, server.client() as client:
         begin(client, "stop")

@@ -1,4 +1,4 @@
-"""The models folder changes under a running service: what was read at the start, or at the last reload, is served."""
+"""A service whose models folder changes serves what it read at the start or at the last reload."""
 
 import os
 import shutil
@@ -28,24 +28,24 @@ CREATE = "/v1/models/tiny/sessions"
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """`tiny/1`, which tests change, and `other/1`."""
+    """A repository with `tiny/1`, which tests change, and `other/1`."""
     make_bundle(tmp_path / "models", seed=1)
     make_bundle(tmp_path / "models", name="other", seed=3)
     return tmp_path / "models"
 
 
 class Sequence:
-    """A session beside the loop of the bundle that it began on."""
+    """A session, compared with a bare loop of the bundle that it began on."""
 
     def __init__(self, server: Server, name: str, loop: BareLoop) -> None:
         self._server, self.name, self._loop, self._step = server, name, copy(loop), 0
 
     def begin(self, worker: int, version: int) -> None:
-        """Without naming a version, it is that one."""
+        """Creates the session without naming a version; asserts that it is on this version."""
         status, answer = request_from(self._server, worker, "POST", CREATE, {"session_id": self.name})
         assert (status, answer["version"]) == (201, version), answer
 
-    def goes_on(self, worker: int) -> None:
+    def step_and_compare(self, worker: int) -> None:
         rows = ROWS[self._step : self._step + 3]
         status, answer = self.step(worker)
         assert status == 200, answer
@@ -63,7 +63,7 @@ def add(models: Path) -> None:
 
 
 def replace(models: Path) -> None:
-    """In place: the files keep their names, and their inodes."""
+    """Replaces the bundle in place, so that the files keep their names and inodes."""
     made = models.parent / "made"
     make_bundle(made, seed=2)
     for name in ("model.onnx", "manifest.json"):
@@ -75,7 +75,7 @@ def remove(models: Path) -> None:
 
 
 def break_off(models: Path) -> None:
-    """As a copy over it would that is still under way."""
+    """Truncates the graph, as an unfinished copy would."""
     graph = models / "tiny/1/model.onnx"
     graph.write_bytes(graph.read_bytes()[:-100])
 
@@ -91,12 +91,12 @@ CHANGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "broken off": (break_off, "tiny/1 has changed"),
     "unmounted": (unmount, "no such folder of models"),
 }
-"""With what the log says of each at the reload."""
+"""Changes of the folder, and what the log reports of each at the reload."""
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_worker_that_starts_later_serves_what_the_others_serve(tmp_path: Path, repository: Path, change: str) -> None:
-    """Whatever has become of the folder: all answers are the first graph's until a reload, and the same everywhere."""
+    """All workers use the first graph until a reload, whatever happens to the folder."""
     loop = BareLoop(repository / "tiny/1")
     make, logged = CHANGES[change]
     with Server(tmp_path, ONWARD_MODELS=str(repository)) as server:
@@ -110,8 +110,8 @@ def test_a_worker_that_starts_later_serves_what_the_others_serve(tmp_path: Path,
             fresh = Sequence(server, f"s{number}", loop)
             fresh.begin(worker, 1)
             for anywhere in workers * 2:
-                old.goes_on(anywhere)
-                fresh.goes_on(anywhere)
+                old.step_and_compare(anywhere)
+                fresh.step_and_compare(anywhere)
         states = [request_from(server, worker, "GET", "/readyz")[1] for worker in workers]
         assert (
             states
@@ -119,35 +119,37 @@ def test_a_worker_that_starts_later_serves_what_the_others_serve(tmp_path: Path,
         )
         os.kill(server.pid, signal.SIGHUP)
         workers = wait_until_replaced(server, workers) if change == "unmounted" else wait_until_serving(server, 2)
-        reloaded(server, workers, change, old, tmp_path)
+        check_reloaded(server, workers, change, old, tmp_path)
         server.stop()
         assert any(logged in line for line in server.log)
 
 
 def wait_until_replaced(server: Server, before: list[int]) -> list[int]:
-    """The workers, once all of those before are replaced; the generation stays, as there was nothing to read."""
+    """Waits until all earlier workers are replaced; returns the new ones. The generation stays, as nothing was read."""
     for worker in before:
         workers = wait_until_serving(server, 1, without=worker)
     return workers
 
 
-def reloaded(server: Server, workers: list[int], change: str, old: Sequence, tmp_path: Path) -> None:
-    """What every worker serves after the reload, and what becomes of the session that began before."""
+def check_reloaded(server: Server, workers: list[int], change: str, old: Sequence, tmp_path: Path) -> None:
+    """Asserts what every worker serves after the reload, and how it answers the session that began before."""
     for number, worker in enumerate(workers):
         bundle = {"added": "models/tiny/2", "replaced": "models/tiny/1", "unmounted": "elsewhere/tiny/1"}.get(change)
         if bundle is not None:
             fresh = Sequence(server, f"after{number}", BareLoop(tmp_path / bundle))
             fresh.begin(worker, 2 if change == "added" else 1)
             for anywhere in workers:
-                fresh.goes_on(anywhere)
+                fresh.step_and_compare(anywhere)
         else:
             status, problem = request_from(server, worker, "POST", CREATE, {})
             assert (status, problem["type"]) == (404, "urn:onward:problem:unknown-model")
         ready = request_from(server, worker, "GET", "/readyz")[1]
         assert ready["unserved_sessions"] == ({} if bundle else {"tiny/1": 3})
-        assert [one["file"] for one in ready["refused"]] == ["tiny/1/model.onnx"] * (change == "broken off")
+        assert [bundle_error["file"] for bundle_error in ready["refused"]] == ["tiny/1/model.onnx"] * (
+            change == "broken off"
+        )
         if change in {"added", "unmounted"}:
-            old.goes_on(worker)
+            old.step_and_compare(worker)
             continue
         status, problem = old.step(worker)
         assert (status, problem["type"]) == (409, "urn:onward:problem:model-gone")
@@ -157,14 +159,14 @@ def reloaded(server: Server, workers: list[int], change: str, old: Sequence, tmp
 
 @dataclass
 class Load:
-    """Sessions that begin and step over new connections, whichever worker accepts each, until told to end."""
+    """Clients that create sessions and step them over new connections, until `ends` is set."""
 
     server: Server
     loops: dict[int, BareLoop]
     ends: threading.Event = field(default_factory=threading.Event)
     answers: Counter[str] = field(default_factory=Counter)
     began: list[tuple[float, int]] = field(default_factory=list)
-    """When each session was asked for, and the version that it is on."""
+    """The time of the request for each session, and the version of the session."""
     wrong: list[str] = field(default_factory=list)
 
     def run(self, client: int) -> None:
@@ -174,9 +176,9 @@ class Load:
             self.session(f"c{client}-{number}")
 
     def session(self, name: str) -> None:
-        asked = time.monotonic()
+        requested = time.monotonic()
         created = self.deliver(CREATE, {"session_id": name})
-        self.began.append((asked, created["version"]))
+        self.began.append((requested, created["version"]))
         loop = copy(self.loops[created["version"]])
         for step in range(5):
             rows = ROWS[step : step + 1]
@@ -188,7 +190,7 @@ class Load:
                 self.wrong.append(f"{name} on {created['version']} at {step}: {error}")
 
     def deliver(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Sent until it is answered; a session that exists was created by a request whose answer was lost."""
+        """Repeats a request until it succeeds; an existing session was created by a request whose response was lost."""
         address = urlsplit(self.server.url)
         while True:
             with closing(HTTPConnection(address.hostname or "", address.port, timeout=30)) as connection:
@@ -207,9 +209,10 @@ class Load:
 
 
 def test_a_reload_under_load_mixes_no_versions(tmp_path: Path, repository: Path) -> None:
-    """Each session stays on the version that it began on, and after the reload all new ones are on the new version.
+    """A session stays on its version, and after the reload all new sessions are on the new version.
 
-    Between, workers of both generations answer: those of before ask for another try where they do not know a version.
+    During the reload workers of both generations answer; an old worker refuses a version that it does not serve, with
+    an error that can be retried.
     """
     loops = {1: BareLoop(repository / "tiny/1")}
     with Server(tmp_path, ONWARD_MODELS=str(repository)) as server:
@@ -244,7 +247,7 @@ def test_a_reload_under_load_mixes_no_versions(tmp_path: Path, repository: Path)
 
 
 def sessions(load: Load, count: int) -> None:
-    """Returns once so many more have begun."""
+    """Returns once `count` more sessions have begun."""
     goal, until = len(load.began) + count, time.monotonic() + 60
     while len(load.began) < goal:
         assert time.monotonic() < until, load.answers

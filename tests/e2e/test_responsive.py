@@ -1,4 +1,4 @@
-"""While a large model computes, the rest of its worker goes on."""
+"""A worker answers other requests while a large model computes."""
 
 import statistics
 import time
@@ -12,13 +12,13 @@ from tests.e2e.server import Server
 from tests.helpers.recorded_bundles import draw
 
 BOUND_S = 0.010
-"""What is asked of the service. A batch of this model takes several times as long here, on any machine that runs the
-tests, so in the event loop most answers would be later; the median leaves room for what a busy machine holds up."""
+"""The bound on the median response time. A batch of this model takes several times as long on any machine that runs the
+tests, so most responses would be later if it ran in the event loop; the median tolerates delays by a busy machine."""
 
 
 @pytest.mark.train
 def test_healthz_is_prompt_while_a_large_model_computes(tmp_path: Path) -> None:
-    """One worker, one LSTM of 2 x 512 that is kept busy with batches: /healthz is answered in between them, at once."""
+    """A worker that is busy with batches of an LSTM of 2 x 512 answers /healthz between them without delay."""
     from tests.helpers import random_bundles  # noqa: PLC0415  (needs the train extra; its graph is too large to record)
 
     random_bundles.make_bundle(tmp_path / "models", name="large", layers=2, units=512)

@@ -31,7 +31,7 @@ def client(request: pytest.FixtureRequest, server: Server) -> Iterator[httpx.Cli
 
 
 def fresh(client: httpx.Client, name: str) -> str:
-    """An id that no other test uses."""
+    """Returns an id that no other test uses."""
     return f"{name}-{client.headers['X-Request-Id']}"
 
 
@@ -40,7 +40,7 @@ def steps(client: httpx.Client, session_id: str, body: dict[str, Any], model: st
 
 
 def test_one_request_is_enough(client: httpx.Client) -> None:
-    """201 with the session's address, then 200; a retry of the first gets its answer, and the state is carried."""
+    """The first step is answered with 201 and the address of the session, a retry and later steps with 200."""
     name, inputs = fresh(client, "one"), pulse(3)
     first = steps(client, name, {"inputs": inputs[:2], "request_id": "r1"})
     assert (first.status_code, first.headers["Location"]) == (201, f"/v1/sessions/{name}")
@@ -54,7 +54,7 @@ def test_one_request_is_enough(client: httpx.Client) -> None:
 
 
 def test_what_cannot_be_created_is_a_problem(client: httpx.Client) -> None:
-    """Of a model that is not there, of another model than the session's, of a step that never was, of bad inputs."""
+    """An unknown model, another model than that of the session, an impossible step and bad inputs are refused."""
     name = fresh(client, "refused")
     assert_problem(steps(client, name, {"inputs": [[1]]}, "none"), "unknown-model")
     assert_problem(steps(client, name, {"inputs": [[1]], "step": 5}), "unknown-session")
@@ -78,8 +78,8 @@ def test_items_and_columns_name_models(client: httpx.Client) -> None:
     answered = client.post("/v1/steps", json={"items": items}).json()["items"]
     assert [(item["status"], item.get("step")) for item in answered] == [(201, 1), (200, 2), (404, None)]
     columns = {"session_ids": [c, d, b], "inputs": [[[1]], [[1, 2, 3, 4]], [[1]]], "models": ["pulse", "weather", None]}
-    told = client.post("/v1/steps", json=columns).json()
-    assert (told["statuses"], told["steps"]) == ([201, 201, 404], [1, 1, None])
+    results = client.post("/v1/steps", json=columns).json()
+    assert (results["statuses"], results["steps"]) == ([201, 201, 404], [1, 1, None])
     refused = client.post("/v1/steps", json={"session_ids": [c], "inputs": [[1]], "models": ["pulse", "pulse"]})
     assert_problem(refused, "invalid-request")
     assert refused.json()["errors"][0]["field"] == "models"
@@ -98,7 +98,7 @@ def test_lines_create_their_session_once(client: httpx.Client) -> None:
 
 
 def test_a_stream_creates_its_session_but_not_anew(server: Server, client: httpx.Client) -> None:
-    """In texts and in bytes; a session that is deleted under a stream has ended for that stream."""
+    """A stream of texts or bytes creates its session; if the session is deleted, it has ended for that stream."""
     for kind, message in (("texts", {"inputs": [[500]]}), ("bytes", bytes(8) + b"\0\0\xfa\x43")):
         name = fresh(client, kind)
         with WebSocket(server.url, name, model="pulse") as stream:
@@ -114,7 +114,7 @@ def test_a_stream_creates_its_session_but_not_anew(server: Server, client: httpx
 
 
 def test_put_creates_or_confirms(client: httpx.Client) -> None:
-    """201, then 200 with the same answer; 409 that says what is different."""
+    """A PUT is answered with 201, a repeated one with 200, and a different one with 409 and the difference."""
     name = fresh(client, "put")
     url, body = f"/v1/models/pulse/sessions/{name}", {"ttl_s": 60, "inputs": [[500], [501]], "interval": 0.9}
     first, again = client.put(url, json=body), client.put(url, json=body)
@@ -130,9 +130,9 @@ def test_put_creates_or_confirms(client: httpx.Client) -> None:
     assert client.put("/v1/models/pulse/sessions/no%20id").status_code == 422
 
 
-def test_many_that_put_the_same_session_make_one(server: Server, tmp_path: Path) -> None:
-    """Whichever worker answers."""
+def test_repeated_puts_create_one_session(server: Server, tmp_path: Path) -> None:
+    """Only the first PUT over two connections creates the session, whichever worker answers."""
     del tmp_path
-    with server.client() as one, server.client() as other:
-        codes = [each.put("/v1/models/pulse/sessions/same").status_code for _ in range(5) for each in (one, other)]
+    with server.client() as first, server.client() as second:
+        codes = [each.put("/v1/models/pulse/sessions/same").status_code for _ in range(5) for each in (first, second)]
     assert codes == [201] + [200] * 9

@@ -1,4 +1,4 @@
-"""Clients that stop where something is to come are cut off, and their sessions stay; who may take its time is not."""
+"""Clients that stall are disconnected and their sessions stay; clients that may wait are not disconnected."""
 
 import contextlib
 import select
@@ -11,7 +11,7 @@ from tests.helpers.reference_loop import ROOT
 from tests.helpers.websocket_client import WebSocket
 
 STALLED_S, MARGIN_S = 5.0, 30.0
-"""How long a client may stall here, where a minute would be long."""
+"""The time that a client may stall in these tests, in place of the default, and the tolerance of measured times."""
 
 
 def connected(server: Server, path: str, body: bytes, *headers: str) -> socket.socket:
@@ -29,25 +29,25 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-def impatient(folder: Path) -> None:
-    """Services whose Python path has this folder wait STALLED_S."""
+def shorten_stall_limit(folder: Path) -> None:
+    """Makes services whose Python path has this folder wait STALLED_S."""
     setting = f"import onward.service.http.connection as connection\nconnection.STALLED_S = {STALLED_S}\n"
     (folder / "sitecustomize.py").write_text(setting)
 
 
 def read_to(connection: socket.socket, end: bytes) -> bytes:
-    said = b""
-    while end not in said and (data := connection.recv(65536)):
-        said += data
-    return said
+    received = b""
+    while end not in received and (data := connection.recv(65536)):
+        received += data
+    return received
 
 
-def test_who_stalls_is_cut_off_and_who_may_wait_is_not(tmp_path: Path) -> None:
-    """A client that stalls in a body or reads nothing is cut off, with the fast path and without; uploads may wait."""
+def test_stalled_clients_are_disconnected_and_waiting_ones_are_not(tmp_path: Path) -> None:
+    """A client that stalls in a body or reads nothing is disconnected, on any path; uploads may wait."""
     half = ("Content-Type: application/json", "Content-Length: 1000")
-    one = ("Content-Type: application/x-ndjson", "Content-Length: 4")
+    one_line = ("Content-Type: application/x-ndjson", "Content-Length: 4")
     lines = ("Content-Type: application/x-ndjson", "Transfer-Encoding: chunked")
-    impatient(tmp_path)
+    shorten_stall_limit(tmp_path)
     with contextlib.ExitStack() as open_:
         stopped, silent = list[socket.socket](), list[WebSocket]()
         for lane in "01":
@@ -59,7 +59,7 @@ def test_who_stalls_is_cut_off_and_who_may_wait_is_not(tmp_path: Path) -> None:
                 open_.enter_context(connected(server, path, b'{"inputs": [', *half))
                 for path in ("/v1/sessions/half/steps", "/v1/models/pulse/predict")
             ]
-            stopped.append(open_.enter_context(connected(server, "/v1/sessions/half/steps", b"500\n", *one)))
+            stopped.append(open_.enter_context(connected(server, "/v1/sessions/half/steps", b"500\n", *one_line)))
             assert b'{"step":1,' in read_to(stopped[-1], b"0\r\n\r\n")
             stopped[-1].sendall(request("/v1/models/pulse/predict", b'{"inputs": [', *half))
             silent.append(open_.enter_context(WebSocket(server.url, "silent")))
@@ -68,12 +68,12 @@ def test_who_stalls_is_cut_off_and_who_may_wait_is_not(tmp_path: Path) -> None:
         deaf = open_.enter_context(connected(server, "/v1/sessions/deaf/steps", b"", *lines))
         began = time.monotonic()
         with contextlib.suppress(ConnectionError):
-            while True:  # until the service, which nobody listens to, has had enough
+            while True:  # until the service, whose responses nobody reads, disconnects
                 deaf.sendall(chunk(b"500\n" * 1000))
         for connection in stopped:
-            told = read_to(connection, b"no end")
-            assert b"400 BAD REQUEST" in told
-            assert b"the body is not whole: too little was received or read in time" in told
+            response = read_to(connection, b"no end")
+            assert b"400 BAD REQUEST" in response
+            assert b"the body is not whole: too little was received or read in time" in response
         assert STALLED_S < time.monotonic() - began < 2 * STALLED_S + MARGIN_S
         for stream in silent:
             stream.send({"inputs": [500]})
@@ -85,9 +85,9 @@ def test_who_stalls_is_cut_off_and_who_may_wait_is_not(tmp_path: Path) -> None:
         assert client.post("/v1/sessions/deaf/steps", json={"inputs": [500]}).json()["step"] == done + 1
 
 
-def test_who_drips_is_cut_off_and_who_is_slow_is_not(tmp_path: Path) -> None:
-    """Byte by byte a request never stalls; but heads, bodies, and lines that have begun have a time in all."""
-    impatient(tmp_path)
+def test_dripping_clients_are_disconnected_and_slow_ones_are_not(tmp_path: Path) -> None:
+    """A request sent byte by byte never stalls, so heads, bodies and started lines have a limit on their whole time."""
+    shorten_stall_limit(tmp_path)
     json = ("Content-Type: application/json", "Content-Length: 12000")
     lines = ("Content-Type: application/x-ndjson", "Content-Length: 12000")
     chunks = ("Content-Type: application/x-ndjson", "Transfer-Encoding: chunked")
@@ -113,7 +113,7 @@ def test_who_drips_is_cut_off_and_who_is_slow_is_not(tmp_path: Path) -> None:
             ):  # fmt: skip
                 drips[open_.enter_context(connected(server, path, begun, *headers))] = ends
             slow.append(open_.enter_context(connected(server, steps, b"", *json)))
-        began, sent, told = time.monotonic(), 0, dict.fromkeys(drips, b"")
+        began, sent, received = time.monotonic(), 0, dict.fromkeys(drips, b"")
         while drips or sent < len(whole):
             due = min(len(whole), int(2000 * (time.monotonic() - began)))  # four times the pace that is asked for
             for connection in slow:
@@ -121,9 +121,9 @@ def test_who_drips_is_cut_off_and_who_is_slow_is_not(tmp_path: Path) -> None:
             sent = due
             for connection in select.select(list(drips), [], [], 0.1)[0]:
                 if data := connection.recv(65536):
-                    told[connection] += data
+                    received[connection] += data
                 else:
-                    ends, answer = drips.pop(connection), told[connection]
+                    ends, answer = drips.pop(connection), received[connection]
                     assert (b" 400 BAD REQUEST" in answer) is (ends == "body"), (ends, answer)
                     assert (b"the body is not whole: too little came" in answer) is (ends in {"body", "line"}), (
                         ends,

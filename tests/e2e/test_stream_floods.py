@@ -1,4 +1,4 @@
-"""Streams whose client floods them, on the real server: its worker's memory stays, and the stream goes on."""
+"""A client that floods its stream does not grow the memory of the worker, and the stream stays usable."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ FLOODS = {
     "pongs": (b"", frame(b"0123456789", PONG), None),
     "pings within a message": (frame(b"[", fin=False), frame(b"", PING), PONG),
 }
-"""What begins a flood, what is repeated, and what each is answered by."""
+"""Floods: the first bytes, the repeated frame, and the opcode of the response to each repetition."""
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def constant_memory(server: Server) -> Iterator[None]:
 
 @pytest.mark.parametrize("kind", FLOODS)
 def test_a_flood_of_control_frames(one_worker: Server, kind: str) -> None:
-    """Each ping has its pong; the message around them, or after them, its answer."""
+    """Every ping has its pong, and the message around or after the flood is answered."""
     first, repeated, answer = FLOODS[kind]
     last = frame(b"]", CONTINUATION) if first else frame(b"[]")
     with constant_memory(one_worker), WebSocket(one_worker.url, "s") as stream:
@@ -60,7 +60,7 @@ def test_a_flood_of_control_frames(one_worker: Server, kind: str) -> None:
 
 
 def test_a_flood_of_empty_fragments(one_worker: Server) -> None:
-    """It is closed with 1008, however many more are sent."""
+    """The stream is closed with 1008, however many more fragments are sent."""
     with constant_memory(one_worker), WebSocket(one_worker.url, "s") as stream:
         stream.socket.sendall(frame(b"", fin=False))
         with contextlib.suppress(ConnectionError):
@@ -72,7 +72,7 @@ def test_a_flood_of_empty_fragments(one_worker: Server) -> None:
 
 @pytest.mark.parametrize("message", [frame(b"{}"), frame(b"x", BINARY)], ids=["texts", "bytes"])
 def test_a_flood_of_malformed_messages(one_worker: Server, message: bytes) -> None:
-    """All of them are answered, nearly all of them from reads that brought thousands."""
+    """Every message is answered, though a single read brings thousands of them."""
     count = 20_000
     with constant_memory(one_worker), WebSocket(one_worker.url, "s") as stream:
         sending = Thread(target=stream.socket.sendall, args=(message * count,))
@@ -83,7 +83,7 @@ def test_a_flood_of_malformed_messages(one_worker: Server, message: bytes) -> No
 
 
 def test_a_flood_whose_answers_nobody_reads(one_worker: Server) -> None:
-    """Nothing more is read from it: what it sends stays with the client and the network."""
+    """The worker reads no more from such a stream, so that its messages stay with the client and the network."""
     with constant_memory(one_worker), WebSocket(one_worker.url, "s") as stream:
         stream.socket.settimeout(1)
         pings = frame(bytes(125), PING) * 2**18  # beyond what the network holds

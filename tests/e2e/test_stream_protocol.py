@@ -1,4 +1,4 @@
-"""RFC 6455 case by case on the real server: what is answered, and the code that a connection is closed with."""
+"""Cases of RFC 6455 on the real server: the frames that answer, and the code with which a connection is closed."""
 
 import struct
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ CHARACTERS = "κόσμε".encode()
 ANSWER = (TEXT, None)
 ENDED = (CLOSE, b"")
 Expected = tuple[int, bytes | int | None]
-"""A frame of the service: its opcode, and its payload, None where any will do; of a close the code."""
+"""A frame of the service: its opcode, and its payload (None for any payload) or the code of a close."""
 
 
 def close(code: int, reason: bytes = b"") -> bytes:
@@ -24,7 +24,7 @@ def close(code: int, reason: bytes = b"") -> bytes:
 
 
 def head(first: int, size: int, *, mask: bool = True) -> bytes:
-    """The beginning of a frame whose length has 64 bits."""
+    """Returns the beginning of a frame whose length has 64 bits."""
     return struct.pack(">BBQ", first, 0xFF if mask else 0x7F, size)
 
 
@@ -32,11 +32,11 @@ def raw(first: int, payload: bytes = b"") -> bytes:
     return bytes([first]) + frame(payload)[1:]
 
 
-def cut(data: bytes, *places: int, between: bytes = b"") -> bytes:
-    """A text in fragments, cut there."""
-    parts = [data[start:stop] for start, stop in pairwise((0, *places, len(data)))]
+def cut(data: bytes, *offsets: int, between: bytes = b"") -> bytes:
+    """Returns a text in fragments, cut at those offsets."""
+    parts = [data[start:stop] for start, stop in pairwise((0, *offsets, len(data)))]
     return between.join(
-        frame(part, CONTINUATION if index else TEXT, fin=index == len(places)) for index, part in enumerate(parts)
+        frame(part, CONTINUATION if index else TEXT, fin=index == len(offsets)) for index, part in enumerate(parts)
     )
 
 
@@ -203,7 +203,7 @@ def protocol_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_case_of_the_protocol(protocol_server: Server, name: str) -> None:
-    """Sent at once."""
+    """The service answers a case that is sent at once as the RFC demands."""
     sent, expected = CASES[name]
     with WebSocket(protocol_server.url, "s") as stream:
         stream.socket.sendall(sent)
@@ -212,7 +212,7 @@ def test_a_case_of_the_protocol(protocol_server: Server, name: str) -> None:
 
 @pytest.mark.parametrize("name", BY_BYTES)
 def test_a_case_of_the_protocol_byte_by_byte(protocol_server: Server, name: str) -> None:
-    """The same, however it is cut; what follows the service's close may come to a connection that is closed."""
+    """The service answers alike if each byte is sent separately; bytes after its close may find a closed connection."""
     sent, expected = CASES[name]
     with WebSocket(protocol_server.url, "s") as stream:
         stream.socket.setsockopt(6, 1, 1)  # TCP_NODELAY
@@ -225,10 +225,10 @@ def test_a_case_of_the_protocol_byte_by_byte(protocol_server: Server, name: str)
 
 
 def expect(stream: WebSocket, expected: list[Expected]) -> None:
-    """These frames, and then the connection's end, or else a step that is answered still."""
+    """Asserts that these frames come, and then the end of the connection or the response to another step."""
     for opcode, content in expected:
-        found, payload = stream.frame()
-        assert found == opcode, payload
+        received, payload = stream.frame()
+        assert received == opcode, payload
         if isinstance(content, int):
             assert struct.unpack(">H", payload[:2])[0] == content
             payload[2:].decode()

@@ -1,4 +1,4 @@
-"""Steps over a WebSocket: the same answers as posted ones, in order, over kills and stops, by the thousand."""
+"""Steps over a WebSocket are answered in order and as posted steps are, through kills and stops, in many streams."""
 
 import json
 import resource
@@ -26,7 +26,7 @@ def begin(client: httpx.Client, *names: str, model: str = "pulse") -> None:
 @pytest.mark.parametrize("fast_path", ["1", "0"])
 @pytest.mark.parametrize("model", ["pulse", "weather"])
 def test_messages_are_answered_as_posts_are(tmp_path: Path, fast_path: str, model: str) -> None:
-    """Word for word, problems too, with the fast path and without it."""
+    """Responses and problems equal those of posted steps, with the fast path and without it."""
     inputs = INPUTS[model](4)
     messages: list[dict[str, Any]] = [
         {"inputs": inputs[:2], "request_id": "r1"},
@@ -46,13 +46,13 @@ def test_messages_are_answered_as_posts_are(tmp_path: Path, fast_path: str, mode
             for message, expected in zip(messages, posted, strict=True):
                 stream.send(message)
                 name = {"request_id": message["request_id"]} if "request_id" in message else {}
-                told = json.dumps(stream.receive()).replace("'streamed'", "'posted'")
-                assert json.loads(told) == expected | name
+                text = json.dumps(stream.receive()).replace("'streamed'", "'posted'")
+                assert json.loads(text) == expected | name
         assert client.get("/v1/sessions/streamed").json()["step"] == 4
 
 
 def test_bytes_are_answered_by_bytes(server: Server, client: httpx.Client) -> None:
-    """float32 in and out, several steps in one; with a number a message may come again. What is wrong is a text."""
+    """Binary messages carry several float32 steps and can be repeated by their number; a problem is a text."""
     begin(client, "b")
     inputs = pulse(6)
     expected = BareLoop(ZOO / "pulse/1").run(inputs)
@@ -62,9 +62,9 @@ def test_bytes_are_answered_by_bytes(server: Server, client: httpx.Client) -> No
             stream.send(struct.pack("<Q", number) + np.array(inputs[start:stop], "<f4").tobytes())
             answer = stream.receive()
             assert answer[:8] == struct.pack("<Q", stop)
-            told = np.frombuffer(answer, "<f4", offset=8).reshape(stop - start, 5)
-            assert told[:, :3].tobytes() == rows[start:stop].tobytes()
-            assert np.isnan(told[:, 4]).all(), "an anomaly of six inputs"
+            values = np.frombuffer(answer, "<f4", offset=8).reshape(stop - start, 5)
+            assert values[:, :3].tobytes() == rows[start:stop].tobytes()
+            assert np.isnan(values[:, 4]).all(), "an anomaly of six inputs"
         for wrong in (b"", b"1234567", struct.pack("<Q", 1), struct.pack("<Qh", 1, 5), struct.pack("<Qf", 1, np.inf)):
             stream.send(wrong)
             assert stream.receive()["status"] in {400, 422}
@@ -75,33 +75,35 @@ def test_bytes_are_answered_by_bytes(server: Server, client: httpx.Client) -> No
     ("model", "inputs", "begun"),
     [("weather", weather(30), {"interval": 0.9}), ("pulse", pulse(30), {}), ("characters", [[3], [7]] * 15, {})],
 )
-def test_bytes_say_what_texts_say(
+def test_bytes_contain_the_values_of_texts(
     server: Server, client: httpx.Client, model: str, inputs: Any, begun: dict[str, float]
 ) -> None:
-    """Outputs, surprise, error, anomaly and both ends of the interval, one after another; null is not finite."""
-    said = list[Any]()
+    """A binary response has outputs, surprise, error, anomaly and both ends of the interval; null is not finite."""
+    responses = list[Any]()
     for name in ("text", "bytes"):
         client.post(f"/v1/models/{model}/sessions", json={"session_id": f"{model}-{name}"} | begun).raise_for_status()
         with WebSocket(server.url, f"{model}-{name}") as stream:
             stream.send({"inputs": inputs} if name == "text" else bytes(8) + np.array(inputs, "<f4").tobytes())
-            said.append(stream.receive())
+            responses.append(stream.receive())
         client.delete(f"/v1/sessions/{model}-{name}").raise_for_status()
-    text, data = said
+    text, data = responses
     about = client.get(f"/v1/models/{model}").json()
-    if "top" in text["predictions"]:  # categories are places there, and names in a text
-        places = {name: place for place, name in enumerate([*about["inputs"][0]["categories"], None])}
-        text["predictions"]["top"] = [[places[name] for name in row] for row in text["predictions"]["top"]]
+    if "top" in text["predictions"]:  # categories are indices in bytes, and names in a text
+        indices = {name: index for index, name in enumerate([*about["inputs"][0]["categories"], None])}
+        text["predictions"]["top"] = [[indices[name] for name in row] for row in text["predictions"]["top"]]
     columns = [text["predictions"][name] for name in about["head"]["outputs"]]
     columns += [text.get("surprise"), text.get("error"), text.get("anomaly")]
     columns += [text.get("interval", {}).get(end) for end in ("low", "high")]
-    expected = np.concatenate([np.array(one, "<f4").reshape(30, -1) for one in columns if one is not None], axis=1)
-    told = np.frombuffer(data, "<f4", offset=8).reshape(30, -1)
-    np.testing.assert_array_equal(np.where(np.isfinite(told), told, np.nan), expected)
+    expected = np.concatenate(
+        [np.array(column, "<f4").reshape(30, -1) for column in columns if column is not None], axis=1
+    )
+    values = np.frombuffer(data, "<f4", offset=8).reshape(30, -1)
+    np.testing.assert_array_equal(np.where(np.isfinite(values), values, np.nan), expected)
     assert np.isfinite(expected[-1]).all()
 
 
 def test_pipelined_messages_are_answered_in_order(server: Server, client: httpx.Client) -> None:
-    """Five hundred in one go, and one at fault among them that moves nothing; fragments and pings between them."""
+    """Five hundred messages sent at once are answered in order; an invalid message among them advances nothing."""
     begin(client, "p")
     inputs = pulse(500)
     expected = BareLoop(ZOO / "pulse/1").run(inputs)
@@ -112,23 +114,23 @@ def test_pipelined_messages_are_answered_in_order(server: Server, client: httpx.
         pieces = frame(whole[:9], TEXT, fin=False) + frame(b"hello", PING) + frame(whole[9:], 0)
         stream.socket.sendall(pieces)
         stream.send(*({"inputs": [row], "request_id": f"r{number}"} for number, row in enumerate(inputs[251:], 251)))
-        heard, pongs = list[dict[str, Any]](), 0
-        while len(heard) < 501:
+        received, pongs = list[dict[str, Any]](), 0
+        while len(received) < 501:
             opcode, data = stream.frame()
             if opcode == PONG:
                 pongs += data == b"hello"
             else:
-                heard.append(json.loads(data))
+                received.append(json.loads(data))
     assert pongs == 1
-    assert heard.pop(250)["status"] == 422
-    assert [one["request_id"] for one in heard] == [f"r{number}" for number in range(500)]
-    assert [one["step"] for one in heard] == list(range(1, 501))
-    for place, one in enumerate(heard):
-        assert_same_bits(one, expected, slice(place, place + 1))
+    assert received.pop(250)["status"] == 422
+    assert [message["request_id"] for message in received] == [f"r{number}" for number in range(500)]
+    assert [message["step"] for message in received] == list(range(1, 501))
+    for index, message in enumerate(received):
+        assert_same_bits(message, expected, slice(index, index + 1))
 
 
-def test_what_is_no_stream_is_refused(server: Server, client: httpx.Client) -> None:
-    """Before anything is taken over, with its reason."""
+def test_an_invalid_handshake_is_refused(server: Server, client: httpx.Client) -> None:
+    """The response has a status that tells the reason, and the connection is not upgraded."""
     begin(client, "r", "ended")
     client.delete("/v1/sessions/ended")
     plain = client.get("/v1/sessions/r/stream")
@@ -156,24 +158,24 @@ def test_a_session_that_ends_says_so(server: Server, client: httpx.Client) -> No
         assert stream.receive()["type"] == "urn:onward:problem:session-ended"
 
 
-def test_what_breaks_the_protocol_is_closed_with_its_code(tmp_path: Path) -> None:
-    """1002 for frames that are none, 1009 for messages beyond ONWARD_MAX_BODY_BYTES; the others go on."""
+def test_a_violation_of_the_protocol_closes_with_its_code(tmp_path: Path) -> None:
+    """Invalid frames close with 1002, messages beyond ONWARD_MAX_BODY_BYTES with 1009; other streams continue."""
     with Server(tmp_path, ONWARD_MAX_BODY_BYTES="2000") as server, server.client() as client:
         begin(client, "c")
         for wrong, code in ((b"\xff" * 20, 1002), (frame(b"x" * 3000), 1009)):
-            with WebSocket(server.url, "c") as stream, WebSocket(server.url, "c") as other:
+            with WebSocket(server.url, "c") as stream, WebSocket(server.url, "c") as neighbour:
                 stream.socket.sendall(wrong)
                 with pytest.raises(ConnectionError, match=str(code)):
                     stream.receive()
-                other.send({"inputs": [[500]]})
-                assert "predictions" in other.receive()
+                neighbour.send({"inputs": [[500]]})
+                assert "predictions" in neighbour.receive()
         with WebSocket(server.url, "c") as stream:
             stream.socket.sendall(frame(struct.pack(">H", 1000), CLOSE))
             assert stream.frame() == (CLOSE, struct.pack(">H", 1000))
 
 
-def test_what_was_not_answered_is_sent_again(tmp_path: Path) -> None:
-    """Over kills of the worker in the middle of pipelined messages: every message is answered, none applied twice."""
+def test_unanswered_messages_can_be_sent_again(tmp_path: Path) -> None:
+    """Kills of the worker among pipelined messages lose no message and apply none twice."""
     inputs = pulse(400)
     expected = BareLoop(ZOO / "pulse/1").run(inputs)
     answers: list[dict[str, object]] = []
@@ -198,12 +200,12 @@ def test_what_was_not_answered_is_sent_again(tmp_path: Path) -> None:
                 except (ConnectionError, BrokenPipeError):
                     continue
         assert client.get("/v1/sessions/k").json()["step"] == len(inputs)
-    assert [one["step"] for one in answers] == list(range(1, len(inputs) + 1))
-    for place, one in enumerate(answers):
-        assert_same_bits(one, expected, slice(place, place + 1))
+    assert [answer["step"] for answer in answers] == list(range(1, len(inputs) + 1))
+    for index, answer in enumerate(answers):
+        assert_same_bits(answer, expected, slice(index, index + 1))
 
 
-def test_a_stop_is_told(tmp_path: Path) -> None:
+def test_a_stop_closes_idle_streams(tmp_path: Path) -> None:
     """Idle streams are closed with 1001, so that clients connect to another worker; the stop waits for none of them."""
     with Server(tmp_path) as server, server.client() as client:
         begin(client, "s")
@@ -215,13 +217,13 @@ def test_a_stop_is_told(tmp_path: Path) -> None:
 
 
 def resident(pid: int) -> int:
-    """Bytes of memory that are the process's own."""
+    """Returns the bytes of anonymous memory of the process."""
     fields = dict(line.split(":") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return 1024 * int(fields["RssAnon"].split()[0])
 
 
 def test_a_thousand_streams_step_in_turn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Over two workers, each its own session, none held up by the others or by three thousand that are idle.
+    """A thousand streams over two workers step without delay by each other or by three thousand idle streams.
 
     What an idle one costs is printed, and bounded.
     """
@@ -240,7 +242,7 @@ def test_a_thousand_streams_step_in_turn(tmp_path: Path, capsys: pytest.CaptureF
         idle = [WebSocket(server.url, f"s{number % STREAMS}") for number in range(IDLE)]
         streams = [WebSocket(server.url, f"s{number}") for number in range(STREAMS)]
         cost = (sum(map(resident, server.workers())) - before) / (STREAMS + IDLE)
-        assert all(server.holder(one.socket) in server.workers() for one in streams[:3])
+        assert all(server.holder(stream.socket) in server.workers() for stream in streams[:3])
         for turn in range(ROUNDS):
             for number, stream in enumerate(streams):
                 stream.send({"inputs": [inputs[turn * STREAMS + number]]})
