@@ -74,10 +74,10 @@ def expected(model: StepModel, series: NDArray[np.float32]) -> dict[str, Any]:
 @pytest.mark.parametrize("head", HEADS)
 @settings(max_examples=8, deadline=None)
 @given(cuts=st.lists(st.integers(1, STEPS - 1), max_size=5), seed=st.integers(0, 5), seeded=st.booleans())
-def test_sums_are_those_of_the_whole_series(
+def test_statistics_equal_those_of_the_whole_series(
     engines: dict[str, Engine], head: str, cuts: list[int], seed: int, seeded: bool
 ) -> None:
-    """The statistics depend on no calls, chunks, neighbours or processes; errors and anomalies are equal to the bit."""
+    """Calls, chunks, neighbours and processes change no statistic; errors and anomalies are equal to the bit."""
     engine = engines[head]
     model, series = engine.models.named("tiny"), draw(1, STEPS, 3, seed=seed)[0]
     nominal = expected(model, series)
@@ -99,7 +99,7 @@ def test_sums_are_those_of_the_whole_series(
         )
         answers.append((engine, second_engine)[turn % 2].steps.step(T, session.session_id, part).outputs)
         neighbour.get()
-    gevent.killall(vars(second_engine)["_greenlets"])  # its store is the other's too
+    gevent.killall(vars(second_engine)["_greenlets"])  # both engines share a store
     targets, interval = engine.accuracy(engine.sessions.get(T, session.session_id).record)
     assert interval is None
     assert targets is not None
@@ -160,15 +160,15 @@ def test_stored_answers_with_scores_are_returned_when_scoring_is_off(tmp_path: P
         engine.create(T, "tiny", session_id=name, inputs=series[:30], interval=interval)
         many.append(StepRequest(name, series[30:], None, "r"))
     first = successful(engine.steps.step_many(T, many))
-    stored = [engine.sessions.get(T, result.session_id).record.accuracy for result in many]
+    stored = [engine.sessions.get(T, request.session_id).record.accuracy for request in many]
     engine.close()
     engine = start_engine(tmp_path / "store", model, accuracy=False)
     again = [*many[:2], many[2]._replace(request_id="another")]
     second = successful(engine.steps.step_many(T, again))
     assert [result.outputs.tobytes() for result in second[:2]] == [result.outputs.tobytes() for result in first[:2]]
     assert (second[2].step, second[2].outputs.dtype) == (50, model.output_dtype)
-    successful(engine.steps.step_many(T, [result._replace(request_id="more") for result in many]))
-    assert [engine.sessions.get(T, result.session_id).record.accuracy for result in many] == stored
+    successful(engine.steps.step_many(T, [request._replace(request_id="more") for request in many]))
+    assert [engine.sessions.get(T, request.session_id).record.accuracy for request in many] == stored
     engine.close()
 
 
@@ -178,19 +178,19 @@ def successful(answers: list[StepResult | Exception]) -> list[StepResult]:
     return [result for result in answers if isinstance(result, StepResult)]
 
 
-def test_hits_of_categories_and_labels_have_none(tmp_path: Path) -> None:
-    """A categorical head is right when its likeliest category comes; a label's predicts no input, and has anomalies."""
+def test_categories_have_hits_and_anomalies_but_no_errors(tmp_path: Path) -> None:
+    """The hits of a categorical head count inputs whose category was predicted as the likeliest one."""
     features = [category("c", 4, nullable=True)]
     model = make_feature_bundle(tmp_path / "models", features, "c", head="categorical", counts=[1, 2, 3, 4], units=6)
     engine = start_engine(tmp_path / "store", model)
     rng = np.random.default_rng(0)
-    inputs: list[Any] = [None if result == 4 else int(result) for result in rng.integers(5, size=200)]
+    inputs: list[Any] = [None if value == 4 else int(value) for value in rng.integers(5, size=200)]
     engine.create(T, "tiny", session_id="s")
     outputs = np.concatenate(
         [engine.steps.step(T, "s", inputs[:1]).outputs, engine.steps.step(T, "s", inputs[1:]).outputs]
     )
     predictions = np.concatenate([model.last_prediction(model.layout.initial(1))["top"], outputs["top"][:-1]])[:, 0]
-    present = [step for step, result in enumerate(inputs) if result is not None]
+    present = [step for step, value in enumerate(inputs) if value is not None]
     targets, _ = engine.accuracy(engine.sessions.get(T, "s").record)
     assert targets is not None
     assert targets["c"].inputs == len(present)
@@ -234,7 +234,7 @@ def test_a_missing_input_is_not_scored(tmp_path: Path) -> None:
 
 
 def test_a_retry_gets_the_same_bytes(engines: dict[str, Engine]) -> None:
-    """Errors, anomalies and intervals are of the answer, and a retry's answer is the first's, whatever came since."""
+    """The answer of a retry has the errors, anomalies and intervals of the first answer, whatever steps came since."""
     engine, series = engines["student_t"], draw(1, 60, 3)[0].tolist()
     engine.create(T, "tiny", session_id="retry", interval=0.8)
     first = [engine.steps.step(T, "retry", series[at : at + 6], request_id=f"r{at}") for at in range(0, 60, 6)]
@@ -244,7 +244,7 @@ def test_a_retry_gets_the_same_bytes(engines: dict[str, Engine]) -> None:
 
 
 def test_forks_keep_and_rewinds_restore_the_statistics(tmp_path: Path) -> None:
-    """A fork goes on from the same sums. After a rewind they are, to the bit, as if the later steps had never been."""
+    """A fork has the same sums. After a rewind the sums are, to the bit, as if the later steps had never been."""
     model = make_bundle(tmp_path / "models")
     engine = start_engine(tmp_path / "store", model, history=20)
     series = draw(1, 80)[0].tolist()

@@ -37,7 +37,7 @@ T = "tenant"
 @pytest.mark.parametrize(
     ("owner", "method", "error"),
     [
-        (LmdbStore, "commit_many", StoreUnavailableError("gone fishing")),
+        (LmdbStore, "commit_many", StoreUnavailableError("store is down")),
         (StepModel, "run", ZeroDivisionError()),
         (Executor, "run", ZeroDivisionError()),
     ],
@@ -61,16 +61,16 @@ def test_a_failed_batch_answers_each_client(
 
 
 def test_a_row_that_cannot_go_on_fails_alone(engine: Engine) -> None:
-    """A feed that raises, as a draw from a nonsensical distribution does: the rows beside it are answered."""
+    """A row whose sampler raises an error fails alone: the rows beside it are answered."""
     engine.create(T, "pulse", session_id="s")
     model, batchers = engine.models.named("pulse"), engine._batchers
 
-    def say(outputs: Outputs) -> NDArray[np.float32]:
+    def fail(outputs: Outputs) -> NDArray[np.float32]:
         raise ValueError("nothing can be drawn")
 
     call, state = batchers.call(3), model.layout.initial(1)
     step = np.full((1, 1), 500, np.float32)
-    failing = batchers.standalone_item(model, step, call, state, horizon=3, feed=RolloutInputs(model, sampler=say))
+    failing = batchers.standalone_item(model, step, call, state, horizon=3, feed=RolloutInputs(model, sampler=fail))
     sound = [batchers.standalone_item(model, step, call, state, horizon=3) for _ in range(2)]
     batchers.run(call, [sound[0], failing, sound[1]])
     assert isinstance(failing.outcome, ValueError)
@@ -79,7 +79,7 @@ def test_a_row_that_cannot_go_on_fails_alone(engine: Engine) -> None:
 
 
 def test_a_late_step_is_refused_and_not_applied(engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A deadline passes while the item waits: an error, and the session unmoved."""
+    """A step whose deadline passes while it waits is refused, and the session does not move."""
     engine.create(T, "pulse", session_id="s")
     run = Executor.run
 
@@ -106,7 +106,7 @@ def test_more_items_than_may_wait_are_refused_at_once(tmp_path: Path) -> None:
 def test_a_call_of_a_disconnected_client_is_dropped_between_chunks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A long call ends between two of its chunks, the session unmoved; one that was committed stays committed."""
+    """A long call of a client that has left ends between two chunks, and its session does not move."""
     monkeypatch.setattr("onward.service.engine.batching.batcher.DISCONNECT_CHECK_S", 0.0)
     engine = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits())
     engine.start()
@@ -121,32 +121,32 @@ def test_a_call_of_a_disconnected_client_is_dropped_between_chunks(
 
 STEPS = [[500.0]] * 20_000
 LONG: dict[str, Callable[[Engine, Callable[[], bool]], object]] = {
-    "step": lambda engine, left: engine.steps.step(T, "s", STEPS, has_left=left),
-    "steps in order": lambda engine, left: raised(
-        engine.steps.step_in_order(T, [StepRequest("s", STEPS)] * 9, has_left=left)
+    "step": lambda engine, has_left: engine.steps.step(T, "s", STEPS, has_left=has_left),
+    "steps in order": lambda engine, has_left: raise_first(
+        engine.steps.step_in_order(T, [StepRequest("s", STEPS)] * 9, has_left=has_left)
     ),
-    "bulk": lambda engine, left: raised(
-        engine.steps.step_many(T, [StepRequest(name, STEPS) for name in "st"], has_left=left)
+    "bulk": lambda engine, has_left: raise_first(
+        engine.steps.step_many(T, [StepRequest(name, STEPS) for name in "st"], has_left=has_left)
     ),
-    "create": lambda engine, left: engine.create(T, "pulse", inputs=STEPS, has_left=left),
-    "predict": lambda engine, left: engine.predict("pulse", None, [[500]], 9999, has_left=left),
-    "held step": lambda engine, left: engine.stateless.step(T, "pulse", None, STEPS, None, has_left=left),
-    "forecast": lambda engine, left: engine.forecasts.roll(T, "s", ForecastRequest(9999), has_left=left),
-    "forecast after inputs": lambda engine, left: engine.forecasts.roll(
-        T, "s", ForecastRequest(2, STEPS), has_left=left
+    "create": lambda engine, has_left: engine.create(T, "pulse", inputs=STEPS, has_left=has_left),
+    "predict": lambda engine, has_left: engine.predict("pulse", None, [[500]], 9999, has_left=has_left),
+    "stateless step": lambda engine, has_left: engine.stateless.step(T, "pulse", None, STEPS, None, has_left=has_left),
+    "forecast": lambda engine, has_left: engine.forecasts.roll(T, "s", ForecastRequest(9999), has_left=has_left),
+    "forecast after inputs": lambda engine, has_left: engine.forecasts.roll(
+        T, "s", ForecastRequest(2, STEPS), has_left=has_left
     ),
-    "sample paths": lambda engine, left: engine.forecasts.sample(
-        T, "s", ForecastRequest(9999), samples=9, has_left=left
+    "sample paths": lambda engine, has_left: engine.forecasts.sample(
+        T, "s", ForecastRequest(9999), samples=9, has_left=has_left
     ),
-    "draw": lambda engine, left: list(
-        engine.generations.begin(T, "s", ForecastRequest(9999), GenerationOptions(), has_left=left).steps()
+    "draw": lambda engine, has_left: list(
+        engine.generations.begin(T, "s", ForecastRequest(9999), GenerationOptions(), has_left=has_left).steps()
     ),
-    "rewind": lambda engine, left: engine.history.rewind(T, "old", 1999, has_left=left),
-    "migrate": lambda engine, left: engine.history.migrate(T, "old", None, has_left=left),
+    "rewind": lambda engine, has_left: engine.history.rewind(T, "old", 1999, has_left=has_left),
+    "migrate": lambda engine, has_left: engine.history.migrate(T, "old", None, has_left=has_left),
 }
 
 
-def raised(answers: Sequence[object]) -> None:
+def raise_first(answers: Sequence[object]) -> None:
     for answer in answers:
         assert isinstance(answer, Exception)
         raise answer
@@ -223,10 +223,10 @@ def test_a_long_call_is_queued_in_parts(engine: Engine, monkeypatch: pytest.Monk
     monkeypatch.setattr(cost, "MOST_ROWS", 8)
     many = [StepRequest(f"s{number}", [500.0 + number]) for number in range(50)]
     answers = engine.steps.step_many(T, many)
-    assert max(waiting) <= 8 + 8  # those of the batch that runs are counted until it is over
+    assert max(waiting) <= 8 + 8  # items of the running batch are counted until the batch is over
     waiting.clear()
     assert [answer.step for answer in answers if isinstance(answer, StepResult)] == [1] * 50
-    alone = [engine.steps.step(T, "other", asked.inputs, step=number).outputs for number, asked in enumerate(many)]
+    alone = [engine.steps.step(T, "other", request.inputs, step=number).outputs for number, request in enumerate(many)]
     assert np.array_equal(answers[0].outputs["mean"], alone[0]["mean"])  # type: ignore[union-attr]
     outputs = engine.predict("pulse", None, [[[500.0 + number]] for number in range(50)], 3)
     assert [len(prediction.outputs) for prediction in outputs] == [1] * 50
@@ -234,7 +234,7 @@ def test_a_long_call_is_queued_in_parts(engine: Engine, monkeypatch: pytest.Monk
 
 
 def test_a_large_batch_is_scored_in_parts_as_in_one(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The answers of many long rows, and the statistics of their sessions, are the same to the bit."""
+    """The answers of many long rows and the statistics of their sessions do not depend on the parts, to the bit."""
     for number in range(40):
         for part in "ab":
             engine.create(T, "pulse", session_id=f"{part}{number}", interval=0.9 if number % 3 == 0 else None)
@@ -243,7 +243,7 @@ def test_a_large_batch_is_scored_in_parts_as_in_one(engine: Engine, monkeypatch:
         monkeypatch.setattr(executor, "SCORED_AT_ONCE", at_once)
         many = [StepRequest(f"{part}{number}", [500.0 + number, *range(480, 480 + number % 5)]) for number in range(40)]
         results = engine.steps.step_many(T, many)
-        records = [engine.sessions.get(T, asked.session_id).record for asked in many]
+        records = [engine.sessions.get(T, request.session_id).record for request in many]
         answers.append(
             [
                 (

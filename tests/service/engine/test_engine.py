@@ -1,4 +1,4 @@
-"""The use-cases in process, with a clock that the test turns: expiry, races between processes, failures."""
+"""The engine in process, with a clock that the test sets: expiry, races between processes, failures."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,8 +40,8 @@ from tests.service.conftest import Clock
 T = "tenant"
 
 
-def test_idle_time_ends_a_session_and_steps_prolong_it(engine: Engine, store: LmdbStore, clock: Clock) -> None:
-    """A session lives ttl_s after its last step; then 410 for a day, then it never existed."""
+def test_sessions_expire_when_idle_and_steps_prolong_them(engine: Engine, store: LmdbStore, clock: Clock) -> None:
+    """A session lives ttl_s after its last step; it is reported as ended for a day, and then as unknown."""
     engine.create(T, "pulse", session_id="s", ttl_s=10)
     clock.now += 9
     engine.steps.step(T, "s", [[500]])
@@ -70,8 +70,8 @@ def test_an_expired_sessions_id_is_free_at_once(engine: Engine, clock: Clock) ->
     engine.steps.step(T, "s", [[1, 2, 3, 4]])
 
 
-def test_a_session_created_anew_on_another_model_is_found_there(engine: Engine, store: LmdbStore) -> None:
-    """A step queued for the old model notices that the id now lives on another, and goes there."""
+def test_a_step_follows_an_id_to_another_model(engine: Engine, store: LmdbStore) -> None:
+    """A step that was queued for the old model runs on the model that now has the session of that id."""
     engine.create(T, "pulse", session_id="s")
     engine.steps.step(T, "s", [[500]])
     old = store.load_many([records.key(T, "s")])[0]
@@ -91,10 +91,10 @@ def test_tenants_do_not_see_each_other(engine: Engine) -> None:
     assert [listed.session_id for listed in engine.sessions.page("another", "", 10, None)[0]] == ["s"]
 
 
-def test_a_step_that_another_process_overtook_is_computed_anew(
+def test_a_step_that_another_process_overtook_is_recomputed(
     engine: Engine, store: LmdbStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between this process's load and its commit another commits: both inputs count, each once, in some order."""
+    """If another process commits between load and commit, both inputs are applied, each once."""
     inputs = pulse(3)
     engine.create(T, "pulse", session_id="s")
     engine.steps.step(T, "s", inputs[:1])
@@ -125,18 +125,18 @@ def test_a_step_that_another_process_overtook_is_computed_anew(
 
 
 def test_changes_by_another_process_are_noticed(engine: Engine, store: LmdbStore) -> None:
-    """A process that remembers a session goes on from what the others made of it: steps, retries, ends."""
+    """A process with a cached record follows the steps, retries and ends that another process committed."""
     inputs = pulse(4)
     for name in "abc":
         engine.create(T, "pulse", session_id=name)
         engine.steps.step(T, name, inputs[:1], request_id="first")
     second_engine = Engine(open_all(ZOO), beside(store), Limits(), clock=vars(engine)["_clock"])
     second_engine.start()
-    counted = second_engine.steps.step(T, "a", inputs[1:2], request_id="second")
+    first = second_engine.steps.step(T, "a", inputs[1:2], request_id="second")
     second_engine.steps.step(T, "b", inputs[1:2])
     second_engine.sessions.delete(T, "c")
     again = engine.steps.step(T, "a", inputs[1:2], request_id="second")
-    assert (again.step, again.outputs.tobytes()) == (2, counted.outputs.tobytes())
+    assert (again.step, again.outputs.tobytes()) == (2, first.outputs.tobytes())
     with pytest.raises(StepConflictError) as conflict:
         engine.steps.step(T, "b", inputs[2:3], step=1)
     assert conflict.value.expected == 2
@@ -151,30 +151,30 @@ def test_changes_by_another_process_are_noticed(engine: Engine, store: LmdbStore
     assert engine.steps.step(T, "c", [[1, 2, 3, 4]]).step == 1
     expected = BareLoop(ZOO / "pulse/1").run(inputs)
     after = second_engine.steps.step(T, "b", inputs[:1])
-    assert after.outputs.tobytes() != counted.outputs.tobytes()
+    assert after.outputs.tobytes() != first.outputs.tobytes()
     assert engine.steps.step(T, "a", inputs[2:]).outputs["mean"].tobytes() == expected["mean"][2:].tobytes()
-    gevent.killall(vars(second_engine)["_greenlets"])  # its store is the other's too
+    gevent.killall(vars(second_engine)["_greenlets"])  # both engines share a store
 
 
 def test_an_overtaken_step_that_named_its_step_conflicts(
     engine: Engine, store: LmdbStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Computed anew it would be another step than the client meant: it is told, and nothing is applied."""
+    """A step with a step number is not recomputed at another step: it raises a conflict and is not applied."""
     engine.create(T, "pulse", session_id="s")
     commit = LmdbStore.commit_many
 
-    def lose(self: LmdbStore, changes: list[Change]) -> list[bool]:
+    def overtake(self: LmdbStore, changes: list[Change]) -> list[bool]:
         monkeypatch.undo()
         before = self.load_many([changes[0].key])[0]
         assert isinstance(before, Record)
-        faster = Record(**{
+        overtaking = Record(**{
             **before._asdict(),
             "revision": before.revision + 1, "step": before.step + 1,
         })  # fmt: skip
-        commit(self, [Change(changes[0].key, before.revision, faster)])
+        commit(self, [Change(changes[0].key, before.revision, overtaking)])
         return commit(self, changes)
 
-    monkeypatch.setattr(LmdbStore, "commit_many", lose)
+    monkeypatch.setattr(LmdbStore, "commit_many", overtake)
     with pytest.raises(StepConflictError) as conflict:
         engine.steps.step(T, "s", [[500]], step=0)
     assert conflict.value.expected == 1
@@ -182,7 +182,7 @@ def test_an_overtaken_step_that_named_its_step_conflicts(
 
 
 def test_a_damaged_record_is_reported(engine: Engine, store: LmdbStore) -> None:
-    """Never guessed at: the session answers with damage, its neighbour steps on."""
+    """A damaged session answers with an error until it is deleted, and other sessions are stepped."""
     for name in ("good", "bad"):
         engine.create(T, "pulse", session_id=name)
     damage(store, records.key(T, "bad"))
@@ -216,8 +216,8 @@ def test_a_record_of_another_version_is_left_to_that_version(engine: Engine, sto
     assert engine.steps.step(T, "b", [[500]]).step == 1
 
 
-def test_a_session_whose_bundle_is_gone_says_so(tmp_path: Path) -> None:
-    """A removed or replaced bundle does not guess with another: the session is kept, and the way out is named."""
+def test_a_session_whose_bundle_is_gone_is_refused_and_stays(tmp_path: Path) -> None:
+    """A session of a removed or replaced bundle runs on no other bundle, and steps again when its bundle is back."""
     first = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits())
     first.start()
     first.create(T, "pulse", session_id="s", inputs=[[500]])
@@ -227,12 +227,12 @@ def test_a_session_whose_bundle_is_gone_says_so(tmp_path: Path) -> None:
     refused = Opened(without.models, [BundleError(ZOO / "pulse/1/model.onnx", "broken")])
     replaced = open_all(ZOO)
     replaced.models["pulse"][1].digest = bytes(32)
-    for opened, why in ((without, "not served"), (refused, "was refused \\(broken\\)"), (replaced, "replaced")):
+    for opened, reason in ((without, "not served"), (refused, "was refused \\(broken\\)"), (replaced, "replaced")):
         engine = Engine(opened, LmdbStore(tmp_path), Limits())
         engine.start()
-        with pytest.raises(ModelGoneError, match=why):
+        with pytest.raises(ModelGoneError, match=reason):
             engine.steps.step(T, "s", [[500]])
-        with pytest.raises(ModelGoneError, match=why):
+        with pytest.raises(ModelGoneError, match=reason):
             engine.forecasts.roll(T, "s", ForecastRequest(3))
         assert engine.sessions.get(T, "s").record.step == 1
         engine.close()
@@ -247,13 +247,13 @@ def test_a_session_whose_bundle_is_gone_says_so(tmp_path: Path) -> None:
         lambda: behind.create(T, "pulse"),
         lambda: behind.create(T, "weather", version=2),
     ):
-        with pytest.raises(ReloadedError):  # another worker has what this one has not
+        with pytest.raises(ReloadedError):  # another worker may have loaded the bundle
             unknown()
     assert behind.create(T, "weather")[0].record.ref.version == 1
     behind.close()
 
 
-def test_a_seeded_session_is_where_a_stepped_one_is(engine: Engine) -> None:
+def test_a_seeded_session_equals_a_stepped_one(engine: Engine) -> None:
     """Seeding from history equals stepping through it, to the bit, and its statistics too."""
     inputs = pulse(150)
     seeded, answer = engine.create(T, "pulse", session_id="seeded", inputs=inputs)
@@ -265,8 +265,8 @@ def test_a_seeded_session_is_where_a_stepped_one_is(engine: Engine) -> None:
     assert answer.outputs["mean"].tobytes() == last.outputs["mean"][-1:].tobytes()
 
 
-def test_a_session_created_anew_is_another_one(engine: Engine, store: LmdbStore, clock: Clock) -> None:
-    """A commit computed from a session that was ended and created anew meanwhile, at the same step, is not applied."""
+def test_a_commit_for_an_earlier_session_of_an_id_is_refused(engine: Engine, store: LmdbStore, clock: Clock) -> None:
+    """A commit is not applied if its session was ended and another was created under its id at the same step."""
     engine.create(T, "pulse", session_id="s")
     key = records.key(T, "s")
     (old,) = store.load_many([key])
@@ -281,8 +281,8 @@ def test_a_session_created_anew_is_another_one(engine: Engine, store: LmdbStore,
     assert engine.sessions.get(T, "s").record.step == 0
 
 
-def test_a_state_that_is_not_finite_is_never_kept(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even where every output is finite: the row is refused, and its neighbour in the batch is not."""
+def test_a_state_that_is_not_finite_is_never_stored(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row with such a state is refused even if every output is finite, and other rows of the batch are answered."""
     for name in ("good", "bad"):
         engine.create(T, "pulse", session_id=name)
     run = StepModel.run
@@ -303,7 +303,7 @@ def test_a_state_that_is_not_finite_is_never_kept(engine: Engine, monkeypatch: p
 
 
 def test_a_call_has_a_limit_of_steps(tmp_path: Path) -> None:
-    """A longer one is refused before any work, with the limit."""
+    """A longer call is refused before any work, and the error names the limit."""
     engine = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits(max_steps=3))
     engine.start()
     engine.create(T, "pulse", session_id="s", inputs=[[500]] * 3)
@@ -330,7 +330,7 @@ def test_the_engine_sweeps(tmp_path: Path, clock: Clock) -> None:
     engine.close()
 
 
-class Watching:
+class FailingObserver:
     """An Observer of the engine that fails until `counted` is set."""
 
     def __init__(self) -> None:
@@ -349,17 +349,17 @@ class Watching:
         """Damaged records are not counted in this test."""
 
 
-def test_counting_holds_up_no_answer(store: LmdbStore, caplog: pytest.LogCaptureFixture) -> None:
-    """Answers come first. A failure to count is logged, and later steps are counted."""
-    watching = Watching()
-    engine = Engine(open_all(ZOO), store, Limits(), observer=watching)
+def test_counting_delays_no_answer(store: LmdbStore, caplog: pytest.LogCaptureFixture) -> None:
+    """Steps are counted after their answers; a failure to count is logged, and later steps are counted."""
+    observer = FailingObserver()
+    engine = Engine(open_all(ZOO), store, Limits(), observer=observer)
     engine.start()
     engine.create(T, "pulse", session_id="s")
     assert engine.steps.step(T, "s", [[500]]).step == 1
     for _ in range(2):
         take_loop_turn()
     assert "the committed steps could not be counted" in caplog.text
-    watching.counted = counted = list[list[float]]()
+    observer.counted = counted = list[list[float]]()
     assert engine.steps.step(T, "s", [[500], [500]]).step == 3
     assert counted == []
     for _ in range(2):

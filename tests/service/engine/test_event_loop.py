@@ -40,12 +40,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> StepModel:
     return open_all(folder).models["tiny"][1]
 
 
-def test_few_items_are_given_without_a_turn() -> None:
+def test_few_items_take_no_turn() -> None:
+    """Short lists are returned as they are."""
     few = list(range(AT_ONCE))
     assert in_loop_turns(few) is few
 
 
-def test_items_are_given_a_few_in_each_turn() -> None:
+def test_items_are_yielded_a_few_in_each_turn() -> None:
+    """Other greenlets run between the batches of a long iteration, and no item is lost."""
     done: list[int] = []
     with counting(lambda: len(done)) as seen:
         done.extend(in_loop_turns(range(1000)))
@@ -64,7 +66,8 @@ def test_long_inputs_are_read_in_pieces(model: StepModel) -> None:
         assert len(seen) >= MOST // PIECE
 
 
-def test_a_fault_in_a_later_piece_is_named_by_its_place(model: StepModel) -> None:
+def test_a_fault_in_a_later_piece_is_named_by_its_index(model: StepModel) -> None:
+    """The index in the error message counts from the start of all inputs."""
     inputs: list[Any] = [10.0] * MOST
     inputs[-1] = None
     with pytest.raises(InvalidInputError, match=rf"inputs\[{MOST - 1}\]\[0\]: null"):

@@ -1,4 +1,4 @@
-"""Forecasts: sample paths against closed forms, what is told beside them, and what they leave untouched."""
+"""Forecasts: sample paths compared with closed forms, the answers' fields, and sessions that stay unchanged."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -53,7 +53,7 @@ def opened(tmp_path: Path) -> Iterator[Opener]:
 @pytest.mark.parametrize(
     "write", [lambda at: ar1(at, PHI, SIGMA, name="m"), lambda at: markov(at, CHANCES, "abc", unknown=True, name="m")]
 )
-def test_the_models_written_by_hand_are_sound(tmp_path: Path, write: Callable[[Path], None]) -> None:
+def test_analytic_models_are_valid_bundles(tmp_path: Path, write: Callable[[Path], None]) -> None:
     """The bundles of these tests pass the checks of every bundle."""
     write(tmp_path)
     checks.check(open_bundle(tmp_path / "m/1"), steps=40)
@@ -90,7 +90,7 @@ def test_paths_have_the_closed_forms_quantiles(tmp_path: Path, opened: Opener) -
 
 
 def test_the_same_seed_draws_the_same_bits_in_any_batch(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Alone, and beside live steps and other paths in the same batches; another seed draws others."""
+    """Live steps and other paths in the same batches do not change a path; another seed draws other paths."""
     inputs = pulse(30)
     engine.create(T, "pulse", session_id="f", inputs=inputs[:10])
     engine.create(T, "pulse", session_id="s")
@@ -113,7 +113,7 @@ def test_the_same_seed_draws_the_same_bits_in_any_batch(engine: Engine, monkeypa
     same, more, second = (greenlet.get() for greenlet in drawing)
     assert same.paths.tobytes() == alone.paths.tobytes()
     assert np.array_equal(same.quantiles, alone.quantiles)  # type: ignore[arg-type]
-    assert more.paths[:6].tobytes() == alone.paths.tobytes()  # a path is its number's, however many there are
+    assert more.paths[:6].tobytes() == alone.paths.tobytes()  # a path depends on its number, not on the number of paths
     assert not np.isin(second.paths, alone.paths).any()
     assert max(sizes) == 6 + 40 + 6 + 1
     forecast = [engine.forecasts.sample(T, "f", ForecastRequest(2), samples=2) for _ in range(2)]
@@ -122,8 +122,8 @@ def test_the_same_seed_draws_the_same_bits_in_any_batch(engine: Engine, monkeypa
     assert again.paths.tobytes() == forecast[0].paths.tobytes()
 
 
-def test_what_if_is_a_step_that_never_was(engine: Engine, store: LmdbStore) -> None:
-    """A forecast after inputs that the session has not had says what it says after them, and not a byte has moved."""
+def test_a_forecast_after_inputs_changes_nothing(engine: Engine, store: LmdbStore) -> None:
+    """A forecast after hypothetical inputs equals one after real inputs, and leaves the record unchanged."""
     inputs = pulse(100)
     engine.create(T, "pulse", session_id="s", inputs=inputs[:10])
     (before,) = store.load_many([records.key(T, "s")])
@@ -161,8 +161,8 @@ def test_the_first_step_is_exact(tmp_path: Path, opened: Opener, head: str) -> N
         assert np.abs((forecast.paths[:, 0] <= at).mean(axis=0) - level).max() < 4 * math.sqrt(0.25 / 50)
 
 
-def test_a_model_is_rolled_with_what_it_does_not_predict(tmp_path: Path, opened: Opener) -> None:
-    """As a bare loop is: predictions in their own columns, in whatever order, and the client's future in the others."""
+def test_a_rollout_takes_future_covariates(tmp_path: Path, opened: Opener) -> None:
+    """A rollout equals a bare loop that feeds back predictions in their columns and covariates in the others."""
     make_bundle(tmp_path / "models", features=FEATURES, targets=("z", "x"))
     engine, loop = opened(), BareLoop(tmp_path / "models/tiny/1")
     given = [[10.0, 20.0, 30.0], [12.0, 21.0, 29.0]]
@@ -197,8 +197,8 @@ def loop_along(
     return predictions
 
 
-def test_categories_are_counted(tmp_path: Path, opened: Opener) -> None:
-    """The frequencies h steps ahead of a Markov chain are the chain's; what stands for any other is never drawn."""
+def test_frequencies_of_categories_follow_the_chain(tmp_path: Path, opened: Opener) -> None:
+    """The frequencies h steps ahead of a Markov chain are the chain's; the unknown category is never drawn."""
     markov(tmp_path / "models", CHANCES, "abc", unknown=True)
     engine = opened()
     engine.create(T, "markov", session_id="s", inputs=["b"])
@@ -246,7 +246,7 @@ def client(tmp_path: Path, opened: Opener) -> FlaskClient:
 
 
 @pytest.mark.parametrize(
-    ("session", "body", "field", "says"),
+    ("session", "body", "field", "message"),
     [
         ("m", {"quantiles": [0.5]}, "quantiles", "categories have no order"),
         ("p", {"samples": 5}, "samples", "has no distribution; without this field a forecast feeds back"),
@@ -273,50 +273,50 @@ def client(tmp_path: Path, opened: Opener) -> FlaskClient:
         ("g", {"horizon": 100_000}, "horizon", "at most 10000"),
     ],
 )
-def test_what_cannot_be_forecast_says_why(
-    client: FlaskClient, session: str, body: dict[str, Any], field: str, says: str
+def test_refused_forecasts_name_the_field(
+    client: FlaskClient, session: str, body: dict[str, Any], field: str, message: str
 ) -> None:
     """The refusal names the field, and the session does not move."""
     answer = client.post(f"/v1/sessions/{session}/forecast", json={"horizon": 10} | body)
     assert answer.status_code == 422, answer.text
     assert answer.json is not None
     assert answer.json["type"] == "urn:onward:problem:invalid-request"
-    assert {error["field"]: error["message"] for error in answer.json["errors"]}[field].count(says) == 1, answer.json
+    assert {error["field"]: error["message"] for error in answer.json["errors"]}[field].count(message) == 1, answer.json
 
 
-def test_answers_have_their_form(client: FlaskClient) -> None:
-    """Defaults, levels, paths where they are asked for, categories by name; the same without paths as it always was."""
+def test_answers_match_their_schema(client: FlaskClient) -> None:
+    """Answers have default levels, paths on request and categories by name; samples are absent by default."""
 
-    def ask(session: str, **body: Any) -> dict[str, Any]:
+    def forecast_of(session: str, **body: Any) -> dict[str, Any]:
         answer = client.post(f"/v1/sessions/{session}/forecast", json=body)
         assert answer.status_code == 200, answer.text
         response_schemas.ForecastAnswer.model_validate_json(answer.data)
         assert answer.json is not None
         return dict(answer.json)
 
-    assert ask("g", horizon=2).keys() == {"step", "forecast"}
-    drawn = ask("g", horizon=2, samples=5)
+    assert forecast_of("g", horizon=2).keys() == {"step", "forecast"}
+    drawn = forecast_of("g", horizon=2, samples=5)
     assert (drawn["step"], drawn["samples"], drawn["levels"]) == (0, 5, [0.1, 0.5, 0.9])
     assert drawn["forecast"].keys() == {"mean", "quantiles"}
     assert np.array(drawn["forecast"]["mean"]).shape == (2, 1)
-    forecast = ask("g", horizon=2, samples=5, seed=drawn["seed"], quantiles=[0.1, 0.7], paths=True)
+    forecast = forecast_of("g", horizon=2, samples=5, seed=drawn["seed"], quantiles=[0.1, 0.7], paths=True)
     assert forecast["forecast"]["mean"] == drawn["forecast"]["mean"]
     assert np.array(forecast["forecast"]["quantiles"]).shape == (2, 1, 2)
     paths = np.array(forecast["forecast"]["paths"])
     assert paths.shape == (5, 2, 1)
     assert np.quantile(paths[:, 1], 0.7) == pytest.approx(forecast["forecast"]["quantiles"][1][0][1])
-    assert ask("g", horizon=1, quantiles=[0.5])["samples"] == 50
-    words = ask("m", horizon=3, samples=20, seed=1, paths=True)
+    assert forecast_of("g", horizon=1, quantiles=[0.5])["samples"] == 50
+    words = forecast_of("m", horizon=3, samples=20, seed=1, paths=True)
     assert words["forecast"]["top"][0] == ["a", "b", "c", None]
     assert all(word in "abc" for row in words["forecast"]["top"][1:] for word in row)
     assert {word for path in words["forecast"]["paths"] for (word,) in path} <= set("abc")
     assert [len(path) for path in words["forecast"]["paths"]] == [3] * 20
-    point = ask("p", horizon=3, inputs=[[10.0]])
+    point = forecast_of("p", horizon=3, inputs=[[10.0]])
     assert len(point["forecast"]["point"]) == 3
 
 
-def test_paths_are_made_by_turns() -> None:
-    """A thousand of them are not made before anyone else runs, and none is lost."""
+def test_paths_are_made_in_turns_of_the_event_loop() -> None:
+    """Other greenlets run before all paths are made, and no path is lost."""
     seen: list[int] = []
     second = gevent.spawn(lambda: seen.append(-1))
     seen.extend(in_loop_turns(range(200)))
@@ -326,7 +326,7 @@ def test_paths_are_made_by_turns() -> None:
 
 
 def test_predictions_without_a_session_do_not_take_a_future(tmp_path: Path, opened: Opener) -> None:
-    """The error says so, and that a forecast of a session takes it."""
+    """The error names the missing features and the forecast of a session, which takes `future`."""
     make_bundle(tmp_path / "models", features=FEATURES, targets=("x",))
     engine = opened()
     with pytest.raises(NoForecastError, match="does not predict y, z; forecast a session, which takes `future`"):

@@ -1,4 +1,4 @@
-"""Paths drawn step by step: what is drawn, how a draw ends, goes on, and stops when nobody asks any more."""
+"""Generations: the drawn steps, how a generation ends, resumes, and stops when its client has left."""
 
 import itertools
 import math
@@ -65,11 +65,11 @@ def drawn(
     engine: Engine,
     session: str,
     ahead: ForecastRequest,
-    wish: GenerationOptions = GenerationOptions(),  # noqa: B008
+    options: GenerationOptions = GenerationOptions(),  # noqa: B008
     seed: int = 1,
 ) -> list[GeneratedStep]:
     """The steps of a draw that comes to its horizon."""
-    *steps, end = engine.generations.begin(T, session, ahead, wish, seed=seed).steps()
+    *steps, end = engine.generations.begin(T, session, ahead, options, seed=seed).steps()
     assert isinstance(end, GenerationEnd)
     assert end.reason == "horizon"
     assert len(steps) == ahead.horizon
@@ -80,7 +80,9 @@ def tokens(steps: Sequence[GeneratedStep]) -> list[int]:
     return [int(step.values[0]) for step in steps]
 
 
-def ask(client: FlaskClient, session: str, headers: dict[str, str] | None = None, **body: Any) -> list[ReceivedEvent]:
+def generate(
+    client: FlaskClient, session: str, headers: dict[str, str] | None = None, **body: Any
+) -> list[ReceivedEvent]:
     answer = client.post(f"/v1/sessions/{session}/generate", json=body, headers=headers or {})
     assert (answer.status_code, answer.content_type) == (200, "text/event-stream"), answer.text
     assert (answer.headers["Cache-Control"], answer.headers["X-Accel-Buffering"]) == ("no-store", "no")
@@ -92,20 +94,20 @@ def test_tokens_follow_the_chain(engine: Engine) -> None:
     """Tokens are drawn from the prediction after the token before; the unknown category is never drawn."""
     engine.create(T, "markov", session_id="s")
     steps = drawn(engine, "s", ForecastRequest(3000))
-    places = tokens(steps)
+    drawn_tokens = tokens(steps)
     listed = np.array(CHANCES)[:3, :3]
     listed /= listed.sum(axis=1, keepdims=True)
     for letter in range(3):
-        followed = [after for before, after in itertools.pairwise(places) if before == letter]
+        followed = [after for before, after in itertools.pairwise(drawn_tokens) if before == letter]
         for after, chance in enumerate(listed[letter]):
             error = 4 * math.sqrt(chance * (1 - chance) / len(followed))
             assert followed.count(after) / len(followed) == pytest.approx(chance, abs=error)
-    for before, step in zip([0, *places], steps, strict=False):  # the model's own, nothing shared out
+    for before, step in zip([0, *drawn_tokens], steps, strict=False):  # the model's own, not renormalised
         assert step.log_probability == pytest.approx(math.log(CHANCES[before][int(step.values[0])]), rel=1e-6)
 
 
 def test_a_draw_is_the_first_sample_path(engine: Engine) -> None:
-    """The same seed draws the same by steps and by whole paths: numbers, tokens, and with covariates."""
+    """The same seed draws the same numbers and tokens step by step and as whole paths, also with covariates."""
     engine.create(T, "pulse", session_id="p", inputs=pulse(20))
     engine.create(T, "characters", session_id="c", inputs=PROMPT)
     engine.create(T, "covariate", session_id="v")
@@ -121,8 +123,8 @@ def test_a_draw_is_the_first_sample_path(engine: Engine) -> None:
         assert tokens(drawn(engine, session, ahead, seed=6)) != tokens(steps)
 
 
-def test_without_heat_a_draw_is_what_a_forecast_feeds_back(engine: Engine) -> None:
-    """Numbers are the centre, tokens the likeliest; points are themselves at any temperature."""
+def test_a_draw_at_temperature_zero_equals_a_rollout(engine: Engine) -> None:
+    """Numbers are the centre and tokens the likeliest; a point head draws its prediction at any temperature."""
     engine.create(T, "pulse", session_id="p", inputs=pulse(20))
     engine.create(T, "points", session_id="o", inputs=pulse(5))
     engine.create(T, "characters", session_id="c")
@@ -151,7 +153,7 @@ def test_temperature_scales_the_spread(engine: Engine) -> None:
     assert abs(whole.values - centre.values).max() > 0
 
 
-def test_what_was_drawn_or_read_is_penalised(engine: Engine) -> None:
+def test_drawn_and_read_categories_are_penalised(engine: Engine) -> None:
     """Equal categories, with a penalty that nothing outweighs, all come once before any comes twice."""
     engine.create(T, "even", session_id="s")
     for seed in range(5):
@@ -171,51 +173,51 @@ def test_what_was_drawn_or_read_is_penalised(engine: Engine) -> None:
 
 def test_a_generation_ends_after_a_stop(client: FlaskClient) -> None:
     """The end names the stop: a category, or a text of any length at the first position where it ends."""
-    whole = ask(client, "characters", horizon=60, inputs=PROMPT, seed=3)
+    whole = generate(client, "characters", horizon=60, inputs=PROMPT, seed=3)
     text = whole[-1].data["text"]
     assert whole[-1].data == {"reason": "horizon", "seed": 3, "step": 0, "text": text}
     assert text == "".join(event.data["token"] for event in whole[:-1])
     for stop in (text[7], text[20:23], text[30:41]):
-        *steps, end = ask(client, "characters", horizon=60, inputs=PROMPT, seed=3, stop=["zzzz", stop])
+        *steps, end = generate(client, "characters", horizon=60, inputs=PROMPT, seed=3, stop=["zzzz", stop])
         assert end.name == "done"
         assert end.data["reason"] == "stop"
         assert end.data["text"] == text[: text.index(stop) + len(stop)]
         assert [event.data for event in steps] == [event.data for event in whole[: len(steps)]]
-    *_, end = ask(client, "even", horizon=100, stop=[30], seed=1)
+    *_, end = generate(client, "even", horizon=100, stop=[30], seed=1)
     assert end.data == {"reason": "stop", "seed": 1, "step": 0}
-    *steps, end = ask(client, "markov", horizon=100, stop=["c", 1], seed=1)  # where they are words, by place too
+    *steps, end = generate(client, "markov", horizon=100, stop=["c", 1], seed=1)  # a stop may be a name or an index
     assert {event.data["token"] for event in steps[:-1]} <= {"a"}
     assert steps[-1].data["token"] in "bc"
 
 
-def test_bytes_are_told_as_the_text_that_they_are(client: FlaskClient) -> None:
-    """A character of several bytes is a stop too; half a one is told as what it is not."""
-    whole = ask(client, "bytes", horizon=9, inputs="\u20ac", temperature=0.0)
+def test_bytes_are_decoded_as_text(client: FlaskClient) -> None:
+    """A character of several bytes can be a stop; an incomplete character is replaced by U+FFFD."""
+    whole = generate(client, "bytes", horizon=9, inputs="\u20ac", temperature=0.0)
     assert [event.data["token"] for event in whole[:-1]] == [0xE2, 0x82, 0xAC] * 3
     assert whole[-1].data["text"] == "\u20ac" * 3
-    *steps, end = ask(client, "bytes", horizon=9, temperature=0.0, stop=["\u20ac\u20ac"])
-    assert (len(steps), end.data["reason"]) == (8, "stop")  # it begins within a character
+    *steps, end = generate(client, "bytes", horizon=9, temperature=0.0, stop=["\u20ac\u20ac"])
+    assert (len(steps), end.data["reason"]) == (8, "stop")  # the text begins within a character
     assert end.data["text"] == "\ufffd\ufffd\u20ac\u20ac"
-    assert len(ask(client, "bytes", horizon=9, temperature=0.0, stop=[0xAC])) == 2 + 1
+    assert len(generate(client, "bytes", horizon=9, temperature=0.0, stop=[0xAC])) == 2 + 1
 
 
-def test_events_have_their_form(client: FlaskClient) -> None:
-    """Numbers by target; tokens with the model's own log-probabilities, and the likeliest where they are asked for."""
-    *steps, end = ask(client, "pulse", horizon=3)
+def test_events_match_their_schema(client: FlaskClient) -> None:
+    """Events have numbers by target, or tokens with log-probabilities and, on request, the likeliest tokens."""
+    *steps, end = generate(client, "pulse", horizon=3)
     assert [(event.name, event.data.keys(), event.data["ahead"]) for event in steps] == [
         ("message", {"ahead", "values"}, ahead) for ahead in (1, 2, 3)
     ]
     assert end.name == "done"
     assert (end.data["reason"], end.data["step"]) == ("horizon", 0)
-    assert [event.data for event in ask(client, "pulse", horizon=3, seed=end.data["seed"])[:-1]] == [
+    assert [event.data for event in generate(client, "pulse", horizon=3, seed=end.data["seed"])[:-1]] == [
         event.data for event in steps
     ]
-    (first, _) = ask(client, "markov", horizon=1, inputs=["b"], logprobs=3, temperature=0.0)
+    (first, _) = generate(client, "markov", horizon=1, inputs=["b"], logprobs=3, temperature=0.0)
     assert first.data["token"] == "c"
     assert first.data["log_probability"] == pytest.approx(math.log(0.7))
     assert first.data["top"] == ["c", "a", "b"]
     assert first.data["log_probabilities"] == pytest.approx(np.log([0.7, 0.1, 0.1]).tolist())
-    (first, _) = ask(client, "markov", horizon=1, logprobs=4, top_k=1)
+    (first, _) = generate(client, "markov", horizon=1, logprobs=4, top_k=1)
     assert first.data["top"] == ["a", "b", "c", None]
     assert len({event.id for event in steps}) == 3
 
@@ -229,26 +231,26 @@ def test_events_have_their_form(client: FlaskClient) -> None:
 )
 def test_a_generation_resumes_wherever_it_was_cut(client: FlaskClient, session: str, body: dict[str, Any]) -> None:
     """Resuming from an event's id gives exactly the rest, ids included, with the seed that the service chose."""
-    whole = ask(client, session, **body)
+    whole = generate(client, session, **body)
     for cut, event in enumerate(whole[:-1]):
-        assert ask(client, session, {"Last-Event-ID": event.id}, **body) == whole[cut + 1 :]
-    assert ask(client, session, {"Last-Event-ID": whole[-1].id}, **body) == whole[-1:]
-    assert ask(client, session, {"Last-Event-ID": ""}, **body)[-1].data["seed"] != whole[-1].data["seed"]
+        assert generate(client, session, {"Last-Event-ID": event.id}, **body) == whole[cut + 1 :]
+    assert generate(client, session, {"Last-Event-ID": whole[-1].id}, **body) == whole[-1:]
+    assert generate(client, session, {"Last-Event-ID": ""}, **body)[-1].data["seed"] != whole[-1].data["seed"]
 
 
 def test_a_generation_does_not_resume_elsewhere(client: FlaskClient) -> None:
     """Resuming is refused with another body, from another state, or without a valid id; the error says which."""
     url = "/v1/sessions/pulse/generate"
     body: dict[str, Any] = {"horizon": 5}
-    events = ask(client, "pulse", **body)
+    events = generate(client, "pulse", **body)
     again = {"Last-Event-ID": events[1].id}
 
-    def refused(status: int, name: str, says: str, headers: dict[str, str], body: dict[str, Any]) -> None:
+    def refused(status: int, name: str, message: str, headers: dict[str, str], body: dict[str, Any]) -> None:
         answer = client.post(url, json=body, headers=headers)
         assert answer.status_code == status, answer.text
         assert answer.json is not None
         assert answer.json["type"] == f"urn:onward:problem:{name}"
-        assert says in answer.json["detail"]
+        assert message in answer.json["detail"]
         assert answer.json["errors"][0]["field"] == "Last-Event-ID"
 
     refused(422, "invalid-request", "another body", again, {"horizon": 6})
@@ -266,7 +268,7 @@ def test_a_generation_does_not_resume_elsewhere(client: FlaskClient) -> None:
 
 
 @pytest.mark.parametrize(
-    ("session", "body", "field", "says"),
+    ("session", "body", "field", "message"),
     [
         ("pulse", {"top_k": 3}, "top_k", "predicts numbers"),
         ("pulse", {"top_p": 0.5}, "top_p", "predicts numbers"),
@@ -292,23 +294,23 @@ def test_a_generation_does_not_resume_elsewhere(client: FlaskClient) -> None:
         ("characters", {"horizon": 10_001}, "horizon", "at most 10000"),
     ],
 )
-def test_what_cannot_be_drawn_says_why(
-    client: FlaskClient, session: str, body: dict[str, Any], field: str, says: str
+def test_refused_generations_name_the_field(
+    client: FlaskClient, session: str, body: dict[str, Any], field: str, message: str
 ) -> None:
-    """Before the first event, as any request does."""
+    """A refused request gets a problem document instead of events."""
     answer = client.post(f"/v1/sessions/{session}/generate", json={"horizon": 4} | body)
     assert (answer.status_code, answer.content_type) == (422, "application/problem+json"), answer.text
     assert answer.json is not None
-    ((named, why),) = {error["field"]: error["message"] for error in answer.json["errors"]}.items()
-    assert named == field
-    assert says in why
+    ((refused_field, detail),) = {error["field"]: error["message"] for error in answer.json["errors"]}.items()
+    assert refused_field == field
+    assert message in detail
 
 
-def test_what_fails_midway_is_an_event(client: FlaskClient) -> None:
-    """A problem like any other, with an id to go on from; what came before it stands."""
-    events = ask(client, "ar1", horizon=9, seed=1)
+def test_a_failure_midway_is_an_event(client: FlaskClient) -> None:
+    """The failure is a problem event with an id to resume from, and the events before it stay valid."""
+    events = generate(client, "ar1", horizon=9, seed=1)
     assert [event.name for event in events] == ["message"] * (len(events) - 1) + ["problem"]
     assert 1 < len(events) < 9
     assert (events[-1].data["status"], events[-1].data["type"]) == (422, "urn:onward:problem:not-finite")
     assert events[-1].id == events[-2].id
-    assert ask(client, "ar1", {"Last-Event-ID": events[-1].id}, horizon=9, seed=1) == events[-1:]
+    assert generate(client, "ar1", {"Last-Event-ID": events[-1].id}, horizon=9, seed=1) == events[-1:]

@@ -50,7 +50,7 @@ def test_anomalies_are_calibrated(tmp_path: Path) -> None:
     engine.close()
 
 
-def test_corrected_intervals_hold_their_share_when_noise_triples(tmp_path: Path) -> None:
+def test_corrected_intervals_keep_their_coverage_when_noise_triples(tmp_path: Path) -> None:
     """The model's own interval loses what it should hold, the corrected one does not, in any 1000 inputs after it."""
     model = make_bundle(tmp_path / "models")
     engine = start_engine(tmp_path / "store", model)
@@ -78,7 +78,7 @@ def test_corrected_intervals_hold_their_share_when_noise_triples(tmp_path: Path)
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_intervals_are_the_papers(tmp_path: Path, head: str) -> None:
+def test_intervals_equal_those_of_the_paper(tmp_path: Path, head: str) -> None:
     """Gibbs and Candes 2021, equation 2, with the quantile of the last 256 scores, in a loop over lists."""
     model = make_bundle(tmp_path / "models", head=head, features=("x", "y", "z"), targets=("z", "x"))
     engine, series = start_engine(tmp_path / "store", model), draw(1, STEPS, 3, seed=9)[0]

@@ -1,4 +1,4 @@
-"""The lifecycle of sessions: forks, exports, states that clients hold, and the deletion of many."""
+"""Forks, exports, restores and bulk deletion of sessions, and stateless steps."""
 
 from collections.abc import Iterator
 
@@ -47,8 +47,8 @@ def test_a_fork_goes_its_own_way(engine: Engine) -> None:
     again = engine.sessions.fork(T, "b", None, 70)
     assert (again.record.step, again.record.ttl_s) == (4, 70)
     assert engine.steps.step(T, "a", inputs[3:]).outputs["mean"].tobytes() == expected[3:].tobytes()
-    result, second = (engine.steps.step(T, name, inputs[3:]).outputs.tobytes() for name in ("b", again.session_id))
-    assert result == second
+    first, second = (engine.steps.step(T, name, inputs[3:]).outputs.tobytes() for name in ("b", again.session_id))
+    assert first == second
     with pytest.raises(SessionExistsError):
         engine.sessions.fork(T, "a", "b", None)
     with pytest.raises(UnknownSessionError):
@@ -99,7 +99,7 @@ def test_a_step_without_a_session(sealing: Engine, clock: Clock) -> None:
     expected = BareLoop(ZOO / "pulse/1").run(inputs)["mean"]
     issued = sealing.stateless.step(T, "pulse", None, inputs[:2], None)
     assert (issued.step, issued.outputs["mean"].tobytes()) == (2, expected[:2].tobytes())
-    for _ in range(2):  # from any state, as often as one likes
+    for _ in range(2):  # a state may be used any number of times
         after = sealing.stateless.step(T, "pulse", 1, inputs[2:], issued.state)
         assert (after.step, after.outputs["mean"].tobytes()) == (5, expected[2:].tobytes())
     for tenant, name, version, state in (
@@ -120,16 +120,16 @@ def test_a_step_without_a_session(sealing: Engine, clock: Clock) -> None:
     assert sealing.live_sessions() == {}
 
 
-def test_without_a_secret_nothing_leaves(engine: Engine) -> None:
+def test_exports_and_stateless_steps_need_a_secret(engine: Engine) -> None:
     """Exports and stateless steps are refused, and the error names the way out."""
     engine.create(T, "pulse", session_id="a")
-    for ask in (
+    for operation in (
         lambda: engine.transfer.export(T, "a"),
         lambda: engine.transfer.restore(T, "b", b""),
         lambda: engine.stateless.step(T, "pulse", None, [[500]], None),
     ):
         with pytest.raises(NoSecretError, match="ONWARD_SECRET"):
-            ask()
+            operation()
 
 
 def test_many_are_ended_by_model_age_and_prefix(engine: Engine, clock: Clock) -> None:

@@ -1,4 +1,4 @@
-"""The worker's call of a model against the model's own `run`; what it costs."""
+"""The worker's model calls compared with the model's own `run`, and the measured cost of calls."""
 
 from pathlib import Path
 
@@ -16,8 +16,8 @@ from tests.helpers.reference_loop import ZOO
 
 
 @pytest.mark.parametrize("head", ["point", "gaussian", "student_t", "quantiles"])
-def test_it_is_run_for_rows_of_bytes(tmp_path: Path, head: str) -> None:
-    """Ragged and even batches, for each head: the same bits, and states that the layout itself reads."""
+def test_a_model_call_equals_run(tmp_path: Path, head: str) -> None:
+    """Ragged and even batches of each head give the same bits, and states that the layout can read."""
     model = make_bundle(tmp_path, layers=2, head=head, features=("x", "y"))
     call, inputs = ModelCall(model), draw(5, 7, 2)
     for sizes in ([7, 7, 7, 7, 7], [1, 7, 3, 2, 5], [1, 1, 1, 1, 1]):
@@ -25,8 +25,8 @@ def test_it_is_run_for_rows_of_bytes(tmp_path: Path, head: str) -> None:
         lengths = np.array(sizes, np.int32)
         zeroed = inputs[:, : max(sizes)] * (np.arange(max(sizes)) < lengths[:, None])[..., None]
         expected, after = model.run(zeroed.astype(np.float32), lengths, before)
-        taken = [inputs[row, :size] for row, size in enumerate(sizes)]
-        outputs, states, sound = call(*padded(taken), before)
+        rows = [inputs[row, :size] for row, size in enumerate(sizes)]
+        outputs, states, sound = call(*padded(rows), before)
         assert sound == [True] * 5
         assert states.tobytes() == after.tobytes()
         for row, size in enumerate(sizes):
@@ -34,12 +34,12 @@ def test_it_is_run_for_rows_of_bytes(tmp_path: Path, head: str) -> None:
         assert call.split(states) == [row.tobytes() for row in after]
 
 
-def test_only_rows_at_fault_are_not_sound() -> None:
-    """Numbers without end in one row are that row's alone."""
+def test_only_rows_with_infinite_values_are_reported() -> None:
+    """Infinite values in one row do not affect the other rows."""
     model = open_all(ZOO).models["pulse"][1]
     call = ModelCall(model)
-    taken = [np.array([[value]], np.float32) for value in (500.0, 3e38, 501.0)]
-    assert call(*padded(taken), model.layout.initial(3))[2] == [True, False, True]
+    rows = [np.array([[value]], np.float32) for value in (500.0, 3e38, 501.0)]
+    assert call(*padded(rows), model.layout.initial(3))[2] == [True, False, True]
 
 
 def test_joined_is_concatenated() -> None:
@@ -56,15 +56,15 @@ def test_a_measured_cost_gives_limits_that_can_be_met() -> None:
         assert 1 <= measured.chunk <= MOST_CHUNK
         assert measured.cells >= 64
         assert 0 < measured.seconds(1, 1) < measured.seconds(MOST_ROWS, MOST_CHUNK)
-    dear = Cost(call_s=1e-4, step_s=1e-3, row_s=1e-3)
-    assert (dear.chunk, dear.cells) == (1, 64)
+    expensive = Cost(call_s=1e-4, step_s=1e-3, row_s=1e-3)
+    assert (expensive.chunk, expensive.cells) == (1, 64)
     cheap = Cost(call_s=1e-4, step_s=1e-6, row_s=1e-6)
     assert cheap.chunk == MOST_CHUNK
     assert cheap.cells > 10_000
 
 
-def test_a_long_call_leaves_the_event_loop_to_others() -> None:
-    """A short one runs in it."""
+def test_a_long_call_runs_outside_the_event_loop() -> None:
+    """A short call runs in the event loop, a long one in a thread."""
     threads = gevent.get_hub().threadpool
     inline = gevent.getcurrent()
     assert cost.run(gevent.getcurrent, 0.0) is inline
@@ -73,7 +73,7 @@ def test_a_long_call_leaves_the_event_loop_to_others() -> None:
 
 
 def test_models_run_at_once_have_their_own_calls(tmp_path: Path) -> None:
-    """A caller keeps nothing between calls: two models' rows in turns are as each alone."""
+    """Calls of two models in turns give the same bits as each model alone."""
     models: list[StepModel] = [make_bundle(tmp_path, name=name, seed=seed) for seed, name in enumerate("ab")]
     calls = [ModelCall(model) for model in models]
     inputs = draw(2, 3)

@@ -29,7 +29,7 @@ T = "tenant"
 
 
 def test_a_retry_gets_the_first_answer(engine: Engine) -> None:
-    """The same id with the same inputs moves nothing and says the same, also after other ways to write the inputs."""
+    """A repeated request with the same inputs, in any notation, changes nothing and gets the first answer."""
     engine.create(T, "pulse", session_id="s")
     first = engine.steps.step(T, "s", [[500], [501]], request_id="r")
     again = engine.steps.step(T, "s", [{"ppg": 500}, {"ppg": 501}], request_id="r", step=0)
@@ -44,9 +44,9 @@ def test_a_retry_gets_the_first_answer(engine: Engine) -> None:
 
 
 def test_late_duplicates_get_their_answers(engine: Engine) -> None:
-    """Delayed until later requests were answered: of the last 32, each gets its own, and nothing moves.
+    """A retry of any of the last 32 requests gets its own answer and changes nothing.
 
-    Where answers are long fewer are kept, and the others' requests are known as applied.
+    If answers are long, fewer of them are stored; retries of the other requests are refused as already applied.
     """
     engine.create(T, "pulse", session_id="s")
     first = [engine.steps.step(T, "s", [[500 + number]], request_id=f"r{number}") for number in range(MAX_REQUESTS)]
@@ -57,7 +57,7 @@ def test_late_duplicates_get_their_answers(engine: Engine) -> None:
     engine.steps.step(T, "s", [[1.0]] * 1000, request_id="long")
     engine.steps.step(T, "s", [[2.0]], request_id="next")
     assert engine.steps.step(T, "s", [[2.0]], request_id="next").step == MAX_REQUESTS + 1001
-    for believed in (None, MAX_REQUESTS, 3):  # it was applied, whatever it says of the session
+    for believed in (None, MAX_REQUESTS, 3):  # the request was applied, whatever step it names
         with pytest.raises(LateRequestError):
             engine.steps.step(T, "s", [[1.0]] * 1000, request_id="long", step=believed)
     assert engine.sessions.get(T, "s").record.step == MAX_REQUESTS + 1001
@@ -90,7 +90,7 @@ def test_requests_in_order_are_one_commit(engine: Engine, store: LmdbStore, monk
         StepRequest("s", [[1.0]], 7, "conflict"),
         StepRequest("s", [[1.0]], None, "r19"),  # another input than before
         StepRequest("s", [[522]], 22, "r21"),
-        StepRequest("s", [[522]], 22, "r21"),  # twice in one go
+        StepRequest("s", [[522]], 22, "r21"),  # twice in one call
         StepRequest("s", [[3e38]] * 3, None, "beyond"),
         StepRequest("s", [[523]], None),
     ]
@@ -102,7 +102,7 @@ def test_requests_in_order_are_one_commit(engine: Engine, store: LmdbStore, monk
     assert kinds[9] == 24
     assert engine.sessions.get(T, "s").record.step == 24
     assert engine.steps.step(T, "s", [[522]], request_id="r21").step == 23
-    strangers = [asked._replace(session_id="nobody") for asked in many[:2]]
+    strangers = [request._replace(session_id="nobody") for request in many[:2]]
     assert [type(result) for result in engine.steps.step_in_order(T, strangers)] == [UnknownSessionError] * 2
 
 
@@ -111,13 +111,13 @@ def test_requests_in_flight_are_answered_again(engine: Engine) -> None:
     for name in engine.models.by_name:
         engine.create(T, name, session_id=name)
         features = engine.models.named(name).manifest.features
-        result = [0.0 if feature.kind == "number" else feature.categories[0] for feature in features]
-        many = [StepRequest(name, [result], None, f"r{number}") for number in range(MAX_REQUESTS)]
+        values = [0.0 if feature.kind == "number" else feature.categories[0] for feature in features]
+        many = [StepRequest(name, [values], None, f"r{number}") for number in range(MAX_REQUESTS)]
         first, again = engine.steps.step_in_order(T, many), engine.steps.step_in_order(T, many)
-        for number, (results, once_more) in enumerate(zip(first, again, strict=True), 1):
-            assert isinstance(results, StepResult)
-            assert isinstance(once_more, StepResult)
-            assert (results.step, results.outputs.tobytes()) == (number, once_more.outputs.tobytes())
+        for number, (result, repeated) in enumerate(zip(first, again, strict=True), 1):
+            assert isinstance(result, StepResult)
+            assert isinstance(repeated, StepResult)
+            assert (result.step, result.outputs.tobytes()) == (number, repeated.outputs.tobytes())
         assert engine.sessions.get(T, name).record.step == MAX_REQUESTS
 
 
@@ -147,7 +147,7 @@ def test_nothing_overtakes_a_request_that_failed(
     commit, times = store.commit_many, iter(range(100))
 
     def failing(changes: Sequence[Change]) -> list[bool]:
-        if next(times) == 1:  # the second's, by itself
+        if next(times) == 1:  # the commit of the second request alone
             raise StoreUnavailableError("away")
         return commit(changes)
 
@@ -188,7 +188,7 @@ def test_nothing_overtakes_in_a_call_for_many(
         return commit(changes)
 
     monkeypatch.setattr(store, "commit_many", failing_once)
-    assert [type(results) for results in engine.steps.step_many(T, many)] == [StoreUnavailableError] * 3
+    assert [type(result) for result in engine.steps.step_many(T, many)] == [StoreUnavailableError] * 3
     assert {engine.sessions.get(T, name).record.step for name in ("s", "other")} == {0}
     results = engine.steps.step_many(T, many)
     assert [result.step for result in results if isinstance(result, StepResult)] == [1, 2, 2]
@@ -199,20 +199,20 @@ def test_nothing_overtakes_in_a_call_for_many(
     ("of", "broken", "over"),
     [(idempotency, "find", "'bad'"), (executor, "live_record", "'s'"), (input_parsing, "parse_inputs", "13.0")],
 )
-def test_a_defect_over_one_request_concerns_it_alone(
+def test_a_defect_affects_one_request_alone(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, of: Any, broken: str, over: str
 ) -> None:
     """Neighbours are answered, later requests of its session are skipped, and earlier ones are applied."""
     for name in "sab":
         engine.create(T, "pulse", session_id=name)
-    right = getattr(of, broken)
+    original = getattr(of, broken)
 
-    def wrong(*results: Any) -> Any:
-        if over in repr(results):
+    def fail(*arguments: Any) -> Any:
+        if over in repr(arguments):
             raise KeyError("broken")
-        return right(*results)
+        return original(*arguments)
 
-    monkeypatch.setattr(of, broken, wrong)
+    monkeypatch.setattr(of, broken, fail)
     row = [
         StepRequest("s", [[500.0]], None, "r0"),
         StepRequest("s", [[13.0]], None, "bad"),
@@ -221,8 +221,8 @@ def test_a_defect_over_one_request_concerns_it_alone(
     beside = engine.steps.step_many(T, [StepRequest("a", [[500.0]]), row[1], StepRequest("b", [[500.0]])])
     results = engine.steps.step_in_order(T, row)
     kinds = [
-        [result.step if isinstance(result, StepResult) else type(result) for result in each]
-        for each in (beside, results)
+        [result.step if isinstance(result, StepResult) else type(result) for result in answers]
+        for answers in (beside, results)
     ]
     expected = [KeyError] if broken == "live_record" else [1, KeyError]
     assert kinds == [[1, KeyError, 1], expected]

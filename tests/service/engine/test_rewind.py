@@ -1,4 +1,4 @@
-"""Going back, and moving to another version, against a bare loop that never did either."""
+"""Rewinds and migrations to another version, compared with a bare loop that did neither."""
 
 import shutil
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
 
 @settings(max_examples=25, deadline=None)
 @given(st.data(), st.integers(0, 90), st.lists(st.integers(1, 90), min_size=1, max_size=6))
-def test_any_of_the_last_steps_can_be_gone_back_to(
+def test_a_session_can_be_rewound_to_any_of_the_last_steps(
     engine: Engine, data: st.DataObject, seed: int, calls: list[int]
 ) -> None:
     """A rewind after calls of any lengths leaves everything, to the bit, as if the later steps had never been."""
@@ -62,8 +62,8 @@ def test_any_of_the_last_steps_can_be_gone_back_to(
     assert len(stored.inputs) <= 2 * KEEP + 64
 
 
-def test_what_cannot_be_gone_back_to_is_said(engine: Engine) -> None:
-    """Too long ago, ahead, or never kept; and a request that was undone is not taken for a new one."""
+def test_rewinds_to_unavailable_steps_are_refused(engine: Engine) -> None:
+    """Steps before the history or ahead are refused, and a retry of a request that was undone is not applied."""
     engine.create(T, "pulse", session_id="a")
     for step in range(100):
         engine.steps.step(T, "a", INPUTS[step : step + 1], request_id=f"r{step}")
@@ -79,15 +79,15 @@ def test_what_cannot_be_gone_back_to_is_said(engine: Engine) -> None:
     assert engine.history.rewind(T, "a", 85).record.step == 85
 
 
-def test_without_a_history_there_is_no_way_back(tmp_path: Path) -> None:
-    """The default: nothing is kept, and it costs nothing."""
+def test_rewinds_need_a_history(tmp_path: Path) -> None:
+    """No history is stored by default, and rewinds and migrations are refused."""
     plain = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits())
     plain.start()
     plain.create(T, "pulse", session_id="a", inputs=INPUTS[:5])
     assert plain.sessions.get(T, "a").record.history == b""
-    for ask in (lambda: plain.history.rewind(T, "a", 4), lambda: plain.history.migrate(T, "a", None)):
+    for operation in (lambda: plain.history.rewind(T, "a", 4), lambda: plain.history.migrate(T, "a", None)):
         with pytest.raises(HistoryError):
-            ask()
+            operation()
     plain.close()
 
 
@@ -132,7 +132,7 @@ def test_a_session_moves_to_another_version(tmp_path: Path) -> None:
 
 
 def test_other_features_cannot_be_replayed(engine: Engine) -> None:
-    """A version that reads something else is refused, and the session stays where it is."""
+    """A version with other features is refused, and the session does not move."""
     engine.create(T, "pulse", session_id="b", inputs=INPUTS[:3])
     features = engine.models.named("pulse").manifest.features
     renamed = [feature.model_copy(update={"name": "other"}) for feature in features]
@@ -154,7 +154,7 @@ def test_a_history_comes_back_from_its_bytes() -> None:
 
 
 def test_a_long_call_counts_each_surprise_once_for_its_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many points lie on the way: from the start for each of them would hold up the worker."""
+    """The work does not grow with the number of points: counting from the start for each would block the worker."""
     counted = []
 
     def counting(before: SurpriseMeans, surprised: list[float]) -> SurpriseMeans:

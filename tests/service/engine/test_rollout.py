@@ -12,7 +12,7 @@ from tests.helpers.reference_loop import ZOO
 STEPS = 4000
 
 
-def test_a_rollout_keeps_numbers_and_no_objects() -> None:
+def test_a_rollout_stores_numbers_and_no_objects() -> None:
     """Objects for each step of a thousand rows would hold up the worker when they are freed, so there are none."""
     model = open_bundle(ZOO / "pulse/1")
     initial, feed = model.layout.initial(1), RolloutInputs(model)

@@ -24,7 +24,7 @@ class Item:
 
 
 def run(scheduler: Scheduler[Item], now: float = 0.0) -> list[list[Item]]:
-    """Runs everything that waits; the batches in order."""
+    """Runs all waiting items. Returns the batches in order."""
     batches = []
     while batch := scheduler.batch(now)[0]:
         batches.append(batch)
@@ -44,8 +44,8 @@ def test_waiting_items_run_at_once() -> None:
     assert scheduler.waiting == 0
 
 
-def test_a_session_is_once_in_a_batch_and_in_order() -> None:
-    """First come first served within a session, though another's items pass by."""
+def test_a_session_has_one_row_in_a_batch_and_keeps_its_order() -> None:
+    """Items of one session run in the order of arrival, one per batch; items of other sessions may run before them."""
     scheduler = Scheduler[Item](max_rows=10, max_cells=10_000)
     first, second, third, beside = Item("a"), Item("a"), Item("a"), Item("b")
     for item in (first, second, third, beside):
@@ -71,7 +71,7 @@ def test_a_catch_up_does_not_hold_up_single_steps() -> None:
     assert [[item.key for item in batch] for batch in batches[:3]] == [["long"], ["a", "b", "c"], ["long"]]
 
 
-def test_what_is_late_is_dropped_before_it_runs() -> None:
+def test_late_items_are_dropped_before_they_run() -> None:
     """An item whose deadline has passed never runs, and the one behind it does."""
     scheduler = Scheduler[Item](max_rows=10, max_cells=10_000)
     late, fine, alone = Item("a", deadline=5.0), Item("a"), Item("b", deadline=5.0)
@@ -83,13 +83,13 @@ def test_what_is_late_is_dropped_before_it_runs() -> None:
     assert scheduler.batch(6.0) == ([], [])
 
 
-def test_what_is_over_is_dropped_before_it_runs() -> None:
-    """An item that nobody waits for any more takes no row of a batch."""
+def test_obsolete_items_are_dropped_before_they_run() -> None:
+    """An item whose client no longer waits takes no row of a batch."""
     scheduler = Scheduler[Item](max_rows=10, max_cells=10_000)
-    over, fine = Item("a", is_obsolete=True), Item("b")
-    scheduler.add(over)
+    obsolete, fine = Item("a", is_obsolete=True), Item("b")
+    scheduler.add(obsolete)
     scheduler.add(fine)
-    assert scheduler.batch(0.0) == ([fine], [over])
+    assert scheduler.batch(0.0) == ([fine], [obsolete])
 
 
 ITEMS = st.lists(st.tuples(st.sampled_from("abcdefg"), st.integers(1, 300)), max_size=60)
@@ -99,7 +99,7 @@ ITEMS = st.lists(st.tuples(st.sampled_from("abcdefg"), st.integers(1, 300)), max
 def test_every_item_runs_to_its_end(drawn: list[tuple[str, int]], max_rows: int) -> None:
     """No item is lost or run twice; padding stays within a quarter; each session's items finish in order."""
     scheduler = Scheduler[Item](max_rows, max_cells=10_000)
-    items = [Item(line, left) for line, left in drawn]
+    items = [Item(key, left) for key, left in drawn]
     sizes: dict[Item, int] = {item: item.left for item in items}
     for item in items:
         scheduler.add(item)
@@ -119,21 +119,21 @@ def test_every_item_runs_to_its_end(drawn: list[tuple[str, int]], max_rows: int)
                 scheduler.finish(item)
     assert done == sizes
     assert scheduler.waiting == 0
-    for line in "abcdefg":
-        assert [item for item in order if item.key == line] == [item for item in items if item.key == line]
+    for key in "abcdefg":
+        assert [item for item in order if item.key == key] == [item for item in items if item.key == key]
 
 
 @given(st.lists(st.integers(1, 200), min_size=1, max_size=20))
-def test_no_line_waits_longer_than_a_round(lengths: list[int]) -> None:
-    """Long ones and short ones take turns: between two turns of one session, no other has more than two."""
+def test_no_session_waits_longer_than_a_round(lengths: list[int]) -> None:
+    """Sessions take turns: between two turns of one session, no other session has more than two."""
     scheduler = Scheduler[Item](max_rows=4, max_cells=10_000)
     for number, left in enumerate(lengths):
         scheduler.add(Item(str(number), left=left * 10))
     since: dict[str, int] = {}
     while batch := scheduler.batch(0.0)[0]:
         for item in batch:
-            for line in since:
-                since[line] += line != item.key
+            for key in since:
+                since[key] += key != item.key
             since[item.key] = 0
             item.left -= item.size
             if item.left:
@@ -146,9 +146,9 @@ def test_no_line_waits_longer_than_a_round(lengths: list[int]) -> None:
 
 @given(ITEMS, st.integers(1, 8), st.integers(1, 400))
 def test_limits_hold_and_nothing_starves(drawn: list[tuple[str, int]], max_rows: int, max_cells: int) -> None:
-    """Rows, steps and padding within limits; the item whose turn it has been for longest is in every batch."""
+    """Batches keep the limits of rows, cells and padding, and each contains the session that has waited longest."""
     scheduler = Scheduler[Item](max_rows, max_cells)
-    items = [Item(line, left) for line, left in drawn]
+    items = [Item(key, left) for key, left in drawn]
     for item in items:
         scheduler.add(item)
     turns = list(dict.fromkeys(item.key for item in items))
@@ -170,7 +170,7 @@ def test_limits_hold_and_nothing_starves(drawn: list[tuple[str, int]], max_rows:
 def test_late_and_obsolete_items_never_run(drawn: list[tuple[str, bool, int]]) -> None:
     """An item either runs or is dropped, once; it is dropped if it is late or obsolete when its turn comes."""
     scheduler = Scheduler[Item](max_rows=2, max_cells=100)
-    items = [Item(line, is_obsolete=over, deadline=deadline) for line, over, deadline in drawn]
+    items = [Item(key, is_obsolete=is_obsolete, deadline=deadline) for key, is_obsolete, deadline in drawn]
     for item in items:
         scheduler.add(item)
     ran: list[Item] = []

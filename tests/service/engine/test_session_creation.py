@@ -1,4 +1,4 @@
-"""Sessions that are created by their first step, or confirmed by a PUT: once, in one commit, and never in silence."""
+"""Sessions that are created by their first step or confirmed by a PUT: once, in one commit, and reported as created."""
 
 from collections.abc import Sequence
 
@@ -28,10 +28,10 @@ def test_the_first_step_creates_its_session(engine: Engine, clock: Clock) -> Non
     """The session has the model's initial state and the service's defaults; the next step goes on from it."""
     inputs = pulse(3)
     first = engine.steps.step(T, "s", inputs[:2], model="pulse")
-    then = engine.steps.step(T, "s", inputs[2:], model="pulse")
-    assert (first.step, first.created, then.step, then.created) == (2, True, 3, False)
+    second = engine.steps.step(T, "s", inputs[2:], model="pulse")
+    assert (first.step, first.created, second.step, second.created) == (2, True, 3, False)
     expected = BareLoop(ZOO / "pulse/1").run(inputs)["mean"]
-    assert first.outputs["mean"].tobytes() + then.outputs["mean"].tobytes() == expected.tobytes()
+    assert first.outputs["mean"].tobytes() + second.outputs["mean"].tobytes() == expected.tobytes()
     record = engine.sessions.get(T, "s").record
     assert (record.created_at, record.last_step_at, record.ttl_s) == (clock.now, clock.now, 3600.0)
     assert record.expires_at == clock.now + 3600
@@ -39,17 +39,17 @@ def test_the_first_step_creates_its_session(engine: Engine, clock: Clock) -> Non
     assert [session.session_id for session in engine.sessions.page(T, "", 10, "pulse")[0]] == ["s"]
 
 
-def test_it_equals_a_session_that_was_created_before_its_step(store: LmdbStore, clock: Clock) -> None:
-    """All that a record has, the history to go back to included."""
+def test_a_first_step_equals_a_creation_and_a_step(store: LmdbStore, clock: Clock) -> None:
+    """The two records are equal in every field but the revision, including the history for rewinds."""
     engine = Engine(open_all(ZOO), store, Limits(history=3), clock=clock, monotonic=clock)
     engine.start(flush_s=1000, sweep_s=1000)
     try:
-        engine.create(T, "pulse", session_id="one")
-        for session_id in ("one", "other"):
+        engine.create(T, "pulse", session_id="created")
+        for session_id in ("created", "stepped"):
             engine.steps.step(T, session_id, pulse(5), model="pulse", request_id="r")
-        first, second = (engine.sessions.get(T, session_id).record for session_id in ("one", "other"))
+        first, second = (engine.sessions.get(T, session_id).record for session_id in ("created", "stepped"))
         assert first._replace(revision=0) == second._replace(revision=0)
-        assert engine.history.rewind(T, "other", 3).record.step == 3
+        assert engine.history.rewind(T, "stepped", 3).record.step == 3
     finally:
         engine.close()
 
@@ -63,7 +63,7 @@ def test_a_retry_of_the_step_that_created_moves_nothing(engine: Engine) -> None:
 
 
 def test_steps_that_race_to_create_are_each_applied_once(engine: Engine) -> None:
-    """20 clients at once, one session: one of them creates it, and all 20 inputs count."""
+    """If 20 clients step one session at once, one of them creates it and all 20 inputs are applied."""
     tasks = [gevent.spawn(engine.steps.step, T, "s", [[500 + n]], model="pulse") for n in range(20)]
     answers = [task.get() for task in tasks]
     assert sorted(answer.step for answer in answers) == list(range(1, 21))
@@ -71,8 +71,8 @@ def test_steps_that_race_to_create_are_each_applied_once(engine: Engine) -> None
     assert engine.live_sessions() == {("pulse", 1): 1}
 
 
-def test_two_processes_that_create_it_are_one_session(store: LmdbStore, engine: Engine, clock: Clock) -> None:
-    """The commit of the slower finds the other's session, and goes on from it."""
+def test_two_processes_that_create_a_session_share_it(store: LmdbStore, engine: Engine, clock: Clock) -> None:
+    """The slower process finds the session of the faster one at its commit, and goes on from it."""
     second = Engine(open_all(ZOO), store, Limits(), clock=clock, monotonic=clock)
     commit = store.commit_many
     raced: list[bool] = []
@@ -93,10 +93,10 @@ def test_two_processes_that_create_it_are_one_session(store: LmdbStore, engine: 
 
 @pytest.mark.parametrize("swept", [False, True])
 @pytest.mark.parametrize("ends", ["expired", "deleted"])
-def test_an_ended_session_is_begun_anew_but_not_for_who_believes_in_it(
+def test_an_ended_session_is_recreated_unless_the_client_expects_it(
     engine: Engine, store: LmdbStore, clock: Clock, ends: str, *, swept: bool
 ) -> None:
-    """A client that says where it was learns that the session has ended; another gets a new one, and is told so."""
+    """A client that names a later step learns that the session has ended; other clients get a new session."""
     engine.steps.step(T, "s", [[500], [501]], model="pulse")
     if ends == "deleted":
         engine.sessions.delete(T, "s")
@@ -112,8 +112,8 @@ def test_an_ended_session_is_begun_anew_but_not_for_who_believes_in_it(
     assert engine.live_sessions() == {("pulse", 1): 1}
 
 
-def test_what_cannot_be_created_is_refused(engine: Engine) -> None:
-    """A model that is not there, a session that runs on another, a step that never was, inputs that do not fit."""
+def test_invalid_creations_are_refused(engine: Engine) -> None:
+    """Unknown models, sessions of another model, steps beyond 0 and inputs of another width are refused."""
     with pytest.raises(UnknownModelError):
         engine.steps.step(T, "s", [[500]], model="none")
     with pytest.raises(UnknownSessionError):
@@ -129,8 +129,8 @@ def test_what_cannot_be_created_is_refused(engine: Engine) -> None:
     assert engine.sessions.get(T, "w").record.step == 1
 
 
-def test_a_remembered_model_is_not_believed_once_the_session_has_ended(engine: Engine) -> None:
-    """The id lives on another model afterwards, by a step that names that one."""
+def test_a_cached_model_is_not_used_after_the_session_has_ended(engine: Engine) -> None:
+    """A step that names another model then creates a session of that model under the same id."""
     engine.steps.step(T, "s", [[500]], model="pulse")
     engine.sessions.delete(T, "s")
     answer = engine.steps.step(T, "s", [[1, 2, 3, 4]], model="weather")
@@ -157,7 +157,7 @@ def test_items_of_one_call_create_their_sessions(engine: Engine) -> None:
 
 
 def test_ensure_creates_once_and_confirms_after(engine: Engine) -> None:
-    """The same call again says what is there, also after steps, and moves nothing."""
+    """A repeated call returns the session as it is, also after steps, and changes nothing."""
     options = {"ttl_s": 60.0, "inputs": [[500.0], [501.0]], "interval": 0.9}
     session, answer = engine.ensure(T, "pulse", "s", **options)  # type: ignore[arg-type]
     again, confirmed = engine.ensure(T, "pulse", "s", **options)  # type: ignore[arg-type]
@@ -170,7 +170,7 @@ def test_ensure_creates_once_and_confirms_after(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "asked", "difference"),
+    ("name", "options", "difference"),
     [
         ("weather", {}, "runs on the model 'pulse'"),
         ("pulse", {"ttl_s": 61.0}, "has a ttl_s of 60"),
@@ -178,11 +178,11 @@ def test_ensure_creates_once_and_confirms_after(engine: Engine) -> None:
         ("pulse", {"inputs": [[500], [502]]}, "not known to be seeded with these inputs"),
     ],
 )
-def test_ensure_names_what_is_different(engine: Engine, name: str, asked: dict[str, object], difference: str) -> None:
-    """A living session is confirmed only if it is the one that was asked for."""
+def test_ensure_names_what_is_different(engine: Engine, name: str, options: dict[str, object], difference: str) -> None:
+    """A live session is confirmed only if it has the requested model and options."""
     engine.ensure(T, "pulse", "s", ttl_s=60.0, inputs=[[500], [501]], interval=0.9)
     with pytest.raises(SessionExistsError, match=difference):
-        engine.ensure(T, name, "s", **asked)  # type: ignore[arg-type]
+        engine.ensure(T, name, "s", **options)  # type: ignore[arg-type]
 
 
 def test_ensure_begins_an_ended_session_anew(engine: Engine, clock: Clock) -> None:
