@@ -98,7 +98,7 @@ CALLS = {
 
 
 def python(text: str, url: str) -> list[str]:
-    """The blocks of Python, with the address of the service."""
+    """The Python blocks of a document, with the URL of the service."""
     return [block.replace(HOME, url) for block in re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)]
 
 
@@ -139,7 +139,7 @@ def test_every_example_of_the_command_line_runs(tmp_path: Path) -> None:
 def test_the_banner_shows_requests_that_run(tmp_path: Path) -> None:
     """The requests that `make serve` prints succeed."""
     with Server(tmp_path) as server:
-        server.stop()  # its output is complete now
+        server.stop()  # completes the output of the server
         shown = [line.strip() for line in server.log if line.strip().startswith("curl")]
         assert len(shown) == 3
         server.start()
@@ -177,7 +177,7 @@ def test_the_readmes_figures_are_the_bundles(model: str) -> None:
 
 
 def test_the_names_in_the_architecture_exist() -> None:
-    """Every path that the page names is there, and every dotted name can be imported."""
+    """Every path on the page exists, and every dotted name can be imported."""
     text = (ROOT / "docs/architecture.md").read_text()
     paths = set(re.findall(r"`((?:bench|client|docs|model|onward|service|tests|training)/[\w/.]*)`", text))
     assert len(paths) > 50

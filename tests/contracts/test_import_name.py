@@ -34,15 +34,15 @@ def bare_names(source: str) -> Iterator[str]:
 
 
 def is_module(name: str) -> bool:
-    """Whether the dotted name is a module of the repository, or something in one."""
+    """True if the dotted name is a module of the repository or an attribute of one."""
     parts = name.split(".")
     paths = (ROOT.joinpath(*parts[:count]) for count in range(2, len(parts) + 1))
     return any(path.with_suffix(".py").is_file() for path in paths)
 
 
 def test_no_file_uses_a_bare_name() -> None:
-    """At the repository's root a bare name would import a second copy of the module. Elsewhere it would fail, or import
-    a package of the user.
+    """A bare name imports a second copy of the module at the root of the repository. Elsewhere the import fails or
+    loads a package of the user.
     """
     assert len(FILES) > 300
     found = {file.relative_to(ROOT).as_posix(): [*bare_names(file.read_text())] for file in FILES - {Path(__file__)}}
@@ -62,14 +62,14 @@ def test_bare_names_are_found(source: str) -> None:
 @pytest.mark.parametrize(
     "source", ["import onward.model", "from onward.service import app", "'model.onnx'", "'a model.'"]
 )
-def test_other_names_are_not(source: str) -> None:
-    """Full names, files and sentences."""
+def test_full_names_files_and_sentences_are_not_found(source: str) -> None:
+    """Full names of modules, names of files and words at the end of a sentence are allowed."""
     assert not [*bare_names(source)]
 
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_tests_cannot_import_a_bare_name(name: str) -> None:
-    """Although the repository's root is on their path."""
+    """A bare name fails although the root of the repository is on the path of the tests."""
     assert name not in sys.modules
     with pytest.raises(ImportError, match=rf"import onward\.{name}"):
         importlib.import_module(name)

@@ -1,4 +1,4 @@
-"""Imports go one way, and what must stay unloaded stays unloaded."""
+"""Imports between the packages go one way, and no command loads a package that it does not need."""
 
 import subprocess
 import sys
@@ -59,19 +59,24 @@ def test_gunicorns_master_does_not_load_onnx_runtime(statement: str) -> None:
     assert "onnxruntime" not in loaded(statement)
 
 
-HELD = """
+UNPATCHED_NAMES = """
 import sys
 import gunicorn.app.wsgiapp, onward.service.server.start_banner
 import onward.service.server.fast_path, onward.service.server.worker
 before = dict(sys.modules)
 from gevent import monkey
 monkey.patch_all()
-replaced = {id(it): f"{of}.{name}" for of, names in monkey.saved.items() for name, it in names.items() if callable(it)}
+replaced = {
+    id(value): f"{module}.{name}"
+    for module, values in monkey.saved.items()
+    for name, value in values.items()
+    if callable(value)
+}
 for module, loaded in before.items():
     if module.partition(".")[0] not in {*sys.stdlib_module_names, "gevent"}:
-        for name, it in list(vars(loaded).items()):
-            if id(it) in replaced:
-                print(module, replaced[id(it)])
+        for name, value in list(vars(loaded).items()):
+            if id(value) in replaced:
+                print(module, replaced[id(value)])
 """
 HARMLESS = {
     "click.globals threading.local", "numpy._core.arrayprint threading.get_ident",  # never used by another greenlet
@@ -81,9 +86,11 @@ HARMLESS = {
 }  # fmt: skip
 
 
-def test_gunicorns_master_holds_nothing_that_gevent_replaces() -> None:
+def test_gunicorns_master_has_no_unpatched_name_of_gevent() -> None:
     """Workers are patched after the master's imports; a wait through an unpatched name would stop all greenlets."""
-    done = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True, check=False, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", UNPATCHED_NAMES], capture_output=True, text=True, check=False, cwd=ROOT
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert set(done.stdout.splitlines()) <= HARMLESS
 
@@ -110,8 +117,8 @@ def test_a_worker_is_patched_without_asking_every_package() -> None:
     assert (done.stdout, done.stderr) == ("[] True True True\n", "")
 
 
-def test_the_arrows_hold() -> None:
-    """The contracts of import-linter in pyproject.toml hold."""
+def test_import_contracts_are_met() -> None:
+    """Import-linter finds no broken contract of pyproject.toml."""
     command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stdout

@@ -129,12 +129,12 @@ def test_the_wheel_has_one_package(wheel: Path) -> None:
 
 
 def test_only_onward_can_be_imported(installation: Installation) -> None:
-    """-I leaves the current folder out, so only what is installed can be imported."""
+    """The flag -I removes the current folder from the path, so only installed packages can be imported."""
     code = f"import importlib.util as u; print([name for name in {('onward', *FOLDERS)} if u.find_spec(name)])"
     assert installation.run(installation.python, "-I", "-c", code) == "['onward']\n"
 
 
-def test_it_is_imported_beside_packages_of_the_user(installation: Installation) -> None:
+def test_onward_is_imported_beside_packages_of_the_user(installation: Installation) -> None:
     """The client can be imported, and a bundle runs in this process."""
     code = (
         "import onward; onward.Client, onward.AsyncClient\n"
@@ -143,13 +143,13 @@ def test_it_is_imported_beside_packages_of_the_user(installation: Installation) 
     assert installation.run(installation.python, "-c", code) == "1\n"
 
 
-def test_it_runs_as_a_module_and_as_a_command(installation: Installation) -> None:
-    """`python -m` puts the current folder first on the path."""
+def test_onward_runs_as_a_module_and_as_a_command(installation: Installation) -> None:
+    """Both ways work, although `python -m` puts the current folder first on the path."""
     for command in ([installation.python, "-m", "onward"], [installation.command]):
         assert "verified" in installation.run(*command, "verify", ZOO / "pulse/1")
 
 
-def test_it_trains_beside_packages_of_the_user(wheel_installation: Installation) -> None:
+def test_onward_trains_beside_packages_of_the_user(wheel_installation: Installation) -> None:
     """`onward train` publishes a bundle. One training takes 10 s, so only the wheel is tested."""
     rows = [str(number % 7) for number in range(200)]
     folder = wheel_installation.folder
@@ -167,7 +167,7 @@ class InstalledServer(Server):
         self.command, self.cwd = [installation.command, "serve"], installation.folder
 
 
-def test_it_serves_beside_packages_of_the_user(installation: Installation, tmp_path: Path) -> None:
+def test_onward_serves_beside_packages_of_the_user(installation: Installation, tmp_path: Path) -> None:
     """The command finds its gunicorn configuration, its workers and its models."""
     with InstalledServer(installation, tmp_path) as server:
         created = httpx.post(f"{server.url}/v1/models/pulse/sessions", json={"session_id": "s"})

@@ -1,4 +1,4 @@
-"""What every store keeps, on the real thing: one suite over all of them."""
+"""The contract of session stores: the same tests run over every store, on real servers."""
 
 import multiprocessing
 import time
@@ -33,7 +33,7 @@ def key(name: str) -> bytes:
 
 @pytest.fixture(params=["lmdb", "redis", "unix", "redis+cluster"])
 def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Of an empty store of each kind."""
+    """The URI of an empty store of each kind."""
     if request.param == "lmdb":
         return f"lmdb://{tmp_path}/store"
     server: Server = request.getfixturevalue("cluster" if "cluster" in request.param else "valkey")
@@ -48,15 +48,15 @@ def store(uri: str) -> Iterator[Store]:
     opened.close()
 
 
-def test_what_is_committed_is_loaded(store: Store) -> None:
-    """A record comes back as it went in, in the order asked for; what is not there is None."""
-    one, two = session(1), session(2, step=7)
-    assert store.commit_many([Change(key("a"), None, one), Change(key("b"), None, two)]) == [True, True]
-    assert store.load_many([key("b"), key("x"), key("a")]) == [two, None, one]
+def test_committed_records_are_loaded(store: Store) -> None:
+    """Records are loaded unchanged in the order of the keys, and a key without a record gives None."""
+    first, second = session(1), session(2, step=7)
+    assert store.commit_many([Change(key("a"), None, first), Change(key("b"), None, second)]) == [True, True]
+    assert store.load_many([key("b"), key("x"), key("a")]) == [second, None, first]
 
 
 def test_compare_and_set(store: Store) -> None:
-    """Only who knows the present revision changes a session; others are told, and change nothing."""
+    """A change with the present revision is applied; any other change is refused and has no effect."""
     first, second = session(5), session(6, step=1)
     assert store.commit_many([Change(key("a"), 5, first)]) == [False]
     assert store.commit_many([Change(key("a"), None, first)]) == [True]
@@ -67,26 +67,26 @@ def test_compare_and_set(store: Store) -> None:
     assert store.load_many([key("a")]) == [second]
 
 
-def test_one_refused_row_never_fails_its_neighbours(store: Store) -> None:
-    """In one group, each row stands or falls alone."""
+def test_a_refused_change_does_not_fail_its_group(store: Store) -> None:
+    """Every change of a group is applied or refused by itself."""
     changes = [Change(key("a"), None, session()), Change(key("b"), 9, session()), Change(key("c"), None, session())]
     assert store.commit_many(changes) == [True, False, True]
     assert store.load_many([key("b")]) == [None]
 
 
 def test_a_session_is_ended_once(store: Store) -> None:
-    """Of two that end it from the same record, one does, and what is kept is its reason."""
+    """If two changes end a session from the same record, the first is applied and its reason is stored."""
     store.commit_many([Change(key("a"), None, session(1))])
     ended = [Change(key("a"), 1, session(1).tombstone(reason, NOW)) for reason in ("deleted", "expired")]
     assert [store.commit_many([change]) for change in ended] == [[True], [False]]
     assert store.load_many([key("a")]) == [ended[0].record]
 
 
-def test_a_late_commit_brings_no_ended_session_back(uri: str) -> None:
-    """Of a worker that knows the session's last record: neither a step, nor what replaces or ends it, is applied."""
+def test_a_late_commit_does_not_restore_an_ended_session(uri: str) -> None:
+    """A worker that has cached the last record can neither step, replace nor end a session that has ended."""
     store = open_store(uri)
     store.commit_many([Change(key("a"), None, session(1))])
-    late = beside(store)
+    late = in_another_process(store)
     assert late.load_many([key("a")]) == [session(1)]
     ended = session(1).tombstone("deleted", NOW)
     assert store.commit_many([Change(key("a"), 1, ended)]) == [True]
@@ -106,13 +106,13 @@ def test_a_late_commit_brings_no_ended_session_back(uri: str) -> None:
 
 
 def test_two_changes_of_one_key_in_a_group(store: Store) -> None:
-    """The second is compared with what the first has set."""
+    """The second change is compared with the revision that the first has set."""
     assert store.commit_many([Change(key("a"), None, session(1)), Change(key("a"), 1, session(2))]) == [True, True]
     assert store.commit_many([Change(key("a"), 2, session(3)), Change(key("a"), 2, session(4))]) == [True, False]
 
 
-def test_pages_hold_each_living_session_once_in_order(store: Store) -> None:
-    """A prefix's sessions, and no other tenant's, page by page, without the ended ones."""
+def test_pages_have_each_live_session_once_in_order(store: Store) -> None:
+    """The pages have the live sessions of a prefix, without ended sessions and without those of another tenant."""
     names = [f"s{number:02}" for number in range(25)]
     store.commit_many([Change(key(name), None, session(model="mn"[i % 2])) for i, name in enumerate(names)])
     store.commit_many(
@@ -131,14 +131,14 @@ def test_pages_hold_each_living_session_once_in_order(store: Store) -> None:
         assert seen == expected
 
 
-def test_a_page_leaves_out_what_has_expired(store: Store) -> None:
-    """An expired session is not alive, swept or not."""
+def test_a_page_omits_expired_sessions(store: Store) -> None:
+    """An expired session is not alive, whether or not it was swept."""
     store.commit_many([Change(key("a"), None, session(ttl_s=10)), Change(key("b"), None, session(ttl_s=99))])
     assert [found for found, _ in store.page(b"t/", b"t/", 10, now=NOW + 11).sessions] == [key("b")]
 
 
-def test_counts_follow_births_and_ends(store: Store) -> None:
-    """Live sessions by model and version, through creation, steps, deletion, creation anew, and expiry."""
+def test_counts_follow_creation_and_end(store: Store) -> None:
+    """Live sessions are counted by model and version through creation, steps, deletion, another creation and expiry."""
     store.commit_many([Change(key(name), None, session(1, model="m")) for name in "abc"])
     store.commit_many([Change(key("d"), None, session(1, model="n", version=2, ttl_s=10))])
     assert store.count() == {("m", 1): 3, ("n", 2): 1}
@@ -153,7 +153,7 @@ def test_counts_follow_births_and_ends(store: Store) -> None:
 
 
 def test_counts_follow_an_id_from_one_model_to_another(store: Store) -> None:
-    """A session created over an expired one that no sweep has ended yet: the one counts no more, the other does."""
+    """A session that replaces an expired one before a sweep is counted in its place."""
     store.commit_many([Change(key("a"), None, session(1, model="m", ttl_s=10))])
     store.commit_many([Change(key("a"), 1, session(7, model="n"))])
     assert store.count() == {("m", 1): 0, ("n", 1): 1}
@@ -163,15 +163,15 @@ def test_counts_follow_an_id_from_one_model_to_another(store: Store) -> None:
     assert store.count() == {("m", 1): 0, ("n", 1): 0}
 
 
-def test_a_sweep_ends_what_is_due_and_only_that(store: Store) -> None:
-    """A session ends at its time, not at the sweep's; a stepped one lives on."""
+def test_a_sweep_ends_only_expired_sessions(store: Store) -> None:
+    """The end of a session is its expiry time and not the time of the sweep, and a step postpones it."""
     store.commit_many(
         [Change(key("idle"), None, session(1, ttl_s=10)), Change(key("busy"), None, session(1, ttl_s=10))]
     )
     stepped = session(2, step=1, ttl_s=10)._replace(expires_at=NOW + 25)
     store.commit_many([Change(key("busy"), 1, stepped, advances=True)])
     assert store.sweep(NOW + 9) == 0
-    assert store.sweep(NOW + 20) == 2  # both were due at first
+    assert store.sweep(NOW + 20) == 2  # both were due before the step
     idle, busy = store.load_many([key("idle"), key("busy")])
     assert isinstance(idle, Tombstone)
     assert idle[1:] == ("expired", NOW + 10)
@@ -180,8 +180,8 @@ def test_a_sweep_ends_what_is_due_and_only_that(store: Store) -> None:
     assert store.sweep(NOW + 26) == 1
 
 
-def test_a_tombstone_is_kept_for_a_day(store: Store) -> None:
-    """Then nothing of it is left, and its id was never used. The time is the machine's: a server forgets by its own."""
+def test_a_tombstone_is_stored_for_a_day(store: Store) -> None:
+    """After a day the id is unused again. The test uses the time of the machine, by which a server expires keys."""
     now = time.time()
     times = {"old": now - TOMBSTONE_S - 1, "late": now - TOMBSTONE_S + 600, "new": now}
     store.commit_many([Change(key(name), None, session()._replace(expires_at=now + 60)) for name in times])
@@ -194,13 +194,13 @@ def test_a_tombstone_is_kept_for_a_day(store: Store) -> None:
 
 
 def test_a_sweep_is_bounded(store: Store) -> None:
-    """A crowd that expires at once is ended in parts, so that steps come in between."""
+    """Many sessions that expire together are ended in parts, so that steps run between the parts."""
     store.commit_many([Change(key(f"s{number}"), None, session(ttl_s=10)) for number in range(25)])
     assert [store.sweep(NOW + 20, limit=10) for _ in range(4)] == [10, 10, 5, 0]
 
 
-def test_an_id_created_anew_is_not_ended_by_the_old_ones_time(store: Store) -> None:
-    """The old session's and the tombstone's due times do not end the new session."""
+def test_a_reused_id_is_not_ended_at_the_time_of_its_old_session(store: Store) -> None:
+    """Neither the expiry time of the old session nor that of its tombstone ends the new session."""
     store.commit_many([Change(key("a"), None, session(1, ttl_s=10))])
     ended = session(1).tombstone("deleted", NOW + 5)
     store.commit_many([Change(key("a"), 1, ended)])
@@ -211,8 +211,8 @@ def test_an_id_created_anew_is_not_ended_by_the_old_ones_time(store: Store) -> N
     assert store.count() == {("m", 1): 1}
 
 
-def test_it_is_kept_when_closed(uri: str) -> None:
-    """Closing and opening changes nothing."""
+def test_records_survive_closing_the_store(uri: str) -> None:
+    """A store that is closed and opened again has the same records."""
     first = open_store(uri)
     first.commit_many([Change(key("a"), None, session(3))])
     first.close()
@@ -222,7 +222,7 @@ def test_it_is_kept_when_closed(uri: str) -> None:
 
 
 def race(uri: str, attempts: int) -> int:
-    """Makes steps of one session as often as it can; how often this process won."""
+    """Tries to step a session, and returns how many of the attempts were committed by this process."""
     store, won = open_store(uri), 0
     for _ in range(attempts):
         before = store.load_many([key("race")])[0]
@@ -233,8 +233,8 @@ def race(uri: str, attempts: int) -> int:
     return won
 
 
-def test_processes_that_race_win_each_revision_once(uri: str) -> None:
-    """Four processes: every win is one step, none is shared, none is lost."""
+def test_racing_processes_commit_each_revision_once(uri: str) -> None:
+    """Four processes race, and the steps of the session are exactly the commits that succeeded."""
     store = open_store(uri)
     store.commit_many([Change(key("race"), None, session(0))])
     store.close()
@@ -250,24 +250,24 @@ def test_processes_that_race_win_each_revision_once(uri: str) -> None:
     assert min(won) > 0
 
 
-def test_what_is_not_fresh_can_be_gone_on_from_or_is_refused(uri: str) -> None:
-    """A process may be told what it committed last; what does not follow the store's own is refused."""
-    mine = open_store(uri)
-    other = beside(mine)
-    mine.commit_many([Change(key("a"), None, session(1)), Change(key("b"), None, session(1))])
-    other.commit_many([Change(key("a"), 1, session(2, step=1), advances=True)])
-    assert mine.load_many([key("a"), key("x"), key("b")]) == [session(2, step=1), None, session(1)]
-    behind, nothing, known = mine.load_many([key("a"), key("x"), key("b")], fresh=False)
-    assert behind in (session(1), session(2, step=1))
-    assert (nothing, known) == (None, session(1))
+def test_a_cached_record_is_current_or_its_change_is_refused(uri: str) -> None:
+    """A load with fresh=False may return this process's last record, and a change of an outdated record is refused."""
+    store = open_store(uri)
+    second = in_another_process(store)
+    store.commit_many([Change(key("a"), None, session(1)), Change(key("b"), None, session(1))])
+    second.commit_many([Change(key("a"), 1, session(2, step=1), advances=True)])
+    assert store.load_many([key("a"), key("x"), key("b")]) == [session(2, step=1), None, session(1)]
+    cached, missing, unchanged = store.load_many([key("a"), key("x"), key("b")], fresh=False)
+    assert cached in (session(1), session(2, step=1))
+    assert (missing, unchanged) == (None, session(1))
     changes = [Change(key(name), 1, session(3, step=1), advances=True) for name in "ab"]
-    assert mine.commit_many(changes) == [False, True]
-    assert mine.load_many([key("a"), key("b")], fresh=False) == [session(2, step=1), session(3, step=1)]
-    mine.close()
+    assert store.commit_many(changes) == [False, True]
+    assert store.load_many([key("a"), key("b")], fresh=False) == [session(2, step=1), session(3, step=1)]
+    store.close()
 
 
 def test_a_damaged_record_is_an_error_of_its_own_row(uri: str) -> None:
-    """Damage is reported for the key that has it, and the neighbours load."""
+    """The damaged key gives an error, and the records of the remaining keys are loaded."""
     store = open_store(uri)
     store.commit_many([Change(key(name), None, session()) for name in "abc"])
     damage(store, key("b"))
@@ -278,8 +278,8 @@ def test_a_damaged_record_is_an_error_of_its_own_row(uri: str) -> None:
     store.close()
 
 
-def test_a_damaged_record_is_set_aside_on_demand(uri: str) -> None:
-    """Its id is free again, its bytes are kept; a sound record is not touched."""
+def test_a_damaged_record_is_quarantined_on_demand(uri: str) -> None:
+    """Quarantine frees the id of a damaged record, and leaves an intact record unchanged."""
     store = open_store(uri)
     store.commit_many([Change(key(name), None, session()) for name in "ab"])
     damage(store, key("b"))
@@ -290,8 +290,8 @@ def test_a_damaged_record_is_set_aside_on_demand(uri: str) -> None:
     store.close()
 
 
-def test_a_damaged_record_that_is_set_aside_counts_no_more(uri: str) -> None:
-    """Until then it does: it may be the record of a session that lives. Created anew and ended, its id counts once."""
+def test_a_quarantined_record_is_not_counted(uri: str) -> None:
+    """A damaged record is counted until its quarantine, as its session may be alive, and its reused id once."""
     store = open_store(uri)
     store.commit_many([Change(key(name), None, session()) for name in "ab"])
     damage(store, key("b"))
@@ -307,31 +307,31 @@ def test_a_damaged_record_that_is_set_aside_counts_no_more(uri: str) -> None:
 
 
 def another_format(data: bytes) -> bytes:
-    """As another version of Onward would have it: the beginning that all formats share, then what nobody here knows."""
+    """The record in an unknown format of another version: the header that all formats share, then unknown bytes."""
     return data[:3] + b"\x63" + data[4:16] + bytes(range(40))
 
 
-def flipped(data: bytes) -> bytes:
+def damaged(data: bytes) -> bytes:
     return data[:-1] + bytes([data[-1] ^ 1])
 
 
 UNREADABLE = pytest.mark.parametrize(
-    ("spoilt", "error"), [(another_format, ForeignRecordError), (flipped, DamagedRecordError)]
+    ("alter", "error"), [(another_format, ForeignRecordError), (damaged, DamagedRecordError)]
 )
 
 
 @UNREADABLE
-def test_a_sweep_leaves_alone_what_it_cannot_read(
-    uri: str, spoilt: Callable[[bytes], bytes], error: type[Exception]
+def test_a_sweep_does_not_change_unreadable_records(
+    uri: str, alter: Callable[[bytes], bytes], error: type[Exception]
 ) -> None:
-    """The session keeps its place in the store, and ends once it is swept by a version that reads its record."""
+    """The session stays in the store, and ends when a version that can read its record sweeps it."""
     store = open_store(uri)
     store.commit_many([Change(key(name), None, session(1, ttl_s=10)) for name in "abc"])
     good = stored_bytes(store, key("b"))
-    set_bytes(store, key("b"), spoilt(good))
+    set_bytes(store, key("b"), alter(good))
     assert store.sweep(NOW + 20) == 3
     assert isinstance(store.load_many([key("b")])[0], error)
-    assert stored_bytes(store, key("b")) == spoilt(good)
+    assert stored_bytes(store, key("b")) == alter(good)
     assert store.count() == {("m", 1): 1}
     assert store.page(b"t/", b"t/", 10, now=NOW).sessions == []
     for expected in (None, 2):
@@ -347,15 +347,15 @@ def test_a_sweep_leaves_alone_what_it_cannot_read(
 
 
 @UNREADABLE
-def test_what_a_sweep_leaves_alone_holds_up_nothing(
-    uri: str, spoilt: Callable[[bytes], bytes], error: type[Exception]
+def test_unreadable_records_do_not_hold_up_a_sweep(
+    uri: str, alter: Callable[[bytes], bytes], error: type[Exception]
 ) -> None:
-    """More of it than a call looks at: what is due behind it is ended, and the sweep comes to its end."""
+    """Later sessions are ended and the sweep completes with more unreadable records than a call examines."""
     store = open_store(uri)
     store.commit_many([Change(key(f"s{number:02}"), None, session(1, ttl_s=10)) for number in range(25)])
     good = {key(f"s{number:02}"): stored_bytes(store, key(f"s{number:02}")) for number in range(25)}
     for name, data in good.items():
-        set_bytes(store, name, spoilt(data))
+        set_bytes(store, name, alter(data))
     store.commit_many([Change(key(name), None, session(1, ttl_s=11)) for name in "xyz"])
     assert [store.sweep(NOW + 20, limit=10) for _ in range(3)] == [10, 10, 8]
     assert all(isinstance(found, Tombstone) for found in store.load_many([key(name) for name in "xyz"]))
@@ -371,8 +371,8 @@ def test_what_a_sweep_leaves_alone_holds_up_nothing(
     store.close()
 
 
-def test_a_record_of_another_version_is_never_set_aside(uri: str) -> None:
-    """It is not damaged: the version that wrote it goes on with it."""
+def test_a_record_of_another_version_is_never_quarantined(uri: str) -> None:
+    """The version that wrote the record can continue its session, as the record is not damaged."""
     store = open_store(uri)
     store.commit_many([Change(key("a"), None, session(1))])
     good = stored_bytes(store, key("a"))
@@ -385,8 +385,8 @@ def test_a_record_of_another_version_is_never_set_aside(uri: str) -> None:
     store.close()
 
 
-def test_tombstones_of_the_format_before_are_understood(uri: str) -> None:
-    """They were records without sections, under the session's key: they say when and why, and their ids are free."""
+def test_tombstones_of_the_previous_format_are_read(uri: str) -> None:
+    """A tombstone of format 4 was a record without sections; its time and reason are read, and its id is free."""
     store = open_store(uri)
     revision = 0xFEDCBA9876543210
     for name in "ab":
@@ -407,34 +407,34 @@ FORMAT_4_TOMBSTONE = bytes.fromhex(
 )
 
 
-def beside(store: Store) -> Store:
-    """The same store as another process has it: with a memory of its own. LMDB opens a file once a process."""
-    other = copy(store)
-    vars(other)["_cache"] = RecordCache()
-    return other
+def in_another_process(store: Store) -> Store:
+    """The store as another process has it, with its own record cache. LMDB opens a file only once in a process."""
+    copied = copy(store)
+    vars(copied)["_cache"] = RecordCache()
+    return copied
 
 
-def damage(store: Store, where: bytes) -> None:
-    """Flips the last bit of the stored bytes."""
-    set_bytes(store, where, flipped(stored_bytes(store, where)))
+def damage(store: Store, record_key: bytes) -> None:
+    """Inverts the last bit of the stored record."""
+    set_bytes(store, record_key, damaged(stored_bytes(store, record_key)))
 
 
-def stored_bytes(store: Store, where: bytes) -> bytes:
-    """What lies under the store."""
+def stored_bytes(store: Store, record_key: bytes) -> bytes:
+    """The bytes of a record as the backend has them."""
     if isinstance(store, RedisStore):
-        data: bytes | None = store._server.get(b"onward:session:{" + where + b"}")
+        data: bytes | None = store._server.get(b"onward:session:{" + record_key + b"}")
     else:
         with vars(store)["_env"].begin(db=vars(store)["_sessions"]) as txn:
-            data = txn.get(where)
+            data = txn.get(record_key)
     assert data is not None
     return data
 
 
-def set_bytes(store: Store, where: bytes, data: bytes) -> None:
-    """Changes what lies under the store, as a process finds it that did not write it."""
-    vars(store)["_cache"].remove(where)
+def set_bytes(store: Store, record_key: bytes, data: bytes) -> None:
+    """Sets the bytes of a record in the backend, and removes the record from the cache of this process."""
+    vars(store)["_cache"].remove(record_key)
     if isinstance(store, RedisStore):
-        store._server.set(b"onward:session:{" + where + b"}", data)
+        store._server.set(b"onward:session:{" + record_key + b"}", data)
         return
     with vars(store)["_env"].begin(db=vars(store)["_sessions"], write=True) as txn:
-        txn.put(where, data)
+        txn.put(record_key, data)

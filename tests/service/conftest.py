@@ -1,4 +1,4 @@
-"""An engine in process, over the models that come with Onward, with a clock that the test turns."""
+"""An engine in process, over the models that come with Onward, with a clock that the test sets."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.helpers.reference_loop import ZOO
 
 
 class Clock:
-    """Seconds that pass when the test says so."""
+    """A clock in seconds that the test sets."""
 
     def __init__(self) -> None:
         self.now = 1_800_000_000.0
@@ -28,7 +28,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def store(tmp_path: Path) -> LmdbStore:
-    """The engine's."""
+    """The store of the engine."""
     return LmdbStore(tmp_path)
 
 

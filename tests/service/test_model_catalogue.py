@@ -1,4 +1,4 @@
-"""What a service's workers serve together: read once, opened by each, refused by all alike."""
+"""All workers of a service serve the same bundles: read once, opened by each worker, refused by all or by none."""
 
 import logging
 import shutil
@@ -23,8 +23,8 @@ def repository(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def taken(repository: Path) -> Iterator[Catalogue]:
-    """A catalogue of these models, the service's own."""
+def catalogue(repository: Path) -> Iterator[Catalogue]:
+    """The catalogue of the service, with the models of the repository."""
     model_catalogue.begin(repository)
     yield model_catalogue.current()
     model_catalogue.current().close()
@@ -35,60 +35,60 @@ def cut(repository: Path, model: str = "bad") -> None:
     graph.write_bytes(graph.read_bytes()[:-1])
 
 
-def elsewhere(one: Catalogue, repository: Path) -> Catalogue:
-    """The same catalogue in a worker that comes to see the files as they are now."""
-    other = copy(one)
-    other.bundles = read_all(repository)
-    return other
+def in_another_worker(catalogue: Catalogue, repository: Path) -> Catalogue:
+    """The same catalogue in a worker that reads the files as they are now."""
+    copied = copy(catalogue)
+    copied.bundles = read_all(repository)
+    return copied
 
 
-def test_workers_open_what_was_read(taken: Catalogue, repository: Path) -> None:
-    """Not what the folder has come to since."""
-    digests = {name: versions[1].digest for name, versions in taken.open().models.items()}
+def test_workers_open_the_bundles_that_were_read(catalogue: Catalogue, repository: Path) -> None:
+    """A worker opens the bundles that were read at first, even if the folder has changed since."""
+    digests = {name: versions[1].digest for name, versions in catalogue.open().models.items()}
     shutil.rmtree(repository)
-    opened = taken.open()
+    opened = catalogue.open()
     assert {name: versions[1].digest for name, versions in opened.models.items()} == digests
     assert sorted(digests) == ["bad", "good"]
     assert not opened.refused
 
 
-def test_what_the_first_worker_refuses_all_refuse(
-    taken: Catalogue, repository: Path, caplog: pytest.LogCaptureFixture
+def test_all_workers_refuse_the_bundles_that_the_first_refuses(
+    catalogue: Catalogue, repository: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With its reason, which is in the log once, also where another worker could open the bundle."""
+    """The reason is that of the first worker and is logged once, even if another worker could open the bundle."""
     caplog.set_level(logging.ERROR, "gunicorn.error")
-    whole = copy(taken)
+    whole = copy(catalogue)
     cut(repository)
-    first = elsewhere(taken, repository).open()
+    first = in_another_worker(catalogue, repository).open()
     (error,) = first.refused
     assert error.reason.startswith("checksum is ")
-    for worker in (whole, elsewhere(taken, repository)):
+    for worker in (whole, in_another_worker(catalogue, repository)):
         opened = worker.open()
         assert list(opened.models) == ["good"]
-        assert [str(one) for one in opened.refused] == [str(error)]
+        assert [str(refusal) for refusal in opened.refused] == [str(error)]
     assert caplog.messages == [f"A bundle is refused: {error}"]
 
 
-def test_a_worker_that_cannot_open_what_others_serve_does_not_start(
-    taken: Catalogue, repository: Path, caplog: pytest.LogCaptureFixture
+def test_a_worker_that_cannot_open_a_served_bundle_does_not_start(
+    catalogue: Catalogue, repository: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It would serve less than they do; its status lets the master start another, and the others continue to serve."""
-    whole = taken.bundles
-    taken.open()
+    """The exit status lets the master start another worker, while the remaining workers continue to serve."""
+    whole = catalogue.bundles
+    catalogue.open()
     cut(repository)
-    taken.bundles = read_all(repository)
+    catalogue.bundles = read_all(repository)
     with pytest.raises(DisagreementError, match=r"other workers serve: .*bad/1/model\.onnx: checksum is"):
-        taken.open()
+        catalogue.open()
     with pytest.raises(SystemExit) as ended:
         wsgi.create()
     assert ended.value.code == 1
     assert "other workers continue to serve" in caplog.messages[-1]
-    taken.bundles = whole
-    assert list(taken.open().models) == ["bad", "good"]
+    catalogue.bundles = whole
+    assert list(catalogue.open().models) == ["bad", "good"]
 
 
-def test_a_reload_says_what_has_changed(taken: Catalogue, repository: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Bundle by bundle, by what is in the files."""
+def test_a_reload_logs_the_changes(catalogue: Catalogue, repository: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The log names each bundle that was changed, removed or added, by the content of the files."""
     caplog.set_level(logging.INFO, "gunicorn.error")
     cut(repository)
     shutil.rmtree(repository / "good")
@@ -99,41 +99,41 @@ def test_a_reload_says_what_has_changed(taken: Catalogue, repository: Path, capl
     assert caplog.messages[1:] == ["Models, generation 3: nothing has changed"]
 
 
-@pytest.mark.parametrize("why", ["no such folder of models", "has no bundle"])
+@pytest.mark.parametrize("reason", ["no such folder of models", "has no bundle"])
 def test_a_reload_without_models_changes_nothing(
-    taken: Catalogue, repository: Path, caplog: pytest.LogCaptureFixture, why: str
+    catalogue: Catalogue, repository: Path, caplog: pytest.LogCaptureFixture, reason: str
 ) -> None:
-    """A folder that is away, or was emptied, is no reason to stop serving."""
+    """If the folder is missing or empty, the service continues with the models that it has."""
     shutil.rmtree(repository)
-    if why == "has no bundle":
+    if reason == "has no bundle":
         repository.mkdir()
     model_catalogue.renew(repository)
-    assert model_catalogue.current() is taken
-    assert not taken.is_superseded()
-    assert sorted(taken.open().models) == ["bad", "good"]
-    assert why in caplog.messages[0]
+    assert model_catalogue.current() is catalogue
+    assert not catalogue.is_superseded()
+    assert sorted(catalogue.open().models) == ["bad", "good"]
+    assert reason in caplog.messages[0]
 
 
 def test_other_workers_see_that_a_catalogue_is_superseded() -> None:
-    """Across processes: the flag lies in memory that a fork shares."""
+    """The flag is visible across processes, because it is in memory that forked processes share."""
     import multiprocessing  # noqa: PLC0415
 
-    one = Catalogue([])
+    catalogue = Catalogue([])
     context = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe()
+    local, remote = context.Pipe()
 
     def worker() -> None:
-        theirs.send(one.is_superseded())
-        theirs.recv()
-        theirs.send(one.is_superseded())
+        remote.send(catalogue.is_superseded())
+        remote.recv()
+        remote.send(catalogue.is_superseded())
 
     process = context.Process(target=worker)
     process.start()
-    assert ours.recv() is False
-    one.supersede()
-    ours.send(None)
-    assert ours.recv() is True
+    assert local.recv() is False
+    catalogue.supersede()
+    local.send(None)
+    assert local.recv() is True
     process.join()
     assert process.exitcode == 0
-    ours.close()
-    theirs.close()
+    local.close()
+    remote.close()

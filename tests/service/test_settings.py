@@ -1,4 +1,4 @@
-"""Settings: refused by name, closed by default."""
+"""Invalid settings are refused by name, and the service listens on this machine only by default."""
 
 import pytest
 
@@ -13,7 +13,7 @@ def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "message"),
     [
         ("ONWARD_PORT", "8000", "ONWARD_PORT: no such setting"),
         ("ONWARD_WORKERS", "many", "ONWARD_WORKERS: "),
@@ -34,14 +34,14 @@ def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
         ("ONWARD_BIND", "example.org:8000", "ONWARD_ALLOW_ANYONE=1"),
     ],
 )
-def test_what_does_not_fit_is_refused_by_name(
-    monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+def test_an_invalid_setting_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
 ) -> None:
-    """The message names the variable and what it should be."""
+    """The message has the name of the variable and the values that it accepts."""
     monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError) as error:
         settings.read()
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,8 @@ def test_what_does_not_fit_is_refused_by_name(
         "rediss://host:6379", "redis+cluster://host:6379", "rediss+cluster://[::1]:6379",
     ],
 )  # fmt: skip
-def test_each_kind_of_store_is_taken(monkeypatch: pytest.MonkeyPatch, store: str) -> None:
+def test_each_kind_of_store_is_accepted(monkeypatch: pytest.MonkeyPatch, store: str) -> None:
+    """The URI of each kind of store is valid."""
     monkeypatch.setenv("ONWARD_STORE", store)
     assert settings.read().store == store
 
@@ -59,13 +60,14 @@ def test_each_kind_of_store_is_taken(monkeypatch: pytest.MonkeyPatch, store: str
 @pytest.mark.parametrize(
     "bind", ["127.0.0.1:0", "127.9.9.9:80", "localhost:8000", "[::1]:8000", "unix:/run/onward.sock"]
 )
-def test_this_machine_alone_needs_no_leave(monkeypatch: pytest.MonkeyPatch, bind: str) -> None:
+def test_a_local_address_needs_no_permission(monkeypatch: pytest.MonkeyPatch, bind: str) -> None:
+    """An address of this machine needs no ONWARD_ALLOW_ANYONE."""
     monkeypatch.setenv("ONWARD_BIND", bind)
     assert settings.read().bind == bind
 
 
-def test_leave_opens_the_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only where someone said so."""
+def test_permission_opens_the_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONWARD_ALLOW_ANYONE allows an address that other machines can reach."""
     monkeypatch.setenv("ONWARD_BIND", "0.0.0.0:8000")
     monkeypatch.setenv("ONWARD_ALLOW_ANYONE", "1")
     assert settings.read().bind == "0.0.0.0:8000"

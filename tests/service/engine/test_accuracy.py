@@ -22,7 +22,7 @@ from onward.service.engine.engine import Engine, Limits
 from onward.service.engine.forecasting.forecast_start import ForecastRequest
 from onward.service.engine.steps import StepResult
 from onward.service.errors import InvalidInputError
-from tests.contracts.test_stores import beside
+from tests.contracts.test_stores import in_another_process
 from tests.helpers.expected_scores import STEPS, anomaly_scores, previous_predictions, start_engine
 from tests.helpers.recorded_bundles import category, draw, make_bundle, make_feature_bundle, stepped_outputs
 from tests.helpers.reference_loop import ZOO, pulse
@@ -88,7 +88,7 @@ def test_statistics_equal_those_of_the_whole_series(
     neighbour_session, _ = engine.create(T, "tiny")
     second_engine = Engine(
         Opened({"tiny": dict(engine.models.by_name["tiny"])}, []),
-        beside(vars(engine)["_store"]),
+        in_another_process(vars(engine)["_store"]),
         Limits(),
     )
     second_engine.start()

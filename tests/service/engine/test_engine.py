@@ -33,7 +33,7 @@ from onward.service.store import record as records
 from onward.service.store.contract import Change
 from onward.service.store.lmdb import LmdbStore
 from onward.service.store.record import TOMBSTONE_S, Record
-from tests.contracts.test_stores import another_format, beside, damage, set_bytes, stored_bytes
+from tests.contracts.test_stores import another_format, damage, in_another_process, set_bytes, stored_bytes
 from tests.helpers.reference_loop import ZOO, BareLoop, pulse
 from tests.service.conftest import Clock
 
@@ -130,7 +130,7 @@ def test_changes_by_another_process_are_noticed(engine: Engine, store: LmdbStore
     for name in "abc":
         engine.create(T, "pulse", session_id=name)
         engine.steps.step(T, name, inputs[:1], request_id="first")
-    second_engine = Engine(open_all(ZOO), beside(store), Limits(), clock=vars(engine)["_clock"])
+    second_engine = Engine(open_all(ZOO), in_another_process(store), Limits(), clock=vars(engine)["_clock"])
     second_engine.start()
     first = second_engine.steps.step(T, "a", inputs[1:2], request_id="second")
     second_engine.steps.step(T, "b", inputs[1:2])

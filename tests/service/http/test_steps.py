@@ -111,7 +111,7 @@ def test_an_invalid_request_is_refused_as_a_whole(client: FlaskClient, engine: E
 
 
 def test_ten_thousand_items_keep_each_sessions_order(client: FlaskClient, engine: Engine) -> None:
-    """In a request of the largest size for few sessions, the steps of each session are applied in order."""
+    """The steps of each session are applied in order in a request of the largest size for few sessions."""
     names = [f"s{number}" for number in range(40)]
     for name in names:
         engine.create(T, "pulse", session_id=name)
@@ -199,7 +199,7 @@ def test_the_fast_parser_leaves_invalid_columns_to_the_schema(invalid: dict[str,
 
 
 def test_exact_rnn_outputs_do_not_depend_on_the_batch(tmp_path: Path) -> None:
-    """With ONWARD_EXACT, a batch of ragged rows of an RNN equals each row stepped alone, to the bit."""
+    """A batch of ragged rows of an RNN has the bits of each row stepped alone if ONWARD_EXACT is set."""
     model = make_bundle(tmp_path / "models", cell="rnn_tanh", layers=2, units=64)
     assert not model.manifest.exact
     engine = Engine(Opened({"tiny": {1: model}}), LmdbStore(tmp_path / "store"), Limits(exact=True))

@@ -1,4 +1,4 @@
-"""Frames are read as a library reads them, however they are cut and mixed, in bounded memory."""
+"""Frames are parsed as the websockets library parses them, in pieces of any size and in bounded memory."""
 
 import struct
 import tracemalloc
@@ -47,14 +47,14 @@ def fragments(parts: list[bytes], opcode: int = TEXT) -> bytes:
 
 
 def pieces(frames: Frames, data: bytes) -> Iterator[list[Message]]:
-    """What `take` gives until it has no more."""
+    """The lists of messages that `take` returns until no more are ready."""
     yield frames.take(data)
     while frames.more:
         yield frames.take()
 
 
 class Reference:
-    """The library, given every byte."""
+    """The protocol of the websockets library, which receives the same bytes."""
 
     def __init__(self) -> None:
         self.protocol = ServerProtocol(state=State.OPEN, max_size=MOST)
@@ -77,32 +77,34 @@ class Reference:
 @pytest.mark.parametrize("end", [b"", *WRONG], ids=range(len(WRONG) + 1))
 @given(st.lists(st.one_of(WHOLE, WHOLE, CONTROL, PARTS, CUT_TEXTS, st.just(LONG)), max_size=6), WHOLE, st.data())
 @settings(deadline=None, max_examples=20)
-def test_as_the_library_reads_them(end: bytes, frames: list[bytes], more: bytes, data: st.DataObject) -> None:
-    """The same messages, the same pongs and close codes, the same end; also of what comes after the end."""
+def test_frames_are_parsed_as_the_library_parses_them(
+    end: bytes, frames: list[bytes], more: bytes, data: st.DataObject
+) -> None:
+    """Messages, pongs, close codes and the end are the same, also for bytes that follow the end."""
     sent = b"".join(frames) + end + more
     cuts = sorted(data.draw(st.lists(st.integers(0, len(sent)), max_size=8)))
-    ours, theirs = Frames(MOST), Reference()
+    frames_under_test, reference = Frames(MOST), Reference()
     received, answers, expected, expected_answers = list[Message](), b"", list[Message](), b""
     for start, stop in zip([0, *cuts], [*cuts, len(sent)], strict=True):
-        for messages in pieces(ours, sent[start:stop]):
+        for messages in pieces(frames_under_test, sent[start:stop]):
             received += messages
-            answers += ours.to_send()
-        expected += theirs.take(sent[start:stop])
-        expected_answers += b"".join(theirs.protocol.data_to_send())
+            answers += frames_under_test.to_send()
+        expected += reference.take(sent[start:stop])
+        expected_answers += b"".join(reference.protocol.data_to_send())
     assert received == expected
     assert without_reasons(answers) == without_reasons(expected_answers)
-    assert ours.ends == theirs.protocol.eof_sent
+    assert frames_under_test.ends == reference.protocol.eof_sent
 
 
 def without_reasons(answers: bytes) -> list[tuple[int, bytes]]:
-    """Each frame's opcode and payload; of a close the code."""
+    """The opcode and payload of each frame; the payload of a close frame is its code alone."""
     frames = websocket_client.Frames().feed(answers)
     return [(opcode, payload[:2] if opcode == CLOSE else payload) for opcode, payload in frames]
 
 
 @given(st.lists(st.tuples(PAYLOADS, st.booleans()), max_size=4))
-def test_as_the_library_writes_them(messages: list[tuple[bytes, bool]]) -> None:
-    """Bit for bit; and nothing once the connection is closed."""
+def test_frames_are_written_as_the_library_writes_them(messages: list[tuple[bytes, bool]]) -> None:
+    """The bytes are equal, and nothing is written once the connection is closed."""
     protocol = ServerProtocol(state=State.OPEN)
     for payload, is_text in messages:
         (protocol.send_text if is_text else protocol.send_binary)(payload)
@@ -128,7 +130,7 @@ READ, FRAMES, MEMORY = 65_536, 50_000, 2**20
 
 @pytest.mark.parametrize("kind", ENDLESS)
 def test_memory_does_not_grow_with_the_number_of_frames(kind: str) -> None:
-    """With what one read brings and a message, and no more: each piece is answered before the next is read."""
+    """Memory is bounded by a read and a message, because each piece is answered before the next is parsed."""
     first, repeated = ENDLESS[kind]
     data = repeated * (READ // len(repeated))
     frames = Frames(READ)
@@ -145,7 +147,7 @@ def test_memory_does_not_grow_with_the_number_of_frames(kind: str) -> None:
 
 @pytest.mark.parametrize("size", [0, 1])
 def test_a_message_without_an_end_is_refused(size: int) -> None:
-    """By the number of its fragments, where their size does not refuse it."""
+    """The number of fragments of a message is limited, even if the fragments are small or empty."""
     frames = Frames(10 * MOST_FRAGMENTS)
     more = frame(bytes(size), CONTINUATION, fin=False) * (PIECE - 1)
     frames.take(frame(b"", fin=False))
@@ -161,8 +163,8 @@ def test_a_message_without_an_end_is_refused(size: int) -> None:
     assert frames.ends
 
 
-def test_a_long_frame_is_gathered_without_copying_it_anew() -> None:
-    """Its bytes come one by one: what has come is not copied for each."""
+def test_a_long_frame_is_assembled_without_repeated_copies() -> None:
+    """A frame that arrives byte by byte is not copied for each byte."""
     size = 2**18
     frames = Frames(size)
     assert frames.take(struct.pack(">BBQ", 0x82, 0xFF, size) + bytes(4)) == []
@@ -174,7 +176,8 @@ def test_a_long_frame_is_gathered_without_copying_it_anew() -> None:
     assert len(frames._rest) == 0
 
 
-def test_the_memory_of_a_long_message_is_given_back() -> None:
+def test_the_memory_of_a_long_message_is_freed() -> None:
+    """No memory of a message remains in use after the message was taken."""
     size = 2**22
     frames = Frames(size)
     data = struct.pack(">BBQ", 0x02, 0xFF, size) + bytes(4) + bytes(size)
@@ -189,8 +192,8 @@ def test_the_memory_of_a_long_message_is_given_back() -> None:
     assert peak - before < 4 * size
 
 
-def test_what_ends_the_connection_waits_for_the_messages_before_it() -> None:
-    """They are given out, so that their answers are sent before the close frame."""
+def test_messages_before_the_end_are_answered_before_the_close_frame() -> None:
+    """Messages before an error or a close frame are returned first, so that their responses precede the close frame."""
     for end, code in ((b"\xff" * 20, 1002), (frame(struct.pack(">H", 1000), CLOSE), 1000), (frame(b"\xff"), 1007)):
         frames = Frames(MOST)
         assert frames.take(frame(b"a") + frame(b"b") + end + frame(b"c")) == [(b"a", True), (b"b", True)]
