@@ -122,7 +122,7 @@ def test_must_beat_refuses_a_model_that_loses(project: Path, monkeypatch: pytest
     assert not list((project / "models").iterdir())
     warned = CliRunner().invoke(main, ["train", "--quiet", "tide.toml"])
     assert warned.exit_code == 0
-    assert "--resume goes on" in warned.stderr  # a refused run can be resumed and published
+    assert "--resume would continue it" in warned.stderr  # a refused run can be resumed and published
     assert "WARNING: the model loses to a naive forecast: level by MAE against " in warned.stdout
     assert warned.stdout.startswith(refused.stdout.rstrip())
     assert [version.name for version in (project / "models" / "tide").iterdir()] == ["1"]
