@@ -1,4 +1,4 @@
-"""The checks must find what they say they find."""
+"""The checks of a bundle find the faults that they are made for."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.helpers.random_bundles import make_bundle
 from tests.helpers.recorded_bundles import FEATURES, draw
 
 ULP = 2.0**-23
-"""One unit in the last place, relative."""
+"""The relative size of a unit in the last place."""
 
 Fault = Callable[[NDArray[np.float32], NDArray[np.int32], Outputs, State], None]
 
@@ -86,7 +86,7 @@ def test_a_sound_model_passes(cell: Cell, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "says"),
+    ("fault", "message"),
     [
         (by_batch(ULP), "a batch of 7 rows against row 0 alone: output 'mean' differs by up to"),
         (from_neighbour, "a batch of 7 rows against row 0 alone: "),
@@ -95,35 +95,35 @@ def test_a_sound_model_passes(cell: Cell, tmp_path: Path) -> None:
     ],
     ids=["batch", "neighbour", "chunk", "padding"],
 )
-def test_exact_models_are_held_to_the_last_bit(fault: Fault, says: str, tmp_path: Path) -> None:
+def test_exact_models_are_held_to_the_last_bit(fault: Fault, message: str, tmp_path: Path) -> None:
     """A model that claims equal bits fails for a single unit in the last place, and the property is named."""
-    with pytest.raises(CheckError, match=says):
+    with pytest.raises(CheckError, match=message):
         check(faulty(tmp_path, "lstm", fault))
 
 
 @pytest.mark.parametrize(
-    ("fault", "says"),
+    ("fault", "message"),
     [(by_batch, "a batch of 7 rows"), (by_chunk, "chunks of 64"), (by_padding, "a ragged batch")],
 )
-def test_other_models_are_held_to_the_tolerance(fault: Callable[[float], Fault], says: str, tmp_path: Path) -> None:
+def test_other_models_are_held_to_the_tolerance(fault: Callable[[float], Fault], message: str, tmp_path: Path) -> None:
     """A plain RNN may differ by rounding and no more: a unit in the last place passes, three in 100,000 do not."""
     model = faulty(tmp_path, "rnn_tanh", fault(ULP))
     check(model)
     model.fault = fault(3e-5)
-    with pytest.raises(CheckError, match=says):
+    with pytest.raises(CheckError, match=message):
         check(model)
 
 
 @pytest.mark.parametrize("cell", ["lstm", "rnn_tanh"])
-def test_not_a_number_is_no_agreement(cell: Cell, tmp_path: Path) -> None:
-    """NaN in a batch alone is a difference from a number, in either way of comparing."""
+def test_nan_is_a_difference(cell: Cell, tmp_path: Path) -> None:
+    """NaN in a batch only is a difference from a number, for exact models and for others."""
     with pytest.raises(CheckError, match="a batch of 7 rows"):
         check(faulty(tmp_path, cell, by_batch(float("nan"))))
 
 
 @pytest.mark.parametrize("cell", ["lstm", "rnn_tanh"])
-def test_a_model_must_say_numbers(cell: Cell, tmp_path: Path) -> None:
-    """A model that says NaN to everyone agrees with itself, and is refused all the same."""
+def test_a_model_must_return_finite_numbers(cell: Cell, tmp_path: Path) -> None:
+    """A model that returns NaN in every call agrees with itself, and is refused nevertheless."""
 
     def fault(inputs: NDArray[np.float32], lengths: NDArray[np.int32], outputs: Outputs, after: State) -> None:
         outputs["std"] = np.nan

@@ -1,4 +1,4 @@
-"""Distributions that heads say: against published tables, closed forms, integrals, and many draws."""
+"""The distributions of heads, against published tables, closed forms, integrals, and many draws."""
 
 import math
 from statistics import NormalDist
@@ -22,14 +22,14 @@ def array(*values: float) -> Array:
     return np.array(values, np.float64)
 
 
-def said(**outputs: Any) -> NDArray[np.void]:
+def head_outputs(**outputs: Any) -> NDArray[np.void]:
     """(rows,) outputs, each given as (rows, ...)."""
     arrays = {name: np.asarray(value, np.float32) for name, value in outputs.items()}
     rows = len(next(iter(arrays.values())))
-    told = np.zeros(rows, np.dtype([(name, np.float32, value.shape[1:]) for name, value in arrays.items()]))
+    outputs_array = np.zeros(rows, np.dtype([(name, np.float32, value.shape[1:]) for name, value in arrays.items()]))
     for name, value in arrays.items():
-        told[name] = value
-    return told
+        outputs_array[name] = value
+    return outputs_array
 
 
 def two_degrees(x: Array) -> Array:
@@ -62,7 +62,7 @@ def test_quantiles_of_students_t_are_the_published_ones(df: float, level: float,
 
 
 def test_the_distribution_function_of_students_t_in_closed_form() -> None:
-    """For 1 and 2 degrees of freedom there is one; far out it is 0 and 1."""
+    """The function has closed forms for 1 and 2 degrees of freedom; in the far tails it is 0 and 1."""
     x = array(-30, -1, 0, 0.2, 5)
     assert distribution.student_t_cdf(x, 2) == pytest.approx(two_degrees(x), abs=1e-13)
     assert distribution.student_t_cdf(x, 1) == pytest.approx(0.5 + np.arctan(x) / np.pi, abs=1e-13)
@@ -115,7 +115,7 @@ def test_quantiles_of_students_t_in_closed_form(df: int, level: float) -> None:
 
 @pytest.mark.parametrize("df", [0.3, 0.9, 1.5, 2.5, 7, 20, 33, 34, 50, 79, 80, 81, 100, 300, 1e3, 1e4, 1e6])
 def test_the_integral_under_students_t_is_the_beta_function(df: float) -> None:
-    """Where its nodes lie leaves out no part of it, for few degrees of freedom and for many; and levels lead back."""
+    """The nodes of the quadrature cover the whole integral for few and many degrees of freedom; levels lead back."""
     whole, _ = distribution._log_tail(np.asarray(math.pi / 2), np.asarray(df))
     assert float(whole) + math.log(2) == pytest.approx(float(distribution.log_beta(0.5, array(df / 2))[0]), abs=1e-8)
     found = distribution.student_t_quantile(LEVELS, array(df))[0]
@@ -124,54 +124,54 @@ def test_the_integral_under_students_t_is_the_beta_function(df: float) -> None:
 
 
 def test_far_out_students_t_falls_as_a_power() -> None:
-    """With 2.5 degrees of freedom the level 1e-12 is at 5.5e4: to five digits that of its leading term."""
+    """The quantile of the level 1e-12 with 2.5 degrees of freedom, 5.5e4, has five digits of its leading term."""
     leading = (1e-12 * 2.5 * math.exp(float(distribution.log_beta(0.5, array(1.25))[0]))) ** (1 / 2.5)
     found = distribution.student_t_quantile((1e-12, 1 - 1e-12), array(2.5))[0]
     assert found[0] == pytest.approx(-math.sqrt(2.5) / leading, rel=1e-5)
     assert found[1] == pytest.approx(-found[0], rel=1e-4)  # 1 - 1e-12 is not quite that
 
 
-def test_a_quantile_does_not_depend_on_those_beside_it() -> None:
-    """To the bit: alone, beside others, of many degrees of freedom at once, and asked for again."""
+def test_a_quantile_does_not_depend_on_others_of_its_array() -> None:
+    """A quantile has the same bits alone, among many degrees of freedom, and in a second call."""
     df = 1.5 + 40 * np.random.default_rng(0).random(300)
     many = distribution.student_t_quantile((0.01, 0.3, 0.9), df)
-    for place in (0, 7, 299):
-        alone = [distribution.student_t_quantile(level, df[place : place + 1])[0] for level in (0.01, 0.3, 0.9)]
-        assert alone == many[place].tolist()
+    for index in (0, 7, 299):
+        alone = [distribution.student_t_quantile(level, df[index : index + 1])[0] for level in (0.01, 0.3, 0.9)]
+        assert alone == many[index].tolist()
     again = distribution.student_t_quantile((0.01, 0.3, 0.9), df)
     assert again.tobytes() == many.tobytes()
 
 
 def test_each_step_has_its_own_degrees_of_freedom() -> None:
-    """Quantiles keep the shape of what they are asked for."""
+    """Quantiles have the shape of the degrees of freedom."""
     df = np.array([[1.0, 5.0], [5.0, 30.0]])
     assert distribution.student_t_quantile(0.975, df) == pytest.approx(
         np.array([[12.706, 2.571], [2.571, 2.042]]), abs=6e-4
     )
 
 
-SPOKEN = {
-    "gaussian": (GAUSSIAN, said(mean=[[1, -2]], std=[[2, 0.5]])),
-    "student_t": (STUDENT_T, said(mean=[[1, -2]], scale=[[2, 0.5]], df=[[3, 8]])),
-    "quantiles": (QUANTILES, said(median=[[2]], quantiles=[[[1, 2, 5]]])),
+EXAMPLES = {
+    "gaussian": (GAUSSIAN, head_outputs(mean=[[1, -2]], std=[[2, 0.5]])),
+    "student_t": (STUDENT_T, head_outputs(mean=[[1, -2]], scale=[[2, 0.5]], df=[[3, 8]])),
+    "quantiles": (QUANTILES, head_outputs(median=[[2]], quantiles=[[[1, 2, 5]]])),
 }
 
 
 def test_quantiles_lie_at_every_target_and_level() -> None:
     """A normal distribution's are its mean and so many deviations; Student's t its location and so many scales."""
     levels = (0.05, 0.5, 0.975)
-    outputs = said(mean=[[1, -2], [7, 0]], std=[[2, 0.5], [1, 1]])
+    outputs = head_outputs(mean=[[1, -2], [7, 0]], std=[[2, 0.5], [1, 1]])
     found = distribution.quantile(GAUSSIAN, outputs, levels)
     assert found.shape == (2, 2, 3)
     assert found[0, 1, 2] == pytest.approx(-2 + 0.5 * NormalDist().inv_cdf(0.975))
     assert found[:, :, 1] == pytest.approx(outputs["mean"])
-    head, outputs = SPOKEN["student_t"]
+    head, outputs = EXAMPLES["student_t"]
     assert distribution.quantile(head, outputs, (0.9, 0.95))[0, 0, 0] == pytest.approx(1 + 2 * 1.638, abs=2e-3)
 
 
 def test_lines_between_quantiles_and_exponential_tails_beyond() -> None:
-    """By hand: what the head says is met, halfway is halfway, and a tail falls by e over one beta."""
-    head, outputs = SPOKEN["quantiles"]
+    """The head's quantiles are met, between them the line is straight, and a tail falls by e over one beta."""
+    head, outputs = EXAMPLES["quantiles"]
     low, high = (2 - 1) / math.log(0.5 / 0.1), (5 - 2) / math.log((1 - 0.5) / (1 - 0.8))
     levels = (0.1 / math.e, 0.1, 0.3, 0.5, 0.65, 0.8, 1 - 0.2 / math.e)
     expected = [1 - low, 1, 1.5, 2, 3.5, 5, 5 + high]
@@ -179,25 +179,25 @@ def test_lines_between_quantiles_and_exponential_tails_beyond() -> None:
 
 
 def test_the_mean_of_quantiles_is_the_integral_over_the_levels() -> None:
-    """The closed form against a sum over fine levels, finest in the tails; of the other heads it is what they say."""
-    head, outputs = SPOKEN["quantiles"]
+    """The closed form against a sum over fine levels, finest in the tails; the other heads output their mean."""
+    head, outputs = EXAMPLES["quantiles"]
     u = 1 / (1 + np.exp(-np.linspace(-30, 30, 200_001)))
     u = u[u < 1]
     integral = float(np.trapezoid(distribution.quantile(head, outputs, list(u))[0, 0], u))
     assert distribution.mean(head, outputs)[0, 0] == pytest.approx(integral, abs=1e-4)
     two = QUANTILES.model_copy(update={"levels": (0.2, 0.9)})
-    outputs = said(median=[[2]], quantiles=[[[1, 5]]])
+    outputs = head_outputs(median=[[2]], quantiles=[[[1, 5]]])
     integral = float(np.trapezoid(distribution.quantile(two, outputs, list(u))[0, 0], u))
     assert distribution.mean(two, outputs)[0, 0] == pytest.approx(integral, abs=1e-4)
     for kind in ("gaussian", "student_t"):
-        assert distribution.mean(*SPOKEN[kind])[0].tolist() == [1, -2]
+        assert distribution.mean(*EXAMPLES[kind])[0].tolist() == [1, -2]
 
 
-@pytest.mark.parametrize("kind", SPOKEN)
+@pytest.mark.parametrize("kind", EXAMPLES)
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_draws_have_the_distribution(kind: str, temperature: float) -> None:
     """Deep in both tails too the share of draws below a quantile is its level; at half the heat half as far."""
-    head, outputs = SPOKEN[kind]
+    head, outputs = EXAMPLES[kind]
     drawn = distribution.draw(head, np.repeat(outputs, DRAWS), np.random.default_rng(1), temperature)
     centre = outputs[head.outputs[0]].astype(np.float64)
     for level in (0.01, 0.1, 0.3, 0.5, 0.7, 0.95, 0.99):
@@ -206,24 +206,24 @@ def test_draws_have_the_distribution(kind: str, temperature: float) -> None:
         assert (drawn <= at).mean(axis=0) == pytest.approx(np.full(at.shape[1], level), abs=error)
 
 
-@pytest.mark.parametrize("kind", SPOKEN)
+@pytest.mark.parametrize("kind", EXAMPLES)
 def test_without_heat_a_draw_is_the_centre(kind: str) -> None:
-    """Which is what a rollout without draws feeds back; and the same generator gives the same draws."""
-    head, outputs = SPOKEN[kind]
+    """A rollout without draws feeds this centre back; the same generator gives the same draws."""
+    head, outputs = EXAMPLES[kind]
     centre = outputs[head.outputs[0]].astype(np.float64)
     assert np.array_equal(distribution.draw(head, outputs, np.random.default_rng(1), 0.0), centre)
-    one, same, other = (distribution.draw(head, outputs, np.random.default_rng(seed)) for seed in (1, 1, 2))
-    assert one.tobytes() == same.tobytes() != other.tobytes()
+    first, same, different = (distribution.draw(head, outputs, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert first.tobytes() == same.tobytes() != different.tobytes()
 
 
-def test_what_says_no_distribution_is_known() -> None:
-    """Points, categories, and one quantile alone: there is nothing to draw from, and nothing is made up."""
+def test_heads_without_a_distribution() -> None:
+    """Points, categories and a single quantile have no distribution, and draws from them are refused."""
     point = Head(kind="point", outputs=("point",), targets=("x",))
-    one = QUANTILES.model_copy(update={"levels": (0.5,)})
+    median_only = QUANTILES.model_copy(update={"levels": (0.5,)})
     categorical = Head(kind="categorical", outputs=("top", "log_probability"), targets=("x",))
-    assert [distribution.has_distribution(head) for head in (point, one, categorical)] == [False, False, False]
-    assert all(distribution.has_distribution(head) for head, _ in SPOKEN.values())
-    outputs = said(point=[[1]])
+    assert [distribution.has_distribution(head) for head in (point, median_only, categorical)] == [False, False, False]
+    assert all(distribution.has_distribution(head) for head, _ in EXAMPLES.values())
+    outputs = head_outputs(point=[[1]])
     with pytest.raises(ValueError, match="point has no distribution"):
         distribution.draw(point, outputs, np.random.default_rng(1))
     with pytest.raises(ValueError, match="point has no distribution"):

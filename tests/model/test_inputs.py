@@ -22,13 +22,13 @@ BYTE = Feature(name="token", kind="category", categories=tuple(range(256)), text
 
 
 def array(inputs: Any, features: tuple[Feature, ...], field: str = "inputs") -> NDArray[np.float32]:
-    """As bodies come: of mixed types."""
+    """Returns `to_array` of inputs of any type, as a request body may have them."""
     return to_array(inputs, features, field)
 
 
 @given(ROWS)
-def test_rows_and_names_are_two_ways_to_say_the_same(rows: list[tuple[float, float]]) -> None:
-    """In any order of the names, bit for bit."""
+def test_rows_and_names_give_the_same_array(rows: list[tuple[float, float]]) -> None:
+    """Inputs by name, in any order of the names, have the bits of inputs by row."""
     expected = np.array(rows, np.float32)
     by_row = array([list(row) for row in rows], (A, B))
     by_name = array([{"b": b, "a": a} for a, b in rows], (A, B))
@@ -38,7 +38,7 @@ def test_rows_and_names_are_two_ways_to_say_the_same(rows: list[tuple[float, flo
 
 @given(st.lists(st.one_of(st.floats(), st.integers(-(2**140), 2**140)), min_size=1, max_size=6))
 def test_few_numbers_are_read_as_many_are(few: list[float | int]) -> None:
-    """The same bits, and the same refusal of what is beyond single precision, alone and in a long list."""
+    """Few values have the same bits, and the same refusal beyond single precision, as a long list of them."""
     with np.errstate(over="ignore"):
         expected = np.array(few, np.float64).astype(np.float32)
     if np.isinf(expected).any():
@@ -56,22 +56,22 @@ def test_numbers_are_steps_of_a_single_feature() -> None:
         array([1, 2.5], (A, B))
 
 
-def test_every_fault_of_a_named_step_is_told() -> None:
-    """Missing and unknown features alike."""
+def test_every_fault_of_a_named_step_is_reported() -> None:
+    """Missing and unknown features are both reported."""
     with pytest.raises(InputError) as error:
         array([{"a": 1, "b": 2}, {"a": 1, "c": 3}], (A, B), "inputs[4]")
     assert [fault.field for fault in error.value.faults] == ["inputs[4][1].b", "inputs[4][1].c"]
 
 
-def test_a_category_is_told_as_the_data_has_it() -> None:
-    """Words by name or place, whole numbers by what they are, never by place; others take the place after the last."""
+def test_a_category_is_given_as_the_data_has_it() -> None:
+    """Words are given by name or index, whole numbers by value only; unknown ones get the index after the last."""
     assert array(["bee", "ant", 2], (WORD,)).tolist() == [[1.0], [0.0], [2.0]]
     assert array([300, 7, 8, 1], (NUMBER,)).tolist() == [[2.0], [0.0], [3.0], [3.0]]
     assert array([[1.5, "cat"], [2, "ant"]], (A, WORD)).tolist() == [[1.5, 2.0], [2.0, 0.0]]
     assert array([{"w": "cat", "a": 1.0}], (A, WORD)).tolist() == [[1.0, 2.0]]
 
 
-def test_null_is_a_missing_value_where_there_may_be_one() -> None:
+def test_null_is_a_missing_value_of_a_nullable_feature() -> None:
     got = array([[None, None], [2, 10]], (NULLABLE, NUMBER))
     assert np.isnan(got[0]).all()
     assert got[1].tolist() == [2.0, 1.0]
@@ -83,7 +83,7 @@ def test_a_text_is_its_characters_or_bytes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("inputs", "features", "says"),
+    ("inputs", "features", "message"),
     [
         ([[1.0, None]], (NULLABLE, A), r"inputs\[0\]\[1\]: null \(a\): this value may not be missing"),
         ([[1.0], ["2"]], (A,), r"inputs\[1\]\[0\]: '2' \(a\) is not a number"),
@@ -102,13 +102,15 @@ def test_a_text_is_its_characters_or_bytes() -> None:
         ([[1.0, "ant"], [1.0]], (A, WORD), r"inputs\[1\]: a step is 2 values \(a, w\); this one has 1"),
     ],
 )
-def test_what_is_no_value_is_refused_with_its_place(inputs: Inputs, features: tuple[Feature, ...], says: str) -> None:
-    with pytest.raises(InputError, match=says):
+def test_an_invalid_value_is_refused_with_its_position(
+    inputs: Inputs, features: tuple[Feature, ...], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
         array(inputs, features)
 
 
 @pytest.mark.parametrize(
-    ("inputs", "says"),
+    ("inputs", "message"),
     [
         ([[1], [2], 3], "inputs[2]: is one value, where the first step is a list of values"),
         ([[1], {"a": 2}], "inputs[1]: is values by name, where the first step is a list of values"),
@@ -118,11 +120,11 @@ def test_what_is_no_value_is_refused_with_its_place(inputs: Inputs, features: tu
         ([["1"], "2"], "inputs[1]: is one value, where the first step is a list of values"),
     ],
 )
-def test_steps_are_all_written_in_one_way(inputs: Any, says: str) -> None:
-    """The first that is not is named."""
+def test_steps_are_all_written_in_one_way(inputs: Any, message: str) -> None:
+    """The error names the first step that has another form."""
     with pytest.raises(InputError) as error:
         array(inputs, (A,))
-    assert str(error.value) == says
+    assert str(error.value) == message
 
 
 PARTS: dict[str, tuple[Any, tuple[Feature, ...]]] = {
@@ -143,8 +145,8 @@ PARTS: dict[str, tuple[Any, tuple[Feature, ...]]] = {
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_parts_say_what_the_whole_says(name: str) -> None:
-    """Wherever inputs are cut: the same numbers, or the same fault under the same place."""
+def test_inputs_in_parts_are_read_as_a_whole(name: str) -> None:
+    """Inputs that are divided at any step give the same numbers, or the same fault with the same position."""
     inputs, features = PARTS[name]
     for at_once in (1, 2, 3, 6, 7, 9):
         try:

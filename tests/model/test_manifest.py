@@ -78,21 +78,21 @@ FAULTS: dict[str, tuple[Callable[[Document], None], str]] = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_wrong_manifest_is_refused(fault: str, document: Document, tmp_path: Path) -> None:
     """Every fault is refused with the file and the field or tensor at fault, so that its author can mend it."""
-    change, says = FAULTS[fault]
+    change, message = FAULTS[fault]
     file = tmp_path / "manifest.json"
     file.write_text(json.dumps(document))
     manifests.read(file)  # good before the change
     change(document)
     file.write_text(json.dumps(document))
-    with pytest.raises(BundleError, match=says) as refused:
+    with pytest.raises(BundleError, match=message) as refused:
         manifests.read(file)
     assert refused.value.file == file
     assert str(refused.value) == f"{file}: {refused.value.reason}"
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe\x00", b'{"name": NaN'])
-def test_what_is_no_document_is_refused(content: bytes, tmp_path: Path) -> None:
-    """A manifest that is not a JSON object is refused with its file, whatever it is instead."""
+def test_a_file_without_a_json_object_is_refused(content: bytes, tmp_path: Path) -> None:
+    """A manifest that is not a JSON object is refused with its file."""
     file = tmp_path / "manifest.json"
     file.write_bytes(content)
     with pytest.raises(BundleError, match="the document: ") as refused:
@@ -101,13 +101,13 @@ def test_what_is_no_document_is_refused(content: bytes, tmp_path: Path) -> None:
 
 
 def test_an_absent_manifest_is_refused(tmp_path: Path) -> None:
-    """No file is said as such."""
+    """The error for a missing manifest says that the file does not exist."""
     with pytest.raises(BundleError, match="cannot be read: No such file"):
         manifests.read(tmp_path / "manifest.json")
 
 
 def test_round_trip(document: Document, tmp_path: Path) -> None:
-    """What is written is what is read: every field, every digit."""
+    """A manifest that was written is read with every field and every digit."""
     manifest = Manifest.model_validate(document).model_copy(
         update={"metrics": {"a": [0.1, -1e-300, None]}, "provenance": {"text": "naïve ☃"}, "description": 'a "b"\n'}
     )
@@ -117,7 +117,7 @@ def test_round_trip(document: Document, tmp_path: Path) -> None:
 
 
 def test_axes_are_found_by_name() -> None:
-    """Where the axes lie is the tensor's own to say, and its inner shape is what is left."""
+    """A tensor's shape names the positions of its axes, and its inner shape has the other dimensions."""
     tensor = Tensor(name="t", shape=(2, "batch", 3, "time"))
     assert (tensor.axis("batch"), tensor.axis("time"), tensor.inner) == (1, 3, (2, 3))
     pair = StatePair(input="a", output="b", shape=(2, "batch", 3), dtype="int32")
@@ -126,7 +126,7 @@ def test_axes_are_found_by_name() -> None:
 
 
 def test_a_model_that_keeps_its_last_prediction_forecasts(tmp_path: Path) -> None:
-    """A rollout feeds predictions back as inputs, in any order; the features that it must be told are named."""
+    """A rollout feeds predictions back as inputs, in any order; other features are future covariates."""
     assert make_bundle(tmp_path, name="all", features=FEATURES).manifest.can_forecast
     some = make_bundle(tmp_path, name="some", features=FEATURES, targets=("z", "x")).manifest
     assert (some.can_forecast, some.future_covariates) == (True, ("y",))

@@ -41,7 +41,7 @@ def regraph(bundle: Path, change: Callable[[onnx.ModelProto], object]) -> None:
 
 
 def refused(repository: Path) -> BundleError:
-    """The one refusal of the damaged bundle; the other bundle still opens and runs, and both say the same."""
+    """Returns the refusal of the damaged bundle, the same from both functions; the other bundle opens and runs."""
     opened = open_all(repository)
     assert {name: sorted(versions) for name, versions in opened.models.items()} == {"good": [1]}
     good = opened.models["good"][1]
@@ -53,27 +53,27 @@ def refused(repository: Path) -> BundleError:
     return error
 
 
-def flip(file: Path, place: int) -> None:
+def flip(file: Path, position: int) -> None:
     content = bytearray(file.read_bytes())
-    content[place] ^= 1
+    content[position] ^= 1
     file.write_bytes(bytes(content))
 
 
-@pytest.mark.parametrize("place", [0, 0.25, 0.5, 0.75, 1])
-def test_one_flipped_bit_in_the_graph_is_refused(place: float, repository: Path) -> None:
+@pytest.mark.parametrize("position", [0, 0.25, 0.5, 0.75, 1])
+def test_one_flipped_bit_in_the_graph_is_refused(position: float, repository: Path) -> None:
     """A graph that differs from the published one in a single bit does not serve."""
     file = repository / "bad" / "1" / "model.onnx"
-    flip(file, int(place * (file.stat().st_size - 1)))
+    flip(file, int(position * (file.stat().st_size - 1)))
     error = refused(repository)
     assert error.file == file
     assert error.reason.startswith("checksum is ")
 
 
-@pytest.mark.parametrize("kept", [0, 100, -1])
-def test_a_cut_graph_is_refused(kept: int, repository: Path) -> None:
+@pytest.mark.parametrize("size", [0, 100, -1])
+def test_a_cut_graph_is_refused(size: int, repository: Path) -> None:
     """A half-copied graph does not serve."""
     file = repository / "bad" / "1" / "model.onnx"
-    file.write_bytes(file.read_bytes()[:kept])
+    file.write_bytes(file.read_bytes()[:size])
     assert refused(repository).reason.startswith("checksum is ")
 
 
@@ -85,7 +85,7 @@ def test_an_absent_graph_is_refused(repository: Path) -> None:
     assert (error.file, error.reason) == (file, "cannot be read: No such file or directory")
 
 
-def test_what_is_no_graph_is_refused(repository: Path) -> None:
+def test_a_file_without_a_graph_is_refused(repository: Path) -> None:
     """A file that ONNX Runtime cannot open is refused although its checksum is right."""
     bundle = repository / "bad" / "1"
     (bundle / "model.onnx").write_bytes(b"not a graph")
@@ -110,16 +110,16 @@ def test_an_absent_manifest_is_refused(repository: Path) -> None:
     assert refused(repository).file == file
 
 
-@pytest.mark.parametrize("place", ["bad/2", "other/1"])
-def test_a_bundle_must_lie_where_it_says(place: str, repository: Path) -> None:
+@pytest.mark.parametrize("folder", ["bad/2", "other/1"])
+def test_a_bundle_must_lie_in_the_folder_of_its_name(folder: str, repository: Path) -> None:
     """A bundle copied to another name or version would answer for a model that it is not."""
-    (repository / place).parent.mkdir(exist_ok=True)
-    shutil.copytree(repository / "bad" / "1", repository / place)
+    (repository / folder).parent.mkdir(exist_ok=True)
+    shutil.copytree(repository / "bad" / "1", repository / folder)
     opened = open_all(repository)
     assert sorted(opened.models) == ["bad", "good"]
     (error,) = opened.refused
-    assert error.file == repository / place / "manifest.json"
-    assert error.reason == f"says bad/1, but lies in {place}"
+    assert error.file == repository / folder / "manifest.json"
+    assert error.reason == f"says bad/1, but lies in {folder}"
 
 
 def test_a_bundle_opens_by_any_path_to_it(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,7 +250,7 @@ def test_declarations_that_the_graph_contradicts_are_refused(
 
 
 def test_a_graph_that_cannot_run_is_refused(repository: Path) -> None:
-    """What fails only once it runs is found before it serves, and is a refusal as any other."""
+    """A graph that fails only when it runs is found before it serves, and is refused like any other."""
 
     def misplace(graph: onnx.ModelProto) -> None:
         (places,) = [constant for constant in graph.graph.initializer if constant.name == "columns_0"]
@@ -292,12 +292,12 @@ def test_no_repository_is_said_at_once(tmp_path: Path) -> None:
 def test_what_was_read_is_opened(repository: Path) -> None:
     """Verified and run are the same bytes, whatever happens to the files after they were read."""
     read = read_bundle(repository / "bad" / "1")
-    other = make_bundle(repository, name="other", seed=1)
+    replacement = make_bundle(repository, name="other", seed=1)
     expected = read.open().digest
     for name in ("model.onnx", "manifest.json"):
         (repository / "bad/1" / name).write_bytes((repository / "other/1" / name).read_bytes())
     again = read.open()
-    assert again.digest == expected != other.digest
+    assert again.digest == expected != replacement.digest
     inputs = np.ones((3, 1), np.float32)
-    before, after = (model.run_row(inputs, model.layout.initial(1))[0] for model in (other, again))
+    before, after = (model.run_row(inputs, model.layout.initial(1))[0] for model in (replacement, again))
     assert before.tobytes() != after.tobytes()

@@ -31,16 +31,16 @@ def beats(steps: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
 
 
 def test_single_steps_are_the_bare_runtimes_bit_for_bit(pulse: StepModel) -> None:
-    """Nothing is added to, lost from or reordered in what ONNX Runtime says, step by step on real data."""
+    """The runner adds to, loses from and reorders nothing of ONNX Runtime's outputs, step by step on real data."""
     opened = plain_onnxruntime.session(ZOO / "pulse" / "1" / "model.onnx")
     for row in beats(300):
-        state, theirs = pulse.layout.initial(1), plain_onnxruntime.zeros(pulse.manifest, 1)
+        state, expected_state = pulse.layout.initial(1), plain_onnxruntime.zeros(pulse.manifest, 1)
         for step in row:
             outputs, state = pulse.run_row(step[None], state)
-            expected, theirs = plain_onnxruntime.call(opened, step[None, None], [1], theirs)
+            expected, expected_state = plain_onnxruntime.call(opened, step[None, None], [1], expected_state)
             for name, value in expected.items():
                 assert outputs[name][0].tobytes() == value[0, 0].tobytes()
-            for name, value in theirs.items():
+            for name, value in expected_state.items():
                 rows = value if value.ndim == 2 else np.moveaxis(value, 1, 0)
                 assert state[name].tobytes() == rows.tobytes()
 
@@ -51,12 +51,12 @@ def test_ragged_batches_are_the_bare_runtimes_single_steps(pulse: StepModel) -> 
     outputs, state = pulse.run(data, np.array(lengths, np.int32), pulse.layout.initial(4))
     opened = plain_onnxruntime.session(ZOO / "pulse" / "1" / "model.onnx")
     for row, length in enumerate(lengths):
-        theirs = plain_onnxruntime.zeros(pulse.manifest, 1)
+        expected_state = plain_onnxruntime.zeros(pulse.manifest, 1)
         for step in range(length):
-            expected, theirs = plain_onnxruntime.call(opened, data[row, step][None, None], [1], theirs)
+            expected, expected_state = plain_onnxruntime.call(opened, data[row, step][None, None], [1], expected_state)
             for name, value in expected.items():
                 assert outputs[name][row, step].tobytes() == value[0, 0].tobytes()
-        for name, value in theirs.items():
+        for name, value in expected_state.items():
             assert state[name][row].tobytes() == value.tobytes()
 
 
@@ -65,7 +65,7 @@ def test_surprise_is_the_closed_form(pulse: StepModel) -> None:
     data = beats(400)
     outputs, _ = pulse.run(data, np.full(4, 400, np.int32), pulse.layout.initial(4))
     table = pl.read_csv(EXAMPLES / "pulse" / "pulse.csv")
-    parts = [one["ppg"].to_numpy() for _, one in table.group_by("recording", maintain_order=True)]
+    parts = [part["ppg"].to_numpy() for _, part in table.group_by("recording", maintain_order=True)]
     train = np.concatenate([part[: len(part) - 2 * int(len(part) * 0.15)] for part in parts]).astype(np.float64)
     mean = np.concatenate([np.full((4, 1), train.mean()), outputs["mean"][:, :-1, 0]], axis=1)
     std = np.concatenate([np.full((4, 1), train.std()), outputs["std"][:, :-1, 0]], axis=1)
@@ -74,7 +74,7 @@ def test_surprise_is_the_closed_form(pulse: StepModel) -> None:
 
 
 def test_surprise_sums_over_the_targets_only(tmp_path: Path) -> None:
-    """With several targets the surprises add; features that are not predicted have none."""
+    """The surprises of several targets add up; features that are not predicted have none."""
     model = make_bundle(tmp_path, features=FEATURES, targets=("z", "x"))
     data = draw(1, 60, 3)
     outputs, _ = model.run_row(data[0], model.layout.initial(1))
@@ -86,7 +86,7 @@ def test_surprise_sums_over_the_targets_only(tmp_path: Path) -> None:
 
 
 def test_point_surprise_is_the_scaled_absolute_error(tmp_path: Path) -> None:
-    """Without a distribution an input's surprise is how far it lies from the prediction, in training deviations."""
+    """The surprise under a head without a distribution is the absolute error in training deviations."""
     model = make_bundle(tmp_path, head="point", features=FEATURES, targets=("y", "x"))
     data = draw(1, 60, 3)
     outputs, _ = model.run_row(data[0], model.layout.initial(1))
@@ -97,15 +97,15 @@ def test_point_surprise_is_the_scaled_absolute_error(tmp_path: Path) -> None:
 
 
 def test_the_state_remembers_the_last_prediction(pulse: StepModel) -> None:
-    """A session can be forecast from its state alone: it holds what the last step said, at first the marginal."""
+    """A session can be forecast from its state alone: it holds the last prediction, at first the marginal one."""
     lengths = np.array([50, 3, 1, 20], np.int32)
     outputs, state = pulse.run(beats(50), lengths, pulse.layout.initial(4))
-    said = pulse.last_prediction(state)
+    last = pulse.last_prediction(state)
     for row, length in enumerate(lengths):
         for name in ("mean", "std"):
-            assert said[name][row].tobytes() == outputs[name][row, length - 1].tobytes()
-    assert said["surprise"].tolist() == [0.0] * 4
-    assert pulse.feedback(said).tolist() == said["mean"].tolist()
+            assert last[name][row].tobytes() == outputs[name][row, length - 1].tobytes()
+    assert last["surprise"].tolist() == [0.0] * 4
+    assert pulse.feedback(last).tolist() == last["mean"].tolist()
     fresh = pulse.last_prediction(pulse.layout.initial(2))
     inits = {pair.input: pair.init for pair in pulse.manifest.state}
     assert fresh["mean"].tolist() == [inits["last_mean_in"]] * 2
@@ -116,23 +116,23 @@ def test_arguments_are_left_as_they_were(pulse: StepModel) -> None:
     """State is an argument and a result: a run changes neither the inputs nor the state it was given."""
     data, lengths = beats(20), np.array([20, 5, 20, 1], np.int32)
     _, state = pulse.run(data, lengths, pulse.layout.initial(4))
-    kept = data.tobytes(), lengths.tobytes(), state.tobytes()
+    original = data.tobytes(), lengths.tobytes(), state.tobytes()
     first = pulse.run(data, lengths, state)
-    assert kept == (data.tobytes(), lengths.tobytes(), state.tobytes())
+    assert original == (data.tobytes(), lengths.tobytes(), state.tobytes())
     second = pulse.run(data, lengths, state)
     assert first[1].tobytes() == second[1].tobytes()
 
 
 def test_threads_change_nothing(tmp_path: Path, pulse: StepModel) -> None:
-    """How many threads a call may use changes no bit of an exact model's answer."""
-    other = open_bundle(ZOO / "pulse" / "1", threads=2)
+    """The number of threads of a call changes no bit of an exact model's answer."""
+    threaded = open_bundle(ZOO / "pulse" / "1", threads=2)
     lengths = np.full(4, 100, np.int32)
-    one, two = (model.run(beats(100), lengths, model.layout.initial(4)) for model in (pulse, other))
-    assert one[1].tobytes() == two[1].tobytes()
-    assert one[0].tobytes() == two[0].tobytes()
+    first, second = (model.run(beats(100), lengths, model.layout.initial(4)) for model in (pulse, threaded))
+    assert first[1].tobytes() == second[1].tobytes()
+    assert first[0].tobytes() == second[0].tobytes()
 
 
 def test_a_missing_graph_is_the_bundles_error(pulse: StepModel, tmp_path: Path) -> None:
-    """What ONNX Runtime raises for a file is wrapped with the file's name."""
+    """The error of ONNX Runtime for a file is wrapped with the file's name."""
     with pytest.raises(BundleError, match="ONNX Runtime cannot open it"):
         StepModel(tmp_path / "model.onnx", pulse.manifest)

@@ -1,4 +1,4 @@
-"""When two answers are the same, and what a manifest must say of features and heads that choose."""
+"""Comparison of answers within a tolerance, and checks of features and heads of categories in a manifest."""
 
 import json
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def ids(*values: int) -> Any:
 
 
 def test_differences_are_the_largest() -> None:
-    """Whatever the sign and the type; another shape is no agreement, and neither is a NaN."""
+    """The difference is independent of sign and type; another shape or a NaN is never within a tolerance."""
     assert tolerance.max_difference(np.array([1, 2, -3], np.float32), np.array([1, 2.5, -5])) == 2
     assert tolerance.max_difference(ids(2**53), ids(2**53)) == 0
     assert tolerance.max_difference(np.zeros((2, 1)), np.zeros((2, 2))) == np.inf
@@ -54,7 +54,7 @@ SCORES = np.array([[5.0, 3.0, 3.0, 1.0]])
     ],
 )
 def test_places_may_differ_where_they_are_tied(got: Any, wrong: int) -> None:
-    """Rounding may swap equal scores, and no others."""
+    """Rounding may swap equal scores only."""
     assert tolerance.count_misranked(got[np.newaxis], ids(7, 4, 2, 9)[np.newaxis], SCORES, 1e-6) == wrong
 
 
@@ -68,7 +68,7 @@ def test_nearness_is_what_is_allowed() -> None:
 
 
 class Swapped(StepModel):
-    """Says two places the other way round, beyond what `alone` a batch of one says."""
+    """A model that swaps two ranks in batches of more than one row."""
 
     places: tuple[int, int]
 
@@ -92,7 +92,7 @@ def test_checks_accept_ties_of_models_that_are_not_exact(tied: bool, refused: bo
     model = Swapped(bundle / "model.onnx", manifests.read(bundle / "manifest.json"))
     model.places = (0, 1)
     if refused:
-        with pytest.raises(CheckError, match=r"'top' differs in .* places that are not tied"):
+        with pytest.raises(CheckError, match=r"'top' ranks .* categories differently that are not tied"):
             checks.check(model, steps=10)
     else:
         checks.check(model, steps=10)
@@ -115,7 +115,7 @@ def changed(bundle: Path, change: Callable[[Document], object]) -> None:
 
 
 def test_nulls_of_parity_are_missing_values(bundle: Path) -> None:
-    """They are in the manifest as null, hold the graph to what it says of them, and need a feature that allows them."""
+    """Missing values are null in the manifest, are checked against the graph, and need a nullable feature."""
     document = json.loads((bundle / "manifest.json").read_text())
     columns = [[step[i] for row in document["parity"]["inputs"] for step in row] for i in range(2)]
     assert all(None in column for column in columns)
@@ -125,26 +125,26 @@ def test_nulls_of_parity_are_missing_values(bundle: Path) -> None:
     def fill(document: Document) -> None:
         document["parity"]["inputs"][0][wrong][0] = 50.0
 
-    kept = (bundle / "manifest.json").read_text()
+    original = (bundle / "manifest.json").read_text()
     changed(bundle, fill)
     with pytest.raises(BundleError, match="parity: "):
         open_bundle(bundle)
-    (bundle / "manifest.json").write_text(kept)
+    (bundle / "manifest.json").write_text(original)
     changed(bundle, lambda document: document["features"][0].update(nullable=False))
     with pytest.raises(BundleError, match=r"parity\.inputs: x has numbers that are not finite"):
         open_bundle(bundle)
 
 
-def test_a_place_that_is_not_the_networks_is_refused(bundle: Path) -> None:
+def test_a_rank_that_is_not_the_networks_is_refused(bundle: Path) -> None:
     """The likeliest cannot be another; of two within the tolerance either may come first."""
-    kept = (bundle / "manifest.json").read_text()
+    original = (bundle / "manifest.json").read_text()
 
     def swap(document: Document) -> None:
         top = document["parity"]["outputs"]["top"][0][3]
         top[0], top[1] = top[1], top[0]
 
     changed(bundle, swap)
-    with pytest.raises(BundleError, match="parity: 2 places in the output 'top' are not the network's"):
+    with pytest.raises(BundleError, match="parity: 2 categories in the output 'top' have another rank"):
         open_bundle(bundle)
 
     def tie(document: Document) -> None:
@@ -152,10 +152,10 @@ def test_a_place_that_is_not_the_networks_is_refused(bundle: Path) -> None:
         parity = document["parity"]
         parity["tolerance"] = 1e-2
         for row in parity["outputs"]["log_probability"]:
-            for told in row:
-                told[1] = told[0]  # what is compared to the graph's own is refused first, if it is too far
+            for step in row:
+                step[1] = step[0]  # the comparison with the graph refuses values that are too far, before ties count
 
-    (bundle / "manifest.json").write_text(kept)
+    (bundle / "manifest.json").write_text(original)
     changed(bundle, tie)
     with pytest.raises(BundleError, match=r"output 'log_probability' is .* off the trained network"):
         open_bundle(bundle)
@@ -240,7 +240,7 @@ FAULTS: dict[str, tuple[Callable[[Document], object], str]] = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_wrong_feature_or_head_is_refused(fault: str, bundle: Path) -> None:
-    """With the file and the field, or the feature, at fault."""
+    """The error names the file and the field, or the feature, at fault."""
     change, says = FAULTS[fault]
     changed(bundle, change)
     with pytest.raises(BundleError, match=says) as refused:
@@ -249,7 +249,7 @@ def test_a_wrong_feature_or_head_is_refused(fault: str, bundle: Path) -> None:
 
 
 def test_a_head_of_numbers_predicts_no_category(tmp_path: Path) -> None:
-    """A bundle that says it does is refused."""
+    """A bundle with a head of numbers for a category is refused."""
     features = (Feature(name="x"), category("word", 5))
     numpy_networks.export(numpy_networks.network(signature(features, "x"), cell="gru", units=4, head="point"), tmp_path)
     changed(tmp_path / "tiny" / "1", put("head", "targets", to=["word"]))
@@ -257,13 +257,18 @@ def test_a_head_of_numbers_predicts_no_category(tmp_path: Path) -> None:
         open_bundle(tmp_path / "tiny" / "1")
 
 
-def test_what_a_manifest_says_of_its_categories(bundle: Path, tmp_path: Path) -> None:
-    """Of tokens those of the target, with one place more where unknown ones are allowed; of labels the classes."""
-    told = manifests.read(bundle / "manifest.json")
-    assert told.categories == ("word0", "word1", "word2", "word3", "word4")
-    assert (told.category_count, told.future_covariates, told.can_forecast) == (6, ("x",), True)
-    assert told.head.last_ranking == ("last_top_in", "last_log_probability_in")
-    spoken = signature((Feature(name="x"),), "who", classes=(4, 2))
-    told = numpy_networks.export(numpy_networks.network(spoken, cell="gru", units=4, head="label")).manifest
-    assert (told.task, told.categories, told.category_count, told.future_covariates) == ("label", (4, 2), 2, ("x",))
-    assert not told.can_forecast
+def test_the_categories_of_a_manifest(bundle: Path, tmp_path: Path) -> None:
+    """Tokens have the target's categories, and one more if unknown ones are allowed; labels have the classes."""
+    manifest = manifests.read(bundle / "manifest.json")
+    assert manifest.categories == ("word0", "word1", "word2", "word3", "word4")
+    assert (manifest.category_count, manifest.future_covariates, manifest.can_forecast) == (6, ("x",), True)
+    assert manifest.head.last_ranking == ("last_top_in", "last_log_probability_in")
+    labels = signature((Feature(name="x"),), "who", classes=(4, 2))
+    manifest = numpy_networks.export(numpy_networks.network(labels, cell="gru", units=4, head="label")).manifest
+    assert (manifest.task, manifest.categories, manifest.category_count, manifest.future_covariates) == (
+        "label",
+        (4, 2),
+        2,
+        ("x",),
+    )
+    assert not manifest.can_forecast

@@ -6,8 +6,8 @@ import pytest
 from onward.model.scoring.surprise import update_means
 
 
-def test_the_mean_and_a_forgetting_mean() -> None:
-    """Whatever the chunks, the mean is the mean, and the one that forgets weighs the last input 0.1."""
+def test_the_mean_and_the_exponentially_weighted_mean() -> None:
+    """Both means are independent of the chunks; the weighted mean gives the last input a weight of 0.1."""
     values = np.random.default_rng(0).normal(size=50).tolist()
     whole = update_means((0, 0.0, 0.0), values)
     assert update_means(update_means(update_means((0, 0.0, 0.0), values[:20]), values[20:21]), values[21:]) == whole
