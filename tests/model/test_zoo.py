@@ -24,7 +24,7 @@ def test_the_zoo_opens_whole() -> None:
     assert {"pulse", "weather", "characters"} <= set(opened.models)
 
 
-@pytest.mark.parametrize("place", SHIPPED)
+@pytest.mark.parametrize("folder", SHIPPED)
 def test_a_shipped_bundle_passes_the_checks(folder: str) -> None:
     """Batches, chunks, ragged rows and bytes change no answer of a shipped bundle."""
     check(open_bundle(ZOO / folder))
@@ -46,7 +46,7 @@ def flat(metrics: Any, prefix: str = "") -> dict[str, float]:
     return {prefix: float(metrics)}
 
 
-@pytest.mark.parametrize("place", SHIPPED)
+@pytest.mark.parametrize("folder", SHIPPED)
 def test_the_metrics_of_a_shipped_bundle_are_reproducible(folder: str) -> None:
     """The metrics can be computed again from the example's data, and are better than the baselines'."""
     model = open_bundle(ZOO / folder)
