@@ -1,1 +1,1 @@
-"""HTTP: translates requests to use-cases of the engine and answers back. One module a resource."""
+"""HTTP: translates requests to use-cases of the engine, and their results to responses. A module for each resource."""

@@ -46,8 +46,8 @@ class Pace:
 def deliver(connection: Any, data: bytes) -> None:
     """Sends all of the data, however slowly the client reads. `connection` has a timeout of STALLED_S.
 
-    Raises TimeoutError if the client received nothing during a timeout. That nothing could be sent is no sign of that:
-    the system accepts more only once much of its buffer was received, which takes longer with a slow client.
+    Raises TimeoutError if the client received nothing during a timeout. A send that times out does not prove that: the
+    system accepts more only after much of its buffer was received, which takes longer with a slow client.
     """
     rest, before = memoryview(data), -1
     while rest:

@@ -1,4 +1,4 @@
-"""/v1/sessions/{id}/forecast and /generate: what is rolled forward from a session, which stays where it is."""
+"""/v1/sessions/{id}/forecast and /generate: predictions rolled forward from a session, whose state does not change."""
 
 import struct
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -29,10 +29,12 @@ def forecast(engine: Engine, session_id: str) -> Response:
     body = request_body.read(request_schemas.Forecast, engine)
     ahead = ForecastRequest(body.horizon, body.inputs, body.future)
     with as_service_errors():
-        wanted = sample_paths.draws_paths(samples=body.samples, levels=body.quantiles, seed=body.seed, paths=body.paths)
-    if not wanted:
-        answer = engine.forecasts.roll(TENANT, session_id, ahead, has_left=client())
-        return json({"step": answer.step, "forecast": forecast_fields(answer.model, answer.outputs)})
+        is_sampled = sample_paths.draws_paths(
+            samples=body.samples, levels=body.quantiles, seed=body.seed, paths=body.paths
+        )
+    if not is_sampled:
+        rolled = engine.forecasts.roll(TENANT, session_id, ahead, has_left=client())
+        return json({"step": rolled.step, "forecast": forecast_fields(rolled.model, rolled.outputs)})
     drawn = engine.forecasts.sample(
         TENANT,
         session_id,
@@ -46,29 +48,28 @@ def forecast(engine: Engine, session_id: str) -> Response:
     return json(counts | {"forecast": drawn.fields(paths=body.paths)})
 
 
-# Drawn step by step
-
 _ID = struct.Struct("<QQQ8sI")
 
 
-class Place(NamedTuple):
-    """How far a draw has come: an event's id, with which it goes on. Opaque to clients.
+class Position(NamedTuple):
+    """The position of an event in a generation: the event's id, opaque to clients, from which a generation resumes.
 
-    seed; the session's step and revision when it began; a digest of its body; how many steps were told.
+    seed; step and revision: the session's when the generation began; digest: of the request's body; sent: the number of
+    generated steps that were sent.
     """
 
     seed: int
     step: int
     revision: int
     digest: bytes
-    told: int
+    sent: int
 
     def __str__(self) -> str:
         return urlsafe_b64encode(_ID.pack(*self)).decode()
 
     @classmethod
     def of(cls, text: str) -> Self:
-        """Raises ValueError."""
+        """Parses an event's id. Raises ValueError."""
         try:
             return cls(*_ID.unpack(urlsafe_b64decode(text.encode("ascii"))))
         except struct.error as error:
@@ -90,40 +91,40 @@ def generate(engine: Engine, session_id: str) -> Response:
         resumed_from=(reached.step, reached.revision) if reached else None,
         has_left=has_left,
     )
-    place = Place(draw.seed, draw.record.step, draw.record.revision, digest, reached.told if reached else 0)
-    return sse.response(_events(draw, place, request.path), has_left)
+    position = Position(draw.seed, draw.record.step, draw.record.revision, digest, reached.sent if reached else 0)
+    return sse.response(_events(draw, position, request.path), has_left)
 
 
-def _reached(event_id: str, digest: bytes, horizon: int) -> Place | None:
-    """Where a draw goes on after it was cut off; None where a new one begins."""
+def _reached(event_id: str, digest: bytes, horizon: int) -> Position | None:
+    """The position from which an interrupted generation resumes; None for a new generation."""
     if not event_id:
         return None
     try:
-        place = Place.of(event_id)
+        position = Position.of(event_id)
     except ValueError:
         raise InvalidInputError(Fault("Last-Event-ID", "not the id of an event")) from None
-    if place.digest != digest:
-        what = "of a draw that was asked for with another body; send the same one, or begin anew without the header"
-        raise InvalidInputError(Fault("Last-Event-ID", what))
-    if place.told > horizon or place.seed >= 2**63:
+    if position.digest != digest:
+        message = "of a draw that was asked for with another body; send the same one, or begin anew without the header"
+        raise InvalidInputError(Fault("Last-Event-ID", message))
+    if position.sent > horizon or position.seed >= 2**63:
         raise InvalidInputError(Fault("Last-Event-ID", "not the id of an event"))
-    return place
+    return position
 
 
-def _events(draw: Generation, place: Place, path: str) -> Iterator[Event]:
-    """Those after the place; what comes before it is drawn again, and not told."""
-    seen = place.told
+def _events(draw: Generation, position: Position, path: str) -> Iterator[Event]:
+    """The events after the position. The steps before it are drawn again with the same seed, but not sent."""
+    sent = position.sent
     try:
-        for one in draw.steps():
-            if isinstance(one, GenerationEnd):
-                end = {"reason": one.reason, "seed": draw.seed, "step": draw.record.step}
-                text = {} if one.text is None else {"text": one.text}
-                yield Event(str(place), encode(end | text), "done")
-            elif one.ahead > seen:
-                place = place._replace(told=one.ahead)
-                yield Event(str(place), encode(generated_fields(draw.model, one)))
-    except Exception as error:  # noqa: BLE001  (whatever it is, the client is told)
-        yield Event(str(place), problems.of(error, "POST", path).body, "problem")
+        for generated in draw.steps():
+            if isinstance(generated, GenerationEnd):
+                end = {"reason": generated.reason, "seed": draw.seed, "step": draw.record.step}
+                text = {} if generated.text is None else {"text": generated.text}
+                yield Event(str(position), encode(end | text), "done")
+            elif generated.ahead > sent:
+                position = position._replace(sent=generated.ahead)
+                yield Event(str(position), encode(generated_fields(draw.model, generated)))
+    except Exception as error:  # noqa: BLE001  (any error becomes the last event)
+        yield Event(str(position), problems.of(error, "POST", path).body, "problem")
 
 
 OPERATIONS = (

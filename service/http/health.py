@@ -1,4 +1,4 @@
-"""/healthz, /readyz and the index: is the process alive, can it serve, and what is here."""
+"""/healthz, /readyz and the index of the service."""
 
 from importlib.metadata import version
 
@@ -11,13 +11,16 @@ from onward.service.http.problems import NOT_READY, RequestError
 
 
 def healthz(engine: Engine) -> Response:
-    """Says that the process answers, whatever the state of the rest."""
+    """Reports that the process answers requests, whatever the state of models and store."""
     del engine
     return json({"status": "ok"})
 
 
 def readyz(engine: Engine) -> Response:
-    """Says whether sessions can be served: a model is open, and the store answers; and what is not served, and why."""
+    """Reports that sessions can be served, and which bundles and sessions are not served.
+
+    Raises StoreUnavailableError if the store does not answer, and RequestError if no model is served.
+    """
     live = engine.live_sessions()
     if not engine.models.by_name:
         refused = "; ".join(error.reason for error in engine.models.refused) or "the repository is empty"
@@ -39,14 +42,14 @@ def index(engine: Engine) -> Response:
 
 
 OPERATIONS = (
-    Operation("get_index", "GET", "/", index, "What is here", response_schemas.Index),
+    Operation("get_index", "GET", "/", index, "The links of the service", response_schemas.Index),
     Operation("get_health", "GET", "/healthz", healthz, "Whether the process is alive", response_schemas.Status),
     Operation(
         "get_readiness",
         "GET",
         "/readyz",
         readyz,
-        "Whether it can serve: a model is open and the store answers",
+        "Whether the service can serve: a model is open and the store answers",
         response_schemas.Ready,
         problems=(503,),
     ),

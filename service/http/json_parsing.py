@@ -1,9 +1,9 @@
-"""JSON as requests bring it: no document holds the event loop up while it is read, and no object has a key twice.
+"""Parses the JSON of requests without blocking the event loop, and refuses objects with a repeated key.
 
-Owns the bounds of a long document, which hold before anything is made of it: how deep it nests, how many lists and
-objects it has in all, how many entries a list and how many members an object has. A long document is cut at its commas
-and read in pieces, between which others have their turn. Each piece is read as a list or an object of its own, so
-whatever is not JSON is refused wherever the cuts are. Knows nothing of what a document means.
+Owns the bounds of a long document, which are checked before anything is built of it: its depth, the number of its lists
+and objects, the entries of a list and the members of an object. A long document is cut at its commas and parsed in
+pieces, between which other greenlets run. Each piece is parsed as a list or an object of its own, so invalid JSON is
+refused wherever the cuts are. Knows nothing of the meaning of a document.
 """
 
 import json
@@ -25,12 +25,12 @@ from onward.service.http.request_schemas import MOST_ITEMS, Body
 B = TypeVar("B", bound=Body)
 
 PIECE = 65_536
-"""Bytes that are read at once. A document that is no longer is read whole, and needs no other bounds."""
+"""Bytes that are parsed at once. A document of at most this length is parsed whole and has no other bounds."""
 MOST_DEPTH = 8
-"""Lists and objects in each other; the deepest that any operation takes is 5."""
+"""The most lists and objects inside each other; the deepest body of any operation has 5."""
 MOST_MEMBERS = 10_000
 MOST_LISTS = 3
-"""Lists and objects in all, for each entry that the longest list may have: a step is one of them, so is an item."""
+"""The most lists and objects of a document, per entry that its longest list may have: a step or an item is one."""
 
 Positions = NDArray[np.signedinteger[Any]]
 
@@ -42,15 +42,15 @@ _DEEPER[list(b"[{")], _DEEPER[list(b"]}")] = 1, -1
 
 
 def validated(form: type[B], data: bytes, limits: Limits) -> B:
-    """The document as `form`. Raises as `parsed` does, and ValidationError."""
+    """The document as an instance of `form`. Raises ValidationError, and the errors of `parsed`."""
     return form.model_validate(parsed(data, limits, form))
 
 
 def parsed(data: bytes, limits: Limits, form: type[Body] | None = None) -> Any:
-    """What the document says. form: which it should have.
+    """The parsed document. form: the schema that it should have.
 
-    Raises RequestError where it is not JSON, ValidationError where that is a field's fault, as with NaN, and
-    InvalidInputError where it is beyond the bounds or has a key twice.
+    Raises RequestError if the document is not JSON, ValidationError if a field's value is invalid, such as NaN, and
+    InvalidInputError if the document exceeds the bounds or repeats a key.
     """
     if len(data) <= PIECE:
         try:
@@ -68,14 +68,14 @@ def parsed(data: bytes, limits: Limits, form: type[Body] | None = None) -> Any:
 
 
 class _Document:
-    """A long one, and where its commas are: their positions, and how deep each lies."""
+    """A long document with the positions and the depths of its commas."""
 
     def __init__(self, data: bytes, longest: int, turns: LoopTurns) -> None:
         self._data, self._longest, self._turns = data, longest, turns
         self._commas, self._depths = _commas(data, MOST_LISTS * longest, turns)
 
     def value(self, start: int, end: int, depth: int, path: str) -> Any:
-        """The value between these bytes, whose entries or members lie so deep."""
+        """The value between these bytes; depth: of its entries or members."""
         text = self._data[start:end]
         start += len(text) - len(text.lstrip(_SPACE))
         end = start + len(text.strip(_SPACE))
@@ -92,15 +92,15 @@ class _Document:
         if len(commas) >= self._longest:
             _refuse(path, f"at most {self._longest} entries, not {len(commas) + 1}")
         entries: list[Any] = []
-        for at, to, is_one in _pieces(commas, start, end):
-            if is_one and to - at > PIECE:
+        for at, to, is_entry in _pieces(commas, start, end):
+            if is_entry and to - at > PIECE:
                 entries.append(self.value(at, to, depth + 1, f"{path}[{len(entries)}]"))
                 continue
             self._turns.take()
-            some = _read(b"[%b]" % self._data[at:to], at - 1, path, len(entries))
-            if not some and len(commas):
+            parsed_piece = _read(b"[%b]" % self._data[at:to], at - 1, path, len(entries))
+            if not parsed_piece and len(commas):
                 raise _malformed(f"an entry is missing: byte {at}")
-            entries += some
+            entries += parsed_piece
         return entries
 
     def _object(self, start: int, end: int, depth: int, path: str) -> dict[str, Any]:
@@ -108,34 +108,34 @@ class _Document:
         if len(commas) >= MOST_MEMBERS:
             _refuse(path, f"an object has at most {MOST_MEMBERS} members, not {len(commas) + 1}")
         members: dict[str, Any] = {}
-        for at, to, is_one in _pieces(commas, start, end):
-            if is_one and to - at > PIECE:
+        for at, to, is_entry in _pieces(commas, start, end):
+            if is_entry and to - at > PIECE:
                 key = _KEY(self._data, at, to)
                 if key is None:
                     raise _malformed(f"expected a key of at most 1000 characters, and a value: byte {at}")
                 name = _read(key[1], at)
-                some = {name: self.value(key.end(), to, depth + 1, _member(path, name))}
+                parsed_piece = {name: self.value(key.end(), to, depth + 1, _member(path, name))}
             else:
                 self._turns.take()
-                some = _read(b"{%b}" % self._data[at:to], at - 1, path)
-            if not some and len(commas):
+                parsed_piece = _read(b"{%b}" % self._data[at:to], at - 1, path)
+            if not parsed_piece and len(commas):
                 raise _malformed(f"a member is missing: byte {at}")
-            if twice := members.keys() & some.keys():
-                _refuse_twice(_member(path, min(twice)))
-            members |= some
+            if repeated := members.keys() & parsed_piece.keys():
+                _refuse_key(_member(path, min(repeated)))
+            members |= parsed_piece
         return members
 
     def _between(self, start: int, end: int, depth: int) -> Positions:
-        """The commas there that lie so deep."""
+        """The positions of the commas of that depth between these bytes."""
         first, last = bisect_left(self._commas, start), bisect_left(self._commas, end)
         commas: Positions = self._commas[first:last][self._depths[first:last] == depth]
         return commas
 
 
 def _commas(data: bytes, most: int, turns: LoopTurns) -> tuple[Positions, NDArray[np.int8]]:
-    """Where commas outside of texts are, and in how many lists and objects each lies.
+    """The positions of the commas outside of texts, and the depth of each: the number of lists and objects around it.
 
-    most: lists and objects in all. Raises RequestError, InvalidInputError.
+    most: the most lists and objects of the document. Raises RequestError, InvalidInputError.
     """
     found, depths = [np.zeros(0, np.int32)], [np.zeros(0, np.int8)]
     depth, lists, in_text, is_escaped = 0, 0, False, False
@@ -168,7 +168,10 @@ def _commas(data: bytes, most: int, turns: LoopTurns) -> tuple[Positions, NDArra
 
 
 def _pieces(commas: Positions, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
-    """(start, end, whether that is one entry) of pieces that end at a comma, each as long as it may be or one entry."""
+    """(start, end, whether the piece is a single entry) of pieces that end at a comma.
+
+    A piece has at most PIECE bytes, unless it is a single entry.
+    """
     first = 0
     while True:
         last = bisect_right(commas, start + PIECE) - 1
@@ -183,29 +186,32 @@ def _pieces(commas: Positions, start: int, end: int) -> Iterator[tuple[int, int,
 
 
 def _read(text: bytes, offset: int = 0, path: str = "", first: int = 0) -> Any:
-    """A document, or a piece of one that begins so many bytes in.
+    """The parsed document, or a piece of a document that begins at the offset.
 
-    path: what errors call it; first: the number of its first entry.
+    path: its name in errors; first: the index of its first entry.
     """
     try:
         content = orjson.loads(text)
     except orjson.JSONDecodeError as error:
         raise _malformed(f"{error.msg}: byte {offset + error.pos}" if offset else str(error)) from None
     if b"{" in text and isinstance(content, (dict, list)) and may_repeat(text, content):
-        _hold(json.loads(text, object_pairs_hook=_members), path, first)
+        _refuse_repeated(json.loads(text, object_pairs_hook=_members), path, first)
     return content
 
 
 def may_repeat(text: bytes, content: Any) -> bool:
-    """Whether a key may stand twice in the text: not where each quote in it is one that the content needs."""
+    """True if an object in the text may repeat a key.
+
+    It cannot if the text has exactly the quotes that the content needs: a repeated key adds quotes to the text alone.
+    """
     try:
         return text.count(b'"') != orjson.dumps(content).count(b'"') or rb"\u0022" in text
     except orjson.JSONEncodeError:
         _refuse("", "nested too deep")
 
 
-class _Twice(dict[str, Any]):
-    """An object that has `key` twice."""
+class _Repeats(dict[str, Any]):
+    """An object that repeats `key`."""
 
     key = ""
 
@@ -214,7 +220,7 @@ def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) == len(pairs):
         return members
-    repeats, keys = _Twice(members), set()
+    repeats, keys = _Repeats(members), set()
     for key, _ in pairs:
         if key in keys:
             repeats.key = key
@@ -223,24 +229,24 @@ def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return repeats
 
 
-def _hold(content: Any, path: str, first: int = 0) -> None:
-    """Raises InvalidInputError where an object has a key twice."""
-    if isinstance(content, _Twice):
-        _refuse_twice(_member(path, content.key))
+def _refuse_repeated(content: Any, path: str, first: int = 0) -> None:
+    """Raises InvalidInputError if an object in the content repeats a key."""
+    if isinstance(content, _Repeats):
+        _refuse_key(_member(path, content.key))
     if isinstance(content, dict):
         for key, value in content.items():
-            _hold(value, _member(path, key))
+            _refuse_repeated(value, _member(path, key))
     elif isinstance(content, list):
-        for number, value in enumerate(content, first):
+        for index, value in enumerate(content, first):
             if isinstance(value, (dict, list)):
-                _hold(value, f"{path}[{number}]")
+                _refuse_repeated(value, f"{path}[{index}]")
 
 
 def _member(path: str, key: str) -> str:
     return f"{path}.{key}" if path else key
 
 
-def _refuse_twice(path: str) -> NoReturn:
+def _refuse_key(path: str) -> NoReturn:
     _refuse(path, "this key stands twice in the same object")
 
 

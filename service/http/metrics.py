@@ -1,4 +1,4 @@
-"""GET /metrics: what the service counts, for Prometheus."""
+"""GET /metrics: the metrics of the service, for Prometheus."""
 
 from flask import Response, current_app
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -13,5 +13,12 @@ def metrics(engine: Engine) -> Response:
 
 
 OPERATIONS = (
-    Operation("get_metrics", "GET", "/metrics", metrics, "How predictions come true, by model, for Prometheus", None),
+    Operation(
+        "get_metrics",
+        "GET",
+        "/metrics",
+        metrics,
+        "The accuracy of predictions by model, in Prometheus' text format",
+        None,
+    ),
 )

@@ -1,4 +1,4 @@
-"""/v1/models: what is served, and predictions without a session."""
+"""/v1/models: the models that are served, and predictions without a session."""
 
 from typing import Any
 
@@ -60,8 +60,8 @@ def predict(engine: Engine, model: str) -> Response:
 
 def step(engine: Engine, model: str) -> Response:
     body = request_body.read(request_schemas.HeldStep, engine)
-    answer = engine.stateless.step(TENANT, model, body.version, body.inputs, body.state, has_left=client())
-    return json({"step": answer.step, **step_fields(answer.model, answer.outputs), "state": answer.state})
+    result = engine.stateless.step(TENANT, model, body.version, body.inputs, body.state, has_left=client())
+    return json({"step": result.step, **step_fields(result.model, result.outputs), "state": result.state})
 
 
 def _info(engine: Engine, model: StepModel, live: dict[tuple[str, int], int]) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def _info(engine: Engine, model: StepModel, live: dict[tuple[str, int], int]) ->
 
 OPERATIONS = (
     Operation(
-        "list_models", "GET", "/v1/models", index, "The models that are served, and the bundles refused",
+        "list_models", "GET", "/v1/models", index, "The models that are served, and the refused bundles",
         response_schemas.ModelList,
     ),
     Operation(
@@ -94,7 +94,7 @@ OPERATIONS = (
     ),
     Operation(
         "step_model", "POST", "/v1/models/{model}/step",
-        step, "A step without a session: the client holds the state, sealed",
+        step, "A step without a session: the client holds the state, encrypted",
         response_schemas.HeldAnswer, body=request_schemas.HeldStep,
         problems=(400, 404, 409, 410, 413, 415, 422, 501, 503),
     ),

@@ -1,8 +1,8 @@
-"""Steps as NDJSON: a line in, a line out, as they come, for as long as they come.
+"""Steps as NDJSON: each line of the request is answered by a line of the response, as the lines arrive.
 
-Owns the reading of lines, and where an error stops them: what came before it is applied and answered, and it is the
-last that is said, with the number of its line and the step that was reached. Memory does not grow with the number of
-lines: what has come is answered before more is read.
+Owns the reading of lines and the handling of an error: the lines before the error are applied and answered, and the
+last line of the response is the problem, with the number of its line and the step that was reached. Memory does not
+grow with the number of lines: the lines that have arrived are answered before more is read.
 """
 
 import contextlib
@@ -31,20 +31,21 @@ from onward.service.http.step_encoding import encode_step
 
 READ = 65_536
 
-_PLACE = re.compile(r"inputs\[(\d+)\]").match
+_INPUT_INDEX = re.compile(r"inputs\[(\d+)\]").match
 
 
 class Line(NamedTuple):
-    """A line of the request, from 1 on, and the step that it holds, or why it holds none."""
+    """A line of the request: its number from 1 on, and its step, or the error if it has none."""
 
     number: int
     step: Any
 
 
 def reply(engine: Engine, session_id: str, model: str = "") -> Response:
-    """Raises what speaks against the session; what speaks against a line is the last line of the answer.
+    """The streamed response to the lines of the request. Raises the errors of the session.
 
-    model: the first line creates the session on it where there is none; empty: the session must exist.
+    An error of a line is the last line of the response. model: the first line creates the session on it if the session
+    does not exist; if empty, the session must exist.
     """
     expected = _expected()
     reached = engine.steps.current_step(TENANT, session_id, step=expected, model=model)
@@ -55,8 +56,8 @@ def reply(engine: Engine, session_id: str, model: str = "") -> Response:
     most = app.config["MAX_CONTENT_LENGTH"]
     lines = _lines(body, most, app.extensions.get("alive", lambda: True), engine.limits, clock)
     if isinstance(reader := getattr(body, "reader", None), ChunkedReader):
-        reader.req.force_close()  # an error may leave it half read, and that is said before it is known
-    return Response(upload.answers(lines, body, most), content_type=NDJSON, headers={"X-Accel-Buffering": "no"})
+        reader.req.force_close()  # an error may leave the body half read, and headers are sent before that
+    return Response(upload.responses(lines, body, most), content_type=NDJSON, headers={"X-Accel-Buffering": "no"})
 
 
 def _expected() -> int | None:
@@ -70,17 +71,17 @@ def _expected() -> int | None:
 
 @runtime_checkable
 class Clock(Protocol):
-    """How long the connection waits for more of the request."""
+    """A connection that limits the time until more of the request arrives."""
 
     def wait_long(self) -> None:
-        """What follows may come at any time."""
+        """Sets no limit: the next line may begin at any time."""
 
     def begin(self) -> None:
-        """What follows has begun, and must come at some pace."""
+        """Starts the limit of a line that has begun: its bytes must arrive at a minimum rate."""
 
 
 class _NoClock:
-    """Where the connection is not the service's own: under TLS of gunicorn's, and in tests without one."""
+    """A clock without limits, for gunicorn's own connections, which TLS uses, and for tests without a connection."""
 
     def wait_long(self) -> None: ...
     def begin(self) -> None: ...
@@ -90,55 +91,58 @@ class _Upload:
     def __init__(
         self, engine: Engine, session_id: str, reached: int, expected: int | None, model: str, clock: Clock
     ) -> None:
-        """reached: the session's step; expected: the one that the first line must find, None: any.
+        """reached: the session's step; expected: the step that the session must have at the first line; None: any.
 
-        model: on which the first line may create the session.
+        model: the first line may create the session on it.
         """
         self._clock = clock
         self._engine, self._session_id, self._model = engine, session_id, model
         self._reached, self._expected = reached, expected
         self._has_left = client()
-        self._over = False
+        self._is_over = False
 
-    def answers(self, arrivals: Iterator[Sequence[Line]], body: Any, most: int) -> Iterator[bytes]:
-        """What is said to lines as they arrive; ends after a problem. most: bytes of the rest that are still read."""
+    def responses(self, arrivals: Iterator[Sequence[Line]], body: Any, most: int) -> Iterator[bytes]:
+        """The responses to lines as they arrive; they end after a problem.
+
+        most: the bytes of the rest of the body that are still read after a problem.
+        """
         for lines in arrivals:
             for _, alike in groupby(in_loop_turns(lines), lambda line: _form(line.step)):
-                yield b"".join(self._responses(list(alike)))
-                if self._over:
+                yield b"".join(self._responses_alike(list(alike)))
+                if self._is_over:
                     self._clock.begin()
-                    _leave(body, most)
+                    _drain(body, most)
                     return
 
-    def _responses(self, lines: Sequence[Line]) -> Iterator[bytes]:
+    def _responses_alike(self, lines: Sequence[Line]) -> Iterator[bytes]:
         """The responses to lines of one form. Lines before an invalid one are applied first, to identify that line."""
         try:
-            answer = self._step([line.step for line in lines])
-        except Exception as error:  # noqa: BLE001  (whatever it is, it ends the answer)
+            result = self._step([line.step for line in lines])
+        except Exception as error:  # noqa: BLE001  (any error ends the response)
             cut = _cut(error, len(lines))
             if cut is None:
-                self._over = True
+                self._is_over = True
                 yield self._last(lines[0].number, error)
             else:
-                yield from self._responses(lines[:cut])
-                if not self._over:
-                    yield from self._responses(lines[cut:])
+                yield from self._responses_alike(lines[:cut])
+                if not self._is_over:
+                    yield from self._responses_alike(lines[cut:])
         else:
-            first, self._reached = answer.step - len(lines) + 1, answer.step
+            first, self._reached = result.step - len(lines) + 1, result.step
             for index in in_loop_turns(range(len(lines))):
-                yield encode_step(StepResult(answer.model, first + index, answer.outputs[index : index + 1])) + b"\n"
+                yield encode_step(StepResult(result.model, first + index, result.outputs[index : index + 1])) + b"\n"
 
     def _step(self, inputs: list[Any]) -> StepResult:
         if isinstance(inputs[0], Exception):
             raise inputs[0]
         if not request_schemas.plain_inputs(inputs):
             request_schemas.Step.model_validate({"inputs": inputs})
-        answer = self._engine.steps.step(
+        result = self._engine.steps.step(
             TENANT, self._session_id, inputs, step=self._expected, model=self._model, has_left=self._has_left
         )
-        self._model = ""  # a session that ends during the upload is not begun anew in silence
-        self._expected = None if self._expected is None else answer.step
-        return answer
+        self._model = ""  # a session that ends during the upload is not silently created again
+        self._expected = None if self._expected is None else result.step
+        return result
 
     def _last(self, number: int, error: Exception) -> bytes:
         document = orjson.loads(problems.of(error, "POST", f"/v1/sessions/{self._session_id}/steps").body)
@@ -146,25 +150,31 @@ class _Upload:
 
 
 def _cut(error: Exception, count: int) -> int | None:
-    """Where to cut that many lines so as to find the one at fault; None where it is the first, or no line's fault."""
+    """The number of lines before a cut that separates the invalid line.
+
+    None if the first line is invalid, or if the error is not of a line. count: the number of lines.
+    """
     if count == 1:
         return None
     if isinstance(error, ValidationError):
-        ((_, _, place, *_), *_) = (fault["loc"] for fault in error.errors(include_input=False))
-        return max(1, int(place))
+        ((_, _, index, *_), *_) = (fault["loc"] for fault in error.errors(include_input=False))
+        return max(1, int(index))
     if isinstance(error, InvalidInputError):
-        found = _PLACE(error.faults[0].field)
+        found = _INPUT_INDEX(error.faults[0].field)
         return max(1, int(found[1])) if found else count // 2
     return count // 2 if isinstance(error, NotFiniteError) else None
 
 
 def _form(step: Any) -> type[Any]:
-    """What lines have to have in common to be one call's inputs."""
+    """The form of a step; only lines of the same form can be the inputs of one call."""
     return next((form for form in (list, dict, Exception) if isinstance(step, form)), object)
 
 
 def _lines(body: Any, longest: int, alive: Callable[[], bool], limits: Limits, clock: Clock) -> Iterator[list[Line]]:
-    """Lines with something on them, as they come. The next line may be hours away; one that has begun must go on."""
+    """The lines that are not blank, as they arrive.
+
+    The next line may be hours away, but a line that has begun must continue to arrive.
+    """
     number, rest = 0, b""
     try:
         clock.wait_long()
@@ -186,7 +196,7 @@ def _lines(body: Any, longest: int, alive: Callable[[], bool], limits: Limits, c
                 return
     except RequestError as error:
         yield [Line(number + 1, error)]
-    except (OSError, ParseException) as error:  # gunicorn's, where the client went or its framing is broken
+    except (OSError, ParseException) as error:  # from gunicorn: the client has disconnected, or its framing is invalid
         yield [Line(number + 1, request_body.broken_off(getattr(error, "strerror", None) or str(error)))]
     else:
         if rest and not rest.isspace():
@@ -194,7 +204,7 @@ def _lines(body: Any, longest: int, alive: Callable[[], bool], limits: Limits, c
 
 
 def _ends(begun: int, longest: int, alive: Callable[[], bool]) -> RequestError | None:
-    """Why no more is read, though more may come. begun: bytes of the next line."""
+    """The error that ends the reading of lines; None if reading continues. begun: the bytes of the next line."""
     if begun > longest:
         return RequestError(HTTP_PROBLEM_TYPES[413], f"a line has at most {longest} bytes")
     return None if alive() else RequestError(problems.STOPPING, "send the lines that follow in another request")
@@ -207,20 +217,23 @@ def _line(number: int, text: bytes, limits: Limits) -> Line:
         return Line(number, error)
 
 
-def _leave(body: Any, most: int) -> None:
-    """Reads a rest that the client may have sent whole already, so that the connection serves its next request."""
+def _drain(body: Any, most: int) -> None:
+    """Reads a short rest of the body, so that the connection can serve its next request; ends the connection otherwise.
+
+    most: the bytes of a rest that is read; the client may have sent all of it already.
+    """
     reader = getattr(body, "reader", None)
     if isinstance(reader, LengthReader) and reader.length <= most:
-        with contextlib.suppress(OSError, ParseException):  # the client has gone
+        with contextlib.suppress(OSError, ParseException):  # the client has disconnected
             body.read()
     else:
-        body.failed = True  # gunicorn ends the connection
+        body.failed = True  # makes gunicorn end the connection
 
 
 def _pieces(body: Any) -> Iterator[bytes]:
-    """The body as it arrives: gunicorn's `read` would wait until it has as many bytes as it was asked for.
+    """The body as it arrives: gunicorn's `read` would wait until all bytes that it was asked for have arrived.
 
-    Raises RequestError where the body ends before its announced length.
+    Raises RequestError if the body ends before its announced length.
     """
     reader = getattr(body, "reader", None)
     if isinstance(reader, ChunkedReader):
@@ -239,6 +252,6 @@ def _arrivals(reader: LengthReader) -> Iterator[bytes]:
         if not data:
             raise request_body.cut(announced - reader.length, announced)
         piece, following = data[: reader.length], data[reader.length :]
-        reader.unreader.unread(following)  # of the next request
+        reader.unreader.unread(following)  # bytes of the next request
         reader.length -= len(piece)
         yield piece

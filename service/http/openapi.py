@@ -15,14 +15,13 @@ from onward.service.http.response_schemas import Problem
 
 _REF = "#/components/schemas/{model}"
 
-
 ANYWHERE = (400, 414, 431)
-"""Statuses of requests that are refused by their head alone, whatever the operation."""
+"""The statuses of requests that are refused for their head alone, in any operation."""
 _TYPES = {int: "integer", float: "number", str: "string"}
 
 
 def install(app: Flask, operations: tuple[Operation, ...]) -> None:
-    @cache  # made when it is asked for: a worker starts sooner
+    @cache  # made on the first request, so that a worker starts sooner
     def data() -> bytes:
         return orjson.dumps(document(operations))
 
@@ -44,7 +43,7 @@ def document(operations: tuple[Operation, ...]) -> dict[str, Any]:
         "info": {
             "title": "Onward",
             "version": version("onward"),
-            "description": "Recurrent models served with their memory. Errors are RFC 9457 problems; their types: "
+            "description": "Recurrent models served with their memory. Errors are RFC 9457 problems of these types: "
             + ", ".join(sorted(problem_type.type for problem_type in ALL)),
         },
         "paths": paths,
@@ -58,7 +57,7 @@ def _operation(operation: Operation, schemas: dict[type[BaseModel], dict[str, An
     parameters += [
         {
             "name": query.name,
-            "in": query.place,
+            "in": query.location,
             "description": query.description,
             "schema": {"type": _TYPES[query.kind]},
         }

@@ -1,4 +1,4 @@
-"""An operation: one method on one path, with what goes in and out. Routes and OpenAPI are made of these."""
+"""An operation: a method on a path, with its parameters, body and response. Routes and OpenAPI are made from these."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,17 +17,19 @@ NDJSON = "application/x-ndjson"
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A parameter beside the path and the body, for the document; the view reads it itself."""
+    """A parameter in the query or the headers, as the OpenAPI document describes it; the view reads it itself."""
 
     name: str
     kind: type[int] | type[str] | type[float]
     description: str
-    place: Literal["query", "header"] = "query"
+    location: Literal["query", "header"] = "query"
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """`path` in OpenAPI's writing, `/v1/sessions/{session_id}`; `view` takes the engine and the path's parameters.
+    """An operation.
+
+    `path` is in OpenAPI's notation, `/v1/sessions/{session_id}`; `view` takes the engine and the path's parameters.
 
     `operation_id`, a verb and a resource, is public and never changes: generated clients name their methods by it.
     """
@@ -42,11 +44,11 @@ class Operation:
     body_optional: bool = False
     status: int = 200
     confirms: bool = False
-    """Whether what the status says was created may have been there: then the status is 200, with the same answer."""
+    """True if the resource may exist already: then the status is 200 instead of 201, with the same schema."""
     media: str = JSON
-    """Of the answer; of events the answer is a list of them."""
+    """The media type of the response; for Server-Sent Events, the response schema is a list of events."""
     line: type[BaseModel] | None = None
-    """What a line is where the body may be NDJSON: each is answered by a line, with an answer of its own."""
+    """The schema of a line if the body may be NDJSON; each line is answered by a line with a response of its own."""
     query: tuple[Query, ...] = ()
     problems: tuple[int, ...] = ()
 
@@ -56,12 +58,12 @@ def install(app: Flask, engine: Engine, operations: tuple[Operation, ...]) -> No
         rule, endpoint = operation.path.replace("{", "<").replace("}", ">"), f"{operation.method} {operation.path}"
         view = partial(_answer, operation, engine)
         app.add_url_rule(rule, endpoint, view, methods=[operation.method])
-        if operation.status == 101:  # werkzeug keeps handshakes apart from requests
+        if operation.status == 101:  # werkzeug routes WebSocket handshakes separately
             app.add_url_rule(rule, endpoint, view, methods=[operation.method], websocket=True)
 
 
 def _answer(operation: Operation, engine: Engine, **parameters: str) -> Response:
-    accepted = {query.name for query in operation.query if query.place == "query"}
+    accepted = {query.name for query in operation.query if query.location == "query"}
     if unknown := sorted(set(request.args) - accepted):
         message = f"no such parameter; the parameters are: {', '.join(sorted(accepted)) or 'none'}"
         raise InvalidInputError(*(Fault(name[:100], message) for name in unknown))

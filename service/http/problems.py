@@ -32,7 +32,7 @@ _OF_JSON = {
 }  # fmt: skip
 """pydantic's messages that name Python types, by its error types, in the words of JSON."""
 VALUE_TYPES = ("float", "int", "str", "constrained-str")
-"""What pydantic calls the types that a value of a step, or a stop, may have."""
+"""pydantic's names of the types that a value of a step, or a stop, may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,26 +181,27 @@ _FIELDS: dict[type[ServiceError], Any] = {
 
 
 def _of_validation(error: ValidationError) -> Reply:
-    """The body does not have the form of its pydantic model."""
+    """The problem of a body that does not fit its schema."""
     found = error.errors(include_url=False, include_context=False, include_input=False)
     if found[0]["type"] == "json_invalid":
         return reply(MALFORMED, found[0]["msg"], [Fault("body", found[0]["msg"])])
-    told: dict[str, str] = {}
-    for fault in found:  # a value that is of no type is a fault for each type that it might be: the first counts
+    messages: dict[str, str] = {}
+    for fault in found:  # a value of a wrong type has a fault for each type of the union: the first is used
         message = _OF_JSON.get(fault["type"]) or fault["msg"].removeprefix("Value error, ")
-        told.setdefault(_field(tuple(fault["loc"])), message)
-    faults = [Fault(field, message) for field, message in told.items()]
+        messages.setdefault(_field(tuple(fault["loc"])), message)
+    faults = [Fault(field, message) for field, message in messages.items()]
     return reply(PROBLEM_TYPES[errors.InvalidInputError], str(errors.InvalidInputError(*faults)), faults)
 
 
-def _field(place: tuple[int | str, ...]) -> str:
-    """`("inputs", "@rows", 0, 1, "float")` -> `inputs[0][1]`: what begins with @ names a form of input, what follows a
-    value the type that it is not.
+def _field(location: tuple[int | str, ...]) -> str:
+    """`("inputs", "@rows", 0, 1, "float")` -> `inputs[0][1]`, the field's name for clients.
+
+    A part that begins with @ is the form of inputs; the last part after a value is the type that did not match.
     """
     name = ""
-    if {"inputs", "future", "stop"} & set(place) and place[-1] in VALUE_TYPES:
-        place = place[:-1]
-    for part in place:
+    if {"inputs", "future", "stop"} & set(location) and location[-1] in VALUE_TYPES:
+        location = location[:-1]
+    for part in location:
         if isinstance(part, int):
             name += f"[{part}]"
         elif not part.startswith("@"):
@@ -219,11 +220,11 @@ def _of_http(error: HTTPException) -> Response:
     problem_type = HTTP_PROBLEM_TYPES.get(status) or ProblemType(f"http-{status}", status, HTTPStatus(status).phrase)
     path = request.path[:200]
     if status == 404:
-        detail = f"nothing is at {path}; GET /openapi.json lists what there is"
+        detail = f"no resource has the path {path}; GET /openapi.json lists the operations"
         return reply(problem_type, detail, [Fault("path", detail)]).response()
     if isinstance(error, MethodNotAllowed):
         allowed = ", ".join(sorted(error.valid_methods or ()))
-        detail = f"{request.method} is not for {path}; it takes {allowed}"
+        detail = f"{path} does not accept {request.method}; it accepts {allowed}"
         answer = reply(problem_type, detail, [Fault("method", f"expected {allowed}")]).response()
         answer.headers["Allow"] = allowed
         return answer

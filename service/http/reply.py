@@ -1,4 +1,7 @@
-"""An answer that no web framework has seen. Flask's views make Responses of it, the fast path writes it as bytes."""
+"""Responses that do not depend on a web framework, and the encoding of their JSON.
+
+Flask's views make Responses of a Reply; the fast path writes it as bytes.
+"""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -11,19 +14,19 @@ from onward.service.engine.event_loop import LoopTurns
 
 JSON = "application/json"
 PIECE = 4096
-"""Values of an answer that are encoded at once."""
+"""The values of a response that are encoded at once."""
 PIECE_BYTES = 65_536
-"""Bytes of an answer that are encoded in one turn of the event loop."""
+"""The bytes of a response that are encoded in one turn of the event loop."""
 
 
 class Empty(Response):
-    """An answer without a body, of which no media type is said."""
+    """A response without a body and without a Content-Type."""
 
     default_mimetype = None
 
 
 class Reply(NamedTuple):
-    """`headers` are those beside Content-Type and Content-Length."""
+    """A response. headers: the headers other than Content-Type and Content-Length."""
 
     status: int
     body: bytes
@@ -40,7 +43,7 @@ def encode(content: Any) -> bytes:
 
 
 def encode_by_turns(content: Any) -> bytes:
-    """The same bytes. Large content is encoded in pieces, between which other requests have their turn."""
+    """The bytes of `encode`. Large content is encoded in pieces, between which other greenlets run."""
     if _size(content) <= PIECE:
         return encode(content)
     parts, written, turns = [], 0, LoopTurns()
@@ -88,7 +91,7 @@ def _pieces(content: Any) -> Iterator[bytes]:
 
 
 def _slices(content: Any) -> Iterator[Any]:
-    """Consecutive entries of a list or an array, as many as are encoded at once, or a single one."""
+    """Slices of a list or an array, each with as many entries as are encoded at once, or with a single entry."""
     if isinstance(content, np.ndarray):
         count = max(1, PIECE // max(1, content.size // len(content)))
         yield from (content[start : start + count] for start in range(0, len(content), count))

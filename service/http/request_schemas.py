@@ -1,6 +1,6 @@
-"""The wire: what bodies of requests look like, as pydantic models, from which the OpenAPI document is made too.
+"""The bodies of requests as pydantic models, from which the OpenAPI document is made too.
 
-Numbers are strict: text is no number, and NaN and Infinity are refused.
+Numbers are strict: a text is not a number, and NaN and Infinity are refused.
 """
 
 from itertools import chain
@@ -26,7 +26,7 @@ Value = Number | Annotated[int, Field(strict=True)] | Annotated[str, Field(stric
 
 
 def _form(steps: Any) -> str:
-    """Which way of writing steps is used: by the first, for a list."""
+    """The tag of the form in which steps are written; the first entry of a list decides."""
     if isinstance(steps, str):
         return "@text"
     first = steps[0] if isinstance(steps, list) and steps else []
@@ -39,9 +39,9 @@ _VALUES = frozenset({int, float, str, type(None)})
 
 
 def plain_inputs(inputs: Any) -> bool:
-    """Whether these are steps in one form: types are looked at without a line of Python for each.
+    """True if the inputs are steps of one form. `map` collects the types, without a line of Python for each value.
 
-    Only for what orjson has read, which takes no number that is not finite.
+    Only for inputs that orjson has parsed, which refuses numbers that are not finite.
     """
     if type(inputs) is not list or not inputs:
         return type(inputs) is str and inputs != ""
@@ -54,7 +54,7 @@ def plain_inputs(inputs: Any) -> bool:
 
 
 def texts_in(inputs: Any) -> int:
-    """How many texts there are among plain inputs, the keys of objects left out."""
+    """The number of texts among plain inputs; keys of objects do not count."""
     if type(inputs) is str:
         return 1
     values = chain.from_iterable(inputs) if type(inputs[0]) is list else inputs
@@ -65,9 +65,8 @@ def _unless_plain(inputs: Any, validate: ValidatorFunctionWrapHandler, info: Val
     return inputs if info.mode == "python" and plain_inputs(inputs) else validate(inputs)
 
 
-_STEPS = Field(
-    min_length=1, fail_fast=True
-)  # the first fault is enough: a million of them would take seconds to collect
+# The first fault is enough: collecting a million faults would take seconds.
+_STEPS = Field(min_length=1, fail_fast=True)
 Inputs = Annotated[
     Annotated[list[Annotated[list[Value], _STEPS]], _STEPS, Tag("@rows")]
     | Annotated[list[Value], _STEPS, Tag("@values")]
@@ -78,7 +77,7 @@ Inputs = Annotated[
     Field(
         description="Steps, oldest first: lists of values in the order of the model's features, or objects by feature "
         "name, or single values where the model has one feature, or a text where the model reads one. A value is a "
-        "number, a category (or, where the categories are words, its place), or null where it may be missing.",
+        "number, a category (or, where the categories are words, its index), or null where it may be missing.",
         examples=[[[506.0], [511.0]], [{"ppg": 506.0}], [506.0, 511.0], "The next "],
     ),
 ]
@@ -90,7 +89,7 @@ Version = Annotated[int, Field(strict=True, ge=1, description="a version of the 
 
 
 class Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)  # most of them are never read
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)  # most are never validated
 
 
 TtlS = Annotated[
@@ -99,7 +98,8 @@ TtlS = Annotated[
 
 
 Interval = Annotated[
-    float, Field(strict=True, ge=0.5, le=0.99, description="answers have intervals that hold this share of inputs")
+    float,
+    Field(strict=True, ge=0.5, le=0.99, description="the share of inputs that the intervals in responses should cover"),
 ]
 
 
@@ -112,7 +112,7 @@ class CreateSession(Body):
 
 
 class EnsureSession(Body):
-    """What a living session must agree with; what is left out may be anything."""
+    """The fields that a living session must agree with; a field that is left out may have any value."""
 
     version: Version | None = None
     ttl_s: TtlS | None = None
@@ -134,7 +134,7 @@ class Migrate(Body):
 
 
 class Exported(Body):
-    """A session to carry away; what comes back must be as it was."""
+    """A session to transfer; it can be restored only unchanged."""
 
     model: str | None = None
     version: int | None = None
@@ -144,7 +144,9 @@ class Exported(Body):
 
 class HeldStep(Body):
     inputs: Inputs
-    state: Annotated[str | None, Field(max_length=2**27, description="of the answer before; none begins anew")] = None
+    state: Annotated[
+        str | None, Field(max_length=2**27, description="of the response before; without it, a new state begins")
+    ] = None
     version: Version | None = None
 
 
@@ -152,7 +154,7 @@ ExpectedStep = Annotated[
     int, Field(strict=True, ge=0, lt=2**63, description="the step that the session is believed to have reached")
 ]
 RequestId = Annotated[
-    str, Field(pattern=f"^{REQUEST_ID}$", description="makes a retry safe: the same id gets the same answer")
+    str, Field(pattern=f"^{REQUEST_ID}$", description="makes a retry safe: the same id gets the same response")
 ]
 
 
@@ -191,7 +193,7 @@ class Many(Body):
 
 
 class Columns(Body):
-    """The same in columns: entries at the same place belong together."""
+    """Steps of many sessions in columns; entries at the same index belong together."""
 
     session_ids: Annotated[list[SessionId], _ITEMS]
     inputs: Annotated[
@@ -205,26 +207,34 @@ class Columns(Body):
 
 
 class Bulk(RootModel[Many | Columns]):
-    """Of many sessions, as items or as columns."""
+    """Steps of many sessions, as items or as columns."""
 
 
 Seed = Annotated[
-    int, Field(strict=True, ge=0, lt=2**63, description="the same one draws the same; the service's own if left out")
+    int,
+    Field(
+        strict=True,
+        ge=0,
+        lt=2**63,
+        description="the same seed draws the same paths; if left out, the service chooses one",
+    ),
 ]
 Levels = Annotated[
     list[Annotated[float, Field(strict=True, gt=0, lt=1)]],
-    Field(min_length=1, max_length=99, fail_fast=True, description="of the quantiles that are told, rising"),
+    Field(min_length=1, max_length=99, fail_fast=True, description="of the quantiles in the response, rising"),
 ]
 
 
 class Ahead(Body):
     horizon: Annotated[int, Field(strict=True, ge=1, le=2**31, description="how many steps ahead")]
-    inputs: Annotated[Inputs | None, Field(description="consumed first, as a step's; the session stays")] = None
+    inputs: Annotated[Inputs | None, Field(description="consumed first, as by a step; the session does not change")] = (
+        None
+    )
     future: Annotated[
         Inputs | None,
         Field(
-            description="of the features that are not predicted, in the order of the model's, what they are at each "
-            "step that is fed back: at least horizon - 1, at most ONWARD_MAX_HORIZON"
+            description="future covariates: the values of the features that are not predicted, in the model's order, "
+            "at each step that is fed back: at least horizon - 1 steps, at most ONWARD_MAX_HORIZON"
         ),
     ] = None
     seed: Seed | None = None
@@ -236,7 +246,7 @@ class Forecast(Ahead):
         Field(strict=True, ge=2, description="how many paths are drawn; times the horizon at most ONWARD_MAX_STEPS"),
     ] = None
     quantiles: Levels | None = None
-    paths: Annotated[bool, Field(strict=True, description="whether the paths themselves are told")] = False
+    paths: Annotated[bool, Field(strict=True, description="whether the response has the paths themselves")] = False
 
 
 MOST_STOPS, MOST_IN_STOPS = 100, 10_000
@@ -258,10 +268,17 @@ class Generate(Ahead):
             description="scales the spread of numbers, divides log-probabilities; at 0 the centre, or the likeliest",
         ),
     ] = 1.0
-    top_k: Annotated[int | None, Field(strict=True, ge=1, description="draw among so many likeliest categories")] = None
+    top_k: Annotated[int | None, Field(strict=True, ge=1, description="draw among this many likeliest categories")] = (
+        None
+    )
     top_p: Annotated[
         float | None,
-        Field(strict=True, gt=0, le=1, description="draw among the fewest likeliest categories that are so probable"),
+        Field(
+            strict=True,
+            gt=0,
+            le=1,
+            description="draw among the fewest likeliest categories whose probability reaches this sum",
+        ),
     ] = None
     repetition_penalty: Annotated[
         float | None,
@@ -279,7 +296,9 @@ class Generate(Ahead):
             f"at most {MOST_IN_STOPS:,} characters in all",
         ),
     ] = None
-    logprobs: Annotated[int | None, Field(strict=True, ge=1, description="tell so many of the likeliest")] = None
+    logprobs: Annotated[
+        int | None, Field(strict=True, ge=1, description="the number of likeliest categories to list")
+    ] = None
 
 
 class Predict(Body):

@@ -1,6 +1,6 @@
-"""The wire: what answers look like, as pydantic models, from which the OpenAPI document is made.
+"""The responses as pydantic models, from which the OpenAPI document is made.
 
-No answer is made through them: what a step says is written without a model. Tests hold answers against them.
+Responses are encoded without these models, which would cost time; tests validate responses against them.
 """
 
 from typing import Annotated, Any, Literal
@@ -9,13 +9,15 @@ from pydantic import BaseModel, Field, Json, RootModel
 
 from onward.service.http.request_schemas import Body
 
-Said = list[float] | list[list[float]] | list[str | int | None]
-"""Of one step: a number a target, or a row of them, such as one a quantile level; or categories, null for any other."""
-Rows = dict[str, list[Said]]
+OutputValues = list[float] | list[list[float]] | list[str | int | None]
+"""The output of one step: a number a target, or a row of numbers a target, such as a number a quantile level; or
+categories, null for a category outside of the model's list.
+"""
+Rows = dict[str, list[OutputValues]]
 
 
 class Predictions(Body):
-    """What the model says of the next input, a row a step: the head's parameters by name, in the targets' order."""
+    """Predictions of the next input, a row a step: the head's parameters by name, in the targets' order."""
 
     predictions: Annotated[Rows, Field(description="by output of the head, such as mean and std")]
     surprise: Annotated[
@@ -24,14 +26,14 @@ class Predictions(Body):
 
 
 class Bounds(Body):
-    """Of the next input, after each step; null: none is known yet, or it would have to be without end."""
+    """Prediction intervals of the next input, after each step; null before the first, or if it would be unbounded."""
 
     low: list[list[float | None]]
     high: list[list[float | None]]
 
 
-class Seen(Body):
-    """What is seen of the prediction made before each input; null where the input, or some target of it, is missing."""
+class Scores(Body):
+    """Scores of the prediction made before each input; null where the input, or a target of it, is missing."""
 
     error: Annotated[
         list[list[float | None]] | None, Field(description="the input minus its prediction, by target")
@@ -54,18 +56,18 @@ class Problem(BaseModel):
     more_errors: Annotated[int, Field(description="how many faults are not among the errors")] = 0
 
 
-class StepAnswer(Predictions, Seen):
+class StepAnswer(Predictions, Scores):
     step: Annotated[int, Field(description="inputs consumed so far")]
 
 
 class HeldAnswer(Predictions):
     step: Annotated[int, Field(description="inputs consumed so far")]
-    state: Annotated[str, Field(description="to send with the next step; nobody else can read or alter it")]
+    state: Annotated[str, Field(description="to send with the next step; encrypted and authenticated by the service")]
 
 
-class ItemAnswer(Seen):
+class ItemAnswer(Scores):
     session_id: str
-    status: Annotated[int, Field(description="as a step of its own would have been answered")]
+    status: Annotated[int, Field(description="the status that a request for this step alone would have had")]
     step: int | None = None
     predictions: Rows | None = None
     surprise: list[float] | None = None
@@ -85,30 +87,30 @@ class ColumnsAnswer(Body):
     statuses: list[int]
     steps: list[int | None]
     predictions: Annotated[
-        dict[str, list[list[Said] | None]],
+        dict[str, list[list[OutputValues] | None]],
         Field(description="by output of the head, and session, the rows of its steps"),
     ]
     surprise: list[list[float] | None] = Field(default_factory=list)
     error: list[list[list[float | None]] | None] = Field(default_factory=list)
     anomaly: list[list[float | None] | None] = Field(default_factory=list)
     interval: Annotated[ColumnBounds | None, Field(description="by bound, and session")] = None
-    problems: Annotated[dict[str, Problem], Field(description="by place in the request, where the status is not 200")]
+    problems: Annotated[dict[str, Problem], Field(description="by index in the request, where the status is not 200")]
 
 
 class BulkAnswer(RootModel[ManyAnswer | ColumnsAnswer]):
-    """As the request was written."""
+    """The form of the request: items or columns."""
 
 
 class ForecastAnswer(Body):
     step: int
     forecast: Annotated[
-        dict[str, list[Said | list[list[str | int]]]],
+        dict[str, list[OutputValues | list[list[str | int]]]],
         Field(
             description="the head's first output, each step fed back as the next input; of sample paths mean and "
             "quantiles, or top and probability of categories, a row a step, and paths, a list a path"
         ),
     ]
-    seed: Annotated[int | None, Field(description="of sample paths: it draws the same again")] = None
+    seed: Annotated[int | None, Field(description="of sample paths: the same seed draws the same paths again")] = None
     samples: int | None = None
     levels: Annotated[list[float] | None, Field(description="of the quantiles, in their order")] = None
 
@@ -116,7 +118,7 @@ class ForecastAnswer(Body):
 class TokenEvent(Body):
     ahead: Annotated[int, Field(description="how many steps ahead of the session, from 1")]
     token: str | int
-    log_probability: Annotated[float, Field(description="the model's own, whatever it was drawn by")]
+    log_probability: Annotated[float, Field(description="by the model, before temperature, top_k, top_p and penalty")]
     top: Annotated[list[str | int | None] | None, Field(description="the likeliest, null for any other")] = None
     log_probabilities: list[float] | None = None
 
@@ -127,10 +129,10 @@ class ValuesEvent(Body):
 
 
 class EndEvent(Body):
-    """Of the event `done`."""
+    """The data of the event `done`."""
 
     reason: Literal["horizon", "stop"]
-    seed: Annotated[int, Field(description="it draws the same again")]
+    seed: Annotated[int, Field(description="the same seed draws the same again")]
     step: Annotated[int, Field(description="of the session, which did not move")]
     text: Annotated[str | None, Field(description="all that was drawn, where the model reads a text")] = None
 
@@ -139,14 +141,14 @@ EventId = Annotated[str, Field(description="opaque; as Last-Event-ID, the draw g
 
 
 class StepEvent(Body):
-    """Of a step, without a name: a browser calls it `message`."""
+    """The event of a step. It has no name: a browser calls it `message`."""
 
     id: EventId
     data: Json[TokenEvent | ValuesEvent]
 
 
 class DoneEvent(Body):
-    """The last one."""
+    """The last event."""
 
     event: Literal["done"]
     id: EventId
@@ -154,7 +156,7 @@ class DoneEvent(Body):
 
 
 class ProblemEvent(Body):
-    """The last one, where the draw could not go on."""
+    """The last event, if the generation failed."""
 
     event: Literal["problem"]
     id: EventId
@@ -183,7 +185,7 @@ class PredictAnswer(Body):
 class SurpriseInfo(Body):
     count: int
     mean: float
-    recent: Annotated[float, Field(description="a mean that forgets: the last input weighs 0.1")]
+    recent: Annotated[float, Field(description="an exponential moving mean: the last input weighs 0.1")]
 
 
 class SessionInfo(Body):
@@ -199,35 +201,37 @@ class SessionInfo(Body):
 
 
 class TargetAccuracy(Body):
-    """Of the inputs so far; null where the model does not say what it takes, or nothing came yet."""
+    """Accuracy over the inputs so far; null before the first, or where the model has no such prediction."""
 
-    inputs: Annotated[int, Field(description="those that had a prediction")]
+    inputs: Annotated[int, Field(description="inputs that had a prediction")]
     mae: Annotated[float | None, Field(description="mean absolute error")]
-    mase: Annotated[float | None, Field(description="mae over that of the value before as the prediction")]
+    mase: Annotated[float | None, Field(description="mae over the mae of the naive prediction, the value before")]
     coverage: Annotated[float | None, Field(description="share of inputs inside the model's own central interval")]
-    level: Annotated[float | None, Field(description="share that this interval should hold")]
+    level: Annotated[float | None, Field(description="nominal coverage of this interval")]
     hits: Annotated[float | None, Field(description="share of inputs that were the likeliest category")]
 
 
 class IntervalInfo(Body):
-    """Of intervals that are corrected by how often they missed."""
+    """Adaptive conformal intervals, corrected by how often they missed (Gibbs and Candès 2021)."""
 
     wanted: float
-    coverage: Annotated[dict[str, float | None], Field(description="share of inputs that they held, by target")]
-    alpha: Annotated[dict[str, float], Field(description="the share that is left out at present, by target")]
+    coverage: Annotated[dict[str, float | None], Field(description="share of inputs inside the intervals, by target")]
+    alpha: Annotated[dict[str, float], Field(description="the current miscoverage, by target")]
 
 
 class SessionDetail(SessionInfo):
-    accuracy: Annotated[dict[str, TargetAccuracy] | None, Field(description="by target; null where none is known")]
+    accuracy: Annotated[dict[str, TargetAccuracy] | None, Field(description="by target; null where the model has none")]
     interval: IntervalInfo | None
 
 
 class CreatedSession(SessionInfo):
-    prediction: Annotated[dict[str, Said], Field(description="of the next input; empty where the model keeps none")]
+    prediction: Annotated[
+        dict[str, OutputValues], Field(description="of the next input; empty where the model keeps none")
+    ]
 
 
 class MigratedSession(SessionInfo):
-    replayed: Annotated[int, Field(description="how many of the session's last inputs made its state anew")]
+    replayed: Annotated[int, Field(description="the number of the session's last inputs that were replayed")]
 
 
 class SessionList(Body):
@@ -263,7 +267,7 @@ class FeatureInfo(Body):
     formula: Annotated[str | None, Field(description="how the client computes it, where it is not measured")]
     categories: Annotated[list[str | int], Field(description="what a category may be")]
     unknown: Annotated[bool, Field(description="whether other categories are taken, all of them alike")]
-    text: Annotated[str | None, Field(description="characters or bytes, where inputs may be a text")]
+    text: Annotated[str | None, Field(description="characters or bytes, if inputs may be a text")]
 
 
 class ModelDetail(ModelInfo):

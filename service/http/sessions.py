@@ -1,4 +1,4 @@
-"""/v1/sessions: sessions, from their beginning to their end."""
+"""/v1/sessions: creates, lists, shows, changes, transfers and deletes sessions."""
 
 import re
 from base64 import b64decode, b64encode
@@ -23,7 +23,7 @@ PAGE, LARGEST_PAGE = 100, 1000
 
 def create(engine: Engine, model: str) -> Response:
     body = request_body.read(request_schemas.CreateSession, engine, optional=True)
-    session, answer = engine.create(
+    session, result = engine.create(
         TENANT,
         model,
         version=body.version,
@@ -33,13 +33,13 @@ def create(engine: Engine, model: str) -> Response:
         interval=body.interval,
         has_left=client(),
     )
-    return _created(session, answer)
+    return _created(session, result)
 
 
 def ensure(engine: Engine, model: str, session_id: str) -> Response:
     checked(session_id)
     body = request_body.read(request_schemas.EnsureSession, engine, optional=True)
-    session, answer = engine.ensure(
+    session, result = engine.ensure(
         TENANT,
         model,
         session_id,
@@ -49,17 +49,17 @@ def ensure(engine: Engine, model: str, session_id: str) -> Response:
         interval=body.interval,
         has_left=client(),
     )
-    return _created(session, answer)
+    return _created(session, result)
 
 
-def _created(session: Session, answer: StepResult) -> Response:
-    """The session with its last prediction: 201 where it was created, 200 where it was there."""
+def _created(session: Session, result: StepResult) -> Response:
+    """The session with its last prediction: status 201 if it was created, 200 if it existed."""
     last = {
         name: rows[0]
-        for name, rows in readable_outputs(answer.model, answer.outputs, answer.model.manifest.head.last).items()
+        for name, rows in readable_outputs(result.model, result.outputs, result.model.manifest.head.last).items()
     }
     headers = {"Location": f"/v1/sessions/{session.session_id}"}
-    return json(_info(session) | {"prediction": last}, 201 if answer.created else 200, headers)
+    return json(_info(session) | {"prediction": last}, 201 if result.created else 200, headers)
 
 
 def index(engine: Engine) -> Response:
@@ -67,8 +67,8 @@ def index(engine: Engine) -> Response:
     if not limit.isdecimal() or not 1 <= int(limit) <= LARGEST_PAGE:
         raise InvalidInputError(Fault("limit", f"expected a whole number from 1 to {LARGEST_PAGE}"))
     after = request.args.get("after", "")
-    found, last = engine.sessions.page(TENANT, after and checked(after, "after"), int(limit), request.args.get("model"))
-    return json({"sessions": [_info(session) for session in found], "after": last})
+    page, last = engine.sessions.page(TENANT, after and checked(after, "after"), int(limit), request.args.get("model"))
+    return json({"sessions": [_info(session) for session in page], "after": last})
 
 
 def show(engine: Engine, session_id: str) -> Response:
@@ -86,7 +86,7 @@ def delete(engine: Engine, session_id: str) -> Response:
 def delete_many(engine: Engine) -> Response:
     chosen = {name: value for name in ("model", "prefix", "idle_s") if (value := request.args.get(name)) is not None}
     if not chosen:
-        message = "say which sessions are to end: model, prefix, idle_s, or several; prefix= alone means all"
+        message = "expected model, prefix or idle_s, or several of them, to choose sessions; prefix= alone chooses all"
         raise InvalidInputError(Fault("prefix", message))
     prefix = chosen.get("prefix", "")
     ended, more = engine.sessions.delete_many(
@@ -104,7 +104,7 @@ def _seconds(text: str) -> float:
 
 def fork(engine: Engine, session_id: str) -> Response:
     body = request_body.read(request_schemas.ForkSession, engine, optional=True)
-    return _born(engine.sessions.fork(TENANT, checked(session_id), body.session_id, body.ttl_s))
+    return _new_session(engine.sessions.fork(TENANT, checked(session_id), body.session_id, body.ttl_s))
 
 
 def export(engine: Engine, session_id: str) -> Response:
@@ -121,7 +121,7 @@ def restore(engine: Engine, session_id: str) -> Response:
         signed = b64decode(body.state, validate=True)
     except ValueError:
         raise InvalidInputError(Fault("state", "not base64")) from None
-    return _born(engine.transfer.restore(TENANT, session_id, signed))
+    return _new_session(engine.transfer.restore(TENANT, session_id, signed))
 
 
 def rewind(engine: Engine, session_id: str) -> Response:
@@ -142,7 +142,7 @@ def migrate(engine: Engine, session_id: str) -> Response:
     return json(_info(session) | {"replayed": replayed})
 
 
-def _born(session: Session) -> Response:
+def _new_session(session: Session) -> Response:
     return json(_info(session), 201, {"Location": f"/v1/sessions/{session.session_id}"})
 
 
@@ -179,7 +179,7 @@ OPERATIONS = (
         "list_sessions", "GET", "/v1/sessions",
         index, "The living sessions, by page", response_schemas.SessionList, problems=(422, 503),
         query=(
-            Query("model", str, "only this model's"),
+            Query("model", str, "only sessions of this model"),
             Query("after", str, "the id after which the page begins"),
             Query("limit", int, f"at most {LARGEST_PAGE}, {PAGE} if left out"),
         ),
@@ -198,9 +198,9 @@ OPERATIONS = (
         delete_many, "End the sessions that are chosen, up to 10,000 a call",
         response_schemas.EndedSessions, problems=(422, 503, 507),
         query=(
-            Query("model", str, "only this model's"),
-            Query("prefix", str, "only those whose id begins so"),
-            Query("idle_s", float, "only those that were not stepped for so many seconds"),
+            Query("model", str, "only sessions of this model"),
+            Query("prefix", str, "only sessions whose id begins with this"),
+            Query("idle_s", float, "only sessions without a step for at least this many seconds"),
         ),
     ),
     Operation(

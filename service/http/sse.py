@@ -1,6 +1,6 @@
-"""Server-Sent Events: what comes step by step, as a response that is sent as it comes (WHATWG HTML, section 9.2).
+"""Server-Sent Events: a response that is sent event by event (WHATWG HTML, section 9.2).
 
-Owns the framing, and the greenlet that makes events while others are sent. Knows nothing of what they are.
+Owns the framing, and the greenlet that makes events while earlier events are sent. Knows nothing of their content.
 """
 
 import logging
@@ -17,15 +17,15 @@ log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "text/event-stream"
 BEAT_S = 10.0
-"""A comment is sent where nothing else was for so long: proxies close what is silent."""
+"""The seconds without an event after which a comment is sent: proxies close silent connections."""
 MOST_AHEAD = 16
-"""Events that are made before those before them were sent."""
+"""The most events that are made ahead of the events that were sent."""
 
 _BEAT = b": \n\n"
 
 
 class Event(NamedTuple):
-    """data: one line. name: none for what comes with each step."""
+    """An event. data: a single line. name: empty for the event of a step."""
 
     id: str
     data: bytes
@@ -42,7 +42,7 @@ def response(events: Iterator[Event], has_left: HasLeft | None) -> Response:
 
 
 def stream(events: Iterator[Event], has_left: HasLeft | None, *, beat_s: float = BEAT_S) -> Iterator[bytes]:
-    """The events' bytes. Closing it, or a client that has left, stops them before the next is made."""
+    """The events' bytes. If the iterator is closed or the client has left, no further event is made."""
     made: Queue[bytes | None] = Queue(MOST_AHEAD)
     maker = gevent.spawn(_make, events, made, has_left)
     try:
@@ -62,6 +62,6 @@ def _make(events: Iterator[Event], made: "Queue[bytes | None]", has_left: HasLef
     try:
         while not (has_left is not None and has_left()) and (event := next(events, None)) is not None:
             made.put(event.encoded())
-    except Exception:  # whoever waits for the next event is not left waiting
+    except Exception:  # `stream` must not wait for ever for the next event
         log.exception("events ended before their end")
     made.put(None)

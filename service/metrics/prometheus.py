@@ -15,12 +15,18 @@ from onward.model.scoring.layout import Sum
 from onward.service.metrics import multiprocess
 
 _MEANINGS = {
-    "inputs": ("scored_inputs", "inputs of sessions that have a surprise"),
-    "surprise": ("surprise_sum", "their surprise; it may fall, as a likelihood's may"),
-    "alarms": ("anomalies", "those with an anomaly of 0.99 or more"),
+    "inputs": ("scored_inputs", "inputs that have a surprise, the score under their prediction"),
+    "surprise": (
+        "surprise_sum",
+        "sum of the surprise of scored inputs; it may fall, because the surprise under a density may be negative",
+    ),
+    "alarms": ("anomalies", "scored inputs with an anomaly of 0.99 or more"),
     "predicted": ("predicted_inputs", "inputs that had a prediction"),
-    "absolute_error": ("absolute_error", "errors of these predictions, without signs"),
-    "naive_absolute_error": ("naive_absolute_error", "errors of the value before as the prediction"),
+    "absolute_error": ("absolute_error", "sum of the absolute errors of predictions"),
+    "naive_absolute_error": (
+        "naive_absolute_error",
+        "sum of the absolute errors of the naive prediction, the value before",
+    ),
     "inside": ("inside_interval", "inputs inside the model's own central interval"),
     "hits": ("hits", "inputs that were the likeliest category"),
 }
@@ -36,7 +42,7 @@ class Metrics:
             values.ValueClass = values.MultiProcessValue(lambda: index)  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         self._of = {name: self._metric(name, *described) for name, described in _MEANINGS.items()}
-        self._damaged = Counter("onward_damaged_records", "damaged records that were met", registry=self._registry)
+        self._damaged = Counter("onward_damaged_records", "damaged records that were read", registry=self._registry)
 
     @property
     def _shared(self) -> bool:

@@ -96,7 +96,7 @@ def test_responses_match_their_schemas(app: Flask) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "message"),
     [
-        ("DELETE", "/v1/sessions", None, 422, "say which sessions are to end"),
+        ("DELETE", "/v1/sessions", None, 422, "expected model, prefix or idle_s"),
         ("DELETE", "/v1/sessions?idle_s=-1", None, 422, "expected a number of seconds"),
         ("DELETE", "/v1/sessions?idle_s=nan", None, 422, "expected a number of seconds"),
         ("DELETE", "/v1/sessions?prefix=a/b", None, 422, "letters, digits"),
