@@ -43,7 +43,7 @@ def _cores() -> int:
 
 
 class Settings(BaseSettings):
-    """What the service is told by its environment."""
+    """The settings of the service, read from its environment."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
@@ -148,7 +148,7 @@ class Settings(BaseSettings):
     @field_validator("secret")
     @classmethod
     def _long_enough(cls, secret: SecretStr | None) -> SecretStr | None:
-        if secret is not None and any(len(one) < LEAST_SECRET for one in secret.get_secret_value().split(",")):
+        if secret is not None and any(len(part) < LEAST_SECRET for part in secret.get_secret_value().split(",")):
             raise ValueError(f"each secret has {LEAST_SECRET} characters or more; `openssl rand -hex 32` makes one")
         return secret
 
@@ -164,10 +164,10 @@ class Settings(BaseSettings):
 
 def read(environ: Mapping[str, str] = os.environ) -> Settings:
     """The settings in the environment. Raises SettingsError, also for an ONWARD_ variable that is none of them."""
-    known = {PREFIX + name.upper() for name in Settings.model_fields}
-    others = {name for name in environ if name.upper().startswith(PREFIX)} - OF_CLIENTS
-    if unknown := sorted(name for name in others if name.upper() not in known):
-        raise SettingsError(f"{', '.join(unknown)}: no such setting; there are {', '.join(sorted(known))}")
+    names = {PREFIX + name.upper() for name in Settings.model_fields}
+    given = {name for name in environ if name.upper().startswith(PREFIX)} - OF_CLIENTS
+    if unknown := sorted(name for name in given if name.upper() not in names):
+        raise SettingsError(f"{', '.join(unknown)}: no such setting; there are {', '.join(sorted(names))}")
     try:
         return Settings()
     except ValidationError as error:

@@ -10,7 +10,7 @@ from onward.client.sync_client import Client
 
 
 class Blocking:
-    """What `target` gives, at once."""
+    """Calls an asynchronous client or session and waits for each result."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, target: Any) -> None:
         self._loop, self._target = loop, target
@@ -24,11 +24,11 @@ class Blocking:
 
     def _calling(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
-            return self._here(function(*map(_bare, arguments), **named))
+            return self._resolve(function(*map(_bare, arguments), **named))
 
         return call
 
-    def _here(self, given: Any) -> Any:
+    def _resolve(self, given: Any) -> Any:
         if isinstance(given, Awaitable):
             given = self._loop.run_until_complete(_result(given))
         if isinstance(given, AsyncIterator):
@@ -44,13 +44,13 @@ class Blocking:
             self._loop.run_until_complete(cast("Any", items).aclose())
 
     def __enter__(self) -> Self:
-        self._here(self._target.__aenter__())
+        self._resolve(self._target.__aenter__())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._here(self._target.__aexit__(kind, error, trace))
+        self._resolve(self._target.__aexit__(kind, error, trace))
 
 
 async def _result(coming: Awaitable[Any]) -> Any:
@@ -73,7 +73,7 @@ class Twin:
         self.loop = asyncio.new_event_loop()
 
     def __call__(self, url: str, **options: Any) -> Client:
-        """To be used in a `with` block."""
+        """A new client of this kind, for a `with` block."""
         if self.kind == "sync":
             return Client(url, **options)
         return cast("Client", Blocking(self.loop, AsyncClient(url, **options)))

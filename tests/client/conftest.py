@@ -11,14 +11,14 @@ SECRET = "0123456789abcdef0123456789abcdef"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One service with two workers for the tests of a module."""
+    """A service with two workers for the tests of a module."""
     with Server(tmp_path_factory.mktemp("service"), ONWARD_SECRET=SECRET, ONWARD_HISTORY="100") as running:
         yield running
 
 
 @pytest.fixture(params=["sync", "async"])
 def twin(request: pytest.FixtureRequest) -> Iterator[Twin]:
-    """Each of the two clients in turn."""
+    """Both kinds of client, in turn."""
     made = Twin(request.param)
     yield made
     made.loop.close()

@@ -1,4 +1,4 @@
-"""How predictions come true, as the clients tell it: the numbers of the plain answers, as arrays."""
+"""The clients return error, anomaly and intervals as arrays with the numbers of the plain HTTP responses."""
 
 import json
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from tests.helpers import numpy_networks
 from tests.helpers.reference_loop import ZOO, pulse, weather
 
 INTERVAL = 0.9
-"""Its bounds are known after 9 inputs."""
+"""The bounds of such an interval are known after 9 inputs."""
 
 
 def plain(server: Server, model: str, inputs: Any, **body: Any) -> dict[str, Any]:

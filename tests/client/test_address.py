@@ -1,4 +1,4 @@
-"""Where a service is, and who asks it: what both clients make of an address and a key."""
+"""Addresses and API keys: both clients accept and refuse the same ones."""
 
 import logging
 import ssl

@@ -149,7 +149,7 @@ def test_load_says_what_it_did_not_send(server: Server) -> None:
 
 
 def test_load_calls_a_wrong_answer_wrong(server: Server, tmp_path: Path) -> None:
-    """Where somebody else steps its sessions, a session is not where its steps end: status 1, and it is named."""
+    """A session that another client steps is not where its own steps end: status 1, and the session is named."""
     with Server(tmp_path) as lone:
         process = subprocess.Popen(
             [sys.executable, "-m", "onward", "load", "--url", lone.url, "--model", "pulse", "--seconds", "3"],

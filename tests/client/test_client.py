@@ -26,7 +26,7 @@ from tests.helpers.reference_loop import ZOO, BareLoop, pulse, weather
 
 
 def test_state_is_carried(client: Client) -> None:
-    """One step and several at once, in any form: the bits of a bare loop's, and the count beside them."""
+    """Single steps and several at once, in any form, have the bits of a bare loop and the right step count."""
     rows = weather(12)
     expected = BareLoop(ZOO / "weather/1").run(rows)
     names = ("precipitation", "temp_max", "temp_min", "wind")
@@ -92,7 +92,7 @@ def test_a_session_goes_back_away_and_on(client: Client) -> None:
 
 
 def test_a_block_ends_its_session_unless_told_to_keep_it(client: Client) -> None:
-    """And one that has ended by itself is no error; an error of the block's own is not hidden."""
+    """A session that has ended by itself is no error, and an error raised inside the block is not hidden."""
     with client.session("pulse", session_id="kept", keep=True, ttl_s=600.0):
         pass
     with client.attach("kept") as again:
@@ -180,7 +180,7 @@ def test_refusals_are_exceptions_of_their_type(client: Client) -> None:
 
 
 def test_lost_answers_cost_nothing(server: Server, twin: Twin) -> None:
-    """Each first answer is lost after the service has done the work: nothing is done twice, and nothing fails."""
+    """The first response to every request is lost after the service did the work; nothing is done twice or fails."""
     rows = pulse(3)
     expected = BareLoop(ZOO / "pulse/1").run(rows)
     with (
@@ -230,7 +230,7 @@ def test_an_asynchronous_session_is_awaited_or_opened(server: Server) -> None:
 
 
 def test_an_opening_is_one_session_however_often_it_is_awaited(server: Server) -> None:
-    """It is awaited in turn, side by side, and in a block; a refusal is raised each time."""
+    """Awaiting it in turn, side by side and in a block gives one session; a refusal is raised each time."""
 
     async def several() -> None:
         async with onward.AsyncClient(server.url) as client:

@@ -71,7 +71,7 @@ def test_each_step_has_an_id_of_its_own() -> None:
 
 
 def test_the_service_says_how_long_to_wait() -> None:
-    """At least Retry-After; and where that is longer than patience lasts, the answer stands at once."""
+    """The pause is at least Retry-After; a Retry-After beyond the retry deadline raises the problem at once."""
     _, _, (pause,) = run(
         OPERATIONS.steps("s", [[1.0]], None, None), [problem("overloaded", 503, **{"retry-after": "3"}), STEP]
     )
