@@ -96,6 +96,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             gevent.killall(watches)
         finally:
             self.wsgi.extensions["onward"].close()
+            gc.unfreeze()  # the interpreter collects at its end, while the modules that finalizers need are still there
 
     def server_class(self, listener: Any, *, spawn: Any, **options: Any) -> "Server":
         """The server that accepts connections from a listening socket; gunicorn calls this like a server's class."""
