@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import gevent
 
-AT_ONCE = 64
+AT_ONCE = 256
 
 T = TypeVar("T")
 
