@@ -116,7 +116,6 @@ def test_the_check_finds_what_it_looks_for() -> None:
 def test_lines_of_the_documents_are_short() -> None:
     """Tables, links and commands apart, a line of a document fits an editor."""
     documents = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *files(".md", "docs")]
-    documents.remove(ROOT / "docs/training.md")  # still to be rewritten
     long = [
         f"{path.relative_to(ROOT)}:{number}"
         for path in documents

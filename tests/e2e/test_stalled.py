@@ -125,7 +125,9 @@ def test_dripping_clients_are_disconnected_and_slow_ones_are_not(tmp_path: Path)
                 else:
                     ends, answer = drips.pop(connection), received[connection]
                     assert (b" 400 BAD REQUEST" in answer) is (ends == "body"), (ends, answer)
-                    assert (b"the body is not whole: too little was received" in answer) is (ends in {"body", "line"}), (
+                    assert (b"the body is not whole: too little was received" in answer) is (
+                        ends in {"body", "line"}
+                    ), (
                         ends,
                         answer,
                     )
