@@ -16,7 +16,7 @@ from onward.model.repository import open_all, open_bundle
 from onward.service.app import create_app
 from onward.service.engine.batching.work_item import WorkItem
 from onward.service.engine.engine import Engine, Limits
-from onward.service.engine.event_loop import in_loop_turns
+from onward.service.engine.event_loop import AT_ONCE, in_loop_turns
 from onward.service.engine.forecasting.forecast_start import ForecastRequest
 from onward.service.errors import InvalidInputError, NoForecastError, NotFiniteError
 from onward.service.http import response_schemas
@@ -319,9 +319,9 @@ def test_paths_are_made_in_turns_of_the_event_loop() -> None:
     """Other greenlets run before all paths are made, and no path is lost."""
     seen: list[int] = []
     second = gevent.spawn(lambda: seen.append(-1))
-    seen.extend(in_loop_turns(range(200)))
-    assert [position for position in seen if position >= 0] == [*range(200)]
-    assert 0 < seen.index(-1) < 100
+    seen.extend(in_loop_turns(range(3 * AT_ONCE)))
+    assert [position for position in seen if position >= 0] == [*range(3 * AT_ONCE)]
+    assert 0 < seen.index(-1) < 2 * AT_ONCE
     second.get()
 
 
