@@ -10,14 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
+from numpy.typing import NDArray
+
+Feeds = dict[str, NDArray[np.generic]]
 
 
-def rate(bundle: Path, rows: int, steps: int, seconds: float) -> float:
+def opened(bundle: Path, rows: int, steps: int) -> tuple[ort.InferenceSession, Feeds]:
+    """The graph of a bundle, and arrays to feed it: random inputs, and states of new sessions."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     model = ort.InferenceSession(str(bundle / "model.onnx"), options, providers=["CPUExecutionProvider"])
-    feeds = {
+    feeds: Feeds = {
         "inputs": np.random.default_rng(0).standard_normal((steps, rows, 1)).astype(np.float32),
         "lengths": np.full(rows, steps, np.int32),
     }
@@ -25,6 +29,11 @@ def rate(bundle: Path, rows: int, steps: int, seconds: float) -> float:
         shape = [rows if axis == "batch" else axis for axis in pair["shape"]]
         value = np.array(pair["init"], np.float32)
         feeds[pair["input"]] = np.ascontiguousarray(np.broadcast_to(value, shape))
+    return model, feeds
+
+
+def rate(bundle: Path, rows: int, steps: int, seconds: float) -> float:
+    model, feeds = opened(bundle, rows, steps)
     model.run(None, feeds)
     began, calls = time.process_time(), 0
     while time.process_time() - began < seconds:

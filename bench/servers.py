@@ -22,6 +22,8 @@ TICKS = os.sysconf("SC_CLK_TCK")
 CORES = sorted(os.sched_getaffinity(0))
 SERVER, LOAD = {CORES[0]}, {CORES[-1]}
 """The core of the server and the core of the load."""
+LISTENS = r"(?:Listening at:|running on) http://([\d.]+):(\d+)"
+"""The line of gunicorn or of uvicorn with its address."""
 
 Calls = Sequence[tuple[str, Any]]
 
@@ -32,9 +34,13 @@ class Valkey(NamedTuple):
 
 
 class Server:
-    """A gunicorn with one worker. The constructor returns once it listens and its worker has started."""
+    """A server with one worker. The constructor returns once it listens and its worker has started.
 
-    def __init__(self, command: Sequence[str], environment: dict[str, str]) -> None:
+    forks: the worker is a child of the process that is started, not that process itself.
+    """
+
+    def __init__(self, command: Sequence[str], environment: dict[str, str], *, forks: bool = True) -> None:
+        self._forks = forks
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed on exit)
         clean = {name: value for name, value in os.environ.items() if not name.startswith("ONWARD_")}
         self._process = subprocess.Popen(
@@ -42,7 +48,7 @@ class Server:
             stdout=self._log, stderr=subprocess.STDOUT, preexec_fn=lambda: os.sched_setaffinity(0, SERVER),  # noqa: PLW1509
         )  # fmt: skip
         until = time.monotonic() + 120
-        while not (found := re.search(r"Listening at: http://([\d.]+):(\d+)", self._output())) or not self.workers():
+        while not (found := re.search(LISTENS, self._output())) or not self.workers():
             assert time.monotonic() < until, self._output()
             assert self._process.poll() is None, self._output()
             time.sleep(0.05)
@@ -56,6 +62,8 @@ class Server:
 
     def workers(self) -> list[int]:
         pid = self._process.pid
+        if not self._forks:
+            return [pid]
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
     def cpu_s(self) -> float:
@@ -167,10 +175,11 @@ def naive(bundle: Path) -> Server:
     return Server([*command, "bench.naive:app"], {"BUNDLE": str(bundle)})
 
 
-def bare(bundle: Path, store: Path) -> Server:
-    command = [sys.executable, "-m", "gunicorn", "--workers", "1", "--bind", "127.0.0.1:0", "--keep-alive", "60"]
-    command += ["--worker-class", "bench.bare.Worker", "--worker-tmp-dir", "/dev/shm", "--no-control-socket"]
-    return Server([*command, "bench.bare:app"], {"BUNDLE": str(bundle), "STORE": str(store)})
+def fastapi(network: Path) -> Server:
+    """The FastAPI server. Without `--workers`, uvicorn serves in the process that is started."""
+    command = [sys.executable, "-m", "uvicorn", "bench.peer:app", "--host", "127.0.0.1", "--port", "0"]
+    command += ["--loop", "uvloop", "--http", "httptools", "--no-access-log"]
+    return Server(command, {"NETWORK": str(network)}, forks=False)
 
 
 def limit(bundle: Path, rows: int, steps: int, seconds: float) -> float:
