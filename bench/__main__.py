@@ -290,6 +290,13 @@ class Bench:
             ]
             self.compare(measured, (lane, 0, 1), (behind, 0, 2))
 
+    def in_process(self, selected: set[str]) -> None:
+        """J: a step of `onward.load` beside ONNX Runtime alone on the same graph, in one process."""
+        del selected
+        what = "a step of onward.load, LSTM 2x128 : ONNX Runtime, same graph"
+        case = self.case("J", what, 1.5, most=True, unit="us")
+        case.rounds.extend(servers.in_process(self.bundle(2, 128), self.rounds, SLICE_S))
+
 
 def lstm(layers: int, units: int) -> Network:
     """A network with random weights, the same at each call, that scales neither its inputs nor its targets."""
@@ -355,6 +362,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "idle": ("G",),
     "networked": ("H",),
     "streams": ("I",),
+    "in_process": ("J",),
 }
 
 

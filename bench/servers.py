@@ -184,9 +184,19 @@ def fastapi(network: Path) -> Server:
 
 def limit(bundle: Path, rows: int, steps: int, seconds: float) -> float:
     """Row-steps a CPU second of ONNX Runtime alone, on the server's core."""
-    command = [sys.executable, "-m", "bench.limit", str(bundle), str(rows), str(steps), str(seconds)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=True, cwd=ROOT,
+    return float(_output_of("bench.limit", str(bundle), str(rows), str(steps), str(seconds)))
+
+
+def in_process(bundle: Path, rounds: int, seconds: float) -> list[tuple[float, float]]:
+    """CPU microseconds of a step of `onward.load` and of ONNX Runtime alone, in rounds, on the server's core."""
+    pairs: list[tuple[float, float]] = json.loads(
+        _output_of("bench.in_process", str(bundle), str(rounds), str(seconds))
+    )
+    return pairs
+
+
+def _output_of(module: str, *arguments: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT,
         preexec_fn=lambda: os.sched_setaffinity(0, SERVER),
-    )  # fmt: skip
-    return float(done.stdout)
+    ).stdout  # fmt: skip
