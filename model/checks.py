@@ -102,10 +102,10 @@ def _pairs(
     model: StepModel, actual: Result, expected: Result
 ) -> Iterator[tuple[str, str, Tensor, Tensor, Tensor | None]]:
     """Yields each tensor: part, name, actual and expected values, and the scores that order a ranking, else None."""
-    head = model.manifest.head
+    head, parts = model.manifest.head, model.layout.parts
     for part, a, b, by in (
         ("output", actual[0], expected[0], RANKED),
-        ("state", actual[1], expected[1], head.last_ranking),
+        ("state", parts(actual[1]), parts(expected[1]), head.last_ranking),
     ):
         for name in b.dtype.names or ():
             yield part, name, a[name], b[name], b[by[1]] if head.ranks_categories and by and name == by[0] else None

@@ -8,6 +8,7 @@ declares its own axes, so that a third-party graph needs no convention.
 """
 
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -67,10 +68,20 @@ class Tensor(Frozen):
         return tuple(dim for dim in self.shape if isinstance(dim, int))
 
 
+class Part(Frozen):
+    """Consecutive elements of one row of a state tensor; `init` is their initial value, as that of `StatePair`."""
+
+    name: str
+    size: Annotated[int, Field(gt=0)]
+    init: float | list[float] = 0.0
+
+
 class StatePair(Frozen):
     """A tensor that is carried from step to step: the graph reads it as `input` and returns it as `output`.
 
-    `init` is its initial value: one number for all elements, or nested numbers in the shape of one row.
+    `init` is its initial value: one number for all elements, or nested numbers in the shape of one row. `parts` divide
+    a row, with its axes in the order of `shape`, into values that were joined into one tensor, in order; the initial
+    value is then theirs.
     """
 
     input: str
@@ -78,6 +89,7 @@ class StatePair(Frozen):
     shape: tuple[Dim, ...]
     dtype: Dtype = "float32"
     init: float | Nested = 0.0
+    parts: tuple[Part, ...] = ()
 
     def tensor(self, name: str) -> Tensor:
         return Tensor(name=name, shape=self.shape, dtype=self.dtype)
@@ -86,6 +98,19 @@ class StatePair(Frozen):
     def _has_batch_axis_only(self) -> Self:
         if BATCH not in self.shape or TIME in self.shape:
             raise ValueError(f"state {self.input!r} needs a batch axis and no time axis, not {list(self.shape)}")
+        return self
+
+    @model_validator(mode="after")
+    def _parts_divide_a_row(self) -> Self:
+        if not self.parts:
+            return self
+        names, row = [part.name for part in self.parts], prod(self.tensor(self.input).inner)
+        if len(set(names)) != len(names):
+            raise ValueError(f"state {self.input!r} has two parts of one name")
+        if (size := sum(part.size for part in self.parts)) != row:
+            raise ValueError(f"the parts of state {self.input!r} have {size} elements, but a row has {row}")
+        if self.init != 0.0:
+            raise ValueError(f"state {self.input!r} has parts, so its initial value is theirs")
         return self
 
 
@@ -129,15 +154,32 @@ class Feature(Frozen):
         return self
 
 
+class Stored(Frozen):
+    """A reference to an output's last value in the state: the tensor of the input `state`, or a part of that tensor."""
+
+    state: str
+    part: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The name under which `onward.model.state.Layout.parts` has the value."""
+        return part_label(self.state, self.part)
+
+
+def part_label(state: str, part: str | None) -> str:
+    """Returns a name for a state tensor, or for a part of it."""
+    return state if part is None else f"{state}.{part}"
+
+
 class Head(Frozen):
     """The meaning of the graph's outputs: a prediction of the next input, or of a label.
 
     `outputs` name the parameters of the prediction; a rollout feeds back the first one as the next input. `targets` are
     the predicted features, in the outputs' order, or the label's name. `surprise` is the output with the score of each
     input under the prediction made before it, and `score` the kind of that score. `last` maps each output to the state
-    tensor that holds it for the next step, so that a session can be forecast from its state alone. The heads
-    `categorical` and `label` output `top`, the indices of the likeliest categories or classes in falling order, and
-    their `log_probability`.
+    tensor, or the part of one, that holds it for the next step, so that a session can be forecast from its state alone;
+    a string in its place names a whole tensor. The heads `categorical` and `label` output `top`, the indices of the
+    likeliest categories or classes in falling order, and their `log_probability`.
     """
 
     kind: Literal["point", "gaussian", "student_t", "quantiles", "categorical", "label"]
@@ -147,11 +189,18 @@ class Head(Frozen):
     score: Score | None = None
     levels: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
     """The levels along the last axis of the output `quantiles`, if the head has it."""
-    last: dict[str, str] = {}
+    last: dict[str, Stored] = {}
     classes: tuple[Category, ...] = ()
     """The classes of the head `label`, in the order of their indices."""
     per: Literal["step", "sequence"] = "step"
     """Whether each step has a label or the whole sequence has one; then the last prediction counts."""
+
+    @field_validator("last", mode="before")
+    @classmethod
+    def _a_string_names_a_whole_tensor(cls, last: Any) -> Any:
+        if not isinstance(last, dict):
+            return last
+        return {name: {"state": stored} if isinstance(stored, str) else stored for name, stored in last.items()}
 
     @property
     def ranks_categories(self) -> bool:
@@ -160,9 +209,9 @@ class Head(Frozen):
 
     @property
     def last_ranking(self) -> tuple[str, str] | None:
-        """The state tensors that hold the last ranking: indices and log-probabilities."""
-        states = tuple(self.last[name] for name in RANKED if name in self.last)
-        return (states[0], states[1]) if len(states) == len(RANKED) else None
+        """The labels of what holds the last ranking in the state: indices and log-probabilities."""
+        labels = tuple(self.last[name].label for name in RANKED if name in self.last)
+        return (labels[0], labels[1]) if len(labels) == len(RANKED) else None
 
 
 class Parity(Frozen):
@@ -231,11 +280,10 @@ class Manifest(Frozen):
         named = [*self.head.outputs, *([self.head.surprise] if self.head.surprise else []), *self.head.last]
         if missing := [name for name in named if name not in outputs]:
             raise ValueError(f"the head names outputs that are not declared: {', '.join(missing)}")
-        if missing := [name for name in self.head.last.values() if name not in states]:
+        if missing := [stored.state for stored in self.head.last.values() if stored.state not in states]:
             raise ValueError(f"the head names state that is not declared: {', '.join(missing)}")
-        for name, state in self.head.last.items():
-            if outputs[name].inner != states[state].tensor(state).inner:
-                raise ValueError(f"the state {state!r} does not have the shape of the output {name!r} that it holds")
+        for name, stored in self.head.last.items():
+            _check_stored(outputs[name], stored, states[stored.state])
         if self.head.ranks_categories:
             self._check_ranking_head(outputs)
         else:
@@ -307,6 +355,20 @@ class Manifest(Frozen):
         A rollout also needs the future covariates.
         """
         return self.head.kind != "label" and set(self.head.outputs) == set(self.head.last)
+
+
+def _check_stored(output: Tensor, stored: Stored, state: StatePair) -> None:
+    if stored.part is None:
+        fits = output.inner == state.tensor(state.input).inner
+    else:
+        sizes = {part.name: part.size for part in state.parts}
+        if stored.part not in sizes:
+            raise ValueError(f"the head names a part that is not declared: {stored.label}")
+        fits = prod(output.inner) == sizes[stored.part]
+    if not fits:
+        raise ValueError(
+            f"the state {stored.label!r} does not have the shape of the output {output.name!r} that it holds"
+        )
 
 
 def content(file: Path) -> bytes:

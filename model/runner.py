@@ -56,6 +56,10 @@ class StepModel:
         meaning = (manifest.sha256, self.layout.dtype.descr, self.output_dtype.descr)
         self.digest = sha256(repr(meaning).encode()).digest()
         """The digest of the graph and of the memory layout of its states and outputs, which stored bytes depend on."""
+        inner = {out.name: out.inner for out in manifest.outputs}
+        self._stored = self.layout.view(
+            {name: (stored.label, inner[name]) for name, stored in manifest.head.last.items()}
+        )
         self._names = [out.name for out in manifest.outputs] + [pair.output for pair in manifest.state]
         # transposes are computed once: to compute them for each call would cost more than a small model's run
         self._input, self._lengths = manifest.inputs[0].name, manifest.lengths.name
@@ -104,14 +108,18 @@ class StepModel:
         outputs, after = self.run(inputs[np.newaxis], np.array([len(inputs)], np.int32), state)
         return outputs[0], after
 
+    def stored_prediction(self, state: State) -> Outputs:
+        """Returns the predictions (batch,) of the next input that the states hold: a view with a field per output."""
+        return state.view(self._stored)
+
     def last_prediction(self, state: State) -> Outputs:
-        """Returns the predictions (batch,) of the next input that the states hold (`head.last`).
+        """Returns the predictions (batch,) of the next input that the states hold (`head.last`), as outputs of a step.
 
         Outputs that the state does not hold, such as the surprise, are zero.
         """
-        predictions = np.zeros(len(state), self.output_dtype)
-        for output, name in self.manifest.head.last.items():
-            predictions[output] = state[name]
+        predictions, stored = np.zeros(len(state), self.output_dtype), self.stored_prediction(state)
+        for name in self.manifest.head.last:
+            predictions[name] = stored[name]
         return predictions
 
     def feedback(self, predictions: Outputs) -> NDArray[np.float32]:

@@ -7,16 +7,17 @@ graph input. So rows are gathered, split and stored without Python code per tens
 The bytes do not identify their model and have no checksum: a record holds both (`StepModel.digest`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onward.model.manifest import StatePair
+from onward.model.manifest import Dtype, Nested, StatePair, Tensor, part_label
 
 State = NDArray[np.void]
 """Rows (batch,) of a layout's dtype."""
+Init = float | Nested
 
 
 class StateError(ValueError):
@@ -31,18 +32,33 @@ class Layout:
         tensors = [(pair, pair.tensor(pair.input)) for pair in pairs]
         fields: list[Any] = [(tensor.name, tensor.dtype, tensor.inner) for _, tensor in tensors]
         self.dtype = np.dtype(fields)
+        self._fields = dict[str, tuple[np.dtype[Any], int]]()
+        """The dtype and the offset in a row of each tensor, or of each part of a tensor that has parts, by label."""
         self._initial = np.zeros(1, self.dtype)
+        offset = 0
         for pair, tensor in tensors:
-            try:
-                with np.errstate(over="ignore"):  # an overflow is reported below, as it is not finite
-                    init = np.asarray(pair.init, tensor.dtype)
-            except (ValueError, TypeError, OverflowError) as error:
-                raise ValueError(f"state {pair.input!r}: init is no {tensor.dtype}: {error}") from error
-            if init.shape not in ((), tensor.inner):
-                raise ValueError(f"state {pair.input!r}: init has shape {init.shape}, one row has {tensor.inner}")
-            if not np.isfinite(init).all():
-                raise ValueError(f"state {pair.input!r}: init is not finite")
-            self._initial[tensor.name] = init
+            for label, inner, init in _parts(pair, tensor):
+                self._fields[label] = np.dtype((tensor.dtype, inner)), offset
+                self.parts(self._initial)[label] = _initial_value(label, tensor.dtype, inner, init)
+                offset += self._fields[label][0].itemsize
+
+    def view(self, fields: Mapping[str, tuple[str, tuple[int, ...]]]) -> np.dtype[np.void]:
+        """Returns a dtype to view rows with: by field, the label of a tensor or part (see `parts`) and a shape."""
+        return np.dtype(
+            {
+                "names": list(fields),
+                "formats": [(self._fields[label][0].base, shape) for label, shape in fields.values()],
+                "offsets": [self._fields[label][1] for label, _ in fields.values()],
+                "itemsize": self.dtype.itemsize,
+            }
+        )
+
+    def parts(self, state: State) -> State:
+        """Returns a view of the rows with a field for each tensor, or for each part of a tensor that has parts.
+
+        Fields are named by `onward.model.manifest.part_label`.
+        """
+        return state.view(self.view({label: (label, dtype.shape) for label, (dtype, _) in self._fields.items()}))
 
     def initial(self, rows: int) -> State:
         """Returns the state (rows,) of sessions before their first step."""
@@ -55,3 +71,23 @@ class Layout:
             if len(row) != size:
                 raise StateError(f"state of row {index}: {len(row)} bytes long, expected {size}")
         return np.frombuffer(b"".join(rows), self.dtype)
+
+
+def _parts(pair: StatePair, tensor: Tensor) -> list[tuple[str, tuple[int, ...], Init]]:
+    """Returns the label, the inner shape and the initial value of each part, or of a tensor without parts."""
+    if not pair.parts:
+        return [(pair.input, tensor.inner, pair.init)]
+    return [(part_label(pair.input, part.name), (part.size,), part.init) for part in pair.parts]
+
+
+def _initial_value(label: str, dtype: Dtype, inner: tuple[int, ...], init: Init) -> NDArray[Any]:
+    try:
+        with np.errstate(over="ignore"):  # an overflow is reported below, as it is not finite
+            value = np.asarray(init, dtype)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"state {label!r}: init is no {dtype}: {error}") from error
+    if value.shape not in ((), inner):
+        raise ValueError(f"state {label!r}: init has shape {value.shape}, one row has {inner}")
+    if not np.isfinite(value).all():
+        raise ValueError(f"state {label!r}: init is not finite")
+    return value

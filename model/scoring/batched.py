@@ -32,7 +32,7 @@ def score_batched(
     scored = np.empty(outputs.shape, layout.output_dtype)
     _memory(scored)[:, : outputs.itemsize] = _memory(outputs)
     if layout.targets:
-        predictions = {name: before[state] for name, state in layout.head.last.items()}
+        predictions = layout.stored_prediction(before)
         actual = inputs[:, layout.columns].astype(np.float64)
         by_name["predicted"][...] = 1
         if layout.numbers:

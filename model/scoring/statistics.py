@@ -112,8 +112,7 @@ class RunningStatistics:
         """Returns each row's predictions: the one in its state, then those of its steps but the last."""
         if not self._layout.targets:
             return [Predictions([], [], [])] * len(outputs)
-        last = {name: before[state] for name, state in self._layout.head.last.items()}
-        parts = [[[numbers] for numbers in part] for part in self._bounds(last)]
+        parts = [[[numbers] for numbers in part] for part in self._bounds(self._layout.stored_prediction(before))]
         if outputs.shape[1] > 1:
             for part, later_part in zip(parts, self._bounds(outputs), strict=True):
                 for row, later in zip(part, later_part, strict=True):
@@ -206,9 +205,10 @@ class RunningStatistics:
 
     def _correct(self, statistics: list[bytes], scores: list[Rows], before: State, outputs: Outputs) -> list[bytes]:
         """Returns the statistics with updated intervals; appends the next input's interval to each step's scores."""
+        stored = self._layout.stored_prediction(before)
         predictions = {
-            name: np.concatenate((before[state][:, np.newaxis], outputs[name][:, :-1]), axis=1)
-            for name, state in self._layout.head.last.items()
+            name: np.concatenate((stored[name][:, np.newaxis], outputs[name][:, :-1]), axis=1)
+            for name in self._layout.head.last
         }
         errors = np.full((*outputs.shape, len(self._layout.targets)), np.nan)
         for row, row_scores in enumerate(scores):

@@ -92,9 +92,11 @@ def run(network: Network, inputs: NDArray[np.float32]) -> tuple[dict[str, Array]
     actual = inputs[:, targets].astype(np.float64)
     predicted, surprise = _HEADS[config.head](network, prediction, mean[targets], std[targets], actual)
     state = {
-        f"{name}_in": np.stack([layer[index] for layer in states]) for index, name in enumerate(("h", "c")[:tensors])
+        f"{name}_{number}": layer[index]
+        for index, name in enumerate(("h", "c")[:tensors])
+        for number, layer in enumerate(states)
     }
-    state |= {f"last_{name}_in": value[-1] for name, value in predicted.items()}
+    state |= {name: value[-1] for name, value in predicted.items()}
     outputs = {name: predicted[name] for name in network.head.outputs}
     return outputs | {"surprise": surprise.sum(axis=-1)}, state
 

@@ -20,15 +20,10 @@ def zeros(manifest: Manifest, rows: int) -> dict[str, NDArray[Any]]:
     """The initial state of our own exports, as their graphs take it."""
     state: dict[str, NDArray[Any]] = {}
     for pair in manifest.state:
-        first = np.asarray(pair.init, pair.dtype)
-        if pair.shape[0] == "batch":  # (batch, ...)
-            inner = [axis for axis in pair.shape if isinstance(axis, int)]
-            state[pair.input] = np.stack([np.broadcast_to(first, inner)] * rows)
-        else:  # (layers, batch, units)
-            layers, _, units = pair.shape
-            assert isinstance(layers, int)
-            assert isinstance(units, int)
-            state[pair.input] = np.zeros((layers, rows, units), pair.dtype)
+        inner = [axis for axis in pair.shape if isinstance(axis, int)]
+        parts = [np.broadcast_to(np.asarray(part.init, pair.dtype), part.size) for part in pair.parts]
+        first = np.concatenate(parts).reshape(inner) if parts else np.broadcast_to(np.asarray(pair.init), inner)
+        state[pair.input] = np.stack([first.astype(pair.dtype)] * rows, axis=pair.shape.index("batch"))
     return state
 
 

@@ -64,7 +64,7 @@ def by_padding(size: float) -> Fault:
     def fault(inputs: NDArray[np.float32], lengths: NDArray[np.int32], outputs: Outputs, after: State) -> None:
         for row, length in enumerate(lengths):
             if np.abs(inputs[row, length:]).max(initial=0) > 1e5:  # a leak too small to be seen in ordinary values
-                after["last_mean_in"][row] *= np.float32(1 + size)
+                after["state_in"][row] *= np.float32(1 + size)
 
     return fault
 
@@ -91,7 +91,7 @@ def test_a_sound_model_passes(cell: Cell, tmp_path: Path) -> None:
         (by_batch(ULP), "a batch of 7 rows against row 0 alone: output 'mean' differs by up to"),
         (from_neighbour, "a batch of 7 rows against row 0 alone: "),
         (by_chunk(ULP), "chunks of 64 against single steps: "),
-        (by_padding(ULP), "a ragged batch against row 0 of 28 steps alone: state 'last_mean_in' differs"),
+        (by_padding(ULP), "a ragged batch against row 0 of 28 steps alone: state 'state_in.h_0' differs"),
     ],
     ids=["batch", "neighbour", "chunk", "padding"],
 )
@@ -136,7 +136,7 @@ def test_a_bit_lost_in_bytes_is_found(tmp_path: Path) -> None:
     """A state must come back from bytes whole: one bit of one number is enough to fail."""
     model = faulty(tmp_path, "lstm", nothing)
     model.layout = Lossy(model.manifest.state)
-    with pytest.raises(CheckError, match="a state that went through bytes: state 'h_in' differs"):
+    with pytest.raises(CheckError, match="a state that went through bytes: state 'state_in' differs"):
         check(model)
 
 

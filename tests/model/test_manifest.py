@@ -23,6 +23,8 @@ def document(tmp_path: Path) -> Document:
     return found
 
 
+H = {"input": "h_in", "output": "h_out", "shape": [1, "batch", 8]}
+
 FAULTS: dict[str, tuple[Callable[[Document], None], str]] = {
     "wrong type": (put("version", to="one"), "version: "),
     "version zero": (put("version", to=0), "version: "),
@@ -44,8 +46,8 @@ FAULTS: dict[str, tuple[Callable[[Document], None], str]] = {
         "outputs.0.shape: .*'time' appears 2 times",
     ),
     "unknown dtype": (put("state", 0, "dtype", to="float16"), "state.0.dtype: "),
-    "state without batch": (put("state", 0, "shape", to=[1, 8]), "state.0: .*'h_in' needs a batch axis"),
-    "state with time": (put("state", 0, "shape", to=["time", "batch", 8]), "state.0: .*'h_in' needs a batch axis"),
+    "state without batch": (put("state", 0, "shape", to=[1, 25]), "state.0: .*'state_in' needs a batch axis"),
+    "state with time": (put("state", 0, "shape", to=["time", "batch", 25]), "state.0: .*'state_in' needs a batch axis"),
     "output without batch": (
         put("outputs", 2, "shape", to=["time"]),
         "tensor 'surprise' needs a time and a batch axis",
@@ -54,8 +56,15 @@ FAULTS: dict[str, tuple[Callable[[Document], None], str]] = {
     "levels that fall": (put("head", "levels", to=[0.5, 0.1]), "the head's levels do not rise"),
     "output named twice": (put("outputs", 1, "name", to="mean"), "output named twice: mean"),
     "output named as Onward's own": (put("outputs", 1, "name", to="onward.low"), "not for outputs: onward.low"),
-    "state input named twice": (put("state", 1, "input", to="h_in"), "state input named twice: h_in"),
-    "state output named twice": (put("state", 1, "output", to="h_out"), "state output named twice: h_out"),
+    "state input named twice": (put("state", to=[H, H | {"output": "b"}]), "state input named twice: h_in"),
+    "state output named twice": (put("state", to=[H, H | {"input": "b"}]), "state output named twice: h_out"),
+    "parts of another size": (
+        put("state", 0, "parts", 0, "size", to=9),
+        "the parts of state 'state_in' have 26 elements, but a row has 25",
+    ),
+    "part of no size": (put("state", 0, "parts", 0, "size", to=0), "state.0.parts.0.size: "),
+    "part named twice": (put("state", 0, "parts", 1, "name", to="h_0"), "state 'state_in' has two parts of one name"),
+    "parts and a value for all": (put("state", 0, "init", to=1.0), "has parts, so its initial value is theirs"),
     "feature named twice": (put("features", 2, "name", to="x"), "feature named twice: x"),
     "feature that is only a name": (put("features", 1, to="y"), "features.1: "),
     "target named twice": (put("head", "targets", to=["x", "y", "x"]), "target named twice: x"),
@@ -64,12 +73,22 @@ FAULTS: dict[str, tuple[Callable[[Document], None], str]] = {
     "too few targets": (put("head", "targets", to=["x", "y"]), "output 'mean' has shape .* 2 targets"),
     "head output not declared": (put("head", "outputs", to=["mean", "spread"]), "not declared: spread"),
     "surprise not declared": (put("head", "surprise", to="shock"), "not declared: shock"),
-    "last of an undeclared output": (put("head", "last", "point", to="last_mean_in"), "not declared: point"),
+    "last of an undeclared output": (put("head", "last", "point", to="state_in"), "not declared: point"),
     "last in undeclared state": (put("head", "last", "mean", to="gone_in"), "state that is not declared: gone_in"),
     "last in state of another shape": (
-        put("head", "last", "mean", to="h_in"),
-        "'h_in' does not have the shape .*'mean'",
+        put("head", "last", "mean", to="state_in"),
+        "'state_in' does not have the shape .*'mean'",
     ),
+    "last in undeclared part": (
+        put("head", "last", "mean", to={"state": "state_in", "part": "gone"}),
+        "a part that is not declared: state_in.gone",
+    ),
+    "last in part of another size": (
+        put("head", "last", "mean", to={"state": "state_in", "part": "h_0"}),
+        "'state_in.h_0' does not have the shape .*'mean'",
+    ),
+    "last without a state": (put("head", "last", "mean", to={"part": "mean"}), "head.last.mean.state: Field required"),
+    "last that is a list": (put("head", "last", to=["mean"]), "head.last: "),
     "missing output tensor": (drop("outputs", 0), "not declared: mean"),
     "tolerance above a hundredth": (put("parity", "tolerance", to=0.5), "parity.tolerance: "),
 }
@@ -134,5 +153,5 @@ def test_a_model_that_keeps_its_last_prediction_forecasts(tmp_path: Path) -> Non
     head = whole.head
     assert whole.future_covariates == ()
     assert not whole.model_copy(
-        update={"head": head.model_copy(update={"last": {"mean": "last_mean_in"}})}
+        update={"head": head.model_copy(update={"last": {"mean": head.last["mean"]}})}
     ).can_forecast

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
+from onward.model import ZOO
 from onward.model.errors import BundleError
 from onward.model.repository import bundles, next_version, open_all, open_bundle, read_bundle
 from tests.helpers.random_bundles import make_bundle
@@ -19,7 +20,9 @@ from tests.helpers.random_bundles import make_bundle
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     """Two good models: `bad/1`, which a test damages, and `good/1`."""
-    make_bundle(tmp_path, name="bad")
+    bad = tmp_path / "bad" / "1"
+    shutil.copytree(ZOO / "pulse" / "1", bad)  # its state is separate tensors
+    edit(bad, lambda document: document.update(name="bad"))
     make_bundle(tmp_path, name="good", cell="gru", head="point")
     return tmp_path
 
@@ -148,10 +151,10 @@ PARITY: dict[str, tuple[Callable[[Any], object], str]] = {
     "ragged inputs": (lambda d: d["parity"]["inputs"][0].pop(), "parity: not arrays of numbers"),
     "text": (lambda d: d["parity"]["inputs"][0][0].__setitem__(0, "many"), "parity: not arrays of numbers"),
     "object": (lambda d: d["parity"]["inputs"][0][0].__setitem__(0, {}), "parity: not arrays of numbers"),
-    "null": (lambda d: d["parity"]["inputs"][0][0].__setitem__(0, None), "parity.inputs: x has numbers that are"),
+    "null": (lambda d: d["parity"]["inputs"][0][0].__setitem__(0, None), "parity.inputs: ppg has numbers that are"),
     "beyond float32": (
         lambda d: d["parity"]["inputs"][0][0].__setitem__(0, 1e39),
-        "parity.inputs: x has numbers that are",
+        "parity.inputs: ppg has numbers that are",
     ),
     "beyond float64": (lambda d: d["parity"]["inputs"][0][0].__setitem__(0, 10**400), "parity: not arrays of numbers"),
     "answer is null": (lambda d: d["parity"]["outputs"]["std"][0][0].__setitem__(0, None), "parity.outputs.std: "),

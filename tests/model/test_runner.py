@@ -112,6 +112,20 @@ def test_the_state_remembers_the_last_prediction(pulse: StepModel) -> None:
     assert fresh["std"].tolist() == [inits["last_std_in"]] * 2
 
 
+@pytest.mark.parametrize("form", ["separate tensors", "one tensor"])
+def test_the_last_prediction_is_read_from_either_form_of_state(form: str, pulse: StepModel, tmp_path: Path) -> None:
+    """A bundle of before names a whole tensor for each output, and a new one a part; both are views of the state."""
+    model = pulse if form == "separate tensors" else make_bundle(tmp_path)
+    assert {stored.part is None for stored in model.manifest.head.last.values()} == {form == "separate tensors"}
+    assert (len(model.manifest.state) == 1) is (form == "one tensor")
+    _, state = model.run(beats(5), np.full(4, 5, np.int32), model.layout.initial(4))
+    stored, last = model.stored_prediction(state), model.last_prediction(state)
+    assert stored.dtype.names == model.manifest.head.outputs
+    for name in model.manifest.head.outputs:
+        assert stored[name].tobytes() == last[name].tobytes()
+        assert np.shares_memory(stored[name], state)
+
+
 def test_arguments_are_left_as_they_were(pulse: StepModel) -> None:
     """State is an argument and a result: a run changes neither the inputs nor the state it was given."""
     data, lengths = beats(20), np.array([20, 5, 20, 1], np.int32)

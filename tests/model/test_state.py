@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onward.model.manifest import StatePair
+from onward.model.manifest import Part, StatePair
 from onward.model.state import Layout, State, StateError
 
 PAIRS = (
@@ -13,6 +13,14 @@ PAIRS = (
     StatePair(input="count", output="count2", shape=("batch",), dtype="int64", init=7),
     StatePair(input="ring", output="ring2", shape=("batch", 4), dtype="uint8", init=[1, 2, 3, 255]),
     StatePair(input="wide", output="wide2", shape=("batch", 2), dtype="float64", init=[0.1, -0.0]),
+)
+
+
+JOINED = StatePair(
+    input="joined",
+    output="joined2",
+    shape=(2, "batch", 3),
+    parts=(Part(name="h", size=4), Part(name="mean", size=2, init=[0.5, -1.5])),
 )
 
 
@@ -97,3 +105,26 @@ def test_an_init_that_is_no_row_is_refused(init: object) -> None:
     pair = StatePair.model_construct(input="h", output="h2", shape=("batch", 3), dtype="float32", init=init)
     with pytest.raises(ValueError, match=r"^state 'h': init"):
         Layout([pair])
+
+
+def test_parts_of_a_tensor_are_views_with_their_own_initial_values() -> None:
+    """A part is so many elements of a row in the order of its axes; a tensor without parts is viewed whole."""
+    joined = Layout((PAIRS[1], JOINED, PAIRS[3]))
+    state = joined.initial(2)
+    assert state["joined"].tolist() == [[[0, 0, 0], [0, 0.5, -1.5]]] * 2
+    parts = joined.parts(state)
+    assert parts.dtype.names == ("count", "joined.h", "joined.mean", "wide")
+    parts["joined.h"] = [[1, 2, 3, 4], [5, 6, 7, 8]]
+    assert state["joined"].tolist() == [[[1, 2, 3], [4, 0.5, -1.5]], [[5, 6, 7], [8, 0.5, -1.5]]]
+    assert parts["count"].tolist() == [7, 7]
+    assert parts["wide"].tobytes() == state["wide"].tobytes()
+    named = state.view(joined.view({"middle": ("joined.mean", (2, 1)), "number": ("count", ())}))
+    assert named["middle"].tolist() == [[[0.5], [-1.5]]] * 2
+    assert named["number"].tolist() == [7, 7]
+
+
+def test_an_initial_value_of_another_size_than_its_part_is_refused() -> None:
+    """The error names the tensor and the part."""
+    wrong = JOINED.model_copy(update={"parts": (Part(name="h", size=4), Part(name="mean", size=2, init=[0.5]))})
+    with pytest.raises(ValueError, match=r"state 'joined.mean': init has shape \(1,\), one row has \(2,\)"):
+        Layout((wrong,))

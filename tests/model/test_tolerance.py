@@ -262,7 +262,7 @@ def test_the_categories_of_a_manifest(bundle: Path, tmp_path: Path) -> None:
     manifest = manifests.read(bundle / "manifest.json")
     assert manifest.categories == ("word0", "word1", "word2", "word3", "word4")
     assert (manifest.category_count, manifest.future_covariates, manifest.can_forecast) == (6, ("x",), True)
-    assert manifest.head.last_ranking == ("last_top_in", "last_log_probability_in")
+    assert manifest.head.last_ranking == ("last_top_in", "state_in.log_probability")
     labels = signature((Feature(name="x"),), "who", classes=(4, 2))
     manifest = numpy_networks.export(numpy_networks.network(labels, cell="gru", units=4, head="label")).manifest
     assert (manifest.task, manifest.categories, manifest.category_count, manifest.future_covariates) == (

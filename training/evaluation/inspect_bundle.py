@@ -39,7 +39,12 @@ def inspect(bundle: Path, model: StepModel) -> dict[str, Any]:
         "inputs": [_tensor(tensor.name, tensor.shape, tensor.dtype) for tensor in (*manifest.inputs, manifest.lengths)],
         "outputs": [_tensor(tensor.name, tensor.shape, tensor.dtype) for tensor in manifest.outputs],
         "state": [
-            {**_tensor(pair.input, pair.shape, pair.dtype), "output": pair.output, "bytes": _bytes(model, pair.input)}
+            {
+                **_tensor(pair.input, pair.shape, pair.dtype),
+                "output": pair.output,
+                "bytes": _bytes(model, pair.input),
+                "parts": {part.name: part.size for part in pair.parts},
+            }
             for pair in manifest.state
         ],
         "state_bytes_per_session": model.layout.dtype.itemsize,
@@ -97,6 +102,7 @@ def text(description: dict[str, Any]) -> str:
             shape = " x ".join(map(str, tensor["shape"]))
             more = f"{tensor['bytes']:>8,} bytes  -> {tensor['output']}" if side == "state" else ""
             lines.append(f"  {tensor['name']:<25} {shape:<28}{tensor['dtype']:<9}{more}".rstrip())
+            lines += [f"    {name:<24} {size}" for name, size in tensor.get("parts", {}).items()]
     return "\n".join(lines)
 
 

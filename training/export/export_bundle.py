@@ -17,17 +17,17 @@ from pydantic import JsonValue
 
 from onward.model import checks, tolerance
 from onward.model.errors import OnwardError
-from onward.model.manifest import RANKED, Manifest, Parity
+from onward.model.manifest import RANKED, Manifest, Parity, part_label
 from onward.model.runner import StepModel
 from onward.training.export.graph import Array, Contract, build, contract, marginal
 from onward.training.export.publish import Measured, publish
-from onward.training.network.heads import stored_prediction
+from onward.training.network.heads import scored_prediction, stored_prediction
 from onward.training.network.network import Network
 from onward.training.network.ops import TorchOps
 
 Values = NDArray[Any]
 Result = tuple[dict[str, Values], dict[str, Values]]
-"""Outputs by name, and the final state by the name of its input."""
+"""Outputs by name, and the final state by the label of each tensor or part."""
 
 TASKS: dict[str, Literal["tokens", "label"]] = {"categorical": "tokens", "label": "label"}
 """The task by head; all other heads forecast."""
@@ -46,6 +46,8 @@ class ExportError(OnwardError):
 def reference(network: Network, declared: Contract, inputs: Array) -> Result:
     """Returns the network's own outputs (batch, time, ...) and final state for inputs (batch, time, features).
 
+    The state is named as by `onward.model.state.Layout.parts`.
+
     This is the independent side of the proof: torch's own recurrence over the whole sequence, from the initial state.
     """
     network.eval()
@@ -54,10 +56,9 @@ def reference(network: Network, declared: Contract, inputs: Array) -> Result:
     prepared = network.prepare(raw)
     hidden, state = network(prepared.inputs, network.initial(raw.shape[1]))
     around = network.head.predict(ops, network.head.read_out(ops, hidden), prepared.target_scale)
-    last, near = stored_prediction(ops, network.head, around, prepared.target_scale)
-    first_last, first_near = marginal(network)
-    before = {name: _shifted(first_last[name], value) for name, value in last.items()}
-    before |= {name: _shifted(first_near[name], value) for name, value in near.items()}
+    last = stored_prediction(ops, network.head, around, prepared.target_scale)
+    first = marginal(network)
+    before = scored_prediction({name: _shifted(torch.from_numpy(first[name]), value) for name, value in last.items()})
     actual = raw[..., signature.target_columns].nan_to_num(0.0)
     scores = network.head.surprise(
         ops, before, around, actual if prepared.previous_level is None else actual - prepared.previous_level
@@ -65,10 +66,12 @@ def reference(network: Network, declared: Contract, inputs: Array) -> Result:
     if signature.target_columns:
         scores = torch.where(raw[..., signature.target_columns].isnan(), 0.0, scores)
     outputs = {name: last[name] for name in declared.head.outputs} | {"surprise": scores.sum(dim=-1)}
-    states = {f"{name}_in": tensor.transpose(0, 1) for name, tensor in zip(("h", "c"), state, strict=False)}
+    recurrent = zip(("h", "c"), state, strict=False)
+    states = {f"{name}_{layer}": part for name, layers in recurrent for layer, part in enumerate(layers)}
+    states |= {name: value[-1].flatten(1) for name, value in last.items()}
+    joined = {part.name for pair in declared.state for part in pair.parts}
+    states = {part_label("state_in", name) if name in joined else f"last_{name}_in": states[name] for name in states}
     states |= {f"{name}_in": value for name, value in _input_layer_state(network, raw).items()}
-    states |= {f"last_{name}_in": value[-1] for name, value in last.items()}
-    states |= {f"near_{name}_in": value[-1] for name, value in near.items()}
     return (
         {name: value.transpose(0, 1).numpy() for name, value in outputs.items()},
         {name: value.numpy() for name, value in states.items()},
@@ -135,11 +138,11 @@ def _difference(
         steps = np.minimum(remaining[active] - start, chunk).astype(np.int32)
         end = start + int(steps.max())
         outputs[active, start:end], state[active] = model.run(rows[active, start:end], steps, state[active])
-    worst = 0.0
+    worst, parts = 0.0, model.layout.parts(state)
     for row, length in enumerate(lengths):
         expected, expected_state = expected_of(row, length)
         pairs = [(name, outputs[name][row, :length], value[0]) for name, value in expected.items()]
-        pairs += [(name, state[name][row], value[0]) for name, value in expected_state.items()]
+        pairs += [(name, parts[name][row], value[0]) for name, value in expected_state.items()]
         for name, actual, value in pairs:
             difference = _relative_difference(declared, name, actual, value, expected | expected_state)
             if not difference <= TOLERANCE:

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from torch import nn
 
-from onward.model.manifest import Dtype, Head, StatePair, Tensor
+from onward.model.manifest import Dtype, Head, Part, StatePair, Stored, Tensor
 from onward.training.export.onnx_ops import Graph, GraphOps
-from onward.training.network.heads import stored_prediction
+from onward.training.network.heads import scored_prediction, stored_prediction
 from onward.training.network.network import Network
 from onward.training.network.ops import TorchOps
 
@@ -43,15 +43,20 @@ class Contract:
 def contract(network: Network) -> Contract:
     """Returns the contract of the graph of this network.
 
+    The states of the layers and the last prediction are parts of one tensor, because a tensor or a node costs a call
+    the same time however small it is. The tensor's first axis is that of a layer's state in ONNX.
+
     The last prediction is state too. In a new session it is the head's marginal prediction, for numbers the mean and
     deviation of the training part, so that the first input also has a surprise.
     """
     config, head, signature = network.config, network.head, network.signature
-    last, near = ({name: value.cpu().numpy() for name, value in values.items()} for values in marginal(network))
+    last = marginal(network)
     streaming = len(network.input_layer.streaming)
+    parts = _joined_parts(network, last)
     state = [
-        StatePair(input=f"{name}_in", output=f"{name}_out", shape=(config.layers, "batch", config.units))
-        for name in _recurrent_state(network)
+        StatePair(
+            input="state_in", output="state_out", shape=(1, "batch", sum(part.size for part in parts)), parts=parts
+        )
     ]
     state += [
         StatePair(input=f"{name}_in", output=f"{name}_out", shape=("batch", streaming), dtype="float64")
@@ -68,16 +73,11 @@ def contract(network: Network) -> Contract:
             input=f"last_{name}_in",
             output=f"last_{name}_out",
             shape=("batch", *value.shape),
-            dtype=_dtype(value),
+            dtype="int64",
             init=value.tolist(),
         )
         for name, value in last.items()
-    ]
-    state += [
-        StatePair(
-            input=f"near_{name}_in", output=f"near_{name}_out", shape=("batch", *value.shape), init=value.tolist()
-        )
-        for name, value in near.items()
+        if _dtype(value) == "int64"
     ]
     return Contract(
         inputs=(Tensor(name="inputs", shape=("time", "batch", len(signature.features))),),
@@ -97,34 +97,51 @@ def contract(network: Network) -> Contract:
             surprise="surprise",
             score=head.score,
             levels=head.levels,
-            last={name: f"last_{name}_in" for name in head.outputs},
+            last={
+                name: Stored(state=f"last_{name}_in")
+                if _dtype(last[name]) == "int64"
+                else Stored(state="state_in", part=name)
+                for name in head.outputs
+            },
             classes=signature.classes,
             per="sequence" if signature.per_sequence else "step",
         ),
     )
 
 
-def marginal(network: Network) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Returns by name the prediction before any input, and the same relative to the level if there is one."""
+def marginal(network: Network) -> dict[str, NDArray[Any]]:
+    """Returns by name the values that a session stores of the prediction before any input."""
     numbers, head = network.signature.number_columns, network.head
     unit = network.input_layer.initial_target_scale(numbers) if numbers else None
-    return stored_prediction(TorchOps(), head, head.marginal(unit), unit)
+    stored = stored_prediction(TorchOps(), head, head.marginal(unit), unit)
+    return {name: value.cpu().numpy() for name, value in stored.items()}
 
 
 def build(network: Network, declared: Contract) -> onnx.ModelProto:
     """Returns the graph: input layer, native recurrent nodes, head and surprise, with dynamic batch and time axes."""
-    graph = Graph()
+    graph = Graph(widths={"inputs": len(network.signature.features)})
     ops, signature, head = GraphOps(graph), network.signature, network.head
     inputs = ops.value("inputs")
     read = network.input_layer.scale_numbers(ops, inputs, signature.number_columns)
     terms = read.terms
     if network.input_layer.categories:
         terms += network.input_layer.embed(ops, ops.columns(inputs, network.input_layer.categories))
+    recurrent = _recurrent_parts(network)
+    stored = {name: array for name, array in marginal(network).items() if _dtype(array) == "float32"}
+    sizes = [array.size for array in stored.values()]
+    widths = graph.integers(*[network.config.units] * len(recurrent), sum(sizes))
+    graph.add("Split", ["state_in", widths], [*(f"{name}_in" for name in recurrent), "stored"], axis=-1)
     hidden = ops.value(_recurrent(graph, network, ops.join(terms).name))
     around = head.predict(ops, head.read_out(ops, hidden), read.target_scale)
-    last, near = stored_prediction(ops, head, around, read.target_scale)
-    before = {name: ops.previous(f"last_{name}", value) for name, value in last.items()}
-    before |= {name: ops.previous(f"near_{name}", value) for name, value in near.items()}
+    last = stored_prediction(ops, head, around, read.target_scale)
+    joined = ops.join([ops.flatten(last[name], array.shape) for name, array in stored.items()])
+    graph.add("Concat", [*(f"{name}_out" for name in recurrent), ops.final(joined).name], "state_out", axis=-1)
+    for name in last.keys() - stored.keys():
+        ops.store(f"last_{name}", last[name])
+    shifted = ops.split_at(ops.shift(ops.value("stored"), joined), sizes)
+    before = scored_prediction(
+        {name: ops.unflatten(value, array.shape) for (name, array), value in zip(stored.items(), shifted, strict=True)}
+    )
     actual = ops.columns(inputs, signature.target_columns)  # a label has no columns
     nullable = any(signature.features[column].nullable for column in signature.target_columns)
     present = ops.present(actual) if nullable else None
@@ -135,11 +152,11 @@ def build(network: Network, declared: Contract) -> onnx.ModelProto:
     scores = head.surprise(ops, before, around, actual)
     if nullable:  # a missing value has a surprise of 0
         scores = scores * present
-    ones = graph.constant("ones", np.ones((len(signature.targets), 1), np.float32))
-    total = graph.op("MatMul", scores.name, ones)  # a sum over the targets, exact in any batch
-    graph.add("Squeeze", [total, graph.integers(2)], "surprise")
+    ones = graph.constant("ones", np.ones(len(signature.targets), np.float32))
+    graph.add("MatMul", [scores.name, ones], "surprise")  # a sum over the targets, exact in any batch
     for name in head.outputs:
         graph.rename(last[name].name, name)
+    graph.prune([*(tensor.name for tensor in declared.outputs), *(pair.output for pair in declared.state)])
     proto = helper.make_model(
         helper.make_graph(
             graph.nodes,
@@ -148,7 +165,7 @@ def build(network: Network, declared: Contract) -> onnx.ModelProto:
             + [_info(pair.tensor(pair.input)) for pair in declared.state],
             [_info(tensor) for tensor in declared.outputs]
             + [_info(pair.tensor(pair.output)) for pair in declared.state],
-            graph.used_constants(),
+            graph.initializers(),
         ),
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
@@ -162,6 +179,18 @@ def _recurrent_state(network: Network) -> tuple[str, ...]:
     return ("h", "c") if network.config.cell == "lstm" else ("h",)
 
 
+def _recurrent_parts(network: Network) -> list[str]:
+    """Returns the names of the layers' states, (1, batch, units) each."""
+    return [f"{name}_{layer}" for name in _recurrent_state(network) for layer in range(network.config.layers)]
+
+
+def _joined_parts(network: Network, last: dict[str, NDArray[Any]]) -> tuple[Part, ...]:
+    recurrent = [Part(name=name, size=network.config.units) for name in _recurrent_parts(network)]
+    numbers = {name: value for name, value in last.items() if _dtype(value) == "float32"}
+    stored = [Part(name=name, size=value.size, init=value.ravel().tolist()) for name, value in numbers.items()]
+    return (*recurrent, *stored)
+
+
 def _recurrent(graph: Graph, network: Network, scaled: str) -> str:
     """Adds a native node for each layer, and returns the name of the top layer's outputs, (time, batch, units)."""
     cell, layers = network.config.cell, network.config.layers
@@ -172,17 +201,14 @@ def _recurrent(graph: Graph, network: Network, scaled: str) -> str:
     if kind == "RNN":
         attributes["activations"] = ["Relu" if cell == "rnn_relu" else "Tanh"]
     state = _recurrent_state(network)
-    for name in state:
-        split = [f"{name}_in_{layer}" for layer in range(layers)]
-        graph.add("Split", [f"{name}_in"], split, axis=0, num_outputs=layers)
     hidden = scaled
     for layer in range(layers):
         below = hidden
         weights = _layer_weights(network, layer)
         names = [graph.constant(f"{name}_{layer}", value) for name, value in weights.items()]
-        inputs = [below, *names, "lengths", *(f"{name}_in_{layer}" for name in state)]
+        inputs = [below, *names, "lengths", *(f"{name}_{layer}_in" for name in state)]
         directed = f"directed_{layer}"
-        graph.add(kind, inputs, [directed, *(f"{name}_out_{layer}" for name in state)], **attributes)
+        graph.add(kind, inputs, [directed, *(f"{name}_{layer}_out" for name in state)], **attributes)
         hidden = graph.op("Squeeze", directed, graph.integers(1))
         if network.config.residual and layer > 0:
             hidden = graph.op("Add", hidden, below)
@@ -191,8 +217,6 @@ def _recurrent(graph: Graph, network: Network, scaled: str) -> str:
             scale = graph.constant(f"norm_scale_{layer}", norm.weight.detach().cpu().numpy())
             shift = graph.constant(f"norm_shift_{layer}", norm.bias.detach().cpu().numpy())
             hidden = graph.op("LayerNormalization", hidden, scale, shift, axis=-1, epsilon=norm.eps)
-    for name in state:
-        graph.add("Concat", [f"{name}_out_{layer}" for layer in range(layers)], f"{name}_out", axis=0)
     return hidden
 
 

@@ -23,14 +23,45 @@ VECTOR = 16
 """The number of floats in the widest vector register."""
 
 
+@dataclass(frozen=True, slots=True)
+class LinearMap:
+    """The map x -> x . weight + bias of a value of the graph; weight (n, m), bias (m,). It is folded in doubles."""
+
+    x: str
+    weight: NDArray[np.floating[Any]]
+    bias: NDArray[np.floating[Any]]
+
+    def then(self, kind: str, operand: NDArray[Any]) -> "LinearMap | None":
+        """Returns the map followed by an arithmetic operation with a constant; None if it is no map to (m,)."""
+        if np.broadcast_shapes(operand.shape, self.bias.shape) != self.bias.shape:
+            return None
+        operand = operand.astype(np.float64)
+        match kind:
+            case "Add":
+                return LinearMap(self.x, self.weight, self.bias + operand)
+            case "Sub":
+                return LinearMap(self.x, self.weight, self.bias - operand)
+            case "Mul":
+                return LinearMap(self.x, self.weight * operand, self.bias * operand)
+            case "Div":
+                return LinearMap(self.x, self.weight / operand, self.bias / operand)
+        return None
+
+
 @dataclass(slots=True)
 class Graph:
     """The nodes and constants of a graph under construction."""
 
     nodes: list[onnx.NodeProto] = field(default_factory=list)
-    constants: list[onnx.TensorProto] = field(default_factory=list)
+    constants: dict[str, NDArray[Any]] = field(default_factory=dict)
     doubles: set[str] = field(default_factory=set)
     """The names of the values in double precision; all other numbers are in single precision."""
+    linear: dict[str, LinearMap] = field(default_factory=dict)
+    """The values that are linear in another value."""
+    whole: dict[tuple[str, ...], str] = field(default_factory=dict)
+    """The values that were split, by the names of all their parts."""
+    widths: dict[str, int] = field(default_factory=dict)
+    """The lengths of the last axis of the graph's inputs."""
 
     def add(self, kind: str, inputs: Sequence[str], outputs: str | Sequence[str], **attributes: Any) -> None:
         names = [outputs] if isinstance(outputs, str) else list(outputs)
@@ -38,8 +69,7 @@ class Graph:
 
     def constant(self, name: str, value: NDArray[Any]) -> str:
         """Adds a constant unless its name exists already, and returns the name."""
-        if name not in {constant.name for constant in self.constants}:
-            self.constants.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
+        self.constants.setdefault(name, value)
         return name
 
     def has(self, name: str) -> bool:
@@ -72,14 +102,25 @@ class Graph:
             return self.constant(f"double_{number!r}", np.array(number, np.float64))
         return self.constant(f"number_{number!r}", np.array(number, np.float32))
 
-    def used_constants(self) -> list[onnx.TensorProto]:
-        """Returns the constants that some node reads: a head need not use all of the scaling."""
-        read = {name for node in self.nodes for name in node.input}
-        return [constant for constant in self.constants if constant.name in read]
+    def prune(self, outputs: Sequence[str]) -> None:
+        """Removes the nodes and constants that no output depends on: a head need not use all of the scaling."""
+        needed, nodes = set(outputs), list[onnx.NodeProto]()
+        for node in reversed(self.nodes):
+            if not needed.isdisjoint(node.output):
+                nodes.insert(0, node)
+                needed.update(node.input)
+        self.nodes = nodes
+        self.constants = {name: value for name, value in self.constants.items() if name in needed}
+
+    def initializers(self) -> list[onnx.TensorProto]:
+        """Returns the constants as ONNX stores them."""
+        return [numpy_helper.from_array(np.asarray(value, order="C"), name) for name, value in self.constants.items()]
 
     def rename(self, value: str, name: str) -> None:
-        """Names a value as the contract does, by a node that copies it."""
-        self.add("Identity", [value], name)
+        """Names a value as the contract does, wherever it is computed and read."""
+        for node in self.nodes:
+            for names in (node.input, node.output):
+                names[:] = [name if found == value else found for found in names]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +133,11 @@ class Value:
     def _binary(self, kind: str, operand: "Value | float", *, swapped: bool = False) -> "Value":
         name = operand.name if isinstance(operand, Value) else self.graph.number(self.name, operand)
         inputs = (name, self.name) if swapped else (self.name, name)
-        return Value(self.graph, self.graph.op_like(self.name, kind, *inputs))
+        result = Value(self.graph, self.graph.op_like(self.name, kind, *inputs))
+        before, constant = self.graph.linear.get(self.name), self.graph.constants.get(name)
+        if not swapped and before is not None and constant is not None and (after := before.then(kind, constant)):
+            self.graph.linear[result.name] = after
+        return result
 
     def __add__(self, operand: "Value | float") -> "Value":
         return self._binary("Add", operand)
@@ -172,21 +217,25 @@ class GraphOps:
     def running_sum(self, name: str, x: Value) -> Value:
         """Adds a cumulative sum that continues the carried sum in order, so that chunks do not change its bits."""
         axis = self.graph.constant("time_axis", np.array(0, np.int64))
-        sums = self.graph.op("CumSum", self._after_state(name, x), axis)
-        self._store(name, sums)
-        later = self.graph.op("Slice", sums, *(self.graph.integers(n) for n in (1, LAST, 0)))
-        self.graph.doubles.add(later)
-        return self.value(later)
+        stored = self.graph.op("Unsqueeze", f"{name}_in", self.graph.integers(0))
+        sums = self.graph.op("CumSum", self.graph.op("Concat", stored, x.name, axis=0), axis)
+        later = self.value(self.graph.op("Slice", sums, *(self.graph.integers(n) for n in (1, LAST, 0))))
+        self.graph.doubles.add(later.name)
+        self.store(name, later)
+        return later
 
     def previous(self, name: str, x: Value, first: Any = None) -> Value:
         """Returns (time, batch, ...) x of the previous step, and stores the last x of each row as state.
 
-        The stored value of the previous call is put in front of x: then index t holds the value before input t, and a
-        row's last value is at the index of the row's length. The first value of a session is the state's initial value.
+        The first value of a session is the state's initial value.
         """
         del first
-        values = self._after_state(name, x)
-        self._store(name, values)
+        self.store(name, x)
+        return self.shift(self.value(self.graph.op("Unsqueeze", f"{name}_in", self.graph.integers(0))), x)
+
+    def shift(self, first: Value, x: Value) -> Value:
+        """Returns (time, batch, ...) x of the step before; first: (1, batch, ...)."""
+        values = self.graph.op("Concat", first.name, x.name, axis=0)
         return self.value(self.graph.op("Slice", values, *(self.graph.integers(n) for n in (0, -1, 0))))
 
     def last_present(self, name: str, x: Value, first: Any) -> Value:
@@ -206,21 +255,20 @@ class GraphOps:
         self.graph.add("Scan", [f"{name}_in", x.name], [final, filled], body=body, num_scan_inputs=1)
         return self.value(filled)
 
-    def _after_state(self, name: str, x: Value) -> str:
-        """Returns (time + 1, batch, ...): the stored value, then x."""
-        stored = self.graph.op("Unsqueeze", f"{name}_in", self.graph.integers(0))
-        return self.graph.op("Concat", stored, x.name, axis=0)
+    def store(self, name: str, x: Value) -> None:
+        """Stores, of x (time, batch, ...), each row's value at the row's last step as state (batch, ...)."""
+        first = self.graph.constant("first", np.array(0, np.int64))
+        self.graph.add("Gather", [self._reversed(x), first], f"{name}_out", axis=0)
 
-    def _store(self, name: str, values: str) -> None:
-        """Stores, of values (time + 1, batch, ...), each row's value at the index of its length as state."""
-        if not self.graph.has("row_ends"):
-            lengths = self.graph.op("Cast", "lengths", to=onnx.TensorProto.INT64)
-            bounds = [self.graph.constant(f"range_{n}", np.array(n, np.int64)) for n in (0, 1)]
-            count = self.graph.op("Squeeze", self.graph.op("Shape", "lengths"))
-            rows = self.graph.op("Range", bounds[0], count, bounds[1])
-            columns = [self.graph.op("Unsqueeze", column, self.graph.integers(1)) for column in (lengths, rows)]
-            self.graph.add("Concat", columns, "row_ends", axis=1)  # (batch, 2): length and row
-        self.graph.add("GatherND", [values, "row_ends"], f"{name}_out")
+    def final(self, x: Value) -> Value:
+        """Returns (1, batch, ...) each row's value at the row's last step."""
+        return self.value(self.graph.op("Gather", self._reversed(x), self.graph.integers(0), axis=0))
+
+    def _reversed(self, x: Value) -> str:
+        """Returns each row's steps in reversed order, so that the last one, wherever it is, comes first."""
+        if not self.graph.has("row_lengths"):
+            self.graph.add("Cast", ["lengths"], "row_lengths", to=onnx.TensorProto.INT64)
+        return self.graph.op("ReverseSequence", x.name, "row_lengths", time_axis=0, batch_axis=1)
 
     def stack(self, terms: Sequence[Value]) -> Value:
         wide = [self.graph.op("Unsqueeze", term.name, self.graph.integers(-1)) for term in terms]
@@ -231,18 +279,44 @@ class GraphOps:
         return [self.value(self.graph.op("Gather", term.name, index, axis=-1)) for index in indices]
 
     def join(self, terms: Sequence[Value]) -> Value:
-        if len(terms) == 1:
+        names = tuple(term.name for term in terms)
+        if len(names) == 1:
             return terms[0]
-        return self.value(self.graph.op("Concat", *(term.name for term in terms), axis=-1))
+        if (whole := self.graph.whole.get(names)) is not None:
+            return self.value(whole)
+        return self.value(self.graph.op("Concat", *names, axis=-1))
 
     def split(self, x: Value, count: int) -> list[Value]:
         if count == 1:
             return [x]
-        names = [self.graph.unique_name(f"part_{part}") for part in range(count)]
+        names = tuple(self.graph.unique_name(f"part_{part}") for part in range(count))
         self.graph.add("Split", [x.name], names, axis=-1, num_outputs=count)
+        self.graph.whole[names] = x.name
+        if (found := self.graph.linear.get(x.name)) is not None:
+            weights, biases = (np.split(array, count, axis=-1) for array in (found.weight, found.bias))
+            for name, weight, bias in zip(names, weights, biases, strict=True):
+                self.graph.linear[name] = LinearMap(found.x, weight, bias)
         return [self.value(name) for name in names]
 
+    def split_at(self, x: Value, sizes: Sequence[int]) -> list[Value]:
+        """Returns consecutive parts of the last axis, of these sizes."""
+        if len(set(sizes)) == 1:
+            return self.split(x, len(sizes))
+        names = [self.graph.unique_name(f"part_{part}") for part in range(len(sizes))]
+        self.graph.add("Split", [x.name, self.graph.integers(*sizes)], names, axis=-1)
+        return [self.value(name) for name in names]
+
+    def flatten(self, x: Value, inner: Sequence[int]) -> Value:
+        """Returns x (time, batch, *inner) with one axis after time and batch."""
+        return x if len(inner) == 1 else self.value(self.graph.op("Reshape", x.name, self.graph.integers(0, 0, -1)))
+
+    def unflatten(self, x: Value, inner: Sequence[int]) -> Value:
+        """Returns x (time, batch, size) as (time, batch, *inner)."""
+        return x if len(inner) == 1 else self.value(self.graph.op("Reshape", x.name, self.graph.integers(0, 0, *inner)))
+
     def columns(self, x: Value, indices: Sequence[int]) -> Value:
+        if list(indices) == list(range(self.graph.widths.get(x.name, 0))):
+            return x
         taken = self.graph.constant("columns_" + "_".join(map(str, indices)), np.array(indices, np.int64))
         return self.value(self.graph.op_like(x.name, "Gather", x.name, taken, axis=-1))
 
@@ -260,7 +334,29 @@ class GraphOps:
     def linear(self, x: Value, weight: Value, bias: Value) -> Value:
         # ONNX Runtime transposes a constant once, when it opens the graph.
         transposed = self.graph.op("Transpose", weight.name, perm=[1, 0])
-        return self.value(self.graph.op("MatMul", x.name, transposed)) + bias
+        result = self.value(self.graph.op("MatMul", x.name, transposed)) + bias
+        matrix, offset = (self.graph.constants[constant.name] for constant in (weight, bias))
+        self.graph.linear[result.name] = LinearMap(x.name, matrix.T, offset)
+        return result
+
+    def fuse_linear(self, terms: Sequence[Value]) -> list[Value]:
+        """Computes terms that are linear in one value by one product; otherwise returns them as they are.
+
+        The scaling of a prediction is folded into the weights in double precision, and rounded once.
+        """
+        maps = [self.graph.linear.get(term.name) for term in terms]
+        linear = [found for found in maps if found is not None]
+        if len(linear) < len(maps) or len({found.x for found in linear}) > 1:
+            return list(terms)
+        weight, bias = (
+            self.graph.constant(
+                self.graph.unique_name(f"fused_{name}"),
+                np.concatenate([getattr(found, name) for found in linear], axis=-1).astype(np.float32),
+            )
+            for name in ("weight", "bias")
+        )
+        product = self.graph.op("MatMul", linear[0].x, weight)
+        return self.split(self.value(self.graph.op("Add", product, bias)), len(terms))
 
     def dot(self, a: Value, b: Value) -> Value:
         """Adds a product of matrices, because a ReduceSum depends on the other rows of the batch."""

@@ -109,9 +109,9 @@ class Point(NumberHead):
         self.score = scores[loss]
 
     def predict(self, ops: Ops, readouts: Sequence[Any], scale: TargetScale | None) -> dict[str, Any]:
-        del ops
         assert scale is not None
-        return {"point": readouts[0] * scale.std + scale.mean, "unit": readouts[0] * 0.0 + scale.std}
+        point, unit = ops.fuse_linear([readouts[0] * scale.std + scale.mean, readouts[0] * 0.0 + scale.std])
+        return {"point": point, "unit": unit}
 
     def surprise(self, ops: Ops, previous: Mapping[str, Any], current: Mapping[str, Any], actual: Any) -> Any:
         del current
@@ -139,8 +139,9 @@ class Gaussian(NumberHead):
 
     def predict(self, ops: Ops, readouts: Sequence[Any], scale: TargetScale | None) -> dict[str, Any]:
         assert scale is not None
-        log_std = ops.clip(readouts[1], -LOG_BOUND, LOG_BOUND) + scale.log_std
-        return {"mean": readouts[0] * scale.std + scale.mean, "std": ops.exp(log_std), "log_std": log_std}
+        mean, free = ops.fuse_linear([readouts[0] * scale.std + scale.mean, readouts[1]])
+        log_std = ops.clip(free, -LOG_BOUND, LOG_BOUND) + scale.log_std
+        return {"mean": mean, "std": ops.exp(log_std), "log_std": log_std}
 
     def surprise(self, ops: Ops, previous: Mapping[str, Any], current: Mapping[str, Any], actual: Any) -> Any:
         del ops, current
@@ -174,14 +175,10 @@ class StudentT(NumberHead):
 
     def predict(self, ops: Ops, readouts: Sequence[Any], scale: TargetScale | None) -> dict[str, Any]:
         assert scale is not None
-        log_scale = ops.clip(readouts[1], -LOG_BOUND, LOG_BOUND) + scale.log_std
         df = readouts[0] * 0.0 + ops.constant("t_df", self.df)  # broadcast to every step, as the other outputs are
-        return {
-            "mean": readouts[0] * scale.std + scale.mean,
-            "scale": ops.exp(log_scale),
-            "df": df,
-            "log_scale": log_scale,
-        }
+        mean, free, df = ops.fuse_linear([readouts[0] * scale.std + scale.mean, readouts[1], df])
+        log_scale = ops.clip(free, -LOG_BOUND, LOG_BOUND) + scale.log_std
+        return {"mean": mean, "scale": ops.exp(log_scale), "df": df, "log_scale": log_scale}
 
     def surprise(self, ops: Ops, previous: Mapping[str, Any], current: Mapping[str, Any], actual: Any) -> Any:
         """Returns -log of the density of Student's t with location and scale."""
@@ -392,17 +389,25 @@ def _positive(ops: Ops, x: Any) -> Any:
     return ops.exp(ops.clip(x, -LOG_BOUND, 0.0)) + ops.clip(x, 0.0, float(np.finfo(np.float32).max))
 
 
-def stored_prediction(
-    ops: Ops, head: Head, prediction: Mapping[str, Any], scale: TargetScale | None
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the values of a prediction that a session stores: absolute, and the locations relative to the level.
+NEAR = "near_"
+"""The prefix of stored values that are relative to the level."""
 
-    The second dict is empty where there is no level. The surprise is computed relative to the level, because a small
-    difference added to a high level loses its last digits.
+
+def stored_prediction(ops: Ops, head: Head, prediction: Mapping[str, Any], scale: TargetScale | None) -> dict[str, Any]:
+    """Returns the values of a prediction that a session stores: absolute, and the locations relative to a level too.
+
+    The surprise is computed relative to the level, because a small difference added to a high level loses its last
+    digits.
     """
     if scale is None or scale.level is None:
-        return dict(prediction), {}
-    return head.shift(ops, prediction, scale.level), {name: prediction[name] for name in head.location_outputs}
+        return dict(prediction)
+    near = {f"{NEAR}{name}": prediction[name] for name in head.location_outputs}
+    return head.shift(ops, prediction, scale.level) | near
+
+
+def scored_prediction(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a stored prediction as the surprise reads it: relative to the level where there is one."""
+    return {**stored, **{name.removeprefix(NEAR): value for name, value in stored.items() if name.startswith(NEAR)}}
 
 
 def number_head(model: Model, targets: int) -> NumberHead:

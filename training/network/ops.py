@@ -67,6 +67,9 @@ class Ops(Protocol):
     def linear(self, x: Any, weight: Any, bias: Any) -> Any:
         """Maps x (..., n) to (..., m) by weight (m, n) and bias (m,)."""
 
+    def fuse_linear(self, terms: Sequence[Any]) -> list[Any]:
+        """Returns the terms, all of one shape; a graph may compute those of one linear map by a single product."""
+
     def dot(self, a: Any, b: Any) -> Any:
         """Returns the inner products along the last axis, (..., 1)."""
 
@@ -152,6 +155,9 @@ class TorchOps:
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return nn.functional.linear(x, weight, bias)
+
+    def fuse_linear(self, terms: Sequence[Tensor]) -> list[Tensor]:
+        return list(terms)
 
     def dot(self, a: Tensor, b: Tensor) -> Tensor:
         return (a * b).sum(dim=-1, keepdim=True)

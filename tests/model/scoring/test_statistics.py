@@ -74,9 +74,9 @@ def test_errors_beyond_single_precision_keep_their_sign(rows: int) -> None:
     model = open_all(ZOO).models["weather"][1]
     most = float(np.finfo(np.float32).max)
     outputs, state = np.zeros((rows, 1), model.output_dtype), model.layout.initial(rows)
-    (centre, *_) = model.manifest.head.last.values()
+    (centre, *_) = model.manifest.head.last
     for predicted, actual, expected in ((-most, most, math.inf), (most, -most, -math.inf), (most, math.nan, math.nan)):
-        state[centre] = predicted
+        model.stored_prediction(state)[centre] = predicted
         inputs = np.full((rows, 1, 4), actual, np.float32)
         answers, _ = Accuracy(model).score_steps([b""] * rows, inputs, [1] * rows, state, outputs)
         for answer in answers:

@@ -11,7 +11,7 @@ import pytest
 from onward.model.errors import BundleError
 from onward.model.repository import Opened, open_all
 from onward.model.runner import Outputs, StepModel
-from onward.model.scoring.layout import Sum
+from onward.model.scoring.layout import ERROR, Sum
 from onward.model.state import State
 from onward.service.engine.engine import Engine, Limits
 from onward.service.engine.event_loop import take_loop_turn
@@ -34,6 +34,7 @@ from onward.service.store.contract import Change
 from onward.service.store.lmdb import LmdbStore
 from onward.service.store.record import TOMBSTONE_S, Record
 from tests.contracts.test_stores import another_format, damage, in_another_process, set_bytes, stored_bytes
+from tests.helpers.recorded_bundles import make_bundle
 from tests.helpers.reference_loop import ZOO, BareLoop, pulse
 from tests.service.conftest import Clock
 
@@ -366,3 +367,30 @@ def test_counting_delays_no_answer(store: LmdbStore, caplog: pytest.LogCaptureFi
         take_loop_turn()
     assert [inputs for inputs, *_ in counted] == [2.0]
     engine.close()
+
+
+@pytest.mark.parametrize("form", ["separate tensors", "one tensor"])
+def test_sessions_of_both_forms_of_state_are_served(form: str, tmp_path: Path) -> None:
+    """A bundle of before, with a state tensor for each value, and a new one, with a single one, serve alike.
+
+    Steps, the scores of their predictions, and a forecast are those of the model run alone.
+    """
+    repository, name = (ZOO, "pulse") if form == "separate tensors" else (tmp_path / "models", "tiny")
+    if form == "one tensor":
+        make_bundle(repository, name=name)
+    engine = Engine(open_all(repository), LmdbStore(tmp_path / "store"), Limits())
+    engine.start(flush_s=1000, sweep_s=1000)
+    try:
+        model = engine.models.named(name)
+        engine.create(T, name, session_id="s")
+        state = model.layout.initial(1)
+        for value in (500.0, 510.0, 505.0):
+            (predicted,) = model.last_prediction(state)
+            outputs, state = model.run_row(np.array([[value]], np.float32), state)
+            result = engine.steps.step(T, "s", [[value]]).outputs
+            assert all(result[field].tobytes() == outputs[field].tobytes() for field in ("mean", "std", "surprise"))
+            assert result[ERROR].tolist() == [[np.float32(value - float(predicted["mean"][0]))]]
+        forecast = engine.forecasts.roll(T, "s", ForecastRequest(1)).outputs
+        assert forecast["mean"].tobytes() == outputs["mean"].tobytes()
+    finally:
+        engine.close()

@@ -78,7 +78,9 @@ def test_differencing_is_exported(cell: str, differenced: tuple[str, ...], scali
     """The graph equals the network, its state holds the last values, and the checks pass."""
     network = make_network(differenced, cell=cell, scaling=scaling)
     model = numpy_networks.export(network, tmp_path)
-    assert {"previous_in", "begun_in", "near_mean_in"} <= {pair.input for pair in model.manifest.state}
+    assert {"previous_in", "begun_in", "state_in.near_mean"} <= set(
+        model.layout.parts(model.layout.initial(1)).dtype.names or ()
+    )
     assert prove(network, contract(network), model, draw(FEATURES, 7, 200, seed=2)) <= 1e-5
     rows = draw(FEATURES, 1, 30, seed=9)[0]
     state = model.layout.initial(1)

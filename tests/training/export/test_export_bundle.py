@@ -101,9 +101,13 @@ def _compare_with_equations(model: StepModel, network: Network, tmp_path: Path) 
         for name, value in expected_outputs.items():
             parts = [predicted[name][:, active.index(row)] for active, predicted in outputs if row in active]
             _close(name, np.concatenate(parts)[: LENGTHS[row]], value)
-        for name, value in expected_state.items():
-            _close(name, np.take(state[name], row, _batch_axis(model, name)), value)
-        assert {f"{name.removesuffix('_in')}_in" for name in expected_state} == set(state)
+        assert list(state) == ["state_in"]
+        end = 0
+        for part in model.manifest.state[0].parts:
+            start, end = end, end + part.size
+            value = expected_state.pop(part.name)
+            _close(part.name, state["state_in"][0, row, start:end].reshape(value.shape), value)
+        assert (end, expected_state) == (state["state_in"].shape[-1], {})
 
 
 def _batch_axis(model: StepModel, state: str) -> int:
@@ -259,10 +263,10 @@ def test_only_gated_cells_claim_equal_bits(cell: Cell, tmp_path: Path) -> None:
 def test_the_first_prediction_is_the_training_marginal(tmp_path: Path) -> None:
     """A new session predicts the mean and deviation of the training part of each target."""
     model = make_bundle(tmp_path, features=FEATURES, targets=("z", "x"))
-    state = model.layout.initial(1)
-    np.testing.assert_allclose(state["last_mean_in"], [[30.0, 10.0]])
-    np.testing.assert_allclose(state["last_std_in"], [[4.0, 2.0]])
-    np.testing.assert_allclose(state["last_log_std_in"], np.log([[4.0, 2.0]]), rtol=1e-6)
+    state = model.layout.parts(model.layout.initial(1))
+    np.testing.assert_allclose(state["state_in.mean"], [[30.0, 10.0]])
+    np.testing.assert_allclose(state["state_in.std"], [[4.0, 2.0]])
+    np.testing.assert_allclose(state["state_in.log_std"], np.log([[4.0, 2.0]]), rtol=1e-6)
 
 
 def test_the_same_arguments_give_the_same_bundle(tmp_path: Path) -> None:

@@ -92,8 +92,9 @@ def test_the_network_is_the_papers_cell(cell: Cell, head: str) -> None:
     np.testing.assert_allclose(centre, expected["point" if head == "point" else "mean"], rtol=1e-5)
     if head == "gaussian":
         np.testing.assert_allclose(np.exp(readouts[1][:, 0].numpy()) * std, expected["std"], rtol=1e-5)
-    for name, tensor in zip(("h_in", "c_in"), state, strict=False):
-        np.testing.assert_allclose(tensor[:, 0].numpy(), expected_state[name], atol=1e-5)
+    for name, tensor in zip(("h", "c"), state, strict=False):
+        for layer, part in enumerate(tensor[:, 0]):
+            np.testing.assert_allclose(part.numpy(), expected_state[f"{name}_{layer}"], atol=1e-5)
 
 
 def test_the_loss_is_the_heads_formula() -> None:
