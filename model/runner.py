@@ -96,9 +96,13 @@ class StepModel:
                 np.ndarray((1, 1), self.output_dtype, _concatenated(tensors)),
                 np.ndarray(1, self.layout.dtype, _concatenated(states)),
             )
-        outputs, after = np.empty(inputs.shape[:2], self.output_dtype), np.empty(len(inputs), self.layout.dtype)
+        outputs = np.empty(inputs.shape[:2], self.output_dtype)
         for (name, to_rows), result in zip(self._outputs, tensors, strict=True):
             outputs[name] = result.transpose(to_rows)
+        if len(states) == 1:
+            rows = np.ascontiguousarray(states[0].transpose(self._states[0][2]))  # a copy only if axes must move
+            return outputs, np.ndarray(len(inputs), self.layout.dtype, rows)
+        after = np.empty(len(inputs), self.layout.dtype)
         for (name, _, to_rows), result in zip(self._states, states, strict=True):
             after[name] = result.transpose(to_rows)
         return outputs, after

@@ -71,7 +71,7 @@ def reference(network: Network, declared: Contract, inputs: Array) -> Result:
     states |= {name: value[-1].flatten(1) for name, value in last.items()}
     joined = {part.name for pair in declared.state for part in pair.parts}
     states = {part_label("state_in", name) if name in joined else f"last_{name}_in": states[name] for name in states}
-    states |= {f"{name}_in": value for name, value in _input_layer_state(network, raw).items()}
+    states |= _input_layer_state(network, raw)
     return (
         {name: value.transpose(0, 1).numpy() for name, value in outputs.items()},
         {name: value.numpy() for name, value in states.items()},
@@ -100,8 +100,8 @@ def _input_layer_state(network: Network, raw: torch.Tensor) -> dict[str, torch.T
         "sum": (values.abs() if layer.scaling_kind == "mean" else values).sum(0),
         "squares": (values * values).sum(0),
     }
-    state = {name: state[name] for name in layer.running_sums}
-    return state | ({"previous": last, "begun": begun} if layer.differenced else {})
+    state = {part_label("sums_in", name): state[name] for name in layer.running_sums}
+    return state | ({"previous_in": last, "begun_in": begun} if layer.differenced else {})
 
 
 def prove(network: Network, declared: Contract, model: StepModel, sample: Array) -> float:

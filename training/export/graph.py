@@ -58,10 +58,9 @@ def contract(network: Network) -> Contract:
             input="state_in", output="state_out", shape=(1, "batch", sum(part.size for part in parts)), parts=parts
         )
     ]
-    state += [
-        StatePair(input=f"{name}_in", output=f"{name}_out", shape=("batch", streaming), dtype="float64")
-        for name in network.input_layer.running_sums
-    ]
+    if sums := tuple(Part(name=name, size=streaming) for name in network.input_layer.running_sums):
+        width = streaming * len(sums)
+        state.append(StatePair(input="sums_in", output="sums_out", shape=("batch", width), dtype="float64", parts=sums))
     if differenced := len(network.input_layer.differenced):
         first = network.input_layer.first_values.tolist()
         state += [

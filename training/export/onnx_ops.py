@@ -214,15 +214,16 @@ class GraphOps:
     def fill_missing(self, x: Value, value: Value) -> Value:
         return self.value(self.graph.op_like(x.name, "Where", self.graph.op("IsNaN", x.name), value.name, x.name))
 
-    def running_sum(self, name: str, x: Value) -> Value:
-        """Adds a cumulative sum that continues the carried sum in order, so that chunks do not change its bits."""
+    def running_sums(self, name: str, terms: Sequence[Value]) -> list[Value]:
+        """Adds a cumulative sum that continues the carried sums in order, so that chunks do not change its bits."""
         axis = self.graph.constant("time_axis", np.array(0, np.int64))
         stored = self.graph.op("Unsqueeze", f"{name}_in", self.graph.integers(0))
-        sums = self.graph.op("CumSum", self.graph.op("Concat", stored, x.name, axis=0), axis)
+        values = self.join(terms)
+        sums = self.graph.op("CumSum", self.graph.op("Concat", stored, values.name, axis=0), axis)
         later = self.value(self.graph.op("Slice", sums, *(self.graph.integers(n) for n in (1, LAST, 0))))
         self.graph.doubles.add(later.name)
         self.store(name, later)
-        return later
+        return self.split(later, len(terms))
 
     def previous(self, name: str, x: Value, first: Any = None) -> Value:
         """Returns (time, batch, ...) x of the previous step, and stores the last x of each row as state.
@@ -271,12 +272,17 @@ class GraphOps:
         return self.graph.op("ReverseSequence", x.name, "row_lengths", time_axis=0, batch_axis=1)
 
     def stack(self, terms: Sequence[Value]) -> Value:
-        wide = [self.graph.op("Unsqueeze", term.name, self.graph.integers(-1)) for term in terms]
-        return self.value(self.graph.op("Concat", *wide, axis=-1))
+        """Adds three nodes for any number of terms (time, batch, n), one for a single term, and none for a constant."""
+        if len(terms) == 1 and (constant := self.graph.constants.get(terms[0].name)) is not None:
+            return self.value(self.graph.constant(f"{terms[0].name}_column", constant[..., np.newaxis]))
+        if len(terms) == 1:
+            return self.value(self.graph.op("Unsqueeze", terms[0].name, self.graph.integers(-1)))
+        wide = self.graph.op("Reshape", self.join(terms).name, self.graph.integers(0, 0, len(terms), -1))
+        return self.value(self.graph.op("Transpose", wide, perm=[0, 1, 3, 2]))
 
-    def unstack(self, term: Value, count: int) -> list[Value]:
-        indices = [self.graph.constant(f"index_{index}", np.array(index, np.int64)) for index in range(count)]
-        return [self.value(self.graph.op("Gather", term.name, index, axis=-1)) for index in indices]
+    def element(self, x: Value, index: int) -> Value:
+        taken = self.graph.constant(f"index_{index}", np.array(index, np.int64))
+        return self.value(self.graph.op("Gather", x.name, taken, axis=-1))
 
     def join(self, terms: Sequence[Value]) -> Value:
         names = tuple(term.name for term in terms)
@@ -292,6 +298,8 @@ class GraphOps:
         names = tuple(self.graph.unique_name(f"part_{part}") for part in range(count))
         self.graph.add("Split", [x.name], names, axis=-1, num_outputs=count)
         self.graph.whole[names] = x.name
+        if x.name in self.graph.doubles:
+            self.graph.doubles.update(names)
         if (found := self.graph.linear.get(x.name)) is not None:
             weights, biases = (np.split(array, count, axis=-1) for array in (found.weight, found.bias))
             for name, weight, bias in zip(names, weights, biases, strict=True):
@@ -357,6 +365,10 @@ class GraphOps:
         )
         product = self.graph.op("MatMul", linear[0].x, weight)
         return self.split(self.value(self.graph.op("Add", product, bias)), len(terms))
+
+    def weighted_sum(self, x: Value, weights: Value) -> Value:
+        """Adds a product, because a ReduceSum depends on the other rows of the batch."""
+        return self.value(self.graph.op("MatMul", x.name, weights.name))
 
     def dot(self, a: Value, b: Value) -> Value:
         """Adds a product of matrices, because a ReduceSum depends on the other rows of the batch."""

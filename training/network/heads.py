@@ -211,32 +211,35 @@ class Quantiles(NumberHead):
 
     def predict(self, ops: Ops, readouts: Sequence[Any], scale: TargetScale | None) -> dict[str, Any]:
         assert scale is not None
-        scaled = [readouts[self._middle]]
-        for distance in readouts[self._middle + 1 :]:
-            scaled.append(scaled[-1] + _positive(ops, distance))
-        for distance in reversed(readouts[: self._middle]):
-            scaled.insert(0, scaled[0] - _positive(ops, distance))
-        quantiles = [quantile * scale.std + scale.mean for quantile in scaled]
-        return {
-            "median": quantiles[self._middle],
-            "quantiles": ops.stack(quantiles),
-            "unit": readouts[0] * 0.0 + scale.std,
-        }
+        median, unit, *distances = ops.fuse_linear(
+            [
+                readouts[self._middle],
+                readouts[0] * 0.0 + scale.std,
+                *readouts[: self._middle],
+                *readouts[self._middle + 1 :],
+            ]
+        )
+        quantiles = [median]
+        if distances:
+            distances = ops.split(_positive(ops, ops.join(distances)), len(distances))
+        for distance in distances[self._middle :]:
+            quantiles.append(quantiles[-1] + distance)
+        for distance in reversed(distances[: self._middle]):
+            quantiles.insert(0, quantiles[0] - distance)
+        scaled = ops.stack(quantiles) * ops.stack([scale.std]) + ops.stack([scale.mean])
+        return {"median": ops.element(scaled, self._middle), "quantiles": scaled, "unit": unit}
 
     def shift(self, ops: Ops, prediction: Mapping[str, Any], level: Any) -> dict[str, Any]:
-        shifted = ops.stack([quantile + level for quantile in ops.unstack(prediction["quantiles"], self.width)])
+        shifted = prediction["quantiles"] + ops.stack([level])
         return {**prediction, "median": prediction["median"] + level, "quantiles": shifted}
 
     def surprise(self, ops: Ops, previous: Mapping[str, Any], current: Mapping[str, Any], actual: Any) -> Any:
         del current
-        losses = []
-        for level, quantile in zip(self.levels, ops.unstack(previous["quantiles"], self.width), strict=True):
-            error = (actual - quantile) / previous["unit"]
-            losses.append(ops.greater(error * level, error * (level - 1.0)))
-        total = losses[0]
-        for loss in losses[1:]:
-            total = total + loss
-        return total * (2.0 / self.width)
+        error = (ops.stack([actual]) - previous["quantiles"]) / ops.stack([previous["unit"]])
+        levels = torch.tensor(self.levels, device=self.readout.weight.device)
+        over, under = ops.constant("levels", levels), ops.constant("levels_below", levels - 1.0)
+        mean = torch.full_like(levels, 2.0 / self.width)
+        return ops.weighted_sum(ops.greater(error * over, error * under), ops.constant("levels_mean", mean))
 
     def marginal(self, scale: TargetScale | None) -> dict[str, Tensor]:
         assert scale is not None

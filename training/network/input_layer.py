@@ -189,7 +189,7 @@ class InputLayer(nn.Module):
         values = ops.columns(raw, self.differenced)
         last = ops.last_present("previous", values, first) if set(self.differenced) & set(self.masked) else values
         previous, present = ops.previous("previous", last, first), ops.present(values)
-        begun = ops.clip(ops.single(ops.running_sum("begun", ops.double(present))) - present, 0.0, 1.0)
+        begun = ops.clip(ops.single(ops.running_sums("begun", [ops.double(present)])[0]) - present, 0.0, 1.0)
         count = len(self.features)
         columns = [count + self.differenced.index(i) if i in self.differenced else i for i in range(count)]
         return ops.columns(ops.join([raw, (values - previous) * begun]), columns), last, previous
@@ -225,15 +225,15 @@ class InputLayer(nn.Module):
         )
         present = ops.double(ops.present(raw))
         value = ops.double(ops.fill_missing(raw, ops.constant("missing", torch.zeros_like(self.statistics.mean[:1]))))
-        seen = ops.running_sum("seen", present)
+        summed = [ops.abs(value)] if self.scaling_kind == "mean" else [value, value * value]
+        seen, *sums = ops.running_sums("sums", [present, *summed])
         any_seen, count = ops.clip(seen, 0.0, 1.0), ops.clip(seen, 1.0, 2.0**53)
         none_seen = 1.0 - any_seen
         if self.scaling_kind == "mean":
             mean = any_seen * 0.0
-            std = ops.running_sum("sum", ops.abs(value)) / count + 1.0 + none_seen * ops.abs(first_mean)
+            std = sums[0] / count + 1.0 + none_seen * ops.abs(first_mean)
         else:
-            average = ops.running_sum("sum", value) / count
-            square = ops.running_sum("squares", value * value) / count
+            average, square = (total / count for total in sums)
             variance = ops.greater(square - average * average, square * 0.0)
             guess = square * (GUESS * GUESS) / (count * count)
             floor = first_std * first_std * (none_seen + FLOOR * FLOOR)

@@ -34,8 +34,11 @@ class Ops(Protocol):
     def fill_missing(self, x: Any, value: Any) -> Any:
         """Returns x with `value` where x is missing."""
 
-    def running_sum(self, name: str, x: Any) -> Any:
-        """Returns the sum of x over all steps of the session so far, carried from call to call under `name`."""
+    def running_sums(self, name: str, terms: Sequence[Any]) -> list[Any]:
+        """Returns the sums of the terms over all steps of the session so far, carried from call to call under `name`.
+
+        The terms have one shape.
+        """
 
     def previous(self, name: str, x: Any, first: Any) -> Any:
         """Returns x of the step before, carried from call to call under `name`; `first` at a session's first step."""
@@ -46,8 +49,8 @@ class Ops(Protocol):
     def stack(self, terms: Sequence[Any]) -> Any:
         """Returns the terms (...) stacked on a new last axis."""
 
-    def unstack(self, term: Any, count: int) -> list[Any]:
-        """Returns the `count` slices of the last axis."""
+    def element(self, x: Any, index: int) -> Any:
+        """Returns one element of the last axis."""
 
     def join(self, terms: Sequence[Any]) -> Any:
         """Returns the terms concatenated on the last axis."""
@@ -69,6 +72,9 @@ class Ops(Protocol):
 
     def fuse_linear(self, terms: Sequence[Any]) -> list[Any]:
         """Returns the terms, all of one shape; a graph may compute those of one linear map by a single product."""
+
+    def weighted_sum(self, x: Any, weights: Any) -> Any:
+        """Returns the sums of x (..., n) along the last axis, (...), weighted by the constant weights (n,)."""
 
     def dot(self, a: Any, b: Any) -> Any:
         """Returns the inner products along the last axis, (..., 1)."""
@@ -117,9 +123,9 @@ class TorchOps:
     def fill_missing(self, x: Tensor, value: Tensor) -> Tensor:
         return torch.where(x.isnan(), value, x)
 
-    def running_sum(self, name: str, x: Tensor) -> Tensor:
+    def running_sums(self, name: str, terms: Sequence[Tensor]) -> list[Tensor]:
         del name
-        return x.cumsum(0)
+        return [term.cumsum(0) for term in terms]
 
     def previous(self, name: str, x: Tensor, first: Tensor) -> Tensor:
         del name
@@ -134,9 +140,8 @@ class TorchOps:
     def stack(self, terms: Sequence[Tensor]) -> Tensor:
         return torch.stack(tuple(terms), dim=-1)
 
-    def unstack(self, term: Tensor, count: int) -> list[Tensor]:
-        assert term.shape[-1] == count
-        return list(term.unbind(-1))
+    def element(self, x: Tensor, index: int) -> Tensor:
+        return x[..., index]
 
     def join(self, terms: Sequence[Tensor]) -> Tensor:
         return torch.cat(tuple(terms), dim=-1)
@@ -158,6 +163,9 @@ class TorchOps:
 
     def fuse_linear(self, terms: Sequence[Tensor]) -> list[Tensor]:
         return list(terms)
+
+    def weighted_sum(self, x: Tensor, weights: Tensor) -> Tensor:
+        return x @ weights
 
     def dot(self, a: Tensor, b: Tensor) -> Tensor:
         return (a * b).sum(dim=-1, keepdim=True)

@@ -27,10 +27,17 @@ def test_a_gaussian_lstm_of_one_feature_has_few_nodes(layers: int, at_most: int)
     assert nodes_beside_layers(make_network(cell="lstm", layers=layers)) <= at_most
 
 
-@pytest.mark.parametrize(("head", "at_most"), [("point", 18), ("gaussian", 25), ("student_t", 31), ("quantiles", 62)])
+@pytest.mark.parametrize(("head", "at_most"), [("point", 18), ("gaussian", 25), ("student_t", 31), ("quantiles", 40)])
 def test_every_head_of_numbers_has_few_nodes(head: str, at_most: int) -> None:
     """The scale of a prediction is in the readout's weights, so that most heads add few nodes of their own."""
     assert nodes_beside_layers(make_network(cell="gru", head=head)) <= at_most
+
+
+@pytest.mark.parametrize(("options", "at_most"), [({"scaling": "causal"}, 76), ({"scaling": "mean"}, 65)])
+def test_scaling_by_the_session_adds_few_nodes(options: dict[str, Any], at_most: int) -> None:
+    """The running sums are one tensor, which one node adds up."""
+    network = numpy_networks.network(signature((X,), "x"), cell="gru", units=4, head="gaussian", **options)
+    assert nodes_beside_layers(network) <= at_most
 
 
 X, WORD = Feature(name="x"), category("word", 9)
@@ -40,7 +47,7 @@ STATE: dict[str, tuple[Signature, dict[str, Any], list[str]]] = {
     "causal scaling": (
         signature((X,), "x"),
         {"head": "gaussian", "scaling": "causal"},
-        ["state_in", "seen_in", "sum_in", "squares_in"],
+        ["state_in", "sums_in"],
     ),
     "differencing": (
         signature((X,), "x", differenced=("x",)),
