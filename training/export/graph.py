@@ -151,8 +151,11 @@ def build(network: Network, declared: Contract) -> onnx.ModelProto:
     scores = head.surprise(ops, before, around, actual)
     if nullable:  # a missing value has a surprise of 0
         scores = scores * present
-    ones = graph.constant("ones", np.ones(len(signature.targets), np.float32))
-    graph.add("MatMul", [scores.name, ones], "surprise")  # a sum over the targets, exact in any batch
+    if len(signature.targets) == 1:
+        graph.add("Squeeze", [scores.name, graph.integers(2)], "surprise")
+    else:  # a sum over the targets, exact in any batch
+        ones = graph.constant("ones", np.ones(len(signature.targets), np.float32))
+        graph.add("MatMul", [scores.name, ones], "surprise")
     for name in head.outputs:
         graph.rename(last[name].name, name)
     graph.prune([*(tensor.name for tensor in declared.outputs), *(pair.output for pair in declared.state)])
@@ -200,10 +203,12 @@ def _recurrent(graph: Graph, network: Network, scaled: str) -> str:
     if kind == "RNN":
         attributes["activations"] = ["Relu" if cell == "rnn_relu" else "Tanh"]
     state = _recurrent_state(network)
-    hidden = scaled
+    hidden, divisor = graph.divided.get(scaled, (scaled, np.ones(1, np.float32)))
     for layer in range(layers):
         below = hidden
         weights = _layer_weights(network, layer)
+        if layer == 0:  # the deviation by which the inputs are divided is in the weights
+            weights["W"] = (weights["W"] / divisor.astype(np.float64)).astype(np.float32)
         names = [graph.constant(f"{name}_{layer}", value) for name, value in weights.items()]
         inputs = [below, *names, "lengths", *(f"{name}_{layer}_in" for name in state)]
         directed = f"directed_{layer}"

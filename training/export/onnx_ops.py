@@ -58,6 +58,8 @@ class Graph:
     """The names of the values in double precision; all other numbers are in single precision."""
     linear: dict[str, LinearMap] = field(default_factory=dict)
     """The values that are linear in another value."""
+    divided: dict[str, tuple[str, NDArray[Any]]] = field(default_factory=dict)
+    """The values that are another value divided by a constant, with both."""
     whole: dict[tuple[str, ...], str] = field(default_factory=dict)
     """The values that were split, by the names of all their parts."""
     widths: dict[str, int] = field(default_factory=dict)
@@ -135,8 +137,12 @@ class Value:
         inputs = (name, self.name) if swapped else (self.name, name)
         result = Value(self.graph, self.graph.op_like(self.name, kind, *inputs))
         before, constant = self.graph.linear.get(self.name), self.graph.constants.get(name)
-        if not swapped and before is not None and constant is not None and (after := before.then(kind, constant)):
+        if swapped or constant is None:
+            return result
+        if before is not None and (after := before.then(kind, constant)):
             self.graph.linear[result.name] = after
+        if kind == "Div":
+            self.graph.divided[result.name] = self.name, constant
         return result
 
     def __add__(self, operand: "Value | float") -> "Value":
