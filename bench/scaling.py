@@ -63,7 +63,7 @@ def measured(folder: Path) -> dict[str, float]:
         stored = dict.fromkeys(keys[:BATCH], template)
 
         def write() -> int:
-            after = {key: record._replace(revision=records.new_revision()) for key, record in stored.items()}
+            after = {key: record.replace(revision=records.new_revision()) for key, record in stored.items()}
             changes = [Change(key, stored[key].revision, record, advances=True) for key, record in after.items()]
             assert all(store.commit_many(changes))
             stored.update(after)

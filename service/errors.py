@@ -183,7 +183,8 @@ class ForeignRecordError(UnreadableRecordError, UnavailableError):
     """Another version of Onward wrote the record, in a format that this version cannot read."""
 
     def __init__(self, found: int, readable: Sequence[int]) -> None:
-        formats = " and ".join(map(str, readable))
+        *earlier, newest = map(str, readable)
+        formats = f"{', '.join(earlier)} and {newest}"
         super().__init__(
             f"another version of Onward wrote it in format {found}, and this version reads formats {formats}",
             "a worker of the version that wrote it can serve it",

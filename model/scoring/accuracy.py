@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from onward.model.manifest import Head
 from onward.model.runner import Outputs, StepModel
+from onward.model.scoring.columns import score_columns
 from onward.model.scoring.layout import StatisticsLayout
 from onward.model.scoring.statistics import IntervalStatistics, RunningStatistics, TargetStatistics
 from onward.model.state import State
@@ -31,6 +32,11 @@ class Accuracy:
         """The reason why no session can have intervals; None if sessions can have them."""
         self.sums = plain.sums
         self._plain, self._with_intervals, self._first = plain, with_intervals, plain.first()
+        self.columns_dtype = np.dtype([]) if not self.enabled else plain.dtype
+        """The statistics of the sessions that `score_columns` scores, as rows of a structured array."""
+        self.has_columns = not self.enabled or not plain.nullable
+        """True if `score_columns` can score the model's sessions: those without intervals, whose targets are present.
+        """
         # Both layouts also if scoring is disabled: answers that were stored before may have scores.
         layouts = [plain, with_intervals] if plain.numbers else [plain]
         self._by_size = {layout.size: RunningStatistics(layout) for layout in layouts}
@@ -39,12 +45,17 @@ class Accuracy:
         self._dtypes = {dtype.itemsize: dtype for dtype in dtypes}
 
     def initial(self, nominal: float | None) -> bytes:
-        """Returns the statistics of a new session: empty bytes without intervals, else with their nominal coverage."""
-        return self._with_intervals.first(nominal) if nominal and self.why_no_intervals is None else b""
+        """Returns the statistics of a new session, without intervals or with their nominal coverage.
 
-    def can_read(self, statistics: bytes) -> bool:
-        """True if the statistics of a session have this model's layout, or are not read at all."""
-        return not self.enabled or len(statistics) in self._by_size
+        Returns empty bytes if predictions are not scored.
+        """
+        if nominal and self.why_no_intervals is None:
+            return self._with_intervals.first(nominal)
+        return self._first if self.enabled else b""
+
+    def can_read(self, size: int) -> bool:
+        """True if statistics of that many bytes have this model's layout, or are not read at all."""
+        return not self.enabled or size in self._by_size
 
     def decode_outputs(self, data: bytes, steps: int) -> Outputs:
         """Decodes a stored answer (steps,); its length shows which scores it has beside the outputs."""
@@ -83,6 +94,22 @@ class Accuracy:
                 answers[row], after[row] = answer, row_statistics
         return answers, after
 
+    @np.errstate(all="ignore")
+    def score_columns(
+        self, statistics: NDArray[np.void], inputs: NDArray[np.float32], before: State, outputs: Outputs
+    ) -> Outputs:
+        """Scores rows of one step, see `columns.score_columns`; the outputs stay as they are if nothing is scored.
+
+        statistics: (rows,) of `columns_dtype`, updated in place. inputs: (rows, features). before, outputs: (rows,).
+        """
+        return score_columns(self._plain, statistics, inputs, before, outputs) if self.enabled else outputs
+
+    def increments_of_columns(self, before: NDArray[np.void], after: NDArray[np.void]) -> list[float]:
+        """Returns the increment of each of `sums`, added over all rows (rows,) of `columns_dtype`."""
+        sums = slice(1, 1 + len(self.sums))
+        total: list[float] = np.add.reduce(after["numbers"][:, sums] - before["numbers"][:, sums]).tolist()
+        return total
+
     def increments(self, before: Sequence[bytes], after: Sequence[bytes]) -> list[float]:
         """Returns the increment of each of `sums`, added over all rows."""
         sums, rows = self._plain.summed([*after, *(row or self._first for row in before)]), len(after)
@@ -90,8 +117,10 @@ class Accuracy:
         return total
 
     def target_statistics(self, statistics: bytes) -> dict[str, TargetStatistics] | None:
-        """Returns a session's statistics by target; None if it has none."""
-        return self._by_size[len(statistics)].target_statistics(statistics) if statistics and self.enabled else None
+        """Returns a session's statistics by target; None if no input has been scored in a session without intervals."""
+        if not self.enabled or statistics in (b"", self._first):
+            return None
+        return self._by_size[len(statistics)].target_statistics(statistics)
 
     def interval_statistics(self, statistics: bytes) -> IntervalStatistics | None:
         """Returns the statistics of a session's intervals; None if it has none."""

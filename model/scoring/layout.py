@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onward.model.manifest import RESERVED
 from onward.model.runner import StepModel
 from onward.model.scoring.central_interval import CentralInterval
-from onward.model.scoring.conformal import EMPTY, UNFILLED
+from onward.model.scoring.conformal import EMPTY, RING_SIZE, UNFILLED
 
 ALARM = 0.99
 """An anomaly of at least this counts as an alarm."""
@@ -76,6 +76,9 @@ class StatisticsLayout:
         self.rings = [slice(start + target * ring, start + (target + 1) * ring) for target in range(width)]
         """The bytes of each target's ring of scores; with intervals only."""
         self.size = (self.rings[-1].stop if self.rings else start) if intervals else self.ring.stop
+        numbers: list[Any] = [("numbers", np.float64, (self.row.size // 8,))]
+        self.dtype = np.dtype(numbers + ([("ring", np.float32, (RING_SIZE,))] if head.surprise else []))
+        """The statistics of a session without intervals as a row of a structured array."""
         fields: list[Any] = [(ERROR, np.float32, (width,))] if self.numbers else []
         fields += [(ANOMALY, np.float32)] if head.surprise else []
         fields += [(LOW, np.float32, (width,)), (HIGH, np.float32, (width,))] if intervals else []

@@ -4,8 +4,8 @@ Scoring changes no prediction, and no statistic depends on how inputs are divide
 updated one step after another. An input is scored under the prediction made before it: the one in the state, and within
 a call the previous step's.
 
-Few rows are counted number by number, as numpy's calls would cost more; many rows of one step each are counted by
-`batched.py`. Both give the same bits.
+Few rows are counted number by number here, as numpy's calls would cost more; many rows of one step each are counted by
+`columns.py`. Both give the same bits.
 """
 
 import math
@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from onward.model.manifest import RANKED
 from onward.model.runner import Outputs
-from onward.model.scoring.batched import MIN_BATCHED_ROWS, score_batched
 from onward.model.scoring.central_interval import Named
 from onward.model.scoring.conformal import IntervalState, anomalies, correct_interval, min_scores_for_interval
 from onward.model.scoring.layout import (
@@ -78,7 +77,6 @@ class RunningStatistics:
 
     def __init__(self, layout: StatisticsLayout) -> None:
         self._layout = layout
-        self._row_by_row = layout.intervals or layout.nullable
 
     def score(
         self,
@@ -92,8 +90,6 @@ class RunningStatistics:
 
         inputs: (rows, steps, features). before: the states (rows,) before them. outputs: (rows, steps), after each.
         """
-        if outputs.shape[1] == 1 and len(statistics) >= MIN_BATCHED_ROWS and not self._row_by_row:
-            return score_batched(self._layout, statistics, inputs[:, 0], before, outputs)
         values, predictions = inputs.tolist(), self._predictions(before, outputs)
         surprise = self._layout.head.surprise
         surprises = outputs[surprise].tolist() if surprise else [[]] * len(statistics)

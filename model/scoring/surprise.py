@@ -2,6 +2,9 @@
 
 from collections.abc import Iterable
 
+import numpy as np
+from numpy.typing import NDArray
+
 from onward.model.runner import Outputs, StepModel
 
 _RECENT_WEIGHT = 0.1
@@ -26,3 +29,12 @@ def update_means(before: SurpriseMeans, values: Iterable[float]) -> SurpriseMean
         mean += (surprise - mean) / count
         recent = surprise if count == 1 else recent + _RECENT_WEIGHT * (surprise - recent)
     return count, mean, recent
+
+
+def update_columns(
+    counts: NDArray[np.uint64], means: NDArray[np.float64], recents: NDArray[np.float64], values: NDArray[np.float32]
+) -> tuple[NDArray[np.uint64], NDArray[np.float64], NDArray[np.float64]]:
+    """Returns what `update_means` does for one more surprise of each row, all (rows,), with the same bits."""
+    counts, surprise = counts + np.uint64(1), values.astype(np.float64)
+    means = means + (surprise - means) / counts
+    return counts, means, np.where(counts == 1, surprise, recents + _RECENT_WEIGHT * (surprise - recents))

@@ -23,6 +23,7 @@ from onward.model.sampling import rollout
 from onward.model.scoring.statistics import IntervalStatistics, TargetStatistics
 from onward.model.scoring.surprise import NO_SURPRISES
 from onward.service.engine.batching import batcher
+from onward.service.engine.batching.batch_row import StepResult
 from onward.service.engine.batching.batcher import Batchers
 from onward.service.engine.event_loop import in_loop_turns, take_loop_turn
 from onward.service.engine.forecasting.forecast import Forecasts
@@ -37,7 +38,7 @@ from onward.service.engine.sessions.lifecycle import Session, SessionLifecycle
 from onward.service.engine.sessions.rewind import SessionRewind
 from onward.service.engine.sessions.transfer import SessionTransfer
 from onward.service.engine.stateless_step import StatelessSteps
-from onward.service.engine.steps import StepResult, Steps
+from onward.service.engine.steps import Steps
 from onward.service.errors import (
     Fault,
     InvalidInputError,
@@ -185,7 +186,7 @@ class Engine:
             self._parser.check_total(steps, "inputs", description)
         call, initial = self._batchers.call(len(arrays), needs_all=True, has_left=has_left), model.layout.initial(1)
         items = [
-            self._batchers.standalone_item(model, array, call, initial, max(0, horizon - 1))
+            self._batchers.standalone_row(model, array, call, initial, max(0, horizon - 1))
             for array in in_loop_turns(arrays)
         ]
         results = self._batchers.run_all(call, items)
@@ -234,7 +235,7 @@ class Engine:
         record = records.new_record(tenant, ref_of(model), state.tobytes(), step, surprise, accuracy)
         if seeds is not None:
             seeded = idempotency.AppliedRequest(idempotency.digest(seeds.tobytes()), step, b"")
-            record = record._replace(requests=idempotency.remember(b"", SEEDED, seeded))
+            record = record.replace(requests=idempotency.remember(b"", SEEDED, seeded))
         record = self._with_history(model, record, seeds)
         return self.sessions.begin(claim, record, ttl_s), StepResult(model, step, outputs, created=True)
 
@@ -298,7 +299,7 @@ class Engine:
         """Returns what a session with the service's defaults begins with, before its first input."""
         accuracy = self._batchers.accuracy(model).initial(None)
         record = records.new_record(tenant, ref_of(model), model.layout.initial(1).tobytes(), 0, NO_SURPRISES, accuracy)
-        return self._with_history(model, record._replace(ttl_s=self.limits.ttl_s), None)
+        return self._with_history(model, record.replace(ttl_s=self.limits.ttl_s), None)
 
     def _with_history(self, model: StepModel, record: Record, seeds: NDArray[np.float32] | None) -> Record:
         """Returns the record with its first history, if the service keeps one. seeds: (steps, features) consumed."""
@@ -306,7 +307,7 @@ class Engine:
             return record
         point = Point(record.step, record.surprise, record.state, record.accuracy)
         recent = None if seeds is None else seeds[-self.limits.history :]
-        return record._replace(history=history.begun(model.manifest.features, point, recent).to_bytes())
+        return record.replace(history=history.begun(model.manifest.features, point, recent).to_bytes())
 
     def accuracy(self, record: Record) -> tuple[dict[str, TargetStatistics] | None, IntervalStatistics | None]:
         """Returns how the session's predictions came true, by target, and its corrected intervals; None: not known."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onward.model.inputs import InputError, Inputs, arrays, to_array
 from onward.model.runner import StepModel
 from onward.model.sampling.rollout import NonFiniteError, RolloutUnsupportedError
-from onward.service.engine.batching.work_item import PendingRequest
+from onward.service.engine.batching.batch_row import PendingRequest
 from onward.service.engine.event_loop import in_loop_turns
 from onward.service.errors import Fault, InvalidInputError, NoForecastError, NotFiniteError, without_frames
 

@@ -1,18 +1,24 @@
 """Steps of sessions: one step, several of one session in order, and steps of many sessions in one call.
 
 Owns which requests share a row of a batch, and which result each request gets. Whether a request is a retry, out of
-step or new is decided by the executor.
+step or new is decided by the batch's admission.
 """
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Sequence
-from typing import NamedTuple
 
 from onward.model.inputs import Inputs
-from onward.model.runner import Outputs, StepModel
+from onward.model.runner import StepModel
+from onward.service.engine.batching.admission import ModelChangedError
+from onward.service.engine.batching.batch_row import (
+    BatchRow,
+    Caller,
+    PendingCall,
+    PendingRequest,
+    StepRequest,
+    StepResult,
+)
 from onward.service.engine.batching.batcher import Batchers
-from onward.service.engine.batching.executor import ModelChangedError
-from onward.service.engine.batching.work_item import PendingCall, PendingRequest, StepRequest, WorkItem
 from onward.service.engine.event_loop import in_loop_turns
 from onward.service.engine.input_parsing import InputParser
 from onward.service.engine.models import Models
@@ -36,19 +42,6 @@ from onward.service.store.record import Record
 
 CACHED_SESSIONS = 100_000
 """The number of sessions whose models a process remembers, so that a step finds its batcher without the record."""
-
-
-class StepResult(NamedTuple):
-    """The result of a step, or of the inputs that a session was created with.
-
-    outputs: (steps,) of the model's output dtype. step: the step that the session has reached. created: whether the
-    step has created its session.
-    """
-
-    model: StepModel
-    step: int
-    outputs: Outputs
-    created: bool = False
 
 
 class Steps:
@@ -94,6 +87,31 @@ class Steps:
                 del result  # this frame is in the error's traceback: the two would form a reference cycle
         return result
 
+    def row(self, tenant: str, request: StepRequest, call: Caller) -> BatchRow | None:
+        """Returns the row of a request, to be submitted by a caller that cannot wait.
+
+        Returns None if the store must be asked first which model the session runs on: then `step` is for the request.
+        Raises InvalidInputError.
+        """
+        key = records.key(tenant, request.session_id)
+        model = self._session_models.get(key)
+        if model is None or (request.model and request.model != model.manifest.name):
+            return None
+        length, array = self._parser.measure(model, request.inputs)
+        first_record = self._first_record_on(tenant, request.model) if request.model else None
+        return self._batchers.session_row(model, (PendingRequest(request, length, array),), call, key, first_record)
+
+    def submit(self, row: BatchRow) -> None:
+        """Submits a row of `row`; its caller learns when it is settled. Raises OverloadedError."""
+        self._batchers.submit(row)
+
+    def has_model_changed(self, row: BatchRow) -> bool:
+        """Returns whether a settled row must be made anew, by `step`, as its session has moved to another bundle."""
+        if not isinstance(row.outcome, ModelChangedError):
+            return False
+        self._session_models.pop(row.key, None)
+        return True
+
     def step_in_order(
         self, tenant: str, requests: Sequence[StepRequest], *, has_left: Callable[[], bool] | None = None
     ) -> list[StepResult | Exception]:
@@ -126,6 +144,8 @@ class Steps:
             _check_retries(requests)
         steps = sum(len(request.inputs) for request in requests)
         self._parser.check_total(steps, "inputs", f"those of {len(requests)} items")
+        if len({request.session_id for request in requests}) == len(requests):
+            return self._step_each(tenant, requests, self._batchers.call(len(requests), has_left=has_left))
         sessions: dict[str, _SessionRequests] = {}
         session_of_request = []
         for request in in_loop_turns(requests):
@@ -145,6 +165,30 @@ class Steps:
         record, _ = self._find(tenant, StepRequest(session_id, [], step, "", model))
         return record.step if record else 0
 
+    def _step_each(
+        self, tenant: str, requests: Sequence[StepRequest], call: PendingCall
+    ) -> list[StepResult | Exception]:
+        """Returns the result of each request, all of different sessions."""
+        rows: list[BatchRow] = []
+        results: list[StepResult | Exception | None] = []
+        for request in in_loop_turns(requests):
+            try:
+                rows.append(self._row(tenant, (request,), call))
+                results.append(None)
+            except Exception as error:  # noqa: BLE001  (any error concerns this request alone)
+                results.append(without_frames(error))
+                call.count_settled(error)
+        self._batchers.run(call, rows)
+        left = iter(rows)
+        for index, result in enumerate(in_loop_turns(results)):
+            if result is None:
+                row = next(left)
+                if self.has_model_changed(row):
+                    (results[index],) = self.step_in_order(tenant, [requests[index]], has_left=call.client)
+                else:
+                    results[index] = row.requests[0].outcome
+        return [result for result in results if result is not None]
+
     def _run(self, tenant: str, sessions: Collection["_SessionRequests"], call: PendingCall) -> None:
         """Runs the requests of all sessions until each has its result, or was skipped after a retryable error.
 
@@ -154,29 +198,27 @@ class Steps:
             started = []
             for session in in_loop_turns(sessions):
                 try:
-                    started.append((session, self._work_item(tenant, session.next_requests(), call)))
+                    started.append((session, self._row(tenant, session.next_requests(), call)))
                 except Exception as error:  # noqa: BLE001  (any error concerns the session's next request alone)
                     session.add_result(error)
                     call.count_settled(error)
-            self._batchers.run(call, [item for _, item in started])
-            for session, item in in_loop_turns(started):
-                if isinstance(item.outcome, ModelChangedError):
-                    self._session_models.pop(item.key, None)
-                else:
-                    session.add_results_of(item)
+            self._batchers.run(call, [row for _, row in started])
+            for session, row in in_loop_turns(started):
+                if not self.has_model_changed(row):
+                    session.add_results_of(row)
             sessions = [session for session in sessions if not session.is_finished]
             if not sessions:
                 return
             try:
-                call = self._batchers.call(len(sessions), has_left=call.has_left, started_at=call.started_at)
+                call = self._batchers.call(len(sessions), has_left=call.client, started_at=call.started_at)
             except OverloadedError as error:
                 for session in sessions:
                     session.add_result(error)
                 return
 
-    def _work_item(self, tenant: str, requests: Sequence[StepRequest], call: PendingCall) -> WorkItem:
-        """Returns the item for the first of these requests of a session, and for as many more as fit in one row and in
-        one record.
+    def _row(self, tenant: str, requests: Sequence[StepRequest], call: PendingCall) -> BatchRow:
+        """Returns the row for the first of these requests of a session, and for as many more as fit in it and in one
+        record.
 
         Raises the error with which the first is refused.
         """
@@ -202,7 +244,7 @@ class Steps:
             if request.request_id:
                 ids.add(request.request_id)
             accepted.append(PendingRequest(request, length, array))
-        return self._batchers.session_item(model, accepted, call, key, first_record)
+        return self._batchers.session_row(model, accepted, call, key, first_record)
 
     def _key_and_model(self, tenant: str, request: StepRequest) -> tuple[bytes, StepModel]:
         """Returns the session's key and its model, which is cached. Raises as `_find` does."""
@@ -267,18 +309,13 @@ class _SessionRequests:
         self.results.append(without_frames(result) if isinstance(result, Exception) else result)
         self.is_finished = len(self.results) == len(self.requests) or is_retryable(result)
 
-    def add_results_of(self, item: WorkItem) -> None:
-        if len(item.requests) > 1 and isinstance(item.outcome, NotFiniteError):
-            self._single_until = len(self.results) + len(item.requests)  # a row each shows which request is at fault
+    def add_results_of(self, row: BatchRow) -> None:
+        if len(row.requests) > 1 and isinstance(row.outcome, NotFiniteError):
+            self._single_until = len(self.results) + len(row.requests)  # a row each shows which request is at fault
             return
-        for pending in item.requests:
-            outcome = pending.outcome
-            assert outcome is not None
-            if isinstance(outcome, Exception):
-                self.add_result(outcome)
-            else:
-                created = item.creates_session and outcome.step == len(outcome.outputs)
-                self.add_result(StepResult(item.model, outcome.step, outcome.outputs, created))
+        for pending in row.requests:
+            assert pending.outcome is not None
+            self.add_result(pending.outcome)
             if self.is_finished:
                 return
 

@@ -17,9 +17,9 @@ from gunicorn.http.body import ChunkedReader, LengthReader
 from gunicorn.http.errors import ParseException
 from pydantic import ValidationError
 
+from onward.service.engine.batching.batch_row import StepResult
 from onward.service.engine.engine import Engine, Limits
 from onward.service.engine.event_loop import in_loop_turns
-from onward.service.engine.steps import StepResult
 from onward.service.errors import Fault, InvalidInputError, NotFiniteError
 from onward.service.http import json_parsing, problems, request_body, request_schemas
 from onward.service.http.connection import client

@@ -7,9 +7,9 @@ from typing import Any
 from flask import Response, request
 
 from onward.model.outputs import readable_outputs
+from onward.service.engine.batching.batch_row import StepResult
 from onward.service.engine.engine import Engine
 from onward.service.engine.sessions.lifecycle import Session, SessionFilter
-from onward.service.engine.steps import StepResult
 from onward.service.errors import Fault, InvalidInputError
 from onward.service.http import request_body, request_schemas, response_schemas
 from onward.service.http.connection import client

@@ -14,8 +14,8 @@ import orjson
 
 from onward.model.outputs import step_fields
 from onward.model.runner import StepModel
+from onward.service.engine.batching.batch_row import StepResult
 from onward.service.engine.batching.model_call import all_float32
-from onward.service.engine.steps import StepResult
 from onward.service.http.reply import encode, encode_by_turns
 
 _FLOAT32 = np.dtype(np.float32)

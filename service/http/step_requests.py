@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 
 import orjson
 
-from onward.service.engine.batching.work_item import StepRequest
+from onward.service.engine.batching.batch_row import StepRequest
 from onward.service.engine.engine import Limits
 from onward.service.engine.event_loop import in_loop_turns
 from onward.service.errors import Fault, InvalidInputError

@@ -11,11 +11,10 @@ import orjson
 from flask import Response, request
 
 from onward.model.outputs import step_fields
+from onward.service.engine.batching.batch_row import StepRequest, StepResult
 from onward.service.engine.batching.model_call import joined
-from onward.service.engine.batching.work_item import StepRequest
 from onward.service.engine.engine import Engine
 from onward.service.engine.event_loop import in_loop_turns
-from onward.service.engine.steps import StepResult
 from onward.service.errors import Fault, InvalidInputError
 from onward.service.http import ndjson, problems, request_body, request_schemas, response_schemas
 from onward.service.http.connection import HasLeft, client

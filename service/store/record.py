@@ -1,7 +1,10 @@
-"""The record: a session's complete data as one value and as bytes; and the tombstone of an ended session.
+"""The record: a session's complete data as one buffer; and the tombstone of an ended session.
 
-Owns the formats on disk and on the wire to a store. State, answers and accuracy are opaque bytes here: only the engine
-knows the model that gives them meaning. There is no pickle: a fixed header, then sections, and a checksum over all.
+A record's bytes are the same in memory, under the checksum and in a store. It has a part of fixed layout, which is the
+head, the running statistics and the state of the model, and then what varies in length: the names of the tenant and of
+the model, the last requests with their answers, and the history. So rows of one model are columns of one array, and a
+step that keeps nothing of variable length copies the rest. Statistics, state, requests and history are opaque bytes
+here: only the engine knows the model that gives them meaning. There is no pickle.
 
 Every format, present and future, begins with the same 16 bytes: `OWR`, the format's number as one byte, the CRC-32 of
 the bytes after it, and the revision. A number is never used for two layouts. Every version reads the records of all
@@ -9,11 +12,12 @@ earlier released versions, so a format's reader stays in `_READERS` for good.
 """
 
 import struct
-import zlib
 from collections.abc import Callable
 from functools import lru_cache
 from random import getrandbits
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
+
+from zlib_ng.zlib_ng import crc32
 
 from onward.service.errors import DamagedRecordError, ForeignRecordError, UnreadableRecordError
 
@@ -23,15 +27,45 @@ TOMBSTONE_S = 86_400.0
 """The seconds for which a tombstone is stored."""
 
 _NAME = b"OWR"  # Onward record
-_RECORD, _TOMBSTONE = 4, 5  # the formats; before format 5, a tombstone was a record of format 4 without sections
-_MAGIC, _TOMBSTONE_MAGIC = _NAME + bytes([_RECORD]), _NAME + bytes([_TOMBSTONE])
+_SECTIONS, _TOMBSTONE, _RECORD = 4, 5, 6
+"""The formats. Format 4 is of records, and of tombstones before format 5, without a part of fixed layout."""
 _CRC = struct.Struct("<4sI")
 REVISION = slice(_CRC.size, _CRC.size + 8)
 """The position of the revision in a record's bytes, of any format."""
-_HEAD = struct.Struct("<QQddddBQddI32sHHIIII")
-_START = _CRC.size + _HEAD.size
+MAGIC = _NAME + bytes([_RECORD])
+_TOMBSTONE_MAGIC = _NAME + bytes([_TOMBSTONE])
 _END = struct.Struct("<QBd")
 _ENDED: tuple[EndReason | None, ...] = (None, "expired", "deleted")
+
+HEAD = struct.Struct("<4sIQQddddQddI32sIIHHII")
+"""The head: magic, checksum, and the fields of HEAD_FIELDS."""
+HEAD_FIELDS: tuple[tuple[str, str], ...] = (
+    ("magic", "S4"),
+    ("checksum", "<u4"),
+    ("revision", "<u8"),
+    ("step", "<u8"),
+    ("created_at", "<f8"),
+    ("last_step_at", "<f8"),
+    ("ttl_s", "<f8"),
+    ("expires_at", "<f8"),
+    ("surprises", "<u8"),
+    ("surprise_mean", "<f8"),
+    ("surprise_recent", "<f8"),
+    ("version", "<u4"),
+    ("digest", "V32"),
+    ("accuracy_bytes", "<u4"),
+    ("state_bytes", "<u4"),
+    ("tenant_bytes", "<u2"),
+    ("model_bytes", "<u2"),
+    ("requests_bytes", "<u4"),
+    ("history_bytes", "<u4"),
+)
+"""The names and types of the head's fields, as those of a structured array."""
+_FROM_REVISION = struct.Struct(HEAD.format.replace("4sI", "", 1))
+_SIZES = struct.Struct("<IIHHII")
+_SIZES_START = HEAD.size - _SIZES.size
+_STEP, _TIME, _SURPRISE = struct.Struct("<Q"), struct.Struct("<d"), struct.Struct("<Qdd")
+_BUNDLE_START, _BUNDLE_END = 80, _SIZES_START
 
 
 class BundleRef(NamedTuple):
@@ -58,43 +92,163 @@ class Tombstone(NamedTuple):
 
     def to_bytes(self) -> bytes:
         body = _END.pack(self.revision, _ENDED.index(self.ended), self.ended_at)
-        return _CRC.pack(_TOMBSTONE_MAGIC, zlib.crc32(body)) + body
+        return _CRC.pack(_TOMBSTONE_MAGIC, crc32(body)) + body
 
 
-class Record(NamedTuple):
+class Record:
     """A living session, until `expires_at`. Times are in seconds since 1970 UTC.
 
+    `data` are its bytes; each attribute is read from them when it is asked for, because a step needs few of them.
     `revision` is a new random number for each commit; stores compare and set on it, so that a step is never applied to
-    another state than the one it was computed from, even if the session was ended and created again. A record is a
-    tuple because every step creates one, and a frozen dataclass takes two to three times as long to create.
+    another state than the one it was computed from, even if the session was ended and created again.
     """
 
-    revision: int
-    tenant: str
-    ref: BundleRef
-    step: int
-    created_at: float
-    last_step_at: float
-    ttl_s: float
-    expires_at: float
-    state: bytes
-    surprise: tuple[int, float, float] = (0, 0.0, 0.0)  # see onward.model.scoring.surprise
-    requests: bytes = b""  # the last ones and their answers: see onward.service.store.idempotency
-    history: bytes = b""
-    accuracy: bytes = b""  # running statistics: see onward.model.scoring.accuracy
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        """`data` must be a record's bytes of this format, as `pack` or `from_bytes` gives them."""
+        self.data = data
+
+    @classmethod
+    def pack(
+        cls,
+        *,
+        revision: int,
+        tenant: str,
+        ref: BundleRef,
+        step: int,
+        created_at: float,
+        last_step_at: float,
+        ttl_s: float,
+        expires_at: float,
+        state: bytes,
+        surprise: tuple[int, float, float] = (0, 0.0, 0.0),
+        requests: bytes = b"",
+        history: bytes = b"",
+        accuracy: bytes = b"",
+    ) -> Self:
+        """Returns the record with these fields.
+
+        surprise: see `onward.model.scoring.surprise`. requests: the last ones and their answers, see
+        `onward.service.store.idempotency`. accuracy: the running statistics, see `onward.model.scoring.accuracy`.
+        """
+        names, tenant_bytes, model_bytes = _names(tenant, ref.model)
+        body = b"".join(
+            (
+                _FROM_REVISION.pack(
+                    revision, step, created_at, last_step_at, ttl_s, expires_at, *surprise, ref.version, ref.digest,
+                    len(accuracy), len(state), tenant_bytes, model_bytes, len(requests), len(history),
+                ),
+                accuracy, state, names, requests, history,
+            )
+        )  # fmt: skip
+        return cls(_CRC.pack(MAGIC, crc32(body)) + body)
+
+    def replace(self, **changes: Any) -> Self:
+        """Returns the record with some of the fields of `pack` changed."""
+        return self.pack(**{name: getattr(self, name) for name in _FIELDS} | changes)
+
+    def advanced(
+        self,
+        steps: int,
+        now: float,
+        state: bytes,
+        surprise: tuple[int, float, float],
+        accuracy: bytes,
+        requests: bytes | None = None,
+        history: bytes | None = None,
+    ) -> Self:
+        """Returns the session's record after `steps` more, with a new revision and its expiry moved.
+
+        requests, history: None leaves them as they are.
+        """
+        data = self.data
+        _, _, _, step, created_at, _, ttl_s, _, _, _, _, version, digest, *sizes = HEAD.unpack_from(data)
+        accuracy_bytes, state_bytes, tenant_bytes, model_bytes, requests_bytes, history_bytes = sizes
+        rest = data[HEAD.size + accuracy_bytes + state_bytes :]
+        if requests is not None or history is not None:
+            names, end = rest[: tenant_bytes + model_bytes], len(rest) - history_bytes
+            requests = rest[end - requests_bytes : end] if requests is None else requests
+            history = rest[end:] if history is None else history
+            rest, requests_bytes, history_bytes = names + requests + history, len(requests), len(history)
+        head = _FROM_REVISION.pack(
+            getrandbits(64), step + steps, created_at, now, ttl_s, now + ttl_s, *surprise, version, digest,
+            len(accuracy), len(state), tenant_bytes, model_bytes, requests_bytes, history_bytes,
+        )  # fmt: skip
+        body = b"".join((head, accuracy, state, rest))
+        return type(self)(_CRC.pack(MAGIC, crc32(body)) + body)
 
     def to_bytes(self) -> bytes:
-        (
-            revision, tenant, ref, step, created_at, last_step_at, ttl_s, expires_at, state, surprise,
-            requests, history, accuracy,
-        ) = self  # fmt: skip
-        names, *lengths = _names(tenant, ref.model)
-        head = _HEAD.pack(
-            revision, step, created_at, last_step_at, ttl_s, expires_at, 0, *surprise, ref.version,
-            ref.digest, *lengths, len(requests), len(history), len(accuracy), len(state),
-        )  # fmt: skip
-        body = b"".join((head, names, requests, history, accuracy, state))
-        return _CRC.pack(_MAGIC, zlib.crc32(body)) + body
+        return self.data
+
+    def __eq__(self, another: object) -> bool:
+        return isinstance(another, Record) and self.data == another.data
+
+    def __hash__(self) -> int:
+        return hash(self.data)
+
+    def __repr__(self) -> str:
+        return f"<Record of {self.tenant!r} on {self.ref.model} {self.ref.version} at step {self.step}>"
+
+    @property
+    def revision(self) -> int:
+        return revision_of(self.data)
+
+    @property
+    def step(self) -> int:
+        step: int = _STEP.unpack_from(self.data, 16)[0]
+        return step
+
+    @property
+    def created_at(self) -> float:
+        return self._time(24)
+
+    @property
+    def last_step_at(self) -> float:
+        return self._time(32)
+
+    @property
+    def ttl_s(self) -> float:
+        return self._time(40)
+
+    @property
+    def expires_at(self) -> float:
+        return self._time(48)
+
+    @property
+    def surprise(self) -> tuple[int, float, float]:
+        count, mean, recent = _SURPRISE.unpack_from(self.data, 56)
+        return count, mean, recent
+
+    @property
+    def ref(self) -> BundleRef:
+        return self._owner()[1]
+
+    @property
+    def tenant(self) -> str:
+        return self._owner()[0]
+
+    @property
+    def accuracy(self) -> bytes:
+        size, *_ = self.sizes
+        return self.data[HEAD.size : HEAD.size + size]
+
+    @property
+    def state(self) -> bytes:
+        accuracy, size, *_ = self.sizes
+        start = HEAD.size + accuracy
+        return self.data[start : start + size]
+
+    @property
+    def requests(self) -> bytes:
+        *_, requests, history = self.sizes
+        end = len(self.data) - history
+        return self.data[end - requests : end]
+
+    @property
+    def history(self) -> bytes:
+        *_, size = self.sizes
+        return self.data[len(self.data) - size :]
 
     def alive(self, now: float) -> bool:
         return now < self.expires_at
@@ -103,12 +257,51 @@ class Record(NamedTuple):
         """Returns the tombstone of the session if it ended at `at`."""
         return Tombstone(new_revision(), reason, at)
 
+    def _time(self, start: int) -> float:
+        seconds: float = _TIME.unpack_from(self.data, start)[0]
+        return seconds
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int, int, int]:
+        """The bytes of the statistics, the state, the names of tenant and model, the requests and the history."""
+        accuracy, state, tenant, model, requests, history = _SIZES.unpack_from(self.data, _SIZES_START)
+        return accuracy, state, tenant, model, requests, history
+
+    def is_on(self, bundle: bytes, name: bytes) -> bool:
+        """Returns whether the session runs on the bundle of `bundle_bytes`, under this name of its model."""
+        accuracy, state, tenant, model, *_ = _SIZES.unpack_from(self.data, _SIZES_START)
+        start = HEAD.size + accuracy + state + tenant
+        return self.data[_BUNDLE_START:_BUNDLE_END] == bundle and self.data[start : start + model] == name
+
+    def _owner(self) -> tuple[str, BundleRef]:
+        accuracy, state, tenant, model, *_ = self.sizes
+        start = HEAD.size + accuracy + state
+        return _owner(self.data[start : start + tenant + model], tenant, self.data[_BUNDLE_START:_BUNDLE_END])
+
+
+_FIELDS = (
+    "revision", "tenant", "ref", "step", "created_at", "last_step_at", "ttl_s", "expires_at", "state", "surprise",
+    "requests", "history", "accuracy",
+)  # fmt: skip
+
 
 @lru_cache(1024)
 def _names(tenant: str, model: str) -> tuple[bytes, int, int]:
-    """Returns both names as bytes, and the length of each; cached because most steps repeat an earlier pair."""
+    """Returns both names as bytes, and the length of each; cached because most records repeat an earlier pair."""
     tenant_bytes, model_bytes = tenant.encode(), model.encode()
     return tenant_bytes + model_bytes, len(tenant_bytes), len(model_bytes)
+
+
+@lru_cache(1024)
+def _owner(names: bytes, tenant_bytes: int, bundle: bytes) -> tuple[str, BundleRef]:
+    """Returns the tenant, whose name has `tenant_bytes` bytes, and the bundle; cached, as most records repeat."""
+    version = int.from_bytes(bundle[:4], "little")
+    return names[:tenant_bytes].decode(), BundleRef(names[tenant_bytes:].decode(), version, bundle[4:])
+
+
+def bundle_bytes(ref: BundleRef) -> bytes:
+    """Returns the version and the digest as they stand in the records of sessions on this bundle."""
+    return ref.version.to_bytes(4, "little") + ref.digest
 
 
 def from_bytes(data: bytes) -> Record | Tombstone:
@@ -118,20 +311,34 @@ def from_bytes(data: bytes) -> Record | Tombstone:
     read = _READERS.get(data[len(_NAME)])
     if read is None:
         raise ForeignRecordError(data[len(_NAME)], sorted(_READERS))
-    if zlib.crc32(memoryview(data)[_CRC.size :]) != _CRC.unpack_from(data)[1]:
+    if crc32(memoryview(data)[_CRC.size :]) != _CRC.unpack_from(data)[1]:
         raise DamagedRecordError("its checksum does not match")
     return read(data)
 
 
-def _record(data: bytes) -> Record | Tombstone:
-    """Reads format 4, which was once the format of tombstones too."""
-    if len(data) < _START:
+def _record(data: bytes) -> Record:
+    """Reads format 6: the bytes stay as they are."""
+    if len(data) < HEAD.size:
+        raise DamagedRecordError("it is no record of Onward's, or cut short")
+    end = HEAD.size + sum(_SIZES.unpack_from(data, _SIZES_START))
+    if end != len(data):
+        raise DamagedRecordError(f"{len(data)} bytes long, its sections end at {end}")
+    return Record(data)
+
+
+_SECTIONS_HEAD = struct.Struct("<QQddddBQddI32sHHIIII")
+
+
+def _record_of_sections(data: bytes) -> Record | Tombstone:
+    """Reads format 4: a head, then the names, the requests, the history, the statistics and the state."""
+    start = _CRC.size + _SECTIONS_HEAD.size
+    if len(data) < start:
         raise DamagedRecordError("it is no record of Onward's, or cut short")
     (
         revision, step, created_at, last_step_at, ttl_s, expires_at, ended, count, mean, recent, version, digest,
         tenant, model, requests, history, accuracy, state,
-    ) = _HEAD.unpack_from(data, _CRC.size)  # fmt: skip
-    names = _START + tenant + model  # each length becomes the end of its section
+    ) = _SECTIONS_HEAD.unpack_from(data, _CRC.size)  # fmt: skip
+    names = start + tenant + model  # each length becomes the end of its section
     requests += names
     history += requests
     accuracy += history
@@ -140,11 +347,21 @@ def _record(data: bytes) -> Record | Tombstone:
         raise DamagedRecordError(f"{len(data)} bytes long, its sections end at {state}")
     if ended:
         return Tombstone(revision, _reason(ended), expires_at - TOMBSTONE_S)
-    tenant_name, ref = _owner(data[_START:names], tenant, version, digest)
-    return Record(
-        revision, tenant_name, ref, step, created_at, last_step_at, ttl_s, expires_at, data[accuracy:state],
-        (count, mean, recent), data[names:requests], data[requests:history], data[history:accuracy],
-    )  # fmt: skip
+    return Record.pack(
+        revision=revision,
+        tenant=data[start : start + tenant].decode(),
+        ref=BundleRef(data[start + tenant : names].decode(), version, digest),
+        step=step,
+        created_at=created_at,
+        last_step_at=last_step_at,
+        ttl_s=ttl_s,
+        expires_at=expires_at,
+        state=data[accuracy:state],
+        surprise=(count, mean, recent),
+        requests=data[names:requests],
+        history=data[requests:history],
+        accuracy=data[history:accuracy],
+    )
 
 
 def _tombstone(data: bytes) -> Tombstone:
@@ -161,21 +378,19 @@ def _reason(number: int) -> EndReason:
     raise DamagedRecordError(f"its reason for the session's end is {number}, which has no meaning")
 
 
-_READERS: dict[int, Callable[[bytes], Record | Tombstone]] = {_RECORD: _record, _TOMBSTONE: _tombstone}
+_READERS: dict[int, Callable[[bytes], Record | Tombstone]] = {
+    _SECTIONS: _record_of_sections,
+    _TOMBSTONE: _tombstone,
+    _RECORD: _record,
+}
 """The readers by the format's number."""
-
-
-@lru_cache(1024)
-def _owner(names: bytes, tenant_bytes: int, version: int, digest: bytes) -> tuple[str, BundleRef]:
-    """Returns the tenant, whose name has `tenant_bytes` bytes, and the bundle; cached, as most records repeat."""
-    return names[:tenant_bytes].decode(), BundleRef(names[tenant_bytes:].decode(), version, digest)
 
 
 def new_record(
     tenant: str, ref: BundleRef, state: bytes, step: int, surprise: tuple[int, float, float], accuracy: bytes = b""
 ) -> Record:
     """Returns the record of a session that has not begun: its times and its revision are set when it begins."""
-    return Record(
+    return Record.pack(
         revision=0, tenant=tenant, ref=ref, step=step, created_at=0, last_step_at=0, ttl_s=0, expires_at=0, state=state,
         surprise=surprise, accuracy=accuracy,
     )  # fmt: skip

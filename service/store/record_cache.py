@@ -10,7 +10,7 @@ from onward.service.store.contract import Change, Loaded
 from onward.service.store.record import Record, decode
 
 MOST_BYTES = 4 * 2**20
-_OBJECT_BYTES = 900
+_OBJECT_BYTES = 200
 """About the memory of a record's Python objects, beside its bytes."""
 
 
@@ -18,39 +18,41 @@ class RecordCache:
     """A cache that is bounded by bytes; the record whose commit is longest ago is evicted first."""
 
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
-        self._records: OrderedDict[bytes, tuple[Record, int]] = OrderedDict()  # with each record's bytes
+        self._records: OrderedDict[bytes, Record] = OrderedDict()
         self._most_bytes, self._bytes = most_bytes, 0
 
     def load(
         self, keys: Sequence[bytes], read: Callable[[list[bytes]], Sequence[bytes | None]], *, fresh: bool
     ) -> list[Loaded]:
         """Returns an entry per key, as `Store.load_many` does; `read` reads the keys that are not cached, or all."""
-        cached = [None if fresh else self.get(key) for key in keys]
+        if fresh:
+            return [decode(data) for data in read(list(keys))]
+        cached = list(map(self._records.get, keys))
+        if None not in cached:
+            return list[Loaded](cached)
         missing = [key for key, record in zip(keys, cached, strict=True) if record is None]
-        loaded = iter(read(missing) if missing else ())
+        loaded = iter(read(missing))
         return [decode(next(loaded)) if record is None else record for record in cached]
 
     def update(self, changes: Sequence[Change], committed: Sequence[bool]) -> None:
         """Caches the records that were committed, and removes those that were refused or have ended."""
-        for change, is_committed in zip(changes, committed, strict=True):
-            if is_committed and isinstance(change.record, Record):
-                self.put(change.key, change.record)
+        for (key, _, record, _), is_committed in zip(changes, committed, strict=True):
+            if is_committed and isinstance(record, Record):
+                self.put(key, record)
             else:
-                self.remove(change.key)
+                self.remove(key)
 
     def get(self, key: bytes) -> Record | None:
-        entry = self._records.get(key)
-        return None if entry is None else entry[0]
+        return self._records.get(key)
 
     def put(self, key: bytes, record: Record) -> None:
         self.remove(key)
-        size = _OBJECT_BYTES + len(record.state) + len(record.requests) + len(record.history) + len(record.accuracy)
-        self._records[key] = record, size
-        self._bytes += size
+        self._records[key] = record
+        self._bytes += len(record.data) + _OBJECT_BYTES
         while self._bytes > self._most_bytes:
-            self._bytes -= self._records.popitem(last=False)[1][1]
+            self._bytes -= len(self._records.popitem(last=False)[1].data) + _OBJECT_BYTES
 
     def remove(self, key: bytes) -> None:
-        entry = self._records.pop(key, None)
-        if entry is not None:
-            self._bytes -= entry[1]
+        record = self._records.pop(key, None)
+        if record is not None:
+            self._bytes -= len(record.data) + _OBJECT_BYTES

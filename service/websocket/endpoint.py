@@ -17,9 +17,9 @@ from websockets.server import ServerProtocol
 from websockets.typing import Origin
 
 from onward.model.scoring.layout import SCORING_OUTPUTS
-from onward.service.engine.batching.work_item import StepRequest
+from onward.service.engine.batching.batch_row import StepRequest, StepResult
 from onward.service.engine.engine import Engine
-from onward.service.engine.steps import StepResult, is_retryable
+from onward.service.engine.steps import is_retryable
 from onward.service.errors import Fault
 from onward.service.http import problems, step_requests
 from onward.service.http.connection import HasLeft

@@ -21,7 +21,7 @@ NOW = 1_800_000_000.0
 
 
 def session(revision: int = 1, *, model: str = "m", version: int = 1, step: int = 0, ttl_s: float = 60.0) -> Record:
-    return Record(
+    return Record.pack(
         revision=revision, tenant="t", ref=BundleRef(model, version, bytes(32)), step=step, created_at=NOW,
         last_step_at=NOW, ttl_s=ttl_s, expires_at=NOW + ttl_s, state=b"state",
     )  # fmt: skip
@@ -168,7 +168,7 @@ def test_a_sweep_ends_only_expired_sessions(store: Store) -> None:
     store.commit_many(
         [Change(key("idle"), None, session(1, ttl_s=10)), Change(key("busy"), None, session(1, ttl_s=10))]
     )
-    stepped = session(2, step=1, ttl_s=10)._replace(expires_at=NOW + 25)
+    stepped = session(2, step=1, ttl_s=10).replace(expires_at=NOW + 25)
     store.commit_many([Change(key("busy"), 1, stepped, advances=True)])
     assert store.sweep(NOW + 9) == 0
     assert store.sweep(NOW + 20) == 2  # both were due before the step
@@ -184,7 +184,7 @@ def test_a_tombstone_is_stored_for_a_day(store: Store) -> None:
     """After a day the id is unused again. The test uses the time of the machine, by which a server expires keys."""
     now = time.time()
     times = {"old": now - TOMBSTONE_S - 1, "late": now - TOMBSTONE_S + 600, "new": now}
-    store.commit_many([Change(key(name), None, session()._replace(expires_at=now + 60)) for name in times])
+    store.commit_many([Change(key(name), None, session().replace(expires_at=now + 60)) for name in times])
     ended = {name: session().tombstone("deleted", at) for name, at in times.items()}
     assert store.commit_many([Change(key(name), 1, tombstone) for name, tombstone in ended.items()]) == [True] * 3
     store.sweep(now)
@@ -204,7 +204,7 @@ def test_a_reused_id_is_not_ended_at_the_time_of_its_old_session(store: Store) -
     store.commit_many([Change(key("a"), None, session(1, ttl_s=10))])
     ended = session(1).tombstone("deleted", NOW + 5)
     store.commit_many([Change(key("a"), 1, ended)])
-    anew = session(7, ttl_s=10 * TOMBSTONE_S)._replace(created_at=NOW + 6)
+    anew = session(7, ttl_s=10 * TOMBSTONE_S).replace(created_at=NOW + 6)
     store.commit_many([Change(key("a"), ended.revision, anew)])
     store.sweep(NOW + 2 * TOMBSTONE_S)
     assert store.load_many([key("a")]) == [anew]
@@ -227,7 +227,7 @@ def race(uri: str, attempts: int) -> int:
     for _ in range(attempts):
         before = store.load_many([key("race")])[0]
         assert isinstance(before, Record)
-        after = before._replace(revision=records.new_revision(), step=before.step + 1)
+        after = before.replace(revision=records.new_revision(), step=before.step + 1)
         won += store.commit_many([Change(key("race"), before.revision, after)])[0]
     store.close()
     return won

@@ -1,20 +1,20 @@
-"""Batchers: one per model, which collects waiting work items and runs them in batches, one batch after another.
+"""Batchers: one per model, which collects waiting rows and runs them in batches, one batch after another.
 
-No timer: items that wait when the model is free run at once. Each model has a batcher and a greenlet of its own, so the
-models share a worker by turns: a batch in the event loop is short, and a long one runs in a native thread.
+No timer: rows that wait when the model is free run at once. Each model has a batcher and a greenlet of its own, so the
+models share a worker by turns: a batch in the event loop is short, and a long one runs in a native thread. A row costs
+no switch of greenlets: all rows that one turn of the event loop has brought are one batch, whose greenlet settles them.
 
-`Batchers` owns those of all models, how many items may wait in them altogether, and whether the clients of these items
+`Batchers` owns those of all models, how many rows may wait in them altogether, and whether the clients of these rows
 are still connected. Knows nothing of use-cases.
 """
 
 import logging
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from time import perf_counter
 
+import gevent
 import numpy as np
-from gevent.event import Event
 from numpy.typing import NDArray
 
 from onward.model.runner import StepModel
@@ -23,9 +23,16 @@ from onward.model.scoring.accuracy import Accuracy
 from onward.model.scoring.surprise import SurpriseMeans
 from onward.model.state import State
 from onward.service.engine.batching import cost
+from onward.service.engine.batching.batch_row import (
+    BatchRow,
+    Caller,
+    PendingCall,
+    PendingRequest,
+    Progress,
+    StandaloneResult,
+)
 from onward.service.engine.batching.executor import Executor
 from onward.service.engine.batching.scheduler import Scheduler
-from onward.service.engine.batching.work_item import PendingCall, PendingRequest, WorkItem, WorkResult
 from onward.service.engine.event_loop import LoopTurns
 from onward.service.engine.observer import Observer
 from onward.service.errors import AbandonedError, DeadlineError, OverloadedError, ServiceError
@@ -39,44 +46,59 @@ IDLE_SHARE, PAUSE_SHARE = 0.01, 0.25
 in all.
 """
 
+SHORT_BATCH_S = 0.001
+"""No pause follows a shorter batch: the next turn of the event loop costs less than what it could gain."""
+
 _RAISED = AbandonedError()
-"""The outcome of an item after its error was raised, so that the item stays settled."""
+"""The outcome of a row after its error was raised, so that the row stays settled."""
 
 log = logging.getLogger(__name__)
 
 
 class Batcher:
-    """The waiting items of one model, and the loop that runs them."""
+    """The waiting rows of one model, and the greenlet that runs them."""
 
     def __init__(
-        self, executor: Executor, scheduler: Scheduler[WorkItem], monotonic: Callable[[], float], timeout_s: float
+        self,
+        executor: Executor,
+        scheduler: Scheduler[BatchRow],
+        backlog: "Backlog",
+        monotonic: Callable[[], float],
+        timeout_s: float,
     ) -> None:
-        self.executor = executor
-        self._scheduler, self._monotonic, self._timeout_s = scheduler, monotonic, timeout_s
-        self._wake = Event()
+        self.executor, self.scheduler = executor, scheduler
+        self._backlog, self._monotonic, self._timeout_s = backlog, monotonic, timeout_s
+        self._wake: Callable[[], object] | None = None
+        """Has the greenlet run in the next turn of the event loop; None while it runs."""
 
-    @property
-    def waiting(self) -> int:
-        return self._scheduler.waiting
+    def submit(self, row: BatchRow) -> None:
+        """Adds a row to those that wait. It is settled in a later turn of the event loop, whatever happens.
 
-    def submit(self, item: WorkItem) -> None:
-        """Adds an item to those that wait. It is settled in a later turn of the event loop, whatever happens."""
-        self._scheduler.add(item)
-        self._wake.set()
+        All rows that are submitted in one turn of the loop can share a batch.
+        """
+        self.scheduler.add(row)
+        self._backlog.rows += 1
+        if self._wake is not None:
+            self._wake()
+            self._wake = None
 
     def run_forever(self) -> None:
-        """Runs the items that wait, batch after batch; between two batches other greenlets have their turn."""
+        """Runs the rows that wait, batch after batch; between two batches other greenlets have their turn."""
+        hub = gevent.get_hub()
+        wake = partial(hub.loop.run_callback, gevent.getcurrent().switch)
         turns = LoopTurns()
         while True:
-            self._wake.wait()
-            self._wake.clear()
+            if not self.scheduler.waiting:
+                self._wake = wake
+                hub.switch()
             started = perf_counter()
-            while self._run_batch():
-                batch_s = perf_counter() - started
-                turns.take()  # the calls that the batch has ended are answered
-                self._count()
+            self._run_batch()
+            batch_s = perf_counter() - started
+            hub.loop.run_callback(self._count)  # after the greenlets that the batch has woken
+            if batch_s > SHORT_BATCH_S:
                 self._pause(batch_s, turns)
-                started = perf_counter()
+            elif self.scheduler.waiting:
+                turns.take()
 
     def _count(self) -> None:
         try:
@@ -87,36 +109,53 @@ class Batcher:
     def _pause(self, batch_s: float, turns: LoopTurns) -> None:
         """Lets other greenlets run, so that clients which were just answered can be back in time for the next batch.
 
-        The pause goes on as long as new items keep coming; idle turns of the loop cost little beside a long batch.
+        The pause goes on as long as new rows keep coming; idle turns of the loop cost little beside a long batch.
         """
         started = last_arrival = now = perf_counter()
-        waiting = self._scheduler.waiting
+        waiting = self.scheduler.waiting
         while now - last_arrival <= IDLE_SHARE * batch_s and now - started <= PAUSE_SHARE * batch_s:
             turns.take()
             now = perf_counter()
-            if waiting != self._scheduler.waiting:
-                waiting, last_arrival = self._scheduler.waiting, now
+            if waiting != self.scheduler.waiting:
+                waiting, last_arrival = self.scheduler.waiting, now
 
-    def _run_batch(self) -> bool:
-        """Runs one batch. Returns False if nothing waits."""
-        batch, dropped = self._scheduler.batch(self._monotonic())
-        for item in dropped:
-            item.settle(AbandonedError() if item.call.abandoned else DeadlineError(self._timeout_s))
-        if batch:
-            try:
-                self.executor.run(batch)
-            except Exception as error:
-                if not isinstance(error, ServiceError):
-                    log.exception("a batch of %d rows failed", len(batch))
-                for item in batch:
-                    item.settle(error)
-            for item in batch:
-                (self._scheduler.put_back if item.outcome is None else self._scheduler.finish)(item)
-        return bool(batch)
+    def _run_batch(self) -> None:
+        batch, dropped = self.scheduler.batch(self._monotonic())
+        for row in dropped:
+            row.settle(AbandonedError() if row.call.abandoned else DeadlineError(self._timeout_s))
+        finished = len(dropped)
+        try:
+            self.executor.run(batch)
+        except Exception as error:
+            if not isinstance(error, ServiceError):
+                log.exception("a batch of %d rows failed", len(batch))
+            for row in batch:
+                row.settle(error)
+        for row in batch:
+            if row.outcome is None:
+                self.scheduler.put_back(row)
+            else:
+                self.scheduler.finish(row)
+                finished += 1
+        self._backlog.rows -= finished
+
+
+class Backlog:
+    """The number of rows of all models that wait or run, with those that long calls have yet to submit."""
+
+    __slots__ = ("most", "rows")
+
+    def __init__(self, most: int) -> None:
+        self.rows, self.most = 0, most
+
+    def require_room(self, rows: int) -> None:
+        """Raises OverloadedError if there is no room for so many more."""
+        if self.rows + rows > self.most:
+            raise OverloadedError(self.rows)
 
 
 class Batchers:
-    """The batchers of all models of a worker, and the calls of clients that wait for their items."""
+    """The batchers of all models of a worker, and the calls of clients that wait for their rows."""
 
     def __init__(
         self,
@@ -134,62 +173,54 @@ class Batchers:
     ) -> None:
         """`clock` gives seconds since 1970 UTC and dates records; `monotonic` times calls.
 
-        max_waiting: the most items of all models that may wait. The other parameters are those of `Executor`.
+        max_waiting: the most rows of all models that may wait. The other parameters are those of `Executor`.
         """
-        self._monotonic, self._timeout_s, self._max_waiting, self._keep = monotonic, timeout_s, max_waiting, keep
+        self.now, self._timeout_s, self._backlog = monotonic, timeout_s, Backlog(max_waiting)
         self.by_model: dict[StepModel, Batcher] = {}
         for model in models:
             costs = cost.measure(model)
             scores = Accuracy(model, enabled=accuracy)
             executor = Executor(model, costs, store, clock, scores, observer, exact=exact, keep=keep)
-            scheduler: Scheduler[WorkItem] = Scheduler(cost.MOST_ROWS, costs.cells)
-            self.by_model[model] = Batcher(executor, scheduler, monotonic, timeout_s)
-        self._items_of: dict[PendingCall, int] = {}  # the number of items of each call that waits
-        self._waiting = self._standalone_items = 0
-
-    def now(self) -> float:
-        """Returns the time on the clock that times calls."""
-        return self._monotonic()
+            scheduler: Scheduler[BatchRow] = Scheduler(cost.MOST_ROWS, costs.cells)
+            self.by_model[model] = Batcher(executor, scheduler, self._backlog, monotonic, timeout_s)
+        self._standalone_rows = 0
 
     def accuracy(self, model: StepModel) -> Accuracy:
         return self.by_model[model].executor.accuracy
 
     def call(
         self,
-        items: int,
+        rows: int,
         *,
         needs_all: bool = False,
         has_left: Callable[[], bool] | None = None,
         started_at: float | None = None,
     ) -> PendingCall:
-        """Returns a call that will wait for that many items. Raises OverloadedError if there is no room for them.
+        """Returns a call that will wait for that many rows. Raises OverloadedError if there is no room for them.
 
         started_at: when the client began to wait; None: now.
         """
-        if self._waiting + items > self._max_waiting:
-            raise OverloadedError(self._waiting)
-        started_at = self._monotonic() if started_at is None else started_at
-        return PendingCall(items, started_at, needs_all=needs_all, has_left=has_left)
+        self._backlog.require_room(rows)
+        started_at = self.now() if started_at is None else started_at
+        return PendingCall(rows, started_at, needs_all=needs_all, has_left=has_left)
 
-    def session_item(
+    def session_row(
         self,
         model: StepModel,
         requests: Sequence[PendingRequest],
-        call: PendingCall,
+        call: Caller,
         key: bytes,
         first_record: Record | None = None,
-    ) -> WorkItem:
-        """Returns an item that advances the session under `key` by these requests, and commits.
+    ) -> BatchRow:
+        """Returns a row that advances the session under `key` by these requests, and commits.
 
         first_record: the record with which the session begins if there is none; None: the session must exist.
         """
-        item = self._item(model, sum(pending.length for pending in requests), call, key)
-        item.requests, item.first_record = requests, first_record
-        if self._keep:
-            item.trail = deque(maxlen=self._keep + 2)  # so that one entry is `keep` steps old, however short chunks are
-        return item
+        length = requests[0].length if len(requests) == 1 else sum(pending.length for pending in requests)
+        size = length if length == 1 else min(length, self.by_model[model].executor.chunk)
+        return BatchRow(model, key, requests, length, size, call, call.started_at + self._timeout_s, first_record)
 
-    def standalone_item(
+    def standalone_row(
         self,
         model: StepModel,
         inputs: NDArray[np.float32],
@@ -199,58 +230,60 @@ class Batchers:
         feed: RolloutInputs | None = None,
         accuracy: bytes | None = None,
         surprise: SurpriseMeans | None = None,
-    ) -> WorkItem:
-        """Returns an item of no session: inputs (steps, features) from state (1,) on, then `horizon` steps fed back.
+    ) -> BatchRow:
+        """Returns a row of no session: inputs (steps, features) from state (1,) on, then `horizon` steps fed back.
 
         accuracy, surprise: the statistics so far; None: they are not counted.
         """
-        self._standalone_items += 1
-        key = self._standalone_items.to_bytes(8)  # the keys of sessions contain a / and are longer
-        item = self._item(model, len(inputs), call, key)
-        item.inputs, item.horizon, item.feed, item.state = (
-            inputs,
-            horizon,
-            feed or RolloutInputs(model),
-            state.tobytes(),
-        )
-        item.accuracy, item.surprise = accuracy if self.accuracy(model).enabled else None, surprise
-        return item
+        self._standalone_rows += 1
+        key = self._standalone_rows.to_bytes(8)  # the keys of sessions contain a / and are longer
+        executor = self.by_model[model].executor
+        accuracy = accuracy if executor.accuracy.enabled else None
+        progress = Progress(
+            len(inputs), executor.chunk, state.tobytes(), accuracy, surprise,
+            horizon=horizon, feed=feed or RolloutInputs(model),
+        )  # fmt: skip
+        row = BatchRow(model, key, (), len(inputs), progress.size, call, call.started_at + self._timeout_s)
+        row.inputs, row.progress = inputs, progress
+        return row
 
-    def run(self, call: PendingCall, items: Sequence[WorkItem]) -> Sequence[WorkItem]:
-        """Submits the items and waits for the call to end.
+    def submit(self, row: BatchRow) -> None:
+        """Submits a row whose caller does not wait in a greenlet. Raises OverloadedError."""
+        self._backlog.require_room(1)
+        self.by_model[row.model].submit(row)
 
-        Every call ends: the batchers settle an item that fails, and one that is late when its turn comes.
+    def run(self, call: PendingCall, rows: Sequence[BatchRow]) -> Sequence[BatchRow]:
+        """Submits the rows and waits for the call to end.
+
+        Every call ends: the batchers settle a row that fails, and one that is late when its turn comes. A call has at
+        most as many rows in the queues as a batch has, so that other calls have their turn.
         """
-        self._items_of[call] = len(items)
-        self._waiting += len(items)
+        rest = _Rest(rows[cost.MOST_ROWS :])
+        self._backlog.rows += rest.count
         try:
-            for item in items[: cost.MOST_ROWS]:
-                self.by_model[item.model].submit(item)
-            if len(items) > cost.MOST_ROWS:
-                call.next_item = partial(self._submit_next, call, iter(items[cost.MOST_ROWS :]))
+            for row in rows[: cost.MOST_ROWS]:
+                self.by_model[row.model].submit(row)
+            if rest.count:
+                call.next_row = partial(self._submit_next, rest)
             call.wait()
         finally:
-            call.next_item = None
-            call.abandoned = True  # after the failure of an item that was needed, nobody waits for the rest
-            self._waiting -= self._items_of.pop(call)
-        return items
+            call.next_row = None
+            call.abandoned = True  # after the failure of a row that was needed, nobody waits for the rest
+            self._backlog.rows -= rest.count
+        return rows
 
-    def _submit_next(self, call: PendingCall, rest: Iterator[WorkItem]) -> None:
-        """Submits the next item of a long call.
+    def _submit_next(self, rest: "_Rest") -> None:
+        if rest.count:
+            rest.count -= 1
+            self._backlog.rows -= 1
+            row = next(rest.rows)
+            self.by_model[row.model].submit(row)
 
-        A call has at most as many items in the queues as a batch has rows, so that other calls have their turn.
-        """
-        item = next(rest, None)
-        if item is None:
-            call.next_item = None
-        else:
-            self.by_model[item.model].submit(item)
-
-    def run_all(self, call: PendingCall, items: Sequence[WorkItem]) -> list[WorkResult]:
-        """Runs the items of a call that needs all of them. Raises the error of the first item that failed."""
-        self.run(call, items)
-        failed = next((item for item in items if isinstance(item.outcome, Exception)), None)
-        return [result_of(item) for item in ([failed] if failed is not None else items)]
+    def run_all(self, call: PendingCall, rows: Sequence[BatchRow]) -> list[StandaloneResult]:
+        """Runs the rows of no session of a call that needs all of them. Raises the error of the first that failed."""
+        self.run(call, rows)
+        failed = next((row for row in rows if isinstance(row.outcome, Exception)), None)
+        return [result_of(row) for row in ([failed] if failed is not None else rows)]
 
     def run_standalone(
         self,
@@ -262,37 +295,42 @@ class Batchers:
         surprise: SurpriseMeans | None = None,
         has_left: Callable[[], bool] | None = None,
         started_at: float | None = None,
-    ) -> WorkResult:
-        """Runs an item of no session, see `standalone_item` and `call`. Raises the error if it failed."""
+    ) -> StandaloneResult:
+        """Runs a row of no session, see `standalone_row` and `call`. Raises the error if it failed."""
         call = self.call(1, has_left=has_left, started_at=started_at)
-        item = self.standalone_item(model, inputs, call, state, accuracy=accuracy, surprise=surprise)
-        self.run(call, [item])
-        return result_of(item)
+        row = self.standalone_row(model, inputs, call, state, accuracy=accuracy, surprise=surprise)
+        self.run(call, [row])
+        return result_of(row)
 
     def mark_disconnected_calls(self) -> None:
-        """Marks the calls whose clients have closed their connections, so that items which have not run are dropped."""
-        started_before = self._monotonic() - DISCONNECT_CHECK_S
-        for call in self._items_of:
-            if call.has_left is not None and call.started_at < started_before and call.has_left():
+        """Marks the calls whose clients have closed their connections, so that rows which have not run are dropped."""
+        started_before = self.now() - DISCONNECT_CHECK_S
+        waiting = [row for model_batcher in self.by_model.values() for row in model_batcher.scheduler.items()]
+        for call in {row.call for row in waiting}:
+            if call.started_at < started_before and call.has_left():
                 call.abandoned = True
 
-    def _item(self, model: StepModel, length: int, call: PendingCall, key: bytes) -> WorkItem:
-        return WorkItem(
-            model, length, call.started_at + self._timeout_s, self.by_model[model].executor.chunk, call, key
-        )
+
+class _Rest:
+    """The rows of a long call that are yet to be submitted."""
+
+    __slots__ = ("count", "rows")
+
+    def __init__(self, rows: Sequence[BatchRow]) -> None:
+        self.rows, self.count = iter(rows), len(rows)
 
 
-def result_of(item: WorkItem) -> WorkResult:
-    """Returns the result of a settled item. Raises its error if it failed.
+def result_of(row: BatchRow) -> StandaloneResult:
+    """Returns the result of a settled row of no session. Raises its error if it failed.
 
-    The error is taken out of the item first, because the frames that the error passes through refer to the item: the
+    The error is taken out of the row first, because the frames that the error passes through refer to the row: the
     two would form a reference cycle.
     """
-    if isinstance(item.outcome, Exception):
-        error, item.outcome = item.outcome, _RAISED
+    if isinstance(row.outcome, Exception):
+        error, row.outcome = row.outcome, _RAISED
         try:
             raise error
         finally:
             del error  # this frame is one of those that the error refers to
-    assert item.outcome is not None
-    return item.outcome
+    assert isinstance(row.outcome, StandaloneResult)
+    return row.outcome

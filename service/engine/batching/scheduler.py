@@ -2,10 +2,10 @@
 
 Owns the order of items. Knows nothing of models, of stores or of what an item does.
 
-Items with the same key (those of a session) form a queue, and run one after another, first come first served. The
-queues take turns: each batch begins with the queue that has waited longest for its turn, so long items and short ones
-do not hold each other up. A queue waits in the size class of its first item; a batch holds items of one class, whose
-sizes are so close that at most a quarter of the batch is padding.
+Items with the same key (those of a session) run one after another, first come first served. The first of each key waits
+in the size class of its next call, and the classes take turns: each batch begins with the item that has waited longest,
+so long items and short ones do not hold each other up. A batch holds items of one class, whose sizes are so close that
+at most a quarter of the batch is padding.
 """
 
 from collections import deque
@@ -36,19 +36,22 @@ class Scheduler(Generic[I]):
 
     def __init__(self, max_rows: int, max_cells: int) -> None:
         self._max_rows, self._max_cells = max_rows, max_cells
-        self._queues: dict[
-            Hashable, deque[I]
-        ] = {}  # by key: every unfinished item; the first of a queue may be update_means
-        self._ready: dict[int, deque[tuple[int, Hashable]]] = {}  # by size class: turn and key; each key at most once
+        self._behind: dict[Hashable, deque[I] | None] = {}
+        """By the key of each item that is ready or in the current batch: the items behind it, None if there are none.
+        """
+        self._ready: dict[int, deque[tuple[int, I]]] = {}
+        """By size class: turn and item of the first item of each key, in the order of turns."""
         self._turn = 0
         self.waiting = 0
 
     def add(self, item: I) -> None:
         self.waiting += 1
-        queue = self._queues.get(item.key)
-        if queue is None:
-            self._queues[item.key] = deque((item,))
+        key = item.key
+        if key not in self._behind:
+            self._behind[key] = None
             self._make_ready(item)
+        elif (queue := self._behind[key]) is None:
+            self._behind[key] = deque((item,))
         else:
             queue.append(item)
 
@@ -63,32 +66,41 @@ class Scheduler(Generic[I]):
             chosen = min(self._ready, key=self._longest_waiting) if len(self._ready) > 1 else next(iter(self._ready))
             ready, longest = self._ready[chosen], 0
             while ready and len(rows) < self._max_rows:
-                item = self._first_of(ready[0][1], now, dropped)
-                if item is not None and _size_class(size := item.size) == chosen:
-                    longest = max(longest, size)
+                item = ready[0][1]
+                if item.is_obsolete or item.deadline <= now:
+                    dropped.append(item)
+                    ready.popleft()
+                    self.finish(item)
+                    continue
+                if chosen > 1:
+                    longest = max(longest, item.size)
                     if rows and (len(rows) + 1) * longest > self._max_cells:
                         break
-                    rows.append(item)
-                elif item is not None:
-                    self._make_ready(item)
+                elif len(rows) >= self._max_cells:
+                    break
+                rows.append(item)
                 ready.popleft()
             if not ready:
                 del self._ready[chosen]
         return rows, dropped
 
     def finish(self, item: I) -> None:
-        """Removes a finished item; the next one of its queue waits for a turn."""
-        queue = self._queues[item.key]
-        queue.popleft()
+        """Removes a finished item; the next one of its key waits for a turn."""
         self.waiting -= 1
+        queue = self._behind.pop(item.key)
         if queue:
-            self._make_ready(queue[0])
-        else:
-            del self._queues[item.key]
+            following = queue.popleft()
+            self._behind[item.key] = queue or None
+            self._make_ready(following)
 
     def put_back(self, item: I) -> None:
-        """Takes back an unfinished item: it stays the first of its queue, which waits for another turn."""
+        """Takes back an unfinished item: it stays the first of its key, and waits for another turn."""
         self._make_ready(item)
+
+    def items(self) -> list[I]:
+        """Returns the items that wait, without those of the current batch."""
+        ready = [item for waiting in self._ready.values() for _, item in waiting]
+        return ready + [item for queue in self._behind.values() if queue for item in queue]
 
     def _make_ready(self, item: I) -> None:
         self._turn += 1
@@ -96,21 +108,10 @@ class Scheduler(Generic[I]):
         ready = self._ready.get(size_class)
         if ready is None:
             ready = self._ready[size_class] = deque()
-        ready.append((self._turn, item.key))
+        ready.append((self._turn, item))
 
     def _longest_waiting(self, size_class: int) -> int:
         return self._ready[size_class][0][0]
-
-    def _first_of(self, key: Hashable, now: float, dropped: list[I]) -> I | None:
-        """Returns the first item of a queue that can run; those before it are dropped. None if there is none."""
-        queue = self._queues[key]
-        while (item := queue[0]).is_obsolete or item.deadline <= now:
-            dropped.append(queue.popleft())
-            self.waiting -= 1
-            if not queue:
-                del self._queues[key]
-                return None
-        return item
 
 
 @cache

@@ -38,7 +38,7 @@ class Forecasts:
     def roll(
         self, tenant: str, session_id: str, request: ForecastRequest, *, has_left: Callable[[], bool] | None = None
     ) -> PointForecast:
-        """Returns the point forecast. Raises as `ForecastStarts.prepare` does, and the errors of update_means."""
+        """Returns the point forecast. Raises as `ForecastStarts.prepare` does, and the errors of a step."""
         start = self._starts.prepare(tenant, session_id, request, has_left)
         (outputs,) = self._outputs(start, request.horizon, [RolloutInputs(start.model, start.covariates)], has_left)
         return PointForecast(start.model, start.record.step, outputs)
@@ -89,7 +89,7 @@ class Forecasts:
             return [start.outputs] * len(feeds)
         call = self._batchers.call(len(feeds), needs_all=True, has_left=has_left)
         items = [
-            self._batchers.standalone_item(
+            self._batchers.standalone_row(
                 start.model, feed(start.outputs), call, start.state, horizon=horizon - 2, feed=feed
             )
             for feed in in_loop_turns(feeds)

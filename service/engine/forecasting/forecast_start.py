@@ -63,7 +63,7 @@ class ForecastStarts:
         """Returns the session's state, or the state after `request.inputs`.
 
         Raises as `SessionLifecycle.get` does, ModelGoneError, NoForecastError, InvalidInputError, NotFiniteError, and
-        the errors of update_means.
+        the errors of a step.
         """
         record = self._sessions.get(tenant, session_id).record
         model = self._models.of(record)

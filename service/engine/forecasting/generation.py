@@ -48,7 +48,7 @@ class Generation:
     def steps(self) -> Iterator[GeneratedStep | GenerationEnd]:
         """Yields each step and at last the end. It can be called once.
 
-        Raises NotFiniteError, AbandonedError, and the errors of update_means.
+        Raises NotFiniteError, AbandonedError, and the errors of a step.
         """
         with as_service_errors():
             yield from self._path.steps(self._step)

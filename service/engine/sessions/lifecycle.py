@@ -84,7 +84,7 @@ class SessionLifecycle:
     def begin(self, claim: "Claim", record: Record, ttl_s: float | None) -> Session:
         """Commits the record as a new session under the claimed id. Raises SessionExistsError if another was faster."""
         now, ttl = self._clock(), ttl_s or self._ttl_s
-        created = record._replace(
+        created = record.replace(
             revision=records.new_revision(), created_at=now, last_step_at=now, ttl_s=ttl, expires_at=now + ttl
         )
         if not self._store.commit_many([Change(claim.key, claim.revision, created)])[0]:
@@ -97,13 +97,13 @@ class SessionLifecycle:
         Raises as `get` and `claim` do.
         """
         record = self.get(tenant, session_id).record
-        forked = record._replace(requests=b"")
+        forked = record.replace(requests=b"")
         return self.begin(self.claim(tenant, new_id), forked, ttl_s or record.ttl_s)
 
     def replace(self, tenant: str, session_id: str, before: Record, after: Record) -> Session | None:
         """Commits `after` in the place of the session's record `before`. Returns None if it was stepped meanwhile."""
         now, key = self._clock(), records.key(tenant, session_id)
-        record = after._replace(revision=records.new_revision(), last_step_at=now, expires_at=now + after.ttl_s)
+        record = after.replace(revision=records.new_revision(), last_step_at=now, expires_at=now + after.ttl_s)
         (committed,) = self._store.commit_many([Change(key, before.revision, record)])
         return Session(session_id, record) if committed else None
 

@@ -41,7 +41,7 @@ class SessionRewind:
             point, inputs, past = origin
             state, surprise, accuracy = point.state, point.surprise, point.accuracy
             if len(inputs):
-                initial = state_of(model, record._replace(state=state))
+                initial = state_of(model, record.replace(state=state))
                 result = self._batchers.run_standalone(
                     model,
                     inputs,
@@ -55,7 +55,7 @@ class SessionRewind:
                 assert result.surprise is not None
                 state, surprise = result.state, result.surprise
                 accuracy = accuracy if result.accuracy is None else result.accuracy
-            rewound = record._replace(
+            rewound = record.replace(
                 step=step, state=state, surprise=surprise, history=past.to_bytes(), accuracy=accuracy
             )
             if session := self._sessions.replace(tenant, session_id, record, _without_answers(rewound)):
@@ -99,7 +99,7 @@ class SessionRewind:
                 state, surprise = result.state, result.surprise
                 accuracy = result.accuracy or b""
             past = past._replace(points=(Point(record.step, surprise, state, accuracy),))
-            migrated = record._replace(
+            migrated = record.replace(
                 ref=ref_of(model), state=state, surprise=surprise, history=past.to_bytes(), accuracy=accuracy
             )
             if session := self._sessions.replace(tenant, session_id, record, _without_answers(migrated)):
@@ -111,4 +111,4 @@ def _without_answers(record: Record) -> Record:
 
     A retry of such a request is refused as late.
     """
-    return record._replace(requests=idempotency.without_answers(record.requests))
+    return record.replace(requests=idempotency.without_answers(record.requests))

@@ -17,10 +17,9 @@ from onward.model.manifest import Feature
 from onward.model.repository import Opened, open_all
 from onward.model.runner import StepModel
 from onward.model.scoring.layout import ANOMALY, ERROR, HIGH, LOW
-from onward.service.engine.batching.work_item import StepRequest
+from onward.service.engine.batching.batch_row import StepRequest, StepResult
 from onward.service.engine.engine import Engine, Limits
 from onward.service.engine.forecasting.forecast_start import ForecastRequest
-from onward.service.engine.steps import StepResult
 from onward.service.errors import InvalidInputError
 from tests.contracts.test_stores import in_another_process
 from tests.helpers.expected_scores import STEPS, anomaly_scores, previous_predictions, start_engine

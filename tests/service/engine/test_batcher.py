@@ -13,12 +13,11 @@ from onward.model.runner import Outputs, StepModel
 from onward.model.sampling.generation import GenerationOptions
 from onward.model.sampling.rollout_inputs import RolloutInputs
 from onward.service.engine.batching import cost, executor
+from onward.service.engine.batching.batch_row import BatchRow, StepRequest, StepResult
 from onward.service.engine.batching.batcher import result_of
 from onward.service.engine.batching.executor import Executor
-from onward.service.engine.batching.work_item import StepRequest, WorkItem
 from onward.service.engine.engine import Engine, Limits
 from onward.service.engine.forecasting.forecast_start import ForecastRequest
-from onward.service.engine.steps import StepResult
 from onward.service.errors import (
     AbandonedError,
     DeadlineError,
@@ -70,8 +69,8 @@ def test_a_row_that_cannot_go_on_fails_alone(engine: Engine) -> None:
 
     call, state = batchers.call(3), model.layout.initial(1)
     step = np.full((1, 1), 500, np.float32)
-    failing = batchers.standalone_item(model, step, call, state, horizon=3, feed=RolloutInputs(model, sampler=fail))
-    sound = [batchers.standalone_item(model, step, call, state, horizon=3) for _ in range(2)]
+    failing = batchers.standalone_row(model, step, call, state, horizon=3, feed=RolloutInputs(model, sampler=fail))
+    sound = [batchers.standalone_row(model, step, call, state, horizon=3) for _ in range(2)]
     batchers.run(call, [sound[0], failing, sound[1]])
     assert isinstance(failing.outcome, ValueError)
     assert [len(result_of(work).outputs) for work in sound] == [4, 4]
@@ -83,7 +82,7 @@ def test_a_late_step_is_refused_and_not_applied(engine: Engine, clock: Clock, mo
     engine.create(T, "pulse", session_id="s")
     run = Executor.run
 
-    def slow(self: Executor, batch: list[WorkItem]) -> None:
+    def slow(self: Executor, batch: list[BatchRow]) -> None:
         clock.now += 31
         run(self, batch)
 
@@ -115,7 +114,7 @@ def test_a_call_of_a_disconnected_client_is_dropped_between_chunks(
         engine.steps.step(T, "s", [[500.0]] * 100_000, has_left=lambda: True)
     assert engine.sessions.get(T, "s").record.step == 0
     assert engine.steps.step(T, "s", [[500.0]]).step == 1
-    assert sum(batcher.waiting for batcher in engine._batchers.by_model.values()) == 0
+    assert sum(batcher.scheduler.waiting for batcher in engine._batchers.by_model.values()) == 0
     engine.close()
 
 
@@ -169,7 +168,7 @@ def test_every_kind_of_call_of_a_disconnected_client_is_dropped(
     calls = []
     run = Executor.run
 
-    def counted(self: Executor, batch: list[WorkItem]) -> None:
+    def counted(self: Executor, batch: list[BatchRow]) -> None:
         calls.append(len(batch))
         run(self, batch)
 
@@ -179,7 +178,7 @@ def test_every_kind_of_call_of_a_disconnected_client_is_dropped(
     assert 3 < len(calls) < 100
     gevent.sleep(0)
     assert engine.steps.step(T, "t", [[500.0]]).step == 1
-    assert sum(batcher.waiting for batcher in engine._batchers.by_model.values()) == 0
+    assert sum(batcher.scheduler.waiting for batcher in engine._batchers.by_model.values()) == 0
     assert engine.sessions.get(T, "s").record.step == 0
     assert engine.sessions.get(T, "old").record.step == 2000
     engine.close()
@@ -205,7 +204,7 @@ def test_a_failed_sequence_ends_its_siblings(engine: Engine) -> None:
         engine.predict("pulse", None, sequences, 4000)
     gevent.sleep(0)
     engine.predict("pulse", None, [[[500.0]]], 0)
-    assert sum(batcher.waiting for batcher in engine._batchers.by_model.values()) == 0
+    assert sum(batcher.scheduler.waiting for batcher in engine._batchers.by_model.values()) == 0
 
 
 def test_a_long_call_is_queued_in_parts(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,9 +214,9 @@ def test_a_long_call_is_queued_in_parts(engine: Engine, monkeypatch: pytest.Monk
     batcher = engine._batchers.by_model[engine.models.named("pulse")]
     waiting, submit = [0], batcher.submit
 
-    def counted(item: WorkItem) -> None:
+    def counted(item: BatchRow) -> None:
         submit(item)
-        waiting.append(batcher.waiting)
+        waiting.append(batcher.scheduler.waiting)
 
     monkeypatch.setattr(batcher, "submit", counted)
     monkeypatch.setattr(cost, "MOST_ROWS", 8)

@@ -110,10 +110,7 @@ def test_a_step_that_another_process_overtook_is_recomputed(
             assert isinstance(before, Record)
             state = model.layout.stack([before.state])
             _, after = model.run(np.array([inputs[1:2]], np.float32), np.array([1], np.int32), state)
-            step = Record(**{
-                **before._asdict(),
-                "revision": before.revision + 1, "step": 2, "state": after.tobytes(),
-            })  # fmt: skip
+            step = before.replace(revision=before.revision + 1, step=2, state=after.tobytes())
             assert store.commit_many([Change(records.key(T, "s"), before.revision, step)]) == [True]
         return run(self, *args)
 
@@ -168,10 +165,7 @@ def test_an_overtaken_step_that_named_its_step_conflicts(
         monkeypatch.undo()
         before = self.load_many([changes[0].key])[0]
         assert isinstance(before, Record)
-        overtaking = Record(**{
-            **before._asdict(),
-            "revision": before.revision + 1, "step": before.step + 1,
-        })  # fmt: skip
+        overtaking = before.replace(revision=before.revision + 1, step=before.step + 1)
         commit(self, [Change(changes[0].key, before.revision, overtaking)])
         return commit(self, changes)
 
@@ -278,7 +272,7 @@ def test_a_commit_for_an_earlier_session_of_an_id_is_refused(engine: Engine, sto
     assert isinstance(old, Record)
     assert isinstance(new, Record)
     assert old.step == new.step
-    assert store.commit_many([Change(key, old.revision, old._replace(revision=old.revision + 1, step=1))]) == [False]
+    assert store.commit_many([Change(key, old.revision, old.replace(revision=old.revision + 1, step=1))]) == [False]
     assert engine.sessions.get(T, "s").record.step == 0
 
 

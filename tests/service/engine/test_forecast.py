@@ -14,7 +14,7 @@ from flask.testing import FlaskClient
 from onward.model import checks, distribution
 from onward.model.repository import open_all, open_bundle
 from onward.service.app import create_app
-from onward.service.engine.batching.work_item import WorkItem
+from onward.service.engine.batching.batch_row import BatchRow
 from onward.service.engine.engine import Engine, Limits
 from onward.service.engine.event_loop import AT_ONCE, in_loop_turns
 from onward.service.engine.forecasting.forecast_start import ForecastRequest
@@ -99,7 +99,7 @@ def test_the_same_seed_draws_the_same_bits_in_any_batch(engine: Engine, monkeypa
     executor = engine._batchers.by_model[engine.models.named("pulse")].executor
     run = executor.run
 
-    def counted(batch: Sequence[WorkItem]) -> None:
+    def counted(batch: Sequence[BatchRow]) -> None:
         sizes.append(len(batch))
         run(batch)
 

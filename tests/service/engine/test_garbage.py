@@ -10,7 +10,7 @@ import pytest
 
 from onward.model.repository import open_all
 from onward.model.sampling.generation import GenerationOptions
-from onward.service.engine.batching.work_item import StepRequest
+from onward.service.engine.batching.batch_row import StepRequest
 from onward.service.engine.engine import Engine, Limits
 from onward.service.engine.forecasting.forecast_start import ForecastRequest
 from onward.service.http import problems, steps

@@ -139,7 +139,7 @@ def test_other_features_cannot_be_replayed(engine: Engine) -> None:
     assert history.meaning(features) != history.meaning(renamed)
     (record,) = engine._store.load_many([b"tenant/b"])
     foreign = history.from_bytes(record.history)._replace(features=history.meaning(renamed))  # type: ignore[union-attr]
-    assert engine.sessions.replace(T, "b", record, record._replace(history=foreign.to_bytes()))  # type: ignore[arg-type,call-arg,union-attr]
+    assert engine.sessions.replace(T, "b", record, record.replace(history=foreign.to_bytes()))  # type: ignore[arg-type,union-attr]
     with pytest.raises(HistoryError, match="other features"):
         engine.history.migrate(T, "b", None)
     assert engine.sessions.get(T, "b").record.step == 3

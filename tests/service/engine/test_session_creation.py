@@ -6,9 +6,8 @@ import gevent
 import pytest
 
 from onward.model.repository import open_all
-from onward.service.engine.batching.work_item import StepRequest
+from onward.service.engine.batching.batch_row import StepRequest, StepResult
 from onward.service.engine.engine import Engine, Limits
-from onward.service.engine.steps import StepResult
 from onward.service.errors import (
     InvalidInputError,
     SessionEndedError,
@@ -48,7 +47,7 @@ def test_a_first_step_equals_a_creation_and_a_step(store: LmdbStore, clock: Cloc
         for session_id in ("created", "stepped"):
             engine.steps.step(T, session_id, pulse(5), model="pulse", request_id="r")
         first, second = (engine.sessions.get(T, session_id).record for session_id in ("created", "stepped"))
-        assert first._replace(revision=0) == second._replace(revision=0)
+        assert first.replace(revision=0) == second.replace(revision=0)
         assert engine.history.rewind(T, "stepped", 3).record.step == 3
     finally:
         engine.close()

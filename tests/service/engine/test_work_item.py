@@ -2,7 +2,7 @@
 
 import gevent
 
-from onward.service.engine.batching.work_item import PendingCall
+from onward.service.engine.batching.batch_row import PendingCall
 from onward.service.errors import OverloadedError
 
 FAILED = OverloadedError(1)

@@ -12,8 +12,8 @@ from flask.testing import FlaskClient
 
 from onward.model.repository import open_all
 from onward.service.app import OPERATIONS, create_app
+from onward.service.engine.batching.batch_row import BatchRow
 from onward.service.engine.batching.executor import Executor
-from onward.service.engine.batching.work_item import WorkItem
 from onward.service.engine.engine import Engine, Limits
 from onward.service.http.operations import NDJSON
 from onward.service.settings import Settings
@@ -74,7 +74,7 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
     run = Executor.run
 
-    def counted(self: Executor, batch: list[WorkItem]) -> None:
+    def counted(self: Executor, batch: list[BatchRow]) -> None:
         sizes.append(len(batch))
         run(self, batch)
 
@@ -131,7 +131,7 @@ def test_a_resumed_generation_stops_during_its_replay_when_the_client_leaves(
     local, remote = socket.socketpair()
     run = Executor.run
 
-    def leaving(self: Executor, batch: list[WorkItem]) -> None:
+    def leaving(self: Executor, batch: list[BatchRow]) -> None:
         run(self, batch)
         if len(batches) == 3:
             remote.close()
@@ -154,6 +154,6 @@ def _assert_no_more_batches(engine: Engine, batches: list[int]) -> None:
     gevent.sleep(0.01)
     engine.predict("tiny", None, [[10]], 0)  # takes the dropped work items out of the queue
     assert len(batches) == count + 1
-    assert sum(batcher.waiting for batcher in engine._batchers.by_model.values()) == 0
+    assert sum(batcher.scheduler.waiting for batcher in engine._batchers.by_model.values()) == 0
     assert engine.sessions.get("public", "s").record.step == HISTORY
     assert engine.sessions.get("public", "t").record.step == 0

@@ -11,7 +11,7 @@ import pytest
 from gevent.event import Event as Signal
 
 from onward.model.sampling.generation import GeneratedStep, GenerationOptions
-from onward.service.engine.batching.work_item import WorkItem
+from onward.service.engine.batching.batch_row import BatchRow
 from onward.service.engine.engine import Engine
 from onward.service.engine.forecasting.forecast_start import ForecastRequest
 from onward.service.http import sse
@@ -35,7 +35,7 @@ def record_batch_sizes(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[
     executor = engine._batchers.by_model[engine.models.named("pulse")].executor
     run = executor.run
 
-    def counting(batch: Sequence[WorkItem]) -> None:
+    def counting(batch: Sequence[BatchRow]) -> None:
         live = sum(bool(work.requests) for work in batch)
         sizes.append((live, len(batch) - live))
         run(batch)
@@ -96,7 +96,7 @@ def test_a_generation_stops_when_its_client_has_left(
     for _ in range(20):
         engine.steps.step(T, "live", [[500]])
     assert sum(rows for _, rows in sizes) == count
-    assert sum(batcher.waiting for batcher in engine._batchers.by_model.values()) == 0
+    assert sum(batcher.scheduler.waiting for batcher in engine._batchers.by_model.values()) == 0
 
 
 def test_a_generation_waits_for_a_slow_reader(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from onward.model.outputs import step_fields
 from onward.model.runner import StepModel
 from onward.model.scoring.layout import StatisticsLayout
-from onward.service.engine.steps import StepResult
+from onward.service.engine.batching.batch_row import StepResult
 from onward.service.http import step_encoding
 from onward.service.http.reply import encode
 from tests.helpers.recorded_bundles import category, make_bundle, make_feature_bundle

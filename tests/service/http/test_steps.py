@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from onward.model.repository import Opened, open_all
 from onward.service.app import create_app
-from onward.service.engine.batching.work_item import StepRequest, WorkItem
+from onward.service.engine.batching.batch_row import BatchRow, StepRequest
 from onward.service.engine.engine import Engine, Limits
 from onward.service.engine.forecasting.forecast_start import ForecastRequest
 from onward.service.http import request_schemas, step_requests
@@ -230,7 +230,7 @@ def test_rollouts_share_batches_with_steps(engine: Engine, monkeypatch: pytest.M
     executor = engine._batchers.by_model[engine.models.named("pulse")].executor
     run = executor.run
 
-    def record_size(batch: Sequence[WorkItem]) -> None:
+    def record_size(batch: Sequence[BatchRow]) -> None:
         sizes.append(len(batch))
         run(batch)
 

@@ -27,7 +27,7 @@ OPEN = (
 
 
 def large_session(revision: int) -> Record:
-    return session(revision)._replace(state=LARGE_STATE)
+    return session(revision).replace(state=LARGE_STATE)
 
 
 def test_the_map_grows_without_a_restart(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def pages(store: LmdbStore, *tables: str) -> int:
 def churn(store: LmdbStore, keys: list[bytes], at: float) -> None:
     """Creates sessions of 1 KiB and deletes them in an unrelated order."""
     for start in range(0, len(keys), 100):
-        created = session()._replace(state=bytes(1024), expires_at=at + 3600 + start / 1000)
+        created = session().replace(state=bytes(1024), expires_at=at + 3600 + start / 1000)
         assert all(store.commit_many([Change(name, None, created) for name in keys[start : start + 100]]))
     shuffled = random.Random(5).sample(keys, len(keys))
     for start in range(0, len(keys), 100):
@@ -185,7 +185,7 @@ def test_a_session_from_a_version_without_an_index_is_indexed(tmp_path: Path) ->
     store.commit_many([Change(key("c"), 1, session().tombstone("deleted", NOW))])
     assert store.count() == {("m", 1): 2}
     for number in range(1, 9):  # a step between two sweeps moves the expiry, so each sweep could add an entry
-        stepped = session(number + 1, step=number)._replace(expires_at=NOW + 60 + number / 10)
+        stepped = session(number + 1, step=number).replace(expires_at=NOW + 60 + number / 10)
         assert store.commit_many([Change(key("a"), number, stepped, advances=True)]) == [True]
         store.sweep(NOW + number)
     assert [name for name, _ in entries(store, "index")] == [key("a")]

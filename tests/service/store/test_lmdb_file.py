@@ -154,7 +154,7 @@ class FullStore:
         created = 0
         while True:
             name = key(f"{hash(str(next(self._numbers))):x}")  # at a random position among the other keys
-            record = session(records.new_revision(), ttl_s=10_000_000)._replace(state=bytes(self.state_bytes))
+            record = session(records.new_revision(), ttl_s=10_000_000).replace(state=bytes(self.state_bytes))
             try:
                 assert self.store.commit_many([Change(name, None, record)]) == [True]
             except StoreFullError:
@@ -164,7 +164,7 @@ class FullStore:
     def step(self, number: int) -> None:
         for name in list(self.alive)[:number]:
             before = self.alive[name]
-            after = before._replace(revision=records.new_revision(), step=before.step + 1)
+            after = before.replace(revision=records.new_revision(), step=before.step + 1)
             assert self.store.commit_many([Change(name, before.revision, after, advances=True)]) == [True]
             self.alive[name] = after
 

@@ -7,7 +7,7 @@ from tests.contracts.test_stores import key, session
 def test_the_cache_is_bounded_and_evicts_the_oldest_records() -> None:
     """The limit is in bytes, and replacing a session's record many times uses it only once."""
     cache = RecordCache(most_bytes=20_000)
-    records = [session(revision)._replace(state=bytes(4000)) for revision in range(10)]
+    records = [session(revision).replace(state=bytes(4000)) for revision in range(10)]
     for number, record in enumerate(records):
         for _ in range(3):
             cache.put(key(f"s{number}"), record)

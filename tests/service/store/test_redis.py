@@ -170,7 +170,7 @@ def test_the_server_drops_a_session_that_was_never_swept(server: Server, store: 
 def test_a_deleted_session_occupies_100_bytes_beside_its_key(server: Server, store: RedisStore) -> None:
     """The limit includes the server's own bookkeeping, whatever size the record had, and no index has an entry."""
     names = [key(f"{number:032x}") for number in range(50)]
-    store.commit_many([Change(name, None, session()._replace(state=bytes(4096))) for name in names])
+    store.commit_many([Change(name, None, session().replace(state=bytes(4096))) for name in names])
     store.commit_many([Change(name, 1, session().tombstone("deleted", NOW)) for name in names])
     for name in names:
         usage = server.client().memory_usage(b"onward:session:{" + name + b"}")

@@ -1,0 +1,91 @@
+"""The records of many sessions of one model as columns: one array, whose rows are the records' parts of fixed layout.
+
+Owns how a step advances them all together. It gives the same bits as `Record.advanced` row by row.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from zlib_ng.zlib_ng import crc32
+
+from onward.model.runner import Outputs, StepModel
+from onward.model.scoring.accuracy import Accuracy
+from onward.model.scoring.surprise import update_columns
+from onward.model.state import State
+from onward.service.store.record import HEAD, HEAD_FIELDS, MAGIC, Record
+
+Columns = NDArray[np.void]
+"""Rows (rows,) of `RecordColumns.dtype`."""
+
+_CHECKED = 8
+"""The checksum covers a record's bytes from here on."""
+
+
+class RecordColumns:
+    """The columns of one model's records, for sessions without intervals."""
+
+    def __init__(self, model: StepModel, accuracy: Accuracy) -> None:
+        self._accuracy, self._surprise = accuracy, model.manifest.head.surprise
+        self.dtype = np.dtype([*HEAD_FIELDS, ("accuracy", accuracy.columns_dtype), ("state", model.layout.dtype)])
+        assert self.dtype.fields is not None
+        self._state = slice(self.dtype.fields["state"][1], self.dtype.itemsize)
+        assert self.dtype.fields["accuracy"][1] == HEAD.size
+        self.sizes = (accuracy.columns_dtype.itemsize, model.layout.dtype.itemsize)
+        """The bytes of the statistics and of the state of a record that fits in."""
+        self._rng = np.random.default_rng()
+
+    def joined(self, records: Sequence[Record]) -> Columns:
+        size = self.dtype.itemsize
+        return np.frombuffer(b"".join([record.data[:size] for record in records]), self.dtype)
+
+    def states(self, columns: Columns) -> State:
+        """Returns the states (rows,)."""
+        states: State = columns["state"]
+        return states
+
+    def advanced(
+        self, before: Columns, inputs: NDArray[np.float32], outputs: Outputs, states: State, now: float
+    ) -> tuple[Columns, Outputs]:
+        """Returns the columns after one step of each row, and the outputs (rows,) with the scores of its input.
+
+        inputs: (rows, features). outputs, states: (rows,) after them. now: the time in seconds since 1970 UTC.
+        """
+        after, rows = before.copy(), len(before)
+        memory = np.ndarray((rows, self.dtype.itemsize), np.uint8, after)
+        memory[:, self._state] = np.ndarray((rows, states.itemsize), np.uint8, np.ascontiguousarray(states))
+        scored = self._accuracy.score_columns(after["accuracy"], inputs, before["state"], outputs)
+        if self._surprise is not None:
+            means = update_columns(
+                before["surprises"], before["surprise_mean"], before["surprise_recent"], outputs[self._surprise]
+            )
+            after["surprises"], after["surprise_mean"], after["surprise_recent"] = means
+        after["revision"] = self._rng.integers(0, 2**64, rows, np.uint64)
+        after["step"] += 1
+        after["last_step_at"] = now
+        after["expires_at"] = now + after["ttl_s"]
+        return after, scored
+
+    def records(self, after: Columns, before: Sequence[Record], requests: Sequence[bytes | None]) -> list[Record]:
+        """Returns the rows as records. before: the records that they advance. requests: None stays as it was."""
+        size = self.dtype.itemsize
+        rests = [record.data[size:] for record in before]
+        for row, changed in enumerate(requests):
+            if changed is not None:
+                rests[row], after["requests_bytes"][row] = _with_requests(before[row], changed), len(changed)
+        data = memoryview(after.tobytes())
+        records, start = [], 0
+        for rest in rests:
+            end = start + size
+            body = data[start + _CHECKED : end]
+            checksum = crc32(rest, crc32(body)).to_bytes(4, "little")
+            records.append(Record(b"".join((MAGIC, checksum, body, rest))))
+            start = end
+        return records
+
+
+def _with_requests(record: Record, requests: bytes) -> bytes:
+    """Returns the part of variable length with other requests."""
+    accuracy, state, tenant, model, _, history = record.sizes
+    start = HEAD.size + accuracy + state
+    return record.data[start : start + tenant + model] + requests + record.data[len(record.data) - history :]
