@@ -87,6 +87,10 @@ class Steps:
                 del result  # this frame is in the error's traceback: the two would form a reference cycle
         return result
 
+    def now(self) -> float:
+        """Returns the time on the clock that times calls."""
+        return self._batchers.now()
+
     def row(self, tenant: str, request: StepRequest, call: Caller) -> BatchRow | None:
         """Returns the row of a request, to be submitted by a caller that cannot wait.
 

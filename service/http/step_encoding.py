@@ -2,7 +2,7 @@
 
 Nearly every result is of one step and has float32 outputs alone. Its numbers are written into a template, which is made
 once per model from a result that was encoded in the ordinary way. So both ways give the same bytes, and the template
-costs less than half as much.
+costs less than half as much. The numbers of results that a batch has made together are encoded together.
 """
 
 import re
@@ -14,7 +14,7 @@ import orjson
 
 from onward.model.outputs import step_fields
 from onward.model.runner import StepModel
-from onward.service.engine.batching.batch_row import StepResult
+from onward.service.engine.batching.batch_row import ResultColumns, StepResult
 from onward.service.engine.batching.model_call import all_float32
 from onward.service.http.reply import encode, encode_by_turns
 
@@ -24,12 +24,28 @@ _NUMBER = re.compile(rb"([0-9]+)\.0")
 
 def encode_step(result: StepResult) -> bytes:
     """The JSON object with the step that was reached and the model's outputs of the steps."""
+    if (columns := result.columns) is not None:
+        if columns.encoded is None:
+            columns.encoded = _encode_columns(result.model, columns)
+        if columns.encoded:
+            body: bytes = columns.encoded[result.row]
+            return body
     outputs = result.outputs
     template = _template(result.model, outputs.dtype) if len(outputs) == 1 else None
     if template is None:
         return encode_by_turns(step_content(result))
     numbers = orjson.dumps(np.frombuffer(outputs, _FLOAT32), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",")
     return template % (result.step, *numbers)
+
+
+def _encode_columns(model: StepModel, columns: ResultColumns) -> list[bytes]:
+    """The JSON objects of all rows; empty if they do not fit a template."""
+    template = _template(model, columns.outputs.dtype)
+    if template is None:
+        return []
+    numbers = np.frombuffer(columns.outputs, _FLOAT32).reshape(len(columns.outputs), -1)
+    rows = orjson.dumps(numbers, option=orjson.OPT_SERIALIZE_NUMPY)[2:-2].split(b"],[")
+    return [template % (step, *row.split(b",")) for step, row in zip(columns.steps, rows, strict=True)]
 
 
 def step_content(result: StepResult) -> dict[str, Any]:

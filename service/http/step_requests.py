@@ -37,6 +37,15 @@ def parse_step(session_id: str, data: bytes, limits: Limits, model: str = "") ->
     return plain
 
 
+def plain_step(session_id: str, data: bytes, model: str = "") -> StepRequest | None:
+    """The step request of a short body in the plain form; None if `parse_step` must read the body."""
+    if len(data) > json_parsing.PIECE:
+        return None
+    content = json_or_none(data)
+    plain = _plain(content, session_id, model)
+    return plain if plain is not None and _is_each_key_once(data, len(content), plain) else None
+
+
 def _is_each_key_once(data: bytes, keys: int, request: StepRequest) -> bool:
     """True if the number of quotes in the data proves that no key is repeated: each key and each text has two quotes.
 

@@ -58,6 +58,11 @@ def reply(
         model=model,
         has_left=has_left,
     )
+    return reply_to(result, session_id)
+
+
+def reply_to(result: StepResult, session_id: str) -> Reply:
+    """The response to a step of the session."""
     if result.created:
         return Reply(201, encode_step(result), headers=(("Location", f"/v1/sessions/{session_id}"),))
     return Reply(200, encode_step(result))

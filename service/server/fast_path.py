@@ -1,4 +1,4 @@
-"""The fast path: ordinary step requests are answered on the connection itself, before WSGI.
+"""The fast path: ordinary step requests are answered on the connection itself, before WSGI, and without a greenlet.
 
 It implements as much of HTTP as such a request needs: gunicorn-h1c parses the head, which has a length and nothing
 unusual. Any other request is handed to gunicorn with the bytes already read, and Flask answers it. Both give the same
@@ -22,10 +22,13 @@ from gunicorn.util import http_date
 from gunicorn_h1c import ParseError, _parser_fast
 from werkzeug.http import HTTP_STATUS_CODES
 
+from onward.service.engine.batching.batch_row import BatchRow, StepResult
 from onward.service.engine.engine import Engine
 from onward.service.http import problems, request_schemas, steps
 from onward.service.http.connection import LEAST_WAIT_S, STALLED_S, Pace, deliver, hung_up
 from onward.service.http.reply import Reply
+from onward.service.http.session_ids import TENANT
+from onward.service.http.step_requests import plain_step
 from onward.service.server.connection_handoff import HandoffConnection
 
 READ = 65_536
@@ -60,8 +63,9 @@ class FastPath:
 
     def __init__(self, engine: Engine, cfg: Any, *, most_body: int, alive: Callable[[], bool]) -> None:
         """cfg: gunicorn's configuration. alive: returns whether the worker continues after a request."""
-        self._engine, self._most_body, self._alive, self._idle_s = engine, most_body, alive, cfg.keepalive
-        self._parse = partial(
+        self.engine = engine
+        self._most_body, self._alive, self._idle_s = most_body, alive, cfg.keepalive
+        self.parse = partial(
             _parser_fast.parse_request,
             limit_request_line=cfg.limit_request_line,
             limit_request_fields=cfg.limit_request_fields,
@@ -69,78 +73,32 @@ class FastPath:
         )
         self._lengths: dict[bytes, int] = {}
         """Body lengths by the bytes of the headers: most requests of a client have the same headers."""
-        self._reading: dict[Any, float] = {}
-        """Connections that wait for a request, and since when: `watch` is one clock for all of them."""
+        self._connections: set[_StepConnection] = set()
 
     def watch(self) -> None:
         """Ends connections that are idle for longer than gunicorn's keep-alive time; runs for ever."""
         while True:
             gevent.sleep(1)
             before = time.monotonic() - self._idle_s
-            for connection in [idle for idle, since in self._reading.items() if since < before]:
-                with contextlib.suppress(OSError):
-                    connection.shutdown(socket.SHUT_RD)  # its reader sees the end
+            for connection in list(self._connections):
+                connection.end_if_idle(before)
 
     def serve(self, connection: Any, data: bytes) -> HandoffConnection | None:
-        """Answers step requests until another request comes.
+        """Answers step requests until another request comes. data: bytes that were already read.
 
         Returns the connection at that request; None if the connection has ended or stalled.
         """
         connection.settimeout(STALLED_S)
-        file = connection.fileno()
-        has_left = partial(hung_up, file)
-        watcher = gevent.get_hub().loop.io(file, 1)
+        steps_of = _StepConnection(self, connection)
+        self._connections.add(steps_of)
         try:
-            while True:
-                data, request = self._head(connection, watcher, data)
-                if not data:
-                    return None
-                if request is None:
-                    return HandoffConnection(connection, data, None)
-                target, length = self._ordinary(request, data)
-                if target is None:
-                    return HandoffConnection(connection, data, _whole(request))
-                start, end = request.consumed, request.consumed + length
-                if len(data) < end and len(data := _read_to(connection, data, end)) < end:
-                    return HandoffConnection(
-                        connection, data, end, timeout_s=LEAST_WAIT_S
-                    )  # it has stopped: Flask says so
-                answer = self._answer(target, data[start:end], has_left)
-                data = data[end:]
-                deliver(connection, answer)
+            return steps_of.run(data)
         except OSError:  # the client has disconnected or stalled
             return None
         finally:
-            watcher.close()
+            self._connections.discard(steps_of)
 
-    def _head(self, connection: Any, watcher: Any, data: bytes) -> tuple[bytes, Any]:
-        """The bytes read, and the parsed request at their beginning, None if they are no request.
-
-        The bytes are empty at the end of the connection.
-        """
-        began = time.monotonic()
-        while True:
-            if data:
-                try:
-                    return data, self._parse(data)
-                except (
-                    _parser_fast.IncompleteError
-                ):  # not gunicorn_h1c.IncompleteError: the parser has a class of its own
-                    if len(data) > MOST_HEAD:
-                        return data, None
-                except (ParseError, _parser_fast.ParseError):
-                    return data, None
-            self._reading[connection] = began
-            try:
-                gevent.get_hub().wait(watcher)  # a read before the wait would mostly find nothing
-                more = connection.recv(READ)
-            finally:
-                del self._reading[connection]
-            if not more:
-                return b"", None
-            data += more
-
-    def _ordinary(self, request: Any, data: bytes) -> tuple[Any, int]:
+    def ordinary(self, request: Any, data: bytes) -> tuple[Any, int]:
         """The matched target and the body's length of an ordinary step request; (None, 0) for any other request."""
         target = _TARGET(request.path)
         if target is None or request.method != b"POST" or request.minor_version != 1 or not self._alive():
@@ -154,15 +112,201 @@ class FastPath:
             self._lengths[headers] = length
         return (target, length) if 0 <= length <= self._most_body else (None, 0)
 
-    def _answer(self, target: re.Match[bytes], body: bytes, has_left: Callable[[], bool]) -> bytes:
+
+class _StepConnection:
+    """A connection that sends step requests, while the fast path has it.
+
+    Its watcher reads what has come, parses it and submits a plain step to the engine, whose batch calls `settled`. All
+    that may wait is done by the connection's greenlet, which is parked otherwise: a body that has not come, a body of
+    many sessions or of a form that the schemas read, a session whose model is not known yet, a client that reads
+    slowly, and the handoff of other requests.
+    """
+
+    __slots__ = (
+        "_body", "_connection", "_data", "_fast_path", "_greenlet", "_hub", "_is_over", "_is_parked", "_is_watching", "_socket",
+        "_target", "_waits_since", "_watcher", "_work", "abandoned", "has_left", "started_at",
+    )  # fmt: skip
+
+    def __init__(self, fast_path: FastPath, connection: Any) -> None:
+        self._fast_path, self._connection = fast_path, connection
+        self._socket = connection._sock  # noqa: SLF001  (the system's socket, which never waits)
+        self._hub, self._greenlet = gevent.get_hub(), gevent.getcurrent()
+        self._watcher = self._hub.loop.io(connection.fileno(), 1)
+        self._data = b""  # bytes of the next request
+        self._waits_since: float | None = None  # None while a request is answered
+        self._work: Callable[[], HandoffConnection | None] | None = None  # for the greenlet
+        self._is_parked = self._is_watching = self._is_over = False
+        self._target: Any = None  # of the request that was submitted
+        self._body = b""
+        self.abandoned, self.started_at = False, 0.0
+        self.has_left = partial(hung_up, connection.fileno())
+
+    def run(self, data: bytes) -> HandoffConnection | None:
+        """Returns the handoff of the connection; None if it has ended. Raises OSError."""
+        try:
+            self._go_on(data)
+            while True:
+                while self._work is None:
+                    self._is_parked = True
+                    self._hub.switch()
+                    self._is_parked = False
+                work, self._work = self._work, None
+                if (handoff := work()) is not None:
+                    return handoff
+                self._go_on(self._data)
+        except _EndedError:
+            return None
+        finally:
+            self.abandoned = self._is_over = True
+            self._watcher.close()
+
+    def end_if_idle(self, since: float) -> None:
+        """Ends the connection if it has waited for the rest of a request since before that time."""
+        if self._waits_since is not None and self._waits_since < since:
+            with contextlib.suppress(OSError):
+                self._connection.shutdown(socket.SHUT_RD)  # the watcher sees the end
+
+    def _give(self, work: Callable[[], HandoffConnection | None]) -> None:
+        """Has the greenlet do this work."""
+        self._waits_since, self._work = None, work
+        if self._is_parked:
+            self._is_parked = False
+            self._hub.loop.run_callback(self._greenlet.switch)
+
+    def _go_on(self, data: bytes) -> None:
+        """Begins with the next request, of which these bytes have come."""
+        if self._is_over:
+            return
+        self._waits_since = time.monotonic()
+        if data:
+            self._take(data)
+        elif not self._is_watching:
+            self._is_watching = True
+            self._watcher.start(self._readable)
+
+    def _readable(self) -> None:
+        """Is called by the event loop when bytes have come, or the end of the connection."""
+        if self._waits_since is None:  # they wait until the request before is answered
+            self._watcher.stop()
+            self._is_watching = False
+            return
+        try:
+            data = self._socket.recv(READ)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if data:
+            self._take(self._data + data if self._data else data)
+        else:
+            self._give(_end)
+
+    def _take(self, data: bytes) -> None:
+        """Submits the request at the beginning of the data, or gives the work that it makes to the greenlet."""
+        fast_path, self._data = self._fast_path, b""
+        try:
+            request = fast_path.parse(data)
+        except _parser_fast.IncompleteError:  # not gunicorn_h1c.IncompleteError: the parser has a class of its own
+            if len(data) > MOST_HEAD:
+                self._hand_over(data, None)
+                return
+            self._data = data
+            if not self._is_watching:
+                self._is_watching = True
+                self._watcher.start(self._readable)
+            return
+        except (ParseError, _parser_fast.ParseError):
+            self._hand_over(data, None)
+            return
+        target, length = fast_path.ordinary(request, data)
+        if target is None:
+            self._hand_over(data, _whole(request))
+            return
+        start, end = request.consumed, request.consumed + length
+        if len(data) < end:
+            self._give(partial(self._read_rest, target, data, start, end))
+            return
+        body, self._data = data[start:end], data[end:]
+        try:
+            self._submit(target, body)
+        except Exception as error:  # noqa: BLE001  (as Flask's error handlers do)
+            self._send(_written(problems.of(error, "POST", target[0].decode())))
+
+    def _submit(self, target: re.Match[bytes], body: bytes) -> None:
+        """Submits a plain step. Raises the error with which it is refused."""
+        steps_of, (model, session) = self._fast_path.engine.steps, target.groups()
+        if session is not None:
+            request = plain_step(session.decode(), body, "" if model is None else model.decode())
+            if request is not None:
+                self.abandoned, self.started_at = False, steps_of.now()
+                if (row := steps_of.row(TENANT, request, self)) is not None:
+                    steps_of.submit(row)
+                    self._waits_since, self._target, self._body = None, target, body
+                    return
+        self._give(partial(self._answer, target, body))
+
+    def settled(self, row: BatchRow) -> None:
+        """Answers the request of a row that was submitted."""
+        if self._is_over:
+            return
+        outcome, target = row.outcome, self._target
+        if isinstance(outcome, StepResult):
+            self._send(_written(steps.reply_to(outcome, row.requests[0].request.session_id)))
+        elif self._fast_path.engine.steps.has_model_changed(row):
+            self._give(partial(self._answer, target, self._body))
+        else:
+            assert isinstance(outcome, Exception)
+            self._send(_written(problems.of(outcome, "POST", target[0].decode())))
+
+    def _send(self, answer: bytes) -> None:
+        try:
+            sent = self._socket.send(answer)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._give(_end)
+            return
+        if sent < len(answer):
+            self._give(partial(self._deliver, answer[sent:]))
+        elif self._data:  # the next request has come with the last one
+            self._hub.loop.run_callback(self._go_on, self._data)
+        else:
+            self._go_on(b"")
+
+    # The work of the greenlet
+
+    def _answer(self, target: re.Match[bytes], body: bytes) -> None:
+        """Answers a request whose answer may take a while."""
         model, session = target.groups()
         try:
-            reply = steps.reply(
-                self._engine, None if session is None else session.decode(), body, has_left, (model or b"").decode()
-            )
+            name = None if session is None else session.decode()
+            reply = steps.reply(self._fast_path.engine, name, body, self.has_left, (model or b"").decode())
         except Exception as error:  # noqa: BLE001  (as Flask's error handlers do)
             reply = problems.of(error, "POST", target[0].decode())
-        return _written(reply)
+        self._deliver(_written(reply))
+
+    def _deliver(self, answer: bytes) -> None:
+        deliver(self._connection, answer)
+
+    def _read_rest(self, target: re.Match[bytes], data: bytes, start: int, end: int) -> HandoffConnection | None:
+        """Reads the rest of a body, and answers its request."""
+        data = _read_to(self._connection, data, end)
+        if len(data) < end:  # it has stopped: Flask says so
+            return HandoffConnection(self._connection, data, end, timeout_s=LEAST_WAIT_S)
+        self._data = data[end:]
+        self._answer(target, data[start:end])
+        return None
+
+    def _hand_over(self, data: bytes, size: int | None) -> None:
+        self._give(lambda: HandoffConnection(self._connection, data, size))
+
+
+class _EndedError(Exception):
+    """The connection has ended."""
+
+
+def _end() -> None:
+    raise _EndedError
 
 
 def _length(headers: tuple[tuple[bytes, bytes], ...]) -> int:
