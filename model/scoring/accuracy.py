@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from onward.model.manifest import Head
 from onward.model.runner import Outputs, StepModel
+from onward.model.scoring.central_interval import Floats, Named
 from onward.model.scoring.columns import score_columns
 from onward.model.scoring.layout import StatisticsLayout
 from onward.model.scoring.statistics import IntervalStatistics, RunningStatistics, TargetStatistics
@@ -96,19 +97,16 @@ class Accuracy:
 
     @np.errstate(all="ignore")
     def score_columns(
-        self, statistics: NDArray[np.void], inputs: NDArray[np.float32], before: State, outputs: Outputs
-    ) -> Outputs:
+        self, statistics: NDArray[np.void], inputs: NDArray[np.float32], predictions: Named, outputs: Outputs
+    ) -> tuple[Outputs, Floats]:
         """Scores rows of one step, see `columns.score_columns`; the outputs stay as they are if nothing is scored.
 
-        statistics: (rows,) of `columns_dtype`, updated in place. inputs: (rows, features). before, outputs: (rows,).
+        statistics: (rows,) of `columns_dtype`, updated in place. inputs: (rows, features). predictions: (rows, targets)
+        by output, as the states before the inputs have them. outputs: (rows,).
         """
-        return score_columns(self._plain, statistics, inputs, before, outputs) if self.enabled else outputs
-
-    def increments_of_columns(self, before: NDArray[np.void], after: NDArray[np.void]) -> list[float]:
-        """Returns the increment of each of `sums`, added over all rows (rows,) of `columns_dtype`."""
-        sums = slice(1, 1 + len(self.sums))
-        total: list[float] = np.add.reduce(after["numbers"][:, sums] - before["numbers"][:, sums]).tolist()
-        return total
+        if not self.enabled:
+            return outputs, np.zeros((len(outputs), 0))
+        return score_columns(self._plain, statistics, inputs, predictions, outputs)
 
     def increments(self, before: Sequence[bytes], after: Sequence[bytes]) -> list[float]:
         """Returns the increment of each of `sums`, added over all rows."""

@@ -8,37 +8,38 @@ from numpy.typing import NDArray
 
 from onward.model.manifest import RANKED
 from onward.model.runner import Outputs
+from onward.model.scoring.central_interval import Floats, Named
 from onward.model.scoring.conformal import anomalies_of_rows
 from onward.model.scoring.layout import ALARM, ALARMS, ANOMALY, ERROR, INPUTS, LAST, SURPRISE, StatisticsLayout
-from onward.model.state import State
 
 
 def score_columns(
     layout: StatisticsLayout,
     statistics: NDArray[np.void],
     inputs: NDArray[np.float32],
-    before: State,
+    predictions: Named,
     outputs: Outputs,
-) -> Outputs:
-    """Returns the outputs (rows,) with the scores of the inputs, and updates the statistics.
+) -> tuple[Outputs, Floats]:
+    """Updates the statistics; returns the outputs (rows,) with the scores of the inputs, and the increments.
 
     statistics: (rows,) of `layout.dtype`, without intervals, updated in place. inputs: (rows, features), with all
-    targets present. before: the states (rows,) before them. outputs: (rows,) after them.
+    targets present. predictions: those of the inputs, (rows, targets) by output. outputs: (rows,) after the inputs.
+    increments: (rows, sums) of `layout.sums`.
     """
     numbers, rows = statistics["numbers"], len(outputs)
     increments = np.zeros((rows, 1 + len(layout.sums)))
-    by_name = {name: increments[:, layout.positions[name]] for name in layout.names}
     scored = np.empty(rows, layout.output_dtype)
     _memory(scored)[:, : outputs.itemsize] = _memory(outputs)
     if layout.targets:
-        predictions = layout.stored_prediction(before)
+        by_name = {name: increments[:, layout.positions[name]] for name in layout.names}
         actual = inputs[:, layout.columns].astype(np.float64)
-        by_name["predicted"][...] = 1
+        by_name["predicted"].fill(1)
         if layout.numbers:
-            scored[ERROR] = error = actual - layout.central.centre(predictions)
+            error = actual - layout.central.centre(predictions)
             last = numbers[:, layout.positions[LAST]]
-            by_name["absolute_error"][...] = np.abs(error)
-            by_name["naive_absolute_error"][...] = np.fmax(np.abs(actual - last), 0.0)  # 0 for the first
+            scored[ERROR] = error
+            np.abs(error, out=by_name["absolute_error"])
+            np.fmax(np.abs(actual - last), 0.0, out=by_name["naive_absolute_error"])  # 0 for the first
             if layout.central.level is not None:
                 below, above = layout.central.reach(predictions)
                 by_name["inside"][...] = (error >= -below) & (error <= above)
@@ -47,10 +48,13 @@ def score_columns(
             by_name["hits"][...] = actual == predictions[RANKED[0]][:, :1]
     if layout.head.surprise is not None:
         surprise = outputs[layout.head.surprise]
-        scored[ANOMALY] = found = anomalies_of_rows(statistics["ring"], numbers[:, INPUTS], surprise)
-        increments[:, INPUTS], increments[:, SURPRISE], increments[:, ALARMS] = 1, surprise, found >= ALARM
+        found = anomalies_of_rows(statistics["ring"], numbers[:, INPUTS], surprise)
+        scored[ANOMALY] = found
+        increments[:, INPUTS] = 1
+        increments[:, SURPRISE] = surprise
+        increments[:, ALARMS] = found >= ALARM
     numbers[:, : increments.shape[1]] += increments
-    return scored
+    return scored, increments[:, 1:]
 
 
 def _memory(rows: Outputs) -> NDArray[np.uint8]:

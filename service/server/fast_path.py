@@ -123,8 +123,8 @@ class _StepConnection:
     """
 
     __slots__ = (
-        "_body", "_connection", "_data", "_fast_path", "_greenlet", "_hub", "_is_over", "_is_parked", "_is_watching", "_socket",
-        "_target", "_waits_since", "_watcher", "_work", "abandoned", "has_left", "started_at",
+        "_body", "_connection", "_data", "_fast_path", "_greenlet", "_hub", "_is_over", "_is_parked", "_is_watching",
+        "_socket", "_target", "_waits_since", "_watcher", "_work", "abandoned", "has_left", "started_at",
     )  # fmt: skip
 
     def __init__(self, fast_path: FastPath, connection: Any) -> None:
@@ -185,7 +185,7 @@ class _StepConnection:
             self._watcher.start(self._readable)
 
     def _readable(self) -> None:
-        """Is called by the event loop when bytes have come, or the end of the connection."""
+        """Reads what has come, which may be the end of the connection; the event loop calls it."""
         if self._waits_since is None:  # they wait until the request before is answered
             self._watcher.stop()
             self._is_watching = False

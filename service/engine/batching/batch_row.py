@@ -45,7 +45,7 @@ class ResultColumns:
     def __init__(self, steps: list[int], outputs: Outputs) -> None:
         self.steps, self.outputs = steps, outputs
         self.encoded: Any = None
-        """What a protocol has made of all rows, once the first of them was asked for; None before."""
+        """The rows as a protocol has encoded them, once the first of them was asked for; None before."""
 
 
 class StepResult:
@@ -90,13 +90,13 @@ class Caller(Protocol):
     abandoned: bool
     """True if nobody waits for the call any more, so that rows which have not run need not run."""
     started_at: float
-    """On the engine's monotonic clock."""
+    """The time when the client began to wait, on the engine's monotonic clock."""
 
     def has_left(self) -> bool:
         """Returns whether the client has closed its connection."""
 
     def settled(self, row: "BatchRow") -> None:
-        """Is called once for each row, with its outcome set. It must not raise, nor wait."""
+        """Takes a row whose outcome is set, once for each row of the call. It must not raise, nor wait."""
 
 
 class PendingCall:
@@ -195,7 +195,7 @@ class BatchRow:
         self.overtaken: Record | None = None
         """The record that the row was computed from, if its commit came too late."""
         self.progress: Progress | None = None
-        """Where the row is, if it takes more than one batch or is not advanced as part of columns."""
+        """The row's progress, if it takes more than one batch or is not advanced as part of columns."""
         self.outcome: StepResult | StandaloneResult | Exception | None = None
 
     def __repr__(self) -> str:
@@ -246,7 +246,7 @@ class BatchRow:
 
 
 class Progress:
-    """How far a row has come, which is advanced by itself.
+    """The progress of a row that is advanced by itself.
 
     state: its bytes after the steps so far. accuracy, surprise: how its predictions came true and how surprising its
     inputs were so far, None where that is not counted.

@@ -6,7 +6,7 @@ columns of one array, all else row by row in plain Python. One bad row never fai
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,16 +46,17 @@ log = logging.getLogger(__name__)
 
 
 class Step(NamedTuple):
-    """One step of rows that advance together.
+    """A step of rows that advance together.
 
-    before: their columns. inputs: (rows, features). outputs, states: (rows,) after the inputs.
+    columns: their records, with the states after the step. predictions: those that the states had before it, (rows,
+    targets) by output. inputs: (rows, features). outputs: (rows,).
     """
 
     rows: Sequence[BatchRow]
-    before: Columns
+    columns: Columns
+    predictions: dict[str, NDArray[Any]]
     inputs: NDArray[np.float32]
     outputs: Outputs
-    states: State
 
 
 class Executor:
@@ -104,14 +105,16 @@ class Executor:
         if not count and not ready:
             return
         inputs, sizes = padded([row.inputs for row in together if row.inputs is not None] + row_inputs)
-        before = self._columns.joined([row.record for row in together if row.record is not None])
-        states = self._states(before, ready)
+        columns = self._columns.joined([row.record for row in together if row.record is not None])
+        predictions = self._columns.predictions(columns)
+        states = self._states(columns, ready)
         seconds = self._costs.seconds(*inputs.shape[:2])
         outputs, after, are_finite = cost.run(lambda: self._call(inputs, sizes, states), seconds)
         if ready:
             own = slice(count, None)
             self._advance_alone(ready, inputs[own], sizes[own], states[own], outputs[own], after[own], are_finite[own])
-        step = Step(together, before, inputs[:count, 0], outputs[:count, 0], after[:count])
+        self._columns.set_states(columns, after[:count])
+        step = Step(together, columns, predictions, inputs[:count, 0], outputs[:count, 0])
         self._commit(step if all(are_finite[:count]) else _finite_part(step, are_finite), ready)
 
     def _divided(self, rows: Sequence[BatchRow]) -> tuple[Sequence[BatchRow], Sequence[BatchRow]]:
@@ -207,10 +210,10 @@ class Executor:
         finished = self._settle_standalone(alone)
         if not step.rows and not finished:
             return
-        after, scored, records = step.before, step.outputs, []
+        columns, scored, increments, records = step.columns, step.outputs, np.zeros((0, 0)), list[Record]()
         if step.rows:
-            after, scored = self._columns.advanced(step.before, step.inputs, step.outputs, step.states, now)
-            records = self._records(step.rows, after, scored)
+            scored, increments = self._columns.advance(columns, step.predictions, step.inputs, step.outputs, now)
+            records = self._records(step.rows, columns, scored)
         own_outputs = [progress.all_outputs() for _, progress in finished]
         records += [
             self._record(row, progress, outputs, now)
@@ -222,10 +225,11 @@ class Executor:
             for row, record in zip(rows, records, strict=True)
         ]
         committed = self._store.commit_many(changes)
-        if self._count_sums is not None:
-            self._count_later(step.before, after, committed[:count])
         if count:
-            self._settle_together(step.rows, after["step"].tolist(), scored, committed)
+            if self._count_sums is not None:
+                counted = increments if all(committed[:count]) else increments[np.array(committed[:count], bool)]
+                self._uncounted.append(np.add.reduce(counted).tolist())
+            self._settle_together(step.rows, columns["step"].tolist(), scored, committed)
         for (row, _), outputs, record, is_committed in zip(
             finished, own_outputs, records[count:], committed[count:], strict=True
         ):
@@ -262,7 +266,7 @@ class Executor:
             else:
                 row.restart()
 
-    def _records(self, rows: Sequence[BatchRow], after: Columns, scored: Outputs) -> list[Record]:
+    def _records(self, rows: Sequence[BatchRow], columns: Columns, scored: Outputs) -> list[Record]:
         """Returns the records of rows in columns."""
         before = [row.record for row in rows if row.record is not None]
         requests: list[bytes | None] = [None] * len(rows)
@@ -270,7 +274,7 @@ class Executor:
             if row.requests[0].request.request_id:
                 outputs = scored[number : number + 1]
                 requests[number] = _remembered_requests(before[number], row.requests, outputs, self._max_answer_bytes)
-        return self._columns.records(after, before, requests)
+        return self._columns.records(columns, before, requests)
 
     def _record(self, row: BatchRow, progress: Progress, outputs: Outputs, now: float) -> Record:
         """Returns the record of a session whose row has finished alone."""
@@ -299,13 +303,6 @@ class Executor:
             points.append(Point(before.step + consumed, surprise, state, accuracy or b""))
         return earlier.advanced(points, row.inputs, step, self._keep).to_bytes()
 
-    def _count_later(self, before: Columns, after: Columns, committed: Sequence[bool]) -> None:
-        if len(committed):
-            chosen = slice(None) if all(committed) else np.array(committed, bool)
-            self._uncounted.append(
-                self.accuracy.increments_of_columns(before["accuracy"][chosen], after["accuracy"][chosen])
-            )
-
     def count(self) -> None:
         """Reports to the observer what was committed since the last call of this method.
 
@@ -324,7 +321,8 @@ def _finite_part(step: Step, are_finite: Sequence[bool]) -> Step:
             row.settle(NotFiniteError())
     chosen: list[int] = np.flatnonzero(are_finite[: len(step.rows)]).tolist()
     rows = [step.rows[number] for number in chosen]
-    return Step(rows, step.before[chosen], step.inputs[chosen], step.outputs[chosen], step.states[chosen])
+    predictions = {name: values[chosen] for name, values in step.predictions.items()}
+    return Step(rows, step.columns[chosen], predictions, step.inputs[chosen], step.outputs[chosen])
 
 
 def _with_next_inputs(rows: Sequence[BatchRow]) -> tuple[list[BatchRow], list[NDArray[np.float32]]]:

@@ -4,6 +4,7 @@ Owns how a step advances them all together. It gives the same bits as `Record.ad
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from zlib_ng.zlib_ng import crc32
 
 from onward.model.runner import Outputs, StepModel
 from onward.model.scoring.accuracy import Accuracy
+from onward.model.scoring.central_interval import Floats
 from onward.model.scoring.surprise import update_columns
 from onward.model.state import State
 from onward.service.store.record import HEAD, HEAD_FIELDS, MAGIC, Record
@@ -29,51 +31,68 @@ class RecordColumns:
         self._accuracy, self._surprise = accuracy, model.manifest.head.surprise
         self.dtype = np.dtype([*HEAD_FIELDS, ("accuracy", accuracy.columns_dtype), ("state", model.layout.dtype)])
         assert self.dtype.fields is not None
-        self._state = slice(self.dtype.fields["state"][1], self.dtype.itemsize)
+        self._state_start = self.dtype.fields["state"][1]
+        self._stored_prediction = model.stored_prediction
+        self._last = tuple(model.manifest.head.last) if accuracy.enabled else ()
         assert self.dtype.fields["accuracy"][1] == HEAD.size
         self.sizes = (accuracy.columns_dtype.itemsize, model.layout.dtype.itemsize)
         """The bytes of the statistics and of the state of a record that fits in."""
         self._rng = np.random.default_rng()
 
     def joined(self, records: Sequence[Record]) -> Columns:
+        """Returns the records as one array, which can be written to."""
         size = self.dtype.itemsize
-        return np.frombuffer(b"".join([record.data[:size] for record in records]), self.dtype)
+        return np.frombuffer(bytearray().join([record.data[:size] for record in records]), self.dtype)
 
     def states(self, columns: Columns) -> State:
         """Returns the states (rows,)."""
         states: State = columns["state"]
         return states
 
-    def advanced(
-        self, before: Columns, inputs: NDArray[np.float32], outputs: Outputs, states: State, now: float
-    ) -> tuple[Columns, Outputs]:
-        """Returns the columns after one step of each row, and the outputs (rows,) with the scores of its input.
+    def set_states(self, columns: Columns, states: State) -> None:
+        """Sets the states (rows,); as bytes, because numpy copies structured rows field by field."""
+        memory = np.ndarray((len(columns), self.dtype.itemsize), np.uint8, columns)
+        memory[:, self._state_start :] = np.ndarray((len(states), states.itemsize), np.uint8, states)
 
-        inputs: (rows, features). outputs, states: (rows,) after them. now: the time in seconds since 1970 UTC.
+    def predictions(self, columns: Columns) -> dict[str, NDArray[Any]]:
+        """Returns the predictions of the next inputs that the states have, (rows, targets) by output."""
+        stored = self._stored_prediction(columns["state"])
+        return {name: stored[name].copy() for name in self._last}
+
+    def advance(
+        self,
+        columns: Columns,
+        predictions: dict[str, NDArray[Any]],
+        inputs: NDArray[np.float32],
+        outputs: Outputs,
+        now: float,
+    ) -> tuple[Outputs, Floats]:
+        """Advances all but the states by one step of each row.
+
+        predictions: as `predictions` gave them before the step. inputs: (rows, features). outputs: (rows,). now: the
+        time in seconds since 1970 UTC. Returns the outputs with the scores of the inputs, and the increments (rows,
+        sums) of the statistics' sums.
         """
-        after, rows = before.copy(), len(before)
-        memory = np.ndarray((rows, self.dtype.itemsize), np.uint8, after)
-        memory[:, self._state] = np.ndarray((rows, states.itemsize), np.uint8, np.ascontiguousarray(states))
-        scored = self._accuracy.score_columns(after["accuracy"], inputs, before["state"], outputs)
+        scored = self._accuracy.score_columns(columns["accuracy"], inputs, predictions, outputs)
         if self._surprise is not None:
             means = update_columns(
-                before["surprises"], before["surprise_mean"], before["surprise_recent"], outputs[self._surprise]
+                columns["surprises"], columns["surprise_mean"], columns["surprise_recent"], outputs[self._surprise]
             )
-            after["surprises"], after["surprise_mean"], after["surprise_recent"] = means
-        after["revision"] = self._rng.integers(0, 2**64, rows, np.uint64)
-        after["step"] += 1
-        after["last_step_at"] = now
-        after["expires_at"] = now + after["ttl_s"]
-        return after, scored
+            columns["surprises"], columns["surprise_mean"], columns["surprise_recent"] = means
+        columns["revision"] = self._rng.integers(0, 2**64, len(columns), np.uint64)
+        columns["step"] += 1
+        columns["last_step_at"] = now
+        columns["expires_at"] = columns["ttl_s"] + now
+        return scored
 
-    def records(self, after: Columns, before: Sequence[Record], requests: Sequence[bytes | None]) -> list[Record]:
+    def records(self, columns: Columns, before: Sequence[Record], requests: Sequence[bytes | None]) -> list[Record]:
         """Returns the rows as records. before: the records that they advance. requests: None stays as it was."""
         size = self.dtype.itemsize
         rests = [record.data[size:] for record in before]
         for row, changed in enumerate(requests):
             if changed is not None:
-                rests[row], after["requests_bytes"][row] = _with_requests(before[row], changed), len(changed)
-        data = memoryview(after.tobytes())
+                rests[row], columns["requests_bytes"][row] = _with_requests(before[row], changed), len(changed)
+        data = columns.view(np.uint8).data
         records, start = [], 0
         for rest in rests:
             end = start + size
