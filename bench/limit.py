@@ -27,9 +27,8 @@ def opened(bundle: Path, rows: int, steps: int) -> tuple[ort.InferenceSession, F
     }
     for pair in json.loads((bundle / "manifest.json").read_text())["state"]:
         shape = [rows if axis == "batch" else axis for axis in pair["shape"]]
-        parts = [np.full(part["size"], part["init"]) for part in pair.get("parts", ())]
-        value = np.concatenate(parts) if parts else np.array(pair["init"])
-        feeds[pair["input"]] = np.ascontiguousarray(np.broadcast_to(value, shape), np.float32)
+        value = np.array(pair["init"], np.float32)
+        feeds[pair["input"]] = np.ascontiguousarray(np.broadcast_to(value, shape))
     return model, feeds
 
 

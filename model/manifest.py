@@ -69,19 +69,17 @@ class Tensor(Frozen):
 
 
 class Part(Frozen):
-    """Consecutive elements of one row of a state tensor; `init` is their initial value, as that of `StatePair`."""
+    """Consecutive elements of one row of a state tensor."""
 
     name: str
     size: Annotated[int, Field(gt=0)]
-    init: float | list[float] = 0.0
 
 
 class StatePair(Frozen):
     """A tensor that is carried from step to step: the graph reads it as `input` and returns it as `output`.
 
     `init` is its initial value: one number for all elements, or nested numbers in the shape of one row. `parts` divide
-    a row, with its axes in the order of `shape`, into values that were joined into one tensor, in order; the initial
-    value is then theirs.
+    a row, with its axes in the order of `shape`, into values that were joined into one tensor, in order.
     """
 
     input: str
@@ -109,8 +107,6 @@ class StatePair(Frozen):
             raise ValueError(f"state {self.input!r} has two parts of one name")
         if (size := sum(part.size for part in self.parts)) != row:
             raise ValueError(f"the parts of state {self.input!r} have {size} elements, but a row has {row}")
-        if self.init != 0.0:
-            raise ValueError(f"state {self.input!r} has parts, so its initial value is theirs")
         return self
 
 

@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onward.model.manifest import Dtype, Nested, StatePair, Tensor, part_label
+from onward.model.manifest import Nested, StatePair, Tensor, part_label
 
 State = NDArray[np.void]
 """Rows (batch,) of a layout's dtype."""
-Init = float | Nested
 
 
 class StateError(ValueError):
@@ -37,9 +36,9 @@ class Layout:
         self._initial = np.zeros(1, self.dtype)
         offset = 0
         for pair, tensor in tensors:
-            for label, inner, init in _parts(pair, tensor):
+            self._initial[tensor.name] = _initial_value(tensor, pair.init)
+            for label, inner in _parts(pair, tensor):
                 self._fields[label] = np.dtype((tensor.dtype, inner)), offset
-                self.parts(self._initial)[label] = _initial_value(label, tensor.dtype, inner, init)
                 offset += self._fields[label][0].itemsize
 
     def view(self, fields: Mapping[str, tuple[str, tuple[int, ...]]]) -> np.dtype[np.void]:
@@ -73,21 +72,21 @@ class Layout:
         return np.frombuffer(b"".join(rows), self.dtype)
 
 
-def _parts(pair: StatePair, tensor: Tensor) -> list[tuple[str, tuple[int, ...], Init]]:
-    """Returns the label, the inner shape and the initial value of each part, or of a tensor without parts."""
+def _parts(pair: StatePair, tensor: Tensor) -> list[tuple[str, tuple[int, ...]]]:
+    """Returns the label and the inner shape of each part, or of a tensor without parts."""
     if not pair.parts:
-        return [(pair.input, tensor.inner, pair.init)]
-    return [(part_label(pair.input, part.name), (part.size,), part.init) for part in pair.parts]
+        return [(pair.input, tensor.inner)]
+    return [(part_label(pair.input, part.name), (part.size,)) for part in pair.parts]
 
 
-def _initial_value(label: str, dtype: Dtype, inner: tuple[int, ...], init: Init) -> NDArray[Any]:
+def _initial_value(tensor: Tensor, init: float | Nested) -> NDArray[Any]:
     try:
         with np.errstate(over="ignore"):  # an overflow is reported below, as it is not finite
-            value = np.asarray(init, dtype)
+            value = np.asarray(init, tensor.dtype)
     except (ValueError, TypeError, OverflowError) as error:
-        raise ValueError(f"state {label!r}: init is no {dtype}: {error}") from error
-    if value.shape not in ((), inner):
-        raise ValueError(f"state {label!r}: init has shape {value.shape}, one row has {inner}")
+        raise ValueError(f"state {tensor.name!r}: init is no {tensor.dtype}: {error}") from error
+    if value.shape not in ((), tensor.inner):
+        raise ValueError(f"state {tensor.name!r}: init has shape {value.shape}, one row has {tensor.inner}")
     if not np.isfinite(value).all():
-        raise ValueError(f"state {label!r}: init is not finite")
+        raise ValueError(f"state {tensor.name!r}: init is not finite")
     return value

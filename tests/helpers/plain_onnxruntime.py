@@ -21,9 +21,8 @@ def zeros(manifest: Manifest, rows: int) -> dict[str, NDArray[Any]]:
     state: dict[str, NDArray[Any]] = {}
     for pair in manifest.state:
         inner = [axis for axis in pair.shape if isinstance(axis, int)]
-        parts = [np.broadcast_to(np.asarray(part.init, pair.dtype), part.size) for part in pair.parts]
-        first = np.concatenate(parts).reshape(inner) if parts else np.broadcast_to(np.asarray(pair.init), inner)
-        state[pair.input] = np.stack([first.astype(pair.dtype)] * rows, axis=pair.shape.index("batch"))
+        first = np.broadcast_to(np.asarray(pair.init, pair.dtype), inner)
+        state[pair.input] = np.stack([first] * rows, axis=pair.shape.index("batch"))
     return state
 
 

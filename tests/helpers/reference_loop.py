@@ -25,9 +25,7 @@ class BareLoop:
         self._state = {}
         for pair in json.loads((bundle / "manifest.json").read_text())["state"]:
             shape = [1 if axis == "batch" else axis for axis in pair["shape"]]
-            parts = [np.full(part["size"], part["init"]) for part in pair.get("parts", ())]
-            first = np.concatenate(parts) if parts else np.array(pair["init"])
-            self._state[pair["input"]] = np.broadcast_to(first, shape).astype(pair["dtype"])
+            self._state[pair["input"]] = np.broadcast_to(np.array(pair["init"], pair["dtype"]), shape).copy()
         self._outputs = [node.name for node in self._session.get_outputs()]
 
     def step(self, values: Sequence[float]) -> dict[str, NDArray[np.float32]]:

@@ -64,7 +64,6 @@ FAULTS: dict[str, tuple[Callable[[Document], None], str]] = {
     ),
     "part of no size": (put("state", 0, "parts", 0, "size", to=0), "state.0.parts.0.size: "),
     "part named twice": (put("state", 0, "parts", 1, "name", to="h_0"), "state 'state_in' has two parts of one name"),
-    "parts and a value for all": (put("state", 0, "init", to=1.0), "has parts, so its initial value is theirs"),
     "feature named twice": (put("features", 2, "name", to="x"), "feature named twice: x"),
     "feature that is only a name": (put("features", 1, to="y"), "features.1: "),
     "target named twice": (put("head", "targets", to=["x", "y", "x"]), "target named twice: x"),

@@ -55,7 +55,11 @@ def contract(network: Network) -> Contract:
     parts = _joined_parts(network, last)
     state = [
         StatePair(
-            input="state_in", output="state_out", shape=(1, "batch", sum(part.size for part in parts)), parts=parts
+            input="state_in",
+            output="state_out",
+            shape=(1, "batch", sum(part.size for part in parts)),
+            init=[_joined_init(network, last)],
+            parts=parts,
         )
     ]
     if sums := tuple(Part(name=name, size=streaming) for name in network.input_layer.running_sums):
@@ -188,9 +192,15 @@ def _recurrent_parts(network: Network) -> list[str]:
 
 def _joined_parts(network: Network, last: dict[str, NDArray[Any]]) -> tuple[Part, ...]:
     recurrent = [Part(name=name, size=network.config.units) for name in _recurrent_parts(network)]
-    numbers = {name: value for name, value in last.items() if _dtype(value) == "float32"}
-    stored = [Part(name=name, size=value.size, init=value.ravel().tolist()) for name, value in numbers.items()]
+    stored = [Part(name=name, size=value.size) for name, value in last.items() if _dtype(value) == "float32"]
     return (*recurrent, *stored)
+
+
+def _joined_init(network: Network, last: dict[str, NDArray[Any]]) -> list[float]:
+    zeros = np.zeros(network.config.units * len(_recurrent_parts(network)), np.float32)
+    stored = [value.ravel() for value in last.values() if _dtype(value) == "float32"]
+    init: list[float] = np.concatenate([zeros, *stored]).tolist()
+    return init
 
 
 def _recurrent(graph: Graph, network: Network, scaled: str) -> str:
