@@ -24,8 +24,6 @@ Inputs = Rows | Values | NamedRows | str | bytes
 """Bytes are little-endian 32-bit floats in the order of the features: categories as numbers, missing values as NaN."""
 
 _NUMBER_TYPES = frozenset({int, float})
-_MAX_SCALAR_CONVERSIONS = 32
-"""The largest number of values that are converted one by one, which costs less than numpy's calls."""
 _BY_NAME, _LISTED, _SINGLE = "values by name", "a list of values", "one value"
 
 
@@ -52,6 +50,25 @@ def to_array(inputs: Inputs, features: Sequence[Feature], field: str = "inputs")
     """
     (array,) = arrays(inputs, features, field)
     return array
+
+
+def plain_numbers(inputs: Any, width: int) -> NDArray[np.float32] | None:
+    """Returns what `to_array` returns for lists of `width` finite numbers, at less cost; None for any other inputs.
+
+    For a model whose features are all numbers.
+    """
+    if type(inputs) is not list or not inputs:
+        return None
+    numbers = inputs
+    if type(inputs[0]) is list:
+        if set(map(type, inputs)) != {list} or set(map(len, inputs)) != {width}:
+            return None
+        numbers = list(chain.from_iterable(inputs))
+    elif width > 1:
+        return None
+    if not set(map(type, numbers)) <= _NUMBER_TYPES or (packed := _pack_float32(numbers)) is None:
+        return None
+    return np.ndarray((len(inputs), width), "<f4", packed)
 
 
 def arrays(
@@ -85,9 +102,6 @@ def _array(inputs: Any, features: Sequence[Feature], field: str, first: int, for
         all(feature.kind == "number" for feature in features)
         and set(map(type, chain.from_iterable(rows))) <= _NUMBER_TYPES
     ):
-        few = len(rows) * len(features) <= _MAX_SCALAR_CONVERSIONS
-        if few and (packed := _pack_float32(list(chain.from_iterable(rows)))) is not None:
-            return np.ndarray((len(rows), len(features)), "<f4", packed)
         array = _as_float64(rows)
     else:
         columns = [

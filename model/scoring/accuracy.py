@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from onward.model.manifest import Head
 from onward.model.runner import Outputs, StepModel
-from onward.model.scoring.central_interval import Floats, Named
+from onward.model.scoring.central_interval import Floats
 from onward.model.scoring.columns import score_columns
 from onward.model.scoring.layout import StatisticsLayout
 from onward.model.scoring.statistics import IntervalStatistics, RunningStatistics, TargetStatistics
@@ -96,17 +96,29 @@ class Accuracy:
         return answers, after
 
     @np.errstate(all="ignore")
+    def score_step(
+        self, statistics: bytes, values: Sequence[float], before: State, outputs: Outputs
+    ) -> tuple[Outputs, bytes]:
+        """Scores a finite row of one step of a session that `score_columns` could score, with the same bits.
+
+        values: (features,). before, outputs: (1,).
+        """
+        return (
+            self._by_size[0].score_step(statistics, values, before, outputs) if self.enabled else (outputs, statistics)
+        )
+
+    @np.errstate(all="ignore")
     def score_columns(
-        self, statistics: NDArray[np.void], inputs: NDArray[np.float32], predictions: Named, outputs: Outputs
+        self, statistics: NDArray[np.void], inputs: NDArray[np.float32], before: State, outputs: Outputs
     ) -> tuple[Outputs, Floats]:
         """Scores rows of one step, see `columns.score_columns`; the outputs stay as they are if nothing is scored.
 
-        statistics: (rows,) of `columns_dtype`, updated in place. inputs: (rows, features). predictions: (rows, targets)
-        by output, as the states before the inputs have them. outputs: (rows,).
+        statistics: (rows,) of `columns_dtype`, updated in place. inputs: (rows, features). before: the states (rows,)
+        before the inputs. outputs: (rows,).
         """
         if not self.enabled:
             return outputs, np.zeros((len(outputs), 0))
-        return score_columns(self._plain, statistics, inputs, predictions, outputs)
+        return score_columns(self._plain, statistics, inputs, before, outputs)
 
     def increments(self, before: Sequence[bytes], after: Sequence[bytes]) -> list[float]:
         """Returns the increment of each of `sums`, added over all rows."""

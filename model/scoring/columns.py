@@ -8,22 +8,23 @@ from numpy.typing import NDArray
 
 from onward.model.manifest import RANKED
 from onward.model.runner import Outputs
-from onward.model.scoring.central_interval import Floats, Named
+from onward.model.scoring.central_interval import Floats
 from onward.model.scoring.conformal import anomalies_of_rows
 from onward.model.scoring.layout import ALARM, ALARMS, ANOMALY, ERROR, INPUTS, LAST, SURPRISE, StatisticsLayout
+from onward.model.state import State
 
 
 def score_columns(
     layout: StatisticsLayout,
     statistics: NDArray[np.void],
     inputs: NDArray[np.float32],
-    predictions: Named,
+    before: State,
     outputs: Outputs,
 ) -> tuple[Outputs, Floats]:
     """Updates the statistics; returns the outputs (rows,) with the scores of the inputs, and the increments.
 
     statistics: (rows,) of `layout.dtype`, without intervals, updated in place. inputs: (rows, features), with all
-    targets present. predictions: those of the inputs, (rows, targets) by output. outputs: (rows,) after the inputs.
+    targets present. before: the states (rows,) before the inputs. outputs: (rows,) after them.
     increments: (rows, sums) of `layout.sums`.
     """
     numbers, rows = statistics["numbers"], len(outputs)
@@ -31,6 +32,7 @@ def score_columns(
     scored = np.empty(rows, layout.output_dtype)
     _memory(scored)[:, : outputs.itemsize] = _memory(outputs)
     if layout.targets:
+        predictions = layout.stored_prediction(before)
         by_name = {name: increments[:, layout.positions[name]] for name in layout.names}
         actual = inputs[:, layout.columns].astype(np.float64)
         by_name["predicted"].fill(1)

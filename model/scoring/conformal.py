@@ -44,10 +44,12 @@ def anomalies(ring: bytes, count: int, scores: Sequence[float]) -> tuple[list[fl
         line = ring + new.tobytes()
         before = np.ndarray((len(new), RING_SIZE), np.float32, line, 0, (_FLOAT.size, _FLOAT.size))
         reached = np.add.reduce(before >= new[:, np.newaxis], axis=1).tolist()
-    found = []
-    for n, reaching in enumerate(reached, count):
-        found.append(1 - (1 + reaching) / (min(n, RING_SIZE) + 1) if n >= MIN_SCORES else math.nan)
-    return found, line[-len(EMPTY) :]
+    return [anomaly(n, reaching) for n, reaching in enumerate(reached, count)], line[-len(EMPTY) :]
+
+
+def anomaly(count: int, reaching: int) -> float:
+    """Returns the anomaly of a score, of which `reaching` of the `count` scores before it are at least as high."""
+    return 1 - (1 + reaching) / (min(count, RING_SIZE) + 1) if count >= MIN_SCORES else math.nan
 
 
 def anomalies_of_rows(rings: Ring, counts: Floats, scores: Ring) -> Floats:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onward.model.inputs import InputError, Inputs, arrays, to_array
+from onward.model.inputs import InputError, Inputs, arrays, plain_numbers, to_array
 from onward.model.runner import StepModel
 from onward.model.sampling.rollout import NonFiniteError, RolloutUnsupportedError
 from onward.service.engine.batching.batch_row import PendingRequest
@@ -98,6 +98,12 @@ def parse_inputs(model: StepModel, inputs: Inputs, field: str = "inputs") -> NDA
     Raises InvalidInputError, which names the step and the feature at fault.
     """
     features = model.manifest.features
+    if (
+        model.has_numbers_only
+        and len(inputs) <= PIECE
+        and (numbers := plain_numbers(inputs, len(features))) is not None
+    ):
+        return numbers
     with as_service_errors():
         if len(inputs) <= PIECE:
             return to_array(inputs, features, field)
@@ -110,6 +116,9 @@ def parse_batch(model: StepModel, requests: Sequence[PendingRequest]) -> None:
     The inputs of all requests are parsed together where they have the same form: parsing a single step alone costs more
     than the step does.
     """
+    if len(requests) == 1 and requests[0].inputs is None:
+        _parse_alone(model, requests[0])
+        return
     unparsed: list[tuple[PendingRequest, Any]] = [
         (pending, pending.request.inputs) for pending in requests if pending.inputs is None
     ]
@@ -125,8 +134,12 @@ def parse_batch(model: StepModel, requests: Sequence[PendingRequest]) -> None:
                 pending.inputs = joined[start : start + pending.length]
                 start += pending.length
             return
-    for pending, inputs in unparsed:
-        try:
-            pending.inputs = parse_inputs(model, inputs)
-        except Exception as error:  # noqa: BLE001  (any error concerns this request alone)
-            pending.outcome = without_frames(error)
+    for pending, _ in unparsed:
+        _parse_alone(model, pending)
+
+
+def _parse_alone(model: StepModel, pending: PendingRequest) -> None:
+    try:
+        pending.inputs = parse_inputs(model, pending.request.inputs)
+    except Exception as error:  # noqa: BLE001  (any error concerns this request alone)
+        pending.outcome = without_frames(error)

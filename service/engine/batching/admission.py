@@ -45,11 +45,15 @@ class Admission:
         store: Store,
         clock: Callable[[], float],
         accuracy: Accuracy,
+        plain_sizes: tuple[int, int] | None,
         observer: Observer | None = None,
     ) -> None:
-        """`clock` gives seconds since 1970 UTC, for the times in records."""
+        """`clock` gives seconds since 1970 UTC, for the times in records.
+
+        plain_sizes: the bytes of the statistics and the state of records that fit columns; None if none do.
+        """
         self._model, self._store, self._clock = model, store, clock
-        self._accuracy, self._observer = accuracy, observer
+        self._accuracy, self._plain_sizes, self._observer = accuracy, plain_sizes, observer
         self._bundle, self._name = bundle_bytes(ref_of(model)), model.manifest.name.encode()
         self._state_bytes = model.layout.dtype.itemsize
 
@@ -81,7 +85,7 @@ class Admission:
         for row, record in zip(new, records, strict=True):
             row.inputs = None
             try:
-                row.record = self._checked(_record_for(row, record, now))
+                self._accept(row, _record_for(row, record, now))
             except Exception as error:  # noqa: BLE001  (any error concerns this row alone)
                 if self._observer is not None and isinstance(error, DamagedRecordError):
                     self._observer.damaged()
@@ -117,13 +121,16 @@ class Admission:
             row.length = len(row.inputs)
         return len(to_run) == len(row.requests)
 
-    def _checked(self, record: Record) -> Record:
+    def _accept(self, row: BatchRow, record: Record) -> None:
+        """Gives the row its record. Raises ModelChangedError, DamagedRecordError."""
         if not record.is_on(self._bundle, self._name):
             raise ModelChangedError
-        accuracy_bytes, state_bytes, *_ = record.sizes
+        accuracy_bytes, state_bytes, _, _, _, history_bytes = record.sizes
         if state_bytes != self._state_bytes or not self._accuracy.can_read(accuracy_bytes):
             raise DamagedRecordError("its state is not its model's")
-        return record
+        row.record = record
+        is_one_step = row.length == 1 and len(row.requests) == 1 and not history_bytes
+        row.is_plain = is_one_step and (accuracy_bytes, state_bytes) == self._plain_sizes
 
     def _stored_result(
         self, pending: PendingRequest, record: Record, step: int, lost: Record | None

@@ -1,12 +1,12 @@
 """Execution of a batch: load the records, one call of ONNX Runtime, one commit.
 
-Owns what happens to each row. Rows advance in one of two ways, which give the same bits: several rows of one step as
-columns of one array, all else row by row in plain Python. One bad row never fails its neighbours.
+Owns what happens to each row. Plain rows, which are one step of a session, advance in one of two ways, which give the
+same bits: few in plain Python, more as columns of one array. Rows that take longer, or belong to no session, advance
+row by row. One bad row never fails its neighbours.
 """
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ from onward.service.engine.batching.batch_row import (
 )
 from onward.service.engine.batching.cost import Cost
 from onward.service.engine.batching.model_call import ModelCall, padded
-from onward.service.engine.batching.record_columns import Columns, RecordColumns
+from onward.service.engine.batching.record_columns import RecordColumns
 from onward.service.engine.event_loop import in_loop_turns
 from onward.service.engine.observer import Observer
 from onward.service.engine.sessions import history
@@ -43,20 +43,6 @@ SCORED_AT_ONCE = 1024
 """The number of inputs of a batch whose predictions are scored in one turn of the event loop."""
 
 log = logging.getLogger(__name__)
-
-
-class Step(NamedTuple):
-    """A step of rows that advance together.
-
-    columns: their records, with the states after the step. predictions: those that the states had before it, (rows,
-    targets) by output. inputs: (rows, features). outputs: (rows,).
-    """
-
-    rows: Sequence[BatchRow]
-    columns: Columns
-    predictions: dict[str, NDArray[Any]]
-    inputs: NDArray[np.float32]
-    outputs: Outputs
 
 
 class Executor:
@@ -84,9 +70,9 @@ class Executor:
         self._model, self._costs, self._store, self._clock = model, costs, store, clock
         self._keep, self._features = keep, model.manifest.features
         self.accuracy = accuracy
-        self._admission = Admission(model, store, clock, accuracy, observer)
         self._columns = RecordColumns(model, accuracy)
-        self._has_columns = accuracy.has_columns and not keep
+        plain_sizes = self._columns.sizes if accuracy.has_columns and not keep else None
+        self._admission = Admission(model, store, clock, accuracy, plain_sizes, observer)
         self._count_sums = observer.watched(model, accuracy.sums) if observer and accuracy.enabled else None
         self._uncounted: list[list[float]] = []  # the increments of the sums by commits
         self._max_answer_bytes = idempotency.max_answer_bytes(accuracy.max_step_bytes)
@@ -99,62 +85,129 @@ class Executor:
         """
         if new := [row for row in batch if row.progress is None]:
             self._admission.admit(new)
-        together, alone = self._divided([row for row in batch if row.outcome is None])
-        ready, row_inputs = _with_next_inputs(alone)
-        count = len(together)
-        if not count and not ready:
-            return
-        inputs, sizes = padded([row.inputs for row in together if row.inputs is not None] + row_inputs)
-        columns = self._columns.joined([row.record for row in together if row.record is not None])
-        predictions = self._columns.predictions(columns)
-        states = self._states(columns, ready)
-        seconds = self._costs.seconds(*inputs.shape[:2])
-        outputs, after, are_finite = cost.run(lambda: self._call(inputs, sizes, states), seconds)
-        if ready:
-            own = slice(count, None)
-            self._advance_alone(ready, inputs[own], sizes[own], states[own], outputs[own], after[own], are_finite[own])
-        self._columns.set_states(columns, after[:count])
-        step = Step(together, columns, predictions, inputs[:count, 0], outputs[:count, 0])
-        self._commit(step if all(are_finite[:count]) else _finite_part(step, are_finite), ready)
+        rows = [row for row in batch if row.outcome is None]
+        plain = [row for row in rows if row.is_plain]
+        if plain:
+            self._step(plain)
+        if len(plain) < len(rows):
+            self._go_on([row for row in rows if row.outcome is None and not row.is_plain])
 
-    def _divided(self, rows: Sequence[BatchRow]) -> tuple[Sequence[BatchRow], Sequence[BatchRow]]:
-        """Returns the rows that advance together as columns, and those that advance alone, whose progress is set."""
-        fit = [row for row in rows if self._fits_columns(row)] if self._has_columns else []
-        if len(fit) < MIN_COLUMN_ROWS:
-            fit = []
-        alone = rows
-        if fit:
-            apart = set(fit)
-            alone = [row for row in rows if row not in apart] if len(fit) < len(rows) else []
-        for row in alone:
+    # Rows of one step
+
+    def _step(self, rows: Sequence[BatchRow]) -> None:
+        """Makes the step of plain rows: few in plain Python, more as columns."""
+        before = [row.record for row in rows if row.record is not None]
+        inputs, sizes = padded([row.inputs for row in rows if row.inputs is not None])
+        if len(rows) < MIN_COLUMN_ROWS:
+            states = self._model.layout.stack([record.state for record in before])
+            outputs, after, are_finite = self._run_model(inputs, sizes, states)
+            self._step_rows(rows, before, inputs, states, outputs, after, are_finite)
+            return
+        columns = self._columns.joined(before)
+        outputs, after, are_finite = self._run_model(inputs, sizes, self._columns.states(columns))
+        if not all(are_finite):
+            chosen: list[int] = np.flatnonzero(are_finite).tolist()
+            for row, is_finite in zip(rows, are_finite, strict=True):
+                if not is_finite:
+                    row.settle(NotFiniteError())
+            rows, before = [rows[number] for number in chosen], [before[number] for number in chosen]
+            columns, inputs, outputs, after = columns[chosen], inputs[chosen], outputs[chosen], after[chosen]
+        now = self._clock()
+        scored, increments = self._columns.advance(columns, inputs[:, 0], outputs[:, 0], after, now)
+        requests = [self._requests_of(row, scored, number) for number, row in enumerate(rows)]
+        committed = self._commit(rows, self._columns.records(columns, before, requests))
+        if self._count_sums is not None:
+            counted = increments if all(committed) else increments[np.array(committed, bool)]
+            self._uncounted.append(np.add.reduce(counted).tolist())
+        results = ResultColumns(columns["step"].tolist(), scored)
+        for number, row in enumerate(rows):
+            if committed[number]:
+                step = results.steps[number]
+                created = row.creates_session and step == 1
+                row.settle(StepResult(self._model, step, scored[number : number + 1], created, results, number))
+
+    def _step_rows(
+        self,
+        rows: Sequence[BatchRow],
+        before: Sequence[Record],
+        inputs: NDArray[np.float32],
+        states: State,
+        outputs: Outputs,
+        after: State,
+        are_finite: Sequence[bool],
+    ) -> None:
+        now, values, state_bytes = self._clock(), inputs.tolist(), self._call.split(after)
+        stepped, records, answers = [], [], []
+        for number, row in enumerate(rows):
+            if not are_finite[number]:
+                row.settle(NotFiniteError())
+                continue
+            record = before[number]
+            scored, accuracy = self.accuracy.score_step(
+                record.accuracy, values[number][0], states[number : number + 1], outputs[number]
+            )
+            surprise = update_means(record.surprise, surprises(self._model, scored))
+            requests = self._requests_of(row, scored, 0)
+            stepped.append(row)
+            answers.append(scored)
+            records.append(record.advanced(1, now, state_bytes[number], surprise, accuracy, requests))
+        for row, record, scored, is_committed in zip(
+            stepped, records, answers, self._commit(stepped, records), strict=True
+        ):
+            if is_committed:
+                self._count_later(row, record)
+                step = record.step
+                row.settle(StepResult(self._model, step, scored, row.creates_session and step == 1))
+
+    def _requests_of(self, row: BatchRow, scored: Outputs, number: int) -> bytes | None:
+        """Returns the session's requests after that of the row; None if they stay as they are."""
+        if not row.requests[0].request.request_id or row.record is None:
+            return None
+        return _remembered_requests(row.record, row.requests, scored[number : number + 1], self._max_answer_bytes)
+
+    def _commit(self, rows: Sequence[BatchRow], records: Sequence[Record]) -> list[bool]:
+        """Commits the rows' records; returns for each whether it was.
+
+        If another process was faster, the row starts again from that process's record.
+        """
+        if not rows:
+            return []
+        changes = [
+            Change(row.key, row.stored_revision, record, not row.creates_session)
+            for row, record in zip(rows, records, strict=True)
+        ]
+        committed = self._store.commit_many(changes)
+        for row, is_committed in zip(rows, committed, strict=True):
+            if not is_committed:
+                row.restart()
+        return committed
+
+    def _run_model(
+        self, inputs: NDArray[np.float32], sizes: Sequence[int], states: State
+    ) -> tuple[Outputs, State, list[bool]]:
+        seconds = self._costs.seconds(*inputs.shape[:2])
+        return cost.run(lambda: self._call(inputs, sizes, states), seconds)
+
+    # Rows that take longer, or belong to no session
+
+    def _go_on(self, rows: Sequence[BatchRow]) -> None:
+        """Takes rows one call of the model further, each by itself in plain Python."""
+        for row in rows:
             if row.progress is None and row.record is not None:
                 accuracy = row.record.accuracy if self.accuracy.enabled else None
                 row.progress = Progress(
                     row.length, self.chunk, row.record.state, accuracy, row.record.surprise, keep=self._keep
                 )
-        return fit, alone
+        rows, row_inputs = _with_next_inputs(rows)
+        if not rows:
+            return
+        inputs, sizes = padded(row_inputs)
+        states = self._model.layout.stack([row.progress.state for row in rows if row.progress is not None])
+        outputs, after, are_finite = self._run_model(inputs, sizes, states)
+        self._advance(rows, inputs, sizes, states, outputs, after, are_finite)
+        self._finish(rows)
 
-    def _fits_columns(self, row: BatchRow) -> bool:
-        record = row.record
-        return (
-            row.progress is None
-            and row.length == 1
-            and record is not None
-            and len(row.requests) == 1
-            and record.sizes[:2] == self._columns.sizes
-        )
-
-    def _states(self, columns: Columns, alone: Sequence[BatchRow]) -> State:
-        """Returns the states of the rows in columns, then of the others."""
-        if not alone:
-            return self._columns.states(columns)
-        states = self._model.layout.stack([row.progress.state for row in alone if row.progress is not None])
-        if not len(columns):
-            return states
-        together = np.ascontiguousarray(self._columns.states(columns))
-        return np.frombuffer(together.tobytes() + states.tobytes(), states.dtype)
-
-    def _advance_alone(
+    def _advance(
         self,
         rows: Sequence[BatchRow],
         inputs: NDArray[np.float32],
@@ -204,77 +257,27 @@ class Executor:
             accuracies_after.extend(part_after)
         return scored, accuracies_after
 
-    def _commit(self, step: Step, alone: Sequence[BatchRow]) -> None:
-        """Settles the rows in columns and the finished ones of the others, those of sessions by one commit."""
+    def _finish(self, rows: Sequence[BatchRow]) -> None:
+        """Settles the rows that are finished, those of sessions by one commit."""
         now = self._clock()
-        finished = self._settle_standalone(alone)
-        if not step.rows and not finished:
-            return
-        columns, scored, increments, records = step.columns, step.outputs, np.zeros((0, 0)), list[Record]()
-        if step.rows:
-            scored, increments = self._columns.advance(columns, step.predictions, step.inputs, step.outputs, now)
-            records = self._records(step.rows, columns, scored)
-        own_outputs = [progress.all_outputs() for _, progress in finished]
-        records += [
-            self._record(row, progress, outputs, now)
-            for (row, progress), outputs in zip(finished, own_outputs, strict=True)
-        ]
-        rows, count = [*step.rows, *(row for row, _ in finished)], len(step.rows)
-        changes = [
-            Change(row.key, row.stored_revision, record, not row.creates_session)
-            for row, record in zip(rows, records, strict=True)
-        ]
-        committed = self._store.commit_many(changes)
-        if count:
-            if self._count_sums is not None:
-                counted = increments if all(committed[:count]) else increments[np.array(committed[:count], bool)]
-                self._uncounted.append(np.add.reduce(counted).tolist())
-            self._settle_together(step.rows, columns["step"].tolist(), scored, committed)
-        for (row, _), outputs, record, is_committed in zip(
-            finished, own_outputs, records[count:], committed[count:], strict=True
-        ):
-            if not is_committed:  # another process was faster: the row starts again from that process's record
-                row.restart()
-                continue
-            if self._count_sums is not None and row.record is not None:
-                self._uncounted.append(self.accuracy.increments([row.record.accuracy], [record.accuracy]))
-            row.settle_requests(outputs, record.step)
-
-    def _settle_standalone(self, rows: Sequence[BatchRow]) -> list[tuple[BatchRow, Progress]]:
-        """Settles the finished rows of no session; returns those of sessions that are to be committed."""
-        finished = []
+        finished, answers, records = [], [], []
         for row in in_loop_turns(rows):
             progress = row.progress
             if row.outcome is not None or progress is None or not progress.finished:
                 continue
+            outputs = progress.all_outputs()
             if row.record is None:
-                outputs = progress.all_outputs()
                 row.settle(StandaloneResult(outputs, progress.state, progress.accuracy, progress.surprise))
             else:
-                finished.append((row, progress))
-        return finished
-
-    def _settle_together(
-        self, rows: Sequence[BatchRow], steps: list[int], scored: Outputs, committed: Sequence[bool]
-    ) -> None:
-        columns = ResultColumns(steps, scored)
-        for number, row in enumerate(rows):
-            if committed[number]:
-                created = row.creates_session and steps[number] == 1
-                outputs = scored[number : number + 1]
-                row.settle(StepResult(self._model, steps[number], outputs, created, columns, number))
-            else:
-                row.restart()
-
-    def _records(self, rows: Sequence[BatchRow], columns: Columns, scored: Outputs) -> list[Record]:
-        """Returns the records of rows in columns."""
-        before = [row.record for row in rows if row.record is not None]
-        requests: list[bytes | None] = [None] * len(rows)
-        for number, row in enumerate(rows):
-            if row.requests[0].request.request_id:
-                outputs = scored[number : number + 1]
-                requests[number] = _remembered_requests(before[number], row.requests, outputs, self._max_answer_bytes)
-        return self._columns.records(columns, before, requests)
+                finished.append(row)
+                answers.append(outputs)
+                records.append(self._record(row, progress, outputs, now))
+        for row, record, outputs, is_committed in zip(
+            finished, records, answers, self._commit(finished, records), strict=True
+        ):
+            if is_committed:
+                self._count_later(row, record)
+                row.settle_requests(outputs, record.step)
 
     def _record(self, row: BatchRow, progress: Progress, outputs: Outputs, now: float) -> Record:
         """Returns the record of a session whose row has finished alone."""
@@ -303,6 +306,10 @@ class Executor:
             points.append(Point(before.step + consumed, surprise, state, accuracy or b""))
         return earlier.advanced(points, row.inputs, step, self._keep).to_bytes()
 
+    def _count_later(self, row: BatchRow, after: Record) -> None:
+        if self._count_sums is not None and row.record is not None:
+            self._uncounted.append(self.accuracy.increments([row.record.accuracy], [after.accuracy]))
+
     def count(self) -> None:
         """Reports to the observer what was committed since the last call of this method.
 
@@ -312,17 +319,6 @@ class Executor:
             increments = [sum(column) for column in zip(*self._uncounted, strict=True)]
             self._uncounted.clear()
             self._count_sums(increments)
-
-
-def _finite_part(step: Step, are_finite: Sequence[bool]) -> Step:
-    """Returns the step of the rows that are finite, and settles the others."""
-    for row, is_finite in zip(step.rows, are_finite, strict=False):
-        if not is_finite:
-            row.settle(NotFiniteError())
-    chosen: list[int] = np.flatnonzero(are_finite[: len(step.rows)]).tolist()
-    rows = [step.rows[number] for number in chosen]
-    predictions = {name: values[chosen] for name, values in step.predictions.items()}
-    return Step(rows, step.columns[chosen], predictions, step.inputs[chosen], step.outputs[chosen])
 
 
 def _with_next_inputs(rows: Sequence[BatchRow]) -> tuple[list[BatchRow], list[NDArray[np.float32]]]:

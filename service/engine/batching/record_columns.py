@@ -4,7 +4,6 @@ Owns how a step advances them all together. It gives the same bits as `Record.ad
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,8 +31,6 @@ class RecordColumns:
         self.dtype = np.dtype([*HEAD_FIELDS, ("accuracy", accuracy.columns_dtype), ("state", model.layout.dtype)])
         assert self.dtype.fields is not None
         self._state_start = self.dtype.fields["state"][1]
-        self._stored_prediction = model.stored_prediction
-        self._last = tuple(model.manifest.head.last) if accuracy.enabled else ()
         assert self.dtype.fields["accuracy"][1] == HEAD.size
         self.sizes = (accuracy.columns_dtype.itemsize, model.layout.dtype.itemsize)
         """The bytes of the statistics and of the state of a record that fits in."""
@@ -49,31 +46,19 @@ class RecordColumns:
         states: State = columns["state"]
         return states
 
-    def set_states(self, columns: Columns, states: State) -> None:
-        """Sets the states (rows,); as bytes, because numpy copies structured rows field by field."""
-        memory = np.ndarray((len(columns), self.dtype.itemsize), np.uint8, columns)
-        memory[:, self._state_start :] = np.ndarray((len(states), states.itemsize), np.uint8, states)
-
-    def predictions(self, columns: Columns) -> dict[str, NDArray[Any]]:
-        """Returns the predictions of the next inputs that the states have, (rows, targets) by output."""
-        stored = self._stored_prediction(columns["state"])
-        return {name: stored[name].copy() for name in self._last}
-
     def advance(
-        self,
-        columns: Columns,
-        predictions: dict[str, NDArray[Any]],
-        inputs: NDArray[np.float32],
-        outputs: Outputs,
-        now: float,
+        self, columns: Columns, inputs: NDArray[np.float32], outputs: Outputs, states: State, now: float
     ) -> tuple[Outputs, Floats]:
-        """Advances all but the states by one step of each row.
+        """Advances the columns by one step of each row.
 
-        predictions: as `predictions` gave them before the step. inputs: (rows, features). outputs: (rows,). now: the
-        time in seconds since 1970 UTC. Returns the outputs with the scores of the inputs, and the increments (rows,
-        sums) of the statistics' sums.
+        inputs: (rows, features). outputs, states: (rows,) after them. now: the time in seconds since 1970 UTC. Returns
+        the outputs with the scores of the inputs, and the increments (rows, sums) of the statistics' sums.
         """
-        scored = self._accuracy.score_columns(columns["accuracy"], inputs, predictions, outputs)
+        scored = self._accuracy.score_columns(columns["accuracy"], inputs, columns["state"], outputs)
+        memory = np.ndarray(
+            (len(columns), self.dtype.itemsize), np.uint8, columns
+        )  # numpy copies structured rows slowly
+        memory[:, self._state_start :] = np.ndarray((len(states), states.itemsize), np.uint8, states)
         if self._surprise is not None:
             means = update_columns(
                 columns["surprises"], columns["surprise_mean"], columns["surprise_recent"], outputs[self._surprise]
