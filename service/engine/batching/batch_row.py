@@ -210,6 +210,8 @@ class BatchRow:
     def restart(self) -> None:
         """Discards all progress, because another process has moved the session meanwhile."""
         self.overtaken = self.record
+        if self.progress is not None:
+            self.size = min(self.length, self.progress.chunk)
         self.forget_record()
 
     def forget_record(self) -> None:

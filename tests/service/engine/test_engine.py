@@ -154,6 +154,56 @@ def test_changes_by_another_process_are_noticed(engine: Engine, store: LmdbStore
     gevent.killall(vars(second_engine)["_greenlets"])  # both engines share a store
 
 
+@pytest.mark.parametrize("plain", [1, 12])
+def test_overtaken_rows_beside_others_are_recomputed(engine: Engine, store: LmdbStore, plain: int) -> None:
+    """Whatever rows share a batch, and whichever of them were overtaken, each input is applied once."""
+    sessions = {f"plain-{number}": 1 for number in range(plain)} | {"interval-0": 1, "interval-1": 1, "a": 3, "b": 3}
+    inputs = pulse(5)
+    for name in sessions:
+        engine.create(T, "pulse", session_id=name, interval=0.8 if name.startswith("interval") else None)
+        engine.steps.step(T, name, inputs[:1])
+    second_engine = Engine(open_all(ZOO), in_another_process(store), Limits(), clock=vars(engine)["_clock"])
+    second_engine.start()
+    overtaken = [name for name in sessions if name != "interval-1"]
+    for name in overtaken:
+        second_engine.steps.step(T, name, inputs[1:2])
+    tasks: dict[str, Any] = {}
+    for name, steps in sorted(sessions.items(), key=lambda session: -session[1]):  # long rows start again among others
+        start = 2 if name in overtaken else 1
+        tasks[name] = gevent.spawn(engine.steps.step, T, name, inputs[start : start + steps])
+    gevent.joinall(tasks.values(), raise_error=True)
+    expected = BareLoop(ZOO / "pulse/1").run(inputs)["mean"]
+    for name, task in tasks.items():
+        start = 2 if name in overtaken else 1
+        assert task.value.step == start + sessions[name]
+        assert task.value.outputs["mean"].tobytes() == expected[start : task.value.step].tobytes()
+    gevent.killall(vars(second_engine)["_greenlets"])  # both engines share a store
+
+
+def test_an_overtaken_row_waits_for_its_turn_with_rows_of_its_size(
+    engine: Engine, store: LmdbStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row that starts again runs with rows as long as it is, and not with those as long as its last call was."""
+    engine.create(T, "pulse", session_id="long")
+    for name in "ab":
+        engine.create(T, "pulse", session_id=name, interval=0.8)
+    before = engine.sessions.get(T, "long").record
+    in_another_process(store).commit_many(
+        [Change(records.key(T, "long"), before.revision, before.replace(revision=before.revision + 1))]
+    )
+    shapes, run = list[tuple[int, ...]](), StepModel.run
+
+    def recorded(self: StepModel, inputs: Any, *more: Any) -> object:
+        shapes.append(inputs.shape[:2])
+        return run(self, inputs, *more)
+
+    monkeypatch.setattr(StepModel, "run", recorded)
+    tasks = [gevent.spawn(engine.steps.step, T, "long", pulse(3))]
+    tasks += [gevent.spawn(engine.steps.step, T, name, pulse(1)) for name in "ab"]
+    gevent.joinall(tasks, raise_error=True)
+    assert shapes == [(1, 3), (2, 1), (1, 3)]
+
+
 def test_an_overtaken_step_that_named_its_step_conflicts(
     engine: Engine, store: LmdbStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
