@@ -87,11 +87,11 @@ class Executor:
             self._admission.admit(new)
         rows = [row for row in batch if row.outcome is None]
         plain = [row for row in rows if row.is_plain]
-        others = [row for row in rows if not row.is_plain] if len(plain) < len(rows) else []
+        longer = [row for row in rows if not row.is_plain] if len(plain) < len(rows) else []
         if plain:
             self._step(plain)
-        if others:
-            self._go_on(others)
+        if longer:
+            self._go_on(longer)
 
     # Rows of one step
 

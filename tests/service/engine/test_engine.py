@@ -156,7 +156,7 @@ def test_changes_by_another_process_are_noticed(engine: Engine, store: LmdbStore
 
 @pytest.mark.parametrize("plain", [1, 12])
 def test_overtaken_rows_beside_others_are_recomputed(engine: Engine, store: LmdbStore, plain: int) -> None:
-    """Whatever rows share a batch, and whichever of them were overtaken, each input is applied once."""
+    """An input is applied once, whichever rows share a batch and whichever of them were overtaken."""
     sessions = {f"plain-{number}": 1 for number in range(plain)} | {"interval-0": 1, "interval-1": 1, "a": 3, "b": 3}
     inputs = pulse(5)
     for name in sessions:
@@ -171,7 +171,7 @@ def test_overtaken_rows_beside_others_are_recomputed(engine: Engine, store: Lmdb
     for name, steps in sorted(sessions.items(), key=lambda session: -session[1]):  # long rows start again among others
         start = 2 if name in overtaken else 1
         tasks[name] = gevent.spawn(engine.steps.step, T, name, inputs[start : start + steps])
-    gevent.joinall(tasks.values(), raise_error=True)
+    gevent.joinall(list(tasks.values()), raise_error=True)
     expected = BareLoop(ZOO / "pulse/1").run(inputs)["mean"]
     for name, task in tasks.items():
         start = 2 if name in overtaken else 1
