@@ -23,6 +23,9 @@ Outputs = NDArray[np.void]
 """Rows of a model's output dtype, which has one field per output of the graph."""
 
 
+_ONE = np.ones(1, np.int32)
+
+
 class StepModel:
     """`(y_t, s_t) = R(x_t, s_{t-1})` for many rows and many steps in one call. Open it after a fork."""
 
@@ -57,7 +60,7 @@ class StepModel:
         self.digest = sha256(repr(meaning).encode()).digest()
         """The digest of the graph and of the memory layout of its states and outputs, which stored bytes depend on."""
         inner = {out.name: out.inner for out in manifest.outputs}
-        self._stored = self.layout.view(
+        self.stored_prediction_dtype = self.layout.view(
             {name: (stored.label, inner[name]) for name, stored in manifest.head.last.items()}
         )
         self._names = [out.name for out in manifest.outputs] + [pair.output for pair in manifest.state]
@@ -66,6 +69,8 @@ class StepModel:
         """True if every feature is a number, so that most inputs are plain lists of numbers."""
         self._input, self._lengths = manifest.inputs[0].name, manifest.lengths.name
         self._input_transpose = _to_tensor(manifest.inputs[0].shape, (BATCH, TIME))
+        self._step_shape = _row_shape(manifest.inputs[0].shape)
+        self._state_shapes = [(pair.input, _row_shape(pair.shape)) for pair in manifest.state]
         self._target_columns = [self.features.index(name) for name in manifest.head.targets if name in self.features]
         self._all_columns = list(range(len(self.features)))
         self._future_columns = [self.features.index(name) for name in manifest.future_covariates]
@@ -88,26 +93,41 @@ class StepModel:
 
         Returns outputs (batch, time), which are undefined beyond a row's length, and the new state (batch,).
         """
+        if inputs.shape[:2] == (1, 1):
+            row, after = self.run_step(inputs[0], state)
+            return np.ndarray((1, 1), self.output_dtype, bytearray(row)), np.ndarray(
+                1, self.layout.dtype, bytearray(after)
+            )
         feeds = {self._input: np.ascontiguousarray(inputs.transpose(self._input_transpose)), self._lengths: lengths}
         for name, to_tensor, _ in self._states:
             feeds[name] = np.ascontiguousarray(state[name].transpose(to_tensor))
         results = self._session.run(self._names, feeds)
         tensors, states = results[: len(self._outputs)], results[len(self._outputs) :]
-        if inputs.shape[:2] == (1, 1):  # axes of length 1 do not change memory, so each tensor's bytes are its field's
-            return (
-                np.ndarray((1, 1), self.output_dtype, _concatenated(tensors)),
-                np.ndarray(1, self.layout.dtype, _concatenated(states)),
-            )
         outputs = np.empty(inputs.shape[:2], self.output_dtype)
         for (name, to_rows), result in zip(self._outputs, tensors, strict=True):
             outputs[name] = result.transpose(to_rows)
         if len(states) == 1:
             rows = np.ascontiguousarray(states[0].transpose(self._states[0][2]))  # a copy only if axes must move
             return outputs, np.ndarray(len(inputs), self.layout.dtype, rows)
-        after = np.empty(len(inputs), self.layout.dtype)
+        states_after = np.empty(len(inputs), self.layout.dtype)
         for (name, _, to_rows), result in zip(self._states, states, strict=True):
-            after[name] = result.transpose(to_rows)
-        return outputs, after
+            states_after[name] = result.transpose(to_rows)
+        return outputs, states_after
+
+    def run_step(self, inputs: NDArray[np.float32], state: State) -> tuple[bytes, bytes]:
+        """Advances one row by one step: inputs (1, features), state (1,).
+
+        Returns the bytes of the outputs and of the state after them, in the layouts of `output_dtype` and of
+        `layout.dtype`: axes of length 1 do not change memory, so each tensor's bytes are its field's.
+        """
+        feeds = {self._input: inputs.reshape(self._step_shape), self._lengths: _ONE}
+        for name, shape in self._state_shapes:
+            feeds[name] = state[name].reshape(shape)
+        results = self._session.run(self._names, feeds)
+        count = len(self._outputs)
+        outputs = b"".join([tensor.tobytes() for tensor in results[:count]])
+        states = results[count:]
+        return outputs, states[0].tobytes() if len(states) == 1 else b"".join([tensor.tobytes() for tensor in states])
 
     def run_row(self, inputs: NDArray[np.float32], state: State) -> tuple[Outputs, State]:
         """Advances a batch of one row: inputs (time, features), state (1,) -> outputs (time,), state (1,)."""
@@ -116,7 +136,7 @@ class StepModel:
 
     def stored_prediction(self, state: State) -> Outputs:
         """Returns the predictions (batch,) of the next input that the states hold: a view with a field per output."""
-        return state.view(self._stored)
+        return state.view(self.stored_prediction_dtype)
 
     def last_prediction(self, state: State) -> Outputs:
         """Returns the predictions (batch,) of the next input that the states hold (`head.last`), as outputs of a step.
@@ -149,9 +169,9 @@ class StepModel:
         return inputs
 
 
-def _concatenated(tensors: Sequence[NDArray[Any]]) -> bytearray:
-    """Returns the tensors' memory, one after another."""
-    return bytearray().join([tensor.tobytes() for tensor in tensors])
+def _row_shape(shape: Sequence[int | str]) -> tuple[int, ...]:
+    """Returns the shape of a tensor for one row of one step."""
+    return tuple(1 if isinstance(axis, str) else axis for axis in shape)
 
 
 def _to_tensor(shape: Sequence[int | str], first: tuple[str, ...]) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from onward.model.scoring.central_interval import Floats
 from onward.model.scoring.columns import score_columns
 from onward.model.scoring.layout import StatisticsLayout
 from onward.model.scoring.statistics import IntervalStatistics, RunningStatistics, TargetStatistics
+from onward.model.scoring.step_scorer import StepScorer
 from onward.model.state import State
 
 
@@ -42,6 +43,9 @@ class Accuracy:
         layouts = [plain, with_intervals] if plain.numbers else [plain]
         self._by_size = {layout.size: RunningStatistics(layout) for layout in layouts}
         self._by_size[0] = self._by_size[plain.size]
+        self._step_scorer = StepScorer(plain, model.stored_prediction_dtype)
+        self.scored_dtype = plain.output_dtype if self.enabled else model.output_dtype
+        """The outputs of a step that `score_columns` or `score_step` has scored."""
         dtypes = (model.output_dtype, *(layout.output_dtype for layout in layouts))
         self._dtypes = {dtype.itemsize: dtype for dtype in dtypes}
 
@@ -95,17 +99,14 @@ class Accuracy:
                 answers[row], after[row] = answer, row_statistics
         return answers, after
 
-    @np.errstate(all="ignore")
     def score_step(
-        self, statistics: bytes, values: Sequence[float], before: State, outputs: Outputs
-    ) -> tuple[Outputs, bytes]:
+        self, data: bytes, start: int, values: Sequence[float], surprise: float | None
+    ) -> tuple[bytes, bytes]:
         """Scores a finite row of one step of a session that `score_columns` could score, with the same bits.
 
-        values: (features,). before, outputs: (1,).
+        See `StepScorer.score`. Returns no bytes if nothing is scored.
         """
-        return (
-            self._by_size[0].score_step(statistics, values, before, outputs) if self.enabled else (outputs, statistics)
-        )
+        return self._step_scorer.score(data, start, values, surprise) if self.enabled else (b"", b"")
 
     @np.errstate(all="ignore")
     def score_columns(

@@ -46,16 +46,27 @@ class CentralInterval:
         return predictions[self._centre]
 
     def reach(self, predictions: Named | Outputs) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Returns the distances of the lower and the upper bound from the centre; only for heads with a level."""
+        """Returns the distances of the lower and the upper bound from the centre, in double precision.
+
+        Only for heads with a level.
+        """
         if self._kind == "quantiles":
-            low, high = (predictions["quantiles"][..., index] for index in self._bounds)
+            low, high = (predictions["quantiles"][..., index].astype(np.float64) for index in self._bounds)
             return self.centre(predictions) - low, high - self.centre(predictions)
         half = (
-            predictions["std"] * _NORMAL
+            predictions["std"].astype(np.float64) * _NORMAL
             if self._kind == "gaussian"
             else predictions["scale"] * self._student_t_quantile(predictions["df"])
         )
         return half, half
+
+    def reach_of_row(self, predictions: Outputs) -> tuple[list[float], list[float]]:
+        """Returns what `reach` does for one row (1,), as lists (targets,)."""
+        if self._kind == "gaussian":  # at less cost than numpy
+            half = [deviation * _NORMAL for deviation in predictions["std"][0].tolist()]
+            return half, half
+        below, above = self.reach(predictions)
+        return below[0].tolist(), above[0].tolist()
 
     def scale(self, predictions: Named | Outputs) -> Floats:
         """Returns the unit of errors, above 0: deviation or scale, half the interval of quantiles, or 1 for points."""

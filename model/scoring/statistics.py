@@ -4,14 +4,13 @@ Scoring changes no prediction, and no statistic depends on how inputs are divide
 updated one step after another. An input is scored under the prediction made before it: the one in the state, and within
 a call the previous step's.
 
-Few rows are counted number by number here, as numpy's calls would cost more; many rows of one step each are counted by
-`columns.py`. Both give the same bits.
+Rows of any number of steps are counted number by number here; a row of one step by `step_scorer.py`, and many rows of
+one step by `columns.py`, at less cost. All give the same bits.
 """
 
 import math
 from collections.abc import Sequence
 from itertools import chain
-from struct import Struct
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from onward.model.manifest import RANKED
 from onward.model.runner import Outputs
 from onward.model.scoring.central_interval import Named
-from onward.model.scoring.conformal import IntervalState, anomalies, anomaly, correct_interval, min_scores_for_interval
+from onward.model.scoring.conformal import IntervalState, anomalies, correct_interval, min_scores_for_interval
 from onward.model.scoring.layout import (
     ALARM,
     ALARMS,
@@ -32,10 +31,8 @@ from onward.model.scoring.layout import (
     StatisticsLayout,
     nominal_coverage,
 )
+from onward.model.scoring.step_scorer import packed_scores
 from onward.model.state import State
-
-_FLOAT = Struct("<f")
-_MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 Rows = list[list[float]]
 """(steps, targets)"""
@@ -106,34 +103,6 @@ class RunningStatistics:
             after = self._correct(after, scores, before, outputs)
         return self._append(outputs, scores), after
 
-    def score_step(
-        self, statistics: bytes, values: Sequence[float], before: State, outputs: Outputs
-    ) -> tuple[Outputs, bytes]:
-        """Does what `score` does for a row of one step without intervals, at less cost.
-
-        values: (features,). before, outputs: (1,).
-        """
-        layout, scores, present = self._layout, list[float](), True
-        numbers = list(layout.row.unpack_from(statistics))
-        if layout.targets:
-            parts = self._bounds(layout.stored_prediction(before))
-            count = self._errors if layout.numbers else self._hits
-            (present,) = count(numbers, [values], Predictions(*parts), [scores])
-        ring = statistics[layout.ring]
-        if ring and present:
-            surprise: float = outputs[layout.head.surprise or ""].item()
-            reached = int(np.count_nonzero(np.frombuffer(ring, np.float32) >= surprise))
-            found = anomaly(int(numbers[INPUTS]), reached)
-            numbers[INPUTS] += 1
-            numbers[SURPRISE] += surprise
-            numbers[ALARMS] += found >= ALARM
-            scores.append(found)
-            ring = ring[_FLOAT.size :] + _FLOAT.pack(surprise)
-        elif ring:
-            scores.append(math.nan)
-        scored = np.ndarray(1, layout.output_dtype, outputs.tobytes() + self._packed(scores))
-        return scored, layout.row.pack(*numbers) + ring
-
     def _predictions(self, before: State, outputs: Outputs) -> list[Predictions]:
         """Returns each row's predictions: the one in its state, then those of its steps but the last."""
         if not self._layout.targets:
@@ -166,9 +135,7 @@ class RunningStatistics:
             ring = self._anomalies(numbers, ring, surprises, complete, scores)
         return self._layout.row.pack(*numbers) + ring + statistics[self._layout.ring.stop :], scores
 
-    def _errors(
-        self, numbers: list[float], inputs: Sequence[Sequence[float]], predictions: Predictions, scores: Rows
-    ) -> list[bool]:
+    def _errors(self, numbers: list[float], inputs: Rows, predictions: Predictions, scores: Rows) -> list[bool]:
         """Counts the errors and appends them to `scores`; returns for each input whether it has all targets."""
         complete, positions = [], self._layout.positions
         predicted, error_at, naive_at, inside_at, last_at = (positions[name].start for name in (*OF_NUMBERS, LAST))
@@ -192,9 +159,7 @@ class RunningStatistics:
                 numbers[last_at + target] = value
         return complete
 
-    def _hits(
-        self, numbers: list[float], inputs: Sequence[Sequence[float]], predictions: Predictions, scores: Rows
-    ) -> list[bool]:
+    def _hits(self, numbers: list[float], inputs: Rows, predictions: Predictions, scores: Rows) -> list[bool]:
         """Counts the hits; returns for each input whether it has all targets.
 
         A categorical head has one target, and other heads without numbers have none among the inputs.
@@ -274,19 +239,12 @@ class RunningStatistics:
         data, size, steps, parts, position = outputs.tobytes(), outputs.itemsize, outputs.shape[1], [], 0
         for row_scores in scores:
             for step_scores in row_scores:
-                parts += [data[position : position + size], self._packed(step_scores)]
+                parts += [data[position : position + size], packed_scores(self._layout, step_scores)]
                 position += size
             if padding := steps - len(row_scores):
                 parts.append(bytes(padding * self._layout.output_dtype.itemsize))
                 position += padding * size
         return np.frombuffer(b"".join(parts), self._layout.output_dtype).reshape(outputs.shape)
-
-    def _packed(self, scores: list[float]) -> bytes:
-        try:
-            return self._layout.scores.pack(*scores)
-        except OverflowError:  # a score is beyond single precision
-            finite = (math.copysign(math.inf, score) if abs(score) > _MAX_FLOAT32 else score for score in scores)
-            return self._layout.scores.pack(*finite)
 
     def target_statistics(self, statistics: bytes) -> dict[str, TargetStatistics]:
         """Returns a session's statistics by target."""

@@ -201,19 +201,23 @@ class Record:
 
     @property
     def created_at(self) -> float:
-        return self._time(24)
+        seconds: float = _TIME.unpack_from(self.data, 24)[0]
+        return seconds
 
     @property
     def last_step_at(self) -> float:
-        return self._time(32)
+        seconds: float = _TIME.unpack_from(self.data, 32)[0]
+        return seconds
 
     @property
     def ttl_s(self) -> float:
-        return self._time(40)
+        seconds: float = _TIME.unpack_from(self.data, 40)[0]
+        return seconds
 
     @property
     def expires_at(self) -> float:
-        return self._time(48)
+        seconds: float = _TIME.unpack_from(self.data, 48)[0]
+        return seconds
 
     @property
     def surprise(self) -> tuple[int, float, float]:
@@ -257,21 +261,15 @@ class Record:
         """Returns the tombstone of the session if it ended at `at`."""
         return Tombstone(new_revision(), reason, at)
 
-    def _time(self, start: int) -> float:
-        seconds: float = _TIME.unpack_from(self.data, start)[0]
-        return seconds
+    def head(self) -> tuple[Any, ...]:
+        """Returns the values of HEAD_FIELDS."""
+        return HEAD.unpack_from(self.data)
 
     @property
     def sizes(self) -> tuple[int, int, int, int, int, int]:
         """The bytes of the statistics, the state, the names of tenant and model, the requests and the history."""
         accuracy, state, tenant, model, requests, history = _SIZES.unpack_from(self.data, _SIZES_START)
         return accuracy, state, tenant, model, requests, history
-
-    def is_on(self, bundle: bytes, name: bytes) -> bool:
-        """Returns whether the session runs on the bundle of `bundle_bytes`, under this name of its model."""
-        accuracy, state, tenant, model, *_ = _SIZES.unpack_from(self.data, _SIZES_START)
-        start = HEAD.size + accuracy + state + tenant
-        return self.data[_BUNDLE_START:_BUNDLE_END] == bundle and self.data[start : start + model] == name
 
     def _owner(self) -> tuple[str, BundleRef]:
         accuracy, state, tenant, model, *_ = self.sizes
@@ -297,11 +295,6 @@ def _owner(names: bytes, tenant_bytes: int, bundle: bytes) -> tuple[str, BundleR
     """Returns the tenant, whose name has `tenant_bytes` bytes, and the bundle; cached, as most records repeat."""
     version = int.from_bytes(bundle[:4], "little")
     return names[:tenant_bytes].decode(), BundleRef(names[tenant_bytes:].decode(), version, bundle[4:])
-
-
-def bundle_bytes(ref: BundleRef) -> bytes:
-    """Returns the version and the digest as they stand in the records of sessions on this bundle."""
-    return ref.version.to_bytes(4, "little") + ref.digest
 
 
 def from_bytes(data: bytes) -> Record | Tombstone:

@@ -28,7 +28,7 @@ class RecordCache:
         if fresh:
             return [decode(data) for data in read(list(keys))]
         cached = list(map(self._records.get, keys))
-        if None not in cached:
+        if all(cached):
             return list[Loaded](cached)
         missing = [key for key, record in zip(keys, cached, strict=True) if record is None]
         loaded = iter(read(missing))

@@ -12,7 +12,6 @@ from onward.model.runner import StepModel
 from onward.model.scoring.accuracy import Accuracy
 from onward.service.engine.batching.batch_row import BatchRow, PendingRequest, StepResult
 from onward.service.engine.input_parsing import parse_batch
-from onward.service.engine.models import ref_of
 from onward.service.engine.observer import Observer
 from onward.service.engine.sessions.lifecycle import live_record
 from onward.service.errors import (
@@ -27,7 +26,7 @@ from onward.service.errors import (
 )
 from onward.service.store import idempotency
 from onward.service.store.contract import Loaded, Store
-from onward.service.store.record import Record, Tombstone, bundle_bytes
+from onward.service.store.record import HEAD, Record, Tombstone
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +53,8 @@ class Admission:
         """
         self._model, self._store, self._clock = model, store, clock
         self._accuracy, self._plain_sizes, self._observer = accuracy, plain_sizes, observer
-        self._bundle, self._name = bundle_bytes(ref_of(model)), model.manifest.name.encode()
+        self._version, self._digest = model.manifest.version, model.digest
+        self._name = model.manifest.name.encode()
         self._state_bytes = model.layout.dtype.itemsize
 
     def admit(self, new: Sequence[BatchRow]) -> None:
@@ -123,9 +123,10 @@ class Admission:
 
     def _accept(self, row: BatchRow, record: Record) -> None:
         """Gives the row its record. Raises ModelChangedError, DamagedRecordError."""
-        if not record.is_on(self._bundle, self._name):
+        *_, version, digest, accuracy_bytes, state_bytes, tenant_bytes, model_bytes, _, history_bytes = record.head()
+        start = HEAD.size + accuracy_bytes + state_bytes + tenant_bytes
+        if digest != self._digest or version != self._version or record.data[start : start + model_bytes] != self._name:
             raise ModelChangedError
-        accuracy_bytes, state_bytes, _, _, _, history_bytes = record.sizes
         if state_bytes != self._state_bytes or not self._accuracy.can_read(accuracy_bytes):
             raise DamagedRecordError("its state is not its model's")
         row.record = record

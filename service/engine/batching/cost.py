@@ -7,7 +7,7 @@ chunks, the size of batches, and whether a call runs in the event loop or in a n
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import gevent
 import numpy as np
@@ -23,6 +23,7 @@ BATCH_S, MOST_ROWS = 0.02, 256
 """Limits of a batch, in time and in rows. A batch may have 64 rows of one step whatever they cost."""
 
 _ROWS, _STEPS, _TIMES = 32, 8, 5
+
 
 T = TypeVar("T")
 
@@ -73,12 +74,12 @@ def _fastest(model: StepModel, call: ModelCall, rows: int, steps: int) -> float:
     return min(times)
 
 
-def run(work: Callable[[], T], seconds: float) -> T:
-    """Runs `work`, which takes about so many seconds, and returns its result.
+def run(seconds: float, work: Callable[..., T], *arguments: Any) -> T:
+    """Runs `work`, which takes about so many seconds, with the arguments and returns its result.
 
     Work longer than `INLINE_S` runs in a native thread, and other greenlets run meanwhile.
     """
     if seconds <= INLINE_S:
-        return work()
-    result: T = gevent.get_hub().threadpool.apply(work)
+        return work(*arguments)
+    result: T = gevent.get_hub().threadpool.apply(work, arguments)
     return result

@@ -6,6 +6,7 @@ row by row. One bad row never fails its neighbours.
 """
 
 import logging
+import struct
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -26,7 +27,7 @@ from onward.service.engine.batching.batch_row import (
     StepResult,
 )
 from onward.service.engine.batching.cost import Cost
-from onward.service.engine.batching.model_call import ModelCall, padded
+from onward.service.engine.batching.model_call import ModelCall, padded, split
 from onward.service.engine.batching.record_columns import RecordColumns
 from onward.service.engine.event_loop import in_loop_turns
 from onward.service.engine.observer import Observer
@@ -35,12 +36,14 @@ from onward.service.engine.sessions.history import Point
 from onward.service.errors import NotFiniteError
 from onward.service.store import idempotency
 from onward.service.store.contract import Change, Store
-from onward.service.store.record import Record
+from onward.service.store.record import HEAD, Record
 
 MIN_COLUMN_ROWS = 8
 """The number of rows from which columns cost less than row by row."""
 SCORED_AT_ONCE = 1024
 """The number of inputs of a batch whose predictions are scored in one turn of the event loop."""
+
+_FLOAT = struct.Struct("<f")
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +79,9 @@ class Executor:
         self._count_sums = observer.watched(model, accuracy.sums) if observer and accuracy.enabled else None
         self._uncounted: list[list[float]] = []  # the increments of the sums by commits
         self._max_answer_bytes = idempotency.max_answer_bytes(accuracy.max_step_bytes)
-        self._call = ModelCall(model, row_by_row=row_by_row)
+        self._call, self._step_s = ModelCall(model, row_by_row=row_by_row), costs.seconds(1, 1)
+        surprise, fields = model.manifest.head.surprise, model.output_dtype.fields
+        self._surprise_start = None if surprise is None or fields is None else fields[surprise][1]
 
     def run(self, batch: Sequence[BatchRow]) -> None:
         """Takes every row of the batch one model call further, and settles those that are finished or have failed.
@@ -89,21 +94,56 @@ class Executor:
         plain = [row for row in rows if row.is_plain]
         longer = [row for row in rows if not row.is_plain] if len(plain) < len(rows) else []
         if plain:
-            self._step(plain)
+            (self._step_rows if len(plain) < MIN_COLUMN_ROWS else self._step_columns)(plain)
         if longer:
             self._go_on(longer)
 
     # Rows of one step
 
-    def _step(self, rows: Sequence[BatchRow]) -> None:
-        """Makes the step of plain rows: few in plain Python, more as columns."""
+    def _step_rows(self, rows: Sequence[BatchRow]) -> None:
+        """Makes the step of few plain rows, in plain Python."""
+        now, stepped, records, answers = self._clock(), [], [], []
+        for row, (outputs, state, is_finite) in zip(rows, self._run_rows(rows), strict=True):
+            record, inputs = row.record, row.inputs
+            assert record is not None
+            assert inputs is not None
+            if not is_finite:
+                row.settle(NotFiniteError())
+                continue
+            surprise, means = None, record.surprise
+            if self._surprise_start is not None:
+                surprise = _FLOAT.unpack_from(outputs, self._surprise_start)[0]
+                means = update_means(means, (surprise,))
+            scores, accuracy = self.accuracy.score_step(record.data, HEAD.size, inputs[0].tolist(), surprise)
+            scored = np.ndarray(1, self.accuracy.scored_dtype, outputs + scores)
+            records.append(record.advanced(1, now, state, means, accuracy, self._requests_of(row, scored, 0)))
+            stepped.append(row)
+            answers.append(scored)
+        for row, record, scored, is_committed in zip(
+            stepped, records, answers, self._commit(stepped, records), strict=True
+        ):
+            if is_committed:
+                self._count_later(row, record)
+                step = record.step
+                row.settle(StepResult(self._model, step, scored, row.creates_session and step == 1))
+
+    def _run_rows(self, rows: Sequence[BatchRow]) -> list[tuple[bytes, bytes, bool]]:
+        """Returns the bytes of each row's outputs, those of its state after them, and whether all is finite."""
+        records = [row.record for row in rows if row.record is not None]
+        row_inputs = [row.inputs for row in rows if row.inputs is not None]
+        if len(rows) == 1:
+            start = HEAD.size + self._columns.sizes[0]
+            state = np.frombuffer(records[0].data, self._model.layout.dtype, 1, start)
+            return [cost.run(self._step_s, self._call.step, row_inputs[0], state)]
+        inputs, sizes = padded(row_inputs)
+        states = self._model.layout.stack([record.state for record in records])
+        outputs, after, are_finite = self._run_model(inputs, sizes, states)
+        return list(zip(split(outputs), split(after), are_finite, strict=True))
+
+    def _step_columns(self, rows: Sequence[BatchRow]) -> None:
+        """Makes the step of more plain rows, as columns."""
         before = [row.record for row in rows if row.record is not None]
         inputs, sizes = padded([row.inputs for row in rows if row.inputs is not None])
-        if len(rows) < MIN_COLUMN_ROWS:
-            states = self._model.layout.stack([record.state for record in before])
-            outputs, after, are_finite = self._run_model(inputs, sizes, states)
-            self._step_rows(rows, before, inputs, states, outputs, after, are_finite)
-            return
         columns = self._columns.joined(before)
         outputs, after, are_finite = self._run_model(inputs, sizes, self._columns.states(columns))
         if not all(are_finite):
@@ -126,39 +166,6 @@ class Executor:
                 step = results.steps[number]
                 created = row.creates_session and step == 1
                 row.settle(StepResult(self._model, step, scored[number : number + 1], created, results, number))
-
-    def _step_rows(
-        self,
-        rows: Sequence[BatchRow],
-        before: Sequence[Record],
-        inputs: NDArray[np.float32],
-        states: State,
-        outputs: Outputs,
-        after: State,
-        are_finite: Sequence[bool],
-    ) -> None:
-        now, values, state_bytes = self._clock(), inputs.tolist(), self._call.split(after)
-        stepped, records, answers = [], [], []
-        for number, row in enumerate(rows):
-            if not are_finite[number]:
-                row.settle(NotFiniteError())
-                continue
-            record = before[number]
-            scored, accuracy = self.accuracy.score_step(
-                record.accuracy, values[number][0], states[number : number + 1], outputs[number]
-            )
-            surprise = update_means(record.surprise, surprises(self._model, scored))
-            requests = self._requests_of(row, scored, 0)
-            stepped.append(row)
-            answers.append(scored)
-            records.append(record.advanced(1, now, state_bytes[number], surprise, accuracy, requests))
-        for row, record, scored, is_committed in zip(
-            stepped, records, answers, self._commit(stepped, records), strict=True
-        ):
-            if is_committed:
-                self._count_later(row, record)
-                step = record.step
-                row.settle(StepResult(self._model, step, scored, row.creates_session and step == 1))
 
     def _requests_of(self, row: BatchRow, scored: Outputs, number: int) -> bytes | None:
         """Returns the session's requests after that of the row; None if they stay as they are."""
@@ -186,8 +193,7 @@ class Executor:
     def _run_model(
         self, inputs: NDArray[np.float32], sizes: Sequence[int], states: State
     ) -> tuple[Outputs, State, list[bool]]:
-        seconds = self._costs.seconds(*inputs.shape[:2])
-        return cost.run(lambda: self._call(inputs, sizes, states), seconds)
+        return cost.run(self._costs.seconds(*inputs.shape[:2]), self._call, inputs, sizes, states)
 
     # Rows that take longer, or belong to no session
 
@@ -223,7 +229,7 @@ class Executor:
         accuracies = [progress.accuracy for progress in progresses]
         scored, accuracies_after = self._score(accuracies, inputs, sizes, states, outputs)
         is_one_step = outputs.shape[1] == 1
-        state_bytes = self._call.split(states_after)
+        state_bytes = split(states_after)
         for number, (row, progress) in enumerate(in_loop_turns(list(zip(rows, progresses, strict=True)))):
             if are_finite[number]:
                 row_outputs = scored[number] if is_one_step else scored[number][: sizes[number]]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,6 @@ class ModelCall:
     def __init__(self, model: StepModel, *, row_by_row: bool = False) -> None:
         """row_by_row: calls the model for each row alone, if its kernels' results depend on the rows beside it."""
         self._model, self._row_by_row = model, row_by_row
-        self._bytes = model.layout.dtype.itemsize
 
     def __call__(self, inputs: Inputs, sizes: Sequence[int], states: State) -> tuple[Outputs, State, list[bool]]:
         """Returns the outputs (rows, longest), the states after them (rows,), and whether each row is finite.
@@ -33,10 +33,23 @@ class ModelCall:
         outputs, states_after = self._model.run(inputs, np.array(sizes, np.int32), states)
         return outputs, states_after, _finite_rows(outputs, states_after, sizes)
 
-    def split(self, states: State) -> list[bytes]:
-        """Returns the bytes of each row's state."""
-        data = states.tobytes()
-        return [data[start : start + self._bytes] for start in range(0, len(data), self._bytes)]
+    def step(self, inputs: Inputs, state: State) -> tuple[bytes, bytes, bool]:
+        """Returns the bytes of the outputs and of the state after one step of one row, and whether they are finite.
+
+        inputs: (1, features). state: (1,).
+        """
+        outputs, after = self._model.run_step(inputs, state)
+        return (
+            outputs,
+            after,
+            _is_finite(outputs, self._model.output_dtype) and _is_finite(after, state.dtype),
+        )
+
+
+def split(rows: State | Outputs) -> list[bytes]:
+    """Returns the bytes of each row."""
+    data, size = rows.tobytes(), rows.itemsize * (rows.size // len(rows))
+    return [data[start : start + size] for start in range(0, len(data), size)]
 
 
 def padded(row_inputs: Sequence[Inputs]) -> tuple[Inputs, list[int]]:
@@ -77,6 +90,14 @@ def all_float32(dtype: np.dtype[np.void]) -> bool:
 def finite(rows: Outputs | State) -> bool:
     """Returns whether every number in structured rows is finite."""
     if all_float32(rows.dtype) and rows.flags.c_contiguous:
-        are_finite = np.isfinite(np.frombuffer(rows, _FLOAT32))
-        return int(np.count_nonzero(are_finite)) == are_finite.size
-    return all(bool(np.isfinite(rows[name]).all()) for name in rows.dtype.names or ())
+        return _are_finite(np.frombuffer(rows, _FLOAT32))
+    return all(_are_finite(rows[name]) for name in rows.dtype.names or ())
+
+
+def _is_finite(row: bytes, dtype: np.dtype[np.void]) -> bool:
+    """Returns whether every number in the bytes of a row is finite."""
+    return _are_finite(np.frombuffer(row, _FLOAT32)) if all_float32(dtype) else finite(np.frombuffer(row, dtype))
+
+
+def _are_finite(numbers: NDArray[Any]) -> bool:
+    return b"\0" not in np.isfinite(numbers).tobytes()

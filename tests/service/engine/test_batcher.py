@@ -37,7 +37,7 @@ T = "tenant"
     ("owner", "method", "error"),
     [
         (LmdbStore, "commit_many", StoreUnavailableError("store is down")),
-        (StepModel, "run", ZeroDivisionError()),
+        (StepModel, "run_step", ZeroDivisionError()),
         (Executor, "run", ZeroDivisionError()),
     ],
     ids=["the store", "a bug in running", "a bug outside running"],

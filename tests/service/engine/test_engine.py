@@ -100,7 +100,7 @@ def test_a_step_that_another_process_overtook_is_recomputed(
     engine.create(T, "pulse", session_id="s")
     engine.steps.step(T, "s", inputs[:1])
     model = engine.models.named("pulse")
-    run = StepModel.run
+    run = StepModel.run_step
     overtaken: list[bool] = []
 
     def overtake(self: StepModel, *args: Any) -> object:
@@ -114,7 +114,7 @@ def test_a_step_that_another_process_overtook_is_recomputed(
             assert store.commit_many([Change(records.key(T, "s"), before.revision, step)]) == [True]
         return run(self, *args)
 
-    monkeypatch.setattr(StepModel, "run", overtake)
+    monkeypatch.setattr(StepModel, "run_step", overtake)
     answer = engine.steps.step(T, "s", inputs[2:])
     assert overtaken
     assert answer.step == 3

@@ -10,7 +10,7 @@ from onward.model.repository import open_all
 from onward.model.runner import StepModel
 from onward.service.engine.batching import cost
 from onward.service.engine.batching.cost import MOST_CHUNK, MOST_ROWS, Cost
-from onward.service.engine.batching.model_call import ModelCall, finite, joined, padded
+from onward.service.engine.batching.model_call import ModelCall, finite, joined, padded, split
 from tests.helpers.recorded_bundles import draw, make_bundle
 from tests.helpers.reference_loop import ZOO
 
@@ -31,7 +31,7 @@ def test_a_model_call_equals_run(tmp_path: Path, head: str) -> None:
         assert states.tobytes() == after.tobytes()
         for row, size in enumerate(sizes):
             assert outputs[row, :size].tobytes() == expected[row, :size].tobytes()
-        assert call.split(states) == [row.tobytes() for row in after]
+        assert split(states) == [row.tobytes() for row in after]
 
 
 def test_only_rows_with_infinite_values_are_reported() -> None:
@@ -67,8 +67,8 @@ def test_a_long_call_runs_outside_the_event_loop() -> None:
     """A short call runs in the event loop, a long one in a thread."""
     threads = gevent.get_hub().threadpool
     inline = gevent.getcurrent()
-    assert cost.run(gevent.getcurrent, 0.0) is inline
-    assert cost.run(gevent.getcurrent, 1.0) is not inline
+    assert cost.run(0.0, gevent.getcurrent) is inline
+    assert cost.run(1.0, gevent.getcurrent) is not inline
     threads.join()
 
 
