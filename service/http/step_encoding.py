@@ -16,7 +16,7 @@ from onward.model.outputs import step_fields
 from onward.model.runner import StepModel
 from onward.service.engine.batching.batch_row import ResultColumns, StepResult
 from onward.service.engine.batching.model_call import all_float32
-from onward.service.http.reply import encode, encode_by_turns
+from onward.service.http.reply import PIECE, encode, encode_by_turns
 
 _FLOAT32 = np.dtype(np.float32)
 _NUMBER = re.compile(rb"([0-9]+)\.0")
@@ -36,6 +36,11 @@ def encode_step(result: StepResult) -> bytes:
         return encode_by_turns(step_content(result))
     numbers = orjson.dumps(np.frombuffer(outputs, _FLOAT32), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",")
     return template % (result.step, *numbers)
+
+
+def is_long(result: StepResult) -> bool:
+    """True if `encode_step` may take turns of the event loop, so that its caller has to be a greenlet that may wait."""
+    return result.outputs.nbytes > PIECE  # so at most as many values, none of which has less than a byte
 
 
 def _encode_columns(model: StepModel, columns: ResultColumns) -> list[bytes]:

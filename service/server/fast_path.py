@@ -25,13 +25,14 @@ from werkzeug.http import HTTP_STATUS_CODES
 from onward.service.engine.batching.batch_row import BatchRow, StepResult
 from onward.service.engine.engine import Engine
 from onward.service.http import problems, request_schemas, steps
-from onward.service.http.connection import LEAST_WAIT_S, STALLED_S, Pace, deliver, hung_up
+from onward.service.http.connection import LEAST_WAIT_S, STALLED_S, Pace, deliver
+from onward.service.http.loop_connection import READ, LoopConnection
 from onward.service.http.reply import Reply
 from onward.service.http.session_ids import TENANT
+from onward.service.http.step_encoding import is_long
 from onward.service.http.step_requests import plain_step
 from onward.service.server.connection_handoff import HandoffConnection
 
-READ = 65_536
 MOST_HEAD = 16_384
 """A longer head is handed to gunicorn, which applies its limits."""
 MOST_CACHED_HEADS = 1000
@@ -113,52 +114,22 @@ class FastPath:
         return (target, length) if 0 <= length <= self._most_body else (None, 0)
 
 
-class _StepConnection:
+class _StepConnection(LoopConnection[HandoffConnection]):
     """A connection that sends step requests, while the fast path has it.
 
-    Its watcher reads what has come, parses it and submits a plain step to the engine, whose batch calls `settled`. All
-    that may wait is done by the connection's greenlet, which is parked otherwise: a body that has not come, a body of
-    many sessions or of a form that the schemas read, a session whose model is not known yet, a client that reads
-    slowly, and the handoff of other requests.
+    What its greenlet does, because it may wait: a body that has not come, a body of many sessions or of a form that the
+    schemas read, a session whose model is not known yet, a long answer, a client that reads slowly, and the handoff of
+    other requests.
     """
 
-    __slots__ = (
-        "_body", "_connection", "_data", "_fast_path", "_greenlet", "_hub", "_is_over", "_is_parked", "_is_watching",
-        "_socket", "_target", "_waits_since", "_watcher", "_work", "abandoned", "has_left", "started_at",
-    )  # fmt: skip
+    __slots__ = ("_body", "_data", "_fast_path", "_target")
 
     def __init__(self, fast_path: FastPath, connection: Any) -> None:
-        self._fast_path, self._connection = fast_path, connection
-        self._socket = connection._sock  # noqa: SLF001  (the system's socket, which never waits)
-        self._hub, self._greenlet = gevent.get_hub(), gevent.getcurrent()
-        self._watcher = self._hub.loop.io(connection.fileno(), 1)
+        super().__init__(connection)
+        self._fast_path = fast_path
         self._data = b""  # bytes of the next request
-        self._waits_since: float | None = None  # None while a request is answered
-        self._work: Callable[[], HandoffConnection | None] | None = None  # for the greenlet
-        self._is_parked = self._is_watching = self._is_over = False
         self._target: Any = None  # of the request that was submitted
         self._body = b""
-        self.abandoned, self.started_at = False, 0.0
-        self.has_left = partial(hung_up, connection.fileno())
-
-    def run(self, data: bytes) -> HandoffConnection | None:
-        """Returns the handoff of the connection; None if it has ended. Raises OSError."""
-        try:
-            self._go_on(data)
-            while True:
-                while self._work is None:
-                    self._is_parked = True
-                    self._hub.switch()
-                    self._is_parked = False
-                work, self._work = self._work, None
-                if (handoff := work()) is not None:
-                    return handoff
-                self._go_on(self._data)
-        except _EndedError:
-            return None
-        finally:
-            self.abandoned = self._is_over = True
-            self._watcher.close()
 
     def end_if_idle(self, since: float) -> None:
         """Ends the connection if it has waited for the rest of a request since before that time."""
@@ -166,44 +137,19 @@ class _StepConnection:
             with contextlib.suppress(OSError):
                 self._connection.shutdown(socket.SHUT_RD)  # the watcher sees the end
 
-    def _give(self, work: Callable[[], HandoffConnection | None]) -> None:
-        """Has the greenlet do this work."""
-        self._waits_since, self._work = None, work
-        if self._is_parked:
-            self._is_parked = False
-            self._hub.loop.run_callback(self._greenlet.switch)
-
-    def _go_on(self, data: bytes) -> None:
-        """Begins with the next request, of which these bytes have come."""
+    def _go_on(self) -> None:
         if self._is_over:
             return
         self._waits_since = time.monotonic()
-        if data:
-            self._take(data)
-        elif not self._is_watching:
-            self._is_watching = True
-            self._watcher.start(self._readable)
-
-    def _readable(self) -> None:
-        """Reads what has come, which may be the end of the connection; the event loop calls it."""
-        if self._waits_since is None:  # they wait until the request before is answered
-            self._watcher.stop()
-            self._is_watching = False
-            return
-        try:
-            data = self._socket.recv(READ)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if data:
-            self._take(self._data + data if self._data else data)
+        if self._data:
+            self._take(b"")
         else:
-            self._give(_end)
+            self._watch()
 
     def _take(self, data: bytes) -> None:
-        """Submits the request at the beginning of the data, or gives the work that it makes to the greenlet."""
-        fast_path, self._data = self._fast_path, b""
+        fast_path = self._fast_path
+        if self._data:
+            data, self._data = self._data + data, b""
         try:
             request = fast_path.parse(data)
         except _parser_fast.IncompleteError:  # not gunicorn_h1c.IncompleteError: the parser has a class of its own
@@ -211,9 +157,7 @@ class _StepConnection:
                 self._hand_over(data, None)
                 return
             self._data = data
-            if not self._is_watching:
-                self._is_watching = True
-                self._watcher.start(self._readable)
+            self._watch()
             return
         except (ParseError, _parser_fast.ParseError):
             self._hand_over(data, None)
@@ -230,7 +174,7 @@ class _StepConnection:
         try:
             self._submit(target, body)
         except Exception as error:  # noqa: BLE001  (as Flask's error handlers do)
-            self._send(_written(problems.of(error, "POST", target[0].decode())))
+            self._reply(problems.of(error, "POST", target[0].decode()))
 
     def _submit(self, target: re.Match[bytes], body: bytes) -> None:
         """Submits a plain step. Raises the error with which it is refused."""
@@ -246,32 +190,28 @@ class _StepConnection:
         self._give(partial(self._answer, target, body))
 
     def settled(self, row: BatchRow) -> None:
-        """Answers the request of a row that was submitted."""
         if self._is_over:
             return
-        outcome, target = row.outcome, self._target
+        outcome = row.outcome
         if isinstance(outcome, StepResult):
-            self._send(_written(steps.reply_to(outcome, row.requests[0].request.session_id)))
+            if is_long(outcome):
+                self._give(partial(self._answer_later, outcome, row.requests[0].request.session_id))
+            else:
+                self._reply(steps.reply_to(outcome, row.requests[0].request.session_id))
         elif self._fast_path.engine.steps.has_model_changed(row):
-            self._give(partial(self._answer, target, self._body))
+            self._give(partial(self._answer, self._target, self._body))
         else:
             assert isinstance(outcome, Exception)
-            self._send(_written(problems.of(outcome, "POST", target[0].decode())))
+            self._reply(problems.of(outcome, "POST", self._target[0].decode()))
 
-    def _send(self, answer: bytes) -> None:
-        try:
-            sent = self._socket.send(answer)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            self._give(_end)
+    def _reply(self, reply: Reply) -> None:
+        if not self._send(_written(reply)):
             return
-        if sent < len(answer):
-            self._give(partial(self._deliver, answer[sent:]))
-        elif self._data:  # the next request has come with the last one
-            self._hub.loop.run_callback(self._go_on, self._data)
+        if self._data:  # the next request has come with the last one
+            self._waits_since = None  # until then nothing more is read
+            self._hub.loop.run_callback(self._go_on)
         else:
-            self._go_on(b"")
+            self._go_on()
 
     # The work of the greenlet
 
@@ -284,6 +224,10 @@ class _StepConnection:
         except Exception as error:  # noqa: BLE001  (as Flask's error handlers do)
             reply = problems.of(error, "POST", target[0].decode())
         self._deliver(_written(reply))
+
+    def _answer_later(self, result: StepResult, session_id: str) -> None:
+        """Answers with a result whose encoding takes turns of the event loop."""
+        self._deliver(_written(steps.reply_to(result, session_id)))
 
     def _deliver(self, answer: bytes) -> None:
         deliver(self._connection, answer)
@@ -299,14 +243,6 @@ class _StepConnection:
 
     def _hand_over(self, data: bytes, size: int | None) -> None:
         self._give(lambda: HandoffConnection(self._connection, data, size))
-
-
-class _EndedError(Exception):
-    """The connection has ended."""
-
-
-def _end() -> None:
-    raise _EndedError
 
 
 def _length(headers: tuple[tuple[bytes, bytes], ...]) -> int:

@@ -17,17 +17,19 @@ from websockets.server import ServerProtocol
 from websockets.typing import Origin
 
 from onward.model.scoring.layout import SCORING_OUTPUTS
-from onward.service.engine.batching.batch_row import StepRequest, StepResult
+from onward.service.engine.batching.batch_row import BatchRow, Caller, StandaloneResult, StepRequest, StepResult
 from onward.service.engine.engine import Engine
 from onward.service.engine.steps import is_retryable
 from onward.service.errors import Fault
 from onward.service.http import problems, step_requests
 from onward.service.http.connection import HasLeft
+from onward.service.http.json_parsing import PIECE
 from onward.service.http.operations import Operation
 from onward.service.http.problems import HTTP_PROBLEM_TYPES, RequestError
 from onward.service.http.reply import Empty, encode
 from onward.service.http.session_ids import TENANT, checked
 from onward.service.http.step_encoding import encode_step
+from onward.service.http.step_requests import plain_step
 from onward.service.websocket.framing import Frames, Message
 
 _NUMBER = struct.Struct("<Q")
@@ -41,6 +43,37 @@ class SessionProtocol:
     def __init__(self, engine: Engine, session_id: str, model: str = "") -> None:
         """model: the first step creates a missing session on it; empty: the session must exist."""
         self._engine, self._session_id, self._model = engine, session_id, model
+
+    def submit(self, message: Message, call: Caller) -> bool:
+        """Submits the step of a short message in the plain form; returns False if `answers` is for the message."""
+        data, is_text = message
+        if is_text:
+            request = plain_step(self._session_id, data, self._model)
+        else:
+            request = self._packed(data) if _NUMBER.size <= len(data) <= PIECE else None
+        if request is None:
+            return False
+        steps, call.abandoned = self._engine.steps, False
+        call.started_at = steps.now()
+        try:
+            if (row := steps.row(TENANT, request, call)) is None:
+                return False
+            steps.submit(row)
+        except Exception:  # noqa: BLE001  (`answers` makes a problem of the same error)
+            return False
+        return True
+
+    def answer_to(self, row: BatchRow, *, is_text: bool) -> tuple[Message, bool] | None:
+        """The response to a message that was submitted, and whether the stream continues; None if `answers` is for it
+        after all.
+        """
+        outcome = row.outcome
+        if isinstance(outcome, StepResult):
+            self._model = ""
+        elif self._engine.steps.has_model_changed(row):
+            return None
+        assert not isinstance(outcome, StandaloneResult | None)
+        return self._answer(row.requests[0].request, outcome, is_text=is_text), not is_retryable(outcome)
 
     def answers(self, messages: Sequence[Message], has_left: HasLeft | None = None) -> tuple[list[Message], bool]:
         """The responses in the order of the messages, and whether the stream continues. One call advances all of them.
@@ -74,9 +107,7 @@ class SessionProtocol:
         try:
             if is_text:
                 return step_requests.parse_step(self._session_id, data, self._engine.limits, self._model)
-            number, values = data[: _NUMBER.size], data[_NUMBER.size :]
-            name = f"#{_NUMBER.unpack(number)[0]}" if any(number) else ""
-            return StepRequest(self._session_id, values, None, name, self._model)
+            return self._packed(data)
         except struct.error:
             return self._problem(
                 RequestError(
@@ -85,6 +116,12 @@ class SessionProtocol:
             )
         except Exception as error:  # noqa: BLE001  (any error is the problem of this message alone)
             return self._problem(error, _request_id(data))
+
+    def _packed(self, data: bytes) -> StepRequest:
+        """The step request of a binary message. Raises struct.error."""
+        number, values = data[: _NUMBER.size], data[_NUMBER.size :]
+        name = f"#{_NUMBER.unpack(number)[0]}" if any(number) else ""
+        return StepRequest(self._session_id, values, None, name, self._model)
 
     def _answer(self, asked: StepRequest, outcome: StepResult | Exception, *, is_text: bool) -> Message:
         if isinstance(outcome, Exception):

@@ -1,7 +1,7 @@
 """WebSocket frames of a server, as RFC 6455 defines them, without extensions.
 
 Owns the protocol's state of one connection: the frame and the message that have begun, the closing handshake, and the
-control frames that are to be sent. Nearly every message is one frame and takes the short way through `take`.
+control frames that are to be sent. Nearly every message is one frame that comes alone, which `single` reads.
 
 The memory of a connection is bounded whatever its client sends: one message of at most `most` bytes, to which each
 fragment is joined as it comes, the part of its next frame that has come, and what one read brought. A frame is refused
@@ -30,7 +30,9 @@ _FIN, _RESERVED, _OPCODE, _CONTROL, _MASKED = 0x80, 0x70, 0x0F, 0x08, 0x80
 _WHOLE_TEXT, _WHOLE_BINARY = _FIN | _TEXT, _FIN | _BINARY
 _WHOLE = frozenset({_WHOLE_TEXT, _WHOLE_BINARY})
 _LENGTHS = {126: struct.Struct(">H"), 127: struct.Struct(">Q")}
+_HEAD_16, _HEAD_64 = struct.Struct(">BBH"), struct.Struct(">BBQ")
 _MASK = 4
+_LEAST_SINGLE = 2 + _MASK
 _MOST_CONTROL = 125
 _PROTOCOL_ERROR, _NOT_UTF8, _POLICY, _TOO_BIG = 1002, 1007, 1008, 1009  # RFC 6455, 7.4.1
 
@@ -71,6 +73,23 @@ class Frames:
         """True if the connection must be closed after the bytes of `to_send` are sent."""
         self.is_open = True
         """True until a close frame is sent: messages may be sent."""
+
+    def single(self, data: bytes) -> Message | None:
+        """The message if these bytes are one frame, which is a whole message and valid; None if `take` must read them.
+
+        Changes nothing, so that `take` may read the same bytes all the same.
+        """
+        if self._rest or self._fragments or not self.is_open or len(data) < _LEAST_SINGLE or data[0] not in _WHOLE:
+            return None
+        if _MASKED <= data[1] < _MASKED | 126:
+            body, size = 2 + _MASK, data[1] ^ _MASKED
+        else:
+            body, size = _measure(data, 0)
+        if body + size != len(data) or size > self._most or data[1] < _MASKED:
+            return None
+        payload = apply_mask(data[body:], data[body - _MASK : body])
+        is_text = data[0] == _WHOLE_TEXT
+        return (payload, is_text) if not is_text or payload.isascii() else None
 
     def take(self, data: bytes = b"") -> list[Message]:
         """The complete messages among the next PIECE frames; control frames to send are in `to_send`.
@@ -183,6 +202,9 @@ class Frames:
         """The messages as frames; empty if the connection is closed."""
         if not self.is_open:
             return b""
+        if len(messages) == 1:
+            data, is_text = messages[0]
+            return _encoded(_WHOLE_TEXT if is_text else _WHOLE_BINARY, data)
         return b"".join([_encoded(_WHOLE_TEXT if is_text else _WHOLE_BINARY, data) for data, is_text in messages])
 
     def to_send(self) -> bytes:
@@ -256,5 +278,6 @@ def _encoded(first: int, payload: bytes) -> bytes:
     size = len(payload)
     if size < 126:
         return bytes((first, size)) + payload
-    code = 126 if size < 2**16 else 127
-    return bytes((first, code)) + _LENGTHS[code].pack(size) + payload
+    if size < 2**16:
+        return _HEAD_16.pack(first, 126, size) + payload
+    return _HEAD_64.pack(first, 127, size) + payload

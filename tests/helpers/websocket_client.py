@@ -51,8 +51,9 @@ class Frames:
         length, start = self.rest[1], 2
         if length == 126 and len(self.rest) >= 4:
             length, start = struct.unpack(">H", self.rest[2:4])[0], 4
+        elif length == 127 and len(self.rest) >= 10:
+            length, start = struct.unpack(">Q", self.rest[2:10])[0], 10
         elif length >= 126:
-            assert length == 126, "longer than any answer here"
             return None
         if len(self.rest) < start + length:
             return None

@@ -251,3 +251,23 @@ def test_a_retryable_error_ends_the_connection(tmp_path: Path) -> None:
         local.sendall(good + frame(frames[2][1], CLOSE))
         serving.get()
         assert overloaded.sessions.get("public", "s").record.step == 0
+
+
+def test_a_retryable_error_of_a_message_that_comes_alone_ends_the_connection(tmp_path: Path) -> None:
+    """The first connection finds the session's model; a step on the second one is submitted by the event loop."""
+    overloaded = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits(timeout_s=1e-9))
+    overloaded.start()
+    overloaded.create("public", "pulse", session_id="s")
+    with contextlib.closing(overloaded):
+        for _ in range(2):
+            local, remote = gevent.socket.socketpair()
+            with local, remote:
+                protocol = SessionProtocol(overloaded, "s")
+                serving = gevent.spawn(WebSocketConnections(lambda: True).serve, remote, b"", Frames(MOST), protocol)
+                local.sendall(frame(b'{"inputs": [[500]], "request_id": "r"}'))
+                (_, problem), (opcode, close) = websocket_client.Frames().feed(local.recv(65536))
+                assert (json.loads(problem)["status"], json.loads(problem)["request_id"]) == (503, "r")
+                assert (opcode, struct.unpack(">H", close[:2])) == (CLOSE, (1013,))
+                local.sendall(frame(b'{"inputs": [[500]]}') + frame(close, CLOSE))
+                serving.get()
+        assert overloaded.sessions.get("public", "s").record.step == 0

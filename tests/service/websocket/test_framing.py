@@ -80,13 +80,17 @@ class Reference:
 def test_frames_are_parsed_as_the_library_parses_them(
     end: bytes, frames: list[bytes], more: bytes, data: st.DataObject
 ) -> None:
-    """Messages, pongs, close codes and the end are the same, also for bytes that follow the end."""
+    """Messages, pongs, close codes and the end are the same, also for bytes that follow the end, and for a message that
+    is read alone.
+    """
     sent = b"".join(frames) + end + more
     cuts = sorted(data.draw(st.lists(st.integers(0, len(sent)), max_size=8)))
     frames_under_test, reference = Frames(MOST), Reference()
     received, answers, expected, expected_answers = list[Message](), b"", list[Message](), b""
     for start, stop in zip([0, *cuts], [*cuts, len(sent)], strict=True):
-        for messages in pieces(frames_under_test, sent[start:stop]):
+        alone = frames_under_test.single(sent[start:stop])
+        for number, messages in enumerate(pieces(frames_under_test, sent[start:stop])):
+            assert alone is None or (number, messages) == (0, [alone])
             received += messages
             answers += frames_under_test.to_send()
         expected += reference.take(sent[start:stop])
