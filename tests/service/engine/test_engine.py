@@ -13,6 +13,7 @@ from onward.model.repository import Opened, open_all
 from onward.model.runner import Outputs, StepModel
 from onward.model.scoring.layout import ERROR, Sum
 from onward.model.state import State
+from onward.service.engine.batching.batch_row import StepRequest
 from onward.service.engine.engine import Engine, Limits
 from onward.service.engine.event_loop import take_loop_turn
 from onward.service.engine.forecasting.forecast_start import ForecastRequest
@@ -202,6 +203,31 @@ def test_an_overtaken_row_waits_for_its_turn_with_rows_of_its_size(
     tasks += [gevent.spawn(engine.steps.step, T, name, pulse(1)) for name in "ab"]
     gevent.joinall(tasks, raise_error=True)
     assert shapes == [(1, 3), (2, 1), (1, 3)]
+
+
+@pytest.mark.parametrize("sessions", [1, 12])
+def test_a_step_on_what_the_store_has_lost_conflicts(
+    engine: Engine, store: LmdbStore, clock: Clock, sessions: int
+) -> None:
+    """If the store has gone back to an earlier record, the next step is not applied to it."""
+    names = [f"s{number}" for number in range(sessions)]
+    earlier = dict[str, Record]()
+    for name in names:
+        engine.create(T, "pulse", session_id=name)
+        for turn in range(3):
+            clock.now += 1
+            engine.steps.step(T, name, [[500 + turn]])
+            if turn == 0:
+                earlier[name] = engine.sessions.get(T, name).record
+    changes = [
+        Change(records.key(T, name), engine.sessions.get(T, name).record.revision, earlier[name]) for name in names
+    ]
+    assert all(in_another_process(store).commit_many(changes))
+    results = engine.steps.step_many(T, [StepRequest(name, [[503]]) for name in names])
+    for name, result in zip(names, results, strict=True):
+        assert isinstance(result, StepConflictError)
+        assert result.expected == 1
+        assert engine.sessions.get(T, name).record == earlier[name]
 
 
 def test_an_overtaken_step_that_named_its_step_conflicts(

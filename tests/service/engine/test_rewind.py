@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from onward.model.repository import open_all
 from onward.model.scoring.surprise import SurpriseMeans, update_means
+from onward.service.engine.batching.batch_row import StepRequest
 from onward.service.engine.engine import Engine, Limits
 from onward.service.engine.sessions import history
 from onward.service.engine.sessions.history import Point
@@ -89,6 +90,25 @@ def test_rewinds_need_a_history(tmp_path: Path) -> None:
         with pytest.raises(HistoryError):
             operation()
     plain.close()
+
+
+@pytest.mark.parametrize("sessions", [1, 12])
+def test_a_step_of_a_service_without_history_ends_that_of_a_session(tmp_path: Path, sessions: int) -> None:
+    """The history would lack that step, so that a rewind would lead elsewhere."""
+    names = [f"s{number}" for number in range(sessions)]
+    for keep in (KEEP, 0):
+        engine = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits(history=keep))
+        engine.start()
+        for name in names if keep else ():
+            engine.create(T, "pulse", session_id=name)
+        results = engine.steps.step_many(T, [StepRequest(name, INPUTS[:1], None, f"r{keep}") for name in names])
+        assert not [result for result in results if isinstance(result, Exception)]
+        if not keep:
+            for name in names:
+                assert not engine.sessions.get(T, name).record.history
+                with pytest.raises(HistoryError):
+                    engine.history.rewind(T, name, 1)
+        engine.close()
 
 
 def test_a_session_moves_to_another_version(tmp_path: Path) -> None:

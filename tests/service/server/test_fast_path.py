@@ -7,10 +7,12 @@ from typing import Any
 
 import gevent
 import gevent.socket
+import orjson
 import pytest
 from gunicorn.config import Config
 
 from onward.model.repository import open_all
+from onward.service.engine.batching.batch_row import BatchRow
 from onward.service.engine.engine import Engine, Limits
 from onward.service.http.connection import deliver
 from onward.service.server import connection_handoff
@@ -85,6 +87,59 @@ def test_an_idle_connection_is_closed(fast_path: FastPath) -> None:
             local.sendall(sent)
             assert fast_path.serve(remote, b"") is None
     watch.kill()
+
+
+def test_pipelined_steps_of_a_slow_reader_are_answered_completely(fast_path: FastPath) -> None:
+    """A response that the socket takes only in part is continued where it was cut."""
+    count, received = 300, bytearray()
+    local, remote = gevent.socket.socketpair()
+    with local, remote, gevent.Timeout(60):
+        remote.setsockopt(gevent.socket.SOL_SOCKET, gevent.socket.SO_SNDBUF, 4096)
+        gevent.spawn(fast_path.serve, remote, b"")
+        gevent.spawn(local.sendall, count * STEP)
+        while received.count(b"HTTP/1.1 ") < count or not received.endswith(b"}"):
+            received += local.recv(97)
+            gevent.sleep(0)
+    responses = bytes(received).split(b"HTTP/1.1 ")[1:]
+    assert [orjson.loads(response.partition(b"\r\n\r\n")[2])["step"] for response in responses] == [
+        *range(1, count + 1)
+    ]
+
+
+def test_bytes_that_come_before_the_answer_wait_without_work(
+    fast_path: FastPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a step waits for its batch, the event loop does not look again and again at the next request's bytes."""
+    rows: list[BatchRow] = []
+    reads: list[bool] = []
+    readable = fast_path_module._StepConnection._readable
+
+    def counted(connection: fast_path_module._StepConnection) -> None:
+        reads.append(True)
+        readable(connection)
+
+    monkeypatch.setattr(fast_path_module._StepConnection, "_readable", counted)
+    assert serve(fast_path, STEP)[0].startswith(b"HTTP/1.1 200 ")  # the session's model is known after the first step
+    submit = fast_path.engine.steps.submit
+    monkeypatch.setattr(fast_path.engine.steps, "submit", rows.append)
+    local, remote = gevent.socket.socketpair()
+    with local, remote, gevent.Timeout(60):
+        gevent.spawn(fast_path.serve, remote, b"")
+        local.sendall(STEP)
+        while not rows:
+            gevent.sleep(0)
+        reads.clear()
+        local.sendall(STEP)
+        for _ in range(100):
+            gevent.sleep(0)
+        assert len(reads) <= 1
+        assert len(rows) == 1
+        monkeypatch.setattr(fast_path.engine.steps, "submit", submit)
+        submit(rows[0])
+        received = b""
+        while received.count(b'"step":') < 2:
+            received += local.recv(65_536)
+        assert received.index(b'{"step":2,') < received.index(b'{"step":3,')
 
 
 @pytest.fixture
