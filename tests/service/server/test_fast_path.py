@@ -15,6 +15,7 @@ from onward.model.repository import open_all
 from onward.service.engine.batching.batch_row import BatchRow
 from onward.service.engine.engine import Engine, Limits
 from onward.service.http.connection import deliver
+from onward.service.http.loop_connection import LoopConnection
 from onward.service.server import connection_handoff
 from onward.service.server import fast_path as fast_path_module
 from onward.service.server.connection_handoff import HandoffConnection
@@ -112,13 +113,13 @@ def test_bytes_that_come_before_the_answer_wait_without_work(
     """While a step waits for its batch, the event loop does not look again and again at the next request's bytes."""
     rows: list[BatchRow] = []
     reads: list[bool] = []
-    readable = fast_path_module._StepConnection._readable
+    read = LoopConnection._read
 
-    def counted(connection: fast_path_module._StepConnection) -> None:
+    def counted(connection: LoopConnection[Any]) -> None:
         reads.append(True)
-        readable(connection)
+        read(connection)
 
-    monkeypatch.setattr(fast_path_module._StepConnection, "_readable", counted)
+    monkeypatch.setattr(LoopConnection, "_read", counted)
     assert serve(fast_path, STEP)[0].startswith(b"HTTP/1.1 200 ")  # the session's model is known after the first step
     submit = fast_path.engine.steps.submit
     monkeypatch.setattr(fast_path.engine.steps, "submit", rows.append)
