@@ -45,6 +45,8 @@ def plain_inputs(inputs: Any) -> bool:
     """
     if type(inputs) is not list or not inputs:
         return type(inputs) is str and inputs != ""
+    if len(inputs) == 1 and type(step := inputs[0]) is list and len(step) == 1:
+        return type(step[0]) in _VALUES
     kinds = set(map(type, inputs))
     if kinds == {list}:
         return all(inputs) and set(map(type, chain.from_iterable(inputs))) <= _VALUES

@@ -30,9 +30,8 @@ _FIN, _RESERVED, _OPCODE, _CONTROL, _MASKED = 0x80, 0x70, 0x0F, 0x08, 0x80
 _WHOLE_TEXT, _WHOLE_BINARY = _FIN | _TEXT, _FIN | _BINARY
 _WHOLE = frozenset({_WHOLE_TEXT, _WHOLE_BINARY})
 _LENGTHS = {126: struct.Struct(">H"), 127: struct.Struct(">Q")}
-_HEAD_16, _HEAD_64 = struct.Struct(">BBH"), struct.Struct(">BBQ")
+_HEAD_8, _HEAD_16, _HEAD_64 = struct.Struct(">BB"), struct.Struct(">BBH"), struct.Struct(">BBQ")
 _MASK = 4
-_LEAST_SINGLE = 2 + _MASK
 _MOST_CONTROL = 125
 _PROTOCOL_ERROR, _NOT_UTF8, _POLICY, _TOO_BIG = 1002, 1007, 1008, 1009  # RFC 6455, 7.4.1
 
@@ -79,17 +78,21 @@ class Frames:
 
         Changes nothing, so that `take` may read the same bytes all the same.
         """
-        if self._rest or self._fragments or not self.is_open or len(data) < _LEAST_SINGLE or data[0] not in _WHOLE:
+        if self._rest or self._fragments or not self.is_open or len(data) < 2 + _MASK:
             return None
-        if _MASKED <= data[1] < _MASKED | 126:
-            body, size = 2 + _MASK, data[1] ^ _MASKED
+        first, second = data[0], data[1]
+        if _MASKED <= second < _MASKED | 126:
+            body, size = 2 + _MASK, second ^ _MASKED
+        elif second < _MASKED:
+            return None
         else:
             body, size = _measure(data, 0)
-        if body + size != len(data) or size > self._most or data[1] < _MASKED:
+        if body + size != len(data) or size > self._most or first not in _WHOLE:
             return None
         payload = apply_mask(data[body:], data[body - _MASK : body])
-        is_text = data[0] == _WHOLE_TEXT
-        return (payload, is_text) if not is_text or payload.isascii() else None
+        if first == _WHOLE_BINARY:
+            return payload, False
+        return (payload, True) if payload.isascii() else None
 
     def take(self, data: bytes = b"") -> list[Message]:
         """The complete messages among the next PIECE frames; control frames to send are in `to_send`.
@@ -277,7 +280,7 @@ def _closing(code: int, reason: str) -> bytes:
 def _encoded(first: int, payload: bytes) -> bytes:
     size = len(payload)
     if size < 126:
-        return bytes((first, size)) + payload
+        return _HEAD_8.pack(first, size) + payload
     if size < 2**16:
         return _HEAD_16.pack(first, 126, size) + payload
     return _HEAD_64.pack(first, 127, size) + payload
