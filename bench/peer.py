@@ -2,18 +2,18 @@
 
 NETWORK=<file>.onnx uvicorn bench.peer:app --loop uvloop --http httptools --no-access-log
 
-A dict of states, one row a call, and the bare network of `bench.network`. The endpoint reads the body itself and parses
-and encodes with orjson, which was the fastest of the usual forms: a pydantic model of the body made it slower, and so
-did FastAPI's own encoding of the answer.
+A dict of states, one row a call, and the bare network of `bench.network`. The endpoint is what FastAPI's tutorial
+teaches: a pydantic model of the body, and a dict as the answer. An endpoint that reads and writes the body itself with
+orjson makes about 1.4 times as many steps a CPU second.
 """
 
 import os
 
 import numpy as np
 import onnxruntime as ort
-import orjson
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, HTTPException
 from numpy.typing import NDArray
+from pydantic import BaseModel
 
 State = NDArray[np.float32]
 
@@ -26,6 +26,10 @@ states: dict[str, tuple[State, State]] = {}
 app = FastAPI()
 
 
+class Body(BaseModel):
+    inputs: list[list[float]]
+
+
 @app.post("/sessions/{name}")
 async def create(name: str) -> dict[str, str]:
     states[name] = initial, initial
@@ -33,12 +37,11 @@ async def create(name: str) -> dict[str, str]:
 
 
 @app.post("/sessions/{name}/steps")
-async def step(name: str, request: Request) -> Response:
+async def step(name: str, body: Body) -> dict[str, list[list[float]]]:
     if name not in states:
         raise HTTPException(404)
-    inputs = np.array(orjson.loads(await request.body())["inputs"], np.float32)[:, np.newaxis]  # (time, 1, features)
+    inputs = np.array(body.inputs, np.float32)[:, np.newaxis]  # (time, 1, features)
     h, c = states[name]
     mean, std, *after = model.run(["mean", "std", "h_out", "c_out"], {"inputs": inputs, "h": h, "c": c})
     states[name] = after[0], after[1]
-    answer = {"mean": mean[:, 0].tolist(), "std": std[:, 0].tolist()}
-    return Response(orjson.dumps(answer), media_type="application/json")
+    return {"mean": mean[:, 0].tolist(), "std": std[:, 0].tolist()}

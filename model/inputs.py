@@ -66,7 +66,11 @@ def plain_numbers(inputs: Any, width: int) -> NDArray[np.float32] | None:
         numbers = list(chain.from_iterable(inputs))
     elif width > 1:
         return None
-    if not set(map(type, numbers)) <= _NUMBER_TYPES or (packed := _pack_float32(numbers)) is None:
+    if not set(map(type, numbers)) <= _NUMBER_TYPES or any(map(math.isinf, numbers)):
+        return None
+    try:
+        packed = struct.pack(f"<{len(numbers)}f", *numbers)
+    except OverflowError:  # a number beyond single precision
         return None
     return np.ndarray((len(inputs), width), "<f4", packed)
 
@@ -208,14 +212,6 @@ def _from_bytes(data: bytes, features: Sequence[Feature], field: str, first: int
         for row in array.tolist()
     ]
     return _array(rows, features, field, first, _LISTED)
-
-
-def _pack_float32(values: Sequence[Any]) -> bytes | None:
-    """Returns a few numbers as 32-bit floats, at less cost than numpy; None if a number is out of their range."""
-    try:
-        return None if any(map(math.isinf, values)) else struct.pack(f"<{len(values)}f", *values)
-    except (OverflowError, struct.error):
-        return None
 
 
 def _as_float64(rows: Any) -> NDArray[np.float64]:

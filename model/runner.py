@@ -48,7 +48,8 @@ class StepModel:
             )
         except Exception as error:  # ONNX Runtime's errors share no base class but Exception
             raise BundleError(file, f"ONNX Runtime cannot open it: {error}") from error
-        self.manifest = manifest
+        self.manifest, self.features = manifest, manifest.feature_names
+        """`features`: the names of the features, in the order of a step's numbers."""
         _compare_with_manifest(file, self._session, manifest)
         try:
             self.layout = Layout(manifest.state)
@@ -78,11 +79,6 @@ class StepModel:
         self._states = [
             (pair.input, _to_tensor(pair.shape, (BATCH,)), _to_rows(pair.shape, (BATCH,))) for pair in manifest.state
         ]
-
-    @property
-    def features(self) -> tuple[str, ...]:
-        """The names of the features, in the order of a step's numbers."""
-        return self.manifest.feature_names
 
     def run(self, inputs: NDArray[np.float32], lengths: NDArray[np.int32], state: State) -> tuple[Outputs, State]:
         """Advances every row by its own number of steps.

@@ -43,9 +43,10 @@ class Accuracy:
         layouts = [plain, with_intervals] if plain.numbers else [plain]
         self._by_size = {layout.size: RunningStatistics(layout) for layout in layouts}
         self._by_size[0] = self._by_size[plain.size]
-        self._step_scorer = StepScorer(plain, model.stored_prediction_dtype)
+        self.step_scorer = StepScorer(plain, model.stored_prediction_dtype)
+        """What scores a finite row of one step of a session that `score_columns` could score, with the same bits."""
         self.scored_dtype = plain.output_dtype if self.enabled else model.output_dtype
-        """The outputs of a step that `score_columns` or `score_step` has scored."""
+        """The outputs of a step that `score_columns` or `step_scorer` has scored."""
         dtypes = (model.output_dtype, *(layout.output_dtype for layout in layouts))
         self._dtypes = {dtype.itemsize: dtype for dtype in dtypes}
 
@@ -98,15 +99,6 @@ class Accuracy:
             for row, answer, row_statistics in zip(rows, scored, updated, strict=True):
                 answers[row], after[row] = answer, row_statistics
         return answers, after
-
-    def score_step(
-        self, data: bytes, start: int, values: Sequence[float], surprise: float | None
-    ) -> tuple[bytes, bytes]:
-        """Scores a finite row of one step of a session that `score_columns` could score, with the same bits.
-
-        See `StepScorer.score`. Returns no bytes if nothing is scored.
-        """
-        return self._step_scorer.score(data, start, values, surprise) if self.enabled else (b"", b"")
 
     @np.errstate(all="ignore")
     def score_columns(

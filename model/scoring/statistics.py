@@ -31,7 +31,7 @@ from onward.model.scoring.layout import (
     StatisticsLayout,
     nominal_coverage,
 )
-from onward.model.scoring.step_scorer import packed_scores
+from onward.model.scoring.step_scorer import as_float32
 from onward.model.state import State
 
 Rows = list[list[float]]
@@ -239,7 +239,7 @@ class RunningStatistics:
         data, size, steps, parts, position = outputs.tobytes(), outputs.itemsize, outputs.shape[1], [], 0
         for row_scores in scores:
             for step_scores in row_scores:
-                parts += [data[position : position + size], packed_scores(self._layout, step_scores)]
+                parts += [data[position : position + size], self._layout.scores.pack(*map(as_float32, step_scores))]
                 position += size
             if padding := steps - len(row_scores):
                 parts.append(bytes(padding * self._layout.output_dtype.itemsize))

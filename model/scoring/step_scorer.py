@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from onward.model.manifest import RANKED
-from onward.model.scoring.conformal import RING_SIZE, anomaly
+from onward.model.scoring.conformal import anomaly
 from onward.model.scoring.layout import ALARM, ALARMS, INPUTS, LAST, OF_NUMBERS, SURPRISE, StatisticsLayout
 
 _FLOAT = Struct("<f")
@@ -26,7 +26,7 @@ class StepScorer:
         self._layout, self._stored = layout, stored_prediction
         self._columns = tuple(enumerate(layout.columns))
         self._starts = [layout.positions[name].start for name in (*OF_NUMBERS, LAST)] if layout.numbers else []
-        self._has_ring = layout.head.surprise is not None
+        self._centre = layout.head.outputs[0]
 
     def score(self, data: bytes, start: int, values: Sequence[float], surprise: float | None) -> tuple[bytes, bytes]:
         """Returns the bytes of the scores that the answer has after the outputs, and the updated statistics.
@@ -40,24 +40,27 @@ class StepScorer:
             stored = np.frombuffer(data, self._stored, 1, start + layout.size)
             present = (self._count_errors if layout.numbers else self._count_hits)(numbers, values, stored, scores)
         ring_start, ring_end = start + layout.ring.start, start + layout.ring.stop
-        if surprise is None:
-            return layout.scores.pack(*scores), layout.row.pack(*numbers) + data[ring_start:ring_end]
-        if not present:
+        ring = data[ring_start:ring_end]
+        if surprise is not None and present:
+            is_reaching = np.frombuffer(ring, np.float32) >= surprise
+            found = anomaly(int(numbers[INPUTS]), is_reaching.tobytes().count(1))
+            numbers[INPUTS] += 1
+            numbers[SURPRISE] += surprise
+            numbers[ALARMS] += found >= ALARM
+            scores.append(found)
+            ring = ring[_FLOAT.size :] + _FLOAT.pack(surprise)
+        elif surprise is not None:
             scores.append(math.nan)
-            return self._packed(scores), layout.row.pack(*numbers) + data[ring_start:ring_end]
-        is_reaching = np.frombuffer(data, np.float32, RING_SIZE, ring_start) >= surprise
-        found = anomaly(int(numbers[INPUTS]), is_reaching.tobytes().count(1))
-        numbers[INPUTS] += 1
-        numbers[SURPRISE] += surprise
-        numbers[ALARMS] += found >= ALARM
-        scores.append(found)
-        ring = data[ring_start + _FLOAT.size : ring_end]
-        return self._packed(scores), b"".join((layout.row.pack(*numbers), ring, _FLOAT.pack(surprise)))
+        try:
+            packed = layout.scores.pack(*scores)
+        except OverflowError:  # a score beyond single precision
+            packed = layout.scores.pack(*map(as_float32, scores))
+        return packed, layout.row.pack(*numbers) + ring
 
     def _count_errors(self, numbers: list[float], values: Sequence[float], stored: Any, scores: list[float]) -> bool:
         """Counts the errors and appends them to `scores`; returns whether the input has all targets."""
         central, present = self._layout.central, True
-        (centre,) = central.centre(stored).tolist()
+        (centre,) = stored[self._centre].tolist()
         below, above = (centre, centre) if central.level is None else central.reach_of_row(stored)
         predicted, error_at, naive_at, inside_at, last_at = self._starts
         for target, column in self._columns:
@@ -88,14 +91,7 @@ class StepScorer:
             numbers[positions["hits"].start] += values[column] == likeliest
         return present
 
-    def _packed(self, scores: list[float]) -> bytes:
-        return packed_scores(self._layout, scores)
 
-
-def packed_scores(layout: StatisticsLayout, scores: list[float]) -> bytes:
-    """Returns the bytes of the scores; those beyond single precision are infinite."""
-    try:
-        return layout.scores.pack(*scores)
-    except OverflowError:
-        finite = (math.copysign(math.inf, score) if abs(score) > _MAX_FLOAT32 else score for score in scores)
-        return layout.scores.pack(*finite)
+def as_float32(number: float) -> float:
+    """Returns the number, or infinity with its sign if it is beyond single precision."""
+    return math.copysign(math.inf, number) if abs(number) > _MAX_FLOAT32 else number

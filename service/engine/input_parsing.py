@@ -116,9 +116,6 @@ def parse_batch(model: StepModel, requests: Sequence[PendingRequest]) -> None:
     The inputs of all requests are parsed together where they have the same form: parsing a single step alone costs more
     than the step does.
     """
-    if len(requests) == 1 and requests[0].inputs is None:
-        _parse_alone(model, requests[0])
-        return
     unparsed: list[tuple[PendingRequest, Any]] = [
         (pending, pending.request.inputs) for pending in requests if pending.inputs is None
     ]
@@ -135,11 +132,16 @@ def parse_batch(model: StepModel, requests: Sequence[PendingRequest]) -> None:
                 start += pending.length
             return
     for pending, _ in unparsed:
-        _parse_alone(model, pending)
+        parse_alone(model, pending)
 
 
-def _parse_alone(model: StepModel, pending: PendingRequest) -> None:
+def parse_alone(model: StepModel, pending: PendingRequest) -> None:
+    """Does what `parse_batch` does for one request that has no `inputs` yet."""
+    inputs = pending.request.inputs
     try:
-        pending.inputs = parse_inputs(model, pending.request.inputs)
+        if model.has_numbers_only:  # at less cost
+            pending.inputs = plain_numbers(inputs, len(model.features))
+        if pending.inputs is None:
+            pending.inputs = parse_inputs(model, inputs)
     except Exception as error:  # noqa: BLE001  (any error concerns this request alone)
         pending.outcome = without_frames(error)

@@ -20,7 +20,7 @@ from onward.service.engine.batching.batch_row import (
 )
 from onward.service.engine.batching.batcher import Batchers
 from onward.service.engine.event_loop import in_loop_turns
-from onward.service.engine.input_parsing import InputParser
+from onward.service.engine.input_parsing import LONG, InputParser
 from onward.service.engine.models import Models
 from onward.service.engine.sessions.lifecycle import SessionLifecycle
 from onward.service.errors import (
@@ -57,6 +57,8 @@ class Steps:
         self._sessions, self._models, self._parser, self._batchers = sessions, models, parser, batchers
         self._first_record = first_record
         self._session_models: OrderedDict[bytes, StepModel] = OrderedDict()
+        self.now, self.submit = batchers.now, batchers.submit
+        """The clock that times calls; and what submits a row of `row`, whose caller then waits for it to be settled."""
 
     def step(
         self,
@@ -87,10 +89,6 @@ class Steps:
                 del result  # this frame is in the error's traceback: the two would form a reference cycle
         return result
 
-    def now(self) -> float:
-        """Returns the time on the clock that times calls."""
-        return self._batchers.now()
-
     def row(self, tenant: str, request: StepRequest, call: Caller) -> BatchRow | None:
         """Returns the row of a request, to be submitted by a caller that cannot wait.
 
@@ -101,13 +99,11 @@ class Steps:
         model = self._session_models.get(key)
         if model is None or (request.model and request.model != model.manifest.name):
             return None
-        length, array = self._parser.measure(model, request.inputs)
+        length, array = len(request.inputs), None
+        if length > LONG or type(request.inputs) is not list:
+            length, array = self._parser.measure(model, request.inputs)
         first_record = self._first_record_on(tenant, request.model) if request.model else None
         return self._batchers.session_row(model, (PendingRequest(request, length, array),), call, key, first_record)
-
-    def submit(self, row: BatchRow) -> None:
-        """Submits a row of `row`; its caller learns when it is settled. Raises OverloadedError."""
-        self._batchers.submit(row)
 
     def has_model_changed(self, row: BatchRow) -> bool:
         """Returns whether a settled row must be made anew, by `step`, as its session has moved to another bundle."""

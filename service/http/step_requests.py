@@ -41,7 +41,13 @@ def plain_step(session_id: str, data: bytes, model: str = "") -> StepRequest | N
     """The step request of a short body in the plain form; None if `parse_step` must read the body."""
     if len(data) > json_parsing.PIECE:
         return None
-    content = json_or_none(data)
+    try:
+        content = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return None
+    if data.count(b'"') == 2 and type(content) is dict and "inputs" in content:  # the one key, and no text
+        inputs = content["inputs"]
+        return StepRequest(session_id, inputs, None, "", model) if request_schemas.plain_inputs(inputs) else None
     plain = _plain(content, session_id, model)
     return plain if plain is not None and _is_each_key_once(data, len(content), plain) else None
 

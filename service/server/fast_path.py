@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import gevent
 from gunicorn.http.wsgi import SERVER
@@ -27,9 +27,9 @@ from onward.service.engine.engine import Engine
 from onward.service.http import problems, request_schemas, steps
 from onward.service.http.connection import LEAST_WAIT_S, STALLED_S, Pace, deliver
 from onward.service.http.loop_connection import READ, LoopConnection
-from onward.service.http.reply import Reply
+from onward.service.http.reply import JSON, PIECE, Reply
 from onward.service.http.session_ids import TENANT
-from onward.service.http.step_encoding import is_long
+from onward.service.http.step_encoding import encode_step, is_long
 from onward.service.http.step_requests import plain_step
 from onward.service.server.connection_handoff import HandoffConnection
 
@@ -59,6 +59,11 @@ _NEEDED = {b"host", b"content-type", b"content-length"}
 _TAKES_OVER = {b"transfer-encoding", b"upgrade", b"http2-settings", b"expect"}
 
 
+class _Head(NamedTuple):
+    second: int
+    data: bytes
+
+
 class FastPath:
     """The fast path of a worker process, which has one instance."""
 
@@ -75,6 +80,8 @@ class FastPath:
         self._lengths: dict[bytes, int] = {}
         """Body lengths by the bytes of the headers: most requests of a client have the same headers."""
         self._connections: set[_StepConnection] = set()
+        self.head = _Head(0, b"")
+        """The head of the answers to plain steps of the current second, up to the body's length."""
 
     def watch(self) -> None:
         """Ends connections that are idle for longer than gunicorn's keep-alive time; runs for ever."""
@@ -174,7 +181,7 @@ class _StepConnection(LoopConnection[HandoffConnection]):
         try:
             self._submit(target, body)
         except Exception as error:  # noqa: BLE001  (as Flask's error handlers do)
-            self._reply(problems.of(error, "POST", target[0].decode()))
+            self._write(_written(problems.of(error, "POST", target[0].decode())))
 
     def _submit(self, target: re.Match[bytes], body: bytes) -> None:
         """Submits a plain step. Raises the error with which it is refused."""
@@ -194,22 +201,35 @@ class _StepConnection(LoopConnection[HandoffConnection]):
             return
         outcome = row.outcome
         if isinstance(outcome, StepResult):
-            if is_long(outcome):
-                self._give(partial(self._answer_later, outcome, row.requests[0].request.session_id))
-            else:
-                self._reply(steps.reply_to(outcome, row.requests[0].request.session_id))
+            if outcome.created or outcome.outputs.nbytes > PIECE:
+                self._answer_step(outcome, row.requests[0].request.session_id)
+                return
+            body, second = encode_step(outcome), int(time.time())
+            head = self._fast_path.head
+            if head.second != second:
+                head = self._fast_path.head = _Head(second, _head(200, second, (), JSON))
+            self._write(b"%b%d\r\n\r\n%b" % (head.data, len(body), body))
         elif self._fast_path.engine.steps.has_model_changed(row):
             self._give(partial(self._answer, self._target, self._body))
         else:
             assert isinstance(outcome, Exception)
-            self._reply(problems.of(outcome, "POST", self._target[0].decode()))
+            self._write(_written(problems.of(outcome, "POST", self._target[0].decode())))
 
-    def _reply(self, reply: Reply) -> None:
-        if not self._send(_written(reply)):
+    def _answer_step(self, result: StepResult, session_id: str) -> None:
+        """Answers with a result that is not a single step of a session that existed."""
+        if is_long(result):
+            self._give(partial(self._answer_later, result, session_id))
+        else:
+            self._write(_written(steps.reply_to(result, session_id)))
+
+    def _write(self, answer: bytes) -> None:
+        if not self._send(answer):
             return
         if self._data:  # the next request has come with the last one
             self._waits_since = None  # until then nothing more is read
             self._hub.loop.run_callback(self._go_on)
+        elif self._is_watching:
+            self._waits_since = time.monotonic()
         else:
             self._go_on()
 

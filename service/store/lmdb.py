@@ -35,7 +35,7 @@ from onward.service.errors import DamagedRecordError, StoreFullError, StoreUnava
 from onward.service.store import lmdb_file
 from onward.service.store import record as records
 from onward.service.store.contract import Change, Loaded, Page
-from onward.service.store.record import Record, Tombstone
+from onward.service.store.record import REVISION, Record, Tombstone
 from onward.service.store.record_cache import RecordCache
 from onward.service.store.sweeping import SweepPass
 from onward.service.store.write_lock import WriteLock
@@ -113,16 +113,23 @@ class LmdbStore:
         )
 
     def commit_many(self, changes: Sequence[Change]) -> list[bool]:
-        packed = [change.record.to_bytes() for change in changes]
-
         def commit(txn: Any) -> list[bool]:
-            return [self._commit(txn, change, data) for change, data in zip(changes, packed, strict=True)]
+            committed = []
+            for change in changes:
+                key, expected, record, advances = change
+                if not advances:
+                    committed.append(self._commit(txn, change))
+                    continue
+                stored = txn.get(key)
+                if is_unchanged := stored is not None and int.from_bytes(stored[REVISION], "little") == expected:
+                    txn.put(key, record.data)  # type: ignore[union-attr]  # a session advances to a record
+                committed.append(is_unchanged)
+            return committed
 
-        room = max(map(_room, changes), default=_NO_ROOM)
         try:
-            committed = self._write(commit, room)
+            committed = self._write(commit, changes)
         except StoreFullError:
-            if room > _NO_ROOM or len(changes) == 1:
+            if _room(changes) > _NO_ROOM or len(changes) == 1:
                 raise
             half = len(changes) // 2  # the second half may use the room that the first one frees
             return self.commit_many(changes[:half]) + self.commit_many(changes[half:])
@@ -134,26 +141,24 @@ class LmdbStore:
         stored: bytes | None = txn.get(key)
         return txn.get(_digest(key), db=self._ended) if stored is None else stored
 
-    def _commit(self, txn: Any, change: Change, data: bytes) -> bool:
-        stored = txn.get(change.key) if change.advances else self._get(txn, change.key)
+    def _commit(self, txn: Any, change: Change) -> bool:
+        """Applies a change that may move the session's entries in the indexes; returns whether it was applied."""
+        stored = self._get(txn, change.key)
         if (None if stored is None else records.revision_of(stored)) != change.expected:
             return False
-        if change.advances:
-            txn.put(change.key, data)
-        else:
-            self._replace(txn, change.key, records.decode(stored), change.record, data)
+        self._replace(txn, change.key, records.decode(stored), change.record)
         return True
 
-    def _replace(self, txn: Any, key: bytes, before: Loaded, after: Record | Tombstone, data: bytes) -> None:
+    def _replace(self, txn: Any, key: bytes, before: Loaded, after: Record | Tombstone) -> None:
         self._remove_entries(txn, key, before)
         if isinstance(after, Record):
-            txn.put(key, data)
+            txn.put(key, after.data)
             self._set_due(txn, key, after)
             self._add_to_count(txn, _group(after), 1)
             return
         txn.delete(key)
         self._remove_tombstone(txn, key)  # an earlier session's, if a version without `ended` created this one
-        txn.put(_digest(key), data, db=self._ended)
+        txn.put(_digest(key), after.to_bytes(), db=self._ended)
         txn.put(_second(after.forgotten_at), _digest(key), db=self._forgetting)
 
     def _remove_tombstone(self, txn: Any, key: bytes) -> None:
@@ -236,7 +241,7 @@ class LmdbStore:
         position = self._pass.begin(now)
         due, forgotten = self._read(lambda txn: self._due_before(txn, now, limit, position))
         if due or forgotten:
-            skipped = self._write(lambda txn: self._end(txn, due, forgotten, now), _NO_ROOM)
+            skipped = self._write(lambda txn: self._end(txn, due, forgotten, now))
             position = skipped[-1] if skipped else position
         looked_at = len(due) + len(forgotten)
         self._pass.end(position, is_over=looked_at < limit)
@@ -271,7 +276,7 @@ class LmdbStore:
         if isinstance(found, Record):
             if not found.alive(now):
                 ended = found.tombstone("expired", found.expires_at)
-                self._replace(txn, key, found, ended, ended.to_bytes())
+                self._replace(txn, key, found, ended)
             elif not self._has_other_entry(txn, entry, found):
                 self._set_due(txn, key, found)
         elif isinstance(found, Tombstone):  # written by a version before `ended`
@@ -300,7 +305,7 @@ class LmdbStore:
                 self._remove_entries(txn, key, found)
 
         self._cache.remove(key)
-        self._write(move, _NO_ROOM)
+        self._write(move)
 
     def flush(self) -> None:
         if self._dirty:
@@ -316,46 +321,48 @@ class LmdbStore:
         self._closing.close()
 
     def _read(self, work: Callable[[Any], T]) -> T:
-        def transaction() -> T:
-            with self._env.begin(db=self._sessions) as txn:
-                return work(txn)
+        while True:
+            try:
+                with self._env.begin(db=self._sessions) as txn:
+                    return work(txn)
+            except lmdb.Error as error:
+                self._recover(error)
 
-        return self._guarded(transaction)
-
-    def _write(self, work: Callable[[Any], T], room: float) -> T:
-        """Runs `work` in a write transaction. room: the share of the reserve that must remain in a full file."""
-
-        def transaction() -> T:
-            with self._env.begin(db=self._sessions, write=True) as txn:
-                return work(txn)
-
+    def _write(self, work: Callable[[Any], T], changes: Sequence[Change] = ()) -> T:
+        """Runs `work` in a write transaction. changes: those that need room in a full file."""
         self._dirty = True
         with self._write_lock:
             while True:
                 try:
                     if self._full:
-                        self._require_room(room)
-                    return self._guarded(transaction)
+                        self._require_room(_room(changes))
+                    with self._env.begin(db=self._sessions, write=True) as txn:
+                        return work(txn)
                 except lmdb.MapFullError as error:
                     was_full = self._full
                     if not self._grow() and was_full:
                         raise StoreFullError(_full(self._size())) from error
+                except lmdb.Error as error:
+                    self._recover(error)
 
     def _guarded(self, work: Callable[[], T]) -> T:
-        """Runs `work`, which is atomic, and runs it again if another process has extended the file."""
         while True:
             try:
                 return work()
-            except lmdb.MapFullError:
-                raise
-            except lmdb.MapResizedError:
-                self._fit()
-            except lmdb.DiskError as error:
-                raise StoreFullError(str(error)) from error
             except lmdb.Error as error:
-                if self._is_disk_full():  # LMDB reports a partial write on a full disk as an I/O error
-                    raise StoreFullError(str(error)) from error
-                raise StoreUnavailableError(str(error)) from error
+                self._recover(error)
+
+    def _recover(self, error: lmdb.Error) -> None:
+        """Returns if what has failed can be run again, since it is atomic: another process has extended the file.
+
+        Raises the store's error otherwise.
+        """
+        if isinstance(error, lmdb.MapResizedError):
+            self._fit()
+        elif isinstance(error, lmdb.DiskError) or self._is_disk_full():
+            raise StoreFullError(str(error)) from error
+        else:
+            raise StoreUnavailableError(str(error)) from error
 
     def _is_disk_full(self) -> bool:
         disk = os.statvfs(self._folder)
@@ -415,11 +422,13 @@ class LmdbStore:
         return os.fstat(self._file).st_size // lmdb_file.UNIT * lmdb_file.UNIT
 
 
-def _room(change: Change) -> float:
-    """Returns the share of the reserve that a change must leave: an end none, a step half, a creation all."""
-    if isinstance(change.record, Tombstone):
-        return _NO_ROOM
-    return _ROOM_OF_STEPS if change.advances else _ROOM_OF_CREATION
+def _room(changes: Sequence[Change]) -> float:
+    """Returns the share of the reserve that the changes must leave: ends none, a step half, a creation all."""
+    rooms = [
+        _NO_ROOM if isinstance(change.record, Tombstone) else _ROOM_OF_STEPS if change.advances else _ROOM_OF_CREATION
+        for change in changes
+    ]
+    return max(rooms, default=_NO_ROOM)
 
 
 def _full(size: int) -> str:

@@ -61,6 +61,10 @@ HEAD_FIELDS: tuple[tuple[str, str], ...] = (
     ("history_bytes", "<u4"),
 )
 """The names and types of the head's fields, as those of a structured array."""
+STEP, EXPIRES_AT, VERSION = 3, 7, 11
+"""The positions of these fields among HEAD_FIELDS."""
+SURPRISE = slice(8, 11)
+"""The positions of the summary of surprises among HEAD_FIELDS."""
 _FROM_REVISION = struct.Struct(HEAD.format.replace("4sI", "", 1))
 _SIZES = struct.Struct("<IIHHII")
 _SIZES_START = HEAD.size - _SIZES.size
@@ -260,10 +264,6 @@ class Record:
     def tombstone(self, reason: EndReason, at: float) -> Tombstone:
         """Returns the tombstone of the session if it ended at `at`."""
         return Tombstone(new_revision(), reason, at)
-
-    def head(self) -> tuple[Any, ...]:
-        """Returns the values of HEAD_FIELDS."""
-        return HEAD.unpack_from(self.data)
 
     @property
     def sizes(self) -> tuple[int, int, int, int, int, int]:

@@ -37,20 +37,17 @@ class RecordCache:
     def update(self, changes: Sequence[Change], committed: Sequence[bool]) -> None:
         """Caches the records that were committed, and removes those that were refused or have ended."""
         for (key, _, record, _), is_committed in zip(changes, committed, strict=True):
+            before = self._records.pop(key, None)
+            if before is not None:
+                self._bytes -= len(before.data) + _OBJECT_BYTES
             if is_committed and isinstance(record, Record):
-                self.put(key, record)
-            else:
-                self.remove(key)
+                self._records[key] = record
+                self._bytes += len(record.data) + _OBJECT_BYTES
+        while self._bytes > self._most_bytes:
+            self._bytes -= len(self._records.popitem(last=False)[1].data) + _OBJECT_BYTES
 
     def get(self, key: bytes) -> Record | None:
         return self._records.get(key)
-
-    def put(self, key: bytes, record: Record) -> None:
-        self.remove(key)
-        self._records[key] = record
-        self._bytes += len(record.data) + _OBJECT_BYTES
-        while self._bytes > self._most_bytes:
-            self._bytes -= len(self._records.popitem(last=False)[1].data) + _OBJECT_BYTES
 
     def remove(self, key: bytes) -> None:
         record = self._records.pop(key, None)

@@ -11,7 +11,7 @@ import numpy as np
 from onward.model.runner import StepModel
 from onward.model.scoring.accuracy import Accuracy
 from onward.service.engine.batching.batch_row import BatchRow, PendingRequest, StepResult
-from onward.service.engine.input_parsing import parse_batch
+from onward.service.engine.input_parsing import parse_alone, parse_batch
 from onward.service.engine.observer import Observer
 from onward.service.engine.sessions.lifecycle import live_record
 from onward.service.errors import (
@@ -26,7 +26,7 @@ from onward.service.errors import (
 )
 from onward.service.store import idempotency
 from onward.service.store.contract import Loaded, Store
-from onward.service.store.record import HEAD, Record, Tombstone
+from onward.service.store.record import EXPIRES_AT, HEAD, VERSION, Record, Tombstone
 
 log = logging.getLogger(__name__)
 
@@ -85,24 +85,59 @@ class Admission:
         for row, record in zip(new, records, strict=True):
             row.inputs = None
             try:
-                self._accept(row, _record_for(row, record, now))
+                self._accept(row, record, now)
             except Exception as error:  # noqa: BLE001  (any error concerns this row alone)
-                if self._observer is not None and isinstance(error, DamagedRecordError):
-                    self._observer.damaged()
-                _log_defect(error)
-                for pending in row.requests:
-                    pending.outcome = without_frames(error)
-        parse_batch(self._model, [pending for row in new for pending in row.requests if pending.outcome is None])
-        return [row for row in new if row.record is None or not self._decide(row, row.record)]
+                self._refuse(row, error)
+        to_parse = [
+            pending for row in new for pending in row.requests if pending.outcome is None and pending.inputs is None
+        ]
+        if len(to_parse) == 1:
+            parse_alone(self._model, to_parse[0])
+        else:
+            parse_batch(self._model, to_parse)
+        unsure = []
+        for row in new:
+            pending = row.requests[0]
+            if pending.outcome is None and row.is_simple:
+                row.inputs = pending.inputs
+            elif row.record is None or not self._decide(row, row.record):
+                unsure.append(row)
+        return unsure
+
+    def _accept(self, row: BatchRow, loaded: Loaded, now: float) -> None:
+        """Gives the row the record that it goes on from: the live session's, or that of the session it will create.
+
+        Raises as `live_record` does, ModelChangedError, DamagedRecordError.
+        """
+        record = loaded if isinstance(loaded, Record) else _first_record(row, loaded, now)
+        head = HEAD.unpack_from(record.data)
+        if head[EXPIRES_AT] <= now and not row.creates_session:
+            record = _first_record(row, loaded, now)
+            head = HEAD.unpack_from(record.data)
+        version, digest, accuracy_bytes, state_bytes, tenant_bytes, model_bytes, _, history_bytes = head[VERSION:]
+        start = HEAD.size + accuracy_bytes + state_bytes + tenant_bytes
+        if digest != self._digest or version != self._version or record.data[start : start + model_bytes] != self._name:
+            raise ModelChangedError
+        row.record, row.head, request = record, head, row.requests[0].request
+        if not row.creates_session:
+            row.stored_revision = head[2]  # its revision
+        is_single = len(row.requests) == 1
+        row.is_simple = is_single and request.step is None and not request.request_id and row.overtaken is None
+        if (accuracy_bytes, state_bytes) == self._plain_sizes:
+            row.is_plain = is_single and row.length == 1 and not history_bytes
+        elif state_bytes != self._state_bytes or not self._accuracy.can_read(accuracy_bytes):
+            row.record = None
+            raise DamagedRecordError("its state is not its model's")
+
+    def _refuse(self, row: BatchRow, error: Exception) -> None:
+        if self._observer is not None and isinstance(error, DamagedRecordError):
+            self._observer.damaged()
+        _log_defect(error)
+        for pending in row.requests:
+            pending.outcome = without_frames(error)
 
     def _decide(self, row: BatchRow, record: Record) -> bool:
         """Gives those of the row's requests that have no step to make their outcome. Returns whether none has one."""
-        if len(row.requests) == 1:
-            (pending,) = row.requests
-            request = pending.request
-            if request.step is None and not request.request_id and pending.outcome is None and row.overtaken is None:
-                row.inputs = pending.inputs  # nothing to decide, as with nearly all requests
-                return True
         to_run, step, defect = [], record.step, None
         lost = row.overtaken if row.overtaken is not None and _has_lost_steps(record, row.overtaken) else None
         for pending in row.requests:
@@ -120,18 +155,6 @@ class Admission:
             row.inputs = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
             row.length = len(row.inputs)
         return len(to_run) == len(row.requests)
-
-    def _accept(self, row: BatchRow, record: Record) -> None:
-        """Gives the row its record. Raises ModelChangedError, DamagedRecordError."""
-        *_, version, digest, accuracy_bytes, state_bytes, tenant_bytes, model_bytes, _, history_bytes = record.head()
-        start = HEAD.size + accuracy_bytes + state_bytes + tenant_bytes
-        if digest != self._digest or version != self._version or record.data[start : start + model_bytes] != self._name:
-            raise ModelChangedError
-        if state_bytes != self._state_bytes or not self._accuracy.can_read(accuracy_bytes):
-            raise DamagedRecordError("its state is not its model's")
-        row.record = record
-        is_one_step = row.length == 1 and len(row.requests) == 1 and not history_bytes
-        row.is_plain = is_one_step and (accuracy_bytes, state_bytes) == self._plain_sizes
 
     def _stored_result(
         self, pending: PendingRequest, record: Record, step: int, lost: Record | None
@@ -158,14 +181,11 @@ class Admission:
         return None
 
 
-def _record_for(row: BatchRow, stored: Loaded, now: float) -> Record:
-    """Returns the record that the row goes on from: the live session's, or that of the session which it will create.
+def _first_record(row: BatchRow, stored: Loaded, now: float) -> Record:
+    """Returns the record of the session that the row will create, as there is no live one.
 
-    Raises as `live_record` does.
+    Raises as `live_record` does if it may not create one.
     """
-    if isinstance(stored, Record) and now < stored.expires_at:
-        row.stored_revision = stored.revision
-        return stored
     request = row.requests[0].request
     row.stored_revision = stored.revision if isinstance(stored, (Record, Tombstone)) else None
     try:
@@ -173,7 +193,6 @@ def _record_for(row: BatchRow, stored: Loaded, now: float) -> Record:
     except (UnknownSessionError, SessionEndedError):
         if row.first_record is None or request.step:
             raise
-    assert row.first_record is not None
     row.creates_session = True
     return row.first_record.replace(created_at=now, last_step_at=now)
 

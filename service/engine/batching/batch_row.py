@@ -161,8 +161,8 @@ class BatchRow:
     """
 
     __slots__ = (
-        "call", "creates_session", "deadline", "first_record", "inputs", "is_plain", "key", "length", "model",
-        "outcome", "overtaken", "progress", "record", "requests", "size", "stored_revision",
+        "call", "creates_session", "deadline", "first_record", "head", "inputs", "is_plain", "is_simple", "key",
+        "length", "model", "outcome", "overtaken", "progress", "record", "requests", "size", "stored_revision",
     )  # fmt: skip
 
     def __init__(
@@ -189,11 +189,15 @@ class BatchRow:
         """
         self.record: Record | None = None
         """The record that the row advances, once it is admitted."""
+        self.head: tuple[Any, ...] = ()
+        """The head of the record: the values of `HEAD_FIELDS`."""
         self.stored_revision: int | None = None
         """The revision of what the store has under the key, None where it has nothing."""
         self.creates_session = False
-        self.is_plain = False
-        """True if the row is admitted as one request of one step, of a session whose record fits columns."""
+        self.is_plain = self.is_simple = False
+        """`is_plain`: the row is admitted as one request of one step, of a session whose record fits columns.
+        `is_simple`: its one request has neither a step nor an id, so that nothing is to be decided about it.
+        """
         self.overtaken: Record | None = None
         """The record that the row was computed from, if its commit came too late."""
         self.progress: Progress | None = None
@@ -217,7 +221,7 @@ class BatchRow:
     def forget_record(self) -> None:
         """Discards the session's record and what was decided by it, so that the row is admitted anew."""
         self.record, self.stored_revision, self.progress = None, None, None
-        self.creates_session = self.is_plain = False
+        self.creates_session = self.is_plain = self.is_simple = False
         for pending in self.requests:
             pending.outcome = None
 

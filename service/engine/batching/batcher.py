@@ -249,7 +249,8 @@ class Batchers:
 
     def submit(self, row: BatchRow) -> None:
         """Submits a row whose caller does not wait in a greenlet. Raises OverloadedError."""
-        self._backlog.require_room(1)
+        if self._backlog.rows >= self._backlog.most:
+            raise OverloadedError(self._backlog.rows)
         self.by_model[row.model].submit(row)
 
     def run(self, call: PendingCall, rows: Sequence[BatchRow]) -> Sequence[BatchRow]:

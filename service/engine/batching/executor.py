@@ -36,7 +36,7 @@ from onward.service.engine.sessions.history import Point
 from onward.service.errors import NotFiniteError
 from onward.service.store import idempotency
 from onward.service.store.contract import Change, Store
-from onward.service.store.record import HEAD, Record
+from onward.service.store.record import HEAD, STEP, SURPRISE, Record
 
 MIN_COLUMN_ROWS = 8
 """The number of rows from which columns cost less than row by row."""
@@ -77,7 +77,9 @@ class Executor:
         plain_sizes = self._columns.sizes if accuracy.has_columns and not keep else None
         self._admission = Admission(model, store, clock, accuracy, plain_sizes, observer)
         self._count_sums = observer.watched(model, accuracy.sums) if observer and accuracy.enabled else None
-        self._uncounted: list[list[float]] = []  # the increments of the sums by commits
+        self._uncounted: list[list[float]] = []  # the increments of the sums by steps of columns
+        self._uncounted_rows: list[tuple[Record | None, Record]] = []  # other records before and after their commits
+        self._scorer = accuracy.step_scorer if accuracy.enabled else None
         self._max_answer_bytes = idempotency.max_answer_bytes(accuracy.max_step_bytes)
         self._call, self._step_s = ModelCall(model, row_by_row=row_by_row), costs.seconds(1, 1)
         surprise, fields = model.manifest.head.surprise, model.output_dtype.fields
@@ -102,41 +104,49 @@ class Executor:
 
     def _step_rows(self, rows: Sequence[BatchRow]) -> None:
         """Makes the step of few plain rows, in plain Python."""
+        results = self._run_alone(rows[0]) if len(rows) == 1 else self._run_together(rows)
         now, stepped, records, answers = self._clock(), [], [], []
-        for row, (outputs, state, is_finite) in zip(rows, self._run_rows(rows), strict=True):
+        for row, (outputs, state, is_finite) in zip(rows, results, strict=True):
             record, inputs = row.record, row.inputs
             assert record is not None
             assert inputs is not None
             if not is_finite:
                 row.settle(NotFiniteError())
                 continue
-            surprise, means = None, record.surprise
+            surprise, means = None, row.head[SURPRISE]
             if self._surprise_start is not None:
                 surprise = _FLOAT.unpack_from(outputs, self._surprise_start)[0]
                 means = update_means(means, (surprise,))
-            scores, accuracy = self.accuracy.score_step(record.data, HEAD.size, inputs[0].tolist(), surprise)
-            scored = np.ndarray(1, self.accuracy.scored_dtype, outputs + scores)
-            records.append(record.advanced(1, now, state, means, accuracy, self._requests_of(row, scored, 0)))
+            scores, accuracy, requests = b"", b"", None
+            if self._scorer is not None:
+                scores, accuracy = self._scorer.score(record.data, HEAD.size, inputs[0].tolist(), surprise)
+            answer = np.ndarray(1, self.accuracy.scored_dtype, outputs + scores)
+            if row.requests[0].request.request_id:
+                requests = self._requests_of(row, record, answer)
             stepped.append(row)
-            answers.append(scored)
-        for row, record, scored, is_committed in zip(
-            stepped, records, answers, self._commit(stepped, records), strict=True
-        ):
+            answers.append(answer)
+            records.append(record.advanced(1, now, state, means, accuracy, requests))
+        committed = self._commit(stepped, records)
+        for row, record, answer, is_committed in zip(stepped, records, answers, committed, strict=True):
             if is_committed:
-                self._count_later(row, record)
-                step = record.step
-                row.settle(StepResult(self._model, step, scored, row.creates_session and step == 1))
+                self._uncounted_rows.append((row.record, record))
+                step = row.head[STEP] + 1
+                row.settle(StepResult(self._model, step, answer, row.creates_session and step == 1))
 
-    def _run_rows(self, rows: Sequence[BatchRow]) -> list[tuple[bytes, bytes, bool]]:
+    def _run_alone(self, row: BatchRow) -> list[tuple[bytes, bytes, bool]]:
+        """Returns what `_run_together` does for one row, whose state is not copied."""
+        assert row.record is not None
+        assert row.inputs is not None
+        start = HEAD.size + self._columns.sizes[0]
+        state = np.frombuffer(row.record.data, self._model.layout.dtype, 1, start)
+        if self._step_s <= cost.INLINE_S:
+            return [self._call.step(row.inputs, state)]
+        return [cost.run(self._step_s, self._call.step, row.inputs, state)]
+
+    def _run_together(self, rows: Sequence[BatchRow]) -> list[tuple[bytes, bytes, bool]]:
         """Returns the bytes of each row's outputs, those of its state after them, and whether all is finite."""
-        records = [row.record for row in rows if row.record is not None]
-        row_inputs = [row.inputs for row in rows if row.inputs is not None]
-        if len(rows) == 1:
-            start = HEAD.size + self._columns.sizes[0]
-            state = np.frombuffer(records[0].data, self._model.layout.dtype, 1, start)
-            return [cost.run(self._step_s, self._call.step, row_inputs[0], state)]
-        inputs, sizes = padded(row_inputs)
-        states = self._model.layout.stack([record.state for record in records])
+        inputs, sizes = padded([row.inputs for row in rows if row.inputs is not None])
+        states = self._model.layout.stack([row.record.state for row in rows if row.record is not None])
         outputs, after, are_finite = self._run_model(inputs, sizes, states)
         return list(zip(split(outputs), split(after), are_finite, strict=True))
 
@@ -155,7 +165,12 @@ class Executor:
             columns, inputs, outputs, after = columns[chosen], inputs[chosen], outputs[chosen], after[chosen]
         now = self._clock()
         scored, increments = self._columns.advance(columns, inputs[:, 0], outputs[:, 0], after, now)
-        requests = [self._requests_of(row, scored, number) for number, row in enumerate(rows)]
+        requests = [
+            self._requests_of(row, before[number], scored[number : number + 1])
+            if row.requests[0].request.request_id
+            else None
+            for number, row in enumerate(rows)
+        ]
         committed = self._commit(rows, self._columns.records(columns, before, requests))
         if self._count_sums is not None:
             counted = increments if all(committed) else increments[np.array(committed, bool)]
@@ -167,11 +182,9 @@ class Executor:
                 created = row.creates_session and step == 1
                 row.settle(StepResult(self._model, step, scored[number : number + 1], created, results, number))
 
-    def _requests_of(self, row: BatchRow, scored: Outputs, number: int) -> bytes | None:
-        """Returns the session's requests after that of the row; None if they stay as they are."""
-        if not row.requests[0].request.request_id or row.record is None:
-            return None
-        return _remembered_requests(row.record, row.requests, scored[number : number + 1], self._max_answer_bytes)
+    def _requests_of(self, row: BatchRow, record: Record, answer: Outputs) -> bytes:
+        """Returns the session's requests after that of the row. answer: (1,)"""
+        return _remembered_requests(record, row.requests, answer, self._max_answer_bytes)
 
     def _commit(self, rows: Sequence[BatchRow], records: Sequence[Record]) -> list[bool]:
         """Commits the rows' records; returns for each whether it was.
@@ -283,7 +296,7 @@ class Executor:
             finished, records, answers, self._commit(finished, records), strict=True
         ):
             if is_committed:
-                self._count_later(row, record)
+                self._uncounted_rows.append((row.record, record))
                 row.settle_requests(outputs, record.step)
 
     def _record(self, row: BatchRow, progress: Progress, outputs: Outputs, now: float) -> Record:
@@ -313,19 +326,21 @@ class Executor:
             points.append(Point(before.step + consumed, surprise, state, accuracy or b""))
         return earlier.advanced(points, row.inputs, step, self._keep).to_bytes()
 
-    def _count_later(self, row: BatchRow, after: Record) -> None:
-        if self._count_sums is not None and row.record is not None:
-            self._uncounted.append(self.accuracy.increments([row.record.accuracy], [after.accuracy]))
-
     def count(self) -> None:
         """Reports to the observer what was committed since the last call of this method.
 
         No client waits for that, so it is called after the answers are sent.
         """
-        if self._count_sums is not None and self._uncounted:
-            increments = [sum(column) for column in zip(*self._uncounted, strict=True)]
-            self._uncounted.clear()
-            self._count_sums(increments)
+        rows, increments = self._uncounted_rows, self._uncounted
+        self._uncounted_rows, self._uncounted = [], []
+        if self._count_sums is None:
+            return
+        if rows:
+            befores, afters = zip(*rows, strict=True)
+            before = [record.accuracy for record in befores if record is not None]
+            increments.append(self.accuracy.increments(before, [record.accuracy for record in afters]))
+        if increments:
+            self._count_sums([sum(column) for column in zip(*increments, strict=True)])
 
 
 def _with_next_inputs(rows: Sequence[BatchRow]) -> tuple[list[BatchRow], list[NDArray[np.float32]]]:

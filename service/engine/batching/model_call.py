@@ -18,6 +18,7 @@ class ModelCall:
     def __init__(self, model: StepModel, *, row_by_row: bool = False) -> None:
         """row_by_row: calls the model for each row alone, if its kernels' results depend on the rows beside it."""
         self._model, self._row_by_row = model, row_by_row
+        self._is_float32 = all_float32(model.output_dtype) and all_float32(model.layout.dtype)
 
     def __call__(self, inputs: Inputs, sizes: Sequence[int], states: State) -> tuple[Outputs, State, list[bool]]:
         """Returns the outputs (rows, longest), the states after them (rows,), and whether each row is finite.
@@ -39,11 +40,12 @@ class ModelCall:
         inputs: (1, features). state: (1,).
         """
         outputs, after = self._model.run_step(inputs, state)
-        return (
-            outputs,
-            after,
-            _is_finite(outputs, self._model.output_dtype) and _is_finite(after, state.dtype),
+        if self._is_float32:
+            return outputs, after, b"\0" not in np.isfinite(np.frombuffer(outputs + after, _FLOAT32)).tobytes()
+        is_finite = finite(np.frombuffer(outputs, self._model.output_dtype)) and finite(
+            np.frombuffer(after, state.dtype)
         )
+        return outputs, after, is_finite
 
 
 def split(rows: State | Outputs) -> list[bytes]:
@@ -92,11 +94,6 @@ def finite(rows: Outputs | State) -> bool:
     if all_float32(rows.dtype) and rows.flags.c_contiguous:
         return _are_finite(np.frombuffer(rows, _FLOAT32))
     return all(_are_finite(rows[name]) for name in rows.dtype.names or ())
-
-
-def _is_finite(row: bytes, dtype: np.dtype[np.void]) -> bool:
-    """Returns whether every number in the bytes of a row is finite."""
-    return _are_finite(np.frombuffer(row, _FLOAT32)) if all_float32(dtype) else finite(np.frombuffer(row, dtype))
 
 
 def _are_finite(numbers: NDArray[Any]) -> bool:

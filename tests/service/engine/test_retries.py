@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from onward.service.engine import input_parsing
-from onward.service.engine.batching import admission
+from onward.service.engine.batching.admission import Admission
 from onward.service.engine.batching.batch_row import StepRequest, StepResult
 from onward.service.engine.engine import Engine
 from onward.service.errors import (
@@ -196,7 +196,7 @@ def test_nothing_overtakes_in_a_call_for_many(
 
 @pytest.mark.parametrize(
     ("of", "broken", "over"),
-    [(idempotency, "find", "'bad'"), (admission, "_record_for", "/s'"), (input_parsing, "parse_inputs", "13.0")],
+    [(idempotency, "find", "'bad'"), (Admission, "_accept", "/s'"), (input_parsing, "plain_numbers", "13.0")],
 )
 def test_a_defect_affects_one_request_alone(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, of: Any, broken: str, over: str
@@ -223,7 +223,7 @@ def test_a_defect_affects_one_request_alone(
         [result.step if isinstance(result, StepResult) else type(result) for result in answers]
         for answers in (beside, results)
     ]
-    expected = [KeyError] if broken == "_record_for" else [1, KeyError]
+    expected = [KeyError] if broken == "_accept" else [1, KeyError]
     assert kinds == [[1, KeyError, 1], expected]
     assert "KeyError" in caplog.text
     monkeypatch.undo()

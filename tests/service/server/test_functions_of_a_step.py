@@ -26,7 +26,7 @@ from onward.service.server.fast_path import FastPath
 from onward.service.store.lmdb import LmdbStore
 from tests.helpers.reference_loop import ROOT, ZOO
 
-MOST_FUNCTIONS = {1: 93, 64: 94}
+MOST_FUNCTIONS = {1: 50, 64: 66}
 """The limits by the number of clients whose steps are one batch."""
 ROOTS = tuple(str(ROOT / folder) for folder in ("onward", "service", "model"))
 BODY = b'{"inputs": [[500]]}'

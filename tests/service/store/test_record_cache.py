@@ -1,5 +1,6 @@
 """The cache of the records that a process has committed."""
 
+from onward.service.store.contract import Change
 from onward.service.store.record_cache import RecordCache
 from tests.contracts.test_stores import key, session
 
@@ -10,13 +11,13 @@ def test_the_cache_is_bounded_and_evicts_the_oldest_records() -> None:
     records = [session(revision).replace(state=bytes(4000)) for revision in range(10)]
     for number, record in enumerate(records):
         for _ in range(3):
-            cache.put(key(f"s{number}"), record)
+            cache.update([Change(key(f"s{number}"), None, record)], [True])
     cached = [number for number in range(10) if cache.get(key(f"s{number}")) is records[number]]
     assert cached == [6, 7, 8, 9]
-    cache.put(key("s7"), records[0])
+    cache.update([Change(key("s7"), None, records[0])], [True])
     cache.remove(key("s6"))
     cache.remove(key("s6"))
-    cache.put(key("s1"), records[1])
+    cache.update([Change(key("s1"), None, records[1])], [True])
     assert [cache.get(key(f"s{number}")) for number in (6, 7, 8, 9, 1)] == [
         None,
         records[0],
@@ -24,5 +25,5 @@ def test_the_cache_is_bounded_and_evicts_the_oldest_records() -> None:
         records[9],
         records[1],
     ]
-    cache.put(key("s2"), records[2])
+    cache.update([Change(key("s2"), None, records[2])], [True])
     assert cache.get(key("s8")) is None
