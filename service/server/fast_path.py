@@ -208,7 +208,12 @@ class _StepConnection(LoopConnection[HandoffConnection]):
             head = self._fast_path.head
             if head.second != second:
                 head = self._fast_path.head = _Head(second, _head(200, second, (), JSON))
-            self._write(b"%b%d\r\n\r\n%b" % (head.data, len(body), body))
+            if not self._send(b"%b%d\r\n\r\n%b" % (head.data, len(body), body)):
+                return
+            if self._is_watching and not self._data:
+                self._waits_since = time.monotonic()
+            else:
+                self._sent()
         elif self._fast_path.engine.steps.has_model_changed(row):
             self._give(partial(self._answer, self._target, self._body))
         else:
@@ -223,13 +228,14 @@ class _StepConnection(LoopConnection[HandoffConnection]):
             self._write(_written(steps.reply_to(result, session_id)))
 
     def _write(self, answer: bytes) -> None:
-        if not self._send(answer):
-            return
-        if self._data:  # the next request has come with the last one
+        if self._send(answer):
+            self._sent()
+
+    def _sent(self) -> None:
+        """Waits for the next request, unless it has come with the last one."""
+        if self._data:
             self._waits_since = None  # until then nothing more is read
             self._hub.loop.run_callback(self._go_on)
-        elif self._is_watching:
-            self._waits_since = time.monotonic()
         else:
             self._go_on()
 
