@@ -15,15 +15,13 @@ from numpy.typing import NDArray
 from onward.model.errors import BundleError
 from onward.model.manifest import BATCH, TIME, Manifest, Tensor
 from onward.model.state import Layout, State
+from onward.model.step_buffers import StepBuffers
 
 if TYPE_CHECKING:
     import onnxruntime as ort
 
 Outputs = NDArray[np.void]
 """Rows of a model's output dtype, which has one field per output of the graph."""
-
-
-_ONE = np.ones(1, np.int32)
 
 
 class StepModel:
@@ -70,8 +68,8 @@ class StepModel:
         """True if every feature is a number, so that most inputs are plain lists of numbers."""
         self._input, self._lengths = manifest.inputs[0].name, manifest.lengths.name
         self._input_transpose = _to_tensor(manifest.inputs[0].shape, (BATCH, TIME))
-        self._step_shape = _row_shape(manifest.inputs[0].shape)
-        self._state_shapes = [(pair.input, _row_shape(pair.shape)) for pair in manifest.state]
+        self._step_buffers = list[StepBuffers]()
+        """Those that no thread uses at present."""
         self._target_columns = [self.features.index(name) for name in manifest.head.targets if name in self.features]
         self._all_columns = list(range(len(self.features)))
         self._future_columns = [self.features.index(name) for name in manifest.future_covariates]
@@ -114,16 +112,15 @@ class StepModel:
         """Advances one row by one step: inputs (1, features), state (1,).
 
         Returns the bytes of the outputs and of the state after them, in the layouts of `output_dtype` and of
-        `layout.dtype`: axes of length 1 do not change memory, so each tensor's bytes are its field's.
+        `layout.dtype`.
         """
-        feeds = {self._input: inputs.reshape(self._step_shape), self._lengths: _ONE}
-        for name, shape in self._state_shapes:
-            feeds[name] = state[name].reshape(shape)
-        results = self._session.run(self._names, feeds)
-        count = len(self._outputs)
-        outputs = b"".join([tensor.tobytes() for tensor in results[:count]])
-        states = results[count:]
-        return outputs, states[0].tobytes() if len(states) == 1 else b"".join([tensor.tobytes() for tensor in states])
+        try:
+            buffers = self._step_buffers.pop()
+        except IndexError:  # each is in use, or there is none yet
+            buffers = StepBuffers(self._session, self.manifest)
+        result = buffers.run(inputs, state.tobytes())
+        self._step_buffers.append(buffers)
+        return result
 
     def run_row(self, inputs: NDArray[np.float32], state: State) -> tuple[Outputs, State]:
         """Advances a batch of one row: inputs (time, features), state (1,) -> outputs (time,), state (1,)."""
@@ -163,11 +160,6 @@ class StepModel:
         if future is not None:
             inputs[:, self._future_columns] = future
         return inputs
-
-
-def _row_shape(shape: Sequence[int | str]) -> tuple[int, ...]:
-    """Returns the shape of a tensor for one row of one step."""
-    return tuple(1 if isinstance(axis, str) else axis for axis in shape)
 
 
 def _to_tensor(shape: Sequence[int | str], first: tuple[str, ...]) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """The runner against ONNX Runtime itself, and against the closed form."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -150,3 +151,19 @@ def test_a_missing_graph_is_the_bundles_error(pulse: StepModel, tmp_path: Path) 
     """The error of ONNX Runtime for a file is wrapped with the file's name."""
     with pytest.raises(BundleError, match="ONNX Runtime cannot open it"):
         StepModel(tmp_path / "model.onnx", pulse.manifest)
+
+
+def test_steps_in_several_threads_share_no_memory(pulse: StepModel) -> None:
+    """The memory that a step's tensors are bound to belongs to one call at a time; what a call returns stays."""
+    rows = beats(300)
+
+    def steps(row: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> list[tuple[bytes, bytes]]:
+        results, state = [], pulse.layout.initial(1)
+        for step in row:
+            results.append(pulse.run_step(step[None], state))
+            state = np.frombuffer(results[-1][1], pulse.layout.dtype)
+        return results
+
+    expected = [steps(row) for row in rows]
+    with ThreadPoolExecutor(len(rows)) as threads:
+        assert list(threads.map(steps, rows)) == expected
