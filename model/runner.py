@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onward.model.errors import BundleError
+from onward.model.finite import all_float32, finite
 from onward.model.manifest import BATCH, TIME, Manifest, Tensor
 from onward.model.state import Layout, State
 from onward.model.step_buffers import StepBuffers
@@ -55,6 +56,7 @@ class StepModel:
             raise BundleError(file.with_name("manifest.json"), str(error)) from error
         fields: list[Any] = [(out.name, out.dtype, out.inner) for out in manifest.outputs]
         self.output_dtype = np.dtype(fields)
+        self._is_float32 = all_float32(self.output_dtype) and all_float32(self.layout.dtype)
         meaning = (manifest.sha256, self.layout.dtype.descr, self.output_dtype.descr)
         self.digest = sha256(repr(meaning).encode()).digest()
         """The digest of the graph and of the memory layout of its states and outputs, which stored bytes depend on."""
@@ -88,7 +90,7 @@ class StepModel:
         Returns outputs (batch, time), which are undefined beyond a row's length, and the new state (batch,).
         """
         if inputs.shape[:2] == (1, 1):
-            row, after = self.run_step(inputs[0], state)
+            row, after, _ = self.run_step(inputs[0], state)
             return np.ndarray((1, 1), self.output_dtype, bytearray(row)), np.ndarray(
                 1, self.layout.dtype, bytearray(after)
             )
@@ -108,19 +110,24 @@ class StepModel:
             states_after[name] = result.transpose(to_rows)
         return outputs, states_after
 
-    def run_step(self, inputs: NDArray[np.float32], state: State) -> tuple[bytes, bytes]:
+    def run_step(self, inputs: NDArray[np.float32], state: State) -> tuple[bytes, bytes, bool]:
         """Advances one row by one step: inputs (1, features), state (1,).
 
         Returns the bytes of the outputs and of the state after them, in the layouts of `output_dtype` and of
-        `layout.dtype`.
+        `layout.dtype`, and whether all their numbers are finite.
         """
         try:
             buffers = self._step_buffers.pop()
         except IndexError:  # each is in use, or there is none yet
             buffers = StepBuffers(self._session, self.manifest)
-        result = buffers.run(inputs, state.tobytes())
+        outputs, after = buffers.run(inputs, state.tobytes())
         self._step_buffers.append(buffers)
-        return result
+        if self._is_float32:  # both at once, at less cost
+            return outputs, after, b"\0" not in np.isfinite(np.frombuffer(outputs + after, np.float32)).tobytes()
+        is_finite = finite(np.frombuffer(outputs, self.output_dtype)) and finite(
+            np.frombuffer(after, self.layout.dtype)
+        )
+        return outputs, after, is_finite
 
     def run_row(self, inputs: NDArray[np.float32], state: State) -> tuple[Outputs, State]:
         """Advances a batch of one row: inputs (time, features), state (1,) -> outputs (time,), state (1,)."""

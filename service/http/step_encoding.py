@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import orjson
 
+from onward.model.finite import all_float32
 from onward.model.outputs import step_fields
 from onward.model.runner import StepModel
 from onward.service.engine.batching.batch_row import ResultColumns, StepResult
-from onward.service.engine.batching.model_call import all_float32
 from onward.service.http.reply import PIECE, encode, encode_by_turns
 
 _FLOAT32 = np.dtype(np.float32)

@@ -157,7 +157,7 @@ def test_steps_in_several_threads_share_no_memory(pulse: StepModel) -> None:
     """The memory that a step's tensors are bound to belongs to one call at a time; what a call returns stays."""
     rows = beats(300)
 
-    def steps(row: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> list[tuple[bytes, bytes]]:
+    def steps(row: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> list[tuple[bytes, bytes, bool]]:
         results, state = [], pulse.layout.initial(1)
         for step in row:
             results.append(pulse.run_step(step[None], state))

@@ -140,8 +140,8 @@ class Executor:
         start = HEAD.size + self._columns.sizes[0]
         state = np.frombuffer(row.record.data, self._model.layout.dtype, 1, start)
         if self._step_s <= cost.INLINE_S:
-            return [self._call.step(row.inputs, state)]
-        return [cost.run(self._step_s, self._call.step, row.inputs, state)]
+            return [self._model.run_step(row.inputs, state)]
+        return [cost.run(self._step_s, self._model.run_step, row.inputs, state)]
 
     def _run_together(self, rows: Sequence[BatchRow]) -> list[tuple[bytes, bytes, bool]]:
         """Returns the bytes of each row's outputs, those of its state after them, and whether all is finite."""

@@ -10,12 +10,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from onward.model.finite import finite
 from onward.model.inputs import Inputs
 from onward.model.runner import Outputs, StepModel
 from onward.model.sampling import rollout
 from onward.model.state import State
 from onward.service.engine.batching.batcher import Batchers
-from onward.service.engine.batching.model_call import finite
 from onward.service.engine.input_parsing import InputParser, as_service_errors
 from onward.service.engine.models import Models, state_of
 from onward.service.engine.sessions.lifecycle import SessionLifecycle

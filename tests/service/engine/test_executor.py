@@ -12,6 +12,7 @@ from onward.model.repository import Opened
 from onward.model.runner import Outputs, StepModel
 from onward.model.scoring.layout import Sum
 from onward.model.state import State
+from onward.model.step_buffers import StepBuffers
 from onward.service.engine.batching import executor
 from onward.service.engine.batching.batch_row import StepResult
 from onward.service.engine.engine import Engine, Limits
@@ -169,7 +170,7 @@ def test_a_row_that_is_not_finite_is_refused_in_every_way(
 
 def _spoil(monkeypatch: pytest.MonkeyPatch) -> None:
     """Has models give a state that is not finite after the inputs SPOILED."""
-    run, run_step = StepModel.run, StepModel.run_step
+    run, run_step = StepModel.run, StepBuffers.run
 
     def spoiled_run(self: StepModel, inputs: Any, lengths: Any, state: State) -> tuple[Outputs, State]:
         outputs, after = run(self, inputs, lengths, state)
@@ -177,9 +178,9 @@ def _spoil(monkeypatch: pytest.MonkeyPatch) -> None:
             after[number : number + 1] = np.frombuffer(b"\xff" * after.itemsize, after.dtype)
         return outputs, after
 
-    def spoiled_step(self: StepModel, inputs: Any, state: State) -> tuple[bytes, bytes]:
+    def spoiled_step(self: StepBuffers, inputs: Any, state: bytes) -> tuple[bytes, bytes]:
         outputs, after = run_step(self, inputs, state)
         return outputs, b"\xff" * len(after) if inputs[0, 0] == SPOILED else after
 
     monkeypatch.setattr(StepModel, "run", spoiled_run)
-    monkeypatch.setattr(StepModel, "run_step", spoiled_step)
+    monkeypatch.setattr(StepBuffers, "run", spoiled_step)

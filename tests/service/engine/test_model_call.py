@@ -6,11 +6,12 @@ import gevent
 import numpy as np
 import pytest
 
+from onward.model.finite import finite
 from onward.model.repository import open_all
 from onward.model.runner import StepModel
 from onward.service.engine.batching import cost
 from onward.service.engine.batching.cost import MOST_CHUNK, MOST_ROWS, Cost
-from onward.service.engine.batching.model_call import ModelCall, finite, joined, padded, split
+from onward.service.engine.batching.model_call import ModelCall, joined, padded, split
 from tests.helpers.recorded_bundles import draw, make_bundle
 from tests.helpers.reference_loop import ZOO
 
