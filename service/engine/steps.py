@@ -173,7 +173,7 @@ class Steps:
         results: list[StepResult | Exception | None] = []
         for request in in_loop_turns(requests):
             try:
-                rows.append(self._row(tenant, (request,), call))
+                rows.append(self.row(tenant, request, call) or self._row(tenant, (request,), call))
                 results.append(None)
             except Exception as error:  # noqa: BLE001  (any error concerns this request alone)
                 results.append(without_frames(error))

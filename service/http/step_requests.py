@@ -171,9 +171,14 @@ def _plain_columns(content: dict[str, Any]) -> list[StepRequest] | None:
         or not 0 < len(names) <= request_schemas.MOST_ITEMS
     ):
         return None
-    steps, request_ids, models = ([None] * len(names) if column is None else column for column in optional)
-    for column, is_plain in zip((names, inputs, steps, request_ids, models), _COLUMNS.values(), strict=True):
-        if type(column) is not list or len(column) != len(names) or not all(map(is_plain, in_loop_turns(column))):
+    columns: list[list[Any]] = [names, inputs]
+    for column in optional:
+        if column is not None and (type(column) is not list or len(column) != len(names)):
             return None
+        columns.append([None] * len(names) if column is None else column)
+    for column, given, is_plain in zip(columns, (names, inputs, *optional), _COLUMNS.values(), strict=True):
+        if given is not None and not (len(column) == len(names) and all(map(is_plain, in_loop_turns(column)))):
+            return None
+    _, _, steps, request_ids, models = columns
     texts = ([name or "" for name in column] for column in (request_ids, models))
     return list(map(StepRequest, names, inputs, steps, *texts))

@@ -11,7 +11,7 @@ import orjson
 from flask import Response, request
 
 from onward.model.outputs import step_fields
-from onward.service.engine.batching.batch_row import StepRequest, StepResult
+from onward.service.engine.batching.batch_row import ResultColumns, StepRequest, StepResult
 from onward.service.engine.batching.model_call import joined
 from onward.service.engine.engine import Engine
 from onward.service.engine.event_loop import in_loop_turns
@@ -92,6 +92,9 @@ def _columns(results: Sequence[StepResult | Exception]) -> dict[str, Any]:
     If every result is one step of the same model with the same outputs, the rows are joined before they become fields.
     """
     first = results[0]
+    if (batch := _batch_of(results)) is not None and isinstance(first, StepResult):
+        outputs = step_fields(first.model, batch.outputs[:, np.newaxis])
+        return {"statuses": [_status(result) for result in results], "steps": batch.steps, **outputs, "problems": {}}
     if isinstance(first, StepResult) and all(
         isinstance(result, StepResult)
         and result.model is first.model
@@ -121,6 +124,18 @@ def _columns(results: Sequence[StepResult | Exception]) -> dict[str, Any]:
     }
 
 
+def _batch_of(results: Sequence[StepResult | Exception]) -> ResultColumns | None:
+    """The columns that a batch has made of these results, in their order; None if they were not made together."""
+    batch = results[0].columns if isinstance(results[0], StepResult) else None
+    if batch is None or len(batch.steps) != len(results):
+        return None
+    together = all(
+        isinstance(result, StepResult) and result.columns is batch and result.row == row
+        for row, result in enumerate(results)
+    )
+    return batch if together else None
+
+
 def _score_columns(contents: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
     """The columns `error`, `anomaly` and `interval`; a column that no session's result has is left out."""
     names = [name for name in ("error", "anomaly") if any(content and name in content for content in contents)]
@@ -133,8 +148,8 @@ def _score_columns(contents: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
     return columns
 
 
-def _status(result: StepResult) -> int:
-    return 201 if result.created else 200
+def _status(result: StepResult | Exception) -> int:
+    return 201 if isinstance(result, StepResult) and result.created else 200
 
 
 def _problem(error: Exception) -> Reply:

@@ -201,7 +201,7 @@ class _StepConnection(LoopConnection[HandoffConnection]):
             return
         outcome = row.outcome
         if isinstance(outcome, StepResult):
-            if outcome.created or outcome.outputs.nbytes > PIECE:
+            if outcome.created or row.length > 1 or row.model.output_dtype.itemsize > PIECE:
                 self._answer_step(outcome, row.requests[0].request.session_id)
                 return
             body, second = encode_step(outcome), int(time.time())

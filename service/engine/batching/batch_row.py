@@ -51,24 +51,36 @@ class ResultColumns:
 class StepResult:
     """The result of a step, or of the inputs that a session was created with.
 
-    outputs: (steps,) of the model's output dtype. step: the step that the session has reached. created: whether the
-    step has created its session. columns, row: the results that were made together with this one, and its row among
-    them; None if it was made alone.
+    step: the step that the session has reached. created: whether the step has created its session. columns, row: the
+    results that were made together with this one, and its row among them; None if it was made alone.
     """
 
     __slots__ = ("columns", "created", "model", "outputs", "row", "step")
+
+    outputs: Outputs
+    """(steps,) of the model's output dtype, with the scores of the inputs if they are scored."""
 
     def __init__(
         self,
         model: StepModel,
         step: int,
-        outputs: Outputs,
+        outputs: Outputs | None = None,
         created: bool = False,
         columns: ResultColumns | None = None,
         row: int = 0,
     ) -> None:
-        self.model, self.step, self.outputs, self.created = model, step, outputs, created
+        """outputs: None if `columns` has them."""
+        self.model, self.step, self.created = model, step, created
         self.columns, self.row = columns, row
+        if outputs is not None:
+            self.outputs = outputs
+
+    def __getattr__(self, name: str) -> Outputs:
+        """Takes `outputs` from the columns when they are first asked for: most results are encoded without them."""
+        if name != "outputs" or self.columns is None:
+            raise AttributeError(name)
+        self.outputs = self.columns.outputs[self.row : self.row + 1]
+        return self.outputs
 
 
 class StandaloneResult(NamedTuple):

@@ -176,11 +176,10 @@ class Executor:
             counted = increments if all(committed) else increments[np.array(committed, bool)]
             self._uncounted.append(np.add.reduce(counted).tolist())
         results = ResultColumns(columns["step"].tolist(), scored)
-        for number, row in enumerate(rows):
-            if committed[number]:
-                step = results.steps[number]
+        for number, (row, step, is_committed) in enumerate(zip(rows, results.steps, committed, strict=True)):
+            if is_committed:
                 created = row.creates_session and step == 1
-                row.settle(StepResult(self._model, step, scored[number : number + 1], created, results, number))
+                row.settle(StepResult(self._model, step, None, created, results, number))
 
     def _requests_of(self, row: BatchRow, record: Record, answer: Outputs) -> bytes:
         """Returns the session's requests after that of the row. answer: (1,)"""
@@ -198,9 +197,10 @@ class Executor:
             for row, record in zip(rows, records, strict=True)
         ]
         committed = self._store.commit_many(changes)
-        for row, is_committed in zip(rows, committed, strict=True):
-            if not is_committed:
-                row.restart()
+        if not all(committed):
+            for row, is_committed in zip(rows, committed, strict=True):
+                if not is_committed:
+                    row.restart()
         return committed
 
     def _run_model(
