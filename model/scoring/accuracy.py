@@ -12,6 +12,7 @@ from onward.model.manifest import Head
 from onward.model.runner import Outputs, StepModel
 from onward.model.scoring.central_interval import Floats
 from onward.model.scoring.columns import score_columns
+from onward.model.scoring.conformal import RING_SIZE
 from onward.model.scoring.layout import StatisticsLayout
 from onward.model.scoring.statistics import IntervalStatistics, RunningStatistics, TargetStatistics
 from onward.model.scoring.step_scorer import StepScorer
@@ -43,7 +44,8 @@ class Accuracy:
         layouts = [plain, with_intervals] if plain.numbers else [plain]
         self._by_size = {layout.size: RunningStatistics(layout) for layout in layouts}
         self._by_size[0] = self._by_size[plain.size]
-        self.step_scorer = StepScorer(plain, model.stored_prediction_dtype)
+        self._stored_prediction = model.stored_prediction_dtype
+        self.step_scorer = StepScorer(plain, self._stored_prediction)
         """What scores a finite row of one step of a session that `score_columns` could score, with the same bits."""
         self.scored_dtype = plain.output_dtype if self.enabled else model.output_dtype
         """The outputs of a step that `score_columns` or `step_scorer` has scored."""
@@ -102,16 +104,20 @@ class Accuracy:
 
     @np.errstate(all="ignore")
     def score_columns(
-        self, statistics: NDArray[np.void], inputs: NDArray[np.float32], before: State, outputs: Outputs
+        self, records: NDArray[np.void], start: int, inputs: NDArray[np.float32], outputs: Outputs
     ) -> tuple[Outputs, Floats]:
         """Scores rows of one step, see `columns.score_columns`; the outputs stay as they are if nothing is scored.
 
-        statistics: (rows,) of `columns_dtype`, updated in place. inputs: (rows, features). before: the states (rows,)
-        before the inputs. outputs: (rows,).
+        records: (rows,), each of which has at `start` its statistics, of `columns_dtype`, which are updated in place,
+        and after them the state before its input. inputs: (rows, features). outputs: (rows,).
         """
         if not self.enabled:
             return outputs, np.zeros((len(outputs), 0))
-        return score_columns(self._plain, statistics, inputs, before, outputs)
+        layout, rows, strides = self._plain, len(records), records.strides
+        numbers = np.ndarray((rows, layout.row.size // 8), np.float64, records, start, (*strides, 8))
+        ring = np.ndarray((rows, RING_SIZE), np.float32, records, start + layout.ring.start, (*strides, 4))
+        predictions = np.ndarray(rows, self._stored_prediction, records, start + layout.size, strides)
+        return score_columns(layout, numbers, ring, inputs, predictions, outputs)
 
     def increments(self, before: Sequence[bytes], after: Sequence[bytes]) -> list[float]:
         """Returns the increment of each of `sums`, added over all rows."""

@@ -11,47 +11,44 @@ from onward.model.runner import Outputs
 from onward.model.scoring.central_interval import Floats
 from onward.model.scoring.conformal import anomalies_of_rows
 from onward.model.scoring.layout import ALARM, ALARMS, ANOMALY, ERROR, INPUTS, LAST, SURPRISE, StatisticsLayout
-from onward.model.state import State
 
 
 def score_columns(
     layout: StatisticsLayout,
-    statistics: NDArray[np.void],
+    numbers: Floats,
+    ring: NDArray[np.float32],
     inputs: NDArray[np.float32],
-    before: State,
+    predictions: Outputs,
     outputs: Outputs,
 ) -> tuple[Outputs, Floats]:
     """Updates the statistics; returns the outputs (rows,) with the scores of the inputs, and the increments.
 
-    statistics: (rows,) of `layout.dtype`, without intervals, updated in place. inputs: (rows, features), with all
-    targets present. before: the states (rows,) before the inputs. outputs: (rows,) after them.
-    increments: (rows, sums) of `layout.sums`.
+    numbers, ring: (rows, numbers) and (rows, RING_SIZE) of the statistics, without intervals, updated in place. inputs:
+    (rows, features), with all targets present. predictions: (rows,) of the inputs, with a field per output. outputs:
+    (rows,) after the inputs. increments: (rows, sums) of `layout.sums`.
     """
-    numbers, rows = statistics["numbers"], len(outputs)
+    rows, positions = len(outputs), layout.positions
     increments = np.zeros((rows, 1 + len(layout.sums)))
     scored = np.empty(rows, layout.output_dtype)
     _memory(scored)[:, : outputs.itemsize] = _memory(outputs)
     if layout.targets:
-        predictions = layout.stored_prediction(before)
-        by_name = {name: increments[:, layout.positions[name]] for name in layout.names}
         actual = inputs[:, layout.columns].astype(np.float64)
-        by_name["predicted"].fill(1)
+        increments[:, positions["predicted"]] = 1
         if layout.numbers:
-            error = actual - layout.central.centre(predictions)
-            last = numbers[:, layout.positions[LAST]]
-            scored[ERROR] = error
-            np.abs(error, out=by_name["absolute_error"])
-            np.fmax(np.abs(actual - last), 0.0, out=by_name["naive_absolute_error"])  # 0 for the first
+            scored[ERROR] = error = actual - layout.central.centre(predictions)
+            last = numbers[:, positions[LAST]]
+            np.abs(error, out=increments[:, positions["absolute_error"]])
+            naive = increments[:, positions["naive_absolute_error"]]
+            np.fmax(np.abs(actual - last), 0.0, out=naive)  # 0 for the first
             if layout.central.level is not None:
                 below, above = layout.central.reach(predictions)
-                by_name["inside"][...] = (error >= -below) & (error <= above)
+                increments[:, positions["inside"]] = (error >= -below) & (error <= above)
             last[...] = actual
         else:
-            by_name["hits"][...] = actual == predictions[RANKED[0]][:, :1]
+            increments[:, positions["hits"]] = actual == predictions[RANKED[0]][:, :1]
     if layout.head.surprise is not None:
         surprise = outputs[layout.head.surprise]
-        found = anomalies_of_rows(statistics["ring"], numbers[:, INPUTS], surprise)
-        scored[ANOMALY] = found
+        scored[ANOMALY] = found = anomalies_of_rows(ring, numbers[:, INPUTS], surprise)
         increments[:, INPUTS] = 1
         increments[:, SURPRISE] = surprise
         increments[:, ALARMS] = found >= ALARM

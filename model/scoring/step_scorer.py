@@ -42,8 +42,8 @@ class StepScorer:
         ring_start, ring_end = start + layout.ring.start, start + layout.ring.stop
         ring = data[ring_start:ring_end]
         if surprise is not None and present:
-            is_reaching = np.frombuffer(ring, np.float32) >= surprise
-            found = anomaly(int(numbers[INPUTS]), is_reaching.tobytes().count(1))
+            reaching = int(np.count_nonzero(np.frombuffer(ring, np.float32) >= surprise))
+            found = anomaly(int(numbers[INPUTS]), reaching)
             numbers[INPUTS] += 1
             numbers[SURPRISE] += surprise
             numbers[ALARMS] += found >= ALARM

@@ -4,6 +4,7 @@ Owns how a step advances them all together. It gives the same bits as `Record.ad
 """
 
 from collections.abc import Sequence
+from random import getrandbits
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,14 +28,12 @@ class RecordColumns:
     """The columns of one model's records, for sessions without intervals."""
 
     def __init__(self, model: StepModel, accuracy: Accuracy) -> None:
-        self._accuracy, self._surprise = accuracy, model.manifest.head.surprise
-        self.dtype = np.dtype([*HEAD_FIELDS, ("accuracy", accuracy.columns_dtype), ("state", model.layout.dtype)])
-        assert self.dtype.fields is not None
-        self._state_start = self.dtype.fields["state"][1]
-        assert self.dtype.fields["accuracy"][1] == HEAD.size
-        self.sizes = (accuracy.columns_dtype.itemsize, model.layout.dtype.itemsize)
+        self._accuracy, self._surprise, self._state = accuracy, model.manifest.head.surprise, model.layout.dtype
+        self.dtype = np.dtype([*HEAD_FIELDS, ("accuracy", accuracy.columns_dtype), ("state", self._state)])
+        self.sizes = (accuracy.columns_dtype.itemsize, self._state.itemsize)
         """The bytes of the statistics and of the state of a record that fits in."""
-        self._rng = np.random.default_rng()
+        self._state_start = HEAD.size + self.sizes[0]
+        assert self.dtype.itemsize == self._state_start + self.sizes[1]
 
     def joined(self, records: Sequence[Record]) -> Columns:
         """Returns the records as one array, which can be written to."""
@@ -43,8 +42,7 @@ class RecordColumns:
 
     def states(self, columns: Columns) -> State:
         """Returns the states (rows,)."""
-        states: State = columns["state"]
-        return states
+        return np.ndarray(len(columns), self._state, columns, self._state_start, columns.strides)
 
     def advance(
         self, columns: Columns, inputs: NDArray[np.float32], outputs: Outputs, states: State, now: float
@@ -54,17 +52,16 @@ class RecordColumns:
         inputs: (rows, features). outputs, states: (rows,) after them. now: the time in seconds since 1970 UTC. Returns
         the outputs with the scores of the inputs, and the increments (rows, sums) of the statistics' sums.
         """
-        scored = self._accuracy.score_columns(columns["accuracy"], inputs, columns["state"], outputs)
-        memory = np.ndarray(
-            (len(columns), self.dtype.itemsize), np.uint8, columns
-        )  # numpy copies structured rows slowly
-        memory[:, self._state_start :] = np.ndarray((len(states), states.itemsize), np.uint8, states)
+        rows, size = len(columns), self.dtype.itemsize
+        scored = self._accuracy.score_columns(columns, HEAD.size, inputs, outputs)
+        after = np.ndarray((rows, states.itemsize), np.uint8, states)  # numpy copies structured rows field by field
+        np.ndarray((rows, states.itemsize), np.uint8, columns, self._state_start, (size, 1))[...] = after
         if self._surprise is not None:
             means = update_columns(
                 columns["surprises"], columns["surprise_mean"], columns["surprise_recent"], outputs[self._surprise]
             )
             columns["surprises"], columns["surprise_mean"], columns["surprise_recent"] = means
-        columns["revision"] = self._rng.integers(0, 2**64, len(columns), np.uint64)
+        columns["revision"] = np.frombuffer(getrandbits(64 * rows).to_bytes(8 * rows, "little"), np.uint64)
         columns["step"] += 1
         columns["last_step_at"] = now
         columns["expires_at"] = columns["ttl_s"] + now
