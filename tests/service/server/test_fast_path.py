@@ -1,6 +1,7 @@
 """The fast path answers steps without a gunicorn worker or Flask, and hands other requests over."""
 
 import errno
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,41 @@ def test_pipelined_steps_of_a_slow_reader_are_answered_completely(fast_path: Fas
             gevent.sleep(0)
     responses = [response.partition(b"\r\n\r\n")[2] for response in bytes(received).split(b"HTTP/1.1 ")[1:]]
     assert [orjson.loads(response)["step"] for response in responses] == [*range(inputs, count * inputs + 1, inputs)]
+
+
+def test_many_pipelined_refusals_are_all_sent(fast_path: FastPath) -> None:
+    """A refusal is sent at once, and the next request begins in another turn, so that no stack grows."""
+    count = 500
+    assert serve(fast_path, STEP)[0].startswith(b"HTTP/1.1 200 ")
+    fast_path.engine._batchers._backlog.most = 0
+    local, remote = gevent.socket.socketpair()
+    with local, remote, gevent.Timeout(60):
+        local.sendall(count * STEP)
+        gevent.spawn(fast_path.serve, remote, b"")
+        responses = b""
+        while responses.count(b"HTTP/1.1 503 ") < count:
+            responses += local.recv(65_536)
+
+
+def test_a_connection_whose_step_waits_is_not_idle(fast_path: FastPath, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long an answer takes, the connection goes on after it."""
+    rows: list[BatchRow] = []
+    assert serve(fast_path, STEP)[0].startswith(b"HTTP/1.1 200 ")  # the session's model is known after the first step
+    submit = fast_path.engine.steps.submit
+    monkeypatch.setattr(fast_path.engine.steps, "submit", rows.append)
+    local, remote = gevent.socket.socketpair()
+    with local, remote, gevent.Timeout(60):
+        gevent.spawn(fast_path.serve, remote, b"")
+        local.sendall(STEP)
+        while not rows:
+            take_loop_turn()
+        (connection,) = fast_path._connections
+        connection.end_if_idle(math.inf)
+        monkeypatch.setattr(fast_path.engine.steps, "submit", submit)
+        submit(rows[0])
+        for step in (2, 3):
+            assert b'{"step":%d,' % step in local.recv(65_536)
+            local.sendall(STEP)
 
 
 def test_bytes_that_come_before_the_answer_wait_without_work(
