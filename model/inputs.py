@@ -60,15 +60,18 @@ def plain_numbers(inputs: Any, width: int) -> NDArray[np.float32] | None:
     if type(inputs) is not list or not inputs:
         return None
     numbers = inputs
-    if type(inputs[0]) is list:
-        if set(map(type, inputs)) != {list} or set(map(len, inputs)) != {width}:
+    if type(inputs[0]) is not list:
+        if width > 1:
             return None
+    elif len(inputs) == 1 and len(inputs[0]) == width:  # the usual case, at less cost
+        numbers = inputs[0]
+    elif set(map(type, inputs)) != {list} or set(map(len, inputs)) != {width}:
+        return None
+    else:
         numbers = list(chain.from_iterable(inputs))
-    elif width > 1:
-        return None
-    if not set(map(type, numbers)) <= _NUMBER_TYPES or any(map(math.isinf, numbers)):
-        return None
     try:
+        if not _NUMBER_TYPES.issuperset(map(type, numbers)) or not all(map(math.isfinite, numbers)):
+            return None
         packed = struct.pack(f"<{len(numbers)}f", *numbers)
     except OverflowError:  # a number beyond single precision
         return None

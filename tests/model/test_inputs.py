@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from onward.model.inputs import InputError, Inputs, arrays, to_array
+from onward.model.inputs import InputError, Inputs, arrays, plain_numbers, to_array
 from onward.model.manifest import Feature
 
 FLOAT32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -48,6 +48,31 @@ def test_few_numbers_are_read_as_many_are(few: list[float | int]) -> None:
         return
     np.testing.assert_array_equal(array(few, (A,))[:, 0], expected)
     assert array(few * 40, (A,)).tobytes() == array(few, (A,)).tobytes() * 40
+
+
+VALUES: st.SearchStrategy[Any] = st.one_of(
+    st.floats(), st.integers(-(2**140), 2**140), st.sampled_from([10**400, True, None, "1", []])
+)
+STEPS: st.SearchStrategy[list[Any]] = st.lists(VALUES, max_size=3)
+
+
+@given(st.one_of(STEPS, st.lists(STEPS, max_size=3), st.lists(st.one_of(STEPS, VALUES), max_size=3)))
+def test_plain_numbers_are_read_as_any_inputs_are(inputs: list[Any]) -> None:
+    """Lists of finite numbers have the array of `to_array`; all other inputs are left to it, without an error."""
+    for features in ((A,), (A, B)):
+        found = plain_numbers(inputs, len(features))
+        listed = [step if isinstance(step, list) else [step] for step in inputs]
+        values = [value for step in listed for value in step]
+        if found is None:
+            is_plain = bool(inputs) and all(len(step) == len(features) for step in listed)
+            is_plain = is_plain and {type(step) is list for step in inputs} in ({True}, {len(features) > 1})
+            assert not is_plain or any(
+                type(value) not in {int, float} or not abs(value) <= float(np.finfo(np.float32).max) for value in values
+            )
+        else:
+            expected = array(inputs, features)
+            assert np.isfinite(found).all()
+            assert (found.tobytes(), found.shape) == (expected.tobytes(), expected.shape)
 
 
 def test_numbers_are_steps_of_a_single_feature() -> None:
