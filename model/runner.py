@@ -90,7 +90,7 @@ class StepModel:
         Returns outputs (batch, time), which are undefined beyond a row's length, and the new state (batch,).
         """
         if inputs.shape[:2] == (1, 1):
-            row, after, _ = self.run_step(inputs[0], state)
+            row, after, _ = self.run_step(inputs[0], state.tobytes())
             return np.ndarray((1, 1), self.output_dtype, bytearray(row)), np.ndarray(
                 1, self.layout.dtype, bytearray(after)
             )
@@ -110,8 +110,8 @@ class StepModel:
             states_after[name] = result.transpose(to_rows)
         return outputs, states_after
 
-    def run_step(self, inputs: NDArray[np.float32], state: State) -> tuple[bytes, bytes, bool]:
-        """Advances one row by one step: inputs (1, features), state (1,).
+    def run_step(self, inputs: NDArray[np.float32], state: bytes) -> tuple[bytes, bytes, bool]:
+        """Advances one row by one step: inputs (1, features), and the bytes of the state.
 
         Returns the bytes of the outputs and of the state after them, in the layouts of `output_dtype` and of
         `layout.dtype`, and whether all their numbers are finite.
@@ -120,7 +120,7 @@ class StepModel:
             buffers = self._step_buffers.pop()
         except IndexError:  # each is in use, or there is none yet
             buffers = StepBuffers(self._session, self.manifest)
-        outputs, after = buffers.run(inputs, state.tobytes())
+        outputs, after = buffers.run(inputs, state)
         self._step_buffers.append(buffers)
         if self._is_float32:  # both at once, at less cost
             return outputs, after, b"\0" not in np.isfinite(np.frombuffer(outputs + after, np.float32)).tobytes()

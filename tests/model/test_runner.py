@@ -158,10 +158,10 @@ def test_steps_in_several_threads_share_no_memory(pulse: StepModel) -> None:
     rows = beats(300)
 
     def steps(row: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> list[tuple[bytes, bytes, bool]]:
-        results, state = [], pulse.layout.initial(1)
+        results, state = [], pulse.layout.initial(1).tobytes()
         for step in row:
             results.append(pulse.run_step(step[None], state))
-            state = np.frombuffer(results[-1][1], pulse.layout.dtype)
+            state = results[-1][1]
         return results
 
     expected = [steps(row) for row in rows]
