@@ -3,6 +3,7 @@
 Results are those of a service, bit for bit if the model is exact, and so are the errors for wrong arguments.
 """
 
+import math
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,7 +33,8 @@ from onward.client.results import (
     Surprise,
 )
 from onward.errors import InvalidRequest, NoForecast, NotFinite, StepConflict
-from onward.model.inputs import InputError, to_array
+from onward.model.finite import finite
+from onward.model.inputs import InputError, plain_numbers, to_array
 from onward.model.outputs import forecast_fields, readable_outputs, step_fields
 from onward.model.repository import open_bundle
 from onward.model.runner import Outputs, StepModel
@@ -47,6 +49,7 @@ from onward.model.sampling.rollout_inputs import RolloutInputs
 from onward.model.sampling.sample_paths import SAMPLES, draws_paths, path_inputs, require_distribution, summarise_paths
 from onward.model.sampling.samplers import new_seed
 from onward.model.scoring.accuracy import Accuracy
+from onward.model.scoring.layout import ANOMALY, ERROR
 from onward.model.scoring.surprise import NO_SURPRISES, SurpriseMeans, surprises, update_means
 from onward.model.state import State
 
@@ -118,14 +121,23 @@ class LocalSession:
         interval: float | None = None,
     ) -> None:
         """scoring: measures the accuracy of the predictions of the model's sessions."""
-        self._model, self._state = model, model.layout.initial(1)
+        self._model, self._scoring = model, scoring
         self.id, self.model, self.version = session_id, model.manifest.name, model.manifest.version
         self.step_count = 0
         self.prediction: Prediction | None = None
         """The prediction of the next input; before the first step, only if the model's state holds one."""
         self._created_at = self._last_step_at = datetime.now(UTC)
-        self._scoring, self._accuracy = scoring, scoring.initial(interval)
+        accuracy = scoring.initial(interval)
+        self._data, self._state_start = accuracy + model.layout.initial(1).tobytes(), len(accuracy)
+        """The bytes of the running statistics, and from `_state_start` those of the state."""
         self._surprise: SurpriseMeans = NO_SURPRISES
+        self._is_plain = (
+            interval is None
+            and scoring.has_columns
+            and model.has_numbers_only
+            and not model.manifest.head.ranks_categories
+        )
+        """True if a step of plain numbers can take the short way of `_step`."""
         if inputs is not None:
             self._advance(results.steps(inputs), None)
         self.prediction = self._initial_prediction()
@@ -164,6 +176,9 @@ class LocalSession:
 
         at: the step that the session is believed to have reached; raises StepConflict if it is at another.
         """
+        if self._is_plain and (inputs := plain_numbers([step], len(self._model.features))) is not None:
+            self._check_step(at)
+            return self._step(inputs)
         return self._advance(results.step(step), at).last
 
     def steps(self, inputs: Steps, *, at: int | None = None) -> Predictions:
@@ -258,31 +273,74 @@ class LocalSession:
             steps.append(outputs[:, 0])
         return steps
 
+    @property
+    def _accuracy(self) -> bytes:
+        return self._data[: self._state_start]
+
+    @property
+    def _state(self) -> State:
+        return np.frombuffer(self._data, self._model.layout.dtype, 1, self._state_start)
+
+    def _step(self, inputs: NDArray[np.float32]) -> Prediction:
+        """Does what `_advance` does for one step (1, features) of a plain session, at less cost."""
+        outputs, state, is_finite = self._model.run_step(inputs, self._data[self._state_start :])
+        if not is_finite:
+            raise _not_finite()
+        found, scores, accuracy = surprises(self._model, np.ndarray(1, self._model.output_dtype, outputs)), b"", b""
+        surprise = found[0] if found else None
+        if self._scoring.enabled:
+            scores, accuracy = self._scoring.step_scorer.score(self._data, 0, inputs[0].tolist(), surprise)
+        self._move(1, accuracy + state, found)
+        scored = np.ndarray(1, self._scoring.scored_dtype, bytearray(outputs + scores))
+        self.prediction = self._prediction(scored, surprise)
+        return self.prediction
+
+    def _prediction(self, scored: Outputs, surprise: float | None) -> Prediction:
+        """Returns the prediction that `_advance` has as its last, for the scored outputs (1,) of a plain session."""
+        arrays = {name: np.asarray(scored[name], np.float32)[0] for name in self._model.manifest.head.outputs}
+        names, error, anomaly = scored.dtype.names or (), None, None
+        if ERROR in names:
+            error = scored[ERROR][0]
+            if any(map(math.isinf, error.tolist())):
+                error = _without_infinity(error)
+        if ANOMALY in names:
+            anomaly = scored[ANOMALY].item()
+        return Prediction(
+            arrays, surprise, self.step_count, error, None if anomaly is None or math.isnan(anomaly) else anomaly
+        )
+
     def _advance(self, inputs: Any, at: int | None) -> Predictions:
         """inputs: in their JSON form."""
-        if at is not None and at != self.step_count:
-            detail = f"session {self.id!r} is at step {self.step_count}, not {at}"
-            raise StepConflict.with_detail(detail, [("step", detail)], expected_step=self.step_count)
+        self._check_step(at)
         with _as_problems():
             array = to_array(inputs, self._model.manifest.features)
         outputs, after = self._run(array, self._state)
-        outputs = self._score(array, outputs)
-        self._state, self._surprise = after, update_means(self._surprise, surprises(self._model, outputs))
-        self.step_count += len(array)
-        self._last_step_at = datetime.now(UTC)
-        predictions = results.predictions(
-            {**_without_infinity(step_fields(self._model, outputs)), "step": self.step_count}
-        )
+        outputs, accuracy = self._score(array, outputs)
+        self._move(len(array), accuracy + after.tobytes(), surprises(self._model, outputs))
+        fields = step_fields(self._model, outputs) | {"step": self.step_count}
+        if "error" in fields:
+            fields["error"] = _without_infinity(fields["error"])
+        predictions = results.predictions(fields)
         self.prediction = predictions.last
         return predictions
 
-    def _score(self, inputs: NDArray[np.float32], outputs: Outputs) -> Outputs:
-        """Returns the outputs (steps,) with the scores of the inputs (steps, features) that led to them."""
+    def _check_step(self, at: int | None) -> None:
+        if at is not None and at != self.step_count:
+            detail = f"session {self.id!r} is at step {self.step_count}, not {at}"
+            raise StepConflict.with_detail(detail, [("step", detail)], expected_step=self.step_count)
+
+    def _move(self, steps: int, data: bytes, surprise: list[float]) -> None:
+        """data: the statistics and the state after the steps. surprise: of each, none if the model has none."""
+        self._data, self._surprise = data, update_means(self._surprise, surprise)
+        self.step_count += steps
+        self._last_step_at = datetime.now(UTC)
+
+    def _score(self, inputs: NDArray[np.float32], outputs: Outputs) -> tuple[Outputs, bytes]:
+        """Returns the outputs (steps,) with the scores of the inputs (steps, features), and the statistics after."""
         accuracy = self._accuracy if self._scoring.enabled else None
         batch = inputs[np.newaxis], [len(inputs)], self._state, outputs[np.newaxis]
         (scored,), (after,) = self._scoring.score_steps([accuracy], *batch)
-        self._accuracy = after or b""
-        return scored
+        return scored, after or b""
 
     def _initial_prediction(self) -> Prediction | None:
         """Returns the model's prediction of the next input if its state holds one."""
@@ -298,15 +356,18 @@ class LocalSession:
         return outputs, after
 
 
-def _without_infinity(answer: dict[str, Any]) -> dict[str, Any]:
+def _without_infinity(errors: NDArray[np.float32]) -> NDArray[np.float32]:
     """Replaces errors beyond single precision by NaN, as JSON has no infinity."""
-    error = answer.get("error")
-    return answer if error is None else answer | {"error": np.where(np.isinf(error), np.float32(np.nan), error)}
+    return np.where(np.isinf(errors), np.float32(np.nan), errors)
 
 
 def _check_finite(numbers: Outputs | State) -> None:
-    if not all(np.isfinite(numbers[name]).all() for name in numbers.dtype.names or ()):
-        raise NotFinite.with_detail(NOT_FINITE, [("inputs", NOT_FINITE)])
+    if not finite(numbers):
+        raise _not_finite()
+
+
+def _not_finite() -> NotFinite:
+    return NotFinite.with_detail(NOT_FINITE, [("inputs", NOT_FINITE)])
 
 
 def _check_limits(**arguments: float | None) -> None:
