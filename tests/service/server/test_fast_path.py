@@ -115,6 +115,7 @@ def test_many_pipelined_refusals_are_all_sent(fast_path: FastPath) -> None:
     fast_path.engine._batchers._backlog.most = 0
     local, remote = gevent.socket.socketpair()
     with local, remote, gevent.Timeout(60):
+        remote.setsockopt(gevent.socket.SOL_SOCKET, gevent.socket.SO_SNDBUF, 2**22)  # all of the answers fit
         local.sendall(count * STEP)
         gevent.spawn(fast_path.serve, remote, b"")
         responses = b""
