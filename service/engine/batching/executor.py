@@ -38,7 +38,7 @@ from onward.service.store import idempotency
 from onward.service.store.contract import Change, Store
 from onward.service.store.record import HEAD, STEP, SURPRISE, Record
 
-MIN_COLUMN_ROWS = 14
+MIN_COLUMN_ROWS = 12
 """The number of rows from which columns cost less than row by row."""
 SCORED_AT_ONCE = 1024
 """The number of inputs of a batch whose predictions are scored in one turn of the event loop."""
