@@ -10,8 +10,11 @@ import select
 import socket
 import sys
 import time
+from functools import lru_cache
 from itertools import cycle
 from typing import Any
+
+READ = 65_536
 
 
 class Connection:
@@ -29,24 +32,32 @@ class Connection:
 
     def receive(self) -> bool:
         """Reads the bytes that have arrived. True if the response is complete."""
-        data = self.socket.recv(1 << 20)
+        data = self.socket.recv(READ)
         if not data:
             sys.exit("the server closed a connection")
         if self._missing:
             self._missing -= len(data)
             return self._missing == 0
-        self._answer.append(data)
-        data = b"".join(self._answer) if len(self._answer) > 1 else data
-        end = data.find(b"\r\n\r\n")
-        if end < 0:
+        if self._answer:
+            self._answer.append(data)
+            data = b"".join(self._answer)
+        end = data.find(b"\r\n\r\n") + 4
+        if end < 4:
+            self._answer = [data]
             return False
-        self._answer.clear()
-        if not data.startswith(b"HTTP/1.1 2"):
-            sys.exit(f"not a success: {data[:2000]!r}")
-        head = data[:end].lower()
-        start = head.index(b"content-length:") + len(b"content-length:")
-        self._missing = end + 4 + int(head[start:].partition(b"\r\n")[0]) - len(data)
+        self._answer = []
+        self._missing = end + body_length(data[:end]) - len(data)
         return self._missing == 0
+
+
+@lru_cache(1000)
+def body_length(head: bytes) -> int:
+    """The length of the body by the head of a response; most heads within a second are the same."""
+    if not head.startswith(b"HTTP/1.1 2"):
+        sys.exit(f"not a success: {head!r}")
+    lower = head.lower()
+    start = lower.index(b"content-length:") + len(b"content-length:")
+    return int(lower[start:].partition(b"\r\n")[0])
 
 
 class Stream(Connection):
@@ -64,7 +75,7 @@ class Stream(Connection):
             sys.exit(f"no stream: {response!r}")
 
     def receive(self) -> bool:
-        self._answer.append(self.socket.recv(1 << 20))
+        self._answer.append(self.socket.recv(READ))
         data = b"".join(self._answer)
         if len(data) < 4:
             return False
