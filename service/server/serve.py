@@ -7,6 +7,7 @@ import socket
 import sys
 from pathlib import Path
 
+from gunicorn.errors import HaltServer
 from gunicorn.util import parse_address
 
 from onward.model.errors import BundleError
@@ -34,7 +35,12 @@ def serve() -> None:
         sys.exit(f"onward: the session store cannot be opened: {error.why}")
     configuration = Path(__file__).with_name("gunicorn.conf.py")
     sys.argv[1:] = ["--config", str(configuration)]
-    runpy.run_module("gunicorn", run_name="__main__", alter_sys=True)  # `python -m gunicorn`, without a second start
+    try:
+        runpy.run_module(
+            "gunicorn", run_name="__main__", alter_sys=True
+        )  # `python -m gunicorn`, without a second start
+    except HaltServer as halt:  # another worker failed to start while the master was ending because of the first one
+        sys.exit(halt.exit_status)
 
 
 def _bind_refusal(bind: str) -> str | None:
