@@ -35,7 +35,7 @@ from onward.service.server.connection_handoff import HandoffConnection
 
 MOST_HEAD = 16_384
 """A longer head is handed to gunicorn, which applies its limits."""
-MOST_CACHED_HEADS = 1000
+MOST_CACHED_HEADS, MOST_CACHED_TARGETS = 1000, 10_000
 
 _TARGET = re.compile(
     rb"/v1/(?:(?:models/(%b)/)?sessions/(%b)/)?steps"
@@ -59,6 +59,14 @@ _NEEDED = {b"host", b"content-type", b"content-length"}
 _TAKES_OVER = {b"transfer-encoding", b"upgrade", b"http2-settings", b"expect"}
 
 
+class Target(NamedTuple):
+    """The target of a step request. session_id: None for many sessions. model: to create the session on, or empty."""
+
+    path: str
+    session_id: str | None
+    model: str
+
+
 class _Head(NamedTuple):
     second: int
     data: bytes
@@ -79,6 +87,8 @@ class FastPath:
         )
         self._lengths: dict[bytes, int] = {}
         """Body lengths by the bytes of the headers: most requests of a client have the same headers."""
+        self._targets: dict[bytes, Target] = {}
+        """Targets by their paths: most clients step the same sessions again."""
         self._connections: set[_StepConnection] = set()
         self.head = _Head(0, b"")
         """The head of the answers to plain steps of the current second, up to the body's length."""
@@ -106,9 +116,16 @@ class FastPath:
         finally:
             self._connections.discard(steps_of)
 
-    def ordinary(self, request: Any, data: bytes) -> tuple[Any, int]:
-        """The matched target and the body's length of an ordinary step request; (None, 0) for any other request."""
-        target = _TARGET(request.path)
+    def ordinary(self, request: Any, data: bytes) -> "tuple[Target | None, int]":
+        """The target and the body's length of an ordinary step request; (None, 0) for any other request."""
+        path = request.path
+        target = self._targets.get(path)
+        if target is None:
+            target = _target(path)
+            if len(self._targets) >= MOST_CACHED_TARGETS:
+                self._targets.clear()
+            if target is not None:
+                self._targets[path] = target
         if target is None or request.method != b"POST" or request.minor_version != 1 or not self._alive():
             return None, 0
         headers = data[data.index(b"\r\n") : request.consumed]
@@ -135,7 +152,7 @@ class _StepConnection(LoopConnection[HandoffConnection]):
         super().__init__(connection)
         self._fast_path = fast_path
         self._data = b""  # bytes of the next request
-        self._target: Any = None  # of the request that was submitted
+        self._target = Target("", None, "")  # of the request that was submitted
         self._body = b""
 
     def end_if_idle(self, since: float) -> None:
@@ -181,13 +198,13 @@ class _StepConnection(LoopConnection[HandoffConnection]):
         try:
             self._submit(target, body)
         except Exception as error:  # noqa: BLE001  (as Flask's error handlers do)
-            self._write(_written(problems.of(error, "POST", target[0].decode())))
+            self._write(_written(problems.of(error, "POST", target.path)))
 
-    def _submit(self, target: re.Match[bytes], body: bytes) -> None:
+    def _submit(self, target: Target, body: bytes) -> None:
         """Submits a plain step. Raises the error with which it is refused."""
-        steps_of, (model, session) = self._fast_path.engine.steps, target.groups()
-        if session is not None:
-            request = plain_step(session.decode(), body, "" if model is None else model.decode())
+        steps_of = self._fast_path.engine.steps
+        if target.session_id is not None:
+            request = plain_step(target.session_id, body, target.model)
             if request is not None:
                 self.abandoned, self.started_at = False, steps_of.now()
                 if (row := steps_of.row(TENANT, request, self)) is not None:
@@ -218,7 +235,7 @@ class _StepConnection(LoopConnection[HandoffConnection]):
             self._give(partial(self._answer, self._target, self._body))
         else:
             assert isinstance(outcome, Exception)
-            self._write(_written(problems.of(outcome, "POST", self._target[0].decode())))
+            self._write(_written(problems.of(outcome, "POST", self._target.path)))
 
     def _answer_step(self, result: StepResult, session_id: str) -> None:
         """Answers with a result that is not a single step of a session that existed."""
@@ -241,14 +258,12 @@ class _StepConnection(LoopConnection[HandoffConnection]):
 
     # The work of the greenlet
 
-    def _answer(self, target: re.Match[bytes], body: bytes) -> None:
+    def _answer(self, target: Target, body: bytes) -> None:
         """Answers a request whose answer may take a while."""
-        model, session = target.groups()
         try:
-            name = None if session is None else session.decode()
-            reply = steps.reply(self._fast_path.engine, name, body, self.has_left, (model or b"").decode())
+            reply = steps.reply(self._fast_path.engine, target.session_id, body, self.has_left, target.model)
         except Exception as error:  # noqa: BLE001  (as Flask's error handlers do)
-            reply = problems.of(error, "POST", target[0].decode())
+            reply = problems.of(error, "POST", target.path)
         self._deliver(_written(reply))
 
     def _answer_later(self, result: StepResult, session_id: str) -> None:
@@ -258,7 +273,7 @@ class _StepConnection(LoopConnection[HandoffConnection]):
     def _deliver(self, answer: bytes) -> None:
         deliver(self._connection, answer)
 
-    def _read_rest(self, target: re.Match[bytes], data: bytes, start: int, end: int) -> HandoffConnection | None:
+    def _read_rest(self, target: Target, data: bytes, start: int, end: int) -> HandoffConnection | None:
         """Reads the rest of a body, and answers its request."""
         data = _read_to(self._connection, data, end)
         if len(data) < end:  # it has stopped: Flask says so
@@ -269,6 +284,15 @@ class _StepConnection(LoopConnection[HandoffConnection]):
 
     def _hand_over(self, data: bytes, size: int | None) -> None:
         self._give(lambda: HandoffConnection(self._connection, data, size))
+
+
+def _target(path: bytes) -> Target | None:
+    """The target with this path; None if it is no step's."""
+    match = _TARGET(path)
+    if match is None:
+        return None
+    model, session = match.groups()
+    return Target(path.decode(), None if session is None else session.decode(), "" if model is None else model.decode())
 
 
 def _length(headers: tuple[tuple[bytes, bytes], ...]) -> int:
