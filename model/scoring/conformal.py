@@ -57,12 +57,23 @@ def anomalies_of_rows(rings: Ring, counts: Floats, scores: Ring) -> Floats:
 
     rings: (rows, RING_SIZE), updated in place. counts, scores: (rows,).
     """
-    reached = np.add.reduce(rings >= scores[:, np.newaxis], axis=1)
+    reached = _count_true(rings >= scores[:, np.newaxis])
     entries = np.minimum(counts, RING_SIZE)
     found = np.where(entries < MIN_SCORES, math.nan, 1 - (1 + reached) / (entries + 1))
     rings[:, :-1] = rings[:, 1:]
     rings[:, -1] = scores
     return found
+
+
+def _count_true(rows: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Returns the number of true entries in each row of RING_SIZE entries.
+
+    Eight entries are added at once, as the bytes of a word, which costs a quarter of numpy's reduction of booleans: no
+    byte of the sum of 32 words exceeds 32.
+    """
+    words = np.add.reduce(rows.view(np.uint64), axis=1)
+    counts: NDArray[np.int64] = np.add.reduce(words.view(np.uint8).reshape(len(rows), 8), axis=1, dtype=np.int64)
+    return counts
 
 
 class IntervalState(NamedTuple):

@@ -114,15 +114,15 @@ class LmdbStore:
 
     def commit_many(self, changes: Sequence[Change]) -> list[bool]:
         def commit(txn: Any) -> list[bool]:
-            committed = []
+            committed, cursor = [], txn.cursor()
             for change in changes:
                 key, expected, record, advances = change
                 if not advances:
                     committed.append(self._commit(txn, change))
                     continue
-                stored = txn.get(key)
-                if is_unchanged := stored is not None and int.from_bytes(stored[REVISION], "little") == expected:
-                    txn.put(key, record.data)  # type: ignore[union-attr]  # a session advances to a record
+                is_unchanged = cursor.set_key(key) and int.from_bytes(cursor.value()[REVISION], "little") == expected
+                if is_unchanged:
+                    cursor.put(key, record.data)  # type: ignore[union-attr]  # a session advances to a record
                 committed.append(is_unchanged)
             return committed
 

@@ -7,6 +7,7 @@ what `feed` makes of the predictions. Knows nothing of batchers, of stores or of
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -20,7 +21,8 @@ from onward.service.errors import without_frames
 from onward.service.store.record import Record
 
 
-class StepRequest(NamedTuple):
+@dataclass(slots=True)
+class StepRequest:
     """A step as a client asks for it. `step` is the step that the client believes the session has reached.
 
     model: if there is no live session, the step creates it on the newest version of this model; empty: the session must

@@ -1,6 +1,7 @@
 """Accuracy of predictions: the statistics that sessions keep, against plain sums over their whole series."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import NormalDist
@@ -162,11 +163,11 @@ def test_stored_answers_with_scores_are_returned_when_scoring_is_off(tmp_path: P
     stored = [engine.sessions.get(T, request.session_id).record.accuracy for request in many]
     engine.close()
     engine = start_engine(tmp_path / "store", model, accuracy=False)
-    again = [*many[:2], many[2]._replace(request_id="another")]
+    again = [*many[:2], replace(many[2], request_id="another")]
     second = successful(engine.steps.step_many(T, again))
     assert [result.outputs.tobytes() for result in second[:2]] == [result.outputs.tobytes() for result in first[:2]]
     assert (second[2].step, second[2].outputs.dtype) == (50, model.output_dtype)
-    successful(engine.steps.step_many(T, [request._replace(request_id="more") for request in many]))
+    successful(engine.steps.step_many(T, [replace(request, request_id="more") for request in many]))
     assert [engine.sessions.get(T, request.session_id).record.accuracy for request in many] == stored
     engine.close()
 

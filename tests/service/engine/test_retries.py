@@ -1,6 +1,7 @@
 """Retries: requests of one session that are sent again, sent many at once, or skipped after an error."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -101,7 +102,7 @@ def test_requests_in_order_are_one_commit(engine: Engine, store: LmdbStore, monk
     assert kinds[9] == 24
     assert engine.sessions.get(T, "s").record.step == 24
     assert engine.steps.step(T, "s", [[522]], request_id="r21").step == 23
-    strangers = [request._replace(session_id="nobody") for request in many[:2]]
+    strangers = [replace(request, session_id="nobody") for request in many[:2]]
     assert [type(result) for result in engine.steps.step_in_order(T, strangers)] == [UnknownSessionError] * 2
 
 
