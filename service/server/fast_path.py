@@ -217,32 +217,33 @@ class _StepConnection(LoopConnection[HandoffConnection]):
         if self._is_over:
             return
         outcome = row.outcome
-        if isinstance(outcome, StepResult):
-            if outcome.created or row.length > 1 or row.model.output_dtype.itemsize > PIECE:
-                self._answer_step(outcome, row.requests[0].request.session_id)
-                return
-            body, second = encode_step(outcome), int(time.time())
-            head = self._fast_path.head
-            if head.second != second:
-                head = self._fast_path.head = _Head(second, _head(200, second, (), JSON))
-            if not self._send(b"%b%d\r\n\r\n%b" % (head.data, len(body), body)):
-                return
-            if self._is_watching and not self._data:
-                self._waits_since = time.monotonic()
-            else:
-                self._sent()
-        elif self._fast_path.engine.steps.has_model_changed(row):
+        assert isinstance(outcome, (StepResult, Exception))
+        if isinstance(outcome, Exception) and self._fast_path.engine.steps.has_model_changed(row):
             self._give(partial(self._answer, self._target, self._body))
+            return
+        is_short = row.length == 1 and row.model.output_dtype.itemsize <= PIECE
+        try:
+            if not isinstance(outcome, StepResult):
+                answer = _written(problems.of(outcome, "POST", self._target.path))
+            elif not is_short and is_long(outcome):
+                self._give(partial(self._answer_later, outcome, row.requests[0].request.session_id))
+                return
+            elif outcome.created:
+                answer = _written(steps.reply_to(outcome, row.requests[0].request.session_id))
+            else:
+                body, second = encode_step(outcome), int(time.time())
+                head = self._fast_path.head
+                if head.second != second:
+                    head = self._fast_path.head = _Head(second, _head(200, second, (), JSON))
+                answer = b"%b%d\r\n\r\n%b" % (head.data, len(body), body)
+        except Exception as error:  # noqa: BLE001  (the other rows of the batch must be answered)
+            answer = _written(problems.of(error, "POST", self._target.path))
+        if not self._send(answer):
+            return
+        if self._is_watching and not self._data:
+            self._waits_since = time.monotonic()
         else:
-            assert isinstance(outcome, Exception)
-            self._write(_written(problems.of(outcome, "POST", self._target.path)))
-
-    def _answer_step(self, result: StepResult, session_id: str) -> None:
-        """Answers with a result that is not a single step of a session that existed."""
-        if is_long(result):
-            self._give(partial(self._answer_later, result, session_id))
-        else:
-            self._write(_written(steps.reply_to(result, session_id)))
+            self._sent()
 
     def _write(self, answer: bytes) -> None:
         if self._send(answer):

@@ -190,17 +190,17 @@ def test_every_head_is_told_as_the_engine_tells_it(tmp_path: Path, head: str) ->
 @pytest.mark.parametrize("accuracy", [True, False])
 @pytest.mark.parametrize("head", ["point", "gaussian", "student_t", "quantiles", "label"])
 def test_a_single_step_is_the_last_of_steps(tmp_path: Path, head: str, accuracy: bool) -> None:
-    """Each has the same arrays, bit for bit, of the same types and shapes; and so has what is counted of both."""
+    """The arrays have the same bits, types and shapes, and the statistics of both sessions are equal."""
     if head == "label":
         declared = numpy_networks.signature([Feature(name=name) for name in "xyz"], "who", classes=("ann", "bob"))
         model = numpy_networks.export(numpy_networks.network(declared, head=head, units=6))
     else:
         model = make_bundle(tmp_path, head=head, features=("x", "y", "z"), targets=("z", "x"))
-    one, some = (LocalModel(model, accuracy=accuracy).session() for _ in range(2))
+    single, several = (LocalModel(model, accuracy=accuracy).session() for _ in range(2))
     for number, step in enumerate(draw(1, 40, 3)[0].tolist(), 1):
-        mine, expected = one.step(step), some.steps([step]).last
-        assert one.prediction is not None
-        assert bits(one.prediction) == bits(mine)
+        mine, expected = single.step(step), several.steps([step]).last
+        assert single.prediction is not None
+        assert bits(single.prediction) == bits(mine)
         assert (list(mine), mine.step, mine.surprise) == (list(expected), number, expected.surprise)
         assert (mine.anomaly, mine.interval) == (expected.anomaly, None)
         for name in mine:
@@ -209,11 +209,11 @@ def test_a_single_step_is_the_last_of_steps(tmp_path: Path, head: str, accuracy:
         if mine.error is not None:
             np.testing.assert_array_equal(mine.error, expected.error, strict=True)
         assert {type(value) for value in vars(mine).values()} == {type(value) for value in vars(expected).values()}
-    left, right = one.info(), some.info()
+    left, right = single.info(), several.info()
     assert (left.step, left.surprise, left.accuracy) == (right.step, right.surprise, right.accuracy)
-    fork = one.fork()
-    assert bits(fork.step(step)) == bits(some.steps([step]).last)
-    assert one.info() == left
+    fork = single.fork()
+    assert bits(fork.step(step)) == bits(several.steps([step]).last)
+    assert single.info() == left
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 10**400, 3.5e38, True, "5", None, [5], [[5]]])

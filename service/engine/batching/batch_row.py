@@ -5,6 +5,7 @@ forecast and a stateless prediction differ only in their ends: each consumes its
 what `feed` makes of the predictions. Knows nothing of batchers, of stores or of HTTP.
 """
 
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from onward.model.runner import Outputs, StepModel
 from onward.model.scoring.surprise import SurpriseMeans
 from onward.service.errors import without_frames
 from onward.service.store.record import Record
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -265,7 +268,10 @@ class BatchRow:
         for pending in self.requests:
             if pending.outcome is None and not isinstance(outcome, StandaloneResult):
                 pending.outcome = outcome
-        self.call.settled(self)
+        try:
+            self.call.settled(self)
+        except Exception:  # the other rows of the batch must still be settled
+            log.exception("the caller of a settled row failed")
 
 
 class Progress:

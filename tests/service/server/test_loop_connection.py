@@ -20,6 +20,8 @@ from gunicorn.util import close_graceful
 from onward.model.repository import open_all
 from onward.service.engine.engine import Engine, Limits
 from onward.service.engine.event_loop import take_loop_turn
+from onward.service.http.step_encoding import encode_step
+from onward.service.server import fast_path
 from onward.service.server.fast_path import FastPath
 from onward.service.store.contract import Change
 from onward.service.store.lmdb import LmdbStore
@@ -301,3 +303,26 @@ def test_a_session_on_another_model_is_answered_by_it(opened: Callable[..., Peer
         answer = peer.receive()
         assert answer["step"] == step
         assert "top" in answer["predictions"]
+
+
+def test_a_response_that_cannot_be_encoded_concerns_its_client_alone(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client gets a problem, and the other rows of the batch are answered."""
+    peers = [Peer(engine, "http", name) for name in ("s", "other")]
+    failed: list[Any] = []
+
+    def failing_once(result: Any) -> bytes:
+        failed.append(result)
+        if len(failed) == 1:
+            raise ZeroDivisionError
+        return encode_step(result)
+
+    monkeypatch.setattr(fast_path, "encode_step", failing_once)
+    for peer in peers:
+        peer.send({"inputs": [[500]]})
+    answers = [peer.receive() for peer in peers]
+    assert [answer["status"] for answer in answers if "status" in answer] == [500]
+    assert [answer["step"] for answer in answers if "step" in answer] == [2]
+    for peer in peers:
+        peer.close()
