@@ -73,7 +73,7 @@ def plain_numbers(inputs: Any, width: int) -> NDArray[np.float32] | None:
         if not _NUMBER_TYPES.issuperset(map(type, numbers)) or not all(map(math.isfinite, numbers)):
             return None
         packed = struct.pack(f"<{len(numbers)}f", *numbers)
-    except OverflowError:  # a number beyond single precision
+    except (OverflowError, struct.error):  # a number beyond single precision
         return None
     return np.ndarray((len(inputs), width), "<f4", packed)
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -57,6 +57,7 @@ STEPS: st.SearchStrategy[list[Any]] = st.lists(VALUES, max_size=3)
 
 
 @given(st.one_of(STEPS, st.lists(STEPS, max_size=3), st.lists(st.one_of(STEPS, VALUES), max_size=3)))
+@example([340_282_356_779_733_642_748_073_463_979_561_713_664])  # the first whole number beyond single precision
 def test_plain_numbers_are_read_as_any_inputs_are(inputs: list[Any]) -> None:
     """Lists of finite numbers have the array of `to_array`; all other inputs are left to it, without an error."""
     for features in ((A,), (A, B)):
