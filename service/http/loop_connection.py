@@ -4,6 +4,7 @@ A connection's watcher reads what has come and submits ordinary steps to the eng
 writes the answer. The greenlet of the connection is parked meanwhile and does only the work that may wait.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +16,8 @@ from onward.service.engine.batching.batch_row import BatchRow
 from onward.service.http.connection import hung_up
 
 READ = 65_536
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -101,9 +104,13 @@ class LoopConnection(Generic[T]):
             return
         except OSError:
             data = b""
-        if data:
+        if not data:
+            self._give(end)
+            return
+        try:
             self._take(data)
-        else:
+        except Exception:  # the event loop would only print it, and the client would wait for ever
+            log.exception("what a client sent could not be read")
             self._give(end)
 
     def _send(self, answer: bytes) -> bool:

@@ -326,3 +326,22 @@ def test_a_response_that_cannot_be_encoded_concerns_its_client_alone(
     assert [answer["step"] for answer in answers if "step" in answer] == [2]
     for peer in peers:
         peer.close()
+
+
+def test_a_defect_in_reading_ends_the_connection(
+    opened: Callable[..., Peer], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The client sees the end of the connection, and the defect is logged."""
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    peer = opened()
+    peer.send({"inputs": [[500]]})
+    assert peer.receive()["step"] == 2
+    monkeypatch.setattr(FastPath, "ordinary", fail)
+    monkeypatch.setattr(Frames, "single", fail)
+    peer.send({"inputs": [[500]]})
+    with pytest.raises(AssertionError, match="the connection has ended"):
+        peer.receive()
+    assert "what a client sent could not be read" in caplog.text
