@@ -57,6 +57,7 @@ class Steps:
         self._sessions, self._models, self._parser, self._batchers = sessions, models, parser, batchers
         self._first_record = first_record
         self._session_models: OrderedDict[bytes, StepModel] = OrderedDict()
+        self._most_unmeasured = min(LONG, parser.max_steps)
         self.now, self.submit = batchers.now, batchers.submit
         """The clock that times calls; and what submits a row of `row`, whose caller then waits for it to be settled."""
 
@@ -100,7 +101,7 @@ class Steps:
         if model is None or (request.model and request.model != model.manifest.name):
             return None
         length, array = len(request.inputs), None
-        if length > LONG or type(request.inputs) is not list:
+        if length > self._most_unmeasured or type(request.inputs) is not list:
             length, array = self._parser.measure(model, request.inputs)
         first_record = self._first_record_on(tenant, request.model) if request.model else None
         return self._batchers.session_row(model, (PendingRequest(request, length, array),), call, key, first_record)

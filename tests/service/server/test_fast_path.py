@@ -51,6 +51,21 @@ def serve(fast_path: FastPath, sent: bytes) -> tuple[bytes, HandoffConnection | 
         return b"".join(iter(lambda: local.recv(65536), b"")), handoff
 
 
+def test_the_fast_path_keeps_the_limit_of_steps(tmp_path: Path) -> None:
+    """Also where the limit is below the length of inputs that are parsed in the batch."""
+    engine = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits(max_steps=3))
+    engine.start()
+    engine.create("public", "pulse", session_id="s")
+    fast_path = FastPath(engine, Config(), most_body=1000, alive=lambda: True)
+    too_long = STEP.replace(b"17", b"32").replace(b"[500]", b"[500, 500, 500, 500]")
+    response, _ = serve(fast_path, STEP + too_long + STEP)
+    first, _, second = response.partition(b"HTTP/1.1 422 ")
+    assert b'{"step":1,' in first
+    assert b"inputs: at most 3 steps a call, not 4" in second
+    assert b'{"step":2,' in second
+    engine.close()
+
+
 def test_the_fast_path_answers_steps(fast_path: FastPath) -> None:
     """Two pipelined steps are answered without Flask."""
     response, handoff = serve(fast_path, 2 * STEP)
