@@ -7,16 +7,12 @@ printed ratios are medians of their rounds.
 """
 
 import statistics
-import tempfile
 import time
-from pathlib import Path
 
-from bench.__main__ import Bench
-from onward.model.repository import open_all
+from bench.local_engine import TENANT, local_engine
 from onward.service.engine.batching import executor
 from onward.service.engine.batching.batch_row import StepRequest, StepResult
-from onward.service.engine.engine import Engine, Limits
-from onward.service.store.lmdb import LmdbStore
+from onward.service.engine.engine import Engine
 
 ROWS, ROUNDS, STEPS = (1, 2, 4, 8, 12, 16, 24, 32, 64), 15, 400
 ALWAYS, NEVER = 1, 10**9
@@ -29,23 +25,17 @@ def seconds(engine: Engine, rows: int, least: int) -> float:
     repeats = max(3, STEPS // rows)
     began = time.perf_counter()
     for _ in range(repeats):
-        assert all(isinstance(result, StepResult) for result in engine.steps.step_many("public", requests))
+        assert all(isinstance(result, StepResult) for result in engine.steps.step_many(TENANT, requests))
     return (time.perf_counter() - began) / repeats / rows
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        bundle = Bench(Path(folder), 1).bundle(2, 128)
-        engine = Engine(open_all(bundle.parents[1]), LmdbStore(Path(folder) / "store"), Limits())
-        engine.start(flush_s=1e6, sweep_s=1e6)
-        for number in range(max(ROWS)):
-            engine.create("public", "model", session_id=f"s{number}")
-        print(f"chosen: columns from {executor.MIN_COLUMN_ROWS} rows on")
+    print(f"chosen: columns from {executor.MIN_COLUMN_ROWS} rows on")
+    with local_engine(max(ROWS)) as engine:
         for rows in ROWS:
             pairs = [(seconds(engine, rows, ALWAYS), seconds(engine, rows, NEVER)) for _ in range(ROUNDS)]
             ratio = statistics.median(columns / alone for columns, alone in pairs)
             print(f"{rows:3} rows: columns take {ratio:5.2f} of the time of row by row")
-        engine.close()
 
 
 if __name__ == "__main__":

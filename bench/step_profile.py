@@ -8,7 +8,6 @@ profiler makes each call of a function slower, so the shares overstate files wit
 
 import cProfile
 import pstats
-import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,8 @@ from typing import Any
 import gevent.socket
 from gunicorn.config import Config
 
-from bench.__main__ import Bench
-from onward.model.repository import open_all
-from onward.service.engine.engine import Engine, Limits
+from bench.local_engine import local_engine
 from onward.service.server.fast_path import FastPath
-from onward.service.store.lmdb import LmdbStore
 
 CLIENTS, REQUESTS = (1, 64), 6400
 ROOT = str(Path(__file__).resolve().parents[1])
@@ -70,16 +66,10 @@ def report(profile: cProfile.Profile, clients: int) -> None:
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        bundle = Bench(Path(folder), 1).bundle(2, 128)
-        engine = Engine(open_all(bundle.parents[1]), LmdbStore(Path(folder) / "store"), Limits())
-        engine.start(flush_s=1e6, sweep_s=1e6)
-        for number in range(max(CLIENTS)):
-            engine.create("public", "model", session_id=f"s{number}")
+    with local_engine(max(CLIENTS)) as engine:
         fast_path = FastPath(engine, Config(), most_body=1000, alive=lambda: True)
         for clients in CLIENTS:
             profiled(fast_path, clients)
-        engine.close()
 
 
 if __name__ == "__main__":

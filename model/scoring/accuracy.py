@@ -44,8 +44,7 @@ class Accuracy:
         layouts = [plain, with_intervals] if plain.numbers else [plain]
         self._by_size = {layout.size: RunningStatistics(layout) for layout in layouts}
         self._by_size[0] = self._by_size[plain.size]
-        self._stored_prediction = model.stored_prediction_dtype
-        self.step_scorer = StepScorer(plain, self._stored_prediction)
+        self.step_scorer = StepScorer(plain)
         """What scores a finite row of one step of a session that `score_columns` could score, with the same bits."""
         self.scored_dtype = plain.output_dtype if self.enabled else model.output_dtype
         """The outputs of a step that `score_columns` or `step_scorer` has scored."""
@@ -116,7 +115,7 @@ class Accuracy:
         layout, rows, strides = self._plain, len(records), records.strides
         numbers = np.ndarray((rows, layout.row.size // 8), np.float64, records, start, (*strides, 8))
         ring = np.ndarray((rows, RING_SIZE), np.float32, records, start + layout.ring.start, (*strides, 4))
-        predictions = np.ndarray(rows, self._stored_prediction, records, start + layout.size, strides)
+        predictions = np.ndarray(rows, layout.stored_prediction_dtype, records, start + layout.size, strides)
         return score_columns(layout, numbers, ring, inputs, predictions, outputs)
 
     def increments(self, before: Sequence[bytes], after: Sequence[bytes]) -> list[float]:

@@ -50,7 +50,7 @@ class StatisticsLayout:
 
     def __init__(self, model: StepModel, *, intervals: bool = False) -> None:
         self.head = head = model.manifest.head
-        self.stored_prediction = model.stored_prediction
+        self.stored_prediction, self.stored_prediction_dtype = model.stored_prediction, model.stored_prediction_dtype
         predicts = set(head.outputs) <= set(head.last) and head.kind != "label"
         self.targets = head.targets if predicts else ()
         self.numbers = predicts and not head.ranks_categories

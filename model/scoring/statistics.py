@@ -24,14 +24,11 @@ from onward.model.scoring.layout import (
     ALARM,
     ALARMS,
     INPUTS,
-    LAST,
-    OF_NUMBERS,
-    OF_RANKS,
     SURPRISE,
     StatisticsLayout,
     nominal_coverage,
 )
-from onward.model.scoring.step_scorer import as_float32
+from onward.model.scoring.step_scorer import StepScorer, as_float32
 from onward.model.state import State
 
 Rows = list[list[float]]
@@ -75,7 +72,7 @@ class RunningStatistics:
     """Updates the statistics of one model's sessions."""
 
     def __init__(self, layout: StatisticsLayout) -> None:
-        self._layout = layout
+        self._layout, self._steps = layout, StepScorer(layout)
 
     def score(
         self,
@@ -128,53 +125,17 @@ class RunningStatistics:
         """Returns one row's updated statistics without intervals, and the scores of each of its inputs."""
         numbers = list(self._layout.row.unpack_from(statistics))
         scores: Rows = [[] for _ in inputs]
-        count = self._errors if self._layout.numbers else self._hits
-        complete = count(numbers, inputs, predictions, scores)
+        complete = [True] * len(inputs)
+        if self._layout.numbers:
+            counted = zip(inputs, *predictions, scores, strict=False)  # padding has predictions too
+            complete = [self._steps.count_errors(numbers, *step) for step in counted]
+        elif self._layout.targets:
+            ranked = zip(inputs, predictions.centre, strict=False)
+            complete = [self._steps.count_hits(numbers, values, likeliest) for values, (likeliest,) in ranked]
         ring = statistics[self._layout.ring]
         if ring:
             ring = self._anomalies(numbers, ring, surprises, complete, scores)
         return self._layout.row.pack(*numbers) + ring + statistics[self._layout.ring.stop :], scores
-
-    def _errors(self, numbers: list[float], inputs: Rows, predictions: Predictions, scores: Rows) -> list[bool]:
-        """Counts the errors and appends them to `scores`; returns for each input whether it has all targets."""
-        complete, positions = [], self._layout.positions
-        predicted, error_at, naive_at, inside_at, last_at = (positions[name].start for name in (*OF_NUMBERS, LAST))
-        for step, values in enumerate(inputs):
-            centre, below, above = predictions.centre[step], predictions.below[step], predictions.above[step]
-            complete.append(True)
-            for target, column in enumerate(self._layout.columns):
-                value = values[column]
-                error = value - centre[target]
-                scores[step].append(error)
-                if math.isnan(error):  # the input is missing
-                    complete[-1] = False
-                    continue
-                before = numbers[last_at + target]
-                numbers[predicted + target] += 1
-                numbers[error_at + target] += abs(error)
-                if not math.isnan(before):  # not the first value
-                    numbers[naive_at + target] += abs(value - before)
-                if self._layout.central.level is not None and -below[target] <= error <= above[target]:
-                    numbers[inside_at + target] += 1
-                numbers[last_at + target] = value
-        return complete
-
-    def _hits(self, numbers: list[float], inputs: Rows, predictions: Predictions, scores: Rows) -> list[bool]:
-        """Counts the hits; returns for each input whether it has all targets.
-
-        A categorical head has one target, and other heads without numbers have none among the inputs.
-        """
-        del scores
-        complete = []
-        predicted, hits = (self._layout.positions[name].start for name in OF_RANKS)
-        for step, values in enumerate(inputs):
-            present = True
-            for column in self._layout.columns:
-                present = not math.isnan(values[column])
-                numbers[predicted] += present
-                numbers[hits] += values[column] == predictions.centre[step][0]
-            complete.append(present)
-        return complete
 
     def _anomalies(
         self, numbers: list[float], ring: bytes, surprises: list[float], complete: list[bool], scores: Rows

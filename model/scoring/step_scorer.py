@@ -1,18 +1,17 @@
 """Scoring of one step of one session in plain Python, on the bytes of its statistics and its state.
 
-It gives the same bits as `RunningStatistics.score` and `score_columns`.
+It gives the same bits as `score_columns`, and counts each step for `RunningStatistics` too.
 """
 
 import math
 from collections.abc import Sequence
 from struct import Struct
-from typing import Any
 
 import numpy as np
 
 from onward.model.manifest import RANKED
 from onward.model.scoring.conformal import anomaly
-from onward.model.scoring.layout import ALARM, ALARMS, INPUTS, LAST, OF_NUMBERS, SURPRISE, StatisticsLayout
+from onward.model.scoring.layout import ALARM, ALARMS, INPUTS, SURPRISE, StatisticsLayout
 
 _FLOAT = Struct("<f")
 _MAX_FLOAT32 = float(np.finfo(np.float32).max)
@@ -21,12 +20,10 @@ _MAX_FLOAT32 = float(np.finfo(np.float32).max)
 class StepScorer:
     """Scores single steps of one model's sessions without intervals."""
 
-    def __init__(self, layout: StatisticsLayout, stored_prediction: np.dtype[np.void]) -> None:
-        """stored_prediction: the fields of a state's bytes that hold the prediction of the next input."""
-        self._layout, self._stored = layout, stored_prediction
+    def __init__(self, layout: StatisticsLayout) -> None:
+        self._layout, self._central, self._centre = layout, layout.central, layout.head.outputs[0]
         self._columns = tuple(enumerate(layout.columns))
-        self._starts = [layout.positions[name].start for name in (*OF_NUMBERS, LAST)] if layout.numbers else []
-        self._centre = layout.head.outputs[0]
+        self._starts = tuple(positions.start for positions in layout.positions.values())
 
     def score(self, data: bytes, start: int, values: Sequence[float], surprise: float | None) -> tuple[bytes, bytes]:
         """Returns the bytes of the scores that the answer has after the outputs, and the updated statistics.
@@ -37,8 +34,13 @@ class StepScorer:
         layout = self._layout
         numbers, scores, present = list(layout.row.unpack_from(data, start)), list[float](), True
         if layout.targets:
-            stored = np.frombuffer(data, self._stored, 1, start + layout.size)
-            present = (self._count_errors if layout.numbers else self._count_hits)(numbers, values, stored, scores)
+            stored = np.frombuffer(data, layout.stored_prediction_dtype, 1, start + layout.size)
+            (centre,) = stored[self._centre].tolist()
+            if layout.numbers:
+                below, above = (centre, centre) if self._central.level is None else self._central.reach_of_row(stored)
+                present = self.count_errors(numbers, values, centre, below, above, scores)
+            else:
+                present = self.count_hits(numbers, values, stored[RANKED[0]][0, 0].item())
         ring_start, ring_end = start + layout.ring.start, start + layout.ring.stop
         ring = data[ring_start:ring_end]
         if surprise is not None and present:
@@ -57,11 +59,21 @@ class StepScorer:
             packed = layout.scores.pack(*map(as_float32, scores))
         return packed, layout.row.pack(*numbers) + ring
 
-    def _count_errors(self, numbers: list[float], values: Sequence[float], stored: Any, scores: list[float]) -> bool:
-        """Counts the errors and appends them to `scores`; returns whether the input has all targets."""
-        central, present = self._layout.central, True
-        (centre,) = stored[self._centre].tolist()
-        below, above = (centre, centre) if central.level is None else central.reach_of_row(stored)
+    def count_errors(
+        self,
+        numbers: list[float],
+        values: Sequence[float],
+        centre: Sequence[float],
+        below: Sequence[float],
+        above: Sequence[float],
+        scores: list[float],
+    ) -> bool:
+        """Counts the errors and appends them to `scores`; returns whether the input has all targets.
+
+        numbers: of the statistics, updated in place. values: (features,) of the input. centre: (targets,) of its
+        prediction. below, above: (targets,) the distances of the interval's bounds from it, of no meaning without one.
+        """
+        present, has_level = True, self._central.level is not None
         predicted, error_at, naive_at, inside_at, last_at = self._starts
         for target, column in self._columns:
             value = values[column]
@@ -75,20 +87,22 @@ class StepScorer:
             numbers[error_at + target] += abs(error)
             if not math.isnan(before):  # not the first value
                 numbers[naive_at + target] += abs(value - before)
-            if central.level is not None and -below[target] <= error <= above[target]:
+            if has_level and -below[target] <= error <= above[target]:
                 numbers[inside_at + target] += 1
             numbers[last_at + target] = value
         return present
 
-    def _count_hits(self, numbers: list[float], values: Sequence[float], stored: Any, scores: list[float]) -> bool:
-        """Counts the hits of the likeliest category; returns whether the input is present."""
-        del scores
-        present, positions = True, self._layout.positions
-        likeliest = stored[RANKED[0]][0, 0].item()
+    def count_hits(self, numbers: list[float], values: Sequence[float], likeliest: float) -> bool:
+        """Counts whether the input is the likeliest category; returns whether it is present.
+
+        A categorical head has one target, and other heads without numbers have none among the inputs.
+        """
+        present = True
+        predicted, hits = self._starts
         for _, column in self._columns:
             present = not math.isnan(values[column])
-            numbers[positions["predicted"].start] += present
-            numbers[positions["hits"].start] += values[column] == likeliest
+            numbers[predicted] += present
+            numbers[hits] += values[column] == likeliest
         return present
 
 

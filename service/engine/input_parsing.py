@@ -111,27 +111,25 @@ def parse_inputs(model: StepModel, inputs: Inputs, field: str = "inputs") -> NDA
 
 
 def parse_batch(model: StepModel, requests: Sequence[PendingRequest]) -> None:
-    """Sets `inputs` of each request that has none yet; a request whose inputs do not fit gets the error as its outcome.
+    """Sets `inputs` of requests that have none yet; a request whose inputs do not fit gets the error as its outcome.
 
     The inputs of all requests are parsed together where they have the same form: parsing a single step alone costs more
     than the step does.
     """
-    unparsed: list[tuple[PendingRequest, Any]] = [
-        (pending, pending.request.inputs) for pending in requests if pending.inputs is None
-    ]
-    forms = {type(inputs[0]) if inputs else None for _, inputs in unparsed}
-    if len(unparsed) > 1 and (forms == {list} or forms <= {int, float}):
+    raw: list[Any] = [pending.request.inputs for pending in requests]
+    forms = {type(inputs[0]) if inputs else None for inputs in raw}
+    if len(raw) > 1 and (forms == {list} or forms <= {int, float}):
         try:
-            joined = parse_inputs(model, list(chain.from_iterable(inputs for _, inputs in unparsed)))
+            joined = parse_inputs(model, list(chain.from_iterable(raw)))
         except Exception:  # noqa: BLE001, S110  (the request at fault is found below)
             pass
         else:
             start = 0
-            for pending, _ in unparsed:
+            for pending in requests:
                 pending.inputs = joined[start : start + pending.length]
                 start += pending.length
             return
-    for pending, _ in unparsed:
+    for pending in requests:
         parse_alone(model, pending)
 
 

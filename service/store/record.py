@@ -3,8 +3,8 @@
 A record's bytes are the same in memory, under the checksum and in a store. It has a part of fixed layout, which is the
 head, the running statistics and the state of the model, and then what varies in length: the names of the tenant and of
 the model, the last requests with their answers, and the history. So rows of one model are columns of one array, and a
-step that keeps nothing of variable length copies the rest. Statistics, state, requests and history are opaque bytes
-here: only the engine knows the model that gives them meaning. There is no pickle.
+step that keeps nothing of variable length copies the rest. This module does not read statistics, state, requests and
+history, which are bytes to it: only the engine knows the model that gives them meaning. There is no pickle.
 
 Every format, present and future, begins with the same 16 bytes: `OWR`, the format's number as one byte, the CRC-32 of
 the bytes after it, and the revision. A number is never used for two layouts. Every version reads the records of all
@@ -61,15 +61,18 @@ HEAD_FIELDS: tuple[tuple[str, str], ...] = (
     ("history_bytes", "<u4"),
 )
 """The names and types of the head's fields, as those of a structured array."""
-STEP, EXPIRES_AT, VERSION = 3, 7, 11
+_POSITIONS = {name: position for position, (name, _) in enumerate(HEAD_FIELDS)}
+REVISION_FIELD, STEP, EXPIRES_AT, VERSION = (_POSITIONS[name] for name in ("revision", "step", "expires_at", "version"))
 """The positions of these fields among HEAD_FIELDS."""
-SURPRISE = slice(8, 11)
+SURPRISE = slice(_POSITIONS["surprises"], _POSITIONS["surprise_recent"] + 1)
 """The positions of the summary of surprises among HEAD_FIELDS."""
+_SIZES_OF_FIELDS = [int(kind.lstrip("<SVuf")) for _, kind in HEAD_FIELDS]
+_STARTS = {name: sum(_SIZES_OF_FIELDS[:position]) for name, position in _POSITIONS.items()}
 _FROM_REVISION = struct.Struct(HEAD.format.replace("4sI", "", 1))
 _SIZES = struct.Struct("<IIHHII")
 _SIZES_START = HEAD.size - _SIZES.size
 _STEP, _TIME, _SURPRISE = struct.Struct("<Q"), struct.Struct("<d"), struct.Struct("<Qdd")
-_BUNDLE_START, _BUNDLE_END = 80, _SIZES_START
+_BUNDLE_START, _BUNDLE_END = _STARTS["version"], _SIZES_START
 
 
 class BundleRef(NamedTuple):
@@ -97,6 +100,17 @@ class Tombstone(NamedTuple):
     def to_bytes(self) -> bytes:
         body = _END.pack(self.revision, _ENDED.index(self.ended), self.ended_at)
         return _CRC.pack(_TOMBSTONE_MAGIC, crc32(body)) + body
+
+
+class _Seconds:
+    """A field of a record's head in seconds, read from its bytes."""
+
+    def __init__(self, name: str) -> None:
+        self._start = _STARTS[name]
+
+    def __get__(self, record: "Record", kind: type | None = None) -> float:
+        seconds: float = _TIME.unpack_from(record.data, self._start)[0]
+        return seconds
 
 
 class Record:
@@ -200,32 +214,14 @@ class Record:
 
     @property
     def step(self) -> int:
-        step: int = _STEP.unpack_from(self.data, 16)[0]
+        step: int = _STEP.unpack_from(self.data, _STARTS["step"])[0]
         return step
 
-    @property
-    def created_at(self) -> float:
-        seconds: float = _TIME.unpack_from(self.data, 24)[0]
-        return seconds
-
-    @property
-    def last_step_at(self) -> float:
-        seconds: float = _TIME.unpack_from(self.data, 32)[0]
-        return seconds
-
-    @property
-    def ttl_s(self) -> float:
-        seconds: float = _TIME.unpack_from(self.data, 40)[0]
-        return seconds
-
-    @property
-    def expires_at(self) -> float:
-        seconds: float = _TIME.unpack_from(self.data, 48)[0]
-        return seconds
+    created_at, last_step_at, ttl_s, expires_at = map(_Seconds, ("created_at", "last_step_at", "ttl_s", "expires_at"))
 
     @property
     def surprise(self) -> tuple[int, float, float]:
-        count, mean, recent = _SURPRISE.unpack_from(self.data, 56)
+        count, mean, recent = _SURPRISE.unpack_from(self.data, _STARTS["surprises"])
         return count, mean, recent
 
     @property

@@ -46,9 +46,6 @@ class RecordCache:
         while self._bytes > self._most_bytes:
             self._bytes -= len(self._records.popitem(last=False)[1].data) + _OBJECT_BYTES
 
-    def get(self, key: bytes) -> Record | None:
-        return self._records.get(key)
-
     def remove(self, key: bytes) -> None:
         record = self._records.pop(key, None)
         if record is not None:

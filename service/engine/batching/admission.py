@@ -26,7 +26,7 @@ from onward.service.errors import (
 )
 from onward.service.store import idempotency
 from onward.service.store.contract import Loaded, Store
-from onward.service.store.record import EXPIRES_AT, HEAD, VERSION, Record, Tombstone
+from onward.service.store.record import EXPIRES_AT, HEAD, REVISION_FIELD, VERSION, Record, Tombstone
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ class Admission:
             raise ModelChangedError
         row.record, row.head, request = record, head, row.requests[0].request
         if not row.creates_session:
-            row.stored_revision = head[2]  # its revision
+            row.stored_revision = head[REVISION_FIELD]
         is_single = len(row.requests) == 1
         row.is_simple = is_single and request.step is None and not request.request_id and row.overtaken is None
         if (accuracy_bytes, state_bytes) == self._plain_sizes:

@@ -15,13 +15,10 @@ from onward.model.scoring.accuracy import Accuracy
 from onward.model.scoring.central_interval import Floats
 from onward.model.scoring.surprise import update_columns
 from onward.model.state import State
-from onward.service.store.record import HEAD, HEAD_FIELDS, MAGIC, Record
+from onward.service.store.record import HEAD, HEAD_FIELDS, MAGIC, REVISION, Record
 
 Columns = NDArray[np.void]
 """Rows (rows,) of `RecordColumns.dtype`."""
-
-_CHECKED = 8
-"""The checksum covers a record's bytes from here on."""
 
 
 class RecordColumns:
@@ -78,7 +75,7 @@ class RecordColumns:
         records, start = [], 0
         for rest in rests:
             end = start + size
-            body = data[start + _CHECKED : end]
+            body = data[start + REVISION.start : end]  # all that the checksum covers
             checksum = crc32(rest, crc32(body)).to_bytes(4, "little")
             records.append(Record(b"".join((MAGIC, checksum, body, rest))))
             start = end

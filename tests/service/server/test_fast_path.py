@@ -3,6 +3,7 @@
 import errno
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def serve(fast_path: FastPath, sent: bytes) -> tuple[bytes, HandoffConnection | 
 
 
 def test_the_fast_path_keeps_the_limit_of_steps(tmp_path: Path) -> None:
-    """Also where the limit is below the length of inputs that are parsed in the batch."""
+    """A request with more steps is refused, also where the limit is below that of inputs that the batch parses."""
     engine = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits(max_steps=3))
     engine.start()
     engine.create("public", "pulse", session_id="s")
@@ -138,22 +139,34 @@ def test_many_pipelined_refusals_are_all_sent(fast_path: FastPath) -> None:
             responses += local.recv(65_536)
 
 
-def test_a_connection_whose_step_waits_is_not_idle(fast_path: FastPath, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long an answer takes, the connection goes on after it."""
+@contextmanager
+def waiting_step(fast_path: FastPath, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, list[BatchRow]]]:
+    """Sends a step whose row does not reach its batch. Yields the client's socket, and the rows that were submitted."""
     rows: list[BatchRow] = []
     assert serve(fast_path, STEP)[0].startswith(b"HTTP/1.1 200 ")  # the session's model is known after the first step
-    submit = fast_path.engine.steps.submit
-    monkeypatch.setattr(fast_path.engine.steps, "submit", rows.append)
     local, remote = gevent.socket.socketpair()
     with local, remote, gevent.Timeout(60):
+        monkeypatch.setattr(fast_path.engine.steps, "submit", rows.append)
         gevent.spawn(fast_path.serve, remote, b"")
         local.sendall(STEP)
         while not rows:
             take_loop_turn()
+        yield local, rows
+
+
+def resume(fast_path: FastPath, monkeypatch: pytest.MonkeyPatch, row: BatchRow) -> None:
+    """Submits the row that waits, and those after it."""
+    submit = fast_path.engine._batchers.submit
+    monkeypatch.setattr(fast_path.engine.steps, "submit", submit)
+    submit(row)
+
+
+def test_a_connection_whose_step_waits_is_not_idle(fast_path: FastPath, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long an answer takes, the connection goes on after it."""
+    with waiting_step(fast_path, monkeypatch) as (local, rows):
         (connection,) = fast_path._connections
         connection.end_if_idle(math.inf)
-        monkeypatch.setattr(fast_path.engine.steps, "submit", submit)
-        submit(rows[0])
+        resume(fast_path, monkeypatch, rows[0])
         for step in (2, 3):
             assert b'{"step":%d,' % step in local.recv(65_536)
             local.sendall(STEP)
@@ -163,7 +176,6 @@ def test_bytes_that_come_before_the_answer_wait_without_work(
     fast_path: FastPath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While a step waits for its batch, the event loop does not look again and again at the next request's bytes."""
-    rows: list[BatchRow] = []
     reads: list[bool] = []
     read = LoopConnection._read
 
@@ -172,23 +184,14 @@ def test_bytes_that_come_before_the_answer_wait_without_work(
         read(connection)
 
     monkeypatch.setattr(LoopConnection, "_read", counted)
-    assert serve(fast_path, STEP)[0].startswith(b"HTTP/1.1 200 ")  # the session's model is known after the first step
-    submit = fast_path.engine.steps.submit
-    monkeypatch.setattr(fast_path.engine.steps, "submit", rows.append)
-    local, remote = gevent.socket.socketpair()
-    with local, remote, gevent.Timeout(60):
-        gevent.spawn(fast_path.serve, remote, b"")
-        local.sendall(STEP)
-        while not rows:
-            gevent.sleep(0)
+    with waiting_step(fast_path, monkeypatch) as (local, rows):
         reads.clear()
         local.sendall(STEP)
         for _ in range(20):
             take_loop_turn()
         assert len(reads) <= 1
         assert len(rows) == 1
-        monkeypatch.setattr(fast_path.engine.steps, "submit", submit)
-        submit(rows[0])
+        resume(fast_path, monkeypatch, rows[0])
         received = b""
         while received.count(b'"step":') < 2:
             received += local.recv(65_536)
