@@ -1,10 +1,14 @@
-"""The root of Onward's exceptions, and the exception of a bundle that must not serve."""
+"""The root of Onward's exceptions, and those of a bundle that must not serve and of a file that is not data."""
 
 from pathlib import Path
 
 
 class OnwardError(Exception):
     """The base class of all exceptions that Onward raises for its callers, apart from ValueError and TypeError."""
+
+
+class DataError(OnwardError):
+    """A file that cannot be used as data. The message names it, and the row and column where there is one."""
 
 
 class BundleError(OnwardError):
