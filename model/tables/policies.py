@@ -21,7 +21,7 @@ Duplicates = Literal["refuse", "first", "last", "mean"]
 Gaps = Literal["refuse", "missing", "ignore"]
 
 NAMED_ROWS = 3
-"""How many of the rows that a policy concerns are named."""
+"""The number of rows that a message names, of all that it is about."""
 
 MOST_INSERTED = 10
 """The most rows that are inserted for missing times, as a multiple of the rows of the file."""
@@ -43,7 +43,7 @@ class Affected:
 
 @dataclass(frozen=True, slots=True)
 class GapsFound:
-    """The gaps between the times: the rows after which they are, and the number of rows that are missing."""
+    """Gaps between the times: the rows after which they are, and the number of rows that are missing."""
 
     affected: Affected = Affected()
     missing: int = 0
@@ -55,7 +55,7 @@ class GapsFound:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What the policies found in a table and, with `inserted`, what they added."""
+    """The findings of the policies in a table, with the number of rows that they inserted."""
 
     unsorted: Affected = Affected()
     duplicates: Affected = Affected()

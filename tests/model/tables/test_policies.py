@@ -45,11 +45,11 @@ def test_series_are_sorted_each_by_itself() -> None:
     )
 
 
-@pytest.mark.parametrize(("policy", "kept"), [("first", [1, 2, 4]), ("last", [1, 3, 5])])
-def test_one_row_of_a_time_remains(policy: Any, kept: list[int]) -> None:
+@pytest.mark.parametrize(("policy", "remaining"), [("first", [1, 2, 4]), ("last", [1, 3, 5])])
+def test_one_row_of_a_time_remains(policy: Any, remaining: list[int]) -> None:
     """`first` and `last` are those of the file, also where rows are out of order."""
     table = frame([1, 2, 2, 3, 3])
-    assert rows(policies.apply("a.csv", table, AXIS, duplicates=policy)[0]) == kept
+    assert rows(policies.apply("a.csv", table, AXIS, duplicates=policy)[0]) == remaining
 
 
 def test_the_mean_is_of_what_is_present() -> None:
@@ -147,7 +147,7 @@ def test_events_have_no_interval() -> None:
 
 
 def test_gaps_are_counted_and_refused_with_all_of_them() -> None:
-    """Each series has its own gaps; the refusal has their number, that of the missing rows, and the first."""
+    """Gaps are those within a series; the refusal has their number, that of the missing rows, and the first."""
     table = frame([0, 1, 2, 5, 6, 0, 1, 3, 4, 5], s=["a"] * 5 + ["b"] * 5)
     ignored, found = policies.apply("a.csv", table, BY_SERIES)
     assert ignored.height == table.height
@@ -197,7 +197,7 @@ def test_inserted_times_are_those_that_were_taken_out(times: pl.Series) -> None:
 
 
 def test_a_written_clock_is_continued() -> None:
-    """Where the clock stands in a column of its own, inserted rows continue that of the row before them."""
+    """Inserted rows continue the written clock of the row before them, if it is a column of its own."""
     instants = [at(f"2024-01-01T{hour:02}:00") for hour in (0, 1, 4, 5, 6)]
     table = frame(instants, clock=[time + timedelta(hours=2) for time in instants])
     axis = TimeAxis("row", "t", clock="clock")
@@ -207,7 +207,7 @@ def test_a_written_clock_is_continued() -> None:
 
 
 def test_rows_without_values_need_columns_that_may_be_missing() -> None:
-    """What cannot be missing is named, with the setting; so is a gap that is larger than all the rest."""
+    """A refusal names the columns that cannot be missing, and gaps that are larger than all the rest."""
     message = refusal(frame([0, 1, 3, 4]), gaps="missing")
     assert message.startswith('a.csv: gaps = "missing" inserts 1 row without values: list v under data.missing')
     message = refusal(frame([0, 1, 2, 3, 1000]), gaps="missing", nullable=["v"])
