@@ -169,8 +169,8 @@ def resolve_gaps(
         return frame, gaps, 0
     if policy == "refuse":
         raise DataError(
-            f"{file}: {_count(gaps.affected.count, 'gap')} in times that are {sampling.interval} apart, in which "
-            f'{_count(gaps.missing, "row")} are missing: {gaps.affected}; set data.gaps = "missing" to insert rows '
+            f"{file}: {counted(gaps.affected.count, 'gap')} in times that are {sampling.interval} apart, in which "
+            f'{counted(gaps.missing, "row")} are missing: {gaps.affected}; set data.gaps = "missing" to insert rows '
             'without values, or gaps = "ignore"'
         )
     _require_insertable(file, frame, gaps, {axis.row, axis.time, axis.series, axis.clock, *carried, *nullable})
@@ -180,12 +180,12 @@ def resolve_gaps(
 def _require_insertable(file: str, frame: pl.DataFrame, gaps: GapsFound, allowed: Collection[str | None]) -> None:
     if required := [name for name in frame.columns if name not in allowed]:
         raise DataError(
-            f'{file}: gaps = "missing" inserts {_count(gaps.missing, "row")} without values: list '
+            f'{file}: gaps = "missing" inserts {counted(gaps.missing, "row")} without values: list '
             f'{", ".join(required)} under data.missing, or set gaps = "ignore"; the first gaps: {gaps.affected}'
         )
     if gaps.missing > MOST_INSERTED * frame.height:
         raise DataError(
-            f"{file}: {_count(gaps.missing, 'row')} are missing, more than {MOST_INSERTED} times the {frame.height:,} "
+            f"{file}: {counted(gaps.missing, 'row')} are missing, more than {MOST_INSERTED} times the {frame.height:,} "
             f'of the file: {gaps.affected}; set gaps = "ignore", or tell the parts apart by data.series'
         )
 
@@ -222,7 +222,7 @@ def _mean(name: str) -> pl.Expr:
 
 def _gaps(frame: pl.DataFrame, axis: TimeAxis, after: NDArray[np.float64], uneven: int) -> GapsFound:
     rows = np.flatnonzero(after)
-    first = [f"after {_name(frame, axis, int(row))} {_count(int(after[row]), 'row')}" for row in rows[:NAMED_ROWS]]
+    first = [f"after {_name(frame, axis, int(row))} {counted(int(after[row]), 'row')}" for row in rows[:NAMED_ROWS]]
     longest = int(after.max()) if len(after) else 0
     return GapsFound(Affected(len(rows), tuple(first)), int(after.sum()), longest, uneven)
 
@@ -264,12 +264,13 @@ def _is_repeated_hour(frame: pl.DataFrame, axis: TimeAxis, again: pl.Series) -> 
 
 
 def _rows(affected: Affected) -> str:
-    return f"{_count(affected.count, 'row')} {'have' if affected.count > 1 else 'has'}"
+    return f"{counted(affected.count, 'row')} {'have' if affected.count > 1 else 'has'}"
 
 
 def _in_series(axis: TimeAxis) -> str:
     return "" if axis.series is None else " of the same series"
 
 
-def _count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """Returns a number of things in words."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
