@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
 from onward.model.errors import BundleError
+from onward.model.tables.settings import TableSettings
 
 TIME, BATCH = "time", "batch"
 RANKED = ("top", "log_probability")
@@ -126,6 +127,8 @@ class Feature(Frozen):
     """True if values beyond the categories are allowed; all of them have the index after the last category."""
     text: Literal["characters", "bytes"] | None = None
     """The units into which a text is split for this feature's values."""
+    differenced: bool = False
+    """True if the graph reads the difference from the last value present; clients send the values themselves."""
 
     @cached_property
     def category_index(self) -> dict[Category, int]:
@@ -238,6 +241,8 @@ class Manifest(Frozen):
     state: Annotated[tuple[StatePair, ...], Field(min_length=1)]
     features: Annotated[tuple[Feature, ...], Field(min_length=1)]
     head: Head
+    data: TableSettings | None = None
+    """The settings of the table that the model learnt from, by which every command reads other tables alike."""
     exact: bool
     """True if a row's outputs have the same bits alone, in any batch, and in any chunks (LSTM and GRU: yes)."""
     metrics: dict[str, JsonValue] = {}

@@ -12,9 +12,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from onward.model import calendar
 from onward.model.errors import OnwardError
 from onward.model.manifest import Name
-from onward.training.data import calendar
+from onward.model.tables.settings import TableSettings
 
 Cell = Literal["rnn_tanh", "rnn_relu", "lstm", "gru"]
 Columns = Annotated[tuple[str, ...], Field(min_length=1)]
@@ -30,10 +31,10 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class Data(Section):
+class Data(TableSettings, Section):
     """The training data: a table of series or events, or a text. `path` is relative to the configuration's folder."""
 
-    path: Annotated[str, Field(description="a CSV or Parquet file, or a text")]
+    path: Annotated[str, Field(description="a table: CSV, Parquet, Arrow or NDJSON; or a text")]
     package: Annotated[
         str | None, Field(description="an installed Python package; path is then relative to its folder")
     ] = None
@@ -78,14 +79,6 @@ class Data(Section):
     unknown: Annotated[bool, Field(description="categories that the training part does not contain are allowed")] = (
         False
     )
-    series: Annotated[str | None, Field(description="column that identifies the series of a row")] = None
-    time: Annotated[
-        str | None, Field(description="column by which each series is ordered; by default the order of the file")
-    ] = None
-    calendar: Annotated[
-        tuple[Literal["hour", "day", "week", "year"], ...],
-        Field(strict=False, description="cycles of the time column whose phase the model reads"),
-    ] = ()
     split: Annotated[
         Literal["ends", "sequences"],
         Field(
@@ -107,14 +100,25 @@ class Data(Section):
             unread = [column for column in columns if column not in self.columns]
             if unread and key in ("categories", "known", "static", "missing", "changes"):
                 raise ValueError(f"{key} are features: {', '.join(unread)} is none")
-        if self.calendar and self.time is None:
-            raise ValueError("calendar needs a time column to be derived from: set time")
         if unread := [target for target in self.targets if target not in self.columns]:
             raise ValueError(f"features must include every target, or its surprise is unknown: add {', '.join(unread)}")
         if given := [name for name in self.targets if name in (*self.known, *self.static)]:
             raise ValueError(f"a target is neither known in advance nor static: {', '.join(given)}")
         if unchanging := [name for name in self.changes if name in (*self.categories, *self.known, *self.static)]:
             raise ValueError(f"changes must be observed numbers: {', '.join(unchanging)} is none")
+        return self
+
+    @model_validator(mode="after")
+    def _time_makes_sense(self) -> Self:
+        if len(set(self.time_columns)) != len(self.time_columns):
+            raise ValueError("time names a column twice")
+        if self.calendar and self.time is None:
+            raise ValueError("calendar needs a time column to be derived from: set time")
+        for key in ("time_format", "time_zone"):
+            if getattr(self, key) and self.time is None:
+                raise ValueError(f"{key} is about a time column: set time")
+        if self.time_zone is not None and self.time_zone != calendar.WRITTEN:
+            calendar.zone(self.time_zone)
         return self
 
     @model_validator(mode="after")
@@ -145,7 +149,7 @@ class Data(Section):
     @property
     def derived(self) -> dict[str, str]:
         """The formulas, by name, of the features that are computed from the time."""
-        return calendar.formulas(self.time or "", self.calendar)
+        return calendar.formulas(self.time_name or "", self.calendar, self.time_zone)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -357,7 +361,7 @@ class Config(Section):
 def read(file: Path) -> Config:
     """Loads the configuration in `file`. Raises ConfigError."""
     try:
-        document = tomllib.loads(file.read_text())
+        document = tomllib.loads(file.read_text("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

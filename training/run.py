@@ -121,6 +121,7 @@ def publish(
         sample=proof_sample(dataset),
         description=config.description,
         provenance=provenance(config, dataset, fitted.history),
+        data=dataset.table,
         measure=lambda model: evaluate(model, config, dataset, must_beat=must_beat),
     )
     if finished:

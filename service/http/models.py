@@ -37,6 +37,7 @@ def show(engine: Engine, model: str) -> Response:
             "version": manifest.version,
             "inputs": [feature.model_dump() for feature in manifest.features],
             "head": manifest.head.model_dump(exclude={"last"}),
+            "data": manifest.data and manifest.data.model_dump(),
             "exact": manifest.exact,
             "metrics": manifest.metrics,
             "provenance": manifest.provenance,

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, Json, RootModel
 
+from onward.model.tables.settings import TableSettings
 from onward.service.http.request_schemas import Body
 
 OutputValues = list[float] | list[list[float]] | list[str | int | None]
@@ -268,12 +269,18 @@ class FeatureInfo(Body):
     categories: Annotated[list[str | int], Field(description="what a category may be")]
     unknown: Annotated[bool, Field(description="whether other categories are taken, all of them alike")]
     text: Annotated[str | None, Field(description="characters or bytes, if inputs may be a text")]
+    differenced: Annotated[
+        bool, Field(description="whether the model reads differences; a client sends the values themselves")
+    ]
 
 
 class ModelDetail(ModelInfo):
     version: int
     inputs: Annotated[list[FeatureInfo], Field(description="what a step is made of, in order")]
     head: dict[str, Any]
+    data: Annotated[
+        TableSettings | None, Field(description="how the table of the training was read, for reading others alike")
+    ]
     exact: bool
     metrics: dict[str, Any]
     provenance: dict[str, Any]

@@ -52,7 +52,7 @@ def make_feature_bundle(
 
     `network` is its `counts` of categories and the keys of the configuration's [model].
     """
-    described = [feature.model_dump(mode="json") for feature in features]
+    described = [feature.model_dump(mode="json", exclude_defaults=True) for feature in features]
     arguments = network | {"features": described, "targets": targets, "classes": classes}
     return _write(repository / "tiny/1", *recorded("feature_network", arguments))
 

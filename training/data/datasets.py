@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onward.model.manifest import Category, Feature
+from onward.model.tables.settings import TableSettings
 from onward.training.config import TOKEN, Data
 from onward.training.data import split, texts, vocabulary
 from onward.training.data.split import ONLY, SeriesSplit
@@ -50,6 +51,8 @@ class Dataset:
     features: tuple[Feature, ...]
     classes: tuple[Category, ...] = ()
     """The classes of the label."""
+    table: TableSettings | None = None
+    """The settings by which the table was read, with what was found in it; none for a text."""
 
     @property
     def steps(self) -> int:
@@ -97,7 +100,8 @@ def load(file: Path, data: Data, declared: tuple[Sequence[Feature], Sequence[Cat
         )
         for part in splits
     )
-    return Dataset(series, digest, tuple(described), tuple(classes))
+    settings = TableSettings.model_validate({name: getattr(data, name) for name in TableSettings.model_fields})
+    return Dataset(series, digest, tuple(described), tuple(classes), settings)
 
 
 def _column(
@@ -107,7 +111,13 @@ def _column(
     role: Literal["observed", "known", "static"] = "static" if name in data.static else "observed"
     if name in (*data.known, *data.derived):
         role = "known"
-    feature = declared or Feature(name=name, role=role, nullable=name in data.missing, formula=data.derived.get(name))
+    feature = declared or Feature(
+        name=name,
+        role=role,
+        nullable=name in data.missing,
+        formula=data.derived.get(name),
+        differenced=name in data.changes,
+    )
     if name in data.categories:
         if declared is None:
             categories = vocabulary.build(table, name, in_training, data.min_count)

@@ -81,8 +81,8 @@ def _split_by_column(table: Table, column: str, series: list[SeriesSplit]) -> li
 def _split_sequences(table: Table, data: Data, series: list[SeriesSplit]) -> list[SeriesSplit]:
     """Holds out the series that begin last or, where there is no time column, some drawn with a fixed seed."""
     order = list(range(len(series)))
-    if data.time:
-        starts = table.rows[data.time].gather([item.rows[0] for item in series])
+    if data.time_name:
+        starts = table.rows[data.time_name].gather([item.rows[0] for item in series])
         order = starts.arg_sort().to_list()
     else:
         order = _shuffled(order)

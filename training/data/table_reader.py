@@ -4,6 +4,7 @@ Owns the reading and checking of columns. Knows nothing of what they are used fo
 row and the column where there is one.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +12,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from onward.model import calendar
 from onward.training.config import Data
-from onward.training.data import calendar
 from onward.training.errors import DataError
 
 ROW, _FIRST = "__row of the file", "__first row of the series"
@@ -30,21 +31,21 @@ class Table:
     @staticmethod
     def read(file: Path, data: Data) -> "Table":
         """Returns the table in `file`. Raises DataError."""
-        structure = filter(None, (data.series, data.time, data.label, data.part))
+        structure = filter(None, (data.series, data.time_name, data.label, data.part))
         rows = _read(file, list(dict.fromkeys([*data.columns, *structure]))).with_row_index(ROW, offset=1)
         if not rows.height:
             raise DataError(f"{file}: has no rows")
         for column in rows.columns:
             if column not in data.missing:
                 _refuse_nulls(file, rows, column)
-        if data.calendar and data.time is not None:
-            rows = _add_calendar(file, rows, data.time, data.calendar)
+        if data.calendar and data.time_name is not None:
+            rows = _add_calendar(file, rows, data.time_name, data.calendar)
         rows = rows.with_columns(pl.col(ROW).min().over(data.series or pl.lit(0)).alias(_FIRST))
-        if data.time is not None:
-            _require_order(file, rows, data.time)
-        rows = rows.sort([_FIRST, *([data.time] if data.time else []), ROW])
-        if data.time is not None and data.predicts == "numbers":
-            _refuse_repeated_times(file, rows, data.time, data.series)
+        if data.time_name is not None:
+            _require_order(file, rows, data.time_name)
+        rows = rows.sort([_FIRST, *([data.time_name] if data.time_name else []), ROW])
+        if data.time_name is not None and data.predicts == "numbers":
+            _refuse_repeated_times(file, rows, data.time_name, data.series)
         sizes = rows.group_by(_FIRST, maintain_order=True).len()["len"]
         return Table(file, rows, tuple(sizes.to_list()))
 
@@ -103,7 +104,7 @@ def _refuse_nulls(file: Path, rows: pl.DataFrame, column: str) -> None:
         )
 
 
-def _add_calendar(file: Path, rows: pl.DataFrame, column: str, units: tuple[str, ...]) -> pl.DataFrame:
+def _add_calendar(file: Path, rows: pl.DataFrame, column: str, units: tuple[calendar.Cycle, ...]) -> pl.DataFrame:
     kind = rows.schema[column]
     if kind not in (pl.Date, pl.Datetime):
         raise DataError(f"{file}: column {column}: a calendar needs dates or times, as 2012-01-31T12:00:00, not {kind}")
@@ -113,7 +114,23 @@ def _add_calendar(file: Path, rows: pl.DataFrame, column: str, units: tuple[str,
         )
     if taken := [name for name in calendar.names(column, units) if name in rows.columns]:
         raise DataError(f"{file}: column {taken[0]} has the name of a calendar feature; rename the column")
-    return rows.with_columns(calendar.expressions(column, units))
+    return rows.with_columns(_expressions(column, units))
+
+
+def _expressions(column: str, units: tuple[calendar.Cycle, ...]) -> list[pl.Expr]:
+    time = pl.col(column).cast(pl.Datetime)
+    hours = time.dt.hour() + time.dt.minute() / 60 + time.dt.second() / 3600
+    phases = {
+        "hour": (time.dt.minute() + time.dt.second() / 60) / 60,
+        "day": hours / 24,
+        "week": (time.dt.weekday() - 1 + time.dt.hour() / 24) / 7,
+        "year": (time.dt.ordinal_day() - 1) / 365.25,
+    }
+    columns = []
+    for unit in units:
+        angle = phases[unit] * 2 * math.pi
+        columns += [angle.sin().alias(f"{column}_{unit}_sin"), angle.cos().alias(f"{column}_{unit}_cos")]
+    return columns
 
 
 def _require_order(file: Path, rows: pl.DataFrame, column: str) -> None:

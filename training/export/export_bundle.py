@@ -19,6 +19,7 @@ from onward.model import checks, tolerance
 from onward.model.errors import OnwardError
 from onward.model.manifest import RANKED, Manifest, Parity, part_label
 from onward.model.runner import StepModel
+from onward.model.tables.settings import TableSettings
 from onward.training.export.graph import Array, Contract, build, contract, marginal
 from onward.training.export.publish import Measured, publish
 from onward.training.network.heads import scored_prediction, stored_prediction
@@ -176,6 +177,7 @@ def export(
     sample: Array,
     description: str = "",
     provenance: dict[str, JsonValue] | None = None,
+    data: TableSettings | None = None,
     measure: Callable[[StepModel], Measured] = lambda _: Measured(),
 ) -> StepModel:
     """Proves and publishes the bundle `<repository>/<name>/<version>`, complete or not at all; returns its model.
@@ -197,6 +199,7 @@ def export(
         state=declared.state,
         features=signature.features,
         head=declared.head,
+        data=data,
         exact=network.config.cell in ("lstm", "gru"),
         provenance=provenance or {},
         parity=_parity(network, declared, sample),

@@ -9,12 +9,13 @@ import numpy as np
 import polars as pl
 import pytest
 
+from onward.model import calendar
 from onward.training.config import Config, ConfigError, Data, read
-from onward.training.data import calendar, datasets
+from onward.training.data import datasets
 from onward.training.errors import DataError
 from onward.training.run import train
 
-UNITS = ("hour", "day", "week", "year")
+UNITS: tuple[calendar.Cycle, ...] = ("hour", "day", "week", "year")
 TIMES = [datetime(2023, 12, 30) + timedelta(hours=7.37 * step) for step in range(300)]  # noqa: DTZ001  (wall clock)
 
 
@@ -39,7 +40,7 @@ def table(folder: Path, times: list[object], name: str = "t.csv") -> Path:
 @pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
 def test_calendar_features_equal_pythons(tmp_path: Path, name: str) -> None:
     """The features equal Python's over months that include a leap day, to the second."""
-    settings = Data(path=name, targets=("x",), time="when", calendar=UNITS)  # type: ignore[arg-type]
+    settings = Data(path=name, targets=("x",), time="when", calendar=UNITS)
     (series,) = datasets.load(table(tmp_path, list(TIMES), name), settings).series
     assert settings.inputs == ("x", *calendar.names("when", UNITS))
     np.testing.assert_allclose(series.values[:, 1:], [expected(time) for time in TIMES], atol=1e-6)
@@ -49,8 +50,8 @@ def test_each_feature_has_its_formula() -> None:
     """The formula is the one by which a client computes the feature."""
     formulas = calendar.formulas("when", ("year",))
     assert formulas == {
-        "when_year_sin": "sin(2 pi (day of the year - 1) / 365.25) of when",
-        "when_year_cos": "cos(2 pi (day of the year - 1) / 365.25) of when",
+        "when_year_sin": "sin(2 pi (day of the year - 1) / 365.25) of when as written",
+        "when_year_cos": "cos(2 pi (day of the year - 1) / 365.25) of when as written",
     }
     assert set(calendar.formulas("when", UNITS)) == set(calendar.names("when", UNITS))
 
@@ -63,10 +64,10 @@ def test_each_feature_has_its_formula() -> None:
     ],
 )
 def test_a_column_without_such_a_cycle_is_refused(
-    tmp_path: Path, times: list[object], units: tuple[str, ...], message: str
+    tmp_path: Path, times: list[object], units: tuple[calendar.Cycle, ...], message: str
 ) -> None:
     """Numbers have no calendar, and dates have no hours."""
-    settings = Data(path="t.csv", targets=("x",), time="when", calendar=units)  # type: ignore[arg-type]
+    settings = Data(path="t.csv", targets=("x",), time="when", calendar=units)
     with pytest.raises(DataError, match=message):
         datasets.load(table(tmp_path, times), settings)
 

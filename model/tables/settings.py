@@ -1,0 +1,94 @@
+"""The settings of a table: how its bytes, its cells and its times are read.
+
+Training takes them from `[data]`, and a bundle keeps them in its manifest, so that every command reads a table in the
+same way. Knows nothing of polars.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from onward.model.calendar import Cycle
+
+
+class TableSettings(BaseModel):
+    """The settings by which a table is read. What is left out is found in the file, or does not apply."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    separator: Annotated[
+        str | None,
+        Field(min_length=1, max_length=1, description="character between the cells of a text file; by default found"),
+    ] = None
+    decimal: Annotated[Literal[".", ","], Field(description="decimal mark of the numbers in a text file")] = "."
+    encoding: Annotated[
+        str | None, Field(description="encoding of a text file; by default UTF-8, or what its byte-order mark says")
+    ] = None
+    missing_values: Annotated[
+        tuple[str | int | float, ...],
+        Field(strict=False, description="cells that are missing values, besides the empty ones"),
+    ] = ()
+    series: Annotated[str | None, Field(description="column that identifies the series of a row")] = None
+    time: Annotated[
+        str | Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None,
+        Field(
+            description="column by which each series is ordered, or several that are joined by a blank; "
+            "by default the order of the file"
+        ),
+    ] = None
+    time_format: Annotated[
+        str | None, Field(description="format of a text's times, as strftime has it; ISO 8601 and numbers need none")
+    ] = None
+    time_zone: Annotated[
+        str | None,
+        Field(description='zone of the clock, as Europe/Berlin; "written": the clock as written, which is the default'),
+    ] = None
+    calendar: Annotated[
+        tuple[Cycle, ...], Field(strict=False, description="cycles of the time whose phase the model reads")
+    ] = ()
+    duplicates: Annotated[
+        Literal["refuse", "first", "last", "mean"],
+        Field(description="which of several rows of one time counts, where numbers are predicted"),
+    ] = "refuse"
+    gaps: Annotated[
+        Literal["refuse", "missing", "ignore"],
+        Field(description="what to do where rows are absent: steps of missing values are inserted, or nothing is"),
+    ] = "ignore"
+    unsorted: Annotated[
+        Literal["refuse", "sort"], Field(description="what to do with a series that is not in order of its time")
+    ] = "sort"
+    interval: Annotated[
+        Annotated[float, Field(gt=0, allow_inf_nan=False, strict=False)]
+        | Annotated[str, Field(pattern=r"^[1-9]\d* (day|business day|month)$")]
+        | None,
+        Field(
+            description="time between rows: seconds, units of a time that is a number, or as 1 day, 1 business day or "
+            "1 month; by default found"
+        ),
+    ] = None
+
+    @field_validator("missing_values")
+    @classmethod
+    def _markers_are_cells(cls, markers: tuple[str | float, ...]) -> tuple[str | float, ...]:
+        if True in markers and any(isinstance(marker, bool) for marker in markers):
+            raise ValueError("missing_values are texts and numbers, not true or false")
+        return markers
+
+    @field_validator("separator")
+    @classmethod
+    def _separator_is_a_byte(cls, separator: str | None) -> str | None:
+        if separator is not None and (separator in '"\n\r' or not separator.isascii()):
+            raise ValueError("separator is an ASCII character, and neither a quote nor the end of a line")
+        return separator
+
+    @property
+    def time_columns(self) -> tuple[str, ...]:
+        """The columns that make the time, none if the order of the file counts."""
+        if self.time is None:
+            return ()
+        return (self.time,) if isinstance(self.time, str) else self.time
+
+    @property
+    def time_name(self) -> str | None:
+        """The name of the time, after which its calendar features are named: its columns, joined by a blank."""
+        return " ".join(self.time_columns) if self.time else None
