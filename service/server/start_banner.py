@@ -36,9 +36,10 @@ def requests(bind: str, models: Mapping[str, Mapping[int, StepModel]]) -> list[s
     name = "pulse" if "pulse" in models else min(models)
     versions = models[name]
     model = versions[max(versions)]
+    sample = model.manifest.parity.inputs[0]
     first, second = (
-        ",".join(_value(number, feature) for number, feature in zip(row, model.manifest.features, strict=True))
-        for row in model.manifest.parity.inputs[0][:2]
+        ",".join(_value(number, feature, model) for number, feature in zip(row, model.manifest.features, strict=True))
+        for row in (sample[0], sample[:2][-1])
     )
     session, json = f"{_url(bind)}/v1/sessions/demo", "-H 'Content-Type: application/json' -d"
     rolls = model.manifest.can_forecast and not model.manifest.future_covariates
@@ -49,14 +50,14 @@ def requests(bind: str, models: Mapping[str, Mapping[int, StepModel]]) -> list[s
     ]
 
 
-def _value(number: float | None, feature: Feature) -> str:
+def _value(number: float | None, feature: Feature, model: StepModel) -> str:
     """The value as a client writes it: a category that is a word is written as its index, which needs no quoting."""
     if number is None:
         return "null"
     if feature.kind == "category" and int(number) < len(feature.categories):
         category = feature.categories[int(number)]
         return str(category if isinstance(category, int) else int(number))
-    return f"{number:g}"
+    return str(model.input_dtype.type(number)).removesuffix(".0")
 
 
 def _url(bind: str) -> str:
