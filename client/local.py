@@ -14,7 +14,6 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onward.client import results
 from onward.client.generation import GenerationOptions
@@ -34,7 +33,7 @@ from onward.client.results import (
 )
 from onward.errors import InvalidRequest, NoForecast, NotFinite, StepConflict
 from onward.model.finite import finite
-from onward.model.inputs import InputError, plain_numbers, to_array
+from onward.model.inputs import InputArray, InputError, plain_numbers, to_array
 from onward.model.outputs import forecast_fields, readable_outputs, step_fields
 from onward.model.repository import open_bundle
 from onward.model.runner import Outputs, StepModel
@@ -176,7 +175,8 @@ class LocalSession:
 
         at: the step that the session is believed to have reached; raises StepConflict if it is at another.
         """
-        if self._is_plain and (inputs := plain_numbers([step], len(self._model.features))) is not None:
+        model = self._model
+        if self._is_plain and (inputs := plain_numbers([step], len(model.features), model.input_dtype)) is not None:
             self._check_step(at)
             return self._step(inputs)
         return self._advance(results.step(step), at).last
@@ -212,7 +212,8 @@ class LocalSession:
             start = self._start(horizon, inputs, future)
             if not draws:
                 outputs = self._rolled(start, horizon, [RolloutInputs(model, start.future)])
-                return Forecast(results.outputs(forecast_fields(model, np.concatenate(outputs))), self.step_count)
+                arrays = forecast_fields(model, np.concatenate(outputs))
+                return Forecast(results.outputs(arrays, model.input_dtype), self.step_count)
             require_distribution(model.manifest.head, samples=samples, levels=levels)
             seed, count = new_seed() if seed is None else seed, SAMPLES if samples is None else samples
             if count * horizon > MOST_STEPS:
@@ -223,7 +224,8 @@ class LocalSession:
             for row, path in enumerate(feeds):
                 path.next_targets(last[row : row + 1])
             drawn = summarise_paths(model, self.step_count, seed, feeds, start.outputs, levels)
-        return Forecast(results.outputs(drawn.fields(paths=paths)), self.step_count, seed, count, drawn.levels)
+        arrays = results.outputs(drawn.fields(paths=paths), model.input_dtype)
+        return Forecast(arrays, self.step_count, seed, count, drawn.levels)
 
     def generate(self, horizon: int, **options: Unpack[GenerationOptions]) -> Iterator[Generated | Done]:
         """Yields up to `horizon` generated steps, each as it is drawn, and Done; the session does not move."""
@@ -253,10 +255,11 @@ class LocalSession:
         rollout.require_rollout(manifest)
         covariates = rollout.future_covariates(manifest, horizon, None if future is None else results.steps(future))
         if inputs is None:
-            consumed, state = np.zeros((0, len(manifest.features)), np.float32), self._state
+            consumed: InputArray = np.zeros((0, len(manifest.features)), self._model.input_dtype)
+            state = self._state
             outputs = self._model.last_prediction(state)
         else:
-            consumed = to_array(results.steps(inputs), manifest.features)
+            consumed = to_array(results.steps(inputs), manifest.features, dtype=self._model.input_dtype)
             outputs, state = self._run(consumed, self._state)
         _check_finite(outputs)
         return GenerationStart(outputs[-1:], state, consumed, covariates)
@@ -281,7 +284,7 @@ class LocalSession:
     def _state(self) -> State:
         return np.frombuffer(self._data, self._model.layout.dtype, 1, self._state_start)
 
-    def _step(self, inputs: NDArray[np.float32]) -> Prediction:
+    def _step(self, inputs: InputArray) -> Prediction:
         """Does what `_advance` does for one step (1, features) of a plain session, at less cost."""
         outputs, state, is_finite = self._model.run_step(inputs, self._data[self._state_start :])
         if not is_finite:
@@ -297,7 +300,8 @@ class LocalSession:
 
     def _prediction(self, scored: Outputs, surprise: float | None) -> Prediction:
         """Returns the prediction that `_advance` has as its last, for the scored outputs (1,) of a plain session."""
-        arrays = {name: np.asarray(scored[name], np.float32)[0] for name in self._model.manifest.head.outputs}
+        dtype = self._model.input_dtype
+        arrays = {name: np.asarray(scored[name], dtype)[0] for name in self._model.manifest.head.outputs}
         names, error, anomaly = scored.dtype.names or (), None, None
         if ERROR in names:
             error = scored[ERROR][0]
@@ -313,7 +317,7 @@ class LocalSession:
         """inputs: in their JSON form."""
         self._check_step(at)
         with _as_problems():
-            array = to_array(inputs, self._model.manifest.features)
+            array = to_array(inputs, self._model.manifest.features, dtype=self._model.input_dtype)
         outputs, after = self._run(array, self._state)
         outputs, accuracy = self._score(array, outputs)
         self._move(len(array), accuracy + after.tobytes(), surprises(self._model, outputs))
@@ -335,7 +339,7 @@ class LocalSession:
         self.step_count += steps
         self._last_step_at = datetime.now(UTC)
 
-    def _score(self, inputs: NDArray[np.float32], outputs: Outputs) -> tuple[Outputs, bytes]:
+    def _score(self, inputs: InputArray, outputs: Outputs) -> tuple[Outputs, bytes]:
         """Returns the outputs (steps,) with the scores of the inputs (steps, features), and the statistics after."""
         accuracy = self._accuracy if self._scoring.enabled else None
         batch = inputs[np.newaxis], [len(inputs)], self._state, outputs[np.newaxis]
@@ -347,18 +351,19 @@ class LocalSession:
         prediction = readable_outputs(
             self._model, self._model.last_prediction(self._state)[0], self._model.manifest.head.last
         )
-        return Prediction(results.outputs(prediction), None, self.step_count) if prediction else None
+        arrays = results.outputs(prediction, self._model.input_dtype)
+        return Prediction(arrays, None, self.step_count) if prediction else None
 
-    def _run(self, inputs: NDArray[np.float32], state: State) -> tuple[Outputs, State]:
+    def _run(self, inputs: InputArray, state: State) -> tuple[Outputs, State]:
         outputs, after = self._model.run_row(inputs, state)
         _check_finite(outputs)
         _check_finite(after)
         return outputs, after
 
 
-def _without_infinity(errors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Replaces errors beyond single precision by NaN, as JSON has no infinity."""
-    return np.where(np.isinf(errors), np.float32(np.nan), errors)
+def _without_infinity(errors: InputArray) -> InputArray:
+    """Replaces errors beyond their precision by NaN, as JSON has no infinity."""
+    return np.where(np.isinf(errors), errors.dtype.type(np.nan), errors)
 
 
 def _check_finite(numbers: Outputs | State) -> None:

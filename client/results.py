@@ -1,7 +1,7 @@
 """The client's result types and their wire formats: inputs to JSON, JSON responses to numpy arrays.
 
-Knows no transport. Numbers come out as 32-bit floats, in which models compute, so an output has the same bits as the
-model's; categories come out as they are, None for any that is not listed.
+Knows no transport. Numbers come out as floats of the model's own type, 32-bit unless a response names `dtype`, so an
+output has the same bits as the model's; categories come out as they are, None for any that is not listed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 Value = float | int | str | None
 Step = Value | Sequence[Value] | Mapping[str, Value] | NDArray[Any] | np.generic
 """A step: a value of each feature, in order or by name, or the value alone if there is one feature."""
+Floats = NDArray[np.float32 | np.float64]
+"""64-bit floats from a model of that type, 32-bit floats from any other."""
 Steps = str | Sequence[Any] | NDArray[Any]
 """Steps, oldest first: a text, or a list or an array (steps, features) or (steps,)."""
 
@@ -92,8 +94,8 @@ class Interval:
     An end is infinite while no bound can be computed, so that any number lies inside.
     """
 
-    low: NDArray[np.float32]
-    high: NDArray[np.float32]
+    low: Floats
+    high: Floats
 
     def __getitem__(self, index: int) -> "Interval":
         return Interval(self.low[index], self.high[index])
@@ -112,7 +114,7 @@ class Prediction(Outputs):
 
     surprise: float | None = None
     step: int = 0
-    error: NDArray[np.float32] | None = None
+    error: Floats | None = None
     anomaly: float | None = None
     interval: Interval | None = None
 
@@ -125,10 +127,10 @@ class Predictions(Outputs):
     Prediction has None. error and anomaly are both None if the service does not compute them.
     """
 
-    surprise: NDArray[np.float32] | None = None
+    surprise: Floats | None = None
     step: int = 0
-    error: NDArray[np.float32] | None = None
-    anomaly: NDArray[np.float32] | None = None
+    error: Floats | None = None
+    anomaly: Floats | None = None
     interval: Interval | None = None
 
     @property
@@ -195,7 +197,7 @@ class Generated:
     ahead: int
     token: str | int | None = None
     log_probability: float | None = None
-    values: NDArray[np.float32] | None = None
+    values: Floats | None = None
     top: tuple[str | int | None, ...] = ()
     log_probabilities: tuple[float, ...] = ()
 
@@ -282,13 +284,21 @@ class SessionInfo:
 # Responses
 
 
-def outputs(arrays: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+Dtype = type[np.float32] | type[np.float64] | np.dtype[np.float32 | np.float64]
+
+
+def _dtype(response: Mapping[str, Any]) -> Dtype:
+    """Returns the type of the numbers in a response."""
+    return np.float64 if response.get("dtype") == "float64" else np.float32
+
+
+def outputs(arrays: Mapping[str, Any], dtype: Dtype = np.float32) -> dict[str, NDArray[Any]]:
     """Returns the outputs as arrays by name. `top`, and `paths` beside it, hold categories; all others numbers."""
     categories = {"top", "paths"} if "top" in arrays else set()
-    return {name: _rows(values, object if name in categories else np.float32) for name, values in arrays.items()}
+    return {name: _rows(values, object if name in categories else dtype) for name, values in arrays.items()}
 
 
-def _rows(values: Any, dtype: type) -> NDArray[Any]:
+def _rows(values: Any, dtype: Dtype | type[object]) -> NDArray[Any]:
     """Returns one array; if the rows differ in length, (rows,) of arrays."""
     if isinstance(values, list) and len({len(row) for row in values if isinstance(row, list)}) > 1:
         ragged = np.empty(len(values), object)
@@ -299,31 +309,34 @@ def _rows(values: Any, dtype: type) -> NDArray[Any]:
 
 def predictions(response: Mapping[str, Any]) -> Predictions:
     """Returns the content of a response to steps."""
-    interval = response.get("interval")
+    interval, dtype = response.get("interval"), _dtype(response)
+    surprise, error, anomaly = (_numbers(response.get(name), dtype) for name in ("surprise", "error", "anomaly"))
     return Predictions(
-        outputs(response["predictions"]),
-        _numbers(response.get("surprise")),
+        outputs(response["predictions"], dtype),
+        surprise,
         response.get("step", 0),
-        _numbers(response.get("error")),
-        _numbers(response.get("anomaly")),
-        None if interval is None else Interval(_bounds(interval["low"], -np.inf), _bounds(interval["high"], np.inf)),
+        error,
+        anomaly,
+        None
+        if interval is None
+        else Interval(_bounds(interval["low"], -np.inf, dtype), _bounds(interval["high"], np.inf, dtype)),
     )
 
 
-def _numbers(rows: Any) -> NDArray[np.float32] | None:
+def _numbers(rows: Any, dtype: Dtype) -> Floats | None:
     """Returns an array with NaN for each missing number."""
-    return None if rows is None else np.asarray(rows, np.float32)
+    return None if rows is None else np.asarray(rows, dtype)
 
 
-def _bounds(rows: Any, missing: float) -> NDArray[np.float32]:
-    bounds = np.asarray(rows, np.float32)
-    return np.where(np.isnan(bounds), np.float32(missing), bounds)
+def _bounds(rows: Any, missing: float, dtype: Dtype) -> Floats:
+    bounds: Floats = np.asarray(rows, dtype)
+    return np.where(np.isnan(bounds), bounds.dtype.type(missing), bounds)
 
 
 def forecast(response: Mapping[str, Any], step: int | None = None) -> Forecast:
     """Returns the content of a response to a forecast."""
     return Forecast(
-        outputs(response["forecast"]),
+        outputs(response["forecast"], _dtype(response)),
         response["step"] if step is None else step,
         response.get("seed"),
         response.get("samples"),
@@ -348,7 +361,7 @@ def generated(event: Mapping[str, Any]) -> Generated:
         event["ahead"],
         event.get("token"),
         event.get("log_probability"),
-        None if values is None else np.asarray(values, np.float32),
+        None if values is None else np.asarray(values, _dtype(event)),
         tuple(event.get("top", ())),
         tuple(np.asarray(event.get("log_probabilities", ()), np.float32).tolist()),
     )
@@ -369,7 +382,7 @@ def session(response: Mapping[str, Any]) -> SessionInfo:
         response["ttl_s"],
         None if surprise is None else Surprise(surprise["count"], surprise["mean"], surprise["recent"]),
         response.get("replayed"),
-        Prediction(outputs(prediction), None, response["step"]) if prediction else None,
+        Prediction(outputs(prediction, _dtype(response)), None, response["step"]) if prediction else None,
         None if accuracy is None else {target: _accuracy(numbers) for target, numbers in accuracy.items()},
         None if interval is None else IntervalInfo(interval["wanted"], interval["coverage"], interval["alpha"]),
     )

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from onward.model import tolerance
 from onward.model.errors import OnwardError
+from onward.model.inputs import InputArray
 from onward.model.manifest import RANKED, Feature
 from onward.model.runner import Outputs, StepModel
 from onward.model.state import State
@@ -34,7 +35,7 @@ class CheckError(OnwardError):
     """The bundle breaks one of the properties; the message names the property, the tensor and the difference."""
 
 
-def check(model: StepModel, sequences: NDArray[np.float32] | None = None, *, steps: int = 200, seed: int = 0) -> None:
+def check(model: StepModel, sequences: InputArray | None = None, *, steps: int = 200, seed: int = 0) -> None:
     """Runs every check on sequences (rows, time, features), by default on random ones like the parity inputs.
 
     steps, seed: the length and the seed of the random sequences. Raises CheckError at the first failing check.
@@ -48,7 +49,7 @@ def check(model: StepModel, sequences: NDArray[np.float32] | None = None, *, ste
         run_check(model, data, singles)
 
 
-def plausible_inputs(model: StepModel, *, rows: int, steps: int, seed: int) -> NDArray[np.float32]:
+def plausible_inputs(model: StepModel, *, rows: int, steps: int, seed: int) -> InputArray:
     """Returns random inputs (rows, steps, features).
 
     Numbers have the mean and the deviation of the manifest's parity inputs, categories are uniform, and a tenth of the
@@ -60,7 +61,7 @@ def plausible_inputs(model: StepModel, *, rows: int, steps: int, seed: int) -> N
     columns = [
         _column(feature, sample[:, index], (rows, steps), rng) for index, feature in enumerate(model.manifest.features)
     ]
-    return np.stack(columns, axis=-1).astype(np.float32)
+    return np.stack(columns, axis=-1).astype(model.input_dtype)
 
 
 def _column(
@@ -118,7 +119,7 @@ def _require_finite(what: str, result: Result) -> None:
                 raise CheckError(f"{what}: {part} {name!r} is not finite")
 
 
-def _step_by_step(model: StepModel, row: NDArray[np.float32]) -> Trajectory:
+def _step_by_step(model: StepModel, row: InputArray) -> Trajectory:
     """Returns the reference: one row, one step a call."""
     outputs, states = [], [model.layout.initial(1)]
     for step in range(len(row)):
@@ -134,12 +135,12 @@ def _prefix(single: Trajectory, length: int | None = None) -> Result:
     return outputs, states[-1:]
 
 
-def _run_ragged(model: StepModel, data: NDArray[np.float32], lengths: list[int]) -> list[Result]:
+def _run_ragged(model: StepModel, data: InputArray, lengths: list[int]) -> list[Result]:
     outputs, state = model.run(data, np.asarray(lengths, np.int32), model.layout.initial(len(data)))
     return [(outputs[i, :length], state[i : i + 1]) for i, length in enumerate(lengths)]
 
 
-def _batch_of_rows(model: StepModel, data: NDArray[np.float32], singles: list[Trajectory]) -> None:
+def _batch_of_rows(model: StepModel, data: InputArray, singles: list[Trajectory]) -> None:
     state, outputs = model.layout.initial(len(data)), []
     for step in range(data.shape[1]):
         output, state = model.run(data[:, step : step + 1], np.ones(len(data), np.int32), state)
@@ -150,7 +151,7 @@ def _batch_of_rows(model: StepModel, data: NDArray[np.float32], singles: list[Tr
         require_same(model, f"a batch of {len(data)} rows against row {i} alone", actual, _prefix(single))
 
 
-def _chunks(model: StepModel, data: NDArray[np.float32], singles: list[Trajectory]) -> None:
+def _chunks(model: StepModel, data: InputArray, singles: list[Trajectory]) -> None:
     for size in (data.shape[1], 64, 7, 2):
         state, outputs = model.layout.initial(1), []
         for start in range(0, data.shape[1], size):
@@ -161,7 +162,7 @@ def _chunks(model: StepModel, data: NDArray[np.float32], singles: list[Trajector
         )
 
 
-def _ragged(model: StepModel, data: NDArray[np.float32], singles: list[Trajectory]) -> None:
+def _ragged(model: StepModel, data: InputArray, singles: list[Trajectory]) -> None:
     lengths = [max(1, (data.shape[1] * (i + 1)) // len(data)) for i in range(len(data))]
     junk = data.copy()
     for i, length in enumerate(lengths):
@@ -172,7 +173,7 @@ def _ragged(model: StepModel, data: NDArray[np.float32], singles: list[Trajector
         )
 
 
-def _state_bytes(model: StepModel, data: NDArray[np.float32], singles: list[Trajectory]) -> None:
+def _state_bytes(model: StepModel, data: InputArray, singles: list[Trajectory]) -> None:
     half = data.shape[1] // 2
     first, before = model.run_row(data[0, :half], model.layout.initial(1))
     restored = model.layout.stack([before[0].tobytes()])

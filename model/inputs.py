@@ -21,7 +21,10 @@ Rows = Sequence[Sequence[Value]]
 Values = Sequence[Value]
 NamedRows = Sequence[Mapping[str, Value]]
 Inputs = Rows | Values | NamedRows | str | bytes
-"""Bytes are little-endian 32-bit floats in the order of the features: categories as numbers, missing values as NaN."""
+"""Bytes are little-endian floats of the model's input dtype: categories as numbers, missing values as NaN."""
+InputArray = NDArray[np.float32 | np.float64]
+"""Inputs (..., features) in the client's units, categories as indices and missing values as NaN."""
+InputDtype = np.dtype[np.float32 | np.float64]
 
 _NUMBER_TYPES = frozenset({int, float})
 _BY_NAME, _LISTED, _SINGLE = "values by name", "a list of values", "one value"
@@ -42,17 +45,17 @@ class InputError(ValueError):
         self.faults = faults
 
 
-def to_array(inputs: Inputs, features: Sequence[Feature], field: str = "inputs") -> NDArray[np.float32]:
+def to_array(inputs: Inputs, features: Sequence[Feature], field: str = "inputs", *, dtype: InputDtype) -> InputArray:
     """Returns inputs (steps, features) in the model's order: categories as indices, missing values as NaN.
 
-    The array may be read-only. field: the name of the inputs in errors. Raises InputError, which names the step and the
-    feature.
+    The array may be read-only. field: the name of the inputs in errors. dtype: the model's input dtype. Raises
+    InputError, which names the step and the feature.
     """
-    (array,) = arrays(inputs, features, field)
+    (array,) = arrays(inputs, features, field, dtype=dtype)
     return array
 
 
-def plain_numbers(inputs: Any, width: int) -> NDArray[np.float32] | None:
+def plain_numbers(inputs: Any, width: int, dtype: InputDtype) -> InputArray | None:
     """Returns what `to_array` returns for lists of `width` finite numbers, at less cost; None for any other inputs.
 
     For a model whose features are all numbers.
@@ -72,37 +75,45 @@ def plain_numbers(inputs: Any, width: int) -> NDArray[np.float32] | None:
     try:
         if not _NUMBER_TYPES.issuperset(map(type, numbers)) or not all(map(math.isfinite, numbers)):
             return None
-        packed = struct.pack(f"<{len(numbers)}f", *numbers)
-    except (OverflowError, struct.error):  # a number beyond single precision
+        packed = struct.pack(f"<{len(numbers)}{dtype.char}", *numbers)
+    except (OverflowError, struct.error):  # a number beyond the dtype
         return None
-    return np.ndarray((len(inputs), width), "<f4", packed)
+    return np.ndarray((len(inputs), width), dtype, packed)
 
 
 def arrays(
-    inputs: Inputs, features: Sequence[Feature], field: str = "inputs", at_once: int | None = None
-) -> Iterator[NDArray[np.float32]]:
+    inputs: Inputs,
+    features: Sequence[Feature],
+    field: str = "inputs",
+    *,
+    dtype: InputDtype,
+    at_once: int | None = None,
+) -> Iterator[InputArray]:
     """Yields the array of `to_array` in consecutive parts of `at_once` steps; each part is converted on demand."""
     if not len(inputs):
         raise InputError(Fault(field, "needs at least one step"))
     steps: Any = _from_text(inputs, features, field) if isinstance(inputs, str) else inputs
-    width = 4 * len(features) if isinstance(inputs, bytes) else 1  # items of a step
+    width = dtype.itemsize * len(features) if isinstance(inputs, bytes) else 1  # items of a step
     if len(steps) % width:
         raise InputError(
             Fault(
                 field,
-                f"a step is {_describe_step(features)} of 4 bytes each; {len(steps)} bytes are no whole number of them",
+                f"a step is {_describe_step(features)} of {dtype.itemsize} bytes each; "
+                f"{len(steps)} bytes are no whole number of them",
             )
         )
     form = _form(type(steps[0]))
     for start in range(0, len(steps), width * (at_once or len(steps))):
         part = steps if at_once is None else steps[start : start + width * at_once]
         if isinstance(part, bytes):
-            yield _from_bytes(part, features, field, start // width)
+            yield _from_bytes(part, features, field, start // width, dtype)
         else:
-            yield _array(part, features, field, start, form)
+            yield _array(part, features, field, start, form, dtype)
 
 
-def _array(inputs: Any, features: Sequence[Feature], field: str, first: int, form: str) -> NDArray[np.float32]:
+def _array(
+    inputs: Any, features: Sequence[Feature], field: str, first: int, form: str, dtype: InputDtype
+) -> InputArray:
     """Returns steps of one form as an array (steps, features); `first` is the first one's index in its request."""
     rows = _rows(inputs, features, field, first, form)
     if (
@@ -116,7 +127,7 @@ def _array(inputs: Any, features: Sequence[Feature], field: str, first: int, for
             for column, feature in enumerate(features)
         ]
         array = _as_float64(columns).T
-    return _to_float32(array, features, field, first)
+    return _finite(array, features, field, first, dtype)
 
 
 def _rows(inputs: Any, features: Sequence[Feature], field: str, first: int, form: str) -> Sequence[Sequence[Value]]:
@@ -203,8 +214,8 @@ def _from_text(text: str, features: Sequence[Feature], field: str) -> Sequence[V
     return list(text)
 
 
-def _from_bytes(data: bytes, features: Sequence[Feature], field: str, first: int) -> NDArray[np.float32]:
-    array = np.frombuffer(data, "<f4").reshape(-1, len(features))
+def _from_bytes(data: bytes, features: Sequence[Feature], field: str, first: int, dtype: InputDtype) -> InputArray:
+    array: InputArray = np.frombuffer(data, dtype).reshape(-1, len(features))
     if np.isfinite(array).all() and all(feature.kind == "number" for feature in features):
         return array
     rows = [
@@ -214,7 +225,7 @@ def _from_bytes(data: bytes, features: Sequence[Feature], field: str, first: int
         ]
         for row in array.tolist()
     ]
-    return _array(rows, features, field, first, _LISTED)
+    return _array(rows, features, field, first, _LISTED, dtype)
 
 
 def _as_float64(rows: Any) -> NDArray[np.float64]:
@@ -226,18 +237,19 @@ def _as_float64(rows: Any) -> NDArray[np.float64]:
         return np.array([[np.inf if abs(value) > largest else value for value in row] for row in rows], np.float64)
 
 
-def _to_float32(
-    numbers: NDArray[np.float64], features: Sequence[Feature], field: str, first: int
-) -> NDArray[np.float32]:
+def _finite(
+    numbers: NDArray[np.float64], features: Sequence[Feature], field: str, first: int, dtype: InputDtype
+) -> InputArray:
+    """Returns the numbers in the dtype. Raises InputError if it cannot represent one of them."""
     with np.errstate(over="ignore"):
-        array = numbers.astype(np.float32)
+        array: InputArray = numbers.astype(dtype)
     infinite = np.isinf(array)
     if infinite.any():
         step, column = (int(indices[0]) for indices in np.nonzero(infinite))
         raise InputError(
             Fault(
                 f"{field}[{first + step}][{column}]",
-                f"{numbers[step, column]:g} ({features[column].name}) is no finite 32-bit number",
+                f"{numbers[step, column]:g} ({features[column].name}) is no finite {8 * dtype.itemsize}-bit number",
             )
         )
     return array

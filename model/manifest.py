@@ -267,6 +267,8 @@ class Manifest(Frozen):
         for tensor in (*self.inputs, *self.outputs):
             if TIME not in tensor.shape or BATCH not in tensor.shape:
                 raise ValueError(f"tensor {tensor.name!r} needs a time and a batch axis, not {list(tensor.shape)}")
+        if self.inputs[0].dtype not in ("float32", "float64"):
+            raise ValueError(f"input {self.inputs[0].name!r} is {self.inputs[0].dtype}; inputs are float32 or float64")
         if self.inputs[0].inner != (len(self.features),):
             raise ValueError(
                 f"input {self.inputs[0].name!r} has shape {list(self.inputs[0].shape)}, "
@@ -321,6 +323,11 @@ class Manifest(Frozen):
 
     def feature(self, name: str) -> Feature:
         return next(feature for feature in self.features if feature.name == name)
+
+    @property
+    def dtype(self) -> Dtype:
+        """The type of the inputs: float64 if offsets or levels need more digits than float32 has."""
+        return self.inputs[0].dtype
 
     @property
     def feature_names(self) -> tuple[str, ...]:

@@ -41,7 +41,12 @@ def step_fields(model: StepModel, outputs: Outputs) -> dict[str, Any]:
             fields[name] = np.ascontiguousarray(outputs[added])
     if LOW in names:
         fields["interval"] = {"low": np.ascontiguousarray(outputs[LOW]), "high": np.ascontiguousarray(outputs[HIGH])}
-    return fields
+    return fields | dtype_field(model)
+
+
+def dtype_field(model: StepModel) -> dict[str, str]:
+    """Returns `dtype` for a model whose numbers are in double precision; single precision is not named."""
+    return {"dtype": "float64"} if model.input_dtype == np.float64 else {}
 
 
 def forecast_fields(model: StepModel, outputs: Outputs) -> dict[str, Any]:

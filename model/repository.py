@@ -15,6 +15,7 @@ import numpy as np
 from onward.model import manifest as manifests
 from onward.model import tolerance
 from onward.model.errors import BundleError
+from onward.model.inputs import InputArray
 from onward.model.manifest import RANKED, Manifest
 from onward.model.runner import Outputs, StepModel
 
@@ -130,7 +131,7 @@ def _verify_parity(file: Path, model: StepModel) -> None:
     parity = model.manifest.parity
     try:
         with np.errstate(over="ignore"):  # an overflow is reported below, as it is not finite
-            inputs = np.asarray(parity.inputs, np.float32)
+            inputs = np.asarray(parity.inputs, model.input_dtype)
             lengths = np.asarray(parity.lengths, np.int32)
             expected = {name: np.asarray(values, np.float64) for name, values in parity.outputs.items()}
     except (ValueError, TypeError, OverflowError) as error:
@@ -162,7 +163,7 @@ def _verify_parity(file: Path, model: StepModel) -> None:
 
 def _run_in_chunks(
     model: StepModel,
-    inputs: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
+    inputs: InputArray,
     lengths: np.ndarray[tuple[int, ...], np.dtype[np.int32]],
     chunk: int,
 ) -> Outputs:
@@ -181,7 +182,7 @@ def _run_in_chunks(
 def _check_parity_shapes(
     file: Path,
     model: StepModel,
-    inputs: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
+    inputs: InputArray,
     lengths: np.ndarray[tuple[int, ...], np.dtype[np.int32]],
     expected: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float64]]],
 ) -> None:

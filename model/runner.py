@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onward.model.errors import BundleError
-from onward.model.finite import all_float32, finite
+from onward.model.finite import common_float, finite
+from onward.model.inputs import InputArray, InputDtype
 from onward.model.manifest import BATCH, TIME, Manifest, Tensor
 from onward.model.state import Layout, State
 from onward.model.step_buffers import StepBuffers
@@ -54,9 +55,11 @@ class StepModel:
             self.layout = Layout(manifest.state)
         except ValueError as error:
             raise BundleError(file.with_name("manifest.json"), str(error)) from error
+        self.input_dtype: InputDtype = np.dtype(manifest.dtype)
+        """float64 where float32 has too few digits for the inputs; predictions are then float64 too."""
         fields: list[Any] = [(out.name, out.dtype, out.inner) for out in manifest.outputs]
         self.output_dtype = np.dtype(fields)
-        self._is_float32 = all_float32(self.output_dtype) and all_float32(self.layout.dtype)
+        self._is_float32 = {common_float(self.output_dtype), common_float(self.layout.dtype)} == {np.dtype(np.float32)}
         meaning = (manifest.sha256, self.layout.dtype.descr, self.output_dtype.descr)
         self.digest = sha256(repr(meaning).encode()).digest()
         """The digest of the graph and of the memory layout of its states and outputs, which stored bytes depend on."""
@@ -80,7 +83,7 @@ class StepModel:
             (pair.input, _to_tensor(pair.shape, (BATCH,)), _to_rows(pair.shape, (BATCH,))) for pair in manifest.state
         ]
 
-    def run(self, inputs: NDArray[np.float32], lengths: NDArray[np.int32], state: State) -> tuple[Outputs, State]:
+    def run(self, inputs: InputArray, lengths: NDArray[np.int32], state: State) -> tuple[Outputs, State]:
         """Advances every row by its own number of steps.
 
         inputs: (batch, time, features) in the client's units, categories as indices and missing values as NaN; steps
@@ -110,7 +113,7 @@ class StepModel:
             states_after[name] = result.transpose(to_rows)
         return outputs, states_after
 
-    def run_step(self, inputs: NDArray[np.float32], state: bytes) -> tuple[bytes, bytes, bool]:
+    def run_step(self, inputs: InputArray, state: bytes) -> tuple[bytes, bytes, bool]:
         """Advances one row by one step: inputs (1, features), and the bytes of the state.
 
         Returns the bytes of the outputs and of the state after them, in the layouts of `output_dtype` and of
@@ -129,7 +132,7 @@ class StepModel:
         )
         return outputs, after, is_finite
 
-    def run_row(self, inputs: NDArray[np.float32], state: State) -> tuple[Outputs, State]:
+    def run_row(self, inputs: InputArray, state: State) -> tuple[Outputs, State]:
         """Advances a batch of one row: inputs (time, features), state (1,) -> outputs (time,), state (1,)."""
         outputs, after = self.run(inputs[np.newaxis], np.array([len(inputs)], np.int32), state)
         return outputs[0], after
@@ -148,21 +151,19 @@ class StepModel:
             predictions[name] = stored[name]
         return predictions
 
-    def feedback(self, predictions: Outputs) -> NDArray[np.float32]:
+    def feedback(self, predictions: Outputs) -> InputArray:
         """Returns the target values (..., targets) that a rollout feeds back for predictions (...)."""
         head = self.manifest.head
-        return np.asarray(predictions[head.outputs[0]][..., : len(head.targets)], np.float32)
+        return np.asarray(predictions[head.outputs[0]][..., : len(head.targets)], self.input_dtype)
 
-    def next_inputs(
-        self, targets: NDArray[np.float32], future: NDArray[np.float32] | None = None
-    ) -> NDArray[np.float32]:
+    def next_inputs(self, targets: InputArray, future: InputArray | None = None) -> InputArray:
         """Returns inputs (rows, features) with the values of the targets (rows, targets) in their columns.
 
         future: (rows, covariates), the values of `manifest.future_covariates`.
         """
         if self._target_columns == self._all_columns:
             return targets
-        inputs = np.empty((len(targets), len(self.features)), np.float32)
+        inputs = np.empty((len(targets), len(self.features)), self.input_dtype)
         inputs[:, self._target_columns] = targets
         if future is not None:
             inputs[:, self._future_columns] = future

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
+from onward.model.inputs import InputArray
 from onward.model.manifest import Manifest, Tensor
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class StepBuffers:
         self._outputs = [_bound(out, tensor) for tensor in manifest.outputs]
         self._states_after = [_bound(out, pair.tensor(pair.output)) for pair in manifest.state]
 
-    def run(self, inputs: NDArray[np.float32], state: bytes) -> tuple[bytes, bytes]:
+    def run(self, inputs: InputArray, state: bytes) -> tuple[bytes, bytes]:
         """Returns the bytes of the outputs and of the state after the step."""
         self._inputs[:] = inputs.tobytes()
         for buffer, start, end in self._states:

@@ -9,9 +9,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from onward.model.inputs import Fault, InputError, to_array
+from onward.model.inputs import Fault, InputArray, InputError, to_array
 from onward.model.manifest import RANKED, Category
-from onward.model.outputs import category_names
+from onward.model.outputs import category_names, dtype_field
 from onward.model.runner import Outputs, StepModel
 from onward.model.sampling.rollout import NonFiniteError
 from onward.model.sampling.rollout_inputs import RolloutInputs
@@ -41,10 +41,10 @@ class GeneratedStep(NamedTuple):
     """
 
     ahead: int
-    values: NDArray[np.float32]
+    values: InputArray
     log_probability: float | None = None
     top: NDArray[np.int64] | None = None
-    log_probabilities: NDArray[np.float32] | None = None
+    log_probabilities: InputArray | None = None
 
 
 class GenerationEnd(NamedTuple):
@@ -54,7 +54,7 @@ class GenerationEnd(NamedTuple):
     text: str | None
 
 
-Run = Callable[[NDArray[np.float32], State], tuple[Outputs, State]]
+Run = Callable[[InputArray, State], tuple[Outputs, State]]
 """A function from inputs (1, features) and the state (1,) before them to outputs (1,) and the state after them."""
 
 
@@ -66,8 +66,8 @@ class GenerationStart(NamedTuple):
 
     outputs: Outputs
     state: State
-    read: NDArray[np.float32]
-    future: NDArray[np.float32] | None
+    read: InputArray
+    future: InputArray | None
 
 
 class GeneratedPath:
@@ -108,7 +108,7 @@ class GeneratedPath:
                 outputs, state = run(self._rollout.next_inputs(), state)
         yield GenerationEnd("horizon", _text(self._model, indices))
 
-    def _step(self, ahead: int, values: NDArray[np.float32], outputs: Outputs) -> GeneratedStep:
+    def _step(self, ahead: int, values: InputArray, outputs: Outputs) -> GeneratedStep:
         if not self._ranks_categories:
             return GeneratedStep(ahead, values)
         top, scores = (outputs[name][0] for name in RANKED)
@@ -122,7 +122,7 @@ def generated_fields(model: StepModel, step: GeneratedStep) -> dict[str, Any]:
     """Returns the fields of a step, indices replaced by categories."""
     categories = model.manifest.categories
     if step.log_probability is None:
-        return {"ahead": step.ahead, "values": step.values}
+        return {"ahead": step.ahead, "values": step.values} | dtype_field(model)
     token = {"ahead": step.ahead, "token": categories[int(step.values[0])], "log_probability": step.log_probability}
     if step.top is None:
         return token
@@ -152,7 +152,7 @@ def _stops(model: StepModel, stop: Sequence[Category]) -> list[list[int]]:
         field = f"stop[{number}]"
         is_text = isinstance(sequence, str) and target.text is not None
         try:
-            indices = to_array(sequence if is_text else [sequence], (target,))[:, 0]  # type: ignore[arg-type]
+            indices = to_array(sequence if is_text else [sequence], (target,), dtype=model.input_dtype)[:, 0]  # type: ignore[arg-type]
         except InputError as error:  # a stop is one value in the request, not the steps that it becomes
             raise InputError(*(Fault(field, fault.message) for fault in error.faults)) from None
         if (indices >= len(target.categories)).any():
@@ -161,7 +161,7 @@ def _stops(model: StepModel, stop: Sequence[Category]) -> list[list[int]]:
     return stops
 
 
-def _read_indices(model: StepModel, read: NDArray[np.float32]) -> set[int]:
+def _read_indices(model: StepModel, read: InputArray) -> set[int]:
     """Returns the indices of the target's categories among the inputs."""
     manifest = model.manifest
     column = read[:, manifest.feature_names.index(manifest.head.targets[0])]

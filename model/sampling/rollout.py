@@ -4,9 +4,8 @@ Owns the error messages. Knows nothing of sessions: the service and the local cl
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
-from onward.model.inputs import Fault, InputError, Inputs, to_array
+from onward.model.inputs import Fault, InputArray, InputError, Inputs, to_array
 from onward.model.manifest import Manifest
 
 
@@ -38,13 +37,13 @@ def require_rollout_without_future(manifest: Manifest) -> None:
         raise RolloutUnsupportedError(manifest.name, why)
 
 
-def future_covariates(manifest: Manifest, horizon: int, future: Inputs | None) -> NDArray[np.float32] | None:
+def future_covariates(manifest: Manifest, horizon: int, future: Inputs | None) -> InputArray | None:
     """Returns the future covariates (at least horizon - 1, covariates) of the steps that are fed back.
 
     Returns None if the model predicts all of its features. Raises InputError if `future` is missing, too short, not
     needed, or does not fit the features.
     """
-    names, fed_back_steps = manifest.future_covariates, horizon - 1
+    names, fed_back_steps, dtype = manifest.future_covariates, horizon - 1, np.dtype(manifest.dtype)
     if not names:
         if future is not None:
             raise InputError(Fault("future", "the model predicts all of its features"))
@@ -53,8 +52,8 @@ def future_covariates(manifest: Manifest, horizon: int, future: Inputs | None) -
         message = f"the model does not predict {', '.join(names)}; say what they are at {fed_back_steps} steps"
         raise InputError(Fault("future", message))
     if future is None:
-        return np.zeros((0, len(names)), np.float32)
-    values = to_array(future, [manifest.feature(name) for name in names], "future")
+        return np.zeros((0, len(names)), dtype)
+    values = to_array(future, [manifest.feature(name) for name in names], "future", dtype=dtype)
     if len(values) < fed_back_steps:
         message = f"{len(values)} steps of {', '.join(names)}; a horizon of {horizon} needs {fed_back_steps}"
         raise InputError(Fault("future", message))

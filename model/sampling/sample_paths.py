@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onward.model import distribution
 from onward.model.distribution import Array
-from onward.model.inputs import Fault, InputError
+from onward.model.inputs import Fault, InputArray, InputError
 from onward.model.manifest import RANKED, Head
 from onward.model.outputs import category_names
 from onward.model.runner import Outputs, StepModel
@@ -34,7 +33,7 @@ class SampleForecast(NamedTuple):
     model: StepModel
     step: int
     seed: int
-    paths: NDArray[np.float32]
+    paths: InputArray
     levels: tuple[float, ...] = ()
     mean: Array | None = None
     quantiles: Array | None = None
@@ -76,7 +75,7 @@ def require_distribution(head: Head, *, samples: int | None, levels: Sequence[fl
         raise InputError(Fault("quantiles" if samples is None else "samples", message))
 
 
-def path_inputs(model: StepModel, future: NDArray[np.float32] | None, seed: int, path: int) -> RolloutInputs:
+def path_inputs(model: StepModel, future: InputArray | None, seed: int, path: int) -> RolloutInputs:
     """Returns rollout inputs that draw, for path number `path`. Raises RolloutUnsupportedError."""
     return RolloutInputs(model, future, make_sampler(model, path_generator(seed, path)))
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from onward.model import distribution
 from onward.model.distribution import Array
+from onward.model.inputs import InputArray
 from onward.model.manifest import RANKED
 from onward.model.runner import Outputs, StepModel
 from onward.model.sampling.rollout import RolloutUnsupportedError
@@ -60,17 +61,17 @@ def make_sampler(
     Raises RolloutUnsupportedError if the model's ranking may contain nothing that can be drawn.
     """
     manifest = model.manifest
-    head = manifest.head
+    head, dtype = manifest.head, model.input_dtype
     if head.ranks_categories:
         if ranking_size(model) == 1 and manifest.category_count > len(manifest.categories):
             raise RolloutUnsupportedError(manifest.name, "it ranks one category, which may stand for any unknown value")
-        return lambda outputs: np.array([[draw_category(model, outputs, rng, parameters, previous)]], np.float32)
+        return lambda outputs: np.array([[draw_category(model, outputs, rng, parameters, previous)]], dtype)
     if not distribution.has_distribution(head):
         return model.feedback
 
-    def draw_numbers(outputs: Outputs) -> NDArray[np.float32]:
+    def draw_numbers(outputs: Outputs) -> InputArray:
         with np.errstate(over="ignore"):
-            return distribution.draw(head, outputs, rng, parameters.temperature).astype(np.float32)
+            return distribution.draw(head, outputs, rng, parameters.temperature).astype(dtype)
 
     return draw_numbers
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from onward.model.inputs import InputArray
 from onward.model.manifest import Head
 from onward.model.runner import Outputs, StepModel
 from onward.model.scoring.central_interval import Floats
@@ -77,7 +78,7 @@ class Accuracy:
     def score_steps(
         self,
         statistics: Sequence[bytes | None],
-        inputs: NDArray[np.float32],
+        inputs: InputArray,
         sizes: Sequence[int],
         before: State,
         outputs: Outputs,
@@ -103,7 +104,7 @@ class Accuracy:
 
     @np.errstate(all="ignore")
     def score_columns(
-        self, records: NDArray[np.void], start: int, inputs: NDArray[np.float32], outputs: Outputs
+        self, records: NDArray[np.void], start: int, inputs: InputArray, outputs: Outputs
     ) -> tuple[Outputs, Floats]:
         """Scores rows of one step, see `columns.score_columns`; the outputs stay as they are if nothing is scored.
 

@@ -6,6 +6,7 @@ It gives the same bits as `RunningStatistics.score` row by row, at less cost fro
 import numpy as np
 from numpy.typing import NDArray
 
+from onward.model.inputs import InputArray
 from onward.model.manifest import RANKED
 from onward.model.runner import Outputs
 from onward.model.scoring.central_interval import Floats
@@ -17,7 +18,7 @@ def score_columns(
     layout: StatisticsLayout,
     numbers: Floats,
     ring: NDArray[np.float32],
-    inputs: NDArray[np.float32],
+    inputs: InputArray,
     predictions: Outputs,
     outputs: Outputs,
 ) -> tuple[Outputs, Floats]:

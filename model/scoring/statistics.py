@@ -14,8 +14,8 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from onward.model.inputs import InputArray
 from onward.model.manifest import RANKED
 from onward.model.runner import Outputs
 from onward.model.scoring.central_interval import Named
@@ -77,7 +77,7 @@ class RunningStatistics:
     def score(
         self,
         statistics: Sequence[bytes],
-        inputs: NDArray[np.float32],
+        inputs: InputArray,
         sizes: Sequence[int],
         before: State,
         outputs: Outputs,

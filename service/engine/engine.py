@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import gevent
 import numpy as np
-from numpy.typing import NDArray
 
-from onward.model.inputs import Inputs
+from onward.model.inputs import InputArray, Inputs
 from onward.model.repository import Opened
 from onward.model.runner import Outputs, StepModel
 from onward.model.sampling import rollout
@@ -301,7 +300,7 @@ class Engine:
         record = records.new_record(tenant, ref_of(model), model.layout.initial(1).tobytes(), 0, NO_SURPRISES, accuracy)
         return self._with_history(model, record.replace(ttl_s=self.limits.ttl_s), None)
 
-    def _with_history(self, model: StepModel, record: Record, seeds: NDArray[np.float32] | None) -> Record:
+    def _with_history(self, model: StepModel, record: Record, seeds: InputArray | None) -> Record:
         """Returns the record with its first history, if the service keeps one. seeds: (steps, features) consumed."""
         if not self.limits.history:
             return record

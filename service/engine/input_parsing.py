@@ -12,9 +12,8 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from onward.model.inputs import InputError, Inputs, arrays, plain_numbers, to_array
+from onward.model.inputs import InputArray, InputError, Inputs, arrays, plain_numbers, to_array
 from onward.model.runner import StepModel
 from onward.model.sampling.rollout import NonFiniteError, RolloutUnsupportedError
 from onward.service.engine.batching.batch_row import PendingRequest
@@ -70,20 +69,18 @@ class InputParser:
             )
             raise InvalidInputError(Fault(field, message))
 
-    def parse(self, model: StepModel, inputs: Inputs, field: str = "inputs") -> NDArray[np.float32]:
+    def parse(self, model: StepModel, inputs: Inputs, field: str = "inputs") -> InputArray:
         """Returns the inputs as an array (steps, features). Raises InvalidInputError."""
         _, array = self.measure(model, inputs, field)
         return parse_inputs(model, inputs, field) if array is None else array
 
-    def measure(
-        self, model: StepModel, inputs: Inputs, field: str = "inputs"
-    ) -> tuple[int, NDArray[np.float32] | None]:
+    def measure(self, model: StepModel, inputs: Inputs, field: str = "inputs") -> tuple[int, InputArray | None]:
         """Returns the number of steps, and the array (steps, features) if the inputs had to be parsed already.
 
         Bytes and inputs of more than `LONG` steps are parsed here. Raises InvalidInputError.
         """
         is_packed = isinstance(inputs, bytes)
-        length = len(inputs) // (4 * len(model.features)) if is_packed else len(inputs)
+        length = len(inputs) // (model.input_dtype.itemsize * len(model.features)) if is_packed else len(inputs)
         if length > self.max_steps:
             raise InvalidInputError(Fault(field, f"at most {self.max_steps} steps a call, not {length}"))
         if not is_packed and length <= LONG:
@@ -92,7 +89,7 @@ class InputParser:
         return len(array), array
 
 
-def parse_inputs(model: StepModel, inputs: Inputs, field: str = "inputs") -> NDArray[np.float32]:
+def parse_inputs(model: StepModel, inputs: Inputs, field: str = "inputs") -> InputArray:
     """Returns the inputs as an array (steps, features), see `onward.model.inputs.to_array`.
 
     Raises InvalidInputError, which names the step and the feature at fault.
@@ -101,13 +98,15 @@ def parse_inputs(model: StepModel, inputs: Inputs, field: str = "inputs") -> NDA
     if (
         model.has_numbers_only
         and len(inputs) <= PIECE
-        and (numbers := plain_numbers(inputs, len(features))) is not None
+        and (numbers := plain_numbers(inputs, len(features), model.input_dtype)) is not None
     ):
         return numbers
     with as_service_errors():
         if len(inputs) <= PIECE:
-            return to_array(inputs, features, field)
-        return np.concatenate(list(in_loop_turns(arrays(inputs, features, field, PIECE), 1)))
+            return to_array(inputs, features, field, dtype=model.input_dtype)
+        return np.concatenate(
+            list(in_loop_turns(arrays(inputs, features, field, dtype=model.input_dtype, at_once=PIECE), 1))
+        )
 
 
 def parse_batch(model: StepModel, requests: Sequence[PendingRequest]) -> None:
@@ -138,7 +137,7 @@ def parse_alone(model: StepModel, pending: PendingRequest) -> None:
     inputs = pending.request.inputs
     try:
         if model.has_numbers_only:  # at less cost
-            pending.inputs = plain_numbers(inputs, len(model.features))
+            pending.inputs = plain_numbers(inputs, len(model.features), model.input_dtype)
         if pending.inputs is None:
             pending.inputs = parse_inputs(model, inputs)
     except Exception as error:  # noqa: BLE001  (any error concerns this request alone)

@@ -8,7 +8,7 @@ from typing import NamedTuple, Self
 
 from flask import Response, request
 
-from onward.model.outputs import forecast_fields
+from onward.model.outputs import dtype_field, forecast_fields
 from onward.model.sampling import sample_paths
 from onward.model.sampling.generation import GenerationEnd, GenerationOptions, generated_fields
 from onward.service.engine.engine import Engine
@@ -34,7 +34,8 @@ def forecast(engine: Engine, session_id: str) -> Response:
         )
     if not is_sampled:
         rolled = engine.forecasts.roll(TENANT, session_id, ahead, has_left=client())
-        return json({"step": rolled.step, "forecast": forecast_fields(rolled.model, rolled.outputs)})
+        forecast = forecast_fields(rolled.model, rolled.outputs)
+        return json({"step": rolled.step, "forecast": forecast} | dtype_field(rolled.model))
     drawn = engine.forecasts.sample(
         TENANT,
         session_id,
@@ -45,7 +46,7 @@ def forecast(engine: Engine, session_id: str) -> Response:
         has_left=client(),
     )
     counts = {"step": drawn.step, "seed": drawn.seed, "samples": len(drawn.paths), "levels": drawn.levels}
-    return json(counts | {"forecast": drawn.fields(paths=body.paths)})
+    return json(counts | {"forecast": drawn.fields(paths=body.paths)} | dtype_field(drawn.model))
 
 
 _ID = struct.Struct("<QQQ8sI")

@@ -39,6 +39,7 @@ def show(engine: Engine, model: str) -> Response:
             "head": manifest.head.model_dump(exclude={"last"}),
             "data": manifest.data and manifest.data.model_dump(),
             "exact": manifest.exact,
+            "dtype": manifest.dtype,
             "metrics": manifest.metrics,
             "provenance": manifest.provenance,
             "sha256": manifest.sha256,

@@ -10,6 +10,10 @@ from pydantic import BaseModel, Field, Json, RootModel
 from onward.model.tables.settings import TableSettings
 from onward.service.http.request_schemas import Body
 
+Doubles = Annotated[
+    Literal["float64"] | None,
+    Field(description="named where the model is in double precision; all other numbers have 32 bits"),
+]
 OutputValues = list[float] | list[list[float]] | list[str | int | None]
 """The output of one step: a number a target, or a row of numbers a target, such as a number a quantile level; or
 categories, null for a category outside of the model's list.
@@ -24,6 +28,7 @@ class Predictions(Body):
     surprise: Annotated[
         list[float] | None, Field(description="the score of each input under the prediction made before it")
     ] = None
+    dtype: Doubles = None
 
 
 class Bounds(Body):
@@ -72,6 +77,7 @@ class ItemAnswer(Scores):
     step: int | None = None
     predictions: Rows | None = None
     surprise: list[float] | None = None
+    dtype: Doubles = None
     problem: Annotated[Problem | None, Field(description="where the status is not 200")] = None
 
 
@@ -95,6 +101,7 @@ class ColumnsAnswer(Body):
     error: list[list[list[float | None]] | None] = Field(default_factory=list)
     anomaly: list[list[float | None] | None] = Field(default_factory=list)
     interval: Annotated[ColumnBounds | None, Field(description="by bound, and session")] = None
+    dtype: Doubles = None
     problems: Annotated[dict[str, Problem], Field(description="by index in the request, where the status is not 200")]
 
 
@@ -114,6 +121,7 @@ class ForecastAnswer(Body):
     seed: Annotated[int | None, Field(description="of sample paths: the same seed draws the same paths again")] = None
     samples: int | None = None
     levels: Annotated[list[float] | None, Field(description="of the quantiles, in their order")] = None
+    dtype: Doubles = None
 
 
 class TokenEvent(Body):
@@ -127,6 +135,7 @@ class TokenEvent(Body):
 class ValuesEvent(Body):
     ahead: int
     values: Annotated[list[float], Field(description="in the order of the targets")]
+    dtype: Doubles = None
 
 
 class EndEvent(Body):
@@ -229,6 +238,7 @@ class CreatedSession(SessionInfo):
     prediction: Annotated[
         dict[str, OutputValues], Field(description="of the next input; empty where the model keeps none")
     ]
+    dtype: Doubles = None
 
 
 class MigratedSession(SessionInfo):
@@ -282,6 +292,7 @@ class ModelDetail(ModelInfo):
         TableSettings | None, Field(description="how the table of the training was read, for reading others alike")
     ]
     exact: bool
+    dtype: Annotated[str, Field(description="of inputs and outputs, in binary messages too: float32 or float64")]
     metrics: dict[str, Any]
     provenance: dict[str, Any]
     sha256: str

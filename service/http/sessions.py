@@ -6,7 +6,7 @@ from typing import Any
 
 from flask import Response, request
 
-from onward.model.outputs import readable_outputs
+from onward.model.outputs import dtype_field, readable_outputs
 from onward.service.engine.batching.batch_row import StepResult
 from onward.service.engine.engine import Engine
 from onward.service.engine.sessions.lifecycle import Session, SessionFilter
@@ -59,7 +59,8 @@ def _created(session: Session, result: StepResult) -> Response:
         for name, rows in readable_outputs(result.model, result.outputs, result.model.manifest.head.last).items()
     }
     headers = {"Location": f"/v1/sessions/{session.session_id}"}
-    return json(_info(session) | {"prediction": last}, 201 if result.created else 200, headers)
+    content = _info(session) | {"prediction": last} | dtype_field(result.model)
+    return json(content, 201 if result.created else 200, headers)
 
 
 def index(engine: Engine) -> Response:

@@ -1,8 +1,8 @@
 """Encodes the results of steps as JSON.
 
-Nearly every result is of one step and has float32 outputs alone. Its numbers are written into a template, which is made
-once per model from a result that was encoded in the ordinary way. So both ways give the same bytes, and the template
-costs less than half as much. The numbers of results that a batch has made together are encoded together.
+Nearly every result is of one step and has floats of one type alone. Its numbers are written into a template, which is
+made once per model from a result that was encoded in the ordinary way. So both ways give the same bytes, and the
+template costs less than half as much. The numbers of results that a batch has made together are encoded together.
 """
 
 import re
@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 import orjson
 
-from onward.model.finite import all_float32
+from onward.model.finite import common_float
 from onward.model.outputs import step_fields
 from onward.model.runner import StepModel
 from onward.service.engine.batching.batch_row import ResultColumns, StepResult
 from onward.service.http.reply import PIECE, encode, encode_by_turns
 
-_FLOAT32 = np.dtype(np.float32)
 _NUMBER = re.compile(rb"([0-9]+)\.0")
 
 
@@ -34,8 +33,9 @@ def encode_step(result: StepResult) -> bytes:
     template = _template(result.model, outputs.dtype) if len(outputs) == 1 else None
     if template is None:
         return encode_by_turns(step_content(result))
-    numbers = orjson.dumps(np.frombuffer(outputs, _FLOAT32), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",")
-    return template % (result.step, *numbers)
+    numbers = np.frombuffer(outputs, result.model.input_dtype)
+    written = orjson.dumps(numbers, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",")
+    return template % (result.step, *written)
 
 
 def is_long(result: StepResult) -> bool:
@@ -48,7 +48,7 @@ def _encode_columns(model: StepModel, columns: ResultColumns) -> list[bytes]:
     template = _template(model, columns.outputs.dtype)
     if template is None:
         return []
-    numbers = np.frombuffer(columns.outputs, _FLOAT32).reshape(len(columns.outputs), -1)
+    numbers = np.frombuffer(columns.outputs, model.input_dtype).reshape(len(columns.outputs), -1)
     rows = orjson.dumps(numbers, option=orjson.OPT_SERIALIZE_NUMPY)[2:-2].split(b"],[")
     return [template % (step, *row.split(b",")) for step, row in zip(columns.steps, rows, strict=True)]
 
@@ -62,12 +62,12 @@ def step_content(result: StepResult) -> dict[str, Any]:
 def _template(model: StepModel, dtype: np.dtype[np.void]) -> bytes | None:
     """The JSON of a result, with a placeholder for the step and for each number.
 
-    None if a result has more than float32 outputs, or has them in another order than the dtype.
+    None if a result has more than floats of the model's type, or has them in another order than the dtype.
     """
-    if not all_float32(dtype):
+    if (kind := common_float(dtype)) is None or kind != model.input_dtype:
         return None
-    count = dtype.itemsize // 4
-    numbered = np.arange(count, dtype=np.float32).view(dtype)
+    count = dtype.itemsize // model.input_dtype.itemsize
+    numbered = np.arange(count, dtype=model.input_dtype).view(dtype)
     *texts, end = _NUMBER.split(encode(step_fields(model, numbered)).replace(b"%", b"%%"))
     if [int(number) for number in texts[1::2]] != list(range(count)):
         return None

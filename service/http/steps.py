@@ -120,6 +120,7 @@ def _columns(results: Sequence[StepResult | Exception]) -> dict[str, Any]:
         "predictions": {name: [content and content["predictions"].get(name) for content in contents] for name in names},
         "surprise": [content and content.get("surprise") for content in contents],
         **_score_columns(contents),
+        **({"dtype": "float64"} if any(content and "dtype" in content for content in contents) else {}),
         "problems": {str(index): orjson.Fragment(problem.body) for index, problem in refused.items()},
     }
 

@@ -148,11 +148,11 @@ def _request_id(data: bytes) -> str:
 
 
 def _values(answer: StepResult) -> bytes:
-    """The bytes of float32 (steps, values): the head's outputs, then the surprise and the session's scores."""
+    """The bytes of numbers (steps, values): the head's outputs, then the surprise and the session's scores."""
     head, available = answer.model.manifest.head, answer.outputs.dtype.names or ()
     names = [*head.outputs, *(name for name in (head.surprise, *SCORING_OUTPUTS) if name in available)]
     columns = [answer.outputs[name].reshape(len(answer.outputs), -1) for name in names]
-    return np.concatenate(columns, axis=1, dtype=np.float32, casting="same_kind").tobytes()
+    return np.concatenate(columns, axis=1, dtype=answer.model.input_dtype, casting="same_kind").tobytes()
 
 
 def stream(engine: Engine, session_id: str, model: str = "") -> Response:

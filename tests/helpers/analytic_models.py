@@ -23,13 +23,19 @@ LAST = """
 """Nodes that compute `at`, (batch, 1): the index of each row's last step."""
 
 
-def ar1(repository: Path, phi: float, sigma: float, *, name: str = "ar1") -> None:
-    """Writes a bundle with the feature x and the head gaussian, whose first prediction is 0 with deviation 1."""
+def ar1(
+    repository: Path, phi: float, sigma: float, *, name: str = "ar1", version: int = 1, dtype: str = "float32"
+) -> None:
+    """Writes a bundle with the feature x and the head gaussian, whose first prediction is 0 with deviation 1.
+
+    dtype: of all numbers, float32 or float64.
+    """
+    kind, typed = {"float32": "float", "float64": "double"}[dtype], {"dtype": dtype}
     graph = f"""
     <ir_version: 10, opset_import: ["": 17]>
-    known (float[batch, time, 1] inputs, int32[batch] lengths, float[batch, 1] mean_in, float[batch, 1] std_in)
-    => (float[batch, time, 1] mean, float[batch, time, 1] std, float[batch, 1] mean_out, float[batch, 1] std_out)
-    <float phi = {{{phi}}}, float sigma = {{{sigma}}}, float zero = {{0.0}}>
+    known ({kind}[batch, time, 1] inputs, int32[batch] lengths, {kind}[batch, 1] mean_in, {kind}[batch, 1] std_in)
+    => ({kind}[batch, time, 1] mean, {kind}[batch, time, 1] std, {kind}[batch, 1] mean_out, {kind}[batch, 1] std_out)
+    <{kind} phi = {{{phi}}}, {kind} sigma = {{{sigma}}}, {kind} zero = {{0.0}}>
     {{
         mean = Mul (inputs, phi)
         nothing = Mul (inputs, zero)
@@ -39,13 +45,15 @@ def ar1(repository: Path, phi: float, sigma: float, *, name: str = "ar1") -> Non
         std_out = GatherND <batch_dims: int = 1> (std, at)
     }}"""
     _publish(
-        repository / name / "1",
+        repository / name / str(version),
         graph,
         name=name,
+        version=version,
         task="forecast",
-        outputs=[_tensor("mean", "batch", "time", 1), _tensor("std", "batch", "time", 1)],
+        inputs=[_tensor("inputs", "batch", "time", 1) | typed],
+        outputs=[_tensor(output, "batch", "time", 1) | typed for output in ("mean", "std")],
         state=[
-            {"input": f"{output}_in", "output": f"{output}_out", "shape": ["batch", 1], "init": init}
+            {"input": f"{output}_in", "output": f"{output}_out", "shape": ["batch", 1], "init": init, **typed}
             for output, init in (("mean", 0.0), ("std", 1.0))
         ],
         features=[{"name": "x"}],

@@ -8,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from onward.model.checks import CheckError, check, plausible_inputs
+from onward.model.inputs import InputArray
 from onward.model.runner import Outputs, StepModel
 from onward.model.state import Layout, State
 from onward.training.config import Cell
@@ -17,7 +18,7 @@ from tests.helpers.recorded_bundles import FEATURES, draw
 ULP = 2.0**-23
 """The relative size of a unit in the last place."""
 
-Fault = Callable[[NDArray[np.float32], NDArray[np.int32], Outputs, State], None]
+Fault = Callable[[InputArray, NDArray[np.int32], Outputs, State], None]
 
 
 class Faulty(StepModel):
@@ -25,7 +26,7 @@ class Faulty(StepModel):
 
     fault: Fault
 
-    def run(self, inputs: NDArray[np.float32], lengths: NDArray[np.int32], state: State) -> tuple[Outputs, State]:
+    def run(self, inputs: InputArray, lengths: NDArray[np.int32], state: State) -> tuple[Outputs, State]:
         outputs, after = super().run(inputs, lengths, state)
         self.fault(inputs, lengths, outputs, after)
         return outputs, after
@@ -46,14 +47,14 @@ def faulty(tmp_path: Path, cell: Cell, fault: Fault) -> Faulty:
 
 
 def by_batch(size: float) -> Fault:
-    def fault(inputs: NDArray[np.float32], lengths: NDArray[np.int32], outputs: Outputs, after: State) -> None:
+    def fault(inputs: InputArray, lengths: NDArray[np.int32], outputs: Outputs, after: State) -> None:
         outputs["mean"] *= np.float32(1 + size if len(inputs) > 1 else 1)
 
     return fault
 
 
 def by_chunk(size: float) -> Fault:
-    def fault(inputs: NDArray[np.float32], lengths: NDArray[np.int32], outputs: Outputs, after: State) -> None:
+    def fault(inputs: InputArray, lengths: NDArray[np.int32], outputs: Outputs, after: State) -> None:
         if len(inputs) == 1 and inputs.shape[1] == 64:
             outputs["mean"] *= np.float32(1 + size)
 
@@ -61,7 +62,7 @@ def by_chunk(size: float) -> Fault:
 
 
 def by_padding(size: float) -> Fault:
-    def fault(inputs: NDArray[np.float32], lengths: NDArray[np.int32], outputs: Outputs, after: State) -> None:
+    def fault(inputs: InputArray, lengths: NDArray[np.int32], outputs: Outputs, after: State) -> None:
         for row, length in enumerate(lengths):
             if np.abs(inputs[row, length:]).max(initial=0) > 1e5:  # a leak too small to be seen in ordinary values
                 after["state_in"][row] *= np.float32(1 + size)
@@ -69,11 +70,11 @@ def by_padding(size: float) -> Fault:
     return fault
 
 
-def from_neighbour(inputs: NDArray[np.float32], lengths: NDArray[np.int32], outputs: Outputs, after: State) -> None:
+def from_neighbour(inputs: InputArray, lengths: NDArray[np.int32], outputs: Outputs, after: State) -> None:
     after[:] = np.roll(after, 1)
 
 
-def nothing(inputs: NDArray[np.float32], lengths: NDArray[np.int32], outputs: Outputs, after: State) -> None:
+def nothing(inputs: InputArray, lengths: NDArray[np.int32], outputs: Outputs, after: State) -> None:
     pass
 
 
@@ -125,7 +126,7 @@ def test_nan_is_a_difference(cell: Cell, tmp_path: Path) -> None:
 def test_a_model_must_return_finite_numbers(cell: Cell, tmp_path: Path) -> None:
     """A model that returns NaN in every call agrees with itself, and is refused nevertheless."""
 
-    def fault(inputs: NDArray[np.float32], lengths: NDArray[np.int32], outputs: Outputs, after: State) -> None:
+    def fault(inputs: InputArray, lengths: NDArray[np.int32], outputs: Outputs, after: State) -> None:
         outputs["std"] = np.nan
 
     with pytest.raises(CheckError, match="row 0 alone: output 'std' is not finite"):

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
-from onward.model.inputs import InputError, Inputs, arrays, plain_numbers, to_array
+from onward.model.inputs import InputArray, InputError, Inputs, arrays, plain_numbers, to_array
 from onward.model.manifest import Feature
 
 FLOAT32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
 ROWS = st.lists(st.tuples(FLOAT32, FLOAT32), min_size=1, max_size=20)
+SINGLE = np.dtype(np.float32)
 A, B = Feature(name="a"), Feature(name="b")
 NULLABLE = Feature(name="n", nullable=True)
 WORD = Feature(name="w", kind="category", categories=("ant", "bee", "cat"))
@@ -21,9 +21,9 @@ CHARACTER = Feature(name="token", kind="category", categories=("a", "b", "\u20ac
 BYTE = Feature(name="token", kind="category", categories=tuple(range(256)), text="bytes")
 
 
-def array(inputs: Any, features: tuple[Feature, ...], field: str = "inputs") -> NDArray[np.float32]:
+def array(inputs: Any, features: tuple[Feature, ...], field: str = "inputs") -> InputArray:
     """Returns `to_array` of inputs of any type, as a request body may have them."""
-    return to_array(inputs, features, field)
+    return to_array(inputs, features, field, dtype=SINGLE)
 
 
 @given(ROWS)
@@ -61,7 +61,7 @@ STEPS: st.SearchStrategy[list[Any]] = st.lists(VALUES, max_size=3)
 def test_plain_numbers_are_read_as_any_inputs_are(inputs: list[Any]) -> None:
     """Lists of finite numbers have the array of `to_array`; all other inputs are left to it, without an error."""
     for features in ((A,), (A, B)):
-        found = plain_numbers(inputs, len(features))
+        found = plain_numbers(inputs, len(features), SINGLE)
         listed = [step if isinstance(step, list) else [step] for step in inputs]
         values = [value for step in listed for value in step]
         if found is None:
@@ -170,17 +170,38 @@ PARTS: dict[str, tuple[Any, tuple[Feature, ...]]] = {
 }
 
 
+def test_the_dtype_is_the_models() -> None:
+    """Lists, plain numbers and bytes keep the digits of doubles where the model takes doubles."""
+    values, double = [1_700_000_000.125, 1_700_000_000.25], np.dtype(np.float64)
+    plain = plain_numbers(values, 1, double)
+    packed = np.array(values, "<f8").tobytes()
+    for found in (
+        to_array(inputs, (A,), dtype=double) for inputs in (values, [{"a": value} for value in values], packed)
+    ):
+        assert found.tobytes() == packed
+    assert plain is not None
+    assert plain.tobytes() == packed
+    nullable = to_array(np.array([np.nan, values[0]], "<f8").tobytes(), (NULLABLE,), dtype=double)
+    assert nullable[1].tolist() == values[:1]
+    assert len(set(array(values, (A,))[:, 0].tolist())) == 1, "single precision"
+    assert plain_numbers([10**400], 1, double) is None
+    with pytest.raises(InputError, match="is no finite 64-bit number"):
+        to_array([10**400], (A,), dtype=double)
+    with pytest.raises(InputError, match="1 number \\(a\\) of 8 bytes each; 12 bytes"):
+        to_array(bytes(12), (A,), dtype=double)
+
+
 @pytest.mark.parametrize("name", PARTS)
 def test_inputs_in_parts_are_read_as_a_whole(name: str) -> None:
     """Inputs that are divided at any step give the same numbers, or the same fault with the same position."""
     inputs, features = PARTS[name]
     for at_once in (1, 2, 3, 6, 7, 9):
         try:
-            whole: Any = to_array(inputs, features).tolist()
+            whole: Any = array(inputs, features).tolist()
         except InputError as error:
             whole = error.faults
         try:
-            parts: Any = np.concatenate(list(arrays(inputs, features, at_once=at_once))).tolist()
+            parts: Any = np.concatenate(list(arrays(inputs, features, dtype=SINGLE, at_once=at_once))).tolist()
         except InputError as error:
             parts = error.faults
         assert parts == whole

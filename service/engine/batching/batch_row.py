@@ -13,9 +13,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from gevent.hub import Waiter
-from numpy.typing import NDArray
 
-from onward.model.inputs import Inputs
+from onward.model.inputs import InputArray, Inputs
 from onward.model.runner import Outputs, StepModel
 from onward.model.scoring.surprise import SurpriseMeans
 from onward.service.errors import without_frames
@@ -163,7 +162,7 @@ class PendingRequest:
 
     __slots__ = ("digest", "inputs", "length", "outcome", "request")
 
-    def __init__(self, request: StepRequest, length: int, inputs: NDArray[np.float32] | None = None) -> None:
+    def __init__(self, request: StepRequest, length: int, inputs: InputArray | None = None) -> None:
         """length: its steps. inputs: (length, features), None if they are not parsed yet."""
         self.request, self.length, self.inputs = request, length, inputs
         self.digest = b""
@@ -200,7 +199,7 @@ class BatchRow:
         """
         self.model, self.key, self.requests, self.length, self.size = model, key, requests, length, size
         self.call, self.deadline, self.first_record = call, deadline, first_record
-        self.inputs: NDArray[np.float32] | None = None
+        self.inputs: InputArray | None = None
         """(length, features); a session's row has them once it is admitted, without those of requests that are retries
         or refused.
         """
@@ -295,7 +294,7 @@ class Progress:
         surprise: SurpriseMeans | None,
         *,
         horizon: int = 0,
-        feed: Callable[[Outputs], NDArray[np.float32]] | None = None,
+        feed: Callable[[Outputs], InputArray] | None = None,
         keep: int = 0,
     ) -> None:
         """length: steps of inputs. chunk: the most steps in one call of the model.
@@ -322,7 +321,7 @@ class Progress:
     def finished(self) -> bool:
         return self._consumed == self.length and self._rolled == self.horizon
 
-    def next_inputs(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    def next_inputs(self, inputs: InputArray) -> InputArray:
         """Returns the inputs (size, features) of the next call. inputs: (length, features) of the row."""
         if not self._consumed and 0 < self.length <= self.chunk:
             return inputs

@@ -14,9 +14,8 @@ from functools import partial
 from time import perf_counter
 
 import gevent
-import numpy as np
-from numpy.typing import NDArray
 
+from onward.model.inputs import InputArray
 from onward.model.runner import StepModel
 from onward.model.sampling.rollout_inputs import RolloutInputs
 from onward.model.scoring.accuracy import Accuracy
@@ -223,7 +222,7 @@ class Batchers:
     def standalone_row(
         self,
         model: StepModel,
-        inputs: NDArray[np.float32],
+        inputs: InputArray,
         call: PendingCall,
         state: State,
         horizon: int = 0,
@@ -289,7 +288,7 @@ class Batchers:
     def run_standalone(
         self,
         model: StepModel,
-        inputs: NDArray[np.float32],
+        inputs: InputArray,
         state: State,
         *,
         accuracy: bytes | None = None,

@@ -61,7 +61,7 @@ def measure(model: StepModel) -> Cost:
 
 
 def _fastest(model: StepModel, call: ModelCall, rows: int, steps: int) -> float:
-    inputs, sizes = padded([np.zeros((steps, len(model.features)), np.float32)] * rows)
+    inputs, sizes = padded([np.zeros((steps, len(model.features)), model.input_dtype)] * rows)
     states = model.layout.initial(rows)
     times = []
     for _ in range(_TIMES):

@@ -10,8 +10,8 @@ import struct
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from onward.model.inputs import InputArray
 from onward.model.runner import Outputs, StepModel
 from onward.model.scoring.accuracy import Accuracy
 from onward.model.scoring.surprise import surprises, update_means
@@ -203,9 +203,7 @@ class Executor:
                     row.restart()
         return committed
 
-    def _run_model(
-        self, inputs: NDArray[np.float32], sizes: Sequence[int], states: State
-    ) -> tuple[Outputs, State, list[bool]]:
+    def _run_model(self, inputs: InputArray, sizes: Sequence[int], states: State) -> tuple[Outputs, State, list[bool]]:
         return cost.run(self._costs.seconds(*inputs.shape[:2]), self._call, inputs, sizes, states)
 
     # Rows that take longer, or belong to no session
@@ -230,7 +228,7 @@ class Executor:
     def _advance(
         self,
         rows: Sequence[BatchRow],
-        inputs: NDArray[np.float32],
+        inputs: InputArray,
         sizes: Sequence[int],
         states: State,
         outputs: Outputs,
@@ -257,7 +255,7 @@ class Executor:
     def _score(
         self,
         accuracies: Sequence[bytes | None],
-        inputs: NDArray[np.float32],
+        inputs: InputArray,
         sizes: Sequence[int],
         states: State,
         outputs: Outputs,
@@ -343,7 +341,7 @@ class Executor:
             self._count_sums([sum(column) for column in zip(*increments, strict=True)])
 
 
-def _with_next_inputs(rows: Sequence[BatchRow]) -> tuple[list[BatchRow], list[NDArray[np.float32]]]:
+def _with_next_inputs(rows: Sequence[BatchRow]) -> tuple[list[BatchRow], list[InputArray]]:
     """Returns the rows and their next inputs, without the rows whose next inputs cannot be made, which are settled."""
     ready, inputs = [], []
     for row in rows:

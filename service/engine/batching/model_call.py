@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onward.model.finite import finite
+from onward.model.inputs import InputArray
 from onward.model.runner import Outputs, StepModel
 from onward.model.state import State
-
-Inputs = NDArray[np.float32]
 
 
 class ModelCall:
@@ -17,7 +15,7 @@ class ModelCall:
         """row_by_row: calls the model for each row alone, if its kernels' results depend on the rows beside it."""
         self._model, self._row_by_row = model, row_by_row
 
-    def __call__(self, inputs: Inputs, sizes: Sequence[int], states: State) -> tuple[Outputs, State, list[bool]]:
+    def __call__(self, inputs: InputArray, sizes: Sequence[int], states: State) -> tuple[Outputs, State, list[bool]]:
         """Returns the outputs (rows, longest), the states after them (rows,), and whether each row is finite.
 
         inputs: (rows, longest, features); each row has as many steps as `sizes` says, then padding, whose outputs mean
@@ -38,13 +36,13 @@ def split(rows: State | Outputs) -> list[bytes]:
     return [data[start : start + size] for start in range(0, len(data), size)]
 
 
-def padded(row_inputs: Sequence[Inputs]) -> tuple[Inputs, list[int]]:
+def padded(row_inputs: Sequence[InputArray]) -> tuple[InputArray, list[int]]:
     """Returns all rows' inputs, each (steps, features), as one array (rows, longest, features), and their lengths."""
     sizes = [len(steps) for steps in row_inputs]
     longest = max(sizes)
     if min(sizes) == longest:
         return np.concatenate(row_inputs).reshape(len(row_inputs), longest, -1), sizes
-    inputs = np.zeros((len(row_inputs), longest, row_inputs[0].shape[1]), np.float32)
+    inputs: InputArray = np.zeros((len(row_inputs), longest, row_inputs[0].shape[1]), row_inputs[0].dtype)
     for row, steps in enumerate(row_inputs):
         inputs[row, : len(steps)] = steps
     return inputs, sizes

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from zlib_ng.zlib_ng import crc32
 
+from onward.model.inputs import InputArray
 from onward.model.runner import Outputs, StepModel
 from onward.model.scoring.accuracy import Accuracy
 from onward.model.scoring.central_interval import Floats
@@ -42,7 +43,7 @@ class RecordColumns:
         return np.ndarray(len(columns), self._state, columns, self._state_start, columns.strides)
 
     def advance(
-        self, columns: Columns, inputs: NDArray[np.float32], outputs: Outputs, states: State, now: float
+        self, columns: Columns, inputs: InputArray, outputs: Outputs, states: State, now: float
     ) -> tuple[Outputs, Floats]:
         """Advances the columns by one step of each row.
 

@@ -8,10 +8,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onward.model.finite import finite
-from onward.model.inputs import Inputs
+from onward.model.inputs import InputArray, Inputs
 from onward.model.runner import Outputs, StepModel
 from onward.model.sampling import rollout
 from onward.model.state import State
@@ -44,10 +43,10 @@ class ForecastStart(NamedTuple):
 
     model: StepModel
     record: Record
-    inputs: NDArray[np.float32]
+    inputs: InputArray
     outputs: Outputs
     state: State
-    covariates: NDArray[np.float32] | None
+    covariates: InputArray | None
 
 
 class ForecastStarts:
@@ -74,7 +73,7 @@ class ForecastStarts:
             covariates = rollout.future_covariates(model.manifest, request.horizon, request.future)
         state = state_of(model, record)
         if request.inputs is None:
-            outputs, inputs = model.last_prediction(state), np.zeros((0, len(model.features)), np.float32)
+            outputs, inputs = model.last_prediction(state), np.zeros((0, len(model.features)), model.input_dtype)
         else:
             inputs = self._parser.parse(model, request.inputs)
             result = self._batchers.run_standalone(model, inputs, state, has_left=has_left)

@@ -8,8 +8,8 @@ session does not change.
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
+from onward.model.inputs import InputArray
 from onward.model.runner import Outputs
 from onward.model.sampling.generation import (
     GeneratedPath,
@@ -53,7 +53,7 @@ class Generation:
         with as_service_errors():
             yield from self._path.steps(self._step)
 
-    def _step(self, inputs: NDArray[np.float32], state: State) -> tuple[Outputs, State]:
+    def _step(self, inputs: InputArray, state: State) -> tuple[Outputs, State]:
         if (
             self._has_left is not None and self._has_left()
         ):  # a step is shorter than the interval at which connections are checked

@@ -12,8 +12,8 @@ from hashlib import blake2b
 from typing import NamedTuple, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
+from onward.model.inputs import InputArray
 from onward.model.manifest import Feature
 from onward.model.scoring.surprise import SurpriseMeans
 
@@ -38,9 +38,9 @@ class History(NamedTuple):
 
     features: bytes
     points: tuple[Point, ...]
-    inputs: NDArray[np.float32]
+    inputs: InputArray
 
-    def advanced(self, points: Sequence[Point], inputs: NDArray[np.float32], step: int, keep: int) -> Self:
+    def advanced(self, points: Sequence[Point], inputs: InputArray, step: int, keep: int) -> Self:
         """Returns the history at `step`, after more inputs (steps, features). points: on the way there, in order."""
         candidates = [*self.points, *points]
         old_enough = [index for index, point in enumerate(candidates) if point.step <= step - keep]
@@ -51,7 +51,7 @@ class History(NamedTuple):
         steps = max(keep, step - retained[0].step)
         return self._replace(points=tuple(retained), inputs=np.concatenate([self.inputs, inputs])[-steps:])
 
-    def back_to(self, step: int, now: int) -> tuple[Point, NDArray[np.float32], Self] | None:
+    def back_to(self, step: int, now: int) -> tuple[Point, InputArray, Self] | None:
         """Returns the last point before `step`, the inputs from there to `step`, and the history at `step`.
 
         `now` is the step of the session. Returns None if `step` is not in the history.
@@ -70,26 +70,31 @@ class History(NamedTuple):
         return b"".join([*parts, self.inputs.tobytes()])
 
 
-def begun(features: Sequence[Feature], point: Point, inputs: NDArray[np.float32] | None = None) -> History:
+def begun(features: Sequence[Feature], point: Point, inputs: InputArray | None = None) -> History:
     """Returns the history of a session that has none yet and is at that point. inputs: its last (steps, features)."""
     if inputs is None:
-        inputs = np.zeros((0, len(features)), np.float32)
+        inputs = np.zeros((0, len(features)), np.float32)  # joined with others, it takes their type
     return History(meaning(features), (point,), inputs)
 
 
 def from_bytes(data: bytes) -> History:
-    """Returns the history that `to_bytes` has written. It checks nothing: the record's checksum covers these bytes."""
-    features, steps, width, count = _HEAD.unpack_from(data)
+    """Returns the history that `to_bytes` has written. It checks nothing: the record's checksum covers these bytes.
+
+    The length of the bytes shows whether the inputs are in single or in double precision.
+    """
+    features, steps, width, length = _HEAD.unpack_from(data)
     offset, points = _HEAD.size, []
-    for _ in range(count):
-        step, inputs, mean, recent, *sizes = _POINT.unpack_from(data, offset)
+    for _ in range(length):
+        step, count, mean, recent, *sizes = _POINT.unpack_from(data, offset)
         offset += _POINT.size
         parts = []
         for size in sizes:
             parts.append(data[offset : offset + size])
             offset += size
-        points.append(Point(step, (inputs, mean, recent), *parts))
-    return History(features, tuple(points), np.frombuffer(data, np.float32, offset=offset).reshape(steps, width))
+        points.append(Point(step, (count, mean, recent), *parts))
+    is_single = len(data) - offset == 4 * steps * width
+    inputs: InputArray = np.frombuffer(data, np.float32 if is_single else np.float64, offset=offset)
+    return History(features, tuple(points), inputs.reshape(steps, width))
 
 
 def meaning(features: Sequence[Feature]) -> bytes:

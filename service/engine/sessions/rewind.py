@@ -82,6 +82,7 @@ class SessionRewind:
             past = history.from_bytes(record.history) if record.history else history.begun(features, start)
             if past.features != history.meaning(features):
                 raise HistoryError(f"version {model.manifest.version} of {record.ref.model!r} has other features")
+            past = past._replace(inputs=past.inputs.astype(model.input_dtype))
             state, surprise = initial.tobytes(), NO_SURPRISES
             accuracy = self._batchers.accuracy(model).initial(nominal_coverage(record.accuracy))
             if len(past.inputs):

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from onward.service.engine.sessions import history
 from onward.service.engine.sessions.history import Point
 from onward.service.errors import HistoryError, InvalidInputError, LateRequestError, ModelGoneError, UnknownVersionError
 from onward.service.store.lmdb import LmdbStore
+from tests.helpers.analytic_models import ar1
 from tests.helpers.recorded_bundles import make_bundle
 from tests.helpers.reference_loop import ZOO, BareLoop, pulse
 
@@ -187,4 +189,26 @@ def test_a_long_call_counts_each_surprise_once_for_its_history(tmp_path: Path, m
     engine.create(T, "pulse", session_id="s")
     engine.steps.step(T, "s", [500.0] * 5000)
     assert sum(counted) <= 2 * 5000
+    engine.close()
+
+
+def test_a_history_keeps_the_precision_of_its_model(tmp_path: Path) -> None:
+    """The inputs of a model in double precision are replayed as they were; those of single precision, converted."""
+    values = [1_700_000_000 + number / 1024 for number in range(8)]
+    for version, dtype in ((1, "float32"), (2, "float64")):
+        ar1(tmp_path / "models", 1.0, 1.0, name="walk", version=version, dtype=dtype)
+    engine = Engine(open_all(tmp_path / "models"), LmdbStore(tmp_path), Limits(history=KEEP))
+    engine.start()
+    for version, expected in ((2, values), (1, np.array(values, np.float32).tolist())):
+        name = f"of-{version}"
+        engine.create(T, "walk", version=version, session_id=name, inputs=values[:2])
+        for value in values[2:]:
+            engine.steps.step(T, name, [value])
+        assert history.from_bytes(engine.sessions.get(T, name).record.history).inputs[:, 0].tolist() == expected
+        engine.history.rewind(T, name, 5)
+        engine.history.migrate(T, name, 2)
+        step = engine.steps.step(T, name, [values[0]])
+        assert step.outputs["mean"].tolist() == [[values[0]]]
+        past = history.from_bytes(engine.sessions.get(T, name).record.history)
+        assert past.inputs[:, 0].tolist() == [*expected[:5], values[0]]
     engine.close()

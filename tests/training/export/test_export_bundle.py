@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from onward.model.checks import CheckError
+from onward.model.inputs import InputArray
 from onward.model.manifest import Manifest
 from onward.model.repository import open_all, open_bundle
 from onward.model.runner import Outputs, StepModel
@@ -163,7 +164,7 @@ def test_an_error_in_any_constant_is_never_published(tmp_path: Path, monkeypatch
 class InexactModel(StepModel):
     """A model whose outputs in a batch differ in the last bit, far within the tolerance of the proof."""
 
-    def run(self, inputs: graph.Array, lengths: NDArray[np.int32], state: State) -> tuple[Outputs, State]:
+    def run(self, inputs: InputArray, lengths: NDArray[np.int32], state: State) -> tuple[Outputs, State]:
         outputs, after = super().run(inputs, lengths, state)
         if len(inputs) > 1:
             outputs["mean"] = np.nextafter(outputs["mean"], np.float32(np.inf))
