@@ -166,7 +166,7 @@ class LocalSession:
             surprise=Surprise(*self._surprise) if self._surprise[0] else None,
             accuracy=None
             if targets is None
-            else {name: results.Accuracy(**target._asdict()) for name, target in targets.items()},
+            else {name: results.target_accuracy(target.fields()) for name, target in targets.items()},
             interval=None if interval is None else IntervalInfo(**interval._asdict()),
         )
 

@@ -4,7 +4,7 @@ Knows no transport. Numbers come out as floats of the model's own type, 32-bit u
 output has the same bits as the model's; categories come out as they are, None for any that is not listed.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -229,12 +229,27 @@ class Surprise:
 
 
 @dataclass(frozen=True, slots=True)
+class RecentAccuracy:
+    """The accuracy of the predictions of one target, over the last `inputs` that had a prediction.
+
+    These are the last 100 to 199, or all of a shorter session. The other fields are those of `Accuracy`.
+    """
+
+    inputs: int
+    mae: float | None = None
+    mase: float | None = None
+    coverage: float | None = None
+    hits: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Accuracy:
     """The accuracy of the predictions of one target, over the `inputs` that had a prediction.
 
     mae: mean absolute error. mase: mae divided by that of the previous value as the prediction. coverage: the share of
     inputs inside the model's own central interval, whose nominal coverage is `level`. hits: top-1 accuracy of
-    categories. Each is None if the model has no outputs to compute it from.
+    categories. Each is None if the model has no outputs to compute it from. recent: the same over the last inputs; None
+    from a service that does not compute it.
     """
 
     inputs: int
@@ -243,6 +258,7 @@ class Accuracy:
     coverage: float | None = None
     level: float | None = None
     hits: float | None = None
+    recent: RecentAccuracy | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,12 +266,14 @@ class IntervalInfo:
     """The prediction intervals of a session.
 
     wanted: their nominal coverage. coverage: by target, the share of inputs that lay inside, None before the first.
-    alpha: by target, the share of inputs that the interval leaves out at present.
+    alpha: by target, the share of inputs that the interval leaves out at present. recent_coverage: by target, the
+    coverage over the last 100 to 199 inputs; empty from a service that does not compute it.
     """
 
     wanted: float
     coverage: Mapping[str, float | None]
     alpha: Mapping[str, float]
+    recent_coverage: Mapping[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,10 +401,23 @@ def session(response: Mapping[str, Any]) -> SessionInfo:
         None if surprise is None else Surprise(surprise["count"], surprise["mean"], surprise["recent"]),
         response.get("replayed"),
         Prediction(outputs(prediction, _dtype(response)), None, response["step"]) if prediction else None,
-        None if accuracy is None else {target: _accuracy(numbers) for target, numbers in accuracy.items()},
-        None if interval is None else IntervalInfo(interval["wanted"], interval["coverage"], interval["alpha"]),
+        None if accuracy is None else {target: target_accuracy(numbers) for target, numbers in accuracy.items()},
+        None if interval is None else _interval(interval),
     )
 
 
-def _accuracy(numbers: Mapping[str, Any]) -> Accuracy:
-    return Accuracy(numbers["inputs"], *(numbers.get(name) for name in ("mae", "mase", "coverage", "level", "hits")))
+def target_accuracy(numbers: Mapping[str, Any]) -> Accuracy:
+    """Returns the accuracy of one target from its fields; a later service may have more of them."""
+    recent = numbers.get("recent")
+    return Accuracy(
+        **_named(numbers, ("inputs", "mae", "mase", "coverage", "level", "hits")),
+        recent=recent and RecentAccuracy(**_named(recent, ("inputs", "mae", "mase", "coverage", "hits"))),
+    )
+
+
+def _interval(numbers: Mapping[str, Any]) -> IntervalInfo:
+    return IntervalInfo(**_named(numbers, ("wanted", "coverage", "alpha", "recent_coverage")))
+
+
+def _named(members: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    return {name: members[name] for name in names if name in members}

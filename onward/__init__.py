@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         Outputs,
         Prediction,
         Predictions,
+        RecentAccuracy,
         SequencePrediction,
         SessionInfo,
         StatelessStep,
@@ -86,7 +87,7 @@ _MODULES = {
     "onward.client.operations": ("StepResult",),
     "onward.client.results": (
         "Accuracy", "Done", "Forecast", "Generated", "Interval", "IntervalInfo", "Outputs", "Prediction", "Predictions",
-        "SequencePrediction", "SessionInfo", "StatelessStep", "Step", "Steps", "Surprise",
+        "RecentAccuracy", "SequencePrediction", "SessionInfo", "StatelessStep", "Step", "Steps", "Surprise",
     ),
     "onward.client.sync_client": ("Client", "Session"),
 }  # fmt: skip
@@ -99,10 +100,10 @@ __all__ = [
     "GenerationOptions", "HeadersTooLarge", "Internal", "Interval", "IntervalInfo", "InvalidRequest", "LateRequest",
     "LocalModel", "LocalSession", "MalformedJson", "MethodNotAllowed", "ModelGone", "NoForecast", "NoHistory",
     "NoSecret", "NoStream", "NotFinite", "NotFound", "NotReady", "OnwardError", "Outputs", "Overloaded",
-    "PendingSession", "Prediction", "Predictions", "Problem", "Reloaded", "RequestReused", "RetryableError",
-    "RetryableProblem", "SequencePrediction", "Session", "SessionEnded", "SessionExists", "SessionInfo",
-    "SlowReader", "StateExpired", "StatelessStep", "Step", "StepConflict", "StepResult", "Steps", "Stopping",
-    "StoreFull", "StoreUnavailable", "Surprise", "UnknownModel", "UnknownSession", "UnknownVersion",
+    "PendingSession", "Prediction", "Predictions", "Problem", "RecentAccuracy", "Reloaded", "RequestReused",
+    "RetryableError", "RetryableProblem", "SequencePrediction", "Session", "SessionEnded", "SessionExists",
+    "SessionInfo", "SlowReader", "StateExpired", "StatelessStep", "Step", "StepConflict", "StepResult", "Steps",
+    "Stopping", "StoreFull", "StoreUnavailable", "Surprise", "UnknownModel", "UnknownSession", "UnknownVersion",
     "UnreachableError", "UnsupportedMediaType", "UpgradeRequired", "UriTooLong", "errors", "load",
 ]  # fmt: skip
 

@@ -44,7 +44,8 @@ class Accuracy:
         # Both layouts also if scoring is disabled: answers that were stored before may have scores.
         layouts = [plain, with_intervals] if plain.numbers else [plain]
         self._by_size = {layout.size: RunningStatistics(layout) for layout in layouts}
-        self._by_size[0] = self._by_size[plain.size]
+        self._earlier = {layout.earlier_size: layout for layout in layouts if layout.earlier_size < layout.size}
+        """The layouts by their size in earlier versions, which counted no recent statistics."""
         self.step_scorer = StepScorer(plain)
         """What scores a finite row of one step of a session that `score_columns` could score, with the same bits."""
         self.scored_dtype = plain.output_dtype if self.enabled else model.output_dtype
@@ -63,7 +64,7 @@ class Accuracy:
 
     def can_read(self, size: int) -> bool:
         """True if statistics of that many bytes have this model's layout, or are not read at all."""
-        return not self.enabled or size in self._by_size
+        return not self.enabled or size in self._by_size or size in self._earlier or not size
 
     def decode_outputs(self, data: bytes, steps: int) -> Outputs:
         """Decodes a stored answer (steps,); its length shows which scores it has beside the outputs."""
@@ -87,8 +88,10 @@ class Accuracy:
 
         Rows whose outputs are not finite are scored too, without a warning; the caller discards their results.
         """
-        scorers = [None if row is None else self._by_size[len(row)] for row in statistics]
-        started = [row or self._first for row in statistics]
+        started = [self._present(row or b"") for row in statistics]
+        scorers = [
+            None if before is None else self._by_size[len(row)] for before, row in zip(statistics, started, strict=True)
+        ]
         if len(distinct := set(scorers)) == 1 and (scorer := scorers[0]) is not None:
             return scorer.score(started, inputs, sizes, before, outputs)
         answers, after = list[Outputs](outputs), list[bytes | None](statistics)
@@ -121,19 +124,29 @@ class Accuracy:
 
     def increments(self, before: Sequence[bytes], after: Sequence[bytes]) -> list[float]:
         """Returns the increment of each of `sums`, added over all rows."""
-        sums, rows = self._plain.summed([*after, *(row or self._first for row in before)]), len(after)
+        sums, rows = self._plain.summed([*after, *map(self._present, before)]), len(after)
         total: list[float] = np.add.reduce(sums[:rows] - sums[rows:]).tolist()
         return total
 
     def target_statistics(self, statistics: bytes) -> dict[str, TargetStatistics] | None:
         """Returns a session's statistics by target; None if no input has been scored in a session without intervals."""
-        if not self.enabled or statistics in (b"", self._first):
+        statistics = self._present(statistics)
+        if not self.enabled or statistics == self._first:
             return None
         return self._by_size[len(statistics)].target_statistics(statistics)
 
     def interval_statistics(self, statistics: bytes) -> IntervalStatistics | None:
         """Returns the statistics of a session's intervals; None if it has none."""
-        return self._by_size[len(statistics)].interval_statistics(statistics) if statistics and self.enabled else None
+        if not self.enabled:
+            return None
+        statistics = self._present(statistics)
+        return self._by_size[len(statistics)].interval_statistics(statistics)
+
+    def _present(self, statistics: bytes) -> bytes:
+        """Returns a session's statistics in the present layout, also those of a session that has not been scored."""
+        if layout := self._earlier.get(len(statistics)):
+            return layout.from_earlier(statistics)
+        return statistics or self._first
 
 
 def _why_no_intervals(head: Head, *, enabled: bool) -> str:

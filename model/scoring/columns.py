@@ -10,7 +10,7 @@ from onward.model.inputs import InputArray
 from onward.model.manifest import RANKED
 from onward.model.runner import Outputs
 from onward.model.scoring.central_interval import Floats
-from onward.model.scoring.conformal import anomalies_of_rows
+from onward.model.scoring.conformal import BLOCK, anomalies_of_rows
 from onward.model.scoring.layout import ALARM, ALARMS, ANOMALY, ERROR, INPUTS, LAST, SURPRISE, StatisticsLayout
 
 
@@ -54,6 +54,10 @@ def score_columns(
         increments[:, SURPRISE] = surprise
         increments[:, ALARMS] = found >= ALARM
     numbers[:, : increments.shape[1]] += increments
+    if layout.targets:  # all of them have the same number of inputs
+        full = np.flatnonzero(numbers[:, layout.block.start] == BLOCK)
+        if len(full):
+            layout.end_blocks(numbers, full)
     return scored, increments[:, 1:]
 
 

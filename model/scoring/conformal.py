@@ -16,6 +16,10 @@ Floats = NDArray[np.float64]
 Ring = NDArray[np.float32]
 
 RING_SIZE = 256
+BLOCK = 100
+"""The number of inputs of a block. Recent statistics cover the last block that ended and the one since then, which are
+the last BLOCK to 2 BLOCK - 1 inputs, or all of a shorter session.
+"""
 MIN_SCORES = 19
 """The number of scores before the first anomaly: with fewer scores no input could have an anomaly of 0.95."""
 GAMMA = 0.005
@@ -80,12 +84,17 @@ class IntervalState(NamedTuple):
     """The state of one target's adaptive intervals.
 
     level: 1 - alpha_t. entered: the number of scores. covered: how many of the counted scores lay within the interval
-    that was predicted for them.
+    that was predicted for them. The others are both numbers at the start of the last block that ended, and at the start
+    of the present one.
     """
 
     level: float
-    entered: float
-    covered: float
+    entered: float = 0.0
+    covered: float = 0.0
+    recent_entered: float = 0.0
+    recent_covered: float = 0.0
+    block_entered: float = 0.0
+    block_covered: float = 0.0
 
 
 def min_scores_for_interval(nominal: float) -> int:
@@ -105,7 +114,7 @@ def correct_interval(
     scores: errors in scales, float32, not negative; NaN if the input is missing. ring: the last scores; empty entries
     are +inf. An interval is infinite if there are too few scores yet, or if 1 - alpha_t needs more than the ring has.
     """
-    level, entered, covered = state
+    level, entered, covered, recent_entered, recent_covered, block_entered, block_covered = state
     widths, first, alpha = [], min_scores_for_interval(nominal), 1 - nominal
     rising: Any = np.sort(np.frombuffer(ring, np.float32))
     if len(scores) > 1:  # for one score, a list costs more than it saves
@@ -118,6 +127,10 @@ def correct_interval(
                 level += GAMMA * (missed - alpha)  # alpha_{t+1} = alpha_t + gamma (alpha - err_t): their equation 2
                 covered += not missed
             entered += 1
+            if entered - block_entered == BLOCK:
+                recent_entered, recent_covered, block_entered, block_covered = (
+                    block_entered, block_covered, entered, covered,
+                )  # fmt: skip
             if oldest < position:
                 position -= 1
                 rising[oldest:position] = rising[oldest + 1 : position + 1]
@@ -127,7 +140,8 @@ def correct_interval(
             ring = ring[_FLOAT.size :] + _FLOAT.pack(score)
         rank = _rank(level, entered)
         widths.append(math.inf if rank > RING_SIZE else float(rising[rank - 1]) if rank > 0 else 0.0)
-    return widths, IntervalState(level, entered, covered), ring
+    state = IntervalState(level, entered, covered, recent_entered, recent_covered, block_entered, block_covered)
+    return widths, state, ring
 
 
 def _rank(level: float, entered: float) -> int:

@@ -3,10 +3,16 @@
 Owns these bytes: the nominal coverage of intervals (0: none), the sums, the last true values and a ring of surprises;
 for a session with intervals also each target's level, its numbers of scores entered and covered, and its ring of
 scores. Knows nothing of how they are counted.
+
+The sums of a target are those of its present block of inputs, of the block before it, and of all blocks that ended. So
+a step adds to one of them alone, the whole session's sums are those of the ended blocks and the present one, and the
+recent sums those of the last two blocks: they forget an absurd value, which a difference of the whole session's sums
+would not.
 """
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 from struct import Struct
 from typing import Any, NamedTuple
 
@@ -16,7 +22,7 @@ from numpy.typing import NDArray
 from onward.model.manifest import RESERVED
 from onward.model.runner import StepModel
 from onward.model.scoring.central_interval import CentralInterval
-from onward.model.scoring.conformal import EMPTY, RING_SIZE, UNFILLED
+from onward.model.scoring.conformal import EMPTY, RING_SIZE, UNFILLED, IntervalState
 
 ALARM = 0.99
 """An anomaly of at least this counts as an alarm."""
@@ -62,20 +68,28 @@ class StatisticsLayout:
         self.sums = (*map(Sum, _OF_ALL), *(Sum(name, target) for name in self.names for target in self.targets))
         width, start = len(self.targets), 1 + len(_OF_ALL)
         self.positions: dict[str, slice] = {}
-        """The positions of the targets' numbers in a row, by the name of their sum or LAST."""
+        """The positions of the targets' numbers in a row, by LAST or the name of their sum over the present block."""
         for name in (*self.names, *([LAST] if self.numbers else [])):
             self.positions[name] = slice(start, start + width)
             start += width
-        self.row = Struct(f"<{start}d")
+        first, size = 1 + len(_OF_ALL), len(self.names) * width
+        self.block, self.ended = slice(first, first + size), slice(start, start + size)
+        self.previous = slice(start + size, start + 2 * size)
+        """The positions of the sums over the present block, over all blocks that ended, and over the last of these."""
+        self.row, self._earlier_row = Struct(f"<{self.previous.stop}d"), Struct(f"<{start}d")
         ring, width = len(EMPTY) if head.surprise else 0, width if self.numbers else 0
         self.ring = slice(self.row.size, self.row.size + ring)
         """The bytes of the ring of surprises."""
-        self.interval_states = Struct(f"<{3 * width}d")
-        """All targets' levels and numbers of scores entered and covered, after `ring`; with intervals only."""
+        self.interval_states = Struct(f"<{len(IntervalState._fields) * width}d")
+        """All targets' levels, their numbers of scores entered, and so on, after `ring`; with intervals only."""
         start, ring = self.ring.stop + self.interval_states.size, len(UNFILLED)
         self.rings = [slice(start + target * ring, start + (target + 1) * ring) for target in range(width)]
         """The bytes of each target's ring of scores; with intervals only."""
         self.size = (self.rings[-1].stop if self.rings else start) if intervals else self.ring.stop
+        self._earlier_interval_states = Struct(f"<{3 * width}d")
+        shorter = self.interval_states.size - self._earlier_interval_states.size if intervals else 0
+        self.earlier_size = self.size - (self.row.size - self._earlier_row.size) - shorter
+        """The size in versions without recent sums; the same if the model has no targets."""
         numbers: list[Any] = [("numbers", np.float64, (self.row.size // 8,))]
         self.dtype = np.dtype(numbers + ([("ring", np.float32, (RING_SIZE,))] if head.surprise else []))
         """The statistics of a session without intervals as a row of a structured array."""
@@ -88,18 +102,53 @@ class StatisticsLayout:
 
     def first(self, nominal: float = 0.0) -> bytes:
         """Returns the statistics of a new session."""
-        last = [math.nan] * (len(self.targets) if self.numbers else 0)
-        statistics = self.row.pack(nominal, *[0.0] * len(self.sums), *last) + EMPTY[: self.ring.stop - self.ring.start]
+        last, ended = [math.nan] * (len(self.targets) if self.numbers else 0), [0.0] * (len(self.sums) - len(_OF_ALL))
+        row = self.row.pack(nominal, *[0.0] * len(self.sums), *last, *ended, *ended)
+        statistics = row + EMPTY[: self.ring.stop - self.ring.start]
         if not self.intervals:
             return statistics
-        width = len(self.targets)
-        return statistics + self.interval_states.pack(*[nominal] * width, *[0.0] * 2 * width) + UNFILLED * width
+        states = [IntervalState(nominal)] * len(self.targets)
+        return statistics + self.pack_interval_states(states) + UNFILLED * len(self.targets)
+
+    def from_earlier(self, statistics: bytes) -> bytes:
+        """Returns the statistics for those of `earlier_size`, with an empty recent window."""
+        numbers = self._earlier_row.unpack_from(statistics)
+        sums, zeros = numbers[self.block], [0.0] * (self.block.stop - self.block.start)
+        row = self.row.pack(*numbers[: self.block.start], *zeros, *numbers[self.block.stop :], *sums, *zeros)
+        ring_end = self._earlier_row.size + self.ring.stop - self.ring.start
+        statistics, rest = row + statistics[self._earlier_row.size : ring_end], statistics[ring_end:]
+        if not self.intervals:
+            return statistics
+        columns = np.reshape(self._earlier_interval_states.unpack_from(rest), (3, -1)).tolist()
+        states = [IntervalState(*state, *state[1:], *state[1:]) for state in zip(*columns, strict=True)]
+        return statistics + self.pack_interval_states(states) + rest[self._earlier_interval_states.size :]
+
+    def pack_interval_states(self, states: Sequence[IntervalState]) -> bytes:
+        """Returns the bytes of each target's state."""
+        return self.interval_states.pack(*chain(*zip(*states, strict=True)))
+
+    def end_block(self, numbers: list[float], target: int) -> None:
+        """Ends the block of a target, by its position, in the numbers of a row."""
+        for position in range(self.block.start + target, self.block.stop, len(self.targets)):
+            of_block, from_block = numbers[position], position - self.block.start
+            numbers[self.ended.start + from_block] += of_block
+            numbers[self.previous.start + from_block] = of_block
+            numbers[position] = 0.0
+
+    def end_blocks(self, numbers: NDArray[np.float64], rows: NDArray[np.intp]) -> None:
+        """Ends the blocks of all targets of some of the rows (rows, numbers), with the same bits."""
+        of_block = numbers[rows, self.block]
+        numbers[rows, self.ended] += of_block
+        numbers[rows, self.previous] = of_block
+        numbers[rows, self.block] = 0.0
 
     def summed(self, statistics: Sequence[bytes]) -> NDArray[np.float64]:
-        """Returns the sums (rows, sums) of rows with or without intervals."""
-        end = _NOMINAL.size * (1 + len(self.sums))
-        sums = b"".join([row[_NOMINAL.size : end] for row in statistics])
-        return np.frombuffer(sums, np.float64).reshape(len(statistics), -1)
+        """Returns the sums (rows, sums) of whole sessions, with or without intervals."""
+        size = self.row.size
+        data = bytearray().join([row[:size] for row in statistics])
+        numbers = np.ndarray((len(statistics), size // 8), np.float64, data)
+        numbers[:, self.block] += numbers[:, self.ended]
+        return numbers[:, 1 : self.block.stop]
 
 
 def nominal_coverage(statistics: bytes) -> float:

@@ -10,7 +10,6 @@ one step by `columns.py`, at less cost. All give the same bits.
 
 import math
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,26 +45,43 @@ class Predictions(NamedTuple):
     above: Rows
 
 
-class TargetStatistics(NamedTuple):
-    """A target's statistics. MASE is scaled by the previous value's error (Hyndman and Koehler 2006, section 3)."""
+class RecentStatistics(NamedTuple):
+    """A target's statistics over its last inputs, at most `2 * BLOCK - 1`."""
 
     inputs: int
     mae: float | None = None
     mase: float | None = None
     coverage: float | None = None
-    level: float | None = None
     hits: float | None = None
+
+
+class TargetStatistics(NamedTuple):
+    """A target's statistics. MASE is scaled by the previous value's error (Hyndman and Koehler 2006, section 3)."""
+
+    inputs: int
+    mae: float | None
+    mase: float | None
+    coverage: float | None
+    level: float | None
+    hits: float | None
+    recent: RecentStatistics
+
+    def fields(self) -> dict[str, Any]:
+        """Returns the statistics by name, those over the last inputs too."""
+        return self._asdict() | {"recent": self.recent._asdict()}
 
 
 class IntervalStatistics(NamedTuple):
     """The statistics of adaptive intervals, with the names of the HTTP interface.
 
-    wanted: the nominal coverage. coverage: the actual coverage by target. alpha: alpha_t by target.
+    wanted: the nominal coverage. coverage: the actual coverage by target. alpha: alpha_t by target. recent_coverage:
+    the actual coverage over the last inputs.
     """
 
     wanted: float
     coverage: dict[str, float | None]
     alpha: dict[str, float]
+    recent_coverage: dict[str, float | None]
 
 
 class RunningStatistics:
@@ -192,8 +208,8 @@ class RunningStatistics:
             reach = [width * unit for width, unit in zip(step_widths, step_scale, strict=True)]
             step_scores += [value - half for value, half in zip(step_centre, reach, strict=True)]
             step_scores += [value + half for value, half in zip(step_centre, reach, strict=True)]
-        numbers = self._layout.interval_states.pack(*chain(*zip(*states, strict=True)))
-        return b"".join((statistics[: self._layout.ring.stop], numbers, *rings))
+        packed = self._layout.pack_interval_states(states)
+        return b"".join((statistics[: self._layout.ring.stop], packed, *rings))
 
     def _append(self, outputs: Outputs, scores: Sequence[Rows]) -> Outputs:
         """Returns the outputs (rows, steps) with the scores of each step as further fields."""
@@ -209,30 +225,52 @@ class RunningStatistics:
 
     def target_statistics(self, statistics: bytes) -> dict[str, TargetStatistics]:
         """Returns a session's statistics by target."""
-        numbers = self._layout.row.unpack_from(statistics)
-        return {
-            target: self._target(*(numbers[self._layout.positions[name]][position] for name in self._layout.names))
-            for position, target in enumerate(self._layout.targets)
-        }
+        layout = self._layout
+        numbers = np.array(layout.row.unpack_from(statistics))
+        block, ended, previous = (
+            numbers[part].reshape(len(layout.names), -1).T for part in (layout.block, layout.ended, layout.previous)
+        )  # (targets, sums) each
+        whole, recent = (block + ended).tolist(), (block + previous).tolist()
+        statistics_of = {}
+        for position, target in enumerate(layout.targets):
+            has_first = bool(ended[position, 0] == previous[position, 0])  # the recent inputs are all
+            figures = self._figures(*recent[position], has_first=has_first)
+            inputs, mae, mase, coverage, hits = self._figures(*whole[position], has_first=True)
+            statistics_of[target] = TargetStatistics(inputs, mae, mase, coverage, layout.central.level, hits, figures)
+        return statistics_of
 
-    def _target(self, count: float, total: float, naive: float = 0.0, inside: float = 0.0) -> TargetStatistics:
-        """Returns a target's statistics from its sums. total: the hits for categories, else the absolute errors."""
+    def _figures(
+        self, count: float, total: float, naive: float = 0.0, inside: float = 0.0, *, has_first: bool
+    ) -> RecentStatistics:
+        """Returns a target's statistics from its sums. total: the hits for categories, else the absolute errors.
+
+        has_first: whether the session's first input is among them, which has no naive error.
+        """
         if not self._layout.numbers:
-            return TargetStatistics(int(count), hits=_ratio(total, count))
-        mae, scale, level = _ratio(total, count), _ratio(naive, count - 1), self._layout.central.level
+            return RecentStatistics(int(count), hits=_ratio(total, count))
+        mae, scale = _ratio(total, count), _ratio(naive, count - has_first)
         mase = None if mae is None or scale is None else _ratio(mae, scale)
-        return TargetStatistics(int(count), mae, mase, None if level is None else _ratio(inside, count), level)
+        coverage = None if self._layout.central.level is None else _ratio(inside, count)
+        return RecentStatistics(int(count), mae, mase, coverage)
 
     def interval_statistics(self, statistics: bytes) -> IntervalStatistics | None:
         """Returns the statistics of a session's intervals; None if it has none."""
         if not self._layout.intervals:
             return None
         nominal = nominal_coverage(statistics)
-        coverage, alpha, uncounted = dict[str, float | None](), dict[str, float](), min_scores_for_interval(nominal)
-        for target, state in zip(self._layout.targets, self._interval_states(statistics), strict=True):
-            coverage[target] = _ratio(state.covered, state.entered - uncounted)
-            alpha[target] = 1 - state.level
-        return IntervalStatistics(nominal, coverage, alpha)
+        states = dict(zip(self._layout.targets, self._interval_states(statistics), strict=True))
+        uncounted = min_scores_for_interval(nominal)
+        return IntervalStatistics(
+            nominal,
+            {target: _ratio(state.covered, state.entered - uncounted) for target, state in states.items()},
+            {target: 1 - state.level for target, state in states.items()},
+            {
+                target: _ratio(
+                    state.covered - state.recent_covered, state.entered - max(state.recent_entered, uncounted)
+                )
+                for target, state in states.items()
+            },
+        )
 
     def _interval_states(self, statistics: bytes) -> list[IntervalState]:
         """Returns the interval state of each target."""

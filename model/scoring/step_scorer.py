@@ -10,7 +10,7 @@ from struct import Struct
 import numpy as np
 
 from onward.model.manifest import RANKED
-from onward.model.scoring.conformal import anomaly
+from onward.model.scoring.conformal import BLOCK, anomaly
 from onward.model.scoring.layout import ALARM, ALARMS, INPUTS, SURPRISE, StatisticsLayout
 
 _FLOAT = Struct("<f")
@@ -82,14 +82,16 @@ class StepScorer:
             if math.isnan(error):  # the input is missing
                 present = False
                 continue
-            before = numbers[last_at + target]
-            numbers[predicted + target] += 1
+            before, count = numbers[last_at + target], numbers[predicted + target] + 1
+            numbers[predicted + target] = count
             numbers[error_at + target] += abs(error)
             if not math.isnan(before):  # not the first value
                 numbers[naive_at + target] += abs(value - before)
             if has_level and -below[target] <= error <= above[target]:
                 numbers[inside_at + target] += 1
             numbers[last_at + target] = value
+            if count == BLOCK:
+                self._layout.end_block(numbers, target)
         return present
 
     def count_hits(self, numbers: list[float], values: Sequence[float], likeliest: float) -> bool:
@@ -103,6 +105,8 @@ class StepScorer:
             present = not math.isnan(values[column])
             numbers[predicted] += present
             numbers[hits] += values[column] == likeliest
+            if numbers[predicted] == BLOCK:
+                self._layout.end_block(numbers, 0)
         return present
 
 

@@ -210,15 +210,24 @@ class SessionInfo(Body):
     surprise: Annotated[SurpriseInfo | None, Field(description="null before the first input")]
 
 
-class TargetAccuracy(Body):
-    """Accuracy over the inputs so far; null before the first, or where the model has no such prediction."""
+class RecentAccuracy(Body):
+    """Accuracy over the last inputs; null before the first, or where the model has no such prediction."""
 
     inputs: Annotated[int, Field(description="inputs that had a prediction")]
     mae: Annotated[float | None, Field(description="mean absolute error")]
     mase: Annotated[float | None, Field(description="mae over the mae of the naive prediction, the value before")]
     coverage: Annotated[float | None, Field(description="share of inputs inside the model's own central interval")]
-    level: Annotated[float | None, Field(description="nominal coverage of this interval")]
     hits: Annotated[float | None, Field(description="share of inputs that were the likeliest category")]
+
+
+class TargetAccuracy(RecentAccuracy):
+    """Accuracy over all inputs so far; null before the first, or where the model has no such prediction."""
+
+    level: Annotated[float | None, Field(description="nominal coverage of the model's own central interval")]
+    recent: Annotated[
+        RecentAccuracy,
+        Field(description="the same over the last 100 to 199 inputs, or over all if there were fewer than 100"),
+    ]
 
 
 class IntervalInfo(Body):
@@ -227,6 +236,9 @@ class IntervalInfo(Body):
     wanted: float
     coverage: Annotated[dict[str, float | None], Field(description="share of inputs inside the intervals, by target")]
     alpha: Annotated[dict[str, float], Field(description="the current miscoverage, by target")]
+    recent_coverage: Annotated[
+        dict[str, float | None], Field(description="the coverage over the last 100 to 199 inputs, by target")
+    ]
 
 
 class SessionDetail(SessionInfo):

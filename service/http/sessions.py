@@ -75,7 +75,7 @@ def index(engine: Engine) -> Response:
 def show(engine: Engine, session_id: str) -> Response:
     session = engine.sessions.get(TENANT, checked(session_id))
     targets, interval = engine.accuracy(session.record)
-    accuracy = None if targets is None else {target: scores._asdict() for target, scores in targets.items()}
+    accuracy = None if targets is None else {target: scores.fields() for target, scores in targets.items()}
     return json(_info(session) | {"accuracy": accuracy, "interval": interval and interval._asdict()})
 
 

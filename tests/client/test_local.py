@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import asdict, astuple
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -181,9 +181,11 @@ def test_every_head_is_told_as_the_engine_tells_it(tmp_path: Path, head: str) ->
         targets, _ = engine.accuracy(record)
         info = local_model.info()
         assert (info.accuracy is None) == (targets is None)
-        assert [vars_of(left) for left in (info.accuracy or {}).values()] == list(map(tuple, (targets or {}).values()))
+        assert [asdict(accuracy) for accuracy in (info.accuracy or {}).values()] == [
+            target.fields() for target in (targets or {}).values()
+        ]
         assert (info.surprise is None) == (record.surprise[0] == 0)
-        assert info.surprise is None or vars_of(info.surprise) == record.surprise
+        assert info.surprise is None or astuple(info.surprise) == record.surprise
     engine.close()
 
 
@@ -231,10 +233,6 @@ def test_a_single_step_is_refused_as_steps_are(value: Any) -> None:
     with pytest.raises(NotFinite):
         session.step([3e38])
     assert (session.info(), session.prediction) == (info, prediction)
-
-
-def vars_of(answer: Any) -> tuple[Any, ...]:
-    return tuple(getattr(answer, field.name) for field in fields(answer))
 
 
 def edited(folder: Path, *changes: Callable[[Document], None]) -> Path:

@@ -65,10 +65,10 @@ def test_the_level_of_quantiles_is_that_between_the_bounds(levels: tuple[float, 
 def test_the_first_finite_interval(nominal: float, needed: int) -> None:
     """The number of scores before it is that of docs/api.md; these scores change no level and cover nothing."""
     scores = np.random.default_rng(0).random(needed + 1).astype(np.float32).tolist()
-    widths, state, _ = correct_interval(nominal, IntervalState(nominal, 0.0, 0.0), UNFILLED, scores[:needed])
+    widths, state, _ = correct_interval(nominal, IntervalState(nominal), UNFILLED, scores[:needed])
     assert (widths[:-1], widths[-1]) == ([math.inf] * (needed - 1), max(scores[:needed]))
-    assert state == (nominal, needed, 0)
-    _, moved, _ = correct_interval(nominal, IntervalState(nominal, 0.0, 0.0), UNFILLED, scores)
+    assert state[:3] == (nominal, needed, 0)
+    _, moved, _ = correct_interval(nominal, IntervalState(nominal), UNFILLED, scores)
     assert moved.level != nominal
     assert moved.entered == needed + 1
 
@@ -80,9 +80,9 @@ def test_corrected_intervals_do_not_depend_on_calls(cuts: list[int], seed: int, 
     rng = np.random.default_rng(seed)
     drawn = rng.choice([*rng.random(9), math.inf, math.nan], 300) * np.linspace(1, 3, 300)
     scores = drawn.astype(np.float32).tolist()
-    expected, state, ring = correct_interval(nominal, IntervalState(nominal, 0.0, 0.0), UNFILLED, scores)
+    expected, state, ring = correct_interval(nominal, IntervalState(nominal), UNFILLED, scores)
     for bounds in ([0, *sorted(set(cuts)), 300], range(301)):
-        pieces, piece_state, piece_ring = list[float](), IntervalState(nominal, 0.0, 0.0), UNFILLED
+        pieces, piece_state, piece_ring = list[float](), IntervalState(nominal), UNFILLED
         for start, end in pairwise(bounds):
             widths, piece_state, piece_ring = correct_interval(nominal, piece_state, piece_ring, scores[start:end])
             pieces += widths

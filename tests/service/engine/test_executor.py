@@ -10,6 +10,7 @@ import pytest
 
 from onward.model.repository import Opened
 from onward.model.runner import Outputs, StepModel
+from onward.model.scoring.conformal import BLOCK
 from onward.model.scoring.layout import Sum
 from onward.model.state import State
 from onward.model.step_buffers import StepBuffers
@@ -140,6 +141,23 @@ def test_every_way_gives_the_same_bits(ways: list[Way], clock: Clock, monkeypatc
         for number in range(1, SESSIONS, 2):  # a retry is answered in every way
             again = way.engine.steps.step(T, f"s{number}", inputs[number, 1:2].tolist(), request_id="r1")
             assert again.step == 2
+
+
+def test_every_way_ends_a_block_of_inputs_alike(ways: list[Way], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records are equal while some of the sessions begin a new block of recent inputs."""
+    inputs = draw(SESSIONS, 2 * BLOCK + ROUNDS, 3, seed=5)
+    before = [(1 + number % 2) * BLOCK - 1 - number % ROUNDS for number in range(SESSIONS)]
+    for way in ways:
+        for number, seeded in enumerate(before):
+            way.engine.create(T, "tiny", session_id=f"s{number}", inputs=inputs[number, :seeded].tolist())
+    for turn in range(ROUNDS):
+        stored = []
+        for way in ways:
+            monkeypatch.setattr(executor, "MIN_COLUMN_ROWS", WAYS[way.name])
+            way.step([inputs[number, seeded + turn].tolist() for number, seeded in enumerate(before)], f"r{turn}")
+            stored.append([(record.step, record.accuracy) for record in way.records()])
+        assert [step for step, _ in stored[0]] == [seeded + turn + 1 for seeded in before]
+        assert stored == [stored[0]] * len(ways)
 
 
 @pytest.mark.parametrize("failing", [{0}, {3, 7}, set(range(SESSIONS))], ids=["first", "some", "all"])

@@ -4,11 +4,16 @@
 had made all of its steps.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from onward.model.runner import Outputs
+from onward.model.scoring.layout import ERROR
+from onward.model.scoring.statistics import IntervalStatistics, RecentStatistics, TargetStatistics
 from onward.service.engine.batching.batch_row import StepRequest, StepResult
 from onward.service.engine.engine import Engine
 from onward.service.errors import LateRequestError, RequestReusedError, SessionEndedError
@@ -34,6 +39,7 @@ from tests.service.store.write_fixtures import (
 )
 
 FORMATS = sorted(folder.name for folder in FIXTURES.glob("format-*"))
+Scores = tuple[dict[str, TargetStatistics] | None, IntervalStatistics | None]
 NEXT: Inputs = draw(1, 5, 2, seed=99)[0].tolist()
 """Inputs that each session consumes after what is stored."""
 
@@ -94,7 +100,7 @@ def test_stored_sessions_are_listed_and_counted(stored: Stored) -> None:
 @pytest.mark.parametrize("together", [False, True], ids=["alone", "together"])
 def test_stored_sessions_go_on(stored: Stored, together: bool) -> None:
     """Next steps have the bits of a bare loop, and the scores of a session that made all its steps now."""
-    steps = stored.engine.steps
+    steps, found = stored.engine.steps, defaultdict[str, list[Outputs]](list)
     expected_steps = [expected(session, NEXT) for session in stored.alive]
     twins = [_twin(stored.engine, session) for session in stored.alive]
     for number, inputs in enumerate(NEXT):
@@ -106,6 +112,7 @@ def test_stored_sessions_go_on(stored: Stored, together: bool) -> None:
         for session, twin, result, bare in zip(stored.alive, twins, results, expected_steps, strict=True):
             assert_equal(result, bare, slice(number, number + 1))
             assert isinstance(result, StepResult)
+            found[session.session_id].append(result.outputs)
             assert result.step == len(session.inputs) + number + 1
             twin_result = steps.step("twins", twin, [inputs])
             if session.scored:
@@ -117,7 +124,40 @@ def test_stored_sessions_go_on(stored: Stored, together: bool) -> None:
         )
         assert record.surprise == twin_record.surprise
         if session.scored:
-            assert stored.engine.accuracy(record) == stored.engine.accuracy(twin_record)
+            assert_scores_go_on(stored.engine.accuracy(record), stored.engine.accuracy(twin_record))
+            targets, _ = stored.engine.accuracy(record)
+            for column, target in enumerate(targets or {}):
+                error = np.concatenate(found[session.session_id])[ERROR][:, column].astype(np.float64)
+                assert targets is not None
+                assert targets[target].recent.inputs == len(NEXT)
+                assert targets[target].recent.mae == pytest.approx(np.abs(error).mean(), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["format-4", "format-6"])
+def test_statistics_of_earlier_versions_have_no_recent_inputs(name: str, tmp_path: Path) -> None:
+    """Sessions that were stored before there were recent statistics have those of the whole session alone."""
+    stored = Stored(FIXTURES / name, tmp_path / "copy", 0)
+    for session in stored.alive:
+        targets, intervals = stored.engine.accuracy(stored.engine.sessions.get(TENANT, session.session_id).record)
+        for target in (targets or {}).values():
+            assert (target.inputs, target.recent) == (len(session.inputs), RecentStatistics(0))
+        if session.interval is not None:
+            assert intervals is not None
+            assert set(intervals.recent_coverage.values()) == {None}
+    stored.engine.close()
+
+
+def assert_scores_go_on(scores: Scores, twin: Scores) -> None:
+    """Asserts equal statistics over whole sessions. Those of the stored session had no recent inputs before."""
+    (targets, intervals), (twin_targets, twin_intervals) = scores, twin
+    assert targets is not None
+    assert twin_targets is not None
+    assert targets.keys() == twin_targets.keys()
+    for target, twin_target in zip(targets.values(), twin_targets.values(), strict=True):
+        assert target[:-1] == pytest.approx(twin_target[:-1])
+    assert (intervals is None) == (twin_intervals is None)
+    if intervals and twin_intervals:
+        assert intervals[:-1] == twin_intervals[:-1]
 
 
 def test_retries_of_stored_requests_get_their_answers(stored: Stored) -> None:
