@@ -142,16 +142,18 @@ def tune(config: Path, *, trials: int, out: Path | None) -> None:
     try:
         from onward.training import tune as tuning
         from onward.training.config import ConfigError, read
-        from onward.training.errors import DataError
+        from onward.training.errors import DataError, TrainingError
+        from onward.training.fit import output_folders
     except ModuleNotFoundError as error:
         _fail(f"tuning needs {error.name}: pip install 'onward[train,tune]'")
 
     target = out or config.with_suffix(".tuned.toml")
     try:
+        output_folders.require_writable(target.parent)
         best = tuning.search(read(config), trials, click.echo)
         if best.settings:
             tuning.write(config, best.settings, target)
-    except (ConfigError, DataError, OSError) as error:
+    except (ConfigError, DataError, TrainingError, OSError) as error:
         _fail(str(error))
     if not best.settings:
         click.echo(f"\nnone of {best.runs - 1} runs was better than {config}, whose loss is {best.loss_before:.6g}")

@@ -20,11 +20,11 @@ from onward.training.config import Config
 from onward.training.data import datasets, split, training_statistics
 from onward.training.data.datasets import Dataset
 from onward.training.errors import DataError, TrainingError
-from onward.training.evaluation import evaluation
+from onward.training.evaluation import evaluation, held_out
 from onward.training.export import export_bundle
 from onward.training.export.publish import Measured
 from onward.training.fit import checkpoint as checkpoints
-from onward.training.fit import training_loop
+from onward.training.fit import devices, output_folders, training_loop
 from onward.training.fit.checkpoint import Checkpoint
 from onward.training.network.network import Network, Signature
 from onward.training.report import html_report, report_table
@@ -48,22 +48,49 @@ def train(
 ) -> tuple[Path, StepModel]:
     """Fits, exports and evaluates the model of `config`; returns the folder of the new bundle and its model.
 
-    `resume` continues a run that was stopped. Raises DataError, TrainingError, ExportError, CheckError, OSError from
-    writing, or, if the model `must_beat` the naive forecasts and does not, LosesError; then nothing is published. Of
-    several processes all `fit`, and only the first may `publish`.
+    `resume` continues a run that was stopped. Raises DataError, TrainingError, ExportError, CheckError, or, if the
+    model `must_beat` the naive forecasts and does not, LosesError; then nothing is published. Of several processes all
+    `fit`, and only the first may `publish`.
     """
     return publish(config, fit(config, quiet=quiet, resume=resume), must_beat=must_beat)
 
 
 def fit(config: Config, *, quiet: bool | None = None, resume: bool = False) -> FittedNetwork:
-    """Loads the data and fits the network. Raises DataError, TrainingError or OSError."""
+    """Loads the data and fits the network. Raises DataError or TrainingError.
+
+    All that can be verified without the trained network is verified before: the folders that are written, and whether
+    the test part can be scored.
+    """
+    require_writable_outputs(config)
     dataset = load_dataset(config)
+    require_held_out(config, dataset)
     return fit_dataset(config, dataset, quiet=quiet, checkpoint=checkpoint_of(config, dataset), resume=resume)
 
 
 def load_dataset(config: Config) -> Dataset:
     """Loads the data of the configuration. Raises DataError or ConfigError."""
     return datasets.load(config.data_file, config.data)
+
+
+def require_writable_outputs(config: Config, weights: int = 0) -> None:
+    """Raises TrainingError if the bundle or the checkpoint of a network of so many weights could not be written."""
+    if devices.is_first_process():
+        for folder in (config.repository, config.repository / config.name, config.checkpoint_file.parent):
+            output_folders.require_writable(folder, weights)
+
+
+def require_held_out(config: Config, dataset: Dataset) -> None:
+    """Raises DataError if the evaluation after the training could not score the test part."""
+    columns = {name: index for index, name in enumerate(config.data.inputs) if name in config.data.predicted}
+    try:
+        if config.data.predicts == "labels":
+            held_out.require_labels(dataset.series)
+        elif config.data.predicts == "categories":
+            held_out.require_categories(dataset.series, *columns.values())
+        else:
+            held_out.require_numbers(dataset.series, columns, config.data.period)
+    except ValueError as error:
+        raise DataError(f"{config.data_file}: {error}") from error
 
 
 def fit_dataset(
@@ -78,6 +105,8 @@ def fit_dataset(
     """Fits the network to loaded data. Raises as `training_loop.fit` does."""
     torch.manual_seed(config.train.seed)
     network = build_network(config, dataset)
+    if checkpoint is not None:
+        require_writable_outputs(config, sum(weights.numel() for weights in network.parameters()))
     history = training_loop.fit(
         network,
         dataset.series,
@@ -92,6 +121,7 @@ def fit_dataset(
 
 def restore_stopped(config: Config) -> FittedNetwork:
     """Loads the best weights so far of a run that was stopped. Raises DataError or TrainingError."""
+    require_writable_outputs(config)
     dataset = load_dataset(config)
     checkpoint, network = checkpoint_of(config, dataset), build_network(config, dataset)
     content = checkpoint.read()
@@ -101,8 +131,13 @@ def restore_stopped(config: Config) -> FittedNetwork:
 
 
 def checkpoint_of(config: Config, dataset: Dataset) -> Checkpoint:
-    """Returns the checkpoint of the run of this configuration on these data."""
-    identity = config.model_dump(mode="json", exclude={"tune"}) | {"data file": {"sha256": dataset.sha256}}
+    """Returns the checkpoint of the run of this configuration on these data.
+
+    The run is the same wherever its bundle is published and however it is described.
+    """
+    identity = config.model_dump(mode="json", exclude={"tune", "output", "description"}) | {
+        "data file": {"sha256": dataset.sha256}
+    }
     return Checkpoint(config.checkpoint_file, identity)
 
 
@@ -111,19 +146,26 @@ def publish(
 ) -> tuple[Path, StepModel]:
     """Exports, proves and evaluates a fitted network; returns the bundle's folder and its model.
 
-    The checkpoint of a run that is not `finished` stays, so that the run can resume. Raises as `train` does.
+    The checkpoint of a run that is not `finished` stays, so that the run can resume. So does that of a bundle that
+    could not be written. Raises as `train` does.
     """
     dataset = fitted.dataset
     bundle = config.repository / config.name / str(next_version(config.repository, config.name))
-    model = export_bundle.export(
-        fitted.network,
-        bundle=bundle,
-        sample=proof_sample(dataset),
-        description=config.description,
-        provenance=provenance(config, dataset, fitted.history),
-        data=dataset.table,
-        measure=lambda model: evaluate(model, config, dataset, must_beat=must_beat),
-    )
+    try:
+        model = export_bundle.export(
+            fitted.network,
+            bundle=bundle,
+            sample=proof_sample(dataset),
+            description=config.description,
+            provenance=provenance(config, dataset, fitted.history),
+            data=dataset.table,
+            measure=lambda model: evaluate(model, config, dataset, must_beat=must_beat),
+        )
+    except OSError as error:
+        raise TrainingError(
+            f"{bundle}: cannot be written: {error.strerror or error}; nothing is published; the weights are in "
+            f"{config.checkpoint_file}, from which `onward export` publishes them, to another output.repository too"
+        ) from error
     if finished:
         checkpoints.remove(config.checkpoint_file)
     return bundle, model

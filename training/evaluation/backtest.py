@@ -18,14 +18,12 @@ from numpy.typing import NDArray
 from onward.model.runner import Outputs, StepModel
 from onward.model.state import State
 from onward.training.data.datasets import Series
-from onward.training.evaluation import baselines, point_metrics, probabilistic_metrics, rollout
+from onward.training.evaluation import baselines, held_out, point_metrics, probabilistic_metrics, rollout
+from onward.training.evaluation.held_out import first_scored
 from onward.training.evaluation.point_metrics import Array
 
 MAX_ORIGINS = 512
 """The most origins of multi-step forecasts; they are spread evenly over all held-out time."""
-
-FIRST_SCORED = 2
-"""The first step of a series that can be scored: a naive forecast needs two steps before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +55,7 @@ class _SeriesRun:
 
     @property
     def held_out(self) -> Array:
-        return self.actual[_start(self.series) :]
+        return self.actual[first_scored(self.series) :]
 
     def future_inputs(self, horizon: int) -> NDArray[np.float32]:
         """Returns (origins, horizon, features) the inputs that followed each origin."""
@@ -86,15 +84,12 @@ def measure(
     `horizon` is above 1; `horizon` is cut to the longest held-out part. Raises ValueError if nothing is held out, or if
     `period` is longer than a series before its held-out part.
     """
-    scored = [item for item in series if len(item.values) > max(FIRST_SCORED, item.test_from)]
-    if not scored:
-        raise ValueError("nothing is held out: every held-out series has fewer than three steps")
-    for item in scored:
-        if period is not None and period > max(FIRST_SCORED, item.test_from):
-            raise ValueError(f"data.period: {period} steps is more than series {item.name} has before its test part")
-    targets = [model.features.index(target) for target in model.manifest.head.targets]
-    mean = np.nanmean(np.concatenate([item.train[:, targets] for item in series]).astype(np.float64), axis=0)
-    horizon = min(horizon, max(len(item.values) - _start(item) for item in scored))
+    columns = {target: model.features.index(target) for target in model.manifest.head.targets}
+    scored = held_out.require_numbers(series, columns, period)
+    mean = np.nanmean(
+        np.concatenate([item.train[:, list(columns.values())] for item in series]).astype(np.float64), axis=0
+    )
+    horizon = min(horizon, max(len(item.values) - first_scored(item) for item in scored))
     multi_step = horizon > 1 and rollout.can_roll_out(model)
     origins = _origins(scored, horizon) if multi_step else [np.zeros(0, np.intp) for _ in scored]
     runs = [_run(model, item, starts, period, mean) for item, starts in zip(scored, origins, strict=True)]
@@ -106,16 +101,12 @@ def measure(
     return metrics, _trace(model, runs[longest], rollouts[longest])
 
 
-def _start(series: Series) -> int:
-    return max(FIRST_SCORED, series.test_from)
-
-
 def _origins(series: Sequence[Series], horizon: int) -> list[NDArray[np.intp]]:
     """Returns by series the steps that `horizon` held-out steps follow, thinned evenly to MAX_ORIGINS in total."""
     candidates = [
         (index, origin)
         for index, item in enumerate(series)
-        for origin in range(_start(item) - 1, len(item.values) - horizon)
+        for origin in range(first_scored(item) - 1, len(item.values) - horizon)
     ]
     spread = np.linspace(0, len(candidates) - 1, min(MAX_ORIGINS, len(candidates))).astype(int)
     chosen = [candidates[number] for number in np.unique(spread)]
@@ -129,12 +120,12 @@ def _run(
     head = model.manifest.head
     actual = series.values[:, [model.features.index(target) for target in head.targets]].astype(np.float64)
     outputs, states = rollout.session(model, series.values, origins)
-    surprise = outputs[head.surprise][_start(series) :].astype(np.float64) if head.surprise else None
+    surprise = outputs[head.surprise][first_scored(series) :].astype(np.float64) if head.surprise else None
     trained = actual[: series.validation_from]
     present = ~np.isnan(trained)
     total, count = np.where(present, trained, 0).sum(axis=0), present.sum(axis=0)
     mean = np.where(count > 0, total / np.maximum(count, 1), overall_mean)
-    scale, predicted = point_metrics.naive_scale(trained, period), outputs[_start(series) - 1 : -1]
+    scale, predicted = point_metrics.naive_scale(trained, period), outputs[first_scored(series) - 1 : -1]
     return _SeriesRun(series, actual, _filled(actual, mean), mean, scale, predicted, surprise, origins, states)
 
 
@@ -149,7 +140,7 @@ def _one_step(model: StepModel, runs: Sequence[_SeriesRun], period: int | None) 
     head = model.manifest.head
     actual = np.concatenate([run.held_out for run in runs])
     outputs = np.concatenate([run.outputs for run in runs])
-    before_each = [np.arange(_start(run.series) - 1, len(run.actual) - 1) for run in runs]
+    before_each = [np.arange(first_scored(run.series) - 1, len(run.actual) - 1) for run in runs]
     forecasts = {"model": probabilistic_metrics.centre(head, outputs)[:, np.newaxis]} | _naive(
         runs, before_each, 1, period
     )
@@ -159,8 +150,6 @@ def _one_step(model: StepModel, runs: Sequence[_SeriesRun], period: int | None) 
     metrics: dict[str, Any] = {"steps": len(actual), "targets": {}}
     for column, target in enumerate(head.targets):
         present = ~np.isnan(actual[:, column])
-        if not present.any():
-            raise ValueError(f"no value of {target} is held out: all are missing")
         table: dict[str, Any] = {
             name: point_metrics.points(
                 forecast[present, 0, column], actual[present, column], _usable(scale[present, column])
@@ -230,5 +219,5 @@ def _trace(model: StepModel, run: _SeriesRun, rollouts: Array) -> Trace:
     low, high = probabilistic_metrics.CENTRAL
     band = (quantiles[low], quantiles[high]) if low in quantiles and high in quantiles else None
     predicted = probabilistic_metrics.centre(head, run.outputs)
-    origins = run.origins - _start(run.series)
+    origins = run.origins - first_scored(run.series)
     return Trace(run.series.name, run.held_out, predicted, band, run.surprise, origins, rollouts)

@@ -12,7 +12,7 @@ import numpy as np
 from onward.model.manifest import RANKED, Category
 from onward.model.runner import StepModel
 from onward.training.data.datasets import Series
-from onward.training.evaluation import ranking_metrics, rollout
+from onward.training.evaluation import held_out, ranking_metrics, rollout
 from onward.training.evaluation.point_metrics import Array
 from onward.training.evaluation.ranking_metrics import Ids
 
@@ -51,12 +51,11 @@ def tokens(model: StepModel, series: Sequence[Series]) -> tuple[dict[str, Any], 
     manifest = model.manifest
     (target,) = manifest.head.targets
     column = model.features.index(target)
+    held_out.require_categories(series, column)
     parts: list[tuple[Array, Ids, Ids, Ids]] = []  # surprise, top, actual, the category before
     stretch = Stretch("", (), np.zeros(0))
     for item in series:
-        ids = item.values[:, column]
-        steps = np.arange(max(1, item.test_from), len(ids))
-        steps = steps[~np.isnan(ids[steps])]
+        ids, steps = item.values[:, column], held_out.category_steps(item, column)
         if not len(steps):
             continue
         outputs, _ = rollout.session(model, item.values)
@@ -67,8 +66,6 @@ def tokens(model: StepModel, series: Sequence[Series]) -> tuple[dict[str, Any], 
         if len(stretch.categories) < min(SHOWN_TOKENS, len(steps)):
             categories = [_category(manifest.categories, int(number)) for number in ids[steps[:SHOWN_TOKENS]]]
             stretch = Stretch(item.name, tuple(categories), surprise[:SHOWN_TOKENS])
-    if not parts:
-        raise ValueError("no category is held out: every held-out sequence has a single step")
     surprise, top, actual, context = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     counts = ranking_metrics.Bigram([_training_ids(item, column) for item in series], manifest.category_count)
     ranks = min(MAX_RANK, top.shape[1])
@@ -85,6 +82,7 @@ def labels(model: StepModel, series: Sequence[Series]) -> tuple[dict[str, Any], 
     A label belongs to a step, or to a whole sequence; then the prediction after its last step is scored. The baseline
     `most_common` always predicts the most common label of the training part. Raises ValueError if no label is held out.
     """
+    held_out.require_labels(series)
     head = model.manifest.head
     predictions, truths, trained, surprises = [], [], [], []
     for item in series:
@@ -98,8 +96,6 @@ def labels(model: StepModel, series: Sequence[Series]) -> tuple[dict[str, Any], 
         scored = _scored(steps, head.per)
         predictions.append(outputs[RANKED[0]][scored, 0])
         truths.append(item.labels[scored])
-    if not predictions:
-        raise ValueError("no label is held out")
     predicted, actual = np.concatenate(predictions), np.concatenate(truths)
     classes = len(head.classes)
     common = np.full(len(actual), np.bincount(np.concatenate(trained), minlength=classes).argmax())

@@ -35,14 +35,27 @@ class Checkpoint:
     run: State
 
     def write(self, state: State) -> None:
-        """Replaces the file by one rename, so that a killed run leaves either the last checkpoint or this one."""
-        self.file.parent.mkdir(parents=True, exist_ok=True)
+        """Replaces the file by one rename, so that a killed run leaves either the last checkpoint or this one.
+
+        Raises TrainingError if the file cannot be written, as on a full disk; the last checkpoint stays.
+        """
+        content = io.BytesIO()  # a stream of torch's own reports no reason if it cannot be written
+        torch.save({"format": FORMAT, "run": self.run, "state": state}, content)
         scratch = self.file.with_name(f"{self.file.name}.{os.getpid()}")
-        with scratch.open("wb") as file:
-            torch.save({"format": FORMAT, "run": self.run, "state": state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, self.file)
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with scratch.open("wb") as file:
+                file.write(content.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(scratch, self.file)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                scratch.unlink(missing_ok=True)
+            raise TrainingError(
+                f"{self.file}: cannot be written: {error.strerror}; the last checkpoint, if there is any, stays, and "
+                "--resume continues from it"
+            ) from error
 
     def read(self) -> bytes | None:
         """Returns the file's content, None if there is no file. Raises TrainingError."""
