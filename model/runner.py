@@ -5,6 +5,7 @@ with the first model: it starts a thread, and the service imports this module be
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,6 +151,18 @@ class StepModel:
         for name in self.manifest.head.last:
             predictions[name] = stored[name]
         return predictions
+
+    @cached_property
+    def first_values(self) -> dict[str, NDArray[Any]]:
+        """The values of one row before a session's first input: of outputs, and of the state by `Layout.parts`.
+
+        Only of a model in double precision, whose differences are measured relative to them.
+        """
+        if self.input_dtype != np.float64:
+            return {}
+        state = self.layout.initial(1)
+        rows = (self.last_prediction(state)[0], self.layout.parts(state)[0])
+        return {name: row[name] for row in rows for name in row.dtype.names or ()}
 
     def feedback(self, predictions: Outputs) -> InputArray:
         """Returns the target values (..., targets) that a rollout feeds back for predictions (...)."""

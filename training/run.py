@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from onward.model.errors import OnwardError
+from onward.model.inputs import InputArray
 from onward.model.repository import next_version
 from onward.model.runner import StepModel
 from onward.training.config import Config
@@ -201,7 +202,7 @@ def build_network(config: Config, dataset: Dataset) -> Network:
     )
 
 
-def proof_sample(dataset: Dataset, rows: int = 7) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def proof_sample(dataset: Dataset, rows: int = 7) -> InputArray:
     """Returns (rows, 200, features) stretches of the data, spread over the series; short series are repeated."""
     stretches = []
     for row in range(rows):

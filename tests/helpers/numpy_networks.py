@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from onward.model.inputs import InputArray
 from onward.model.manifest import Feature
 from onward.model.runner import StepModel
 from onward.training.config import Model
@@ -33,23 +34,30 @@ def signature(features: Sequence[Feature], *targets: str, **attributes: Any) -> 
     return Signature(tuple(features), targets, **attributes)
 
 
-def statistics(signature: Signature) -> TrainingStatistics:
+def statistics(signature: Signature, offset: float = 0.0) -> TrainingStatistics:
+    """Returns the statistics of numbers with an offset added, in double precision if there is one."""
     numbers = [feature.kind == "number" for feature in signature.features]
     return TrainingStatistics(
-        torch.tensor([MEAN if number else 0.0 for number in numbers], dtype=torch.float64),
+        torch.tensor([MEAN + offset if number else 0.0 for number in numbers], dtype=torch.float64),
         torch.tensor([STD if number else 1.0 for number in numbers], dtype=torch.float64),
+        torch.zeros(len(numbers), dtype=torch.float64),
+        dtype=torch.float64 if offset else torch.float32,
     )
 
 
-def network(signature: Signature, *, seed: int = 0, counts: Sequence[float] | None = None, **model: Any) -> Network:
+def network(
+    signature: Signature, *, seed: int = 0, counts: Sequence[float] | None = None, offset: float = 0.0, **model: Any
+) -> Network:
     """Returns a network with random weights. `model` are keys of the configuration's [model].
+
+    offset: of all numbers; with one, the network reads them in double precision.
 
     No weight or bias is zero, so that a misplaced one changes the outputs.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         category_counts = None if counts is None else torch.tensor(counts)
-        network = Network(Model.model_validate(model), signature, statistics(signature), category_counts)
+        network = Network(Model.model_validate(model), signature, statistics(signature, offset), category_counts)
         with torch.no_grad():
             for name, parameter in network.named_parameters():
                 if "weight_hh" in name:
@@ -59,25 +67,25 @@ def network(signature: Signature, *, seed: int = 0, counts: Sequence[float] | No
     return network
 
 
-def draw(features: Sequence[Feature], rows: int, steps: int, *, seed: int = 0) -> NDArray[np.float32]:
+def draw(features: Sequence[Feature], rows: int, steps: int, *, seed: int = 0, offset: float = 0.0) -> InputArray:
     """Returns (rows, steps, features): noise with those moments, any category, a tenth missing where values may be."""
     rng, columns = np.random.default_rng(seed), []
     for feature in features:
-        column = rng.normal(MEAN, STD, (rows, steps))
+        column = rng.normal(MEAN, STD, (rows, steps)) + offset
         if feature.kind == "category":
             column = rng.integers(feature.category_count, size=(rows, steps)).astype(np.float64)
         if feature.nullable:
             column[rng.random((rows, steps)) < 0.1] = np.nan
         columns.append(column)
-    return np.stack(columns, axis=-1).astype(np.float32)
+    return np.stack(columns, axis=-1).astype(np.float64 if offset else np.float32)
 
 
-def export(network: Network, repository: Path | None = None, *, steps: int = 24) -> StepModel:
+def export(network: Network, repository: Path | None = None, *, steps: int = 24, offset: float = 0.0) -> StepModel:
     """Exports the network as `<repository>/tiny/1`, or into a temporary folder, and returns its model.
 
     It is proven and checked on drawn inputs of so many steps.
     """
-    sample = draw(network.signature.features, 7, steps, seed=1)
+    sample = draw(network.signature.features, 7, steps, seed=1, offset=offset)
     if repository is not None:
         return exports.export(network, bundle=repository / "tiny" / "1", sample=sample)
     with tempfile.TemporaryDirectory() as scratch:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onward.model.inputs import InputArray
 from onward.model.manifest import Feature
 from onward.model.repository import GRAPH, MANIFEST, open_bundle
 from onward.model.runner import Outputs, StepModel
@@ -108,7 +109,7 @@ def draw(rows: int, steps: int, features: int = 1, *, seed: int = 0) -> NDArray[
     return (mean + std * np.random.default_rng(seed).standard_normal((rows, steps, features))).astype(np.float32)
 
 
-def stepped_outputs(model: StepModel, row: NDArray[np.float32]) -> Outputs:
+def stepped_outputs(model: StepModel, row: InputArray) -> Outputs:
     """The outputs of one session, (time,), computed by one call of the model a step."""
     state, outputs = model.layout.initial(1), []
     for step in range(len(row)):

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from onward.model.inputs import InputArray, InputDtype
 from onward.model.manifest import Category, Feature
 from onward.model.tables.settings import TableSettings
 from onward.training.config import TOKEN, Data
@@ -30,13 +31,13 @@ class Series:
     """
 
     name: str
-    values: NDArray[np.float32]
+    values: InputArray
     validation_from: int
     test_from: int
     labels: NDArray[np.int64] | None = None
 
     @property
-    def train(self) -> NDArray[np.float32]:
+    def train(self) -> InputArray:
         """The values of the training part."""
         return self.values[: self.validation_from]
 
@@ -57,6 +58,11 @@ class Dataset:
     @property
     def steps(self) -> int:
         return sum(len(series.values) for series in self.series)
+
+    @property
+    def dtype(self) -> InputDtype:
+        """The precision of the values: double where single has too few digits for a column."""
+        return self.series[0].values.dtype
 
     @property
     def train(self) -> list[Series]:

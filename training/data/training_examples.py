@@ -46,9 +46,11 @@ def make_example(network: Network, series: Series, device: torch.device | str = 
         if scale := prepared.target_scale:
             mean, std = (_over_time(value, raw) for value in (scale.mean, scale.std))
             level = 0.0 if scale.level is None else scale.level[:-1, 0]
+            if scale.offset is not None:
+                level = _over_time(scale.offset, raw)[:-1]
             targets = (targets - level - mean[:-1]) / std[:-1]
-        beyond_end = torch.zeros_like(raw[:1, 0, signature.target_columns])
-        targets, mask = torch.cat((targets * mask, beyond_end)), torch.cat((mask, beyond_end))
+        beyond_end = torch.zeros_like(mask[:1])
+        targets, mask = torch.cat((targets.float() * mask, beyond_end)), torch.cat((mask, beyond_end))
     training_steps, validation_end = (max(0, end - shift) for end in (series.validation_from, series.test_from))
     return Example(prepared.inputs[:, 0], targets, mask, training_steps, (training_steps, validation_end))
 

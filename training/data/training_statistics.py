@@ -18,7 +18,8 @@ def compute(dataset: Dataset) -> TrainingStatistics:
     """Returns mean and deviation of the training parts, and of their differences; 0 and 1 for categories."""
     parts = [series.train.astype(np.float64) for series in dataset.series]
     moments = [*_moments(parts, dataset), *_moments([differences(part) for part in parts], dataset)]
-    return TrainingStatistics(*(torch.from_numpy(moment) for moment in moments))
+    dtype = torch.float64 if dataset.dtype == np.float64 else torch.float32
+    return TrainingStatistics(*(torch.from_numpy(moment) for moment in moments), dtype=dtype)
 
 
 def _moments(parts: Sequence[Array], dataset: Dataset) -> tuple[Array, Array]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onward.model.inputs import InputArray
 from onward.model.runner import Outputs, StepModel
 from onward.model.state import State
 from onward.training.data.datasets import Series
@@ -57,9 +58,9 @@ class _SeriesRun:
     def held_out(self) -> Array:
         return self.actual[first_scored(self.series) :]
 
-    def future_inputs(self, horizon: int) -> NDArray[np.float32]:
+    def future_inputs(self, horizon: int) -> InputArray:
         """Returns (origins, horizon, features) the inputs that followed each origin."""
-        return np.asarray(self.series.values[self._ahead(horizon)], np.float32)
+        return self.series.values[self._ahead(horizon)]
 
     def future_actuals(self, horizon: int) -> Array:
         """Returns (origins, horizon, targets) the target values that followed each origin."""

@@ -57,7 +57,7 @@ def inspect(bundle: Path, model: StepModel) -> dict[str, Any]:
 
 def cost_us(model: StepModel, rows: int) -> float:
     """Returns the median time in microseconds of a call that advances `rows` sessions by a single step."""
-    step = np.asarray(model.manifest.parity.inputs[0][:1], np.float32)  # (1, features)
+    step = np.asarray(model.manifest.parity.inputs[0][:1], model.input_dtype)  # (1, features)
     inputs, ones = np.repeat(step[np.newaxis], rows, axis=0), np.ones(rows, np.int32)
     state, times = model.layout.initial(rows), []
     for _ in range(CALLS):

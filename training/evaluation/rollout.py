@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
+from onward.model.inputs import InputArray
 from onward.model.runner import Outputs, StepModel
 from onward.model.state import State
 from onward.training.evaluation import probabilistic_metrics
@@ -18,7 +18,7 @@ CHUNK = 256
 """The most steps of a call."""
 
 
-def session(model: StepModel, values: NDArray[np.float32], origins: Iterable[int] = ()) -> tuple[Outputs, State]:
+def session(model: StepModel, values: InputArray, origins: Iterable[int] = ()) -> tuple[Outputs, State]:
     """Returns (time,) outputs of a session over values (time, features), and its states (origins,) at the origins."""
     stops = {int(origin) + 1 for origin in origins}
     edges = sorted({0, len(values), *range(0, len(values), CHUNK), *stops})
@@ -38,7 +38,7 @@ def can_roll_out(model: StepModel) -> bool:
     return not unknown and manifest.can_forecast and not manifest.head.ranks_categories
 
 
-def roll_out(model: StepModel, state: State, future: NDArray[np.float32]) -> Array:
+def roll_out(model: StepModel, state: State, future: InputArray) -> Array:
     """Returns (rows, horizon, targets) forecasts from states (rows,), with each prediction fed back as the next input.
 
     future: (rows, horizon, features); every feature except the targets is read from it.

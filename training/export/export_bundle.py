@@ -69,8 +69,8 @@ def reference(network: Network, declared: Contract, inputs: Array) -> Result:
     outputs = {name: last[name] for name in declared.head.outputs} | {"surprise": scores.sum(dim=-1)}
     recurrent = zip(("h", "c"), state, strict=False)
     states = {f"{name}_{layer}": part for name, layers in recurrent for layer, part in enumerate(layers)}
-    states |= {name: value[-1].flatten(1) for name, value in last.items()}
     joined = {part.name for pair in declared.state for part in pair.parts}
+    states |= {name: value[-1].flatten(1) if name in joined else value[-1] for name, value in last.items()}
     states = {part_label("state_in", name) if name in joined else f"last_{name}_in": states[name] for name in states}
     states |= _input_layer_state(network, raw)
     return (
@@ -108,10 +108,17 @@ def _input_layer_state(network: Network, raw: torch.Tensor) -> dict[str, torch.T
 def prove(network: Network, declared: Contract, model: StepModel, sample: Array) -> float:
     """Compares the graph with the network over single steps and over one chunk, at batch 1 and 7, even and ragged.
 
-    sample: (7, steps, features). Differences are measured in units of each tensor's largest magnitude over the sample.
-    Returns the largest difference. Raises ExportError if it is above 1e-5.
+    sample: (7, steps, features). Differences are measured in units of each tensor's largest magnitude over the sample,
+    or of 1 if that is larger; in double precision, of its largest distance from the initial value, or of the deviation
+    of the targets. Returns the largest difference. Raises
+    ExportError if it is above 1e-5.
     """
     worst, time = 0.0, sample.shape[1]
+    least = {}
+    if network.input_layer.is_double and network.signature.number_columns:
+        deviation = network.input_layer.initial_target_scale(network.signature.number_columns).std.max()
+        names = [name for output in declared.head.outputs for name in (output, f"last_{output}_in")]
+        least = dict.fromkeys(names, float(deviation))
 
     @cache
     def expected(row: int, length: int) -> Result:
@@ -120,7 +127,7 @@ def prove(network: Network, declared: Contract, model: StepModel, sample: Array)
     even, ragged = [time] * len(sample), [max(1, time - 13 * i) for i in range(len(sample))]
     for rows, lengths in ((sample[:1], even[:1]), (sample, even), (sample, ragged)):
         for chunk in (1, time):
-            worst = max(worst, _difference(declared, model, rows, lengths, chunk, expected))
+            worst = max(worst, _difference(declared, model, rows, lengths, chunk, expected, least))
     return worst
 
 
@@ -131,6 +138,7 @@ def _difference(
     lengths: list[int],
     chunk: int,
     expected_of: Callable[[int, int], Result],
+    least: dict[str, float],
 ) -> float:
     state, outputs = model.layout.initial(len(rows)), np.zeros(rows.shape[:2], model.output_dtype)
     remaining = np.array(lengths)
@@ -145,7 +153,8 @@ def _difference(
         pairs = [(name, outputs[name][row, :length], value[0]) for name, value in expected.items()]
         pairs += [(name, parts[name][row], value[0]) for name, value in expected_state.items()]
         for name, actual, value in pairs:
-            difference = _relative_difference(declared, name, actual, value, expected | expected_state)
+            unit = max(tolerance.unit(value, model.first_values.get(name)), least.get(name, 1.0))
+            difference = _relative_difference(declared, name, actual, value, expected | expected_state, unit)
             if not difference <= TOLERANCE:
                 raise ExportError(
                     f"{name!r} differs from the network by {difference:.3g}, {TOLERANCE:.0e} allowed "
@@ -156,9 +165,9 @@ def _difference(
 
 
 def _relative_difference(
-    declared: Contract, name: str, actual: Values, value: Values, expected: dict[str, Values]
+    declared: Contract, name: str, actual: Values, value: Values, expected: dict[str, Values], unit: float
 ) -> float:
-    """Returns the largest difference in units of the largest magnitude, or of 1 if that is larger.
+    """Returns the largest difference in that unit.
 
     For ranked categories the difference is infinite if a category has a wrong rank, and 0 otherwise.
     """
@@ -167,7 +176,7 @@ def _relative_difference(
         scores = expected[scores_of[name]][0]
         wrong = tolerance.count_misranked(actual, value, scores, TOLERANCE * tolerance.max_magnitude(scores))
         return float("inf") if wrong else 0.0
-    return tolerance.max_difference(actual, value) / max(tolerance.max_magnitude(value), 1.0)
+    return tolerance.max_difference(actual, value) / unit
 
 
 def export(

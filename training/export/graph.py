@@ -15,15 +15,16 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from torch import nn
 
-from onward.model.manifest import Dtype, Head, Part, StatePair, Stored, Tensor
-from onward.training.export.onnx_ops import Graph, GraphOps
+from onward.model.inputs import InputArray
+from onward.model.manifest import RANKED, Dtype, Head, Part, StatePair, Stored, Tensor
+from onward.training.export.onnx_ops import Graph, GraphOps, Value
 from onward.training.network.heads import scored_prediction, stored_prediction
 from onward.training.network.network import Network
 from onward.training.network.ops import TorchOps
 
 OPSET, IR_VERSION = 21, 10
 
-Array = NDArray[np.float32]
+Array = InputArray
 
 GATES = {"rnn_tanh": (0,), "rnn_relu": (0,), "lstm": (0, 3, 1, 2), "gru": (1, 0, 2)}
 """The indices of torch's gates in ONNX's order: LSTM i,f,g,o -> i,o,f,c; GRU r,z,n -> z,r,h."""
@@ -50,7 +51,7 @@ def contract(network: Network) -> Contract:
     deviation of the training part, so that the first input also has a surprise.
     """
     config, head, signature = network.config, network.head, network.signature
-    last = marginal(network)
+    last, dtype = marginal(network), _precision(network)
     streaming = len(network.input_layer.streaming)
     parts = _joined_parts(network, last)
     state = [
@@ -68,7 +69,9 @@ def contract(network: Network) -> Contract:
     if differenced := len(network.input_layer.differenced):
         first = network.input_layer.first_values.tolist()
         state += [
-            StatePair(input="previous_in", output="previous_out", shape=("batch", differenced), init=first),
+            StatePair(
+                input="previous_in", output="previous_out", shape=("batch", differenced), dtype=dtype, init=first
+            ),
             StatePair(input="begun_in", output="begun_out", shape=("batch", differenced), dtype="float64"),
         ]
     state += [
@@ -76,21 +79,25 @@ def contract(network: Network) -> Contract:
             input=f"last_{name}_in",
             output=f"last_{name}_out",
             shape=("batch", *value.shape),
-            dtype="int64",
+            dtype=_dtype(value),
             init=value.tolist(),
         )
         for name, value in last.items()
-        if _dtype(value) == "int64"
+        if _dtype(value) != "float32"
     ]
     return Contract(
-        inputs=(Tensor(name="inputs", shape=("time", "batch", len(signature.features))),),
+        inputs=(Tensor(name="inputs", shape=("time", "batch", len(signature.features)), dtype=dtype),),
         lengths=Tensor(name="lengths", shape=("batch",), dtype="int32"),
         outputs=(
             *(
-                Tensor(name=name, shape=("time", "batch", *last[name].shape), dtype=_dtype(last[name]))
+                Tensor(
+                    name=name,
+                    shape=("time", "batch", *last[name].shape),
+                    dtype=dtype if _dtype(last[name]) == "float32" else _dtype(last[name]),
+                )
                 for name in head.outputs
             ),
-            Tensor(name="surprise", shape=("time", "batch")),
+            Tensor(name="surprise", shape=("time", "batch"), dtype=dtype),
         ),
         state=tuple(state),
         head=Head(
@@ -102,7 +109,7 @@ def contract(network: Network) -> Contract:
             levels=head.levels,
             last={
                 name: Stored(state=f"last_{name}_in")
-                if _dtype(last[name]) == "int64"
+                if _dtype(last[name]) != "float32"
                 else Stored(state="state_in", part=name)
                 for name in head.outputs
             },
@@ -125,12 +132,15 @@ def build(network: Network, declared: Contract) -> onnx.ModelProto:
     graph = Graph(widths={"inputs": len(network.signature.features)})
     ops, signature, head = GraphOps(graph), network.signature, network.head
     inputs = ops.value("inputs")
+    if network.input_layer.is_double:
+        graph.doubles.add(inputs.name)
     read = network.input_layer.scale_numbers(ops, inputs, signature.number_columns)
     terms = read.terms
     if network.input_layer.categories:
         terms += network.input_layer.embed(ops, ops.columns(inputs, network.input_layer.categories))
     recurrent = _recurrent_parts(network)
-    stored = {name: array for name, array in marginal(network).items() if _dtype(array) == "float32"}
+    first = marginal(network)
+    stored = {name: array for name, array in first.items() if _dtype(array) == "float32"}
     sizes = [array.size for array in stored.values()]
     widths = graph.integers(*[network.config.units] * len(recurrent), sum(sizes))
     graph.add("Split", ["state_in", widths], [*(f"{name}_in" for name in recurrent), "stored"], axis=-1)
@@ -139,29 +149,18 @@ def build(network: Network, declared: Contract) -> onnx.ModelProto:
     last = stored_prediction(ops, head, around, read.target_scale)
     joined = ops.join([ops.flatten(last[name], array.shape) for name, array in stored.items()])
     graph.add("Concat", [*(f"{name}_out" for name in recurrent), ops.final(joined).name], "state_out", axis=-1)
-    for name in last.keys() - stored.keys():
+    before = {
+        name: ops.previous(f"last_{name}", last[name]) for name, array in first.items() if _dtype(array) == "float64"
+    }
+    for name in first.keys() - stored.keys() - before.keys():  # indices, which no surprise reads
         ops.store(f"last_{name}", last[name])
     shifted = ops.split_at(ops.shift(ops.value("stored"), joined), sizes)
-    before = scored_prediction(
-        {name: ops.unflatten(value, array.shape) for (name, array), value in zip(stored.items(), shifted, strict=True)}
-    )
-    actual = ops.columns(inputs, signature.target_columns)  # a label has no columns
-    nullable = any(signature.features[column].nullable for column in signature.target_columns)
-    present = ops.present(actual) if nullable else None
-    if nullable:
-        actual = ops.fill_missing(actual, ops.constant("missing", torch.zeros(1)))
-    if read.previous_level is not None:
-        actual = actual - read.previous_level
-    scores = head.surprise(ops, before, around, actual)
-    if nullable:  # a missing value has a surprise of 0
-        scores = scores * present
-    if len(signature.targets) == 1:
-        graph.add("Squeeze", [scores.name, graph.integers(2)], "surprise")
-    else:  # a sum over the targets, exact in any batch
-        ones = graph.constant("ones", np.ones(len(signature.targets), np.float32))
-        graph.add("MatMul", [scores.name, ones], "surprise")
-    for name in head.outputs:
-        graph.rename(last[name].name, name)
+    for (name, array), value in zip(stored.items(), shifted, strict=True):
+        before[name] = ops.unflatten(value, array.shape)
+    surprise = _surprise(ops, network, inputs, scored_prediction(before), around, read.previous_level)
+    for name, value in [*((name, last[name]) for name in head.outputs), ("surprise", surprise)]:
+        is_widened = network.input_layer.is_double and name != RANKED[0]
+        graph.rename(ops.double(value).name if is_widened else value.name, name)
     graph.prune([*(tensor.name for tensor in declared.outputs), *(pair.output for pair in declared.state)])
     proto = helper.make_model(
         helper.make_graph(
@@ -179,6 +178,27 @@ def build(network: Network, declared: Contract) -> onnx.ModelProto:
     )
     onnx.checker.check_model(proto, full_check=True)
     return proto
+
+
+def _surprise(
+    ops: GraphOps, network: Network, inputs: Value, before: dict[str, Any], around: dict[str, Any], level: Value | None
+) -> Value:
+    """Adds the surprise, (time, batch), of inputs under the predictions `before`. level: see `ScaledNumbers`."""
+    graph, signature = ops.graph, network.signature
+    actual = ops.columns(inputs, signature.target_columns)  # a label has no columns
+    nullable = any(signature.features[column].nullable for column in signature.target_columns)
+    present = ops.present(actual) if nullable else None
+    if nullable:
+        actual = ops.fill_missing(actual, ops.constant("missing", torch.zeros(1)))
+    if level is not None:
+        actual = actual - level
+    scores = network.head.surprise(ops, before, around, actual)
+    if present is not None:  # a missing value has a surprise of 0
+        scores = scores * present
+    if len(signature.targets) == 1:
+        return ops.value(graph.op("Squeeze", scores.name, graph.integers(2)))
+    ones = graph.constant("ones", np.ones(len(signature.targets), np.float32))
+    return ops.value(graph.op("MatMul", scores.name, ones))  # a sum over the targets, exact in any batch
 
 
 def _recurrent_state(network: Network) -> tuple[str, ...]:
@@ -251,8 +271,13 @@ def _info(tensor: Tensor) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(tensor.name, getattr(TensorProto, _ONNX[tensor.dtype]), list(tensor.shape))
 
 
+def _precision(network: Network) -> Dtype:
+    """Returns the type of the inputs, and of all outputs but indices."""
+    return "float64" if network.input_layer.is_double else "float32"
+
+
 def _dtype(value: NDArray[Any]) -> Dtype:
-    return "int64" if value.dtype == np.int64 else "float32"
+    return "int64" if value.dtype == np.int64 else "float64" if value.dtype == np.float64 else "float32"
 
 
 _ONNX = {"float32": "FLOAT", "float64": "DOUBLE", "int32": "INT32", "int64": "INT64"}

@@ -72,6 +72,8 @@ class Graph:
     def constant(self, name: str, value: NDArray[Any]) -> str:
         """Adds a constant unless its name exists already, and returns the name."""
         self.constants.setdefault(name, value)
+        if value.dtype == np.float64:
+            self.doubles.add(name)
         return name
 
     def has(self, name: str) -> bool:
@@ -175,10 +177,7 @@ class GraphOps:
         return Value(self.graph, name)
 
     def constant(self, name: str, value: Tensor) -> Value:
-        array = value.detach().cpu().numpy()
-        if array.dtype == np.float64:
-            self.graph.doubles.add(name)
-        return self.value(self.graph.constant(name, array))
+        return self.value(self.graph.constant(name, value.detach().cpu().numpy()))
 
     def _elementwise(self, kind: str, x: Value, *operands: str) -> Value:
         return self.value(self.graph.op_like(x.name, kind, x.name, *operands))
@@ -206,19 +205,27 @@ class GraphOps:
         return self._elementwise("Max", a, b.name)
 
     def double(self, x: Value) -> Value:
+        if x.name in self.graph.doubles:
+            return x
         name = self.graph.op("Cast", x.name, to=onnx.TensorProto.DOUBLE)
         self.graph.doubles.add(name)
         return self.value(name)
 
     def single(self, x: Value) -> Value:
+        if x.name not in self.graph.doubles:
+            return x
         return self.value(self.graph.op("Cast", x.name, to=onnx.TensorProto.FLOAT))
+
+    def like(self, x: Value, reference: Value) -> Value:
+        return self.double(x) if reference.name in self.graph.doubles else self.single(x)
 
     def present(self, x: Value) -> Value:
         is_present = self.graph.op("Not", self.graph.op("IsNaN", x.name))
         return self.value(self.graph.op("Cast", is_present, to=onnx.TensorProto.FLOAT))
 
     def fill_missing(self, x: Value, value: Value) -> Value:
-        return self.value(self.graph.op_like(x.name, "Where", self.graph.op("IsNaN", x.name), value.name, x.name))
+        missing, value = self.graph.op("IsNaN", x.name), self.like(value, x)
+        return self.value(self.graph.op_like(x.name, "Where", missing, value.name, x.name))
 
     def running_sums(self, name: str, terms: Sequence[Value]) -> list[Value]:
         """Adds a cumulative sum that continues the carried sums in order, so that chunks do not change its bits."""
@@ -238,12 +245,13 @@ class GraphOps:
         """
         del first
         self.store(name, x)
-        return self.shift(self.value(self.graph.op("Unsqueeze", f"{name}_in", self.graph.integers(0))), x)
+        stored = self.graph.op_like(x.name, "Unsqueeze", f"{name}_in", self.graph.integers(0))
+        return self.shift(self.value(stored), x)
 
     def shift(self, first: Value, x: Value) -> Value:
         """Returns (time, batch, ...) x of the step before; first: (1, batch, ...)."""
-        values = self.graph.op("Concat", first.name, x.name, axis=0)
-        return self.value(self.graph.op("Slice", values, *(self.graph.integers(n) for n in (0, -1, 0))))
+        values = self.graph.op_like(x.name, "Concat", first.name, x.name, axis=0)
+        return self.value(self.graph.op_like(x.name, "Slice", values, *(self.graph.integers(n) for n in (0, -1, 0))))
 
     def last_present(self, name: str, x: Value, first: Any) -> Value:
         """Adds a Scan over the steps, because no ONNX operator fills forward."""
@@ -253,13 +261,16 @@ class GraphOps:
             helper.make_node("Where", ["fill_missing", "fill_previous", "fill_now"], ["fill_last"]),
             helper.make_node("Identity", ["fill_last"], ["fill_seen"]),
         ]
+        kind = onnx.TensorProto.DOUBLE if x.name in self.graph.doubles else onnx.TensorProto.FLOAT
         inputs, outputs = (
-            [helper.make_tensor_value_info(value, onnx.TensorProto.FLOAT, None) for value in names]
+            [helper.make_tensor_value_info(value, kind, None) for value in names]
             for names in (("fill_previous", "fill_now"), ("fill_last", "fill_seen"))
         )
         filled, final = self.graph.unique_name("last_seen"), self.graph.unique_name("last_of_all")
         body = helper.make_graph(step, "fill forward", inputs, outputs)
         self.graph.add("Scan", [f"{name}_in", x.name], [final, filled], body=body, num_scan_inputs=1)
+        if x.name in self.graph.doubles:
+            self.graph.doubles.add(filled)
         return self.value(filled)
 
     def store(self, name: str, x: Value) -> None:
@@ -282,13 +293,14 @@ class GraphOps:
         if len(terms) == 1 and (constant := self.graph.constants.get(terms[0].name)) is not None:
             return self.value(self.graph.constant(f"{terms[0].name}_column", constant[..., np.newaxis]))
         if len(terms) == 1:
-            return self.value(self.graph.op("Unsqueeze", terms[0].name, self.graph.integers(-1)))
-        wide = self.graph.op("Reshape", self.join(terms).name, self.graph.integers(0, 0, len(terms), -1))
-        return self.value(self.graph.op("Transpose", wide, perm=[0, 1, 3, 2]))
+            return self.value(self.graph.op_like(terms[0].name, "Unsqueeze", terms[0].name, self.graph.integers(-1)))
+        whole = self.join(terms).name
+        wide = self.graph.op_like(whole, "Reshape", whole, self.graph.integers(0, 0, len(terms), -1))
+        return self.value(self.graph.op_like(whole, "Transpose", wide, perm=[0, 1, 3, 2]))
 
     def element(self, x: Value, index: int) -> Value:
         taken = self.graph.constant(f"index_{index}", np.array(index, np.int64))
-        return self.value(self.graph.op("Gather", x.name, taken, axis=-1))
+        return self.value(self.graph.op_like(x.name, "Gather", x.name, taken, axis=-1))
 
     def join(self, terms: Sequence[Value]) -> Value:
         names = tuple(term.name for term in terms)
@@ -296,7 +308,7 @@ class GraphOps:
             return terms[0]
         if (whole := self.graph.whole.get(names)) is not None:
             return self.value(whole)
-        return self.value(self.graph.op("Concat", *names, axis=-1))
+        return self.value(self.graph.op_like(names[0], "Concat", *names, axis=-1))
 
     def split(self, x: Value, count: int) -> list[Value]:
         if count == 1:

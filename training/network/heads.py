@@ -46,7 +46,7 @@ class Head(nn.Module):
         raise NotImplementedError
 
     def predict(self, ops: Ops, readouts: Sequence[Any], scale: TargetScale | None) -> dict[str, Any]:
-        """Returns the prediction in the data's units, relative to the level where `scale` has one."""
+        """Returns the prediction in the data's units, relative to the level or the offset that `scale` has."""
         raise NotImplementedError
 
     def surprise(self, ops: Ops, previous: Mapping[str, Any], current: Mapping[str, Any], actual: Any) -> Any:
@@ -62,8 +62,10 @@ class Head(nn.Module):
 
     def shift(self, ops: Ops, prediction: Mapping[str, Any], level: Any) -> dict[str, Any]:
         """Returns a prediction that is relative to a level as an absolute one."""
-        del ops
-        return {name: value + level if name in self.location_outputs else value for name, value in prediction.items()}
+        return {
+            name: ops.like(value, level) + level if name in self.location_outputs else value
+            for name, value in prediction.items()
+        }
 
     def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Returns the loss of each prediction, (..., targets). targets: (..., targets), numbers in scaled units."""
@@ -115,7 +117,7 @@ class Point(NumberHead):
 
     def surprise(self, ops: Ops, previous: Mapping[str, Any], current: Mapping[str, Any], actual: Any) -> Any:
         del current
-        error = ops.abs((actual - previous["point"]) / previous["unit"])
+        error = ops.abs(ops.single(actual - previous["point"]) / previous["unit"])
         if self._loss == "mae":
             return error
         if self._loss == "mse":
@@ -144,8 +146,8 @@ class Gaussian(NumberHead):
         return {"mean": mean, "std": ops.exp(log_std), "log_std": log_std}
 
     def surprise(self, ops: Ops, previous: Mapping[str, Any], current: Mapping[str, Any], actual: Any) -> Any:
-        del ops, current
-        error = (actual - previous["mean"]) / previous["std"]
+        del current
+        error = ops.single(actual - previous["mean"]) / previous["std"]
         return 0.5 * error * error + previous["log_std"] + HALF_LOG_TWO_PI
 
     def marginal(self, scale: TargetScale | None) -> dict[str, Tensor]:
@@ -185,7 +187,7 @@ class StudentT(NumberHead):
         del current
         df = self.df
         normaliser = torch.lgamma(df / 2) - torch.lgamma((df + 1) / 2) + 0.5 * torch.log(df * math.pi)
-        error = (actual - previous["mean"]) / previous["scale"]
+        error = ops.single(actual - previous["mean"]) / previous["scale"]
         tail = ops.log(error * error / ops.constant("t_df", df) + 1.0) * ops.constant("t_exponent", (df + 1) / 2)
         return tail + previous["log_scale"] + ops.constant("t_normaliser", normaliser)
 
@@ -230,12 +232,12 @@ class Quantiles(NumberHead):
         return {"median": ops.element(scaled, self._middle), "quantiles": scaled, "unit": unit}
 
     def shift(self, ops: Ops, prediction: Mapping[str, Any], level: Any) -> dict[str, Any]:
-        shifted = prediction["quantiles"] + ops.stack([level])
-        return {**prediction, "median": prediction["median"] + level, "quantiles": shifted}
+        median, quantiles = (ops.like(prediction[name], level) for name in self.location_outputs)
+        return {**prediction, "median": median + level, "quantiles": quantiles + ops.stack([level])}
 
     def surprise(self, ops: Ops, previous: Mapping[str, Any], current: Mapping[str, Any], actual: Any) -> Any:
         del current
-        error = (ops.stack([actual]) - previous["quantiles"]) / ops.stack([previous["unit"]])
+        error = ops.single(ops.stack([actual]) - previous["quantiles"]) / ops.stack([previous["unit"]])
         levels = torch.tensor(self.levels, device=self.readout.weight.device)
         over, under = ops.constant("levels", levels), ops.constant("levels_below", levels - 1.0)
         mean = torch.full_like(levels, 2.0 / self.width)
@@ -400,10 +402,12 @@ def stored_prediction(ops: Ops, head: Head, prediction: Mapping[str, Any], scale
     """Returns the values of a prediction that a session stores: absolute, and the locations relative to a level too.
 
     The surprise is computed relative to the level, because a small difference added to a high level loses its last
-    digits.
+    digits. In double precision it does not lose them, and the locations are absolute.
     """
-    if scale is None or scale.level is None:
+    if scale is None or (scale.level is None and scale.offset is None):
         return dict(prediction)
+    if scale.offset is not None:
+        return head.shift(ops, prediction, scale.offset)
     near = {f"{NEAR}{name}": prediction[name] for name in head.location_outputs}
     return head.shift(ops, prediction, scale.level) | near
 

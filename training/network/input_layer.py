@@ -38,6 +38,11 @@ class TargetScale:
 
     It is not added to `mean`, since a small difference added to a high level would lose its last digits.
     """
+    offset: Any = None
+    """What predictions are relative to where inputs are in double precision, in that precision; `mean` is then 0.
+
+    The mean, and the level if targets are differenced: (targets,) or (time, batch, targets).
+    """
 
     @staticmethod
     def identity(like: Tensor) -> "TargetScale":
@@ -54,11 +59,17 @@ class ScaledNumbers:
     target_scale: TargetScale | None
     """The targets' scale after each step; None where the targets are not numbers."""
     previous_level: Any = None
-    """The level before each step, (time, batch, targets): the step's own value is compared relative to it."""
+    """The level before each step, (time, batch, targets): the step's own value is compared relative to it.
+
+    None in double precision, which compares absolute values.
+    """
 
 
 class TrainingStatistics(nn.Module):
-    """Mean and deviation of the training part, stored in the graph so that clients send raw values."""
+    """Mean and deviation of the training part, stored in the graph so that clients send raw values.
+
+    The precision of the means is that in which a network reads its inputs and returns its predictions.
+    """
 
     mean: Tensor
     std: Tensor
@@ -66,7 +77,13 @@ class TrainingStatistics(nn.Module):
     difference_std: Tensor
 
     def __init__(
-        self, mean: Tensor, std: Tensor, difference_mean: Tensor | None = None, difference_std: Tensor | None = None
+        self,
+        mean: Tensor,
+        std: Tensor,
+        difference_mean: Tensor | None = None,
+        difference_std: Tensor | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         """Takes (features,) each in the data's units. Where a deviation is 0, 1 is stored instead.
 
@@ -76,7 +93,7 @@ class TrainingStatistics(nn.Module):
         difference_mean = torch.zeros_like(mean) if difference_mean is None else difference_mean
         difference_std = std if difference_std is None else difference_std
         for name, value in (("mean", mean), ("difference_mean", difference_mean)):
-            self.register_buffer(name, value.float())
+            self.register_buffer(name, value.to(dtype))
         for name, value in (("std", std), ("difference_std", difference_std)):
             self.register_buffer(name, torch.where(value > 0, value, torch.ones_like(value)).float())
 
@@ -126,6 +143,11 @@ class InputLayer(nn.Module):
         self.width = self.dense + sum(widths)
 
     @property
+    def is_double(self) -> bool:
+        """True if the inputs are in double precision."""
+        return self.statistics.mean.dtype == torch.float64
+
+    @property
     def scaling_statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation (features,) of the values that are scaled: differences where a feature is differenced."""
         is_differenced = torch.zeros_like(self.statistics.mean, dtype=torch.bool)
@@ -153,6 +175,8 @@ class InputLayer(nn.Module):
     def initial_target_scale(self, targets: Sequence[int]) -> TargetScale:
         """Returns the scale before any input: the training part's statistics of these columns."""
         mean, std = self.statistics.mean[list(targets)], self.statistics.std[list(targets)]
+        if self.is_double:
+            return TargetScale(torch.zeros_like(std), std, std.log(), offset=mean)
         if not set(targets) & set(self.differenced):
             return TargetScale(mean, std, std.log())
         is_differenced = torch.tensor([float(i in self.differenced) for i in targets], device=mean.device)
@@ -171,7 +195,7 @@ class InputLayer(nn.Module):
             value = ops.columns(raw, self.fixed)
             if set(self.fixed) & set(self.masked):
                 value = ops.fill_missing(value, mean)
-            terms.append((value - mean) / std)
+            terms.append(ops.single(value - mean) / std)
         if self.streaming:
             scaled, scale = self._scale_streaming(ops, ops.columns(raw, self.streaming), targets)
             terms.append(scaled)
@@ -181,7 +205,13 @@ class InputLayer(nn.Module):
             scale = TargetScale(mean, std, ops.constant("target_log_std", log_std))
         if self.masked:
             terms.append(1.0 - ops.present(ops.columns(raw, self.masked)))
-        return ScaledNumbers(terms, None if scale is None else replace(scale, level=level), previous_level)
+        if scale is None:
+            return ScaledNumbers(terms, None)
+        if self.is_double:
+            offset = scale.mean if level is None else level + scale.mean
+            none = ops.constant("no_mean", torch.zeros_like(self.statistics.std[list(targets)]))
+            return ScaledNumbers(terms, replace(scale, mean=none, offset=offset))
+        return ScaledNumbers(terms, replace(scale, level=level), previous_level)
 
     def _difference(self, ops: Ops, raw: Any) -> tuple[Any, Any, Any]:
         """Returns raw with differences in place of values; and the last values seen, after each step and before it."""
@@ -189,7 +219,8 @@ class InputLayer(nn.Module):
         values = ops.columns(raw, self.differenced)
         last = ops.last_present("previous", values, first) if set(self.differenced) & set(self.masked) else values
         previous, present = ops.previous("previous", last, first), ops.present(values)
-        begun = ops.clip(ops.single(ops.running_sums("begun", [ops.double(present)])[0]) - present, 0.0, 1.0)
+        begun = ops.like(ops.running_sums("begun", [ops.double(present)])[0], values) - ops.like(present, values)
+        begun = ops.clip(begun, 0.0, 1.0)
         count = len(self.features)
         columns = [count + self.differenced.index(i) if i in self.differenced else i for i in range(count)]
         return ops.columns(ops.join([raw, (values - previous) * begun]), columns), last, previous
@@ -243,7 +274,7 @@ class InputLayer(nn.Module):
         if not targets:
             return scaled, None
         columns = [self.streaming.index(target) for target in targets]
-        mean, std = (ops.single(ops.columns(value, columns)) for value in (mean, std))
+        mean, std = ops.like(ops.columns(mean, columns), raw), ops.single(ops.columns(std, columns))
         return scaled, TargetScale(mean, std, ops.log(std))
 
 

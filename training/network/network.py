@@ -122,7 +122,7 @@ class Network(nn.Module):
     def prepare(self, raw: Tensor) -> Prepared:
         """Scales raw values (time, batch, features), which start at the sequences' beginning."""
         numbers = self.input_layer.scale_numbers(_torch, raw, self.signature.number_columns)
-        inputs = torch.cat([*numbers.terms, raw[..., self.input_layer.categories]], dim=-1)
+        inputs = torch.cat([*numbers.terms, raw[..., self.input_layer.categories].float()], dim=-1)
         return Prepared(inputs, numbers.target_scale, numbers.previous_level)
 
     def forward(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:

@@ -26,13 +26,18 @@ class Ops(Protocol):
     def clip(self, x: Any, low: float, high: float) -> Any: ...
     def greater(self, a: Any, b: Any) -> Any: ...
     def double(self, x: Any) -> Any: ...
-    def single(self, x: Any) -> Any: ...
+
+    def single(self, x: Any) -> Any:
+        """Returns x in single precision; x itself if it is."""
+
+    def like(self, x: Any, reference: Any) -> Any:
+        """Returns x in the precision of the reference; x itself if it is."""
 
     def present(self, x: Any) -> Any:
         """Returns 1 where x is a number and 0 where it is missing (NaN)."""
 
     def fill_missing(self, x: Any, value: Any) -> Any:
-        """Returns x with `value` where x is missing."""
+        """Returns x with `value`, in the precision of x, where x is missing."""
 
     def running_sums(self, name: str, terms: Sequence[Any]) -> list[Any]:
         """Returns the sums of the terms over all steps of the session so far, carried from call to call under `name`.
@@ -116,6 +121,9 @@ class TorchOps:
 
     def single(self, x: Tensor) -> Tensor:
         return x.float()
+
+    def like(self, x: Tensor, reference: Tensor) -> Tensor:
+        return x.to(reference.dtype)
 
     def present(self, x: Tensor) -> Tensor:
         return (~x.isnan()).float()

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
+from onward.model.inputs import InputArray
 from onward.model.manifest import Feature
 from onward.model.runner import StepModel
 from onward.training.data.datasets import Series
@@ -157,7 +157,7 @@ def forecaster() -> StepModel:
     return numpy_networks.export(made)
 
 
-def last_seen(values: NDArray[np.float32], t: int, mean: float) -> float:
+def last_seen(values: InputArray, t: int, mean: float) -> float:
     before = values[: t + 1][~np.isnan(values[: t + 1])]
     return float(before[-1]) if len(before) else mean
 

@@ -4,6 +4,7 @@ Each network is exported, which proves it and runs `onward.model.checks`, and is
 agrees with the network to 1e-5, alone and in a batch, even and ragged, in single steps and in a single call.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tests.helpers import numpy_networks
 from tests.helpers.numpy_networks import Floats, draw, signature
 from tests.helpers.recorded_bundles import category, stepped_outputs
 
+OFFSET = 1_700_000_000.0
 CELLS = ("rnn_tanh", "rnn_relu", "lstm", "gru")
 
 NUMBERS = signature(
@@ -38,13 +40,14 @@ NUMBERS = signature(
 )
 
 
-def proven(network: Network, tmp_path: Path) -> StepModel:
-    """Exports and proves the network; returns the model of the opened bundle."""
-    numpy_networks.export(network, tmp_path)
+def proven(network: Network, tmp_path: Path, offset: float = 0.0) -> StepModel:
+    """Exports and proves the network; returns the model of the opened bundle. offset: of all numbers."""
+    numpy_networks.export(network, tmp_path, offset=offset)
     model = open_bundle(tmp_path / "tiny" / "1")
     assert model.manifest.exact is (network.config.cell in {"lstm", "gru"})
     assert model.manifest.features == network.signature.features
-    assert prove(network, contract(network), model, draw(network.signature.features, 7, 200, seed=2)) <= 1e-5
+    sample = draw(network.signature.features, 7, 200, seed=2, offset=offset)
+    assert prove(network, contract(network), model, sample) <= 1e-5
     return model
 
 
@@ -54,6 +57,32 @@ def proven(network: Network, tmp_path: Path) -> StepModel:
 def test_numbers_export(cell: str, head: str, scaling: str, tmp_path: Path) -> None:
     """Networks of two targets, a nullable one among them, with known, static and categorical features export."""
     proven(numpy_networks.network(NUMBERS, cell=cell, units=3, head=head, scaling=scaling), tmp_path)
+
+
+@pytest.mark.parametrize("changes", [(), ("y", "x"), ("x",)])
+@pytest.mark.parametrize("scaling", ["fixed", "causal"])
+@pytest.mark.parametrize("head", ["point", "gaussian", "student_t", "quantiles"])
+def test_numbers_in_double_precision_export(head: str, scaling: str, changes: tuple[str, ...], tmp_path: Path) -> None:
+    """An offset of 1.7e9 changes no state of a layer and no surprise, and the prediction by the offset alone."""
+    described = replace(NUMBERS, differenced=changes)
+    if scaling == "causal":
+        network = numpy_networks.network(described, cell="gru", units=3, head=head, scaling=scaling, offset=OFFSET)
+        proven(network, tmp_path, OFFSET)
+        return
+    results = []
+    for name, offset in (("plain", 0.0), ("double", OFFSET)):
+        network = numpy_networks.network(described, cell="lstm", units=3, head=head, scaling=scaling, offset=offset)
+        model = proven(network, tmp_path / name, offset)
+        sample = draw(described.features, 1, 200, seed=3, offset=OFFSET)
+        if not offset:
+            sample = (sample - [0.0 if f.kind == "category" else OFFSET for f in described.features]).astype(np.float32)
+        outputs, _ = model.run_row(sample[0], model.layout.initial(1))
+        results.append(outputs)
+    plain, double = results
+    for name in double.dtype.names or ():
+        assert double.dtype[name].base == np.float64
+        moves = name in {"point", "mean", "median", "quantiles"}
+        np.testing.assert_allclose(double[name] - OFFSET * moves, plain[name], rtol=1e-5, atol=2e-5)
 
 
 MIXED = (Feature(name="x", nullable=True), category("word", 9), category("kind", 3, nullable=True), Feature(name="y"))

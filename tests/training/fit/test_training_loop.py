@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from onward.model.inputs import InputArray
 from onward.model.manifest import Feature
 from onward.training.config import Cell, Model, Train
 from onward.training.data import sampling
@@ -303,7 +304,7 @@ def test_the_schedule_reaches_the_optimiser() -> None:
     assert moved == pytest.approx([0.01, 0.01 / 1000], rel=0.01)
 
 
-def held_out(network: Network, data: Series) -> tuple[Tensor, NDArray[np.float32]]:
+def held_out(network: Network, data: Series) -> tuple[Tensor, InputArray]:
     """Returns the readouts for each test step, (steps, parameters), and the actual values."""
     network.eval()
     with torch.no_grad():
