@@ -39,9 +39,9 @@ class TargetScale:
     It is not added to `mean`, since a small difference added to a high level would lose its last digits.
     """
     offset: Any = None
-    """What predictions are relative to where inputs are in double precision, in that precision; `mean` is then 0.
+    """The mean in double precision, plus the level if targets are differenced: (targets,) or (time, batch, targets).
 
-    The mean, and the level if targets are differenced: (targets,) or (time, batch, targets).
+    Predictions are relative to it, and `mean` is 0.
     """
 
     @staticmethod
