@@ -220,6 +220,11 @@ def provenance(config: Config, dataset: Dataset, history: training_loop.History)
             "sha256": dataset.sha256,
             "series": len(dataset.series),
             "steps": dataset.steps,
+            **(
+                {"double_precision": {name: scale._asdict() for name, scale in dataset.doubles.items()}}
+                if dataset.doubles
+                else {}
+            ),
             "validation_share": split.VALIDATION,
             "test_share": split.TEST,
         },

@@ -4,8 +4,8 @@ Owns what a file must contain to be training data. Knows nothing of networks.
 """
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +16,7 @@ from onward.model.inputs import InputArray, InputDtype
 from onward.model.manifest import Category, Feature
 from onward.model.tables.settings import TableSettings
 from onward.training.config import TOKEN, Data
-from onward.training.data import split, texts, vocabulary
+from onward.training.data import precision, split, texts, vocabulary
 from onward.training.data.split import ONLY, SeriesSplit
 from onward.training.data.table_reader import Table
 from onward.training.errors import DataError
@@ -52,6 +52,8 @@ class Dataset:
     features: tuple[Feature, ...]
     classes: tuple[Category, ...] = ()
     """The classes of the label."""
+    doubles: Mapping[str, precision.Scale] = field(default_factory=dict)
+    """The columns that single precision does not carry."""
     table: TableSettings | None = None
     """The settings by which the table was read, with what was found in it; none for a text."""
 
@@ -70,11 +72,16 @@ class Dataset:
         return [series for series in self.series if len(series.train)]
 
 
-def load(file: Path, data: Data, declared: tuple[Sequence[Feature], Sequence[Category]] | None = None) -> Dataset:
+def load(
+    file: Path,
+    data: Data,
+    declared: tuple[Sequence[Feature], Sequence[Category]] | None = None,
+    dtype: InputDtype | None = None,
+) -> Dataset:
     """Returns the series in `file`. Raises DataError.
 
     `declared` are the features and classes of a bundle, whose categories are then used; without it the categories are
-    those of the training part.
+    those of the training part. dtype: that of the bundle's inputs; without it, that which the training part needs.
     """
     features, classes = declared or ((), ())
     digest = _digest(file)
@@ -89,7 +96,8 @@ def load(file: Path, data: Data, declared: tuple[Sequence[Feature], Sequence[Cat
         feature, column = _column(table, data, name, in_training, declared_features.get(name))
         described.append(feature)
         columns.append(column)
-    values = np.stack(columns, axis=-1)
+    scales = _scales(data, described, columns, precision.Rows.of(in_training, [part.rows[0] for part in splits]))
+    values: InputArray = np.stack(columns, axis=-1, dtype=precision.choose(file, scales, dtype), casting="same_kind")
     labels: NDArray[np.int64] | None = None
     if data.label:
         classes = tuple(classes) or vocabulary.build(table, data.label, in_training, 1)
@@ -107,12 +115,12 @@ def load(file: Path, data: Data, declared: tuple[Sequence[Feature], Sequence[Cat
         for part in splits
     )
     settings = TableSettings.model_validate({name: getattr(data, name) for name in TableSettings.model_fields})
-    return Dataset(series, digest, tuple(described), tuple(classes), settings)
+    return Dataset(series, digest, tuple(described), tuple(classes), precision.needing_double(scales), settings)
 
 
 def _column(
     table: Table, data: Data, name: str, in_training: NDArray[np.bool_], declared: Feature | None
-) -> tuple[Feature, NDArray[np.float32]]:
+) -> tuple[Feature, InputArray]:
     """Returns a feature and its column, (rows,)."""
     role: Literal["observed", "known", "static"] = "static" if name in data.static else "observed"
     if name in (*data.known, *data.derived):
@@ -135,7 +143,9 @@ def _column(
                 categories=categories,
                 unknown=data.unknown,
             )
-        column = vocabulary.encode(table, name, feature.categories, unknown=feature.unknown, nullable=feature.nullable)
+        column: InputArray = vocabulary.encode(
+            table, name, feature.categories, unknown=feature.unknown, nullable=feature.nullable
+        )
     else:
         column = table.numbers(name, nullable=feature.nullable)
         if in_training.any() and np.isnan(column[in_training]).all():
@@ -143,6 +153,18 @@ def _column(
     if feature.role == "static":
         table.require_constant(name, "a static feature")
     return feature, column
+
+
+def _scales(
+    data: Data, features: Sequence[Feature], columns: Sequence[InputArray], rows: precision.Rows
+) -> dict[str, precision.Scale]:
+    """Returns the scale of each column of numbers (rows,)."""
+    by_steps = {*data.targets, *data.changes}
+    return {
+        feature.name: precision.scale(np.asarray(column, np.float64), rows, by_steps=feature.name in by_steps)
+        for feature, column in zip(features, columns, strict=True)
+        if feature.kind == "number"
+    }
 
 
 def _load_text(file: Path, data: Data, digest: str, features: tuple[Feature, ...]) -> Dataset:

@@ -53,7 +53,7 @@ class Table:
         """Returns an error that names the file's row and column. row: the index in `rows`."""
         return DataError(f"{self.file}: row {self.rows[ROW][row]}, column {column}: {what}")
 
-    def numbers(self, column: str, *, nullable: bool) -> NDArray[np.float32]:
+    def numbers(self, column: str, *, nullable: bool) -> NDArray[np.float64]:
         """Returns a column of numbers (rows,), NaN where a value is missing. Raises DataError."""
         kind, rows = self.rows.schema[column], self.rows
         if not (kind.is_numeric() or kind in (pl.Boolean, pl.Null)):
@@ -69,7 +69,7 @@ class Table:
         if not_finite.any():
             row = int(not_finite.argmax())
             raise self.error_at(row, column, f"{values[row]} is not a finite 32-bit number")
-        return values.astype(np.float32)
+        return values
 
     def require_constant(self, column: str, what: str) -> None:
         """Raises DataError if the column changes within a series."""

@@ -27,7 +27,8 @@ def measure(model: StepModel, file: Path, config: Config | None = None) -> Evalu
     Raises DataError or ConfigError.
     """
     settings = data_settings(model.manifest, file, config)
-    series = datasets.load(file, settings, (model.manifest.features, model.manifest.head.classes)).series
+    declared = (model.manifest.features, model.manifest.head.classes)
+    series = datasets.load(file, settings, declared, model.input_dtype).series
     return evaluation.measure(model, series, settings.period, settings.horizon)
 
 

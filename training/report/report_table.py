@@ -44,6 +44,7 @@ def text(manifest: Manifest) -> str:
     metrics = cast("dict[str, Any]", manifest.metrics)
     decisive = ", ".join(MEASURES[measure] for measure in evaluation.DECISIVE[metrics["task"]])
     lines = [f"{manifest.name} {manifest.version}: {SCORED[metrics['task']].format(metrics['steps'])}"]
+    lines += double_precision(manifest)
     for target, scores in metrics["targets"].items():
         measures = [measure for measure in MEASURES if measure in scores["model"]]
         head = "".join(f"{MEASURES[measure]:>12}" for measure in measures)
@@ -60,6 +61,15 @@ def text(manifest: Manifest) -> str:
     if losses := unbeaten_ahead(metrics):
         lines += ["", f"WARNING: over {metrics['horizons']['steps']} steps the model loses: " + "; ".join(losses)]
     return "\n".join(lines)
+
+
+def double_precision(manifest: Manifest) -> list[str]:
+    """Returns the reason why the model computes in double precision, in words; an empty list if it does not."""
+    found = cast("dict[str, Any]", manifest.provenance.get("data") or {}).get("double_precision") or {}
+    columns = [
+        f"{name} (near {scale['magnitude']:.6g}, differing by {scale['spread']:.3g})" for name, scale in found.items()
+    ]
+    return [f"in double precision, which these need: {', '.join(columns)}"] if columns else []
 
 
 def unbeaten(metrics: dict[str, Any]) -> list[str]:
