@@ -92,9 +92,7 @@ def require_same(model: StepModel, what: str, actual: Result, expected: Result) 
         if scores is not None:
             if misranked := tolerance.count_misranked(a, b, scores, TOLERANCE * tolerance.max_magnitude(scores)):
                 raise CheckError(f"{what}: {part} {name!r} ranks {misranked} categories differently that are not tied")
-        elif not (worst := tolerance.max_difference(a, b)) <= TOLERANCE * max(
-            tolerance.unit(b, model.first_values.get(name)), least
-        ):
+        elif not (worst := tolerance.max_difference(a, b)) <= TOLERANCE * max(model.unit(name, b), least):
             raise CheckError(f"{what}: {part} {name!r} differs by up to {worst:.3g}")
 
 

@@ -154,7 +154,7 @@ def _verify_parity(file: Path, model: StepModel) -> None:
                     )
                 continue
             worst = tolerance.max_difference(outputs[name][valid], values[valid])
-            allowed = parity.tolerance * tolerance.unit(values[valid], model.first_values.get(name))
+            allowed = parity.tolerance * model.unit(name, values[valid])
             if not worst <= allowed:  # a NaN fails too
                 raise BundleError(
                     file, f"parity: output {name!r} is {worst:.3g} off the trained network, {allowed:.3g} allowed"

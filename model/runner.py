@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onward.model import tolerance
 from onward.model.errors import BundleError
 from onward.model.finite import common_float, finite
 from onward.model.inputs import InputArray, InputDtype
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 Outputs = NDArray[np.void]
 """Rows of a model's output dtype, which has one field per output of the graph."""
+
+
+_EPSILON = float(np.finfo(np.float64).eps)
 
 
 class StepModel:
@@ -152,17 +156,38 @@ class StepModel:
             predictions[name] = stored[name]
         return predictions
 
-    @cached_property
-    def first_values(self) -> dict[str, NDArray[Any]]:
-        """The values of one row before a session's first input: of outputs, and of the state by `Layout.parts`.
+    def unit(self, name: str, expected: NDArray[Any]) -> float:
+        """Returns the unit in which differences of an output, or of a part of the state, are measured.
 
-        Only of a model in double precision, whose differences are measured relative to them.
+        It is the largest magnitude. In double precision, where numbers are large beside their spread, it is the largest
+        distance from the value before a session's first input, and large enough that a hundred thousandth of it is
+        more than the rounding of doubles.
         """
         if self.input_dtype != np.float64:
-            return {}
+            return tolerance.max_magnitude(expected)
+        rounding = 2 * _EPSILON * tolerance.max_magnitude(expected)
+        if name == self.manifest.head.surprise:
+            rounding = self._surprise_rounding
+        return max(tolerance.max_magnitude(expected - self._first_values[name]), 1e5 * rounding)
+
+    @cached_property
+    def _first_values(self) -> dict[str, NDArray[Any]]:
+        """The values of one row before a session's first input: of outputs, and of the state by `Layout.parts`."""
         state = self.layout.initial(1)
         rows = (self.last_prediction(state)[0], self.layout.parts(state)[0])
         return {name: row[name] for row in rows for name in row.dtype.names or ()}
+
+    @cached_property
+    def _surprise_rounding(self) -> float:
+        """The effect that the rounding of predictions in double precision has on a surprise, by the parity outputs."""
+        parity, head = self.manifest.parity, self.manifest.head
+        if head.kind == "label" or head.ranks_categories:
+            return 0.0
+        name = head.outputs[0]
+        rows = zip(parity.outputs[name], parity.lengths, strict=True)
+        values = np.concatenate([np.asarray(row[:length], np.float64) for row, length in rows])
+        spread = tolerance.max_magnitude(values - self._first_values[name])
+        return 8 * _EPSILON * tolerance.max_magnitude(values) / spread if spread else 0.0
 
     def feedback(self, predictions: Outputs) -> InputArray:
         """Returns the target values (..., targets) that a rollout feeds back for predictions (...)."""

@@ -21,18 +21,6 @@ def max_magnitude(numbers: Numbers) -> float:
     return float(np.abs(numbers.astype(np.float64)).max(initial=0.0))
 
 
-def unit(expected: Numbers, first: Numbers | None = None) -> float:
-    """Returns the unit of differences: the largest magnitude, or the largest distance from the `first` values.
-
-    The latter is for models in double precision, whose numbers are large beside their spread, which would hide errors.
-    It is at least a share of the magnitude of which 1e-5 are two units in the last place.
-    """
-    if first is None:
-        return max_magnitude(expected)
-    distance = expected.astype(np.float64) - first.astype(np.float64)
-    return max(max_magnitude(distance), 4.5e-11 * max_magnitude(expected))
-
-
 def count_misranked(actual: Numbers, expected: Numbers, scores: Numbers, allowed: float) -> int:
     """Returns how many categories have a rank that is neither their own nor tied with it to within `allowed`.
 

@@ -37,7 +37,7 @@ SIBLINGS = {
     "whole seconds, differenced": Sibling(
         np.floor(wave(20, 0.5) + 3.0 * np.arange(STEPS)), 1.7e9, {"head": "student_t"}, {"changes": ["x"]}
     ),
-    "microseconds": Sibling(np.floor(wave(2e4, 500)), 1.7e15, {"head": "quantiles"}, {}),
+    "microseconds": Sibling(np.floor(wave(2e4, 500)), 1.7e15, {"head": "quantiles", "cell": "rnn_tanh"}, {}),
     "kilowatt hours": Sibling(
         np.round(wave(0.02, 0.005) + 0.01 * np.arange(STEPS), 3), 1e7, {"head": "quantiles"}, {"changes": ["x"]}
     ),

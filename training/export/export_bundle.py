@@ -153,7 +153,7 @@ def _difference(
         pairs = [(name, outputs[name][row, :length], value[0]) for name, value in expected.items()]
         pairs += [(name, parts[name][row], value[0]) for name, value in expected_state.items()]
         for name, actual, value in pairs:
-            unit = max(tolerance.unit(value, model.first_values.get(name)), least.get(name, 1.0))
+            unit = max(model.unit(name, value), least.get(name, 1.0))
             difference = _relative_difference(declared, name, actual, value, expected | expected_state, unit)
             if not difference <= TOLERANCE:
                 raise ExportError(
