@@ -82,7 +82,7 @@ class CentralInterval:
                 spread = np.ones_like(self.centre(predictions))
         return np.maximum(spread, _LEAST, dtype=np.float64)
 
-    def _student_t_quantile(self, df: NDArray[np.float32]) -> Floats:
+    def _student_t_quantile(self, df: NDArray[np.float32 | np.float64]) -> Floats:
         """Returns the quantiles of Student's t; cached for the last degrees of freedom, which rarely change."""
         first = df.reshape(-1, df.shape[-1])[0]
         if not np.array_equal(first, self._df):

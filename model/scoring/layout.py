@@ -37,6 +37,7 @@ INPUTS, SURPRISE, ALARMS = 1, 2, 3
 """The positions of the sums over all targets among a row's numbers; position 0 is the nominal coverage."""
 _OF_ALL = ("inputs", "surprise", "alarms")
 _NOMINAL = Struct("<d")
+_MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 class Sum(NamedTuple):
@@ -93,12 +94,21 @@ class StatisticsLayout:
         numbers: list[Any] = [("numbers", np.float64, (self.row.size // 8,))]
         self.dtype = np.dtype(numbers + ([("ring", np.float32, (RING_SIZE,))] if head.surprise else []))
         """The statistics of a session without intervals as a row of a structured array."""
-        fields: list[Any] = [(ERROR, np.float32, (width,))] if self.numbers else []
-        fields += [(ANOMALY, np.float32)] if head.surprise else []
-        fields += [(LOW, np.float32, (width,)), (HIGH, np.float32, (width,))] if intervals else []
+        kind = model.input_dtype
+        fields: list[Any] = [(ERROR, kind, (width,))] if self.numbers else []
+        fields += [(ANOMALY, kind)] if head.surprise else []
+        fields += [(LOW, kind, (width,)), (HIGH, kind, (width,))] if intervals else []
         self.output_dtype = np.dtype([*model.output_dtype.descr, *fields])
-        self.scores = Struct(f"<{(self.output_dtype.itemsize - model.output_dtype.itemsize) // 4}f")
+        size = self.output_dtype.itemsize - model.output_dtype.itemsize
+        self.scores = Struct(f"<{size // kind.itemsize}{kind.char}")
         """The fields that an answer has after the outputs."""
+
+    def pack_scores(self, scores: Sequence[float]) -> bytes:
+        """Returns the bytes of a step's scores; those beyond single precision become infinite in it."""
+        try:
+            return self.scores.pack(*scores)
+        except OverflowError:
+            return self.scores.pack(*map(_as_float32, scores))
 
     def first(self, nominal: float = 0.0) -> bytes:
         """Returns the statistics of a new session."""
@@ -155,3 +165,8 @@ def nominal_coverage(statistics: bytes) -> float:
     """Returns the nominal coverage of a session's intervals, for any model; 0 if it has none."""
     nominal: float = _NOMINAL.unpack_from(statistics)[0] if statistics else 0.0
     return nominal
+
+
+def _as_float32(number: float) -> float:
+    """Returns the number, or infinity with its sign if it is beyond single precision."""
+    return math.copysign(math.inf, number) if abs(number) > _MAX_FLOAT32 else number

@@ -27,7 +27,7 @@ from onward.model.scoring.layout import (
     StatisticsLayout,
     nominal_coverage,
 )
-from onward.model.scoring.step_scorer import StepScorer, as_float32
+from onward.model.scoring.step_scorer import StepScorer
 from onward.model.state import State
 
 Rows = list[list[float]]
@@ -216,7 +216,7 @@ class RunningStatistics:
         data, size, steps, parts, position = outputs.tobytes(), outputs.itemsize, outputs.shape[1], [], 0
         for row_scores in scores:
             for step_scores in row_scores:
-                parts += [data[position : position + size], self._layout.scores.pack(*map(as_float32, step_scores))]
+                parts += [data[position : position + size], self._layout.pack_scores(step_scores)]
                 position += size
             if padding := steps - len(row_scores):
                 parts.append(bytes(padding * self._layout.output_dtype.itemsize))

@@ -14,7 +14,6 @@ from onward.model.scoring.conformal import BLOCK, anomaly
 from onward.model.scoring.layout import ALARM, ALARMS, INPUTS, SURPRISE, StatisticsLayout
 
 _FLOAT = Struct("<f")
-_MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 class StepScorer:
@@ -55,8 +54,8 @@ class StepScorer:
             scores.append(math.nan)
         try:
             packed = layout.scores.pack(*scores)
-        except OverflowError:  # a score beyond single precision
-            packed = layout.scores.pack(*map(as_float32, scores))
+        except OverflowError:
+            packed = layout.pack_scores(scores)
         return packed, layout.row.pack(*numbers) + ring
 
     def count_errors(
@@ -108,8 +107,3 @@ class StepScorer:
             if numbers[predicted] == BLOCK:
                 self._layout.end_block(numbers, 0)
         return present
-
-
-def as_float32(number: float) -> float:
-    """Returns the number, or infinity with its sign if it is beyond single precision."""
-    return math.copysign(math.inf, number) if abs(number) > _MAX_FLOAT32 else number

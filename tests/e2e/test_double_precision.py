@@ -70,6 +70,26 @@ def test_predictions_are_those_of_the_session_in_process(folder: Path, served: S
         assert accuracy["x"].mae == pytest.approx((VALUES[0] + 11 / 1024) / 12, abs=1e-6), "the first prediction is 0"
 
 
+def test_intervals_have_the_digits_of_the_inputs(folder: Path, served: Server) -> None:
+    """Errors and both ends of an interval are in double precision, in a service and in process."""
+    local = onward.load(folder / "models/walk/1").session(inputs=VALUES[:1], interval=0.5)
+    with onward.Client(served.url) as client, client.session("walk", inputs=VALUES[:1], interval=0.5) as remote:
+        for value in VALUES[1:]:
+            mine, theirs = local.step(value), remote.step(value)
+            assert theirs.error is not None
+            assert theirs.error.dtype == np.float64
+            assert theirs.error.tolist() == [1 / 1024]
+            assert mine.interval is not None
+            assert theirs.interval is not None
+            for end in ("low", "high"):
+                assert getattr(mine.interval, end).tobytes() == getattr(theirs.interval, end).tobytes()
+        assert remote.prediction is not None
+        assert remote.prediction.interval is not None
+        half = remote.prediction.interval.high.item() - VALUES[-1]
+        assert 0 < half < 10 * SIGMA
+        assert remote.prediction.interval.low.item() == pytest.approx(VALUES[-1] - half, abs=1e-6)
+
+
 def drawn_values(events: Iterable[Generated | Done]) -> list[float]:
     return [event.values.item() for event in events if isinstance(event, Generated) and event.values is not None]
 
