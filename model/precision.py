@@ -30,7 +30,7 @@ def carries(precision: Precision, magnitude: float, spread: float, share: float 
 
 
 def digits(magnitude: float, spread: float, least: int = 5) -> int:
-    """Returns how many significant digits write numbers up to `magnitude` so that a hundredth of the spread shows."""
+    """Returns how many significant digits write numbers up to `magnitude` so that a tenth of the spread shows."""
     if not spread > 0 or not magnitude > 0:
         return least
     return min(17, max(least, math.ceil(math.log10(magnitude) - math.log10(spread)) + 2))

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onward.client.results import Forecast, Outputs, Prediction, Predictions, without_none
 from onward.client.transport import address
 from onward.errors import Problem, UnreachableError
+from onward.model import precision
 from onward.model.errors import BundleError
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 URL = "http://127.0.0.1:8000"
 REFUSED, UNREACHABLE = 1, 3
+DIGITS = 5
+"""The significant digits of a number that is written for people, unless more tell it from its neighbours."""
 RETRY_DEADLINE_S = 10.0
 """Shorter than the client's own: somebody may be waiting at a terminal."""
 json_option = click.option(
@@ -125,8 +128,13 @@ def _single_precision(value: Any) -> Any:
 
 
 def echo_table(names: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Writes columns as wide as they need to be; numbers are aligned to the right and have five significant digits."""
-    written = [[_written(value) for value in row] for row in rows]
+    """Writes columns as wide as they need to be; numbers are aligned to the right.
+
+    They have five significant digits, or as many as tell the numbers of a column apart.
+    """
+    listed = [list(row) for row in rows]
+    digits = [_digits([row[column] for row in listed]) for column in range(len(names))]
+    written = [[_written(value, count) for value, count in zip(row, digits, strict=True)] for row in listed]
     widths = [max(map(len, column)) for column in zip(names, *written, strict=True)]
     numbers = [bool(written) and all(_is_number(row[column]) for row in written) for column in range(len(names))]
     for row in [list(names), *written]:
@@ -139,7 +147,7 @@ def echo_table(names: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
 
 def echo_line(values: Iterable[object]) -> None:
     """Writes one of many lines at once, its values separated by tabs."""
-    click.echo("\t".join(map(_written, values)))
+    click.echo("\t".join([_written(value, _digits([value])) for value in values]))
     sys.stdout.flush()
 
 
@@ -167,11 +175,23 @@ def columns(outputs: Outputs, targets: Sequence[str]) -> tuple[list[str], list[t
     return names, list(zip(*cells, strict=True))
 
 
-def _written(value: object) -> str:
+def _digits(values: Sequence[object]) -> int:
+    """Returns the number of significant digits with which successive numbers of a model are told apart."""
+    numbers = np.array([float(value) for value in values if isinstance(value, np.floating)])
+    numbers = numbers[np.isfinite(numbers)]
+    steps = np.abs(np.diff(numbers))
+    most = 17 if any(isinstance(value, np.float64) for value in values) else 9
+    if steps.any():
+        return min(most, precision.digits(float(np.abs(numbers).max()), float(np.median(steps[steps > 0]))))
+    is_single = bool((numbers.astype(np.float32) == numbers).all() and (numbers % 1).any())
+    return DIGITS if most == 9 or is_single else most
+
+
+def _written(value: object, digits: int) -> str:
     if value is None:
         return "-"
     if isinstance(value, (float, np.floating)):
-        return f"{value:.5g}"
+        return str(float(value)) if digits > 15 else f"{value:.{digits}g}"
     return repr(value) if (isinstance(value, str) and not value.isprintable()) or value == " " else str(value)
 
 

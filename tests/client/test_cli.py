@@ -114,6 +114,20 @@ def test_a_forecast_of_a_session(server: Server, client: onward.Client) -> None:
         assert lines[1].split() == ["1", f"{ahead['mean'][0, 0]:.5g}"]
 
 
+def test_numbers_are_written_so_that_neighbours_differ(capsys: pytest.CaptureFixture[str]) -> None:
+    """A column has five digits, or more where its numbers are close to each other; so has a line by itself."""
+    common.echo_table(["mean", "std"], [(1.7e9 + row / 4, np.float32(0.123456 + row)) for row in range(3)])
+    common.echo_table(["mean", "std"], [(np.float64(1.7e9 + row / 4), np.float64(np.float32(0.1))) for row in range(3)])
+    common.echo_line(
+        (7, np.float64(1_700_000_001.288), np.float64(np.float32(0.1)), np.float32(514.26953), 0.123456789)
+    )
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[1] == ["1.7e+09", "0.12346"], "a number that is not of a model has five digits"
+    assert [line[0] for line in lines[5:8]] == ["1700000000", "1700000000.25", "1700000000.5"]
+    assert [line[1] for line in lines[5:8]] == ["0.1"] * 3
+    assert lines[8] == ["7", "1700000001.288", "0.1", "514.27", "0.12346"]
+
+
 def test_load_counts_and_checks(server: Server, client: onward.Client) -> None:
     """Steps, forecasts and creations, each answer replayed in process; every session is ended."""
     arguments = (

@@ -14,10 +14,13 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from onward.model.precision import digits
 from onward.training.evaluation.point_metrics import Array
 
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 12, 40
-"""The margins around the plotting area, in pixels."""
+"""The margins around the plotting area, in pixels; the left one is wider if the labels are."""
+CHARACTER = 7
+"""The width of a label's character in pixels."""
 
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -82,21 +85,23 @@ def chart(
     width, height = size
     xs = _finite(line.xs for line in lines)
     ys = _finite([*(line.ys for line in lines), *((band.low, band.high) if band else ())])
-    x_scale = Scale(*_limits(xs, margin=0.0), LEFT, width - RIGHT)
     y_scale = Scale(*_limits(np.append(ys, 0.0) if from_zero else ys, margin=0.04), height - BOTTOM, TOP)
-    x_ticks = [tick for tick in ticks(x_scale.low, x_scale.high, 8) if not whole_x or tick == round(tick)]
     y_ticks = ticks(y_scale.low, y_scale.high, 6)
+    y_labels = _tick_labels(y_ticks)
+    left = max(LEFT, 12 + CHARACTER * max(map(len, y_labels), default=0))
+    x_scale = Scale(*_limits(xs, margin=0.0), left, width - RIGHT)
+    x_ticks = [tick for tick in ticks(x_scale.low, x_scale.high, 8) if not whole_x or tick == round(tick)]
     drawn = TEMPLATES.get_template("chart.svg.j2").render(
         description=description,
         width=width,
         height=height,
-        left=LEFT,
+        left=left,
         right=width - RIGHT,
         bottom=height - BOTTOM,
         x_label=x_label,
         y_label=y_label,
         x_ticks=[(x_scale(tick), text) for tick, text in zip(x_ticks, _tick_labels(x_ticks), strict=True)],
-        y_ticks=[(y_scale(tick), text) for tick, text in zip(y_ticks, _tick_labels(y_ticks), strict=True)],
+        y_ticks=[(y_scale(tick), text) for tick, text in zip(y_ticks, y_labels, strict=True)],
         legend={line.label: line.style for line in lines} | ({band.label: "band"} if band else {}),
         band=_area(band, x_scale, y_scale) if band else None,
         lines=[
@@ -134,7 +139,7 @@ def _finite(parts: Iterable[Array]) -> Array:
 
 def _limits(values: Array, margin: float) -> tuple[float, float]:
     low, high = float(values.min()), float(values.max())
-    if high - low <= 1e-9 * max(abs(low), abs(high)):
+    if high - low <= 1e-13 * max(abs(low), abs(high)):
         room = abs(high) / 2 or 1.0
         return low - room, high + room
     return low - (margin * (high - low) if low else 0.0), high + margin * (high - low)
@@ -144,7 +149,7 @@ def _tick_labels(values: Sequence[float]) -> list[str]:
     step = abs(values[1] - values[0]) if len(values) > 1 else abs(values[0]) if values else 1.0
     largest = max((abs(value) for value in values), default=0.0)
     if largest >= 1e7 or 0 < step < 1e-5:
-        return [f"{value:.3g}" for value in values]
+        return [f"{value:.{digits(largest, step, 3)}g}" for value in values]
     decimals = max(0, -math.floor(math.log10(step) + 1e-9)) if step else 0
     return [f"{value if abs(value) > step / 2 else 0.0:,.{decimals}f}" for value in values]
 

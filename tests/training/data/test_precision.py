@@ -99,6 +99,6 @@ def test_the_rule_bounds_the_rounding() -> None:
 def test_digits_tell_neighbours_apart() -> None:
     """Five digits are the least; more of them where the magnitude is large beside the spread."""
     assert digits(500, 10) == 5
-    assert f"{1700000001.288:.{digits(1.7e9, 2)}g}" == "1700000001.3"
+    assert f"{1700000001.288:.{digits(1.7e9, 0.2)}g}" == "1700000001.29"
     assert digits(1e300, 1e-300) == 17
     assert digits(5, 0) == 5
