@@ -248,8 +248,8 @@ class Accuracy:
 
     mae: mean absolute error. mase: mae divided by that of the previous value as the prediction. coverage: the share of
     inputs inside the model's own central interval, whose nominal coverage is `level`. hits: top-1 accuracy of
-    categories. Each is None if the model has no outputs to compute it from. recent: the same over the last inputs; None
-    from a service that does not compute it.
+    categories; one that is not listed is a miss. Each is None if the model has no outputs to compute it from. recent:
+    the same over the last inputs; None from a service that does not compute it.
     """
 
     inputs: int

@@ -46,7 +46,8 @@ def score_columns(
                 increments[:, positions["inside"]] = (error >= -below) & (error <= above)
             last[...] = actual
         else:
-            increments[:, positions["hits"]] = actual == predictions[RANKED[0]][:, :1]
+            is_listed = actual < layout.categories
+            increments[:, positions["hits"]] = is_listed & (actual == predictions[RANKED[0]][:, :1])
     if layout.head.surprise is not None:
         surprise = outputs[layout.head.surprise]
         scored[ANOMALY] = found = anomalies_of_rows(ring, numbers[:, INPUTS], surprise)

@@ -45,7 +45,8 @@ class Sum(NamedTuple):
 
     Of all: the inputs with a surprise, their surprises, and the inputs with an anomaly of at least ALARM. Of a target:
     the inputs that had a prediction, its absolute errors, those of the naive prediction (the previous value), the
-    inputs inside the model's own interval, or the hits of the likeliest category.
+    inputs inside the model's own interval, or the hits of the likeliest category. A category that is not listed is
+    never a hit.
     """
 
     name: str
@@ -65,6 +66,8 @@ class StatisticsLayout:
         self.intervals, self.central = intervals, CentralInterval(head)
         self.columns = [model.features.index(target) for target in self.targets]
         self.nullable = any(model.manifest.feature(name).nullable for name in self.targets)
+        self.categories = len(model.manifest.categories)
+        """The number of listed categories. The index after them stands for all others, and is never a hit."""
         self.names = OF_NUMBERS if self.numbers else OF_RANKS
         self.sums = (*map(Sum, _OF_ALL), *(Sum(name, target) for name in self.names for target in self.targets))
         width, start = len(self.targets), 1 + len(_OF_ALL)

@@ -94,7 +94,7 @@ class StepScorer:
         return present
 
     def count_hits(self, numbers: list[float], values: Sequence[float], likeliest: float) -> bool:
-        """Counts whether the input is the likeliest category; returns whether it is present.
+        """Counts whether the input is the likeliest category, and is listed; returns whether it is present.
 
         A categorical head has one target, and other heads without numbers have none among the inputs.
         """
@@ -103,7 +103,7 @@ class StepScorer:
         for _, column in self._columns:
             present = not math.isnan(values[column])
             numbers[predicted] += present
-            numbers[hits] += values[column] == likeliest
+            numbers[hits] += values[column] == likeliest < self._layout.categories
             if numbers[predicted] == BLOCK:
                 self._layout.end_block(numbers, 0)
         return present

@@ -217,7 +217,7 @@ class RecentAccuracy(Body):
     mae: Annotated[float | None, Field(description="mean absolute error")]
     mase: Annotated[float | None, Field(description="mae over the mae of the naive prediction, the value before")]
     coverage: Annotated[float | None, Field(description="share of inputs inside the model's own central interval")]
-    hits: Annotated[float | None, Field(description="share of inputs that were the likeliest category")]
+    hits: Annotated[float | None, Field(description="share of inputs that were the likeliest category, and listed")]
 
 
 class TargetAccuracy(RecentAccuracy):

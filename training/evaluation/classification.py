@@ -45,7 +45,8 @@ def tokens(model: StepModel, series: Sequence[Series]) -> tuple[dict[str, Any], 
 
     Each category except the first of its sequence is scored by the prediction made before it. Beside the model stand
     two baselines: `unigram` predicts each category by its share of the training part (the most popular ones), and
-    `bigram` predicts from the category before it (an item-to-item Markov chain). Raises ValueError if no category is
+    `bigram` predicts from the category before it (an item-to-item Markov chain). Where unknown categories are allowed,
+    `unknown` is their share of the scored steps, which are misses of all three. Raises ValueError if no category is
     held out.
     """
     manifest = model.manifest
@@ -69,10 +70,15 @@ def tokens(model: StepModel, series: Sequence[Series]) -> tuple[dict[str, Any], 
     surprise, top, actual, context = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     counts = ranking_metrics.Bigram([_training_ids(item, column) for item in series], manifest.category_count)
     ranks = min(MAX_RANK, top.shape[1])
-    table = {"model": ranking_metrics.tokens(surprise, top[:, :ranks], actual)}
-    table["unigram"] = ranking_metrics.tokens(*counts.unigram(actual, ranks), actual)
-    table["bigram"] = ranking_metrics.tokens(*counts.bigram(context, actual, ranks), actual)
+    listed = len(manifest.categories)
+    table = {
+        "model": ranking_metrics.tokens(surprise, top[:, :ranks], actual, listed),
+        "unigram": ranking_metrics.tokens(*counts.unigram(actual, ranks), actual, listed),
+        "bigram": ranking_metrics.tokens(*counts.bigram(context, actual, ranks), actual, listed),
+    }
     metrics = {"steps": len(actual), "targets": {target: table}, "mean_surprise": float(surprise.mean())}
+    if manifest.category_count > listed:
+        metrics["unknown"] = float((actual == listed).mean())
     return metrics, stretch
 
 

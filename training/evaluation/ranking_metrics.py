@@ -17,10 +17,12 @@ _CANDIDATES = 1 << 20
 """The most categories that are ranked at once, so that memory is bounded for any number of contexts."""
 
 
-def tokens(surprise: Array, top: Ids, actual: Ids) -> dict[str, float]:
+def tokens(surprise: Array, top: Ids, actual: Ids, listed: float = math.inf) -> dict[str, float]:
     """Returns the scores of at least one prediction of the next category.
 
-    surprise: (steps,) in nats. top: (steps, k) the likeliest ids in falling order; actual: (steps,). bits is the
+    surprise: (steps,) in nats. top: (steps, k) the likeliest ids in falling order; actual: (steps,). listed: the number
+    of listed categories, if the id after them stands for all others: a step with that id is a miss whatever was
+    predicted, but its surprise counts, because the id has a probability of its own. bits is the
     cross-entropy per category. perplexity is the exponential of the cross-entropy in nats (Jelinek et al. 1977,
     "Perplexity - a measure of the difficulty of speech recognition tasks"). accuracy is the recall at 1. recall_10 and
     recall_20 are the shares of steps whose category is among the first 10 and 20; they are left out if k is smaller.
@@ -28,7 +30,7 @@ def tokens(surprise: Array, top: Ids, actual: Ids) -> dict[str, float]:
     with recurrent neural networks", section 4).
     """
     nats = float(surprise.mean())
-    hit = top[:, :20] == actual[:, np.newaxis]
+    hit = (top[:, :20] == actual[:, np.newaxis]) & (actual < listed)[:, np.newaxis]
     with np.errstate(over="ignore"):
         scored = {"bits": nats / math.log(2), "perplexity": float(np.exp(nats)), "accuracy": float(hit[:, 0].mean())}
     for most in (10, 20):

@@ -81,6 +81,8 @@ def _overview(manifest: Manifest, metrics: dict[str, Any]) -> dict[str, str]:
     figures = {f"held-out {unit}": f"{metrics['steps']:,}", "head": manifest.head.kind.replace("_", " ")}
     if "mean_surprise" in metrics:
         figures["mean surprise"] = number(metrics["mean_surprise"])
+    if "unknown" in metrics:
+        figures["unknown categories, which are misses"] = f"{metrics['unknown']:.1%}"
     if "horizons" in metrics:
         figures["steps ahead, at most"] = f"{metrics['horizons']['steps']:,}"
         figures["starts of forecasts"] = f"{metrics['horizons']['origins']:,}"

@@ -55,7 +55,7 @@ def text(manifest: Manifest) -> str:
                 if better := scores["better"].get(name):
                     row += "   " + ", ".join(f"{_change(*item):+.1%}" for item in better.items())
                 lines.append(row)
-        lines += _distribution(scores["model"]) + _ahead(metrics, target)
+        lines += _distribution(scores["model"]) + _unknown(metrics) + _ahead(metrics, target)
     if losses := unbeaten(metrics):
         lines += ["", "WARNING: the model loses to a naive forecast: " + "; ".join(losses)]
     if losses := unbeaten_ahead(metrics):
@@ -112,6 +112,12 @@ def _distribution(scores: dict[str, float]) -> list[str]:
     if "weighted_quantile_loss" in scores:
         parts.append(f"weighted quantile loss {scores['weighted_quantile_loss']:.4g}")
     return [f"  {', '.join(parts)}"] if parts else []
+
+
+def _unknown(metrics: dict[str, Any]) -> list[str]:
+    if not metrics.get("unknown"):
+        return []
+    return [f"  unknown categories: {metrics['unknown']:.1%} of the steps, which are misses of every row"]
 
 
 def _ahead(metrics: dict[str, Any], target: str) -> list[str]:

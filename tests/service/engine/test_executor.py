@@ -23,7 +23,7 @@ from onward.service.store.contract import Change
 from onward.service.store.lmdb import LmdbStore
 from onward.service.store.record import Record
 from tests.contracts.test_stores import in_another_process
-from tests.helpers.recorded_bundles import draw, make_bundle
+from tests.helpers.recorded_bundles import category, draw, make_bundle, make_feature_bundle
 from tests.service.conftest import Clock
 
 T = "tenant"
@@ -158,6 +158,35 @@ def test_every_way_ends_a_block_of_inputs_alike(ways: list[Way], monkeypatch: py
             stored.append([(record.step, record.accuracy) for record in way.records()])
         assert [step for step, _ in stored[0]] == [seeded + turn + 1 for seeded in before]
         assert stored == [stored[0]] * len(ways)
+
+
+def test_unknown_categories_are_hits_in_no_way(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An input that is not listed is not a hit, although the index of all such inputs is often predicted."""
+    features, rounds = [category("c", 4, unknown=True)], 20
+    model = make_feature_bundle(
+        tmp_path / "models", features, "c", head="categorical", counts=[2, 1, 1, 1, 4], units=12
+    )
+    drawn = np.random.default_rng(0).choice(5, (SESSIONS, rounds), p=[0.3, 0.1, 0.1, 0.1, 0.4])
+    stored = []
+    for name, rows in WAYS.items():
+        way = Way(name, model, tmp_path / name, clock, accuracy=True)
+        monkeypatch.setattr(executor, "MIN_COLUMN_ROWS", rows)
+        outputs = [model.last_prediction(model.layout.initial(SESSIONS))["top"][:, 0]]
+        for turn in range(rounds):
+            results = way.step([f"c{index}" if index < 4 else "another" for index in drawn[:, turn]], f"r{turn}")
+            outputs.append(
+                np.array([result.outputs["top"][0, 0] for result in results if isinstance(result, StepResult)])
+            )
+        is_hit = (predicted := np.stack(outputs[:-1], axis=1)) == drawn
+        assert (is_hit & (drawn == 4)).any()
+        assert (is_hit & (drawn < 4)).any()
+        for number, record in enumerate(way.records()):
+            targets, _ = way.engine.accuracy(record)
+            assert targets is not None
+            assert targets["c"].hits == ((predicted == drawn) & (drawn < 4))[number].mean()
+        stored.append([record.accuracy for record in way.records()])
+        way.engine.close()
+    assert stored == [stored[0]] * len(WAYS)
 
 
 @pytest.mark.parametrize("failing", [{0}, {3, 7}, set(range(SESSIONS))], ids=["first", "some", "all"])

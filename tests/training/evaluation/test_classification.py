@@ -55,7 +55,7 @@ def test_tokens_are_scored_one_by_one(top: int) -> None:
                 continue
             surprise.append(float(outputs["surprise"][step]))
             matches = np.flatnonzero(outputs["top"][step - 1] == ids[step])
-            ranks.append(matches[0] + 1 if len(matches) else math.inf)
+            ranks.append(matches[0] + 1 if len(matches) and ids[step] < 9 else math.inf)  # 9 are listed
             actual.append(int(ids[step]))
             contexts.append(-1 if math.isnan(ids[step - 1]) else int(ids[step - 1]))
     metrics, stretch = classification.tokens(model, series)
@@ -71,8 +71,9 @@ def test_tokens_are_scored_one_by_one(top: int) -> None:
     trained = [item.values[: item.validation_from, 1] for item in series]
     counted = Bigram([part[~np.isnan(part)].astype(np.int64) for part in trained], 10)
     expected = ranking_metrics.tokens(
-        *counted.bigram(np.array(contexts), np.array(actual), min(top, 10)), np.array(actual)
+        *counted.bigram(np.array(contexts), np.array(actual), min(top, 10)), np.where(np.array(actual) < 9, actual, -1)
     )
+    assert 0 < metrics["unknown"] == np.mean(np.array(actual) == 9)
     assert metrics["targets"]["word"]["bigram"] == pytest.approx(expected)
     plain = np.bincount(np.concatenate([part[~np.isnan(part)] for part in trained]).astype(int), minlength=10) + 1
     bits = -np.log2(plain / plain.sum())[actual].mean()
@@ -277,6 +278,17 @@ def test_the_page_of_tokens_is_escaped(text: str | None) -> None:
     assert html.count(' bits">') == 10
     for name in ("perplexity", "MRR@20", "most popular", "Markov chain"):
         assert name in html
+
+
+def test_the_share_of_unknown_categories_is_shown_beside_the_scores() -> None:
+    """The table and the page show it, and a model without unknown categories has none."""
+    model, series = words(), parts(*SPLITS)
+    metrics = evaluation.measure(model, series).metrics
+    share = f"{metrics['unknown']:.1%}"
+    manifest = model.manifest.model_copy(update={"metrics": metrics})
+    assert f"unknown categories: {share} of the steps, which are misses" in report_table.text(manifest)
+    assert share in page(model, series)
+    assert "unknown" not in evaluation.measure(labeller(per_sequence=True), labelled(per_sequence=True)).metrics
 
 
 def test_the_page_of_labels_is_escaped() -> None:

@@ -40,6 +40,16 @@ def test_recall_counts_only_the_first_ranks() -> None:
     assert ranking_metrics.tokens(np.zeros(5), top[:, :10], actual)["mrr"] == pytest.approx((1 + 1 / 10) / 5)
 
 
+def test_categories_that_are_not_listed_are_misses() -> None:
+    """The id after the listed ones is never a hit, wherever it is ranked; its surprise and its steps count."""
+    top, actual = np.tile(ids(3, *range(3), *range(4, 21)), (5, 1)), ids(3, 0, 3, 1, 3)
+    surprise = np.log([2, 4, 8, 64, 8])
+    scores = ranking_metrics.tokens(surprise, top, actual, 3)
+    expected = {"bits": 3.0, "perplexity": 8.0, "accuracy": 0, "recall_10": 2 / 5, "mrr": (1 / 2 + 1 / 3) / 5}
+    assert scores == pytest.approx(expected | {"recall_20": 2 / 5})
+    assert ranking_metrics.tokens(surprise, top, actual)["accuracy"] == 3 / 5  # if 3 is a category like the others
+
+
 def test_impossible_tokens_have_an_infinite_perplexity() -> None:
     """An infinite perplexity is not an error."""
     assert ranking_metrics.tokens(np.array([0.0, 2000.0]), np.array([[0], [0]]), ids(0, 1))["perplexity"] == math.inf
