@@ -63,7 +63,7 @@ def serve() -> None:
 
 @main.command()
 @click.argument("config", type=click.Path(path_type=Path))
-@click.option("--quiet", is_flag=True, help="no progress bar")
+@click.option("--quiet", is_flag=True, help="no progress bar, and of the data's summary only hints")
 @click.option("--resume", is_flag=True, help="resume a stopped run of this CONFIG")
 @click.option(
     "--must-beat", is_flag=True, help="publish nothing and end with status 1 unless every naive forecast is beaten"
@@ -96,7 +96,12 @@ def train(config: Path, *, quiet: bool, resume: bool, must_beat: bool) -> None:
                 else "no stopped run exists; this run starts anew"
             )
             click.echo(f"onward: {settings.checkpoint_file}: {state}", err=True)
-        fitted = run.fit(settings, quiet=quiet or None, resume=resume)
+        fitted = run.fit(
+            settings,
+            quiet=quiet or None,
+            resume=resume,
+            on_summary=lambda found: click.echo(found.text(brief=quiet), err=True, nl=False),
+        )
         if not devices.is_first_process():
             return
         bundle, model = run.publish(settings, fitted, must_beat=must_beat)

@@ -88,6 +88,10 @@ class Data(TableSettings, Section):
     part: Annotated[
         str | None, Field(description="column that assigns each series to train, validation or test, instead of split")
     ] = None
+    short_series: Annotated[
+        Literal["refuse", "train", "drop"],
+        Field(description="series too short to be split at their end: refused, in the training part, or left out"),
+    ] = "refuse"
     period: Annotated[int | None, Field(ge=2, description="steps of a season, for the seasonal naive baseline")] = None
     horizon: Annotated[int, Field(ge=1, le=10_000, description="the most steps ahead that are evaluated")] = 12
 

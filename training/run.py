@@ -5,6 +5,7 @@ Owns the order of the steps: data, fit, export, proof, evaluation, report. Each 
 
 import hashlib
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +18,7 @@ from onward.model.errors import OnwardError
 from onward.model.inputs import InputArray
 from onward.model.repository import next_version
 from onward.model.runner import StepModel
+from onward.model.tables.summary import Summary
 from onward.training.config import Config
 from onward.training.data import datasets, split, training_statistics
 from onward.training.data.datasets import Dataset
@@ -44,6 +46,9 @@ class FittedNetwork:
     history: training_loop.History
 
 
+SummaryCallback = Callable[[Summary], None]
+
+
 def train(
     config: Config, *, quiet: bool | None = None, resume: bool = False, must_beat: bool = False
 ) -> tuple[Path, StepModel]:
@@ -56,15 +61,20 @@ def train(
     return publish(config, fit(config, quiet=quiet, resume=resume), must_beat=must_beat)
 
 
-def fit(config: Config, *, quiet: bool | None = None, resume: bool = False) -> FittedNetwork:
+def fit(
+    config: Config, *, quiet: bool | None = None, resume: bool = False, on_summary: SummaryCallback | None = None
+) -> FittedNetwork:
     """Loads the data and fits the network. Raises DataError or TrainingError.
 
+    `on_summary` receives the summary of a table before the training, in the first of several processes.
     All that can be verified without the trained network is verified before: the folders that are written, and whether
     the test part can be scored.
     """
     require_writable_outputs(config)
     dataset = load_dataset(config)
     require_held_out(config, dataset)
+    if on_summary is not None and dataset.summary is not None and devices.is_first_process():
+        on_summary(dataset.summary)
     return fit_dataset(config, dataset, quiet=quiet, checkpoint=checkpoint_of(config, dataset), resume=resume)
 
 
@@ -181,7 +191,8 @@ def evaluate(model: StepModel, config: Config, dataset: Dataset, *, must_beat: b
     if must_beat and evaluation.unbeaten_baselines(evaluated.metrics):
         raise LosesError(report_table.text(model.manifest.model_copy(update={"metrics": evaluated.metrics})))
     return Measured(
-        evaluated.metrics, lambda manifest: {html_report.REPORT: html_report.html(manifest, evaluated.illustration)}
+        evaluated.metrics,
+        lambda manifest: {html_report.REPORT: html_report.html(manifest, evaluated.illustration, dataset.summary)},
     )
 
 
@@ -225,6 +236,7 @@ def provenance(config: Config, dataset: Dataset, history: training_loop.History)
                 if dataset.doubles
                 else {}
             ),
+            **({"facts": dataset.summary.facts(), "hints": dataset.summary.hints()} if dataset.summary else {}),
             "validation_share": split.VALIDATION,
             "test_share": split.TEST,
         },

@@ -39,7 +39,7 @@ class Summary:
     constant: Mapping[str, str]
     """The value of each column that has the same in every row."""
     extremes: Mapping[str, Extremes]
-    left_out: str = ""
+    short_series: str = ""
     """The series that are left out or are in the training part as a whole because they are short, in words."""
 
     def facts(self) -> dict[str, str]:
@@ -64,8 +64,8 @@ class Summary:
         if self.missing:
             shares = [f"{name} {count:,} ({count / self.rows:.1%})" for name, count in self.missing.items()]
             facts["missing values"] = _listed(shares)
-        if self.left_out:
-            facts["short series"] = self.left_out
+        if self.short_series:
+            facts["short series"] = self.short_series
         return facts
 
     def hints(self) -> list[str]:
@@ -74,12 +74,13 @@ class Summary:
         hints += [f"column {name} is {value} in all rows" for name, value in self.constant.items()]
         return hints + [f"column {name} has no value" for name, count in self.missing.items() if count == self.rows]
 
-    def lines(self) -> list[str]:
-        """Returns the summary as lines of plain text."""
-        facts = self.facts()
-        width = max(map(len, facts))
-        body = [f"  {label:<{width}}  {fact}" for label, fact in facts.items()]
-        return [f"data: {self.file}", *body, *(f"  HINT: {hint}" for hint in self.hints())]
+    def text(self, *, brief: bool = False) -> str:
+        """Returns the summary as lines of plain text; of a brief one only the hints, if there are any."""
+        facts = {} if brief else self.facts()
+        width = max(map(len, facts), default=0)
+        lines = [f"  {label:<{width}}  {fact}" for label, fact in facts.items()]
+        lines += [f"  HINT: {hint}" for hint in self.hints()]
+        return "".join(f"{line}\n" for line in [f"data: {self.file}", *lines]) if lines else ""
 
     def _interval(self) -> str:
         sampling = self.findings.sampling
@@ -144,7 +145,7 @@ def _constants(frame: pl.DataFrame, columns: Collection[str]) -> dict[str, str]:
     constants = {}
     for name in columns:
         values = frame[name].drop_nulls()
-        if len(values) > 1 and (values == values[0]).all():
+        if len(values) > 1 and not values.dtype.is_nested() and (values == values[0]).all():
             constants[name] = str(values[0])
     return constants
 

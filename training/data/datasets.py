@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onward.model.inputs import InputArray, InputDtype
 from onward.model.manifest import Category, Feature
 from onward.model.tables.settings import TableSettings
+from onward.model.tables.summary import Summary
 from onward.training.config import TOKEN, Data
 from onward.training.data import precision, split, texts, vocabulary
 from onward.training.data.split import ONLY, SeriesSplit
@@ -56,6 +57,8 @@ class Dataset:
     """The columns that single precision does not carry."""
     table: TableSettings | None = None
     """The settings by which the table was read, with what was found in it; none for a text."""
+    summary: Summary | None = None
+    """The facts about the table; none for a text."""
 
     @property
     def steps(self) -> int:
@@ -88,7 +91,7 @@ def load(
     if data.text:
         return _load_text(file, data, digest, tuple(features))
     table = Table.read(file, data)
-    splits = split.split_table(table, data)
+    table, splits = split.split_table(table, data)
     in_training = np.concatenate([np.arange(*part.rows) < part.rows[0] + part.validation_from for part in splits])
     declared_features = {feature.name: feature for feature in features}
     described, columns = [], []
@@ -115,7 +118,10 @@ def load(
         for part in splits
     )
     settings = TableSettings.model_validate({name: getattr(data, name) for name in TableSettings.model_fields})
-    return Dataset(series, digest, tuple(described), tuple(classes), precision.needing_double(scales), settings)
+    if (sampling := table.summary.findings.sampling) is not None:
+        settings = settings.model_copy(update={"interval": sampling.interval.setting})
+    doubles = precision.needing_double(scales)
+    return Dataset(series, digest, tuple(described), tuple(classes), doubles, settings, table.summary)
 
 
 def _column(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from onward.model.tables.policies import NAMED_ROWS
 from onward.training.config import Data
 from onward.training.data.table_reader import Table
 from onward.training.errors import DataError
@@ -35,24 +36,71 @@ class SeriesSplit:
         return self.rows[1] - self.rows[0]
 
 
-def split_table(table: Table, data: Data) -> list[SeriesSplit]:
-    """Returns the split of the table's series, in the table's order. Raises DataError."""
+def split_table(table: Table, data: Data) -> tuple[Table, list[SeriesSplit]]:
+    """Returns the table's series and their split, in the table's order. Raises DataError.
+
+    The table is without the series that are left out because they are short.
+    """
+    if data.part:
+        return table, _split_by_column(table, data.part, _series(table, data))
+    if data.split == "sequences":
+        return table, _split_sequences(table, data, _series(table, data))
+    short = [index for index, steps in enumerate(table.sizes) if not _is_long(steps, data.period)]
+    if not short:
+        return table, [split_ends(table.file, item, data.period) for item in _series(table, data)]
+    if data.series is None or data.short_series == "refuse" or len(short) == len(table.sizes):
+        raise _too_short(table, data, short)
+    outcome = "left out" if data.short_series == "drop" else "in the training part as a whole"
+    words = f"{len(short):,} of {len(table.sizes):,}, {outcome}"
+    table = replace(table, summary=replace(table.summary, short_series=words))
+    if data.short_series == "drop":
+        table = table.without(set(short))
+    return table, [
+        split_ends(table.file, item, data.period)
+        if _is_long(item.steps, data.period)
+        else replace(item, validation_from=item.steps, test_from=item.steps)
+        for item in _series(table, data)
+    ]
+
+
+def _series(table: Table, data: Data) -> list[SeriesSplit]:
     edges = np.cumsum([0, *table.sizes]).tolist()
     names = [str(table.rows[data.series][start]) for start in edges[:-1]] if data.series else [ONLY]
-    series = [
-        SeriesSplit(name, (start, stop), 0, 0) for name, start, stop in zip(names, edges, edges[1:], strict=False)
-    ]
-    if data.part:
-        return _split_by_column(table, data.part, series)
-    if data.split == "sequences":
-        return _split_sequences(table, data, series)
-    return [split_ends(table.file, item, data.period) for item in series]
+    return [SeriesSplit(name, (start, stop), 0, 0) for name, start, stop in zip(names, edges, edges[1:], strict=False)]
+
+
+def _ends(steps: int) -> tuple[int, int]:
+    """Returns the steps at which the validation and the test part of a series of so many steps begin."""
+    test_from = steps - max(1, int(steps * TEST))
+    return test_from - max(1, int(steps * VALIDATION)), test_from
+
+
+def _is_long(steps: int, period: int | None) -> bool:
+    """Returns whether a series has three parts, and a season before the test part."""
+    validation_from, test_from = _ends(steps)
+    return validation_from >= 2 and (period is None or period <= test_from)
+
+
+def _too_short(table: Table, data: Data, short: list[int]) -> DataError:
+    series = _series(table, data)
+    if data.series is None:
+        try:
+            split_ends(table.file, series[0], data.period)
+        except DataError as error:
+            return error
+    named = [f"series {series[index].name} ({series[index].steps} steps)" for index in short[:NAMED_ROWS]]
+    more = len(short) - len(named)
+    season = "" if data.period is None else f", and a season of {data.period} steps before the test part"
+    return DataError(
+        f"{table.file}: {len(short):,} of {len(series):,} series are too short, because training, validation and test "
+        f"need at least 4 steps{season}: {', '.join(named)}{f' and {more:,} more' if more else ''}; "
+        'set data.short_series to "train" or "drop"'
+    )
 
 
 def split_ends(file: Path, series: SeriesSplit, period: int | None) -> SeriesSplit:
     """Returns the series cut in time: its end is the test part, and the steps before that validate."""
-    test_from = series.steps - max(1, int(series.steps * TEST))
-    validation_from = test_from - max(1, int(series.steps * VALIDATION))
+    validation_from, test_from = _ends(series.steps)
     if validation_from < 2:
         raise DataError(
             f"{file}: series {series.name} has {series.steps} steps; training, validation and test need at least 4"

@@ -5,7 +5,8 @@ row and the column where there is one.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from onward.model import calendar
+from onward.model.tables import policies, summary
+from onward.model.tables.intervals import TimeAxis
+from onward.model.tables.policies import Findings
+from onward.model.tables.summary import Summary
 from onward.training.config import Data
 from onward.training.errors import DataError
 
@@ -27,6 +32,7 @@ class Table:
     rows: pl.DataFrame
     sizes: tuple[int, ...]
     """The number of rows of each series."""
+    summary: Summary
 
     @staticmethod
     def read(file: Path, data: Data) -> "Table":
@@ -38,16 +44,20 @@ class Table:
         for column in rows.columns:
             if column not in data.missing:
                 _refuse_nulls(file, rows, column)
-        if data.calendar and data.time_name is not None:
-            rows = _add_calendar(file, rows, data.time_name, data.calendar)
-        rows = rows.with_columns(pl.col(ROW).min().over(data.series or pl.lit(0)).alias(_FIRST))
         if data.time_name is not None:
             _require_order(file, rows, data.time_name)
-        rows = rows.sort([_FIRST, *([data.time_name] if data.time_name else []), ROW])
-        if data.time_name is not None and data.predicts == "numbers":
-            _refuse_repeated_times(file, rows, data.time_name, data.series)
-        sizes = rows.group_by(_FIRST, maintain_order=True).len()["len"]
-        return Table(file, rows, tuple(sizes.to_list()))
+        arranged, findings = _arrange(file, rows, data)
+        if data.calendar and data.time_name is not None:
+            arranged = _add_calendar(file, arranged, data.time_name, data.calendar)
+        arranged = arranged.with_columns(pl.col(ROW).min().over(data.series or pl.lit(0)).alias(_FIRST))
+        sizes = arranged.group_by(_FIRST, maintain_order=True).len()["len"]
+        return Table(file, arranged, tuple(sizes.to_list()), _summarise(file, rows, data, findings))
+
+    def without(self, series: Collection[int]) -> "Table":
+        """Returns the table without some series, by their positions."""
+        remains = np.repeat([position not in series for position in range(len(self.sizes))], self.sizes)
+        sizes = tuple(size for position, size in enumerate(self.sizes) if position not in series)
+        return replace(self, rows=self.rows.filter(pl.Series(remains)), sizes=sizes)
 
     def error_at(self, row: int, column: str, what: str) -> DataError:
         """Returns an error that names the file's row and column. row: the index in `rows`."""
@@ -141,10 +151,41 @@ def _require_order(file: Path, rows: pl.DataFrame, column: str) -> None:
         )
 
 
-def _refuse_repeated_times(file: Path, rows: pl.DataFrame, column: str, series: str | None) -> None:
-    """Raises DataError for two measurements at one time. Events may share a time; they keep the file's order."""
-    same = (pl.col(column) == pl.col(column).shift(1)) & (pl.col(_FIRST) == pl.col(_FIRST).shift(1))
-    twice = rows.filter(same)
-    if twice.height:
-        where = f" in series {twice[series][0]}" if series else ""
-        raise DataError(f"{file}: row {twice[ROW][0]}, column {column}: {twice[column][0]} appears twice{where}")
+def _arrange(file: Path, rows: pl.DataFrame, data: Data) -> tuple[pl.DataFrame, Findings]:
+    """Returns the rows by series and time, as the policies say. Raises DataError."""
+    if data.time_name is None:
+        ordered, _ = policies.order(str(file), rows, TimeAxis(ROW, ROW, data.series), "sort")
+        return ordered, Findings()
+    numbers = [name for name in data.columns if name not in data.categories and rows.schema[name].is_integer()]
+    rows = rows.with_columns(pl.col(numbers).cast(pl.Float64))
+    constant = [*data.static, *filter(None, (data.part, data.label if data.per == "sequence" else None))]
+    return policies.apply(
+        str(file),
+        rows,
+        TimeAxis(ROW, data.time_name, data.series),
+        unsorted=data.unsorted,
+        duplicates=data.duplicates,
+        gaps=data.gaps,
+        interval=data.interval,
+        events=data.predicts != "numbers",
+        carried=constant,
+        nullable=data.missing,
+    )
+
+
+def _summarise(file: Path, rows: pl.DataFrame, data: Data, findings: Findings) -> Summary:
+    columns = list(dict.fromkeys([*data.columns, *((data.label,) if data.label else ())]))
+    numbers = [name for name in data.columns if name not in data.categories and rows.schema[name].is_numeric()]
+    return summary.summarise(
+        file.name,
+        rows,
+        row=ROW,
+        series=data.series,
+        time=data.time_name,
+        columns=columns,
+        numbers=numbers,
+        settings={},
+        findings=findings,
+        duplicates=data.duplicates,
+        gaps=data.gaps,
+    )

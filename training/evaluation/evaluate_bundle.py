@@ -15,7 +15,10 @@ from onward.training.data import datasets
 from onward.training.evaluation import evaluation
 from onward.training.evaluation.evaluation import Evaluation
 
-_KEYS = ("series", "time", "calendar", "split", "part", "period", "horizon")
+_KEYS = (
+    "series", "time", "calendar", "unsorted", "duplicates", "gaps", "interval", "split", "part", "short_series",
+    "period", "horizon",
+)  # fmt: skip
 """The settings that a bundle does not contain, and that are therefore taken from a configuration."""
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from markupsafe import Markup
 
 from onward.model.manifest import Category, Manifest
+from onward.model.tables.summary import Summary
 from onward.training.data.split import ONLY
 from onward.training.evaluation import baselines, evaluation
 from onward.training.evaluation.backtest import Trace
@@ -33,8 +34,11 @@ _SURPRISE = {
 }
 
 
-def html(manifest: Manifest, illustration: Trace | Stretch | Confusion) -> str:
-    """Returns the page. illustration: the one that `evaluation.measure` returned with the manifest's metrics."""
+def html(manifest: Manifest, illustration: Trace | Stretch | Confusion, summary: Summary | None = None) -> str:
+    """Returns the page. illustration: the one that `evaluation.measure` returned with the manifest's metrics.
+
+    summary: that of the table, if the data is one.
+    """
     metrics, provenance = cast("dict[str, Any]", manifest.metrics), cast("dict[str, Any]", manifest.provenance)
     trace = illustration if isinstance(illustration, Trace) else None
     page = TEMPLATES.get_template("report.html.j2").render(
@@ -47,6 +51,7 @@ def html(manifest: Manifest, illustration: Trace | Stretch | Confusion) -> str:
         stretch=_stretch(manifest, illustration) if isinstance(illustration, Stretch) else None,
         confusion=_confusion(illustration) if isinstance(illustration, Confusion) else None,
         surprise=_surprise_chart(manifest, metrics, trace) if trace else None,
+        summary=summary,
         losses=_loss_chart(provenance),
         best_epoch=provenance.get("best_epoch"),
         facts=_facts(manifest, provenance),

@@ -29,7 +29,7 @@ def test_every_fact_is_told() -> None:
     times = [start + timedelta(minutes=10 * step) for step in [0, 1, 2, 2, 5, 4, 6, 7]]
     a = [1.0, None, 2.0, 2.5, 4.0, 3.0, 5.0, 6.0]
     table = pl.DataFrame({"t": [*times, start], "s": ["x"] * 8 + ["y"], "a": [*a, 1.0], "b": ["c"] * 9})
-    assert summarise(table, "s", duplicates="last").lines() == [
+    assert summarise(table, "s", duplicates="last").text().splitlines() == [
         "data: x.csv",
         "  rows            9",
         "  series          2, of 1 to 8 rows each",
@@ -62,7 +62,7 @@ def test_poison_is_a_hint() -> None:
         "column a: 2 values lie apart from all others, up to 5,001 deviations from the median 3: "
         "-9999 (rows 51, 52); if it stands for a missing value, set data.missing_values = [-9999]"
     )
-    assert found.lines()[-1] == f"  HINT: {hint}"
+    assert found.text(brief=True).splitlines()[-1] == f"  HINT: {hint}"
 
 
 def test_a_column_without_values_is_a_hint() -> None:

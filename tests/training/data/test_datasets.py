@@ -146,7 +146,9 @@ def test_a_time_twice_in_one_series_is_refused(tmp_path: Path) -> None:
     """Two steps at one time have no order, so they are refused; the same time in two series is allowed."""
     text = "who,day,x\n" + "".join(f"{name},{day},{day}\n" for name in "ab" for day in range(6))
     assert load(csv(tmp_path, text), series="who", time="day").steps == 12
-    with pytest.raises(DataError, match="row 13, column day: 3 appears twice in series b"):
+    with pytest.raises(
+        DataError, match=r"1 row has a time that an earlier row of the same series has: row 13 \(series b, 3\)"
+    ):
         load(csv(tmp_path, text + "b,3,1\n"), series="who", time="day")
 
 

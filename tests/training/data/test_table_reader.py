@@ -82,7 +82,7 @@ FAULTS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"series": "s", "part": "p"},
         "row 6, column p: the part of a whole series changes within its series",
     ),
-    "a moment twice": (rows("x", "t", t={6: 5}), {"time": "t"}, "row 6, column t: 5 appears twice"),
+    "a moment twice": (rows("x", "t", t={6: 5}), {"time": "t"}, "1 row has a time that an earlier row has: row 6 (5)"),
     "a fraction for a category": (
         rows("x", "w", w={1: "0.5"}),
         FEATURES | {"categories": ["w"]},
@@ -128,7 +128,7 @@ def test_events_may_share_a_time_and_keep_their_order(tmp_path: Path) -> None:
     assert [series.name for series in dataset.series] == ["7", "5"]
     assert dataset.series[0].values[:, 0].tolist() == [2, 0, 1] * 3
     numbers = "t,x\n" + "".join(f"{t},{i}\n" for i, (t, _) in enumerate(pairs))
-    with pytest.raises(DataError, match="row 5, column t: 1 appears twice"):
+    with pytest.raises(DataError, match=r"6 rows have a time that an earlier row has: row 5 \(1\)"):
         load(csv(tmp_path, numbers), time="t")
     dated = text.replace("7,1,c", "7,3,c")
     assert load(csv(tmp_path, dated), **EVENTS).series[0].values[:, 0].tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 2]
