@@ -105,8 +105,15 @@ def order(file: str, frame: pl.DataFrame, axis: TimeAxis, policy: Unsorted) -> t
             f"{file}: {_rows(late)} an earlier time than the row before {'them' if late.count > 1 else 'it'}"
             f'{_in_series(axis)}: {late}; set data.unsorted = "sort"'
         )
+    if not late.count and _is_together(frame, axis):
+        return frame, late
     begins = [] if axis.series is None else [pl.col(axis.row).min().over(axis.series)]
     return frame.sort(*begins, axis.time, axis.row), late
+
+
+def _is_together(frame: pl.DataFrame, axis: TimeAxis) -> bool:
+    """Returns whether the rows of each series follow each other."""
+    return axis.series is None or frame[axis.series].rle().len() == frame[axis.series].n_unique()
 
 
 def resolve_duplicates(

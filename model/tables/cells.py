@@ -1,0 +1,433 @@
+"""Cells as typed columns: numbers are 64-bit floats, categories are text as written, or whole numbers of typed files.
+
+Owns the conversion of text, NDJSON and typed frames, a block of rows at a time. Knows nothing of files and of time.
+"""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import orjson
+import polars as pl
+
+from onward.model.errors import DataError
+from onward.model.tables import text_files
+from onward.model.tables.refusals import Refusal
+from onward.model.tables.settings import TableSettings
+
+Kind = Literal["number", "category", "text", "integer"]
+"""The kind of a column: a category is text as written, unless the file's own type is whole numbers. `text` and
+`integer` are categories of a bundle, which the file's type does not change."""
+
+TIME_CELLS = "__cells of the time"
+_BOOLEANS = {"true": 1.0, "false": 0.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of the frame that is read; `source` is the file's name of it, if it has another one."""
+
+    name: str
+    kind: Kind = "number"
+    nullable: bool = False
+    source: str | None = None
+
+    @property
+    def file_name(self) -> str:
+        """The name of the column in the file."""
+        return self.name if self.source is None else self.source
+
+
+class Parser(Protocol):
+    """The rows of a format, as blocks of whole records arrive."""
+
+    rows: int
+    """The number of rows so far."""
+
+    def parse(self, block: bytes) -> pl.DataFrame | None:
+        """Returns the columns of the block, by the names of the frame. Raises DataError for what is no table."""
+
+    def check(self) -> None:
+        """Raises DataError for the rows and cells that are refused so far, with their number."""
+
+
+class CellRefusals:
+    """The cells and rows that are refused in a file: those of its structure, and those of each column."""
+
+    def __init__(self, name: str, settings: TableSettings) -> None:
+        self._name, self._settings = name, settings
+        self._structure: dict[str, Refusal] = {}
+        self._columns: dict[tuple[str, str], Refusal] = {}
+
+    def add_row(self, what: str, row: int, cells: str = "") -> None:
+        """Adds a row whose structure is refused."""
+        self._structure.setdefault(what, Refusal(self._name, None)).add([0], [cells], row)
+
+    def add_cells(self, column: str, what: str, indices: Sequence[int], cells: Any, first_row: int) -> None:
+        """Adds cells of a column."""
+        if indices:
+            key = (column, what)
+            self._columns.setdefault(key, Refusal(self._name, column)).add(indices, cells, first_row)
+
+    def check(self) -> None:
+        """Raises DataError for the first reason."""
+        for what, refusal in self._structure.items():
+            raise refusal.error(what)
+        for (_, what), refusal in self._columns.items():
+            raise refusal.error(what, self._hint([cell for _, cell in refusal.first]) if "number" in what else "")
+
+    def _hint(self, cells: Sequence[str]) -> str:
+        if all(re.fullmatch(r"[+-]?[\d.' ]*,\d+", cell) for cell in cells) and self._settings.decimal == ".":
+            return 'for a decimal comma set data.decimal = ","'
+        if all(re.fullmatch(r"[+-]?[\d,]*\.\d+", cell) for cell in cells) and self._settings.decimal == ",":
+            return 'its decimal mark is a point, and data.decimal is ","'
+        if len(set(cells)) == 1 and len(cells[0]) <= 10 and not any(character.isdigit() for character in cells[0]):
+            marker = json.dumps(cells[0], ensure_ascii=False)
+            return f"if it stands for a missing value, set data.missing_values = [{marker}]"
+        return ""
+
+
+class TextParser:
+    """The rows of a text with separators."""
+
+    def __init__(self, name: str, settings: TableSettings, columns: Sequence[Column]) -> None:
+        self.rows = 0
+        self.separator: str | None = settings.separator
+        self.width = 0
+        self._name, self._settings, self._columns = name, settings, columns
+        self._required = list(dict.fromkeys([*(column.file_name for column in columns), *settings.time_columns]))
+        self._labels: dict[str, str] = {}
+        self._schema: dict[str, pl.DataType | type[pl.DataType]] = {}
+        self._text_schema: dict[str, pl.DataType | type[pl.DataType]] = {}
+        self._blank_lines = 0
+        self._markers, self._numbers = _missing(settings)
+        self._refusals = CellRefusals(name, settings)
+        self._is_ragged = False
+
+    def parse(self, block: bytes) -> pl.DataFrame | None:
+        if not self.width:
+            block = self._begin(block)
+        block = b"\n" * self._blank_lines + block
+        assert self.separator is not None
+        if not block:
+            return None
+        shape = text_files.shape(block, self.separator, self.width)
+        self._blank_lines = shape.trailing
+        first_row, self.rows = self.rows + 1, self.rows + shape.rows
+        self._refuse_structure(shape, first_row, block)
+        if self._is_ragged or not shape.rows:
+            return None
+        raw = self._read(block, first_row, shape.rows + shape.trailing)
+        raw = raw.head(shape.rows)
+        frame = {column.name: self._converted(column, raw, first_row) for column in self._columns}
+        return pl.DataFrame(frame | self._time_cells(raw))
+
+    def check(self) -> None:
+        self._refusals.check()
+
+    def _begin(self, block: bytes) -> bytes:
+        header, rest = text_files.split_header(block)
+        if (announced := text_files.announced_separator(header)) is not None:
+            self.separator = self.separator or announced
+            header, rest = text_files.split_header(rest)
+        if not header.strip():
+            raise DataError(f"{self._name}: is empty: a table begins with the names of its columns")
+        if self.separator is None:
+            self.separator = text_files.find_separator(self._name, header, rest, self._required, self._settings.decimal)
+        names = text_files.cells(header, self.separator)
+        require_columns(self._name, names, self._required, separator=self.separator)
+        self.width = len(names)
+        self._labels = {name: f"column_{names.index(name) + 1}" for name in self._required}
+        text_names = {column.file_name for column in self._columns if column.kind != "number"}
+        text_names.update(self._settings.time_columns)
+        self._text_schema = {f"column_{index + 1}": pl.String for index in range(self.width)}
+        is_number = {self._labels[name]: name not in text_names for name in self._required}
+        self._schema = {
+            label: pl.Float64 if is_number.get(label) and self._settings.decimal == "." else pl.String
+            for label in self._text_schema
+        }
+        return rest
+
+    def _refuse_structure(self, shape: text_files.Shape, first_row: int, block: bytes) -> None:
+        if self.width > 1:
+            for index in shape.blank.tolist():
+                self._refusals.add_row("is empty; only the end of a file may have empty rows", first_row + index)
+        if shape.ragged:
+            assert self.separator is not None
+            self._is_ragged = True
+            if b'"' in block:  # the reason may be a quote that is not closed
+                self._requoted(block, first_row)
+            lines = [] if b'"' in block else block.split(b"\n")
+            for index, count in shape.ragged.items():
+                line = lines[index].decode().rstrip("\r") if lines else ""
+                what = f"has {_counted(count, 'cell')}, the header has {self.width:,}"
+                if count == self.width + 1 and line.endswith(self.separator):
+                    what += ": the separator at its end is one too many"
+                elif count > self.width:
+                    what += (
+                        f"; the separator is the {text_files.separator_name(self.separator)}: a cell that has it "
+                        "needs quotes; otherwise set data.separator"
+                    )
+                self._refusals.add_row(what, first_row + index)
+
+    def _read(self, block: bytes, first_row: int, height: int) -> pl.DataFrame:
+        """Returns the required columns; numbers are text if one of them is no number."""
+        for schema in (self._schema, self._text_schema):
+            try:
+                raw = self._read_csv(block, schema)
+            except pl.exceptions.PolarsError:
+                continue
+            if raw.height == height:
+                return raw
+        return self._read_csv(self._requoted(block, first_row), self._text_schema)
+
+    def _requoted(self, block: bytes, first_row: int) -> bytes:
+        """Returns the records with the quotes that polars needs: it reads none within a cell that is not quoted."""
+        assert self.separator is not None
+        lines, written = io.StringIO(block.decode(), newline=""), io.StringIO()
+        writer = csv.writer(written, delimiter=self.separator, lineterminator="\n")
+        row = first_row
+        try:
+            for record in csv.reader(lines, delimiter=self.separator, strict=True):
+                writer.writerow(record)
+                row += 1
+        except csv.Error as error:
+            raise DataError(
+                f"{self._name}: row {row}: a quote is not closed, or not doubled in a quoted cell"
+            ) from error
+        return written.getvalue().encode()
+
+    def _read_csv(self, block: bytes, schema: dict[str, Any]) -> pl.DataFrame:
+        return pl.read_csv(
+            block,
+            has_header=False,
+            schema=schema,
+            columns=sorted(set(self._labels.values()), key=lambda label: int(label.removeprefix("column_"))),
+            separator=self.separator or ",",
+            null_values=self._markers or None,
+        )
+
+    def _converted(self, column: Column, raw: pl.DataFrame, first_row: int) -> pl.Series:
+        cells = raw[self._labels[column.file_name]]
+        if column.kind != "number":
+            words = _without_empty(cells)
+            return words if column.kind != "integer" else self._integers(words, column, first_row)
+        if cells.dtype == pl.String:
+            cells = self._parsed_numbers(cells, column, first_row)
+        return without_values(cells, self._numbers)
+
+    def _parsed_numbers(self, cells: pl.Series, column: Column, first_row: int) -> pl.Series:
+        text = cells.str.strip_chars()
+        text = text.to_frame("cells").select(pl.when(~pl.col("cells").is_in(["", *self._markers])).then("cells"))[
+            "cells"
+        ]
+        written = text
+        if self._settings.decimal == ",":
+            text = text.to_frame("cells").select(
+                pl.when(~pl.col("cells").str.contains(".", literal=True)).then(
+                    pl.col("cells").str.replace(",", ".", literal=True)
+                )
+            )["cells"]
+        numbers = text.cast(pl.Float64, strict=False)
+        wrong = numbers.is_null() & written.is_not_null()
+        if wrong.any():
+            words = written.str.to_lowercase().replace_strict(_BOOLEANS, default=None, return_dtype=pl.Float64)
+            numbers = numbers.fill_null(words)
+            wrong = numbers.is_null() & written.is_not_null()
+            self._refusals.add_cells(
+                column.file_name, "is not a number", wrong.arg_true().to_list(), written, first_row
+            )
+        return numbers
+
+    def _integers(self, words: pl.Series, column: Column, first_row: int) -> pl.Series:
+        return integers(words, column, self._refusals, first_row)
+
+    def _time_cells(self, raw: pl.DataFrame) -> dict[str, pl.Series]:
+        names = self._settings.time_columns
+        if not names:
+            return {}
+        parts = [_without_empty(raw[self._labels[name]].str.strip_chars()) for name in names]
+        return {TIME_CELLS: joined(parts)}
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def require_columns(
+    name: str, present: Sequence[str], required: Collection[str], *, separator: str | None = None
+) -> None:
+    """Raises DataError if a required column is absent, or if a name occurs twice."""
+    if absent := [column for column in required if column not in present]:
+        stripped = {column.strip().lower(): column for column in present}
+        near = [stripped[column.strip().lower()] for column in absent if column.strip().lower() in stripped]
+        hint = f"; did you mean {', '.join(map(repr, near))}?" if near else ""
+        if separator is not None and len(present) == 1:
+            hint += (
+                f"; the separator is the {text_files.separator_name(separator)}: if it is another, set data.separator"
+            )
+        raise DataError(f"{name}: no column {', '.join(absent)}; it has {', '.join(present)}{hint}")
+    counts = {column: present.count(column) for column in present}
+    if repeated := [column for column, count in counts.items() if count > 1 and (column or column in required)]:
+        raise DataError(f"{name}: two columns have one name: {', '.join(repeated)}; rename one of them")
+
+
+def joined(parts: Sequence[pl.Series]) -> pl.Series:
+    """Returns the texts of several columns, joined by a blank; null where one of them is."""
+    if len(parts) == 1:
+        return parts[0]
+    frame = pl.DataFrame({f"part {index}": part for index, part in enumerate(parts)})
+    return frame.select(pl.concat_str(pl.all(), separator=" ").alias(TIME_CELLS))[TIME_CELLS]
+
+
+def _missing(settings: TableSettings) -> tuple[list[str], list[float]]:
+    """Returns the texts that stand for a missing value, and the numbers that do."""
+    numbers = [marker for marker in settings.missing_values if not isinstance(marker, str)]
+    texts = [marker for marker in settings.missing_values if isinstance(marker, str)]
+    return [*texts, *map(str, numbers)], [float(number) for number in numbers]
+
+
+def _without_empty(cells: pl.Series) -> pl.Series:
+    if not (cells == "").any():
+        return cells
+    return cells.to_frame("cells").select(pl.when(pl.col("cells") != "").then("cells"))["cells"]
+
+
+def without_values(cells: pl.Series, markers: Sequence[float]) -> pl.Series:
+    """Returns numbers, null where they equal one of the markers."""
+    if not markers:
+        return cells
+    return cells.to_frame("cells").select(pl.when(~pl.col("cells").is_in(list(markers))).then("cells"))["cells"]
+
+
+def integers(words: pl.Series, column: Column, refusals: CellRefusals, first_row: int) -> pl.Series:
+    """Returns texts as the whole numbers that they write."""
+    numbers, large = (words.str.strip_chars().cast(kind, strict=False) for kind in (pl.Int64, pl.UInt64))
+    if large.null_count() == words.null_count() < numbers.null_count():
+        return large
+    wrong = numbers.is_null() & large.is_null() & words.is_not_null()
+    what = "is not a whole number, as the model's categories are"
+    refusals.add_cells(column.file_name, what, wrong.arg_true().to_list(), words, first_row)
+    return numbers
+
+
+class NdjsonParser:
+    """The rows of a text that has one JSON object in each line."""
+
+    def __init__(self, name: str, settings: TableSettings, columns: Sequence[Column]) -> None:
+        self.rows = 0
+        self._name, self._settings, self._columns = name, settings, columns
+        self._required = list(dict.fromkeys([*(column.file_name for column in columns), *settings.time_columns]))
+        self._absent = set(self._required)
+        self._present: dict[str, None] = {}
+        self._typed = TypedCells(name, settings, columns)
+
+    def parse(self, block: bytes) -> pl.DataFrame | None:
+        objects, first_row = [], self.rows + 1
+        for line in block.split(b"\n"):
+            if not line.strip():
+                continue
+            self.rows += 1
+            try:
+                row = orjson.loads(line)
+            except orjson.JSONDecodeError as error:
+                raise DataError(f"{self._name}: row {self.rows}: not JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise DataError(f"{self._name}: row {self.rows}: {line[:60]!r} is no object with the columns by name")
+            objects.append(row)
+            self._absent.difference_update(row)
+            self._present.update(dict.fromkeys(row))
+        if not objects:
+            return None
+        columns = {name: self._series(name, [row.get(name) for row in objects], first_row) for name in self._required}
+        return self._typed.convert(pl.DataFrame(columns), first_row)
+
+    def check(self) -> None:
+        if self._absent and self.rows:
+            require_columns(self._name, list(self._present), self._required)
+        self._typed.refusals.check()
+
+    def _series(self, name: str, values: list[Any], first_row: int) -> pl.Series:
+        kinds = {type(value) for value in values} - {type(None)}
+        if kinds <= {int, float} and len(kinds) > 1:
+            values = [None if value is None else float(value) for value in values]
+        elif len(kinds) > 1 or kinds & {dict, list}:
+            first = next(iter(type(value) for value in values if value is not None))
+            wrong = [
+                index for index, value in enumerate(values)
+                if value is not None and (type(value) is not first or first in (dict, list))
+            ]  # fmt: skip
+            what = "is not of the kind of the cells before it" if first not in (dict, list) else "is no cell"
+            self._typed.refusals.add_cells(name, what, wrong, values, first_row)
+            values = [None if index in set(wrong) else value for index, value in enumerate(values)]
+        if kinds == {int} and max(value for value in values if value is not None) > 2**63 - 1:
+            return pl.Series(name, values, pl.UInt64)
+        return pl.Series(name, values, strict=True)
+
+
+class TypedCells:
+    """The columns of a file that has types of its own."""
+
+    def __init__(self, name: str, settings: TableSettings, columns: Sequence[Column]) -> None:
+        self._name, self._settings, self._columns = name, settings, columns
+        self._markers, self._numbers = _missing(settings)
+        self.refusals = CellRefusals(name, settings)
+
+    def convert(self, raw: pl.DataFrame, first_row: int) -> pl.DataFrame:
+        """Returns the columns of the frame; refused cells are added to `refusals`. Raises DataError for a type."""
+        frame = {}
+        for column in self._columns:
+            cells = raw[column.file_name]
+            if column.kind == "number":
+                frame[column.name] = self._as_numbers(cells, column, first_row)
+            else:
+                frame[column.name] = self._as_category(cells, column, first_row)
+        if names := self._settings.time_columns:
+            frame[TIME_CELLS] = self._as_time([raw[name] for name in names])
+        return pl.DataFrame(frame)
+
+    def _as_numbers(self, cells: pl.Series, column: Column, first_row: int) -> pl.Series:
+        if cells.dtype.is_numeric() or cells.dtype in (pl.Boolean, pl.Null):
+            return without_values(cells.cast(pl.Float64), self._numbers)
+        values = cells
+        if cells.dtype == pl.String:
+            values = _without_markers(cells, self._markers)
+        present = values.is_not_null().arg_true().to_list()
+        self.refusals.add_cells(column.file_name, "is not a number", present, values, first_row)
+        return pl.Series([None] * len(cells), dtype=pl.Float64)
+
+    def _as_category(self, cells: pl.Series, column: Column, first_row: int) -> pl.Series:
+        kind = cells.dtype
+        if kind == pl.Null:
+            return cells.cast(pl.Int64 if column.kind == "integer" else pl.String)
+        if kind.is_integer():
+            whole = without_integers(cells if kind == pl.UInt64 else cells.cast(pl.Int64), self._numbers)
+            return whole.cast(pl.String) if column.kind == "text" else whole
+        if kind in (pl.String, pl.Categorical, pl.Enum, pl.Boolean):
+            words = _without_markers(cells.cast(pl.String), self._markers)
+            return words if column.kind != "integer" else integers(words, column, self.refusals, first_row)
+        what = "is neither a word nor a whole number, so it cannot be a category"
+        self.refusals.add_cells(column.file_name, what, cells.is_not_null().arg_true().to_list(), cells, first_row)
+        return pl.Series([None] * len(cells), dtype=pl.String)
+
+    def _as_time(self, parts: Sequence[pl.Series]) -> pl.Series:
+        if len(parts) > 1:
+            return joined([part.cast(pl.String) for part in parts])
+        (cells,) = parts
+        if cells.dtype == pl.String:
+            return _without_markers(cells.str.strip_chars(), self._markers)
+        return without_values(cells, self._numbers) if cells.dtype.is_numeric() else cells
+
+
+def _without_markers(cells: pl.Series, markers: Sequence[str]) -> pl.Series:
+    return cells.to_frame("cells").select(pl.when(~pl.col("cells").is_in(["", *markers])).then("cells"))["cells"]
+
+
+def without_integers(cells: pl.Series, markers: Sequence[float]) -> pl.Series:
+    """Returns whole numbers, null where they equal one of the markers."""
+    whole = [int(marker) for marker in markers if marker.is_integer() and (marker >= 0 or cells.dtype != pl.UInt64)]
+    return without_values(cells, whole)

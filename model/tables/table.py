@@ -1,0 +1,130 @@
+"""Tables whose rows are arranged: series by series, in order of time, by the policies of their settings.
+
+Owns what training and the commands of a client do alike between a file and numbers. Knows nothing of what the columns
+are used for.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from onward.model.errors import DataError
+from onward.model.tables import policies, reader
+from onward.model.tables.cells import Column
+from onward.model.tables.intervals import TimeAxis
+from onward.model.tables.policies import Findings
+from onward.model.tables.reader import ROW, SERIES, Rows
+from onward.model.tables.refusals import Refusal
+from onward.model.tables.settings import TableSettings
+from onward.model.tables.text_files import Format
+
+NO_FINDINGS = Findings()
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The columns of a table and its calendar features, with the rows of each series together and ordered by time."""
+
+    file: str
+    rows: pl.DataFrame
+    sizes: tuple[int, ...]
+    """The number of rows of each series."""
+    settings: TableSettings
+    """The settings of the reading, with what was found: the format of times, the zone of the clock, the interval."""
+    found: tuple[str, ...] = ()
+    """Words for what was found in the file, and not set."""
+    findings: Findings = NO_FINDINGS
+
+    @staticmethod
+    def read(
+        source: str | Path | IO[bytes],
+        settings: TableSettings,
+        columns: Sequence[Column],
+        *,
+        events: bool = False,
+        constant: Collection[str] = (),
+        form: Format | None = None,
+    ) -> "Table":
+        """Returns the table in a file or a binary stream. Raises DataError.
+
+        events: rows of one time are different events. constant: columns that are constant within a series.
+        """
+        rows = reader.read(source, settings, columns, form=form)
+        return arrange(rows, columns, events=events, constant=constant)
+
+    @property
+    def series(self) -> list[str]:
+        """The names of the series, in the order of the rows; none where no column tells series apart."""
+        if SERIES not in self.rows.columns:
+            return []
+        starts = np.cumsum([0, *self.sizes[:-1]])
+        return [str(name) for name in self.rows[SERIES].gather(starts)]
+
+    def without(self, series: Collection[int]) -> "Table":
+        """Returns the table without some series, by their positions."""
+        remains = np.repeat([position not in series for position in range(len(self.sizes))], self.sizes)
+        sizes = tuple(size for position, size in enumerate(self.sizes) if position not in series)
+        return replace(self, rows=self.rows.filter(pl.Series(remains)), sizes=sizes)
+
+    def error_at(self, row: int, column: str, what: str) -> DataError:
+        """Returns an error that names the file's row and column. row: the index in `rows`."""
+        return DataError(f"{self.file}: row {self.rows[ROW][row]}, column {column}: {what}")
+
+    def numbers(self, column: str, *, nullable: bool) -> NDArray[np.float64]:
+        """Returns a column of numbers (rows,), NaN where a value is missing. Raises DataError."""
+        values = self.rows[column].cast(pl.Float64).to_numpy()
+        refused = np.isinf(values) | (np.abs(values) > float(np.finfo(np.float32).max))
+        if not nullable:
+            refused |= np.isnan(values)
+        if refused.any():
+            rows = np.flatnonzero(refused)
+            rows = rows[np.argsort(self.rows[ROW].to_numpy()[rows], kind="stable")]
+            refusal = Refusal(self.file, column, len(rows))
+            refusal.first = [(self.rows[ROW][int(row)], str(values[row])) for row in rows[:3]]
+            raise refusal.error("is not a finite 32-bit number", quoted=False)
+        return values
+
+    def require_constant(self, column: str, what: str) -> None:
+        """Raises DataError if the column changes within a series."""
+        values, starts = self.rows[column], np.cumsum([0, *self.sizes[:-1]])
+        changed = values.ne_missing(values.shift(1)).to_numpy(writable=True)
+        changed[starts] = False
+        if changed.any():
+            raise self.error_at(int(changed.argmax()), column, f"{what} changes within its series")
+
+
+def arrange(rows: Rows, columns: Sequence[Column], *, events: bool = False, constant: Collection[str] = ()) -> Table:
+    """Returns the rows by series and time, as the policies of their settings say. Raises DataError."""
+    settings, findings = rows.settings, NO_FINDINGS
+    if rows.axis is None:
+        frame, _ = policies.order(rows.name, rows.frame, _in_file_order(rows), "sort")
+    else:
+        frame, findings = policies.apply(
+            rows.name,
+            rows.frame,
+            rows.axis,
+            unsorted=settings.unsorted,
+            duplicates=settings.duplicates,
+            gaps=settings.gaps,
+            interval=settings.interval,
+            events=events,
+            carried=constant,
+            nullable=[column.name for column in columns if column.nullable],
+        )
+        if findings.sampling is not None:
+            settings = settings.model_copy(update={"interval": findings.sampling.interval.setting})
+    frame = rows.with_calendar(frame)
+    if SERIES in frame.columns:
+        sizes = tuple(frame.group_by(SERIES, maintain_order=True).len()["len"].to_list())
+    else:
+        sizes = (frame.height,)
+    return Table(rows.name, frame, sizes, settings, rows.found, findings)
+
+
+def _in_file_order(rows: Rows) -> TimeAxis:
+    return TimeAxis(ROW, ROW, SERIES if SERIES in rows.frame.columns else None)

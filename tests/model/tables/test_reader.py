@@ -1,0 +1,240 @@
+"""The one reader for files and live streams: separators, encodings, cells, rows and the errors that name them."""
+
+import gzip
+import io
+from collections.abc import Sequence
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from onward.model.errors import DataError
+from onward.model.tables.cells import Column
+from onward.model.tables.reader import Reader, Rows, read
+from onward.model.tables.settings import TableSettings
+
+X = (Column("x"),)
+
+
+def rows(content: str | bytes, columns: Sequence[Column] = X, **settings: Any) -> Rows:
+    data = content.encode() if isinstance(content, str) else content
+    return read(io.BytesIO(data), TableSettings.model_validate(settings), columns)
+
+
+def values(content: str | bytes, columns: Sequence[Column] = X, **settings: Any) -> dict[str, list[Any]]:
+    frame = rows(content, columns, **settings).frame
+    return {column.name: frame[column.name].to_list() for column in columns}
+
+
+def refusal(content: str | bytes, columns: Sequence[Column] = X, **settings: Any) -> str:
+    with pytest.raises(DataError) as refused:
+        rows(content, columns, **settings)
+    return str(refused.value).removeprefix("standard input: ")
+
+
+@pytest.mark.parametrize(("separator", "name"), [(",", "comma"), (";", "semicolon"), ("\t", "tab"), ("|", "vertical")])
+def test_the_separator_is_found_and_reported(separator: str, name: str) -> None:
+    """The header has the wanted column under one separator only, whatever other cells contain."""
+    table = rows(f"y{separator}x\n1{separator}2\n")
+    assert table.frame["x"].to_list() == [2.0]
+    assert [found.startswith(f"the separator is the {name}") for found in table.found] == [True]
+
+
+def test_a_separator_that_the_header_does_not_decide_is_refused() -> None:
+    """The candidates are named; the setting decides."""
+    message = refusal("x,y;z\n1,2;3\n", (Column("w"),))
+    assert message.startswith("the separator may be comma (',') or semicolon (';'), and the first line is 'x,y;z'")
+    assert message.endswith("set data.separator")
+    assert values("x,y;z\n1,2;3\n", (Column("y;z", "text"),), separator=",") == {"y;z": ["2;3"]}
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_ends_of_lines_and_byte_order_marks_do_not_matter(ends: str, encoding: str, size: int) -> None:
+    """The same rows come from any of them, in whatever pieces the bytes arrive; blank lines at the end are skipped."""
+    content = ends.join(["x;ort", '1,5;"Köln, am', 'Rhein"', "2;b", "", ""]).encode(encoding)
+    settings = TableSettings(decimal=",", separator=";")
+    reader = Reader("t", settings, (Column("x"), Column("ort", "category")))
+    for start in range(0, len(content), size):
+        reader.feed(content[start : start + size])
+    reader.feed(b"", final=True)
+    frame = reader.take().frame
+    city = "Köln, am" + ("\n" if ends == "\r" else ends) + "Rhein"
+    assert (frame["x"].to_list(), frame["ort"].to_list()) == ([1.5, 2.0], [city, "b"])
+
+
+def test_an_encoding_is_set_or_refused_with_the_line() -> None:
+    """Bytes that are not UTF-8 are never read as something else silently."""
+    content = "x,ort\n1,Köln\n2,Ulm\n3,Jülich\n".encode("cp1252")
+    columns = (Column("x"), Column("ort", "category"))
+    assert values(content, columns, encoding="cp1252")["ort"] == ["Köln", "Ulm", "Jülich"]
+    message = refusal(content, columns)
+    assert message.startswith("line 2: b'\\xf6' is not UTF-8 (2 such lines")
+    assert 'set data.encoding to that of the file, as "cp1252"' in message
+    assert "null bytes" in refusal("x\n1\n".encode("utf-16-le"))
+    assert values("x\n1\n".encode("utf-16-le"), encoding="utf-16-le") == {"x": [1.0]}
+    assert "no encoding is called 'latin-99'" in refusal(content, columns, encoding="latin-99")
+
+
+FAULTS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "an empty row": (
+        "x,y\n1,2\n\n\n3,4\n\n",
+        {},
+        "row 2: is empty; only the end of a file may have empty rows (2 such",
+    ),
+    "a separator too many": ("x,y\n1,2,\n3,4,\n", {}, "row 1: has 3 cells, the header has 2: the separator at its end"),
+    "too many cells": ("x,y\n1,2\n3,4,5\n", {}, "row 2: has 3 cells, the header has 2; the separator is the comma"),
+    "too few cells": ("x,y\n1,2\n3\n4\n", {}, "row 2: has 1 cell, the header has 2 (2 such rows; also row 3)"),
+    "a short and a long row": ("x,y\n1\n3,4,5\n", {}, "row 1: has 1 cell, the header has 2"),
+    "a name twice": ("x,x\n1,2\n", {}, "two columns have one name: x; rename one of them"),
+    "a decimal comma": ("x;y\n1,5;2\n", {}, "row 1, column x: '1,5' is not a number; for a decimal comma set data.dec"),
+    "a decimal point": (
+        "x;y\n1.5;2\n",
+        {"decimal": ","},
+        "row 1, column x: '1.5' is not a number; its decimal mark is",
+    ),
+    "a marker": (
+        "x,y\n?,2\n1,1\n?,2\n",
+        {},
+        "row 1, column x: '?' is not a number (2 such rows; also row 3: '?'); if it stands for a missing value, set",
+    ),
+    "an empty column": ("x,y\n,2\n,4\n", {}, "column x: has no value in any of 2 rows"),
+    "an empty cell": ("x,y\n1,2\n,4\n", {}, "row 2, column x: no value; in training, list a feature that may be"),
+    "a blank cell of one column": ("x\n1\n\n3\n", {}, "row 2, column x: no value"),
+    "an open quote": ('y,x\n"a,1\nb,2\n', {}, "row 1: a quote is not closed"),
+    "nothing": ("", {}, "is empty: a table begins with the names of its columns"),
+    "a header": ("x\n", {}, "has no rows"),
+    "another case": ("X,y\n1,2\n", {}, "no column x; it has X, y; did you mean 'X'?"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_faulty_table_is_refused_with_its_rows_and_the_setting(fault: str) -> None:
+    """A refusal counts all such rows, names the first few, and names what helps."""
+    content, settings, message = FAULTS[fault]
+    assert refusal(content, **settings).startswith(message)
+
+
+def test_missing_values_are_texts_and_numbers() -> None:
+    """Numbers match by value; texts match as written, in categories too."""
+    content = "x,c\n-9999.0,a\nNA,?\n3,\n-9999,NA\n"
+    columns = (Column("x", nullable=True), Column("c", "category", nullable=True))
+    found = values(content, columns, missing_values=["NA", "?", -9999])
+    assert found == {"x": [None, None, 3.0, None], "c": ["a", None, None, None]}
+
+
+def test_categories_are_text_as_written() -> None:
+    """Leading zeros, 64-bit numbers, exponents and truth values stay what they are; a bundle's integers are numbers."""
+    written = ["007", "18446744073709551615", "1E5", "True", "1.0"]
+    content = "c\n" + "".join(f"{word}\n" for word in written)
+    assert values(content, (Column("c", "category"),)) == {"c": written}
+    assert values("c\n007\n18446744073709551615\n", (Column("c", "integer"),)) == {"c": [7, 18446744073709551615]}
+    assert "row 3, column c: '1E5' is not a whole number, as the model's categories are (3 such" in refusal(
+        content, (Column("c", "integer"),)
+    )
+
+
+def test_numbers_are_read_as_people_write_them() -> None:
+    """Blanks around a number and truth values are read; a quote within a cell is a character."""
+    assert values('x,y\n 1 ,a\n+2,b\ntrue,c\n.5,5" pipe\n') == {"x": [1.0, 2.0, 1.0, 0.5]}
+    assert values('x\n" 1 000"\n', (Column("x", "category"),)) == {"x": [" 1 000"]}
+
+
+@pytest.mark.parametrize("name", ["t.csv", "T.CSV", "t.tsv", "t.txt", "t.csv.gz", "t.parquet", "t.arrow", "t.feather",
+                                  "t.ipc", "t.ndjson", "t.JSONL", "t.ndjson.gz"])  # fmt: skip
+def test_every_format_gives_the_same_rows(name: str, tmp_path: Path) -> None:
+    """The end of a name says the format, in any case; `.gz` is decompressed."""
+    frame = pl.DataFrame({"c": ["a", "b"], "x": [0.1, None], "t": ["2020-01-01T00:00:00", "2020-01-01T01:00:00"]})
+    file, kind = tmp_path / name, name.lower().removesuffix(".gz").rpartition(".")[2]
+    buffer = io.BytesIO()
+    if kind == "parquet":
+        frame.write_parquet(buffer)
+    elif kind in ("arrow", "feather", "ipc"):
+        frame.write_ipc(buffer)
+    elif kind in ("ndjson", "jsonl"):
+        frame.write_ndjson(buffer)
+    else:
+        frame.write_csv(buffer, separator="\t" if kind == "tsv" else ",")
+    content = buffer.getvalue()
+    file.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    columns = (Column("x", nullable=True), Column("c", "category"))
+    found = read(file, TableSettings(time="t"), columns).frame
+    assert found.select("x", "c", "t").to_dict(as_series=False) == {
+        "x": [0.1, None], "c": ["a", "b"], "t": [datetime(2020, 1, 1), datetime(2020, 1, 1, 1)],  # noqa: DTZ001
+    }  # fmt: skip
+
+
+def test_a_name_of_no_format_is_refused(tmp_path: Path) -> None:
+    """The message lists the names that are read, and errors of reading name the file."""
+    with pytest.raises(DataError, match=r"t\.xlsx: expected a table whose name ends in \.csv, \.tsv"):
+        read(tmp_path / "t.xlsx", TableSettings(), X)
+    with pytest.raises(DataError, match=r"absent\.csv: cannot be read: No such file"):
+        read(tmp_path / "absent.csv", TableSettings(), X)
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(b"x\n1\n" * 1000)[:-20])
+    with pytest.raises(DataError, match=r"t\.csv\.gz: cannot be read: "):
+        read(tmp_path / "t.csv.gz", TableSettings(), X)
+
+
+def test_typed_files_have_their_own_types(tmp_path: Path) -> None:
+    """Whole numbers of Parquet stay whole as categories, unless a bundle's categories are text."""
+    pl.DataFrame({"c": pl.Series([1, 2**63 + 1], dtype=pl.UInt64), "d": [date(2020, 1, 1)] * 2, "f": [1.0, 2.0]}) \
+        .write_parquet(tmp_path / "t.parquet")  # fmt: skip
+    file = tmp_path / "t.parquet"
+    assert read(file, TableSettings(), (Column("c", "category"),)).frame["c"].to_list() == [1, 2**63 + 1]
+    assert read(file, TableSettings(), (Column("c", "text"),)).frame["c"].to_list() == ["1", str(2**63 + 1)]
+    with pytest.raises(DataError, match=r"row 1, column f: '1.0' is neither a word nor a whole number"):
+        read(file, TableSettings(), (Column("f", "category"),))
+    with pytest.raises(DataError, match=r"row 1, column d: '2020-01-01' is not a number \(2 such rows; also row 2"):
+        read(file, TableSettings(), (Column("d"),))
+
+
+def test_objects_of_ndjson_are_rows() -> None:
+    """A key that is left out is a missing value; a line that is no object is refused with its row."""
+    columns = (Column("x", nullable=True), Column("c", "category"))
+    assert values('{"x": 1, "c": 5}\n{"c": 6}\n{"x": 2.5, "c": 7}\n', columns) == {
+        "x": [1.0, None, 2.5],
+        "c": [5, 6, 7],
+    }
+    assert refusal('{"x": 1}\n[1]\n').startswith("row 2: b'[1]' is no object with the columns by name")
+    assert refusal('{"x": 1}\n{"x":\n').startswith("row 2: not JSON: ")
+    assert refusal('{"x": "a"}\n{"x": "b"}\n').startswith("row 1, column x: 'a' is not a number (2 such rows")
+    assert refusal('{"y": 1}\n').startswith("no column x; it has y")
+
+
+def test_a_stream_gives_its_rows_as_they_arrive() -> None:
+    """A complete line is a row at once, with the number that it has in the whole stream."""
+    reader = Reader("-", TableSettings(time="t", time_zone="Europe/Berlin"), X)
+    reader.feed(b"t,x\n2020-01-01 00:00,1\n2020-01")
+    assert reader.take().frame["x"].to_list() == [1.0]
+    reader.feed(b"-01 01:00,2\n")
+    table = reader.take()
+    assert table.frame["x"].to_list() == [2.0]
+    assert table.axis is not None
+    assert table.frame[table.axis.row].to_list() == [2]
+    reader.feed(b"2020-01-01 02:00,oops\n")
+    with pytest.raises(DataError, match="row 3, column x: 'oops' is not a number"):
+        reader.take()
+
+
+def test_numbers_have_the_bits_that_python_reads() -> None:
+    """A number of a text is the nearest double, with a decimal comma too."""
+    numbers = np.random.default_rng(0).standard_normal(3000) * 10.0 ** np.random.default_rng(1).integers(
+        -300, 300, 3000
+    )
+    text = "".join(f"{number!r}\n" for number in numbers.tolist())
+    assert values("x\n" + text)["x"] == numbers.tolist()
+    assert values("x\n" + text.replace(".", ","), decimal=",")["x"] == numbers.tolist()
+
+
+def test_large_files_are_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows, quotes and refusals are the same where a file is read in small parts."""
+    monkeypatch.setattr("onward.model.tables.text_files.CHUNK", 37)
+    content = "x,c\n" + "".join(f'{number},"a\n{number}"\n' for number in range(200))
+    found = values(content, (Column("x"), Column("c", "category")))
+    assert found == {"x": [float(number) for number in range(200)], "c": [f"a\n{number}" for number in range(200)]}
+    assert refusal(content + "1,2,3\n" * 2).startswith("row 201: has 3 cells, the header has 2")
+    assert "(2 such rows; also row 202)" in refusal(content + "1,2,3\n" * 2)
