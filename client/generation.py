@@ -10,7 +10,8 @@ import orjson
 
 from onward.client import results
 from onward.client.command_flow import Emit, EmittingFlow, NoResponse, Request, Response, Retry, RetryPolicy, failure
-from onward.client.results import Done, Steps
+from onward.client.inputs import Steps, json_steps
+from onward.client.results import Done
 from onward.errors import RETRYABLE_STATUSES, Problem
 
 MEDIA_TYPE = "text/event-stream"
@@ -123,6 +124,6 @@ def _read_events(last_id: str) -> Generator[Any, Any, tuple[Response | NoRespons
 
 def generate_body(horizon: int, options: GenerationOptions) -> dict[str, Any]:
     return {"horizon": horizon} | {
-        name: results.steps(value) if name in ("inputs", "future") else value
+        name: json_steps(value, name, least=int(name == "inputs")) if name in ("inputs", "future") else value
         for name, value in results.without_none(**options).items()
     }

@@ -17,6 +17,7 @@ import numpy as np
 
 from onward.client import results
 from onward.client.generation import GenerationOptions
+from onward.client.inputs import Step, Steps, each_step, json_sequences, json_step, json_steps
 from onward.client.operations import new_id
 from onward.client.results import (
     Done,
@@ -27,8 +28,6 @@ from onward.client.results import (
     Predictions,
     SequencePrediction,
     SessionInfo,
-    Step,
-    Steps,
     Surprise,
 )
 from onward.errors import InvalidRequest, NoForecast, NotFinite, StepConflict
@@ -101,9 +100,9 @@ class LocalModel:
         if horizon:
             with _as_problems():
                 rollout.require_rollout_without_future(self.model.manifest)
-        for sequence in sequences:
+        for index, sequence in enumerate(json_sequences(sequences)):
             session = LocalSession(self.model, new_id(), scoring)
-            steps = session.steps(sequence)
+            steps = session._advance(sequence, None, f"inputs[{index}]")  # noqa: SLF001  (its own)
             predictions.append(SequencePrediction(steps, session.forecast(horizon) if horizon else None))
         return predictions
 
@@ -138,7 +137,7 @@ class LocalSession:
         )
         """True if a step of plain numbers can take the short way of `_step`."""
         if inputs is not None:
-            self._advance(results.steps(inputs), None)
+            self._advance(json_steps(inputs), None)
         self.prediction = self._initial_prediction()
 
     def __repr__(self) -> str:
@@ -179,15 +178,15 @@ class LocalSession:
         if self._is_plain and (inputs := plain_numbers([step], len(model.features), model.input_dtype)) is not None:
             self._check_step(at)
             return self._step(inputs)
-        return self._advance(results.step(step), at).last
+        return self._advance(json_step(step), at).last
 
     def steps(self, inputs: Steps, *, at: int | None = None) -> Predictions:
         """Advances the session by all of the inputs, or by none. at: as for `step`."""
-        return self._advance(results.steps(inputs), at)
+        return self._advance(json_steps(inputs), at)
 
-    def stream(self, inputs: Iterable[Step]) -> Iterator[Prediction]:
+    def stream(self, inputs: Steps | Iterable[Step]) -> Iterator[Prediction]:
         """Yields a prediction for each input."""
-        return map(self.step, inputs)
+        return map(self.step, each_step(inputs))
 
     def forecast(
         self,
@@ -253,13 +252,15 @@ class LocalSession:
         """Returns the start of a forecast, now or after `inputs`, with its future covariates."""
         manifest = self._model.manifest
         rollout.require_rollout(manifest)
-        covariates = rollout.future_covariates(manifest, horizon, None if future is None else results.steps(future))
+        covariates = rollout.future_covariates(
+            manifest, horizon, None if future is None else json_steps(future, "future", least=0)
+        )
         if inputs is None:
             consumed: InputArray = np.zeros((0, len(manifest.features)), self._model.input_dtype)
             state = self._state
             outputs = self._model.last_prediction(state)
         else:
-            consumed = to_array(results.steps(inputs), manifest.features, dtype=self._model.input_dtype)
+            consumed = to_array(json_steps(inputs), manifest.features, dtype=self._model.input_dtype)
             outputs, state = self._run(consumed, self._state)
         _check_finite(outputs)
         return GenerationStart(outputs[-1:], state, consumed, covariates)
@@ -313,11 +314,11 @@ class LocalSession:
             arrays, surprise, self.step_count, error, None if anomaly is None or math.isnan(anomaly) else anomaly
         )
 
-    def _advance(self, inputs: Any, at: int | None) -> Predictions:
+    def _advance(self, inputs: Any, at: int | None, field: str = "inputs") -> Predictions:
         """inputs: in their JSON form."""
         self._check_step(at)
         with _as_problems():
-            array = to_array(inputs, self._model.manifest.features, dtype=self._model.input_dtype)
+            array = to_array(inputs, self._model.manifest.features, field, dtype=self._model.input_dtype)
         outputs, after = self._run(array, self._state)
         outputs, accuracy = self._score(array, outputs)
         self._move(len(array), accuracy + after.tobytes(), surprises(self._model, outputs))

@@ -27,16 +27,16 @@ from onward.client.command_flow import (
     content,
     exchange,
 )
+from onward.client.inputs import Steps, json_sequences, json_steps
 from onward.client.results import (
     Forecast,
     Predictions,
     SequencePrediction,
     SessionInfo,
     StatelessStep,
-    Steps,
     without_none,
 )
-from onward.errors import RETRYABLE_STATUSES, Problem, SessionEnded, SessionExists, UnreachableError
+from onward.errors import RETRYABLE_STATUSES, InvalidRequest, Problem, SessionEnded, SessionExists, UnreachableError
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -96,12 +96,11 @@ class Operations:
     def predict(
         self, model: str, sequences: Sequence[Steps], horizon: int, version: int | None
     ) -> Flow[list[SequencePrediction]]:
-        inputs = [results.steps(sequence) for sequence in sequences]
-        body = {"inputs": inputs, "horizon": horizon} | without_none(version=version)
+        body = {"inputs": json_sequences(sequences), "horizon": horizon} | without_none(version=version)
         return (yield from self._call(Request("POST", model_path(model, "/predict"), body), results.sequences))
 
     def stateless_step(self, model: str, inputs: Steps, state: str | None, version: int | None) -> Flow[StatelessStep]:
-        body = {"inputs": results.steps(inputs)} | without_none(state=state, version=version)
+        body = {"inputs": json_steps(inputs)} | without_none(state=state, version=version)
         request = Request("POST", model_path(model, "/step"), body)
         return (
             yield from self._call(
@@ -191,7 +190,7 @@ class Operations:
     ) -> Flow[Predictions]:
         """Creates the session if it does not exist."""
         path = model_session_path(model, session_id, "/steps")
-        return (yield from self._advance(path, results.steps(inputs), at, request_id))
+        return (yield from self._advance(path, json_steps(inputs), at, request_id))
 
     def _advance(self, path: str, inputs: Any, at: int | None, request_id: str | None) -> Flow[Predictions]:
         body = {"inputs": inputs, "request_id": request_id or new_id()} | without_none(step=at)
@@ -221,15 +220,16 @@ class Operations:
         them is applied out of order; at the retry deadline the remaining items of its session fail with it. If a round
         fails as a whole, all remaining items fail with it; the failure of the first round is raised.
         """
-        bodies = [
-            {"session_id": session_id, "inputs": results.steps(inputs), "request_id": new_id()}
-            for session_id, inputs in items
-        ]
+        bodies: dict[int, Json] = {}
         by_session: dict[str, deque[int]] = {}
-        for index, (session_id, _) in enumerate(items):
-            by_session.setdefault(session_id, deque()).append(index)
-        queues = list(by_session.values())  # for each session, the indices of its unanswered items in their order
         answered: dict[int, StepResult] = {}
+        for index, (session_id, inputs) in enumerate(items):
+            try:
+                bodies[index] = {"session_id": session_id, "inputs": json_steps(inputs), "request_id": new_id()}
+                by_session.setdefault(session_id, deque()).append(index)
+            except InvalidRequest as refused:
+                answered[index] = refused
+        queues = list(by_session.values())  # for each session, the indices of its unanswered items in their order
         retry = Retry(self.policy)
         while queues:
             indices = _round(queues, bodies)
@@ -260,11 +260,11 @@ class Operations:
 def _session_options(
     version: int | None, ttl_s: float | None, inputs: Steps | None, interval: float | None
 ) -> Json:  # fmt: skip
-    seeds = None if inputs is None else results.steps(inputs)
+    seeds = None if inputs is None else json_steps(inputs)
     return without_none(version=version, ttl_s=ttl_s, inputs=seeds, interval=interval)
 
 
-def _round(queues: Iterable[deque[int]], bodies: Sequence[Json]) -> list[int]:
+def _round(queues: Iterable[deque[int]], bodies: Mapping[int, Json]) -> list[int]:
     """Returns the indices of the items for the next call: as many items and steps as a service takes in one."""
     indices: list[int] = []
     steps = 0
@@ -310,7 +310,7 @@ def forecast_body(
         samples=samples,
         quantiles=None if quantiles is None else [float(level) for level in quantiles],
         seed=seed,
-        future=None if future is None else results.steps(future),
-        inputs=None if inputs is None else results.steps(inputs),
+        future=None if future is None else json_steps(future, "future", least=0),
+        inputs=None if inputs is None else json_steps(inputs),
         paths=paths or None,
     )

@@ -1,10 +1,10 @@
-"""The client's result types and their wire formats: inputs to JSON, JSON responses to numpy arrays.
+"""The client's result types, and JSON responses converted to them.
 
 Knows no transport. Numbers come out as floats of the model's own type, 32-bit unless a response names `dtype`, so an
 output has the same bits as the model's; categories come out as they are, None for any that is not listed.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -12,55 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Value = float | int | str | None
-Step = Value | Sequence[Value] | Mapping[str, Value] | NDArray[Any] | np.generic
-"""A step: a value of each feature, in order or by name, or the value alone if there is one feature."""
 Floats = NDArray[np.float32 | np.float64]
 """64-bit floats from a model of that type, 32-bit floats from any other."""
-Steps = str | Sequence[Any] | NDArray[Any]
-"""Steps, oldest first: a text, or a list or an array (steps, features) or (steps,)."""
-
-
-# Inputs
-
-
-def steps(inputs: Steps) -> Any:
-    """Returns the steps for JSON; NaN becomes null, a missing value.
-
-    Raises ValueError for an infinity, which JSON does not have.
-    """
-    if isinstance(inputs, str):
-        return inputs
-    if isinstance(inputs, np.ndarray):
-        return _array(inputs)
-    return [_plain(value) for value in inputs]
-
-
-def step(value: Step) -> Any:
-    """Returns a list of this single step for JSON, as `steps` does."""
-    return [_plain(value)]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return _array(value)
-    if isinstance(value, Mapping):
-        return {str(name): _plain(inner) for name, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not np.isfinite(value):
-        if np.isnan(value):
-            return None
-        raise ValueError("an input cannot be infinite; write a missing value as None or NaN")
-    return value
-
-
-def _array(values: NDArray[Any]) -> Any:
-    if values.dtype.kind == "f" and np.isfinite(values).all():
-        return values.tolist()
-    return _plain(values.tolist())
 
 
 def without_none(**members: Any) -> dict[str, Any]:

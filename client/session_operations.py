@@ -6,11 +6,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from onward.client import results
 from onward.client.command_flow import EmittingFlow, Flow, RetryPolicy
 from onward.client.generation import GenerationOptions, generate, generate_body
+from onward.client.inputs import Step, Steps, json_step, json_steps
 from onward.client.operations import Operations, StepResult, forecast_body, session_path
-from onward.client.results import Forecast, Prediction, Predictions, SessionInfo, Step, Steps
+from onward.client.results import Forecast, Prediction, Predictions, SessionInfo
 from onward.client.step_stream import StepStream
 from onward.errors import Problem, SessionEnded, UnknownSession, UnreachableError
 
@@ -43,10 +43,10 @@ class SessionOperations:
         return self._update((yield from self._operations.info(self.id)))
 
     def _step(self, step: Step, at: int | None, request_id: str | None) -> Flow[Prediction]:
-        return self._advance((yield from self._operations.steps(self.id, results.step(step), at, request_id))).last
+        return self._advance((yield from self._operations.steps(self.id, json_step(step), at, request_id))).last
 
     def _steps(self, inputs: Steps, at: int | None, request_id: str | None) -> Flow[Predictions]:
-        return self._advance((yield from self._operations.steps(self.id, results.steps(inputs), at, request_id)))
+        return self._advance((yield from self._operations.steps(self.id, json_steps(inputs), at, request_id)))
 
     def _forecast(
         self, horizon: int, samples: int | None, quantiles: Sequence[float] | None, seed: int | None,

@@ -15,9 +15,9 @@ import orjson
 
 from onward.client import results
 from onward.client.command_flow import Emit, EmittingFlow, NoResponse, Response, Retry, RetryPolicy, failure
+from onward.client.inputs import Step, json_step
 from onward.client.operations import REMEMBERED, new_id, session_path
-from onward.client.results import Step
-from onward.errors import RETRYABLE_STATUSES, Problem
+from onward.errors import RETRYABLE_STATUSES, InvalidRequest, Problem
 
 
 class Connect(NamedTuple):
@@ -77,7 +77,7 @@ class StepStream:
 
     def run(self) -> EmittingFlow:
         """Raises Problem, UnreachableError, and, once all earlier inputs are answered, the error that ended the inputs:
-        of the caller's iterator, or TypeError or ValueError for an input that cannot be sent.
+        of the caller's iterator, or InvalidRequest for an input that cannot be sent.
         """
         while not self._inputs_ended or self._unanswered:
             if self._unanswered and not self._connected:
@@ -111,7 +111,7 @@ class StepStream:
                 self._taking_input = False
                 try:
                     message = self._message(step)
-                except (TypeError, ValueError) as error:
+                except InvalidRequest as error:
                     self._inputs_ended, self._error = True, error
                 else:
                     if self._connected:
@@ -128,10 +128,10 @@ class StepStream:
     def _message(self, step: Step) -> str:
         """Returns the message for the step, and adds it to the unanswered ones.
 
-        Raises TypeError or ValueError if the step has no JSON form.
+        Raises InvalidRequest if the step has no JSON form.
         """
         request_id = new_id()
-        body = {"inputs": results.step(step), "request_id": request_id} | results.without_none(step=self._step)
+        body = {"inputs": json_step(step), "request_id": request_id} | results.without_none(step=self._step)
         message = orjson.dumps(body).decode()
         self._unanswered.append((request_id, message))
         if self._step is not None:

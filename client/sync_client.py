@@ -6,6 +6,7 @@ from typing import Any, Self, Unpack
 
 from onward.client.command_flow import Flow, RetryPolicy
 from onward.client.generation import GenerationOptions
+from onward.client.inputs import Step, Steps
 from onward.client.operations import Operations, StepResult
 from onward.client.results import (
     Done,
@@ -16,8 +17,6 @@ from onward.client.results import (
     SequencePrediction,
     SessionInfo,
     StatelessStep,
-    Step,
-    Steps,
 )
 from onward.client.session_operations import SessionOperations, step_many
 from onward.client.transport.http import RETRY_DEADLINE_S, TIMEOUT_S, URL
@@ -30,8 +29,7 @@ class Client:
 
     api_key: sent as `Authorization: Bearer`. timeout: seconds that one try may take. patience: seconds that a call may
     take with all its retries. Raises ValueError for a URL or a key that is not valid. Its methods raise a Problem
-    (`onward.errors`) if the service refuses, UnreachableError if it does not respond, and ValueError for an infinity
-    among the inputs.
+    (`onward.errors`) if the service refuses or an input cannot be sent, and UnreachableError if it does not respond.
     """
 
     def __init__(

@@ -26,6 +26,8 @@ InputArray = NDArray[np.float32 | np.float64]
 """Inputs (..., features) in the client's units, categories as indices and missing values as NaN."""
 InputDtype = np.dtype[np.float32 | np.float64]
 
+MOST_NAMED_FAULTS = 3
+"""The most faults that the message of an error lists, as in the service's."""
 _NUMBER_TYPES = frozenset({int, float})
 _BY_NAME, _LISTED, _SINGLE = "values by name", "a list of values", "one value"
 
@@ -41,7 +43,9 @@ class InputError(ValueError):
     """The inputs do not fit the model; `faults` lists the invalid fields."""
 
     def __init__(self, *faults: Fault) -> None:
-        super().__init__("; ".join(f"{fault.field}: {fault.message}" for fault in faults))
+        few = "; ".join(f"{fault.field}: {fault.message}" for fault in faults[:MOST_NAMED_FAULTS])
+        more = len(faults) - MOST_NAMED_FAULTS
+        super().__init__(f"{few}; and {more} more" if more > 0 else few)
         self.faults = faults
 
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from onward import errors
     from onward.client.async_client import AsyncClient, AsyncSession, PendingSession
     from onward.client.generation import GenerationOptions
+    from onward.client.inputs import Step, Steps
     from onward.client.local import LocalModel, LocalSession, load
     from onward.client.operations import StepResult
     from onward.client.results import (
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
         SequencePrediction,
         SessionInfo,
         StatelessStep,
-        Step,
-        Steps,
         Surprise,
     )
     from onward.client.sync_client import Client, Session
@@ -83,11 +82,12 @@ if TYPE_CHECKING:
 _MODULES = {
     "onward.client.async_client": ("AsyncClient", "AsyncSession", "PendingSession"),
     "onward.client.generation": ("GenerationOptions",),
+    "onward.client.inputs": ("Step", "Steps"),
     "onward.client.local": ("LocalModel", "LocalSession", "load"),
     "onward.client.operations": ("StepResult",),
     "onward.client.results": (
         "Accuracy", "Done", "Forecast", "Generated", "Interval", "IntervalInfo", "Outputs", "Prediction", "Predictions",
-        "RecentAccuracy", "SequencePrediction", "SessionInfo", "StatelessStep", "Step", "Steps", "Surprise",
+        "RecentAccuracy", "SequencePrediction", "SessionInfo", "StatelessStep", "Surprise",
     ),
     "onward.client.sync_client": ("Client", "Session"),
 }  # fmt: skip

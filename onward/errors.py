@@ -8,8 +8,8 @@
             UnreachableError    no response came
             RetryableProblem
 
-Wrong arguments raise ValueError or TypeError. This module knows no transport. A problem type without a class, which a
-newer service may have, is a plain `Problem` or `RetryableProblem`.
+Wrong arguments raise ValueError or TypeError; InvalidRequest is also a ValueError. This module knows no transport. A
+problem type without a class, which a newer service may have, is a plain `Problem` or `RetryableProblem`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,6 +20,8 @@ from onward.model.errors import BundleError as BundleError  # noqa: PLC0414  (ex
 from onward.model.errors import OnwardError as OnwardError  # noqa: PLC0414  (exported)
 
 PREFIX = "urn:onward:problem:"
+MOST_LISTED = 20
+"""The most faults that a problem lists."""
 RETRYABLE_STATUSES = frozenset({429, 502, 503, 504})
 """The statuses of failures that may pass. 502 and 504 come from a proxy, which does not know whether the request was
 applied.
@@ -75,9 +77,11 @@ class Problem(OnwardError):
     def with_detail(cls, detail: str, errors: Sequence[tuple[str, str]] = (), **members: Any) -> Self:
         """Returns the problem that a service would answer, for a fault that is found without a service.
 
-        errors: pairs of a field and what is wrong with it. members: the further members of this problem type.
+        errors: pairs of a field and what is wrong with it; the first of them are listed, and the others counted.
+        members: the further members of this problem type.
         """
-        fields = [{"field": field, "message": message} for field, message in errors]
+        fields = [{"field": field, "message": message} for field, message in errors[:MOST_LISTED]]
+        members |= {"more_errors": len(errors) - MOST_LISTED} if len(errors) > MOST_LISTED else {}
         document = {"type": PREFIX + cls.name, "status": cls.code, "title": (cls.__doc__ or "").split(".")[0]}
         return cls(document | {"detail": detail} | ({"errors": fields} if fields else {}) | members)
 
@@ -98,7 +102,7 @@ class MalformedJson(Problem):
     name, code = "malformed-json", 400
 
 
-class InvalidRequest(Problem):
+class InvalidRequest(Problem, ValueError):
     """The request does not fit. `errors` names the fields."""
 
     name, code = "invalid-request", 422

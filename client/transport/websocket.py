@@ -10,17 +10,16 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
 from websockets.asyncio import client as asynchronous
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.sync import client as synchronous
 
 from onward.client.command_flow import Emit, EmittingFlow, NoResponse, Response, Sleep
-from onward.client.results import Step, Steps
+from onward.client.inputs import Step, Steps, each_step, is_complete
 from onward.client.step_stream import (
     Connect,
     Disconnected,
@@ -55,9 +54,9 @@ def _address(url: str, path: str) -> str:
 class WebSocketTransport:
     """A stream, with threads: `run` it inside a `with` block."""
 
-    def __init__(self, url: str, headers: Mapping[str, str], timeout_s: float, inputs: Iterable[Step]) -> None:
+    def __init__(self, url: str, headers: Mapping[str, str], timeout_s: float, inputs: Steps | Iterable[Step]) -> None:
         self._url, self._headers, self._timeout_s = url, headers, timeout_s
-        self._inputs = iter(inputs)
+        self._inputs = iter(each_step(inputs))
         self._events: queue.SimpleQueue[tuple[Any, Event]] = queue.SimpleQueue()
         self._requested_inputs, self._closed = threading.Semaphore(0), False
         self._connection: synchronous.ClientConnection | None = None
@@ -252,14 +251,17 @@ class AsyncWebSocketTransport:
 
 
 def _async_iterator(inputs: Steps) -> AsyncIterator[Step]:
-    if not isinstance(inputs, (Sequence, np.ndarray)):
+    if not is_complete(inputs):
         kind = type(inputs).__name__
         raise TypeError(
-            f"{kind}: expected a list, an array or an asynchronous iterator; any other would block the event loop"
+            f"{kind}: expected a list, an array, a data frame or an asynchronous iterator; any other would block the "
+            "event loop"
         )
 
+    rows = each_step(inputs)
+
     async def steps() -> AsyncIterator[Step]:
-        for step in inputs:
+        for step in rows:
             yield step
 
     return steps()

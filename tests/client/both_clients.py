@@ -60,7 +60,7 @@ async def _result(coming: Awaitable[Any]) -> Any:
 def _bare(argument: Any) -> Any:
     if isinstance(argument, list):
         return [_bare(inner) for inner in argument]
-    if isinstance(argument, tuple):
+    if type(argument) is tuple:
         return tuple(_bare(inner) for inner in argument)
     return argument._target if isinstance(argument, Blocking) else argument
 

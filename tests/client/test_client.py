@@ -171,7 +171,7 @@ def test_refusals_are_exceptions_of_their_type(client: Client) -> None:
         with pytest.raises(InvalidRequest) as invalid:
             session.steps([[1.0], [float("nan")]])
         assert invalid.value.errors[0]["field"] == "inputs[1][0]"
-        with pytest.raises(ValueError, match="infinite"):
+        with pytest.raises(InvalidRequest, match="infinite"):
             session.steps(np.array([[np.inf]]))
         session.step(1, request_id="mine")
         assert session.step(1, request_id="mine").step == 1

@@ -218,13 +218,13 @@ def test_a_single_step_is_the_last_of_steps(tmp_path: Path, head: str, accuracy:
     assert single.info() == left
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 10**400, 3.5e38, True, "5", None, [5], [[5]]])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 10**400, 3.5e38, "5", None, [5], [[5]]])
 def test_a_single_step_is_refused_as_steps_are(value: Any) -> None:
     session = onward.load(ZOO / "pulse/1").session(inputs=pulse(2))
     info, prediction = session.info(), session.prediction
     errors = []
     for call in (session.step, lambda step: session.steps([step])):
-        with pytest.raises((InvalidRequest, ValueError)) as refused:
+        with pytest.raises(InvalidRequest) as refused:
             call([value])
         errors.append((type(refused.value), str(refused.value)))
     assert errors[0] == errors[1]

@@ -20,7 +20,7 @@ from onward.client.step_stream import (
     TakeInput,
     Wait,
 )
-from onward.errors import Overloaded, Problem, SessionEnded, UnreachableError
+from onward.errors import InvalidRequest, Overloaded, Problem, SessionEnded, UnreachableError
 
 POLICY = RetryPolicy(deadline_s=10.0)
 CUT = Disconnected(ConnectionResetError())
@@ -179,8 +179,8 @@ def test_inputs_that_fail_fail_after_what_came_before() -> None:
 
     ways: tuple[tuple[Iterable[Any], type[Exception]], ...] = (
         (inputs(), KeyError),
-        ([[1.0], [2.0], [3.0], [float("inf")], [5.0]], ValueError),
-        ([[1.0], [2.0], [3.0], [object()], [5.0]], TypeError),
+        ([[1.0], [2.0], [3.0], [float("inf")], [5.0]], InvalidRequest),
+        ([[1.0], [2.0], [3.0], [object()], [5.0]], InvalidRequest),
     )
     for given, error in ways:
         made = Service(given).drive(StepStream("s", POLICY).run())
