@@ -151,9 +151,9 @@ class Data(TableSettings, Section):
         return self.features or self.targets
 
     @property
-    def derived(self) -> dict[str, str]:
-        """The formulas, by name, of the features that are computed from the time."""
-        return calendar.formulas(self.time_name or "", self.calendar, self.time_zone)
+    def derived(self) -> tuple[str, ...]:
+        """The names of the features that are computed from the time."""
+        return calendar.names(self.time_name or "", self.calendar)
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ Owns the way from a name to a frame. Policies of order, duplicates and gaps come
 joins both.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -31,14 +31,14 @@ class Rows:
     """Rows of a table in order of arrival, with the columns that were asked for, ROW, and SERIES and CLOCK if any.
 
     `settings` are those of the reading, with what was found about times in the file: their format, and the zone of the
-    clock. `found` says in words what was found and not set.
+    clock. `found` says in words what was found and not set, by its name.
     """
 
     name: str
     frame: pl.DataFrame
     axis: TimeAxis | None
     settings: TableSettings
-    found: tuple[str, ...] = ()
+    found: Mapping[str, str] = field(default_factory=dict)
     dates_only: bool = False
 
     def with_calendar(self, frame: pl.DataFrame) -> pl.DataFrame:
@@ -117,7 +117,7 @@ def _read_typed(file: Path, form: Format, settings: TableSettings, columns: Sequ
     frame = cells.convert(raw, 1)
     del raw
     cells.refusals.check()
-    return _Assembly(name, settings, columns).assemble(frame, ())
+    return _Assembly(name, settings, columns).assemble(frame, {})
 
 
 def _scan_arrow(file: Path) -> pl.LazyFrame:
@@ -174,14 +174,14 @@ class Reader:
             raise DataError(f"{self._name}: columns change their type: {str(error).splitlines()[0]}") from error
         return self._assembly.assemble(frame, self._found())
 
-    def _found(self) -> tuple[str, ...]:
-        found = []
+    def _found(self) -> dict[str, str]:
+        found = {}
         if isinstance(self._parser, TextParser) and self._settings.separator is None and self._parser.width > 1:
             assert self._parser.separator is not None
-            found.append(f"the separator is the {text_files.separator_name(self._parser.separator)}")
+            found["separator"] = text_files.separator_name(self._parser.separator)
         if self._settings.encoding is None and self._decoder.encoding != "utf-8":
-            found.append(f"the encoding is {self._decoder.encoding}, by the byte-order mark")
-        return tuple(found)
+            found["encoding"] = f"{self._decoder.encoding}, by the byte-order mark"
+        return found
 
 
 @dataclass(slots=True)
@@ -210,7 +210,7 @@ class _Assembly:
             self._without_time.add(cells.is_null().arg_true().to_list(), [""] * len(cells), first_row)
         self._parser.feed(cells, first_row)
 
-    def assemble(self, frame: pl.DataFrame, found: tuple[str, ...]) -> Rows:
+    def assemble(self, frame: pl.DataFrame, found: dict[str, str]) -> Rows:
         """Returns the rows of the frame, which follow those of the last call. Raises DataError."""
         first_row, self._rows = self._rows + 1, self._rows + frame.height
         self.read_times(frame, first_row)
@@ -218,11 +218,11 @@ class _Assembly:
         rows = pl.int_range(first_row, first_row + frame.height, dtype=pl.Int64, eager=True).alias(ROW)
         columns = {column: frame[column] for column in frame.columns if column != TIME_CELLS}
         if self._parser is None:
-            return Rows(self.name, pl.DataFrame([*columns.values(), rows]), None, self.settings, found)
+            return Rows(self.name, pl.DataFrame(columns | {ROW: rows}), None, self.settings, found)
         return self._with_times(columns, rows, first_row, found)
 
     def _with_times(
-        self, columns: dict[str, pl.Series], rows: pl.Series, first_row: int, found: tuple[str, ...]
+        self, columns: dict[str, pl.Series], rows: pl.Series, first_row: int, found: dict[str, str]
     ) -> Rows:
         assert self._parser is not None
         label = self.settings.time_name or ""
@@ -239,16 +239,13 @@ class _Assembly:
             }
         )
         if settings.time_format != self.settings.time_format:
-            found = (
-                *found,
-                f'the time has the format "{settings.time_format}": no row fits another order of day and month',
-            )
-        if zone not in (WRITTEN, self.settings.time_zone):
-            found = (*found, f"the clock is that of the time column's zone, {zone}")
-        columns[label] = axis.alias(label)
+            found["time format"] = f'"{settings.time_format}": no row fits another order of day and month'
+        if axis.dtype.is_temporal():
+            found["clock"] = "as written" if zone == WRITTEN else f"{zone}"
+        columns[label] = axis
         if clock is not None:
-            columns[CLOCK] = clock.alias(CLOCK)
-        frame = pl.DataFrame([*(values.alias(name) for name, values in columns.items()), rows])
+            columns[CLOCK] = clock
+        frame = pl.DataFrame(columns | {ROW: rows})
         time_axis = TimeAxis(ROW, label, SERIES if SERIES in columns else None, CLOCK if clock is not None else None)
         return Rows(self.name, frame, time_axis, settings, found, parsed.dates_only)
 

@@ -30,7 +30,8 @@ class Refusal:
         """Adds the rows at the indices; `cells` are those of all rows, of which the first is row `first_row`."""
         self.count += len(indices)
         for index in indices[: NAMED_ROWS - len(self.first)]:
-            self.first.append((first_row + index, str(cells[index])))
+            cell = cells[index]
+            self.first.append((first_row + index, str(cell.to_list() if isinstance(cell, pl.Series) else cell)))
 
     def error(self, what: str, hint: str = "", *, quoted: bool = True) -> DataError:
         """Returns the error: the first row and its cell, what is wrong with it, and how many more there are."""

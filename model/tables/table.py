@@ -4,7 +4,7 @@ Owns what training and the commands of a client do alike between a file and numb
 are used for.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
@@ -21,6 +21,7 @@ from onward.model.tables.policies import Findings
 from onward.model.tables.reader import ROW, SERIES, Rows
 from onward.model.tables.refusals import Refusal
 from onward.model.tables.settings import TableSettings
+from onward.model.tables.summary import Summary
 from onward.model.tables.text_files import Format
 
 NO_FINDINGS = Findings()
@@ -36,9 +37,13 @@ class Table:
     """The number of rows of each series."""
     settings: TableSettings
     """The settings of the reading, with what was found: the format of times, the zone of the clock, the interval."""
-    found: tuple[str, ...] = ()
+    names: Mapping[str, str]
+    """The names that the file has for columns, where they differ."""
+    found: Mapping[str, str]
     """Words for what was found in the file, and not set."""
     findings: Findings = NO_FINDINGS
+    summary: Summary | None = None
+    """The facts about the rows before they were arranged, if they were asked for."""
 
     @staticmethod
     def read(
@@ -73,7 +78,17 @@ class Table:
 
     def error_at(self, row: int, column: str, what: str) -> DataError:
         """Returns an error that names the file's row and column. row: the index in `rows`."""
-        return DataError(f"{self.file}: row {self.rows[ROW][row]}, column {column}: {what}")
+        return DataError(f"{self.file}: row {self.rows[ROW][row]}, column {self.names.get(column, column)}: {what}")
+
+    def error_at_all(
+        self, refused: NDArray[np.bool_], column: str, what: str, hint: str = "", *, quoted: bool = True
+    ) -> DataError:
+        """Returns an error that counts the refused rows (rows,) and names the first of them with their cells."""
+        rows = self.rows.filter(pl.Series(refused)).sort(ROW)
+        refusal = Refusal(self.file, self.names.get(column, column))
+        for number, cell in zip(rows[ROW].to_list(), rows[column].to_list(), strict=True):
+            refusal.add([0], [cell], number)
+        return refusal.error(what, hint, quoted=quoted)
 
     def numbers(self, column: str, *, nullable: bool) -> NDArray[np.float64]:
         """Returns a column of numbers (rows,), NaN where a value is missing. Raises DataError."""
@@ -82,11 +97,7 @@ class Table:
         if not nullable:
             refused |= np.isnan(values)
         if refused.any():
-            rows = np.flatnonzero(refused)
-            rows = rows[np.argsort(self.rows[ROW].to_numpy()[rows], kind="stable")]
-            refusal = Refusal(self.file, column, len(rows))
-            refusal.first = [(self.rows[ROW][int(row)], str(values[row])) for row in rows[:3]]
-            raise refusal.error("is not a finite 32-bit number", quoted=False)
+            raise self.error_at_all(refused, column, "is not a finite 32-bit number", quoted=False)
         return values
 
     def require_constant(self, column: str, what: str) -> None:
@@ -123,7 +134,8 @@ def arrange(rows: Rows, columns: Sequence[Column], *, events: bool = False, cons
         sizes = tuple(frame.group_by(SERIES, maintain_order=True).len()["len"].to_list())
     else:
         sizes = (frame.height,)
-    return Table(rows.name, frame, sizes, settings, rows.found, findings)
+    names = {column.name: column.file_name for column in columns}
+    return Table(rows.name, frame, sizes, settings, names, rows.found, findings)
 
 
 def _in_file_order(rows: Rows) -> TimeAxis:

@@ -12,14 +12,15 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from onward.model import calendar
 from onward.model.inputs import InputArray, InputDtype
 from onward.model.manifest import Category, Feature
 from onward.model.tables.settings import TableSettings
 from onward.model.tables.summary import Summary
+from onward.model.tables.table import Table
 from onward.training.config import TOKEN, Data
-from onward.training.data import precision, split, texts, vocabulary
+from onward.training.data import precision, split, table_reader, texts, vocabulary
 from onward.training.data.split import ONLY, SeriesSplit
-from onward.training.data.table_reader import Table
 from onward.training.errors import DataError
 
 
@@ -90,7 +91,7 @@ def load(
     digest = _digest(file)
     if data.text:
         return _load_text(file, data, digest, tuple(features))
-    table = Table.read(file, data)
+    table = table_reader.read(file, data, features, classes)
     table, splits = split.split_table(table, data)
     in_training = np.concatenate([np.arange(*part.rows) < part.rows[0] + part.validation_from for part in splits])
     declared_features = {feature.name: feature for feature in features}
@@ -117,11 +118,8 @@ def load(
         )
         for part in splits
     )
-    settings = TableSettings.model_validate({name: getattr(data, name) for name in TableSettings.model_fields})
-    if (sampling := table.summary.findings.sampling) is not None:
-        settings = settings.model_copy(update={"interval": sampling.interval.setting})
     doubles = precision.needing_double(scales)
-    return Dataset(series, digest, tuple(described), tuple(classes), doubles, settings, table.summary)
+    return Dataset(series, digest, tuple(described), tuple(classes), doubles, table.settings, table.summary)
 
 
 def _column(
@@ -131,11 +129,12 @@ def _column(
     role: Literal["observed", "known", "static"] = "static" if name in data.static else "observed"
     if name in (*data.known, *data.derived):
         role = "known"
+    formulas = calendar.formulas(data.time_name or "", data.calendar, table.settings.time_zone)
     feature = declared or Feature(
         name=name,
         role=role,
         nullable=name in data.missing,
-        formula=data.derived.get(name),
+        formula=formulas.get(name),
         differenced=name in data.changes,
     )
     if name in data.categories:

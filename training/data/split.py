@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from onward.model.tables.policies import NAMED_ROWS
+from onward.model.tables.table import Table
 from onward.training.config import Data
-from onward.training.data.table_reader import Table
+from onward.training.data.table_reader import PART
 from onward.training.errors import DataError
 
 VALIDATION, TEST = 0.15, 0.15
@@ -42,16 +43,17 @@ def split_table(table: Table, data: Data) -> tuple[Table, list[SeriesSplit]]:
     The table is without the series that are left out because they are short.
     """
     if data.part:
-        return table, _split_by_column(table, data.part, _series(table, data))
+        return table, _split_by_column(table, _series(table))
     if data.split == "sequences":
-        return table, _split_sequences(table, data, _series(table, data))
+        return table, _split_sequences(table, data, _series(table))
     short = [index for index, steps in enumerate(table.sizes) if not _is_long(steps, data.period)]
     if not short:
-        return table, [split_ends(table.file, item, data.period) for item in _series(table, data)]
+        return table, [split_ends(table.file, item, data.period) for item in _series(table)]
     if data.series is None or data.short_series == "refuse" or len(short) == len(table.sizes):
         raise _too_short(table, data, short)
     outcome = "left out" if data.short_series == "drop" else "in the training part as a whole"
     words = f"{len(short):,} of {len(table.sizes):,}, {outcome}"
+    assert table.summary is not None
     table = replace(table, summary=replace(table.summary, short_series=words))
     if data.short_series == "drop":
         table = table.without(set(short))
@@ -59,13 +61,13 @@ def split_table(table: Table, data: Data) -> tuple[Table, list[SeriesSplit]]:
         split_ends(table.file, item, data.period)
         if _is_long(item.steps, data.period)
         else replace(item, validation_from=item.steps, test_from=item.steps)
-        for item in _series(table, data)
+        for item in _series(table)
     ]
 
 
-def _series(table: Table, data: Data) -> list[SeriesSplit]:
+def _series(table: Table) -> list[SeriesSplit]:
     edges = np.cumsum([0, *table.sizes]).tolist()
-    names = [str(table.rows[data.series][start]) for start in edges[:-1]] if data.series else [ONLY]
+    names = table.series or [ONLY]
     return [SeriesSplit(name, (start, stop), 0, 0) for name, start, stop in zip(names, edges, edges[1:], strict=False)]
 
 
@@ -82,7 +84,7 @@ def _is_long(steps: int, period: int | None) -> bool:
 
 
 def _too_short(table: Table, data: Data, short: list[int]) -> DataError:
-    series = _series(table, data)
+    series = _series(table)
     if data.series is None:
         try:
             split_ends(table.file, series[0], data.period)
@@ -98,7 +100,7 @@ def _too_short(table: Table, data: Data, short: list[int]) -> DataError:
     )
 
 
-def split_ends(file: Path, series: SeriesSplit, period: int | None) -> SeriesSplit:
+def split_ends(file: Path | str, series: SeriesSplit, period: int | None) -> SeriesSplit:
     """Returns the series cut in time: its end is the test part, and the steps before that validate."""
     validation_from, test_from = _ends(series.steps)
     if validation_from < 2:
@@ -112,13 +114,13 @@ def split_ends(file: Path, series: SeriesSplit, period: int | None) -> SeriesSpl
     return replace(series, validation_from=validation_from, test_from=test_from)
 
 
-def _split_by_column(table: Table, column: str, series: list[SeriesSplit]) -> list[SeriesSplit]:
+def _split_by_column(table: Table, series: list[SeriesSplit]) -> list[SeriesSplit]:
     """Assigns the parts in a column; where it names no series for validation, some of the training part are drawn."""
-    table.require_constant(column, "the part of a whole series")
-    parts = [str(table.rows[column][item.rows[0]]) for item in series]
+    table.require_constant(PART, "the part of a whole series")
+    parts = [str(table.rows[PART][item.rows[0]]) for item in series]
     for item, part in zip(series, parts, strict=True):
         if part not in PARTS:
-            raise table.error_at(item.rows[0], column, f"{part!r} is none of {', '.join(PARTS)}")
+            raise table.error_at(item.rows[0], PART, f"{part!r} is none of {', '.join(PARTS)}")
     if "validation" not in parts:
         training = [index for index, part in enumerate(parts) if part == "train"]
         for index in _shuffled(training)[: int(len(training) * VALIDATION)]:
@@ -147,7 +149,7 @@ def _shuffled(indices: list[int]) -> list[int]:
     return [int(index) for index in np.random.default_rng(0).permutation(indices)]
 
 
-def _assign(file: Path, series: list[SeriesSplit], parts: list[str]) -> list[SeriesSplit]:
+def _assign(file: Path | str, series: list[SeriesSplit], parts: list[str]) -> list[SeriesSplit]:
     if missing := [part for part in PARTS if part not in parts]:
         raise DataError(f"{file}: {len(series)} series: none is left for {', '.join(missing)}")
     return [

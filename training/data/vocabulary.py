@@ -10,7 +10,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from onward.model.manifest import Category
-from onward.training.data.table_reader import Table
+from onward.model.tables.table import Table
 from onward.training.errors import DataError
 
 
@@ -37,9 +37,11 @@ def encode(
     indices = words.to_frame().join(vocabulary, on="category", how="left", maintain_order="left")["index"]
     not_in_vocabulary = indices.is_null() & words.is_not_null()
     if not_in_vocabulary.any() and not unknown:
-        row = not_in_vocabulary.arg_max() or 0
-        raise table.error_at(
-            row, column, f"{words[row]!r} is not a category of the training part; with unknown = true it is accepted"
+        raise table.error_at_all(
+            not_in_vocabulary.to_numpy(),
+            column,
+            "is not a category of the training part",
+            "with unknown = true it is accepted",
         )
     encoded = indices.fill_null(len(categories)).to_numpy().astype(np.float32)
     if nullable:
@@ -48,10 +50,6 @@ def encode(
 
 
 def _words(table: Table, column: str) -> pl.Series:
-    """Returns the column as strings or as integers, named `category`. Raises DataError for any other type."""
+    """Returns the column as strings or as integers, named `category`."""
     values = table.rows[column].alias("category")
-    if values.dtype.is_integer():
-        return values.cast(pl.Int64)
-    if values.dtype in (pl.String, pl.Categorical, pl.Enum, pl.Boolean):
-        return values.cast(pl.String)
-    raise table.error_at(0, column, f"{values[0]!r} is neither a word nor a whole number, so it cannot be a category")
+    return values.cast(pl.Int128) if values.dtype.is_integer() else values

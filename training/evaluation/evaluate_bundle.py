@@ -10,23 +10,21 @@ from pydantic import ValidationError
 
 from onward.model.manifest import Manifest
 from onward.model.runner import StepModel
+from onward.model.tables.settings import TableSettings
 from onward.training.config import Config, ConfigError, Data
 from onward.training.data import datasets
 from onward.training.evaluation import evaluation
 from onward.training.evaluation.evaluation import Evaluation
 
-_KEYS = (
-    "series", "time", "calendar", "unsorted", "duplicates", "gaps", "interval", "split", "part", "short_series",
-    "period", "horizon",
-)  # fmt: skip
+_KEYS = ("split", "part", "short_series", "period", "horizon")
 """The settings that a bundle does not contain, and that are therefore taken from a configuration."""
 
 
 def measure(model: StepModel, file: Path, config: Config | None = None) -> Evaluation:
     """Returns the evaluation of `model` on the held-out part of the table or text `file`, as after training.
 
-    The columns are the features of the bundle, with the categories of the bundle. The settings for series, time and
-    seasons come from `config`, or else from the configuration that the bundle was trained with, if it contains one.
+    The columns are the features of the bundle, with the categories of the bundle. The settings of the
+    table come from `config`, or else from the bundle; those of the split from the configuration of its training.
     Raises DataError or ConfigError.
     """
     settings = data_settings(model.manifest, file, config)
@@ -35,11 +33,24 @@ def measure(model: StepModel, file: Path, config: Config | None = None) -> Evalu
     return evaluation.measure(model, series, settings.period, settings.horizon)
 
 
+def _table_keys(manifest: Manifest, config: Config | None) -> dict[str, Any]:
+    """Returns how a table is read: as the configuration says, or as the bundle does."""
+    if config is not None:
+        return config.data.model_dump(include=set(TableSettings.model_fields))
+    if manifest.data is not None:
+        return manifest.data.model_dump()
+    provenance = cast("dict[str, Any]", manifest.provenance)
+    configured: dict[str, Any] = provenance.get("config", {}).get("data", {})
+    keys = {key: value for key, value in configured.items() if key in TableSettings.model_fields}
+    # bundles without settings of a table were trained on the clock of UTC
+    return keys | ({"time_zone": "UTC"} if keys.get("time") else {})
+
+
 def data_settings(manifest: Manifest, file: Path, config: Config | None) -> Data:
     """Returns the settings by which `file` is read for the bundle. Raises ConfigError."""
     provenance = cast("dict[str, Any]", manifest.provenance)
     configured = config.data.model_dump() if config else provenance.get("config", {}).get("data", {})
-    keys = {key: configured[key] for key in _KEYS if key in configured}
+    keys = {key: configured[key] for key in _KEYS if key in configured} | _table_keys(manifest, config)
     measured = [feature for feature in manifest.features if feature.formula is None]
     head = manifest.head
     if text := manifest.features[0].text:

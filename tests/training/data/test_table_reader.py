@@ -55,7 +55,7 @@ FAULTS: dict[str, tuple[str, dict[str, Any], str]] = {
         "column w: no value in all of the training part",
     ),
     "no series": (rows("x", "s", s={4: ""}), {"series": "s"}, "row 4, column s: no value"),
-    "no time": (rows("x", "t", t={4: ""}), {"time": "t"}, "row 4, column t: no value"),
+    "no time": (rows("x", "t", t={4: ""}), {"time": "t"}, "row 4, column t: has no value: each row needs a time"),
     "no label": (
         rows("x", "who", who={4: ""}),
         {"targets": [], "features": ["x"], "label": "who"},
@@ -83,11 +83,6 @@ FAULTS: dict[str, tuple[str, dict[str, Any], str]] = {
         "row 6, column p: the part of a whole series changes within its series",
     ),
     "a moment twice": (rows("x", "t", t={6: 5}), {"time": "t"}, "1 row has a time that an earlier row has: row 6 (5)"),
-    "a fraction for a category": (
-        rows("x", "w", w={1: "0.5"}),
-        FEATURES | {"categories": ["w"]},
-        "row 1, column w: 0.5 is neither a word nor a whole number",
-    ),
     "a category that training has not": (
         rows("x", "w", w=dict.fromkeys(range(1, 12), "a") | {12: "zz"}),
         FEATURES | {"categories": ["w"]},
@@ -96,7 +91,7 @@ FAULTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "a label that training has not": (
         rows("x", "who", who=dict.fromkeys(range(1, 12), 3) | {11: 4}),
         {"targets": [], "features": ["x"], "label": "who"},
-        "row 11, column who: 4 is not a category of the training part",
+        "row 11, column who: '4' is not a category of the training part",
     ),
 }
 
