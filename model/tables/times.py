@@ -7,7 +7,7 @@ or instants with the clock that shows them. The zones are those of `zoneinfo`, a
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta, tzinfo
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from typing import Any
 
 import numpy as np
@@ -349,16 +349,24 @@ def locate(
     own = getattr(values.dtype, "time_zone", None)
     if own is not None:
         zone = own if zone in (None, WRITTEN) else zone
-        return values.dt.convert_time_zone(str(zone)), None, zone
+        return *_on_clock(values, str(zone)), zone
     if times.offsets is not None:
         instants = _shifted(values, -times.offsets)
         if zone in (None, WRITTEN):
             return instants.dt.replace_time_zone("UTC"), values, WRITTEN
-        return instants.dt.replace_time_zone("UTC").dt.convert_time_zone(str(zone)), None, zone
+        return *_on_clock(instants.dt.replace_time_zone("UTC"), str(zone)), zone
     if zone is None or zone == WRITTEN:
         return values, None, WRITTEN
     instants = _localized(values, calendar.zone(zone), zone, series, refusals, repeated)
-    return instants.dt.replace_time_zone("UTC").dt.convert_time_zone(zone), None, zone
+    return *_on_clock(instants.dt.replace_time_zone("UTC"), zone), zone
+
+
+def _on_clock(instants: pl.Series, zone: str) -> tuple[pl.Series, pl.Series | None]:
+    """Returns the instants on the clock of the zone, and that clock as a column of its own where polars has no such zone."""
+    if not isinstance(fixed := calendar.zone(zone), timezone):
+        return instants.dt.convert_time_zone(zone), None
+    offset = round(fixed.utcoffset(None).total_seconds())
+    return instants, _shifted(instants, pl.Series([offset]).new_from_index(0, len(instants)))
 
 
 def clock_seconds(times: pl.Series, clock: pl.Series | None, zone: str | None) -> Integers:
