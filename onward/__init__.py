@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         BodyTooLarge,
         BundleError,
         DamagedRecord,
+        DataError,
         Deadline,
         DrawMoved,
         ForeignOrigin,
@@ -96,8 +97,8 @@ _LAZY = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "Abandoned", "Accuracy", "AsyncClient", "AsyncSession", "BadRequest", "BodyTooLarge", "BundleError", "Client",
-    "DamagedRecord", "Deadline", "Done", "DrawMoved", "Forecast", "ForeignOrigin", "ForeignRecord", "Generated",
-    "GenerationOptions", "HeadersTooLarge", "Internal", "Interval", "IntervalInfo", "InvalidRequest", "LateRequest",
+    "DamagedRecord", "DataError", "Deadline", "Done", "DrawMoved", "Forecast", "ForeignOrigin", "ForeignRecord",
+    "Generated", "GenerationOptions", "HeadersTooLarge", "Internal", "Interval", "IntervalInfo", "InvalidRequest", "LateRequest",
     "LocalModel", "LocalSession", "MalformedJson", "MethodNotAllowed", "ModelGone", "NoForecast", "NoHistory",
     "NoSecret", "NoStream", "NotFinite", "NotFound", "NotReady", "OnwardError", "Outputs", "Overloaded",
     "PendingSession", "Prediction", "Predictions", "Problem", "RecentAccuracy", "Reloaded", "RequestReused",

@@ -2,6 +2,7 @@
 
     OnwardError
         BundleError             a bundle must not serve
+        DataError               a file cannot be used as data
         Problem                 the service refused; one class for each problem type of docs/problems.md
             RetryableProblem    for now: status 429, 502, 503 or 504
         RetryableError          the same call may succeed later
@@ -17,6 +18,7 @@ from datetime import datetime
 from typing import Any, ClassVar, Self
 
 from onward.model.errors import BundleError as BundleError  # noqa: PLC0414  (exported)
+from onward.model.errors import DataError as DataError  # noqa: PLC0414  (exported)
 from onward.model.errors import OnwardError as OnwardError  # noqa: PLC0414  (exported)
 
 PREFIX = "urn:onward:problem:"

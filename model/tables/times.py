@@ -362,7 +362,7 @@ def locate(
 
 
 def _on_clock(instants: pl.Series, zone: str) -> tuple[pl.Series, pl.Series | None]:
-    """Returns the instants on the clock of the zone, and that clock as a column of its own where polars has no such zone."""
+    """Returns the instants on the zone's clock, and that clock as a column of its own where polars has no such zone."""
     if not isinstance(fixed := calendar.zone(zone), timezone):
         return instants.dt.convert_time_zone(zone), None
     offset = round(fixed.utcoffset(None).total_seconds())

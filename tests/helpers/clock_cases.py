@@ -1,4 +1,4 @@
-"""Times with what the clock of a zone shows at them: cases that every computation of calendar features must agree on."""
+"""Times with what the clock of a zone shows at them: every computation of calendar features must agree on them."""
 
 from dataclasses import dataclass
 

@@ -77,7 +77,7 @@ def test_a_zoned_column_is_read_on_its_own_clock(zone: str, tmp_path: Path) -> N
 
 
 def test_both_changes_of_the_clock_are_in_order() -> None:
-    """Of local times that occur twice the first is summer time and the repeat winter time, series by series."""
+    """Local times that occur twice are summer time first and winter time when repeated, series by series."""
     hours = ["01:30", "02:00", "02:30", "02:00", "02:30", "03:00"]
     cells = [f"2023-10-29 {hour}" for hour in hours]
     expected = ["23:30", "00:00", "00:30", "01:00", "01:30", "02:00"]
@@ -134,7 +134,11 @@ FORMS = [
     (["01.02.2012"], {"time_format": "%d.%m.%Y"}, "2012-02-01T00:00:00"),
     (["02/01/12 13h"], {"time_format": "%m/%d/%y %Hh"}, "2012-02-01T13:00:00"),
     (["20120201"], {"time_format": "%Y%m%d"}, "2012-02-01T00:00:00"),
-    (["1.2.2012 00:00:00.5", "1.2.2012 00:00:01"], {"time_format": "%d.%m.%Y %H:%M:%S.%f"}, "2012-02-01T00:00:00.500000"),
+    (
+        ["1.2.2012 00:00:00.5", "1.2.2012 00:00:01"],
+        {"time_format": "%d.%m.%Y %H:%M:%S.%f"},
+        "2012-02-01T00:00:00.500000",
+    ),
     (["01-Feb-2012 00:00+01:00"], {"time_format": "%d-%b-%Y %H:%M%z"}, "2012-01-31T23:00:00"),
     (["1328054400.5"], {"time_format": "%s"}, "2012-02-01T00:00:00.500000"),
 ]  # fmt: skip
