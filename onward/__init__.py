@@ -98,9 +98,9 @@ _LAZY = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = [
     "Abandoned", "Accuracy", "AsyncClient", "AsyncSession", "BadRequest", "BodyTooLarge", "BundleError", "Client",
     "DamagedRecord", "DataError", "Deadline", "Done", "DrawMoved", "Forecast", "ForeignOrigin", "ForeignRecord",
-    "Generated", "GenerationOptions", "HeadersTooLarge", "Internal", "Interval", "IntervalInfo", "InvalidRequest", "LateRequest",
-    "LocalModel", "LocalSession", "MalformedJson", "MethodNotAllowed", "ModelGone", "NoForecast", "NoHistory",
-    "NoSecret", "NoStream", "NotFinite", "NotFound", "NotReady", "OnwardError", "Outputs", "Overloaded",
+    "Generated", "GenerationOptions", "HeadersTooLarge", "Internal", "Interval", "IntervalInfo", "InvalidRequest",
+    "LateRequest", "LocalModel", "LocalSession", "MalformedJson", "MethodNotAllowed", "ModelGone", "NoForecast",
+    "NoHistory", "NoSecret", "NoStream", "NotFinite", "NotFound", "NotReady", "OnwardError", "Outputs", "Overloaded",
     "PendingSession", "Prediction", "Predictions", "Problem", "RecentAccuracy", "Reloaded", "RequestReused",
     "RetryableError", "RetryableProblem", "SequencePrediction", "Session", "SessionEnded", "SessionExists",
     "SessionInfo", "SlowReader", "StateExpired", "StatelessStep", "Step", "StepConflict", "StepResult", "Steps",
