@@ -272,7 +272,9 @@ NON_NUMERIC_HEADS = {"categorical": "categories", "label": "labels"}
 
 
 class Output(Section):
-    repository: Annotated[str, Field(description="folder of models, relative to the folder of the configuration")]
+    repository: Annotated[str, Field(description="folder of models, relative to the folder of the configuration")] = (
+        "models"
+    )
 
 
 class Range(Section):
@@ -326,7 +328,7 @@ class Config(Section):
     model: Model = Model()
     train: Train = Train()
     tune: Tune | None = None
-    output: Output
+    output: Output = Output()
 
     folder: Annotated[Path, Field(exclude=True)] = Path()
     """The folder of the configuration file; set by `read`, not by the file."""
@@ -373,7 +375,7 @@ def read(file: Path) -> Config:
     if "folder" in document:
         raise ConfigError(f"{file}: folder: unknown key")
     try:
-        return Config.model_validate(document).model_copy(update={"folder": file.parent})
+        return Config.model_validate({"name": file.stem} | document).model_copy(update={"folder": file.parent})
     except ValidationError as error:
         faults = "; ".join(_fault(tuple(fault["loc"]), fault["type"], fault["msg"]) for fault in error.errors())
         raise ConfigError(f"{file}: {faults}") from error
