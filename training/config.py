@@ -5,6 +5,7 @@ Owns the keys of the configuration and their meaning. Knows nothing of torch.
 
 import difflib
 import importlib.util
+import math
 import os
 import tomllib
 from pathlib import Path
@@ -196,6 +197,13 @@ class Model(Section):
             description="how observed numbers are scaled: by statistics of the training part, or of the session so far"
         ),
     ] = "fixed"
+    half_life: Annotated[
+        float,
+        Field(
+            ge=0,
+            description="steps in which a session's statistics lose half of their weight; 0 or inf: they never do",
+        ),
+    ] = 0.0
     embedding: Annotated[
         int | None,
         Field(
@@ -218,6 +226,11 @@ class Model(Section):
         tuple[Annotated[float, Field(gt=0, lt=1)], ...],
         Field(strict=False, description="levels of the quantiles head, rising and with 0.5"),
     ] = (0.1, 0.5, 0.9)
+
+    @field_validator("half_life")
+    @classmethod
+    def _forgets_nothing(cls, half_life: float) -> float:
+        return 0.0 if math.isinf(half_life) else half_life  # JSON, in which a bundle has its configuration, has no inf
 
     @model_validator(mode="after")
     def _levels_rise(self) -> Self:

@@ -109,26 +109,71 @@ def prepare(network: Network, row: NDArray[np.float32]) -> PreparedInputs:
     numbers = [i for i, feature in enumerate(features) if feature.kind == "number"]
     streaming = [i for i in numbers if features[i].role == "observed" and kind != "fixed"]
     order = [*[i for i in numbers if i not in streaming], *streaming]
+    moments = {i: RunningMoments(kind, network.config.half_life) for i in streaming}
     dense, embedded = [], []
     mean, std = np.zeros(row.shape), np.ones(row.shape)
     for t, step in enumerate(row.astype(np.float64)):
         for i in numbers:
-            seen = row[: t + 1, i].astype(np.float64)
-            mean[t, i], std[t, i] = _moments(kind, seen[~np.isnan(seen)]) if i in streaming else (MEAN, STD)
+            if i in streaming and not np.isnan(step[i]):
+                moments[i].add(step[i])
+            mean[t, i], std[t, i] = moments[i].moments() if i in streaming else (MEAN, STD)
         scaled = [0.0 if np.isnan(step[i]) else (step[i] - mean[t, i]) / std[t, i] for i in order]
+        scaled = [float(np.clip(x, -10, 10)) if i in streaming else x for i, x in zip(order, scaled, strict=True)]
         dense.append([*scaled, *(float(np.isnan(step[i])) for i in numbers if features[i].nullable)])
         embedded.append(_embed(network, step))
     return PreparedInputs(np.array(dense), np.array(embedded), mean, std)
 
 
-def _moments(kind: str, seen: Floats) -> tuple[float, float]:
-    n = len(seen)
-    if kind == "mean":
-        return 0.0, 1.0 + (float(np.abs(seen).mean()) if n else MEAN)
-    if not n:
-        return MEAN, STD
-    guess = 0.5 * float(np.sqrt((seen**2).mean())) / n
-    return float(seen.mean()), float(np.sqrt(seen.var() + guess**2 + (STD * 1e-6) ** 2))
+class RunningMoments:
+    """The mean and deviation of one session's values by their definition: weighted sums over a list of the values."""
+
+    def __init__(self, kind: str, half_life: float) -> None:
+        self.kind, self.least_gain = kind, 1 - 2 ** (-1 / half_life) if half_life else 0.0
+        self.values, self.weights = np.zeros(0), np.zeros(0)
+        self.further_variance = 0.0
+        """The variance that is not that of the listed values: at first of the guess, later of the level before."""
+        self.count, self.run = 0.0, list[float]()
+
+    def moments(self) -> tuple[float, float]:
+        if self.kind == "mean":
+            return 0.0, 1 + (float(self.weights @ self.values) if self.count else MEAN)
+        if not self.count:
+            return MEAN, STD
+        return float(self.weights @ self.values), float(np.sqrt(self._variance() + (STD * 1e-6) ** 2))
+
+    def _variance(self) -> float:
+        deviations = self.values - self.weights @ self.values
+        return float(self.weights @ deviations**2) + self.further_variance
+
+    def add(self, x: float) -> None:
+        x = abs(x) if self.kind == "mean" else x
+        if not self.count:
+            self.further_variance = min(0.25, STD**2 / (MEAN**2 + STD**2)) * x**2
+            self._list(x)
+            return
+        center = float(self.weights @ self.values)
+        spread = 1 + center if self.kind == "mean" else np.sqrt(self._variance())
+        if self.kind == "causal" and spread <= STD * 1e-6:
+            spread = STD
+        limit = (5 if self.run else 10) * spread
+        if abs(x - center) <= limit:
+            self.run = []
+            self._list(x)
+            return
+        self.run.append(x)
+        if len(self.run) == 1:
+            self._list(center + limit * np.sign(x - center))
+        if len(self.run) == 3:
+            level = float(np.mean(self.run))
+            self.further_variance = float(np.maximum(self._variance(), (x - level) ** 2))
+            self.values, self.weights = np.array([level]), np.ones(1)
+            self.count, self.run = 3, []
+
+    def _list(self, x: float) -> None:
+        gain = max(1 / (self.count + 1), self.least_gain)
+        self.values, self.weights = np.append(self.values, x), np.append(self.weights * (1 - gain), gain)
+        self.further_variance *= 1 - gain if self.count else 1
+        self.count = 1 / gain
 
 
 def _embed(network: Network, step: Floats) -> list[float]:

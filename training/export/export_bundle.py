@@ -93,16 +93,12 @@ def _input_layer_state(network: Network, raw: torch.Tensor) -> dict[str, torch.T
         now[:, layer.differenced] = torch.where(begun > 0, step - last, step - step)
         begun = begun + (~step.isnan()).float()
         last = torch.where(step.isnan(), last, step)
-    values = changed[..., layer.streaming].double()
-    present = ~values.isnan()
-    values = values.nan_to_num(0.0)
-    state = {
-        "seen": present.double().sum(0),
-        "sum": (values.abs() if layer.scaling_kind == "mean" else values).sum(0),
-        "squares": (values * values).sum(0),
-    }
-    state = {part_label("sums_in", name): state[name] for name in layer.running_sums}
-    return state | ({"previous_in": last, "begun_in": begun} if layer.differenced else {})
+    state = {"previous_in": last, "begun_in": begun} if layer.differenced else {}
+    if layer.running:
+        statistics = layer.running_statistics(TorchOps(), changed[..., layer.streaming].double())
+        parts = zip(layer.running.parts, statistics, strict=True)
+        state |= {part_label("statistics_in", name): part[-1] for name, part in parts}
+    return state
 
 
 def prove(network: Network, declared: Contract, model: StepModel, sample: Array) -> float:

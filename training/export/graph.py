@@ -52,7 +52,6 @@ def contract(network: Network) -> Contract:
     """
     config, head, signature = network.config, network.head, network.signature
     last, dtype = marginal(network), _precision(network)
-    streaming = len(network.input_layer.streaming)
     parts = _joined_parts(network, last)
     state = [
         StatePair(
@@ -63,14 +62,24 @@ def contract(network: Network) -> Contract:
             parts=parts,
         )
     ]
-    if sums := tuple(Part(name=name, size=streaming) for name in network.input_layer.running_sums):
-        width = streaming * len(sums)
-        state.append(StatePair(input="sums_in", output="sums_out", shape=("batch", width), dtype="float64", parts=sums))
+    if running := network.input_layer.running:
+        first = network.input_layer.first_statistics
+        parts = tuple(Part(name=name, size=first.shape[1]) for name in running.parts)
+        state.append(
+            StatePair(
+                input="statistics_in",
+                output="statistics_out",
+                shape=("batch", first.numel()),
+                dtype="float64",
+                init=first.flatten().tolist(),
+                parts=parts,
+            )
+        )
     if differenced := len(network.input_layer.differenced):
-        first = network.input_layer.first_values.tolist()
+        levels = network.input_layer.first_values.tolist()
         state += [
             StatePair(
-                input="previous_in", output="previous_out", shape=("batch", differenced), dtype=dtype, init=first
+                input="previous_in", output="previous_out", shape=("batch", differenced), dtype=dtype, init=levels
             ),
             StatePair(input="begun_in", output="begun_out", shape=("batch", differenced), dtype="float64"),
         ]

@@ -12,9 +12,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from torch import Tensor
+
+from onward.training.network.ops import Update
 
 LAST = int(np.iinfo(np.int64).max)
 """The end of a slice that extends to the end of the axis."""
@@ -52,6 +55,8 @@ class LinearMap:
 class Graph:
     """The nodes and constants of a graph under construction."""
 
+    prefix: str = ""
+    """Begins every name that the graph makes; that of a body within another graph must be its own."""
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: dict[str, NDArray[Any]] = field(default_factory=dict)
     doubles: set[str] = field(default_factory=set)
@@ -70,7 +75,8 @@ class Graph:
         self.nodes.append(helper.make_node(kind, list(inputs), names, **attributes))
 
     def constant(self, name: str, value: NDArray[Any]) -> str:
-        """Adds a constant unless its name exists already, and returns the name."""
+        """Adds a constant unless its name exists already, and returns the name, with the graph's prefix."""
+        name = f"{self.prefix}{name}"
         self.constants.setdefault(name, value)
         if value.dtype == np.float64:
             self.doubles.add(name)
@@ -85,7 +91,7 @@ class Graph:
         return self.constant("integers_" + "_".join(map(str, values)), np.array(values, np.int64))
 
     def unique_name(self, kind: str) -> str:
-        return f"{kind.lower()}_{len(self.nodes)}"
+        return f"{self.prefix}{kind.lower()}_{len(self.nodes)}"
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
         """Adds a node with a single output, and returns the name of the output."""
@@ -166,6 +172,12 @@ class Value:
     def __rsub__(self, operand: float) -> "Value":
         return self._binary("Sub", operand, swapped=True)
 
+    def __rtruediv__(self, operand: float) -> "Value":
+        return self._binary("Div", operand, swapped=True)
+
+    def __neg__(self) -> "Value":
+        return Value(self.graph, self.graph.op_like(self.name, "Neg", self.name))
+
 
 @dataclass(frozen=True, slots=True)
 class GraphOps:
@@ -178,6 +190,12 @@ class GraphOps:
 
     def constant(self, name: str, value: Tensor) -> Value:
         return self.value(self.graph.constant(name, value.detach().cpu().numpy()))
+
+    def _zero(self) -> Value:
+        return self.constant("zero", torch.zeros((), dtype=torch.float64))
+
+    def _operand(self, like: Value, operand: Value | float) -> str:
+        return operand.name if isinstance(operand, Value) else self.graph.number(like.name, operand)
 
     def _elementwise(self, kind: str, x: Value, *operands: str) -> Value:
         return self.value(self.graph.op_like(x.name, kind, x.name, *operands))
@@ -204,6 +222,9 @@ class GraphOps:
     def greater(self, a: Value, b: Value) -> Value:
         return self._elementwise("Max", a, b.name)
 
+    def least(self, a: Value, b: Value | float) -> Value:
+        return self._elementwise("Min", a, self._operand(a, b))
+
     def double(self, x: Value) -> Value:
         if x.name in self.graph.doubles:
             return x
@@ -222,6 +243,23 @@ class GraphOps:
     def present(self, x: Value) -> Value:
         is_present = self.graph.op("Not", self.graph.op("IsNaN", x.name))
         return self.value(self.graph.op("Cast", is_present, to=onnx.TensorProto.FLOAT))
+
+    def above(self, a: Value, b: Value | float) -> Value:
+        return self.value(self.graph.op("Greater", a.name, self._operand(a, b)))
+
+    def same(self, a: Value, b: Value) -> Value:
+        return self.value(self.graph.op("Equal", a.name, b.name))
+
+    def choose(self, condition: Value, a: Value | float, b: Value | float) -> Value:
+        like = next((operand for operand in (a, b) if isinstance(operand, Value)), None) or self._zero()
+        names = (self._operand(like, operand) for operand in (a, b))
+        return self.value(self.graph.op_like(like.name, "Where", condition.name, *names))
+
+    def unless_missing(self, x: Value, after: Sequence[Value], before: Sequence[Value]) -> list[Value]:
+        """Adds one Where for all parts."""
+        missing = self.graph.op("IsNaN", self.join([x] * len(after)).name)
+        new, old = self.join(after), self.join(before)
+        return self.split(self.value(self.graph.op_like(new.name, "Where", missing, old.name, new.name)), len(after))
 
     def fill_missing(self, x: Value, value: Value) -> Value:
         missing, value = self.graph.op("IsNaN", x.name), self.like(value, x)
@@ -272,6 +310,30 @@ class GraphOps:
         if x.name in self.graph.doubles:
             self.graph.doubles.add(filled)
         return self.value(filled)
+
+    def recursion(self, name: str, x: Value, constants: Tensor, first: Tensor, update: Update) -> list[Value]:
+        """Adds a Scan over the steps, whose state is a single tensor: each tensor takes time, however small it is."""
+        body = Graph(prefix=f"{name}_step_")
+        ops, (before, now, after, every) = (
+            GraphOps(body),
+            (f"{name}_{when}" for when in ("before", "now", "after", "every")),
+        )
+        body.doubles.update((before, now))
+        fixed = [ops.constant(f"constant_{index}", constant) for index, constant in enumerate(constants)]
+        parts = update(ops, ops.value(now), fixed, ops.split(ops.value(before), len(first)))
+        body.rename(ops.join(parts).name, after)
+        body.add("Identity", [after], every)
+        body.prune([after, every])
+        inputs, outputs = (
+            [helper.make_tensor_value_info(value, onnx.TensorProto.DOUBLE, None) for value in names]
+            for names in ((before, now), (after, every))
+        )
+        scanned = helper.make_graph(body.nodes, f"a step of {name}", inputs, outputs, body.initializers())
+        states, final = self.graph.unique_name("states"), self.graph.unique_name("final_state")
+        self.graph.add("Scan", [f"{name}_in", x.name], [final, states], body=scanned, num_scan_inputs=1)
+        self.graph.doubles.add(states)
+        self.store(name, self.value(states))
+        return self.split(self.value(states), len(first))
 
     def store(self, name: str, x: Value) -> None:
         """Stores, of x (time, batch, ...), each row's value at the row's last step as state (batch, ...)."""

@@ -15,15 +15,7 @@ from torch import Tensor, nn
 from onward.model.manifest import Feature
 from onward.training.config import Model
 from onward.training.network.ops import Ops
-
-GUESS = 0.5
-"""The prior deviation of causal scaling at a session's first value, as a share of that value's magnitude.
-
-It fades with the number of values.
-"""
-
-FLOOR = 1e-6
-"""The least deviation, as a share of the training part's, so that a session of zeros can be scaled too."""
+from onward.training.network.running_statistics import BEYOND, RunningStatistics, memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +110,19 @@ class InputLayer(nn.Module):
     ) -> None:
         """`embedded` is the feature whose embedding has the width that the configuration sets."""
         super().__init__()
-        self.features, self.statistics, self.scaling_kind = tuple(features), statistics, model.scaling
+        self.features, self.statistics = tuple(features), statistics
         # The attributes below are columns of the raw input.
         numbers = [column for column, feature in enumerate(features) if feature.kind == "number"]
         self.streaming = [i for i in numbers if model.scaling != "fixed" and features[i].role == "observed"]
         self.fixed = [i for i in numbers if i not in self.streaming]
         self.differenced = [i for i in numbers if features[i].name in differenced]
         self.masked = [i for i in numbers if features[i].nullable]
+        self.running = (
+            RunningStatistics(model.scaling, memory(model.half_life), bool(set(self.streaming) & set(self.masked)))
+            if model.scaling != "fixed" and self.streaming
+            else None
+        )
+        """The statistics that a session carries of its streaming numbers, if there are any."""
         self.categories = [column for column, feature in enumerate(features) if feature.kind == "category"]
         widths = [
             model.embedding
@@ -156,11 +154,22 @@ class InputLayer(nn.Module):
         return mean, torch.where(is_differenced, self.statistics.difference_std, self.statistics.std)
 
     @property
-    def running_sums(self) -> tuple[str, ...]:
-        """The names of the running sums that a session carries, (batch, streaming) each, in double precision."""
-        return {"fixed": (), "mean": ("seen", "sum"), "causal": ("seen", "sum", "squares")}[
-            self.scaling_kind if self.streaming else "fixed"
-        ]
+    def first_statistics(self) -> Tensor:
+        """The running statistics (parts, streaming) before a session's first value."""
+        assert self.running is not None
+        return self.running.initial(*self._streaming_moments)
+
+    @property
+    def _streaming_moments(self) -> tuple[Tensor, Tensor]:
+        mean, std = self.scaling_statistics
+        return mean[self.streaming].double(), std[self.streaming].double()
+
+    def running_statistics(self, ops: Ops, values: Any) -> list[Any]:
+        """Returns the parts of the running statistics after each step. values: (time, batch, streaming) in doubles."""
+        assert self.running is not None
+        counted = ops.abs(values) if self.running.kind == "mean" else values
+        constants = self.running.constants(*self._streaming_moments)
+        return ops.recursion("statistics", counted, constants, self.first_statistics, self.running.update)
 
     def table(self, feature: str) -> nn.Embedding:
         """Returns the embedding of a category feature."""
@@ -196,8 +205,8 @@ class InputLayer(nn.Module):
             if set(self.fixed) & set(self.masked):
                 value = ops.fill_missing(value, mean)
             terms.append(ops.single(value - mean) / std)
-        if self.streaming:
-            scaled, scale = self._scale_streaming(ops, ops.columns(raw, self.streaming), targets)
+        if self.running:
+            scaled, scale = self._scale_streaming(ops, self.running, ops.columns(raw, self.streaming), targets)
             terms.append(scaled)
         elif targets:
             mean, std = self._constants(ops, "target", targets)
@@ -243,34 +252,20 @@ class InputLayer(nn.Module):
         mean, std = self.scaling_statistics
         return ops.constant(f"{name}_mean", mean[list(columns)]), ops.constant(f"{name}_std", std[list(columns)])
 
-    def _scale_streaming(self, ops: Ops, raw: Any, targets: Sequence[int]) -> tuple[Any, TargetScale | None]:
-        """Scales by the statistics of all that the session has seen, this step included and nothing of the future.
+    def _scale_streaming(
+        self, ops: Ops, running: RunningStatistics, raw: Any, targets: Sequence[int]
+    ) -> tuple[Any, TargetScale | None]:
+        """Scales by the statistics of what the session has seen, this step included and nothing of the future.
 
-        causal: running mean and deviation. The deviation of few values is unreliable, so a prior that fades is added:
-        var + (0.5 rms / n)^2, rms being the root of the mean square. mean: 1 plus the mean of the magnitudes (Salinas
-        et al. 2020, section 3.4), for positive data. Both follow the data's scale; sums are in double precision.
+        Beyond `BEYOND` deviations all numbers read alike, so that no value drives the recurrent state to a place from
+        which it takes long to return.
         """
-        first_mean, first_std = (
-            ops.constant(f"first_{name}", value[self.streaming].double())
-            for name, value in zip(("mean", "std"), self.scaling_statistics, strict=True)
-        )
-        present = ops.double(ops.present(raw))
-        value = ops.double(ops.fill_missing(raw, ops.constant("missing", torch.zeros_like(self.statistics.mean[:1]))))
-        summed = [ops.abs(value)] if self.scaling_kind == "mean" else [value, value * value]
-        seen, *sums = ops.running_sums("sums", [present, *summed])
-        any_seen, count = ops.clip(seen, 0.0, 1.0), ops.clip(seen, 1.0, 2.0**53)
-        none_seen = 1.0 - any_seen
-        if self.scaling_kind == "mean":
-            mean = any_seen * 0.0
-            std = sums[0] / count + 1.0 + none_seen * ops.abs(first_mean)
-        else:
-            average, square = (total / count for total in sums)
-            variance = ops.greater(square - average * average, square * 0.0)
-            guess = square * (GUESS * GUESS) / (count * count)
-            floor = first_std * first_std * (none_seen + FLOOR * FLOOR)
-            mean, std = average + none_seen * first_mean, ops.sqrt(variance + guess + floor)
-        value = ops.fill_missing(ops.double(raw), mean)
-        scaled = ops.single((value - mean) / std)
+        value = ops.double(raw)
+        least_variance = ops.constant("least_variance", running.constants(*self._streaming_moments)[1])
+        mean, std = running.scale(ops, least_variance, self.running_statistics(ops, value))
+        if running.nullable:
+            value = ops.fill_missing(value, mean)
+        scaled = ops.clip(ops.single((value - mean) / std), -BEYOND, BEYOND)
         if not targets:
             return scaled, None
         columns = [self.streaming.index(target) for target in targets]

@@ -6,11 +6,37 @@ A formula uses `+ - * /` and the functions of `Ops`. With `TorchOps` it computes
 The restrictions on the graph's side are described in `onward.training.export.onnx_ops`.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+Update = Callable[[Any, Any, Sequence[Any], Sequence[Any]], list[Any]]
+"""Returns a state from operations (of `Recursive`), a step's value, constants and the state before."""
+
+
+class Recursive(Protocol):
+    """The elementwise functions that a recursion over the steps may use."""
+
+    def above(self, a: Any, b: Any) -> Any:
+        """Returns the condition that a is greater than b."""
+
+    def same(self, a: Any, b: Any) -> Any:
+        """Returns the condition that a equals b."""
+
+    def choose(self, condition: Any, a: Any, b: Any) -> Any:
+        """Returns a where the condition holds, and b elsewhere."""
+
+    def unless_missing(self, x: Any, after: Sequence[Any], before: Sequence[Any]) -> list[Any]:
+        """Returns the parts of `after` where x is present, and those of `before` where it is missing."""
+
+    def abs(self, x: Any) -> Any: ...
+    def sqrt(self, x: Any) -> Any: ...
+    def greater(self, a: Any, b: Any) -> Any: ...
+    def least(self, a: Any, b: Any) -> Any: ...
 
 
 class Ops(Protocol):
@@ -38,6 +64,13 @@ class Ops(Protocol):
 
     def fill_missing(self, x: Any, value: Any) -> Any:
         """Returns x with `value`, in the precision of x, where x is missing."""
+
+    def recursion(self, name: str, x: Any, constants: Tensor, first: Tensor, update: Update) -> list[Any]:
+        """Returns the parts of a state after each step of x (time, batch, features), carried from call to call.
+
+        constants, first: (some, features), those of `update` and the state at a session's first step. All is in double
+        precision.
+        """
 
     def running_sums(self, name: str, terms: Sequence[Any]) -> list[Any]:
         """Returns the sums of the terms over all steps of the session so far, carried from call to call under `name`.
@@ -131,6 +164,16 @@ class TorchOps:
     def fill_missing(self, x: Tensor, value: Tensor) -> Tensor:
         return torch.where(x.isnan(), value, x)
 
+    def recursion(self, name: str, x: Tensor, constants: Tensor, first: Tensor, update: Update) -> list[Tensor]:
+        """Computes with Python's numbers, one feature of one row at a time: tensors of one number are slower."""
+        del name
+        states = np.empty((len(first), *x.shape))
+        for row, column in np.ndindex(*x.shape[1:]):
+            fixed, state = constants[:, column].tolist(), first[:, column].tolist()
+            after = [state := update(FLOATS, value, fixed, state) for value in x[:, row, column].tolist()]
+            states[:, :, row, column] = np.array(after).T
+        return list(torch.from_numpy(states).to(x.device))
+
     def running_sums(self, name: str, terms: Sequence[Tensor]) -> list[Tensor]:
         del name
         return [term.cumsum(0) for term in terms]
@@ -184,3 +227,34 @@ class TorchOps:
     def top_k(self, x: Tensor, count: int) -> tuple[Tensor, Tensor]:
         largest = x.topk(count, dim=-1)
         return largest.values, largest.indices
+
+
+class FloatOps:
+    """The operations of a recursion on Python's numbers, which are in double precision."""
+
+    def above(self, a: float, b: float) -> bool:
+        return a > b
+
+    def same(self, a: float, b: float) -> bool:
+        return a == b
+
+    def choose(self, condition: bool, a: float, b: float) -> float:
+        return a if condition else b
+
+    def unless_missing(self, x: float, after: Sequence[float], before: Sequence[float]) -> list[float]:
+        return list(before if math.isnan(x) else after)
+
+    def abs(self, x: float) -> float:
+        return abs(x)
+
+    def sqrt(self, x: float) -> float:
+        return math.sqrt(x)
+
+    def greater(self, a: float, b: float) -> float:
+        return max(a, b)
+
+    def least(self, a: float, b: float) -> float:
+        return min(a, b)
+
+
+FLOATS = FloatOps()

@@ -47,7 +47,7 @@ STATE: dict[str, tuple[Signature, dict[str, Any], list[str]]] = {
     "causal scaling": (
         signature((X,), "x"),
         {"head": "gaussian", "scaling": "causal"},
-        ["state_in", "sums_in"],
+        ["state_in", "statistics_in"],
     ),
     "differencing": (
         signature((X,), "x", differenced=("x",)),
