@@ -23,7 +23,7 @@ from onward.training.network.network import Network, Signature
 from onward.training.network.ops import TorchOps
 
 HALF_LIVES = (0, 25, 50, 100, 200, 500, 1000, 2000)
-"""In steps; 0 forgets nothing."""
+"""The half-lives in steps; 0 is no forgetting."""
 
 STEPS = 3000
 
@@ -38,7 +38,7 @@ def wave(rng: np.random.Generator) -> Values:
     return values + np.sin(np.arange(STEPS) * 2 * np.pi / 24)
 
 
-def held(rng: np.random.Generator, mean_steps: float, draw: Callable[[], float]) -> Values:
+def piecewise(rng: np.random.Generator, mean_steps: float, draw: Callable[[], float]) -> Values:
     """A piecewise constant series whose values are drawn, and change after so many steps in the mean."""
     value, values = draw(), np.zeros(STEPS)
     for t in range(STEPS):
@@ -56,8 +56,8 @@ SERIES: dict[str, Callable[[np.random.Generator], Values]] = {
     "steady": lambda rng: 100 + wave(rng),
     "drift": lambda rng: wave(rng) + np.cumsum(rng.standard_normal(STEPS)) * 0.2,
     "trend": lambda rng: wave(rng) + np.arange(STEPS) * 0.02,
-    "level shifts of 20": lambda rng: wave(rng) + held(rng, 300, lambda: 20 * rng.standard_normal()),
-    "two levels": lambda rng: wave(rng) + held(rng, 60, lambda: 25.0 * rng.integers(2)),
+    "level shifts of 20": lambda rng: wave(rng) + piecewise(rng, 300, lambda: 20 * rng.standard_normal()),
+    "two levels": lambda rng: wave(rng) + piecewise(rng, 60, lambda: 25.0 * rng.integers(2)),
     "changing variance": lambda rng: wave(rng) * np.exp(np.cumsum(rng.standard_normal(STEPS)) * 0.05),
     "one value in 20": lambda rng: np.exp(rng.standard_normal(STEPS)) * (rng.random(STEPS) < 0.05),
     "spikes": lambda rng: wave(rng) + (rng.random(STEPS) < 0.003) * rng.choice([-1e3, 1e3], STEPS),

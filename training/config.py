@@ -203,7 +203,7 @@ class Model(Section):
             ge=0,
             description="steps in which a session's statistics lose half of their weight; 0 or inf: they never do",
         ),
-    ] = 0.0
+    ] = 100.0
     embedding: Annotated[
         int | None,
         Field(

@@ -77,10 +77,11 @@ def test_the_command_trains_a_bundle(project: Path) -> None:
     assert done.returncode == 0
     assert done.stderr.splitlines() == [
         "data: tide.csv",
-        "  rows      300",
-        "  series    2, of 150 rows each",
-        "  times     0 to 149",
-        "  interval  1",
+        "  rows       300",
+        "  series     2, of 150 rows each",
+        "  separator  comma (',')",
+        "  times      0 to 149",
+        "  interval   1",
     ]
     model = open_bundle(project / "models" / "tide" / "1")
     assert model.manifest.data is not None
