@@ -28,9 +28,6 @@ Outputs = NDArray[np.void]
 """Rows of a model's output dtype, which has one field per output of the graph."""
 
 
-_EPSILON = float(np.finfo(np.float64).eps)
-
-
 class StepModel:
     """`(y_t, s_t) = R(x_t, s_{t-1})` for many rows and many steps in one call. Open it after a fork."""
 
@@ -160,14 +157,14 @@ class StepModel:
         """Returns the unit in which differences of an output, or of a part of the state, are measured.
 
         It is the largest magnitude. In double precision, where numbers are large beside their spread, it is the largest
-        distance from the value before a session's first input, and large enough that a hundred thousandth of it is
-        more than the rounding of doubles.
+        distance from the value before a session's first input. A hundred thousandth of it is always more than the
+        effect of rounding on a surprise, and on numbers in double precision.
         """
+        is_surprise = name == self.manifest.head.surprise
         if self.input_dtype != np.float64:
-            return tolerance.max_magnitude(expected)
-        rounding = 2 * _EPSILON * tolerance.max_magnitude(expected)
-        if name == self.manifest.head.surprise:
-            rounding = self._surprise_rounding
+            magnitude = tolerance.max_magnitude(expected)
+            return max(magnitude, 1e5 * self._surprise_rounding) if is_surprise else magnitude
+        rounding = self._surprise_rounding if is_surprise else 2 * self._epsilon * tolerance.max_magnitude(expected)
         return max(tolerance.max_magnitude(expected - self._first_values[name]), 1e5 * rounding)
 
     @cached_property
@@ -177,9 +174,14 @@ class StepModel:
         rows = (self.last_prediction(state)[0], self.layout.parts(state)[0])
         return {name: row[name] for row in rows for name in row.dtype.names or ()}
 
+    @property
+    def _epsilon(self) -> float:
+        """The relative rounding of the numbers that the model reads."""
+        return float(np.finfo(self.input_dtype).eps)
+
     @cached_property
     def _surprise_rounding(self) -> float:
-        """The effect that the rounding of predictions in double precision has on a surprise, by the parity outputs."""
+        """The effect that the rounding of predictions has on a surprise, by the parity outputs."""
         parity, head = self.manifest.parity, self.manifest.head
         if head.kind == "label" or head.ranks_categories:
             return 0.0
@@ -187,7 +189,7 @@ class StepModel:
         rows = zip(parity.outputs[name], parity.lengths, strict=True)
         values = np.concatenate([np.asarray(row[:length], np.float64) for row, length in rows])
         spread = tolerance.max_magnitude(values - self._first_values[name])
-        return 8 * _EPSILON * tolerance.max_magnitude(values) / spread if spread else 0.0
+        return 8 * self._epsilon * tolerance.max_magnitude(values) / spread if spread else 0.0
 
     def feedback(self, predictions: Outputs) -> InputArray:
         """Returns the target values (..., targets) that a rollout feeds back for predictions (...)."""
