@@ -7,6 +7,7 @@ exactly once an epoch.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from heapq import heapify, heapreplace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -64,25 +65,49 @@ def steps_per_window(settings: Train) -> int:
 
 def optimiser_steps(groups: Groups, settings: Train) -> int:
     """Returns the number of optimiser steps that an epoch of these groups takes."""
-    return sum(math.ceil(group_steps(group) / steps_per_window(settings)) for group in groups)
+    return sum(window_count(group_steps(group), steps_per_window(settings)) for group in groups)
+
+
+def window_count(steps: int, size: int) -> int:
+    """Returns the number of windows of at most `size` steps."""
+    return math.ceil(steps / size)
 
 
 def cut_streams(lengths: Sequence[int], batch: int) -> list[Stream]:
-    """Cuts series into about `batch` streams of equal length, or one stream each where there are more series."""
-    size = max(lengths)
-    while sum(math.ceil(length / max(1, size - 1)) for length in lengths) <= batch and size > 1:
-        size = max(1, min(size - 1, int(size * 0.98)))
+    """Cuts series into `batch` streams, or into one stream each where there are more series.
+
+    The longest stream is as short as possible, and the streams of a series are equally long, to within one step.
+    """
+    pieces = [min(1, length) for length in lengths]
+    longest = [(-float(length), number) for number, length in enumerate(lengths)]
+    heapify(longest)
+    for _ in range(batch - sum(pieces)):
+        negative_steps, number = longest[0]
+        if negative_steps >= -1:  # each stream has a single step
+            break
+        pieces[number] += 1
+        heapreplace(longest, (-lengths[number] / pieces[number], number))
     return [
-        Stream(number, start, min(start + size, length))
-        for number, length in enumerate(lengths)
-        for start in range(0, length, size)
+        Stream(number, start, stop)
+        for number, (length, count) in enumerate(zip(lengths, pieces, strict=True))
+        if count
+        for start, stop in pairwise(even_cuts(length, count))
     ]
 
 
+def even_cuts(steps: int, count: int) -> list[int]:
+    """Returns the edges of `count` parts of `steps` steps; the parts are equally long, to within one step."""
+    return [steps * part // count for part in range(count + 1)]
+
+
 def group_by_length(streams: Sequence[Stream], batch: int) -> Groups:
-    """Groups streams of similar length, at most `batch` together, so that there is little padding."""
+    """Groups streams of similar length, at most `batch` together, so that there is little padding.
+
+    The groups are equally large, to within one stream: a small group would have noisier gradients than the others.
+    """
     by_length = sorted(streams, key=lambda stream: (-stream.steps, stream.series, stream.start))
-    return [by_length[i : i + batch] for i in range(0, len(by_length), batch)]
+    cuts = even_cuts(len(by_length), math.ceil(len(by_length) / batch))
+    return [by_length[start:stop] for start, stop in pairwise(cuts)]
 
 
 def group_steps(group: Sequence[Stream]) -> int:
@@ -106,13 +131,16 @@ def _random_windows(lengths: Sequence[int], settings: Train, rng: np.random.Gene
             burn_in = min(start, settings.burn_in)
             pieces.append(Stream(series, start - burn_in, stop, burn_in))
     order = [pieces[i] for i in rng.permutation(len(pieces))]
-    return [order[i : i + settings.batch] for i in range(0, len(order), settings.batch)]
+    cuts = even_cuts(len(order), math.ceil(len(order) / settings.batch))
+    return [order[start:stop] for start, stop in pairwise(cuts)]
 
 
 def windows(
     examples: Sequence[Example], group: Sequence[Stream], size: int, *, rank: int = 0, world: int = 1
 ) -> Iterator[Window]:
-    """Yields a group's windows of `size` steps in time order, or the share of process `rank` of `world` in them.
+    """Yields a group's windows of at most `size` steps in time order, or the share of process `rank` of `world`.
+
+    The windows are equally long, to within one step, so that none is a short rest.
 
     Each process gets every `world`-th stream, and all see the same number of windows. A process to which no stream
     falls gets one with a mask of zeros, so that it takes part in every optimiser step.
@@ -129,8 +157,8 @@ def windows(
         )
         for name in ("inputs", "targets")
     )
-    for start in range(0, longest, size):
-        part = slice(start, min(start + size, longest))
+    for start, stop in pairwise(even_cuts(longest, window_count(longest, size))):
+        part = slice(start, stop)
         yield Window(inputs[part], targets[part], local_mask[part], math.fsum(scored_steps[part]))
 
 

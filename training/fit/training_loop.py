@@ -125,16 +125,21 @@ class Trainer:
         """Trains on each group's windows in turn; yields each step's sum of losses, gradient norm and scored steps."""
         self.network.train()
         size = sampling.steps_per_window(self.settings)
+        scored_steps = math.fsum(float(item.mask[: item.training_steps].mean(dim=-1).sum()) for item in examples)
+        mean_steps = scored_steps / sampling.optimiser_steps(groups, self.settings)
         for group in groups:
             state: State | None = None
             for window in sampling.windows(examples, group, size, rank=self.process.rank, world=self.process.world):
                 if state is None:
                     state = self.network.initial(window.inputs.shape[1])
-                loss, norm, state = self.step(window, state, next(rates))
+                loss, norm, state = self.step(window, state, next(rates), mean_steps)
                 yield loss, norm, window.scored_steps
 
-    def step(self, window: Window, state: State, rate: float) -> tuple[float, float, State]:
-        """Descends along the gradient of the mean loss over the scored steps of all processes.
+    def step(self, window: Window, state: State, rate: float, mean_steps: float) -> tuple[float, float, State]:
+        """Descends along the gradient of the sum of losses over the scored steps of all processes, per `mean_steps`.
+
+        mean_steps: the mean number of scored steps of a window, over the epoch. Every scored step so has the same
+        weight, also in a window in which few series have steps left.
 
         Returns the sum of their losses, the gradient's norm before clipping, and the state after the window. Raises
         FloatingPointError if the loss or the norm is not finite.
@@ -148,7 +153,7 @@ class Trainer:
         loss, state = self.objective(window.inputs, window.targets, window.mask, state)
         self.optimiser.zero_grad()
         # DistributedDataParallel averages the processes' gradients; multiplying by their number makes it the sum
-        (loss * (self.process.world / window.scored_steps)).backward()
+        (loss * (self.process.world / mean_steps)).backward()
         total_norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
         loss_sum, norm = torch.stack((self.process.all_reduce_sum(loss), total_norm)).tolist()
         if not math.isfinite(loss_sum):

@@ -1,5 +1,6 @@
 """Sampling of streams with carried state, and of random windows with a burn-in."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 
@@ -54,12 +55,37 @@ def test_every_pair_is_trained_on_once(lengths: list[int], batch: int, window: i
     assert seen == Counter(dict.fromkeys(expected, 1))
 
 
-def test_one_series_becomes_as_many_streams_as_asked() -> None:
-    """A long series is cut into about `batch` even streams; many series stay whole."""
-    streams = sampling.cut_streams([10_000], 32)
-    assert 30 <= len(streams) <= 33
-    assert {stream.stop - stream.start for stream in streams[:-1]} == {streams[0].stop}
-    assert sampling.cut_streams([4, 8, 6], 2) == [Stream(0, 0, 4), Stream(1, 0, 8), Stream(2, 0, 6)]
+@given(st.lists(st.integers(0, 500), min_size=1, max_size=8).filter(any), st.integers(1, 40))
+def test_streams_are_equally_long(lengths: list[int], batch: int) -> None:
+    """Where the series allow it there are exactly `batch` streams, and no cut could make the longest one shorter."""
+    streams = sampling.cut_streams(lengths, batch)
+    series, longest = sum(length > 0 for length in lengths), max(stream.steps for stream in streams)
+    assert len(streams) == max(series, min(batch, sum(lengths)))
+    if series <= batch:
+        shorter = sum(math.ceil(length / (longest - 1)) for length in lengths) if longest > 1 else math.inf
+        assert shorter > batch
+    for number in range(len(lengths)):
+        steps = [stream.steps for stream in streams if stream.series == number]
+        assert not steps or max(steps) - min(steps) <= 1
+
+
+@given(st.integers(1, 200), st.integers(1, 40))
+def test_no_group_is_a_rest(count: int, batch: int) -> None:
+    """The groups of an epoch are as few as `batch` allows and equally large, to within one stream."""
+    for groups in (
+        sampling.group_by_length([Stream(number, 0, 5) for number in range(count)], batch),
+        sampling.make_sampler([5] * count, window_settings(window=5, batch=batch))(np.random.default_rng(0)),
+    ):
+        sizes = [len(group) for group in groups]
+        assert len(groups) == math.ceil(count / batch)
+        assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_stream_longer_than_a_window_has_no_short_rest() -> None:
+    """130 steps in windows of at most 64 are three windows of 43 or 44 steps, not two of 64 and one of 2."""
+    examples, trained = counted([131])
+    (group,) = sampling.group_by_length(sampling.cut_streams(trained, 1), 1)
+    assert [len(window.inputs) for window in sampling.windows(examples, group, 64)] == [43, 43, 44]
 
 
 def window_settings(**keys: object) -> Train:

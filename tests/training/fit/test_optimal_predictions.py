@@ -260,12 +260,12 @@ def test_a_window_without_scored_steps_moves_no_weight() -> None:
     assert (first.scored_steps, second.scored_steps) == (0, 3)
     network.train()
     state = network.initial(3)
-    trainer.step(second, state, 0.01)  # so that there is momentum
+    trainer.step(second, state, 0.01, 3)  # so that there is momentum
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    loss, norm, after = trainer.step(first, state, 0.01)
+    loss, norm, after = trainer.step(first, state, 0.01, 3)
     assert (loss, norm) == (0, 0)
     assert all(torch.equal(value, network.state_dict()[name]) for name, value in before.items())
     with torch.no_grad():
         assert torch.equal(after[0], network(first.inputs, state)[1][0])
-    trainer.step(second, after, 0.01)
+    trainer.step(second, after, 0.01, 3)
     assert any(not torch.equal(value, network.state_dict()[name]) for name, value in before.items())

@@ -143,6 +143,18 @@ def test_padding_has_no_part_in_the_gradient() -> None:
     torch.testing.assert_close(before - weights(network), expected, rtol=1e-4, atol=1e-6)
 
 
+def test_every_step_has_the_same_weight() -> None:
+    """The gradient of a window in which one of two series has ended is the sum over its steps, not their mean."""
+    network, scaled = make_network(), [noise(41, 1), noise(11, 2)]
+    run_settings = settings(batch=2, window=10)
+    _, norms = measured(network, [predicting(values) for values in scaled], run_settings, rate=0.0)
+    _, state = network(scaled[0][:30, None], network.initial(1))
+    hidden, _ = network(scaled[0][30:40, None], tuple(tensor.detach() for tensor in state))
+    loss = network.head.loss(hidden, scaled[0][31:41, None]).sum() / 12.5  # 50 scored steps in four windows
+    grads = torch.autograd.grad(loss, list(network.parameters()))
+    assert norms[-1] == pytest.approx(float(torch.cat([grad.flatten() for grad in grads]).norm()), rel=1e-4)
+
+
 def test_the_same_seed_gives_the_same_weights() -> None:
     """A run is repeated bit for bit, dropout and shuffling included; another seed gives other weights."""
     data = [series(noise(80, i).numpy()) for i in range(5)]
