@@ -50,9 +50,11 @@ class Watch:
         training_loop.validate = self._validated
         self._began = time.perf_counter()
 
-    def _validated(self, network: Network, examples: Sequence[Example]) -> float:
+    def _validated(
+        self, network: Network, examples: Sequence[Example], warm_up: int = training_loop.VALIDATION_WARM_UP
+    ) -> float:
         began = time.perf_counter()
-        loss = self._validate(network, examples)
+        loss = self._validate(network, examples, warm_up)
         self._out += time.perf_counter() - began
         return loss
 

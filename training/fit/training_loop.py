@@ -12,6 +12,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,9 @@ from onward.training.network.network import Network, State
 
 VALIDATION_BATCH, VALIDATION_WINDOW = 64, 512
 """Series and steps that are validated in one call."""
+
+VALIDATION_WARM_UP = 256
+"""The least number of steps before a segment of a series that warm up the state for its validation."""
 
 
 @dataclass(slots=True)
@@ -221,7 +225,9 @@ class _Run:
         except FloatingPointError as error:
             step = history.steps + done + 1
             raise TrainingError(self._divergence(f"step {step}", str(error), rates[done])) from error
-        validation = self.process.broadcast_number(lambda: validate(self.network, self.examples))
+        validation = self.process.broadcast_number(
+            lambda: validate(self.network, self.examples, max(VALIDATION_WARM_UP, settings.window))
+        )
         history.steps += steps
         if not math.isfinite(validation):
             raise TrainingError(
@@ -275,15 +281,17 @@ def restore(network: Network, state: dict[str, Any]) -> History:
 
 
 @torch.no_grad()
-def validate(network: Network, examples: Sequence[Example]) -> float:
-    """Returns the mean loss over each series' validation steps, with the state carried from the series' beginning."""
+def validate(network: Network, examples: Sequence[Example], warm_up: int = VALIDATION_WARM_UP) -> float:
+    """Returns the mean loss over each series' validation steps.
+
+    A long validation part is cut into segments that are validated side by side. The state of a segment is warmed up
+    over the `warm_up` steps before it, or from the series' beginning where that is nearer, or where a label belongs to
+    the whole series.
+    """
     network.eval()
-    streams = [
-        Stream(index, 0, stop, burn_in=start)
-        for index, (start, stop) in enumerate(example.validation_range for example in examples)
-        if stop > start
-    ]
     losses, scored_steps = [], []
+    ranges = [example.validation_range for example in examples]
+    streams = validation_streams(ranges, None if network.signature.per_sequence else warm_up)
     for group in sampling.group_by_length(streams, VALIDATION_BATCH):
         state = None
         for window in sampling.windows(examples, group, VALIDATION_WINDOW):
@@ -293,3 +301,20 @@ def validate(network: Network, examples: Sequence[Example]) -> float:
                 losses.append(float(loss.mean(dim=-1).sum(dtype=torch.float64)))
                 scored_steps.append(window.scored_steps)
     return math.fsum(losses) / math.fsum(scored_steps)
+
+
+def validation_streams(ranges: Sequence[tuple[int, int]], warm_up: int | None) -> list[Stream]:
+    """Cuts the validated steps [from, to) of each series into segments with a warm-up; None: from the beginning.
+
+    A segment is at least as long as its warm-up, so that the warm-up costs no more than the validation itself.
+    """
+    if warm_up is None:
+        return [Stream(index, 0, stop, burn_in=start) for index, (start, stop) in enumerate(ranges) if stop > start]
+    size = max(warm_up, math.ceil(sum(stop - start for start, stop in ranges) / VALIDATION_BATCH))
+    streams = []
+    for index, (start, stop) in enumerate(ranges):
+        cuts = sampling.even_cuts(stop - start, max(1, math.ceil((stop - start) / size)))
+        for begin, end in pairwise(start + cut for cut in cuts):
+            burn_in = min(begin, warm_up)
+            streams.append(Stream(index, begin - burn_in, end, burn_in))
+    return [stream for stream in streams if stream.steps > stream.burn_in]

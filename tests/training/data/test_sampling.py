@@ -57,7 +57,7 @@ def test_every_pair_is_trained_on_once(lengths: list[int], batch: int, window: i
 
 @given(st.lists(st.integers(0, 500), min_size=1, max_size=8).filter(any), st.integers(1, 40))
 def test_streams_are_equally_long(lengths: list[int], batch: int) -> None:
-    """Where the series allow it there are exactly `batch` streams, and no cut could make the longest one shorter."""
+    """Series that are long enough become `batch` streams, and no cut could make the longest one shorter."""
     streams = sampling.cut_streams(lengths, batch)
     series, longest = sum(length > 0 for length in lengths), max(stream.steps for stream in streams)
     assert len(streams) == max(series, min(batch, sum(lengths)))

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
@@ -9,6 +10,8 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -202,6 +205,27 @@ def test_validation_is_of_the_validation_steps_alone() -> None:
     for part in (first, second):
         part.values[part.test_from :] = 1e6
     assert training_loop.validate(network, [make_example(network, part) for part in (first, second)]) == found
+
+
+@given(st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 3000)), min_size=1, max_size=5), st.integers(1, 300))
+def test_every_validated_step_is_in_one_segment(parts: list[tuple[int, int]], warm_up: int) -> None:
+    """The segments cover each validation part exactly; each has its whole warm-up or starts with its series."""
+    ranges = [(start, start + length) for start, length in parts]
+    covered = Counter[tuple[int, int]]()
+    for stream in training_loop.validation_streams(ranges, warm_up):
+        scored_from = stream.start + stream.burn_in
+        assert stream.burn_in == min(scored_from, warm_up)
+        covered.update((stream.series, step) for step in range(scored_from, stream.stop))
+    assert covered == Counter((index, step) for index, steps in enumerate(ranges) for step in range(*steps))
+
+
+def test_segments_validate_as_the_whole_does() -> None:
+    """The loss over segments with a warm-up is that of one pass from the series' beginning, to 1e-5."""
+    network, values = make_network(units=16), noise(20_000).numpy()
+    examples = [make_example(network, series(values))]
+    assert len(training_loop.validation_streams([example.validation_range for example in examples], 256)) > 8
+    whole = training_loop.validate(network, examples, warm_up=20_000)
+    assert training_loop.validate(network, examples) == pytest.approx(whole, rel=1e-5)
 
 
 def test_the_test_part_is_never_trained_on() -> None:
