@@ -176,11 +176,20 @@ class Data(TableSettings, Section):
         return "categories" if self.text or set(self.targets) & set(self.categories) else "numbers"
 
 
+NON_NUMERIC_HEADS = {"categorical": "categories", "label": "labels"}
+"""The kind of values that each head predicts; all other heads predict numbers."""
+
+
 class Model(Section):
     cell: Cell = "lstm"
     layers: Annotated[int, Field(ge=1, le=16)] = 1
     units: Annotated[int, Field(ge=1, le=8192)] = 64
-    dropout: Annotated[float, Field(ge=0, lt=1, description="dropout between layers, in training")] = 0.0
+    dropout: Annotated[float, Field(ge=0, lt=1, description="dropout of each layer's output, in training")] = 0.0
+    input_dropout: Annotated[float, Field(ge=0, lt=1, description="dropout of the first layer's inputs")] = 0.0
+    embedding_dropout: Annotated[
+        float,
+        Field(ge=0, lt=1, description="dropout of whole categories from the embeddings (Merity et al. 2018)"),
+    ] = 0.0
     residual: Annotated[bool, Field(description="add each layer's input to its output, from the second layer on")] = (
         False
     )
@@ -219,6 +228,9 @@ class Model(Section):
             ge=0, description="negative categories sampled for the loss in training; 0: the loss is over all categories"
         ),
     ] = 0
+    label_smoothing: Annotated[
+        float, Field(ge=0, lt=1, description="share of the target spread over all categories (Szegedy et al. 2016)")
+    ] = 0.0
     top: Annotated[int, Field(ge=1, le=1000, description="the number of likeliest categories in a prediction")] = 20
     head: Literal["point", "gaussian", "student_t", "quantiles", "categorical", "label"] = "gaussian"
     loss: Annotated[Literal["mae", "mse", "huber"], Field(description="the loss of the point head")] = "mae"
@@ -231,6 +243,12 @@ class Model(Section):
     @classmethod
     def _forgets_nothing(cls, half_life: float) -> float:
         return 0.0 if math.isinf(half_life) else half_life  # JSON, in which a bundle has its configuration, has no inf
+
+    @model_validator(mode="after")
+    def _smoothing_is_of_a_full_softmax(self) -> Self:
+        if self.label_smoothing and (self.negatives or self.head not in NON_NUMERIC_HEADS):
+            raise ValueError("label_smoothing is for the heads categorical and label, without negatives")
+        return self
 
     @model_validator(mode="after")
     def _levels_rise(self) -> Self:
@@ -260,6 +278,10 @@ class Train(Section):
         float, Field(ge=0, allow_inf_nan=False, description="weight decay of AdamW; biases do not decay")
     ] = 0.0
     clip: Annotated[float, Field(gt=0, description="the gradient is clipped to this norm")] = 1.0
+    averaging: Annotated[
+        float,
+        Field(ge=0, lt=1, description="decay a step of the average of the weights that is used; 0: the last weights"),
+    ] = 0.0
     patience: Annotated[
         int, Field(ge=1, description="epochs without a better validation loss before early stopping")
     ] = 10
@@ -278,10 +300,6 @@ class Train(Section):
         if self.burn_in and self.sampling != "windows":
             raise ValueError('burn_in is for sampling = "windows"; streams carry their state')
         return self
-
-
-NON_NUMERIC_HEADS = {"categorical": "categories", "label": "labels"}
-"""The kind of values that each head predicts; all other heads predict numbers."""
 
 
 class Output(Section):

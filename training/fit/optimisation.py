@@ -8,9 +8,12 @@ import math
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from onward.training.config import Train
+
+Weights = list[Tensor] | tuple[Tensor, ...]
 
 
 def adamw(network: nn.Module, settings: Train) -> torch.optim.AdamW:
@@ -24,6 +27,23 @@ def adamw(network: nn.Module, settings: Train) -> torch.optim.AdamW:
         lr=settings.learning_rate,
         fused=True,
     )
+
+
+def weight_average(network: nn.Module, settings: Train) -> AveragedModel | None:
+    """Returns the exponential moving average of the weights, or None where the settings name none.
+
+    After n optimiser steps the decay is at most (1 + n) / (10 + n), so that the initial weights are soon forgotten
+    (Polyak and Juditsky 1992; the ramp is TensorFlow's).
+    """
+    if not settings.averaging:
+        return None
+
+    def update(average: Weights, current: Weights, count: Tensor | int) -> None:
+        steps = int(count)
+        decay = min(settings.averaging, (1 + steps) / (10 + steps))
+        torch._foreach_lerp_(average, current, 1 - decay)
+
+    return AveragedModel(network, multi_avg_fn=update)
 
 
 def learning_rates(settings: Train, *, steps_before: int, steps: int, validation: Sequence[float]) -> Iterator[float]:

@@ -13,11 +13,12 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from onward.training.config import Train
 from onward.training.data import sampling
@@ -122,6 +123,8 @@ class Trainer:
     optimiser: torch.optim.Optimizer
     settings: Train
     process: Process
+    average: AveragedModel | None = None
+    """The moving average of the weights, where the settings name one."""
 
     def epoch(
         self, examples: Sequence[Example], groups: Groups, rates: Iterator[float]
@@ -165,6 +168,8 @@ class Trainer:
         if not math.isfinite(norm):
             raise FloatingPointError(f"the gradient's norm is {norm}")
         self.optimiser.step()
+        if self.average is not None:
+            self.average.update_parameters(self.network)
         return loss_sum, norm, state
 
 
@@ -173,7 +178,8 @@ def make_trainer(network: Network, settings: Train, process: Process) -> Trainer
     objective = process.data_parallel(Objective(network, settings))
     if settings.compile:
         objective.compile()
-    return Trainer(network, objective, optimisation.adamw(network, settings), settings, process)
+    average = optimisation.weight_average(network, settings)
+    return Trainer(network, objective, optimisation.adamw(network, settings), settings, process, average)
 
 
 class _Run:
@@ -201,6 +207,12 @@ class _Run:
         self.trainer = make_trainer(network, settings, process)
         self.history, self.best_weights = History(), copy.deepcopy(network.state_dict())
 
+    @property
+    def used_network(self) -> Network:
+        """The network that is validated and exported: with the average of the weights, where there is one."""
+        average = self.trainer.average
+        return self.network if average is None else cast("Network", average.module)
+
     def train_epoch(self, progress: Progress) -> None:
         """Trains one epoch, validates, and adds both to the history. Raises TrainingError on divergence."""
         history, settings, epoch = self.history, self.settings, len(self.history.train)
@@ -226,7 +238,7 @@ class _Run:
             step = history.steps + done + 1
             raise TrainingError(self._divergence(f"step {step}", str(error), rates[done])) from error
         validation = self.process.broadcast_number(
-            lambda: validate(self.network, self.examples, max(VALIDATION_WARM_UP, settings.window))
+            lambda: validate(self.used_network, self.examples, max(VALIDATION_WARM_UP, settings.window))
         )
         history.steps += steps
         if not math.isfinite(validation):
@@ -241,7 +253,7 @@ class _Run:
         if validation < history.validation[history.best]:
             history.best = epoch
         if history.best == epoch:
-            self.best_weights = copy.deepcopy(self.network.state_dict())
+            self.best_weights = copy.deepcopy(self.used_network.state_dict())
         progress.end_epoch(validation)
 
     def _divergence(self, step: str, problem: str, rate: float) -> str:
@@ -259,6 +271,7 @@ class _Run:
             "weights": self.network.state_dict(),
             "best": self.best_weights,
             "optimiser": self.trainer.optimiser.state_dict(),
+            "average": None if self.trainer.average is None else self.trainer.average.state_dict(),
         }
 
     def resume(self) -> None:
@@ -271,6 +284,8 @@ class _Run:
         self.history = History(**state["history"])
         self.network.load_state_dict(state["weights"])
         self.trainer.optimiser.load_state_dict(state["optimiser"])
+        if self.trainer.average is not None:
+            self.trainer.average.load_state_dict(state["average"])
         self.best_weights = {name: tensor.to(self.process.device) for name, tensor in state["best"].items()}
 
 

@@ -272,6 +272,7 @@ class SoftmaxHead(Head):
         super().__init__()
         units, categories = model.units, len(counts)
         self.target, self.categories, self.top = target, categories, min(model.top, categories)
+        self.label_smoothing = model.label_smoothing
         share = (counts.double() + 1) / (counts.double() + 1).sum()
         self.bias = nn.Parameter(share.log().float())
         self.tied = embedding
@@ -324,9 +325,13 @@ class SoftmaxHead(Head):
 
     def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         _, logits = self.read_out(_torch, hidden)
-        return nn.functional.cross_entropy(logits.flatten(0, -2), targets.long().flatten(), reduction="none").view_as(
-            targets
+        losses = nn.functional.cross_entropy(
+            logits.flatten(0, -2),
+            targets.long().flatten(),
+            reduction="none",
+            label_smoothing=self.label_smoothing if self.training else 0.0,
         )
+        return losses.view_as(targets)
 
 
 class Categorical(SoftmaxHead):

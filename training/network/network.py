@@ -4,6 +4,7 @@ Owns the mathematics that the export must reproduce, and the initialisation. Kno
 Time comes first: inputs are (time, batch, features).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -128,15 +129,17 @@ class Network(nn.Module):
     def forward(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         """Returns the top layer's hidden state (time, batch, units) and the last state. inputs: (time, batch, read)."""
         dense, indices = inputs[..., : self.input_layer.dense], inputs[..., self.input_layer.dense :]
-        embeddings = self.input_layer.embed(_torch, indices)
-        hidden, last_states = torch.cat([dense, *embeddings], dim=-1) if embeddings else dense, []
+        embeddings = self._drop_categories(indices, self.input_layer.embed(_torch, indices))
+        inputs = torch.cat([dense, *embeddings], dim=-1) if embeddings else dense
+        hidden, last_states = self._dropout(inputs, self.config.input_dropout), []
         for index, layer in enumerate(self.layers):
-            below = hidden if index == 0 else self._dropout(hidden)
+            below = hidden
             hidden, last = self._run_layer(layer, below, tuple(tensor[index : index + 1] for tensor in state))
             if self.config.residual and index > 0:
                 hidden = hidden + below
             if self.config.layer_norm:
                 hidden = self.norms[index](hidden)
+            hidden = self._dropout(hidden, self.config.dropout)
             last_states.append(last)
         return hidden, tuple(torch.cat(tensors) for tensors in zip(*last_states, strict=True))
 
@@ -149,11 +152,22 @@ class Network(nn.Module):
             hidden, last = cast("Layer", layer)(inputs, initial)
         return hidden, last if isinstance(last, tuple) else (last,)
 
-    def _dropout(self, hidden: Tensor) -> Tensor:
+    def _dropout(self, hidden: Tensor, share: float) -> Tensor:
         if not self.config.locked_dropout:
-            return dropout(hidden, self.config.dropout, self.training)
-        mask = dropout(torch.ones_like(hidden[:1]), self.config.dropout, self.training)
-        return hidden * mask
+            return dropout(hidden, share, self.training)
+        return hidden * dropout(torch.ones_like(hidden[:1]), share, self.training)
+
+    def _drop_categories(self, indices: Tensor, embeddings: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Returns the embeddings with some categories' zero in the whole window, in training."""
+        share = self.config.embedding_dropout
+        if not (self.training and share):
+            return embeddings
+        columns = zip(indices.unbind(dim=-1), self.input_layer.tables, embeddings, strict=True)
+        return [
+            embedding
+            * dropout(torch.ones_like(table.weight[:, :1]), share)[index.nan_to_num(len(table.weight) - 1).long()]
+            for index, table, embedding in columns
+        ]
 
 
 def initialise(rnn: nn.RNNBase, cell: str, *, first: bool) -> None:

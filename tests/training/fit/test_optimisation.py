@@ -41,6 +41,22 @@ def test_without_decay_it_is_adam() -> None:
     torch.testing.assert_close(before - after, torch.full_like(before, 0.01))
 
 
+def test_the_average_of_the_weights_follows_them() -> None:
+    """Each step moves the average by 1 less the decay, which begins low, towards the weights; 0 means no average."""
+    network, settings = make_network(), Train(averaging=0.5)
+    average, expected = optimisation.weight_average(network, settings), 0.0
+    assert average is not None
+    assert optimisation.weight_average(network, Train()) is None
+    for step in range(12):
+        for parameter in network.parameters():
+            parameter.data.fill_(float(step))
+        average.update_parameters(network)
+        decay = min(0.5, (1 + step) / (10 + step)) if step else 0.0
+        expected = decay * expected + (1 - decay) * step
+        for parameter in average.module.parameters():
+            torch.testing.assert_close(parameter.data, torch.full_like(parameter, expected))
+
+
 def test_a_constant_rate_is_constant() -> None:
     """The rate is the configured one, to the last bit, in every epoch."""
     assert rates([3.0, 4.0, 5.0], before=12) == [0.8] * 4

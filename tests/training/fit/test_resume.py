@@ -30,12 +30,14 @@ burn_in = 5
 warmup = 20
 schedule = "cosine"
 weight_decay = 0.01
+averaging = 0.9
 seed = 3
 epochs = 6
 """
 STREAMS = """
 layers = 2
 dropout = 0.3
+input_dropout = 0.1
 [train]
 schedule = "plateau"
 patience = 3

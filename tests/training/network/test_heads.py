@@ -7,10 +7,21 @@ import numpy as np
 import pytest
 import torch
 
+from onward.model.manifest import Feature
 from onward.training.config import Model
-from onward.training.network.heads import Gaussian, NumberHead, Point, Quantiles, StudentT, number_head
+from onward.training.network.heads import (
+    Categorical,
+    Gaussian,
+    NumberHead,
+    Point,
+    Quantiles,
+    StudentT,
+    number_head,
+)
 from onward.training.network.input_layer import TargetScale
+from onward.training.network.network import Network, Signature
 from onward.training.network.ops import TorchOps
+from tests.helpers import numpy_networks
 from tests.helpers.random_bundles import Options, make_network
 
 Kind = TypeVar("Kind", bound=NumberHead)
@@ -95,11 +106,19 @@ def test_the_configuration_names_the_head() -> None:
 
 
 @pytest.mark.parametrize(
-    "more", [(("weight_drop", 0.5),), (("dropout", 0.5),), (("dropout", 0.5), ("locked_dropout", True))], ids=str
+    "more",
+    [
+        (("weight_drop", 0.5),),
+        (("dropout", 0.5),),
+        (("input_dropout", 0.5),),
+        (("dropout", 0.5), ("locked_dropout", True)),
+    ],
+    ids=str,
 )
-def test_dropout_is_while_training_only(more: Options) -> None:
+@pytest.mark.parametrize("layers", [1, 2])
+def test_dropout_is_while_training_only(more: Options, layers: int) -> None:
     """Two passes differ in training; in evaluation they equal those of a network without dropout."""
-    network, without_dropout = make_network(layers=2, more=more), make_network(layers=2)
+    network, without_dropout = make_network(layers=layers, more=more), make_network(layers=layers)
     inputs = torch.randn(9, 3, 1, generator=torch.Generator().manual_seed(0))
     network.train()
     torch.manual_seed(0)
@@ -110,15 +129,47 @@ def test_dropout_is_while_training_only(more: Options) -> None:
     assert torch.equal(network(inputs, network.initial(3))[0], without_dropout(inputs, without_dropout.initial(3))[0])
 
 
+def test_whole_categories_are_dropped_from_the_embeddings() -> None:
+    """In training a dropped category's embedding is zero at all its steps, and the others are scaled up."""
+    features = (Feature(name="x", kind="category", categories=tuple(range(50))),)
+    model = Model(head="categorical", embedding=8, embedding_dropout=0.5)
+    network = Network(model, Signature(features, ("x",)), numpy_networks.statistics(Signature(features, ("x",))))
+    indices = torch.arange(50.0).repeat(4)[:, None, None]
+    whole = network.input_layer.embed(TorchOps(), indices)
+    network.train()
+    torch.manual_seed(0)
+    (dropped,) = network._drop_categories(indices, whole)
+    by_category = dropped.view(4, 50, 8)
+    assert torch.equal(by_category, by_category[:1].expand(4, 50, 8))
+    zero = (by_category[0] == 0).all(dim=-1)
+    assert 10 < int(zero.sum()) < 40
+    torch.testing.assert_close(by_category[0, ~zero], 2 * whole[0][:50, 0][~zero])
+    network.eval()
+    assert network._drop_categories(indices, whole) is whole
+
+
+def test_smoothed_labels_are_a_loss_of_training_alone() -> None:
+    """In training a share of the target is spread evenly over all categories; validation has the plain likelihood."""
+    model = Model(head="categorical", units=6, label_smoothing=0.1)
+    head = Categorical(model, "x", torch.ones(5))
+    hidden, targets = torch.randn(7, 6, generator=torch.Generator().manual_seed(0)), torch.arange(7.0)[:, None] % 5
+    log_probability = (head.read_out(TorchOps(), hidden)[1]).log_softmax(dim=-1)
+    true = -log_probability.gather(-1, targets.long())
+    head.train()
+    torch.testing.assert_close(head.loss(hidden, targets), 0.9 * true - 0.1 * log_probability.mean(-1, keepdim=True))
+    head.eval()
+    torch.testing.assert_close(head.loss(hidden, targets), true)
+
+
 def test_a_locked_mask_is_the_same_at_each_step() -> None:
     """Locked dropout drops the same units over a window, and others in the next one."""
     network = make_network(layers=2, units=64, more=(("dropout", 0.5), ("locked_dropout", True)))
     network.train()
     torch.manual_seed(0)
-    dropped = network._dropout(torch.ones(20, 3, 64))
+    dropped = network._dropout(torch.ones(20, 3, 64), 0.5)
     assert torch.equal(dropped, dropped[:1].expand(20, 3, 64))
     assert 0.3 < float((dropped[0] == 0).float().mean()) < 0.7
-    assert not torch.equal(dropped, network._dropout(torch.ones(20, 3, 64)))
+    assert not torch.equal(dropped, network._dropout(torch.ones(20, 3, 64), 0.5))
 
 
 def test_dropped_weights_are_the_recurrent_ones() -> None:
