@@ -190,7 +190,7 @@ def solve(
     test = make(np.random.default_rng(1), batch=1000)
     began, steps, done = time.perf_counter(), 0, False
     while not done and steps < MOST:
-        for rate in optimisation.learning_rates(settings, steps_before=steps, steps=50, validation=[]):
+        for rate in optimisation.learning_rates(settings, epoch=0, steps_before=steps, steps=50, validation=[]):
             for group in optimiser.param_groups:
                 group["lr"] = rate
             inputs, actual = make(rng)

@@ -100,6 +100,7 @@ def train(config: Path, *, quiet: bool, resume: bool, must_beat: bool) -> None:
             settings,
             quiet=quiet or None,
             resume=resume,
+            must_beat=must_beat,
             on_summary=lambda found: click.echo(found.text(brief=quiet), err=True, nl=False),
         )
         if not devices.is_first_process():
@@ -188,10 +189,11 @@ def verify(bundle: Path) -> None:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("table", type=click.Path(path_type=Path))
 @click.option("--config", type=click.Path(path_type=Path), help="TOML file with the settings by which TABLE is read")
-def evaluate(bundle: Path, table: Path, *, config: Path | None) -> None:
+@click.option("--test-from", help="the time from which the steps are scored: as 2012-01-31, or a number")
+def evaluate(bundle: Path, table: Path, *, config: Path | None, test_from: str | None) -> None:
     """Evaluate the folder BUNDLE on the held-out part of TABLE, a CSV or Parquet file or a text."""
     try:
-        from onward.training.config import ConfigError, read
+        from onward.training.config import ConfigError, read, read_moment
         from onward.training.errors import DataError
         from onward.training.evaluation import evaluate_bundle
         from onward.training.report.report_table import text
@@ -202,7 +204,8 @@ def evaluate(bundle: Path, table: Path, *, config: Path | None) -> None:
 
     try:
         model = open_bundle(bundle)
-        evaluation = evaluate_bundle.measure(model, table, read(config) if config else None)
+        moment = None if test_from is None else read_moment(test_from)
+        evaluation = evaluate_bundle.measure(model, table, read(config) if config else None, test_from=moment)
     except (BundleError, ConfigError, DataError, OSError) as error:
         _fail(str(error))
     click.echo(text(model.manifest.model_copy(update={"metrics": evaluation.metrics})))

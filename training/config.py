@@ -3,15 +3,17 @@
 Owns the keys of the configuration and their meaning. Knows nothing of torch.
 """
 
+import contextlib
 import difflib
 import importlib.util
 import math
 import os
 import tomllib
+from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from onward.model import calendar
 from onward.model.errors import OnwardError
@@ -22,6 +24,20 @@ Cell = Literal["rnn_tanh", "rnn_relu", "lstm", "gru"]
 Columns = Annotated[tuple[str, ...], Field(min_length=1)]
 TOKEN = "token"  # noqa: S105
 """The only feature of a text."""
+
+
+def _moment(value: Any) -> Any:
+    """Returns a date of TOML as it is written in ISO 8601; any other value as it is. Raises ValueError for no time."""
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, str):
+        datetime.fromisoformat(value)
+    return value
+
+
+Moment = Annotated[str | int | Annotated[float, Field(allow_inf_nan=False)], BeforeValidator(_moment)]
+"""A time, as 2012-01-31 or 2012-01-31T12:00:00, or a number where the times of a table are numbers."""
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class ConfigError(OnwardError):
@@ -81,11 +97,24 @@ class Data(TableSettings, Section):
         False
     )
     split: Annotated[
-        Literal["ends", "sequences"],
+        Literal["ends", "sequences", "none"],
         Field(
-            description="the validation and test parts: the end of each series, or whole series (the latest, or random)"
+            description="the validation and test parts: the end of each series; whole series (the latest, or random); "
+            "or none, and all is trained on"
         ),
     ] = "ends"
+    validation: Annotated[
+        Share, Field(description="share of each series' steps, or of the series, that validates; 0: no validation")
+    ] = 0.15
+    test: Annotated[
+        Share, Field(description="share of each series' steps, or of the series, that is held out; 0: no figures")
+    ] = 0.15
+    validation_from: Annotated[
+        Moment | None, Field(description="time from which steps validate, of all series; instead of a share")
+    ] = None
+    test_from: Annotated[
+        Moment | None, Field(description="time from which steps are held out, of all series; instead of a share")
+    ] = None
     part: Annotated[
         str | None, Field(description="column that assigns each series to train, validation or test, instead of split")
     ] = None
@@ -145,6 +174,34 @@ class Data(TableSettings, Section):
         if self.label and self.per == "sequence" and self.split == "ends" and not self.part:
             raise ValueError('a label of whole series is validated on whole series: set split = "sequences" or part')
         return self
+
+    @model_validator(mode="after")
+    def _parts_are_well_defined(self) -> Self:
+        dates = [key for key in ("validation_from", "test_from") if getattr(self, key) is not None]
+        if self.validation + self.test >= 1:
+            raise ValueError("validation and test are shares of the data, and leave nothing for the training part")
+        if dates and self.time is None:
+            raise ValueError(f"{' and '.join(dates)} needs a column of times: set time")
+        if dates and (self.split != "ends" or self.part):
+            raise ValueError(f'{" and ".join(dates)} cuts series in time: set split = "ends", without part')
+        if self.split == "none" and self.part:
+            raise ValueError('split = "none" trains on everything: leave out part')
+        return self
+
+    @property
+    def everything(self) -> Self:
+        """The same data without a validation and a test part."""
+        parts = {"split": "none", "part": None, "validation_from": None, "test_from": None}
+        return self.model_copy(update=parts)
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The shares of the validation and the test part; 0 where there is none."""
+        return (
+            {"validation": 0.0, "test": 0.0}
+            if self.split == "none"
+            else {"validation": self.validation, "test": self.test}
+        )
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -285,6 +342,10 @@ class Train(Section):
     patience: Annotated[
         int, Field(ge=1, description="epochs without a better validation loss before early stopping")
     ] = 10
+    refit: Annotated[
+        bool,
+        Field(description="train anew on all data, held-out part included, for the epochs that the validation chose"),
+    ] = False
     device: Annotated[
         Literal["auto", "cpu", "cuda"], Field(description="the device of the training; auto is a GPU if available")
     ] = "auto"
@@ -394,6 +455,11 @@ class Config(Section):
         """The checkpoint from which an unfinished run resumes; it is deleted when the bundle is published."""
         return self.folder / ".training" / self.name / "checkpoint.pt"
 
+    @property
+    def refit_checkpoint_file(self) -> Path:
+        """The checkpoint from which an unfinished refit resumes, beside that of the first fit."""
+        return self.checkpoint_file.with_name("refit.pt")
+
 
 def read(file: Path) -> Config:
     """Loads the configuration in `file`. Raises ConfigError."""
@@ -410,6 +476,18 @@ def read(file: Path) -> Config:
     except ValidationError as error:
         faults = "; ".join(_fault(tuple(fault["loc"]), fault["type"], fault["msg"]) for fault in error.errors())
         raise ConfigError(f"{file}: {faults}") from error
+
+
+def read_moment(written: str) -> Moment:
+    """Returns a time of the command line: a number if it is one. Raises ConfigError."""
+    with contextlib.suppress(ValueError):
+        return float(written)
+    try:
+        return str(_moment(written))
+    except ValueError as error:
+        raise ConfigError(
+            f"{written!r} is neither a time, as 2012-01-31 or 2012-01-31T12:00:00, nor a number"
+        ) from error
 
 
 def with_settings(document: dict[str, Any], settings: dict[str, Any], folder: Path) -> Config:

@@ -5,14 +5,16 @@ Owns the order of the steps: data, fit, export, proof, evaluation, report. Each 
 
 import hashlib
 import platform
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import JsonValue
 
 from onward.model.errors import OnwardError
 from onward.model.inputs import InputArray
@@ -20,7 +22,7 @@ from onward.model.repository import next_version
 from onward.model.runner import StepModel
 from onward.model.tables.summary import Summary
 from onward.training.config import Config
-from onward.training.data import datasets, split, training_statistics
+from onward.training.data import datasets, training_statistics
 from onward.training.data.datasets import Dataset
 from onward.training.errors import DataError, TrainingError
 from onward.training.evaluation import evaluation, held_out
@@ -44,6 +46,8 @@ class FittedNetwork:
     dataset: Dataset
     network: Network
     history: training_loop.History
+    refitted: "FittedNetwork | None" = None
+    """The network that was then trained on all of the data, and is the one that is published, where there is one."""
 
 
 SummaryCallback = Callable[[Summary], None]
@@ -58,24 +62,50 @@ def train(
     model `must_beat` the naive forecasts and does not, LosesError; then nothing is published. Of several processes all
     `fit`, and only the first may `publish`.
     """
-    return publish(config, fit(config, quiet=quiet, resume=resume), must_beat=must_beat)
+    fitted = fit(config, quiet=quiet, resume=resume, must_beat=must_beat)
+    return publish(config, fitted, must_beat=must_beat)
 
 
 def fit(
-    config: Config, *, quiet: bool | None = None, resume: bool = False, on_summary: SummaryCallback | None = None
+    config: Config,
+    *,
+    quiet: bool | None = None,
+    resume: bool = False,
+    must_beat: bool = False,
+    on_summary: SummaryCallback | None = None,
 ) -> FittedNetwork:
-    """Loads the data and fits the network. Raises DataError or TrainingError.
+    """Loads the data and fits the network, and refits it where the configuration says so.
 
     `on_summary` receives the summary of a table before the training, in the first of several processes.
     All that can be verified without the trained network is verified before: the folders that are written, and whether
-    the test part can be scored.
+    the test part can be scored, which a model that `must_beat` the naive forecasts needs. Raises DataError or
+    TrainingError.
     """
     require_writable_outputs(config)
     dataset = load_dataset(config)
-    require_held_out(config, dataset)
+    require_validation(config, dataset)
+    require_held_out(config, dataset, must_beat=must_beat)
     if on_summary is not None and dataset.summary is not None and devices.is_first_process():
         on_summary(dataset.summary)
-    return fit_dataset(config, dataset, quiet=quiet, checkpoint=checkpoint_of(config, dataset), resume=resume)
+    if devices.is_first_process() and not resume:
+        config.refit_checkpoint_file.unlink(missing_ok=True)  # it would be that of an earlier run
+    fitted = fit_dataset(config, dataset, quiet=quiet, checkpoint=checkpoint_of(config, dataset), resume=resume)
+    if not config.train.refit:
+        return fitted
+    return replace(fitted, refitted=refit(config, fitted, quiet=quiet, resume=resume))
+
+
+def refit(config: Config, fitted: FittedNetwork, *, quiet: bool | None = None, resume: bool = False) -> FittedNetwork:
+    """Trains a new network on all of the data, for as many epochs as the best one of the fit. Raises as `fit` does."""
+    everything = config.model_copy(update={"data": config.data.everything})
+    return fit_dataset(
+        everything,
+        load_dataset(everything),
+        quiet=quiet,
+        checkpoint=refit_checkpoint_of(config, fitted),
+        resume=resume,
+        repeated=fitted.history,
+    )
 
 
 def load_dataset(config: Config) -> Dataset:
@@ -90,8 +120,33 @@ def require_writable_outputs(config: Config, weights: int = 0) -> None:
             output_folders.require_writable(folder, weights)
 
 
-def require_held_out(config: Config, dataset: Dataset) -> None:
-    """Raises DataError if the evaluation after the training could not score the test part."""
+def require_validation(config: Config, dataset: Dataset) -> None:
+    """Raises DataError if a setting needs validation losses and no step validates."""
+    needing = [
+        f"train.{key}"
+        for key, is_needing in (
+            ("refit", config.train.refit),
+            ('schedule = "plateau"', config.train.schedule == "plateau"),
+        )
+        if is_needing
+    ]
+    if needing and not dataset.has_validation:
+        raise DataError(
+            f"{config.data_file}: no step validates, which {' and '.join(needing)} needs: set data.validation"
+        )
+
+
+def require_held_out(config: Config, dataset: Dataset, *, must_beat: bool = False) -> None:
+    """Raises DataError if the evaluation after the training could not score the test part.
+
+    Without a test part nothing is evaluated, unless the model `must_beat` the naive forecasts.
+    """
+    if not dataset.has_test:
+        if must_beat:
+            raise DataError(
+                f"{config.data_file}: nothing is held out, so no naive forecast can be beaten: set data.test"
+            )
+        return
     columns = {name: index for index, name in enumerate(config.data.inputs) if name in config.data.predicted}
     try:
         if config.data.predicts == "labels":
@@ -112,6 +167,7 @@ def fit_dataset(
     checkpoint: Checkpoint | None = None,
     resume: bool = False,
     on_epoch_end: training_loop.EpochCallback | None = None,
+    repeated: training_loop.History | None = None,
 ) -> FittedNetwork:
     """Fits the network to loaded data. Raises as `training_loop.fit` does."""
     torch.manual_seed(config.train.seed)
@@ -126,18 +182,33 @@ def fit_dataset(
         checkpoint=checkpoint,
         resume=resume,
         on_epoch_end=on_epoch_end,
+        repeated=repeated,
     )
     return FittedNetwork(dataset, network, history)
 
 
 def restore_stopped(config: Config) -> FittedNetwork:
-    """Loads the best weights so far of a run that was stopped. Raises DataError or TrainingError."""
+    """Loads the best weights so far of a run that was stopped, and those of its refit if that was complete.
+
+    Raises DataError or TrainingError.
+    """
     require_writable_outputs(config)
-    dataset = load_dataset(config)
-    checkpoint, network = checkpoint_of(config, dataset), build_network(config, dataset)
+    fitted = _restored(config, checkpoint_of(config, dataset := load_dataset(config)), dataset)
+    if fitted is None:
+        raise TrainingError(f"{config.checkpoint_file}: no run of this configuration was stopped; train it first")
+    if not (config.train.refit and config.refit_checkpoint_file.exists()):
+        return fitted
+    everything = config.model_copy(update={"data": config.data.everything})
+    refitted = _restored(everything, refit_checkpoint_of(config, fitted), load_dataset(everything))
+    is_complete = refitted is not None and refitted.history.best == fitted.history.best
+    return replace(fitted, refitted=refitted if is_complete else None)
+
+
+def _restored(config: Config, checkpoint: Checkpoint, dataset: Dataset) -> FittedNetwork | None:
     content = checkpoint.read()
     if content is None:
-        raise TrainingError(f"{checkpoint.file}: no run of this configuration was stopped; train it first")
+        return None
+    network = build_network(config, dataset)
     return FittedNetwork(dataset, network, training_loop.restore(network, checkpoint.state(content)))
 
 
@@ -146,10 +217,20 @@ def checkpoint_of(config: Config, dataset: Dataset) -> Checkpoint:
 
     The run is the same wherever its bundle is published and however it is described.
     """
-    identity = config.model_dump(mode="json", exclude={"tune", "output", "description"}) | {
+    return Checkpoint(config.checkpoint_file, _identity(config, dataset))
+
+
+def refit_checkpoint_of(config: Config, fitted: FittedNetwork) -> Checkpoint:
+    """Returns the checkpoint of the refit that follows this fit."""
+    history = fitted.history
+    repeated = {"best epoch": history.best + 1, "validation losses": history.validation}
+    return Checkpoint(config.refit_checkpoint_file, _identity(config, fitted.dataset) | {"refit of": repeated})
+
+
+def _identity(config: Config, dataset: Dataset) -> dict[str, Any]:
+    return config.model_dump(mode="json", exclude={"tune", "output", "description"}) | {
         "data file": {"sha256": dataset.sha256}
     }
-    return Checkpoint(config.checkpoint_file, identity)
 
 
 def publish(
@@ -157,20 +238,20 @@ def publish(
 ) -> tuple[Path, StepModel]:
     """Exports, proves and evaluates a fitted network; returns the bundle's folder and its model.
 
-    The checkpoint of a run that is not `finished` stays, so that the run can resume. So does that of a bundle that
-    could not be written. Raises as `train` does.
+    Of a network that was refitted the metrics are those of the first fit, which did not see the held-out part. The
+    checkpoint of a run that is not `finished` stays, so that the run can resume. So does that of a bundle that could
+    not be written. Raises as `train` does.
     """
-    dataset = fitted.dataset
     bundle = config.repository / config.name / str(next_version(config.repository, config.name))
+    first, published = fitted, fitted.refitted or fitted
     try:
-        model = export_bundle.export(
-            fitted.network,
-            bundle=bundle,
-            sample=proof_sample(dataset),
-            description=config.description,
-            provenance=provenance(config, dataset, fitted.history),
-            data=dataset.table,
-            measure=lambda model: evaluate(model, config, dataset, must_beat=must_beat),
+        measured = None if published is first else _measure_apart(config, first, must_beat=must_beat)
+        model = _export(
+            config,
+            published,
+            bundle,
+            provenance(config, first),
+            lambda model: measured or evaluate(model, config, first.dataset, must_beat=must_beat),
         )
     except OSError as error:
         raise TrainingError(
@@ -182,8 +263,47 @@ def publish(
     return bundle, model
 
 
+def _export(
+    config: Config,
+    fitted: FittedNetwork,
+    bundle: Path,
+    origin: dict[str, Any],
+    measure: Callable[[StepModel], Measured] = lambda _: Measured(),
+) -> StepModel:
+    return export_bundle.export(
+        fitted.network,
+        bundle=bundle,
+        sample=proof_sample(fitted.dataset),
+        description=config.description,
+        provenance=origin,
+        data=fitted.dataset.table,
+        measure=measure,
+    )
+
+
+def _measure_apart(config: Config, fitted: FittedNetwork, *, must_beat: bool) -> Measured:
+    """Returns the metrics of a first fit, whose own graph is not published."""
+    assert fitted.refitted is not None
+    with tempfile.TemporaryDirectory() as scratch:
+        model = _export(config, fitted, Path(scratch) / config.name / "1", {})
+        measured = evaluate(model, config, fitted.dataset, must_beat=must_beat)
+    repeated: dict[str, JsonValue] = {
+        "epochs": len(fitted.refitted.history.train),
+        "steps": fitted.refitted.dataset.steps,
+    }
+    return replace(measured, metrics={**measured.metrics, "refit": repeated})
+
+
 def evaluate(model: StepModel, config: Config, dataset: Dataset, *, must_beat: bool) -> Measured:
-    """Returns the metrics of the model and the report of them. Raises DataError or LosesError."""
+    """Returns the metrics of the model and the report of them. Raises DataError or LosesError.
+
+    Where nothing is held out, no target has figures.
+    """
+    if not dataset.has_test:
+        metrics: dict[str, JsonValue] = {"task": model.manifest.task, "steps": 0, "targets": {}}
+        return Measured(
+            metrics, lambda manifest: {html_report.REPORT: html_report.html(manifest, None, dataset.summary)}
+        )
     try:
         evaluated = evaluation.measure(model, dataset.series, config.data.period, config.data.horizon)
     except ValueError as error:
@@ -223,22 +343,26 @@ def proof_sample(dataset: Dataset, rows: int = 7) -> InputArray:
     return np.stack([np.resize(stretch, (export_bundle.PROOF_STEPS, stretch.shape[1])) for stretch in stretches])
 
 
-def provenance(config: Config, dataset: Dataset, history: training_loop.History) -> dict[str, Any]:
-    """Returns the origin of the bundle, in enough detail to reproduce it."""
+def provenance(config: Config, fitted: FittedNetwork) -> dict[str, Any]:
+    """Returns the origin of the bundle, in enough detail to reproduce it.
+
+    `epochs`, `losses` and `gradient_norms` are those of the first fit; `refit` has those of the second one.
+    """
+    dataset, history, refitted = fitted.dataset, fitted.history, fitted.refitted
+    published = dataset if refitted is None else refitted.dataset
     return {
         "data": {
             "file": config.data_file.name,
             "sha256": dataset.sha256,
             "series": len(dataset.series),
             "steps": dataset.steps,
+            "parts": dataset.parts,
             **(
-                {"double_precision": {name: scale._asdict() for name, scale in dataset.doubles.items()}}
-                if dataset.doubles
+                {"double_precision": {name: scale._asdict() for name, scale in published.doubles.items()}}
+                if published.doubles
                 else {}
             ),
             **({"facts": dataset.summary.facts(), "hints": dataset.summary.hints()} if dataset.summary else {}),
-            "validation_share": split.VALIDATION,
-            "test_share": split.TEST,
         },
         "config": config.model_dump(mode="json", exclude={"tune"}),
         "config_sha256": hashlib.sha256(config.model_dump_json(exclude={"tune"}).encode()).hexdigest(),
@@ -246,8 +370,19 @@ def provenance(config: Config, dataset: Dataset, history: training_loop.History)
         "best_epoch": history.best + 1,
         "losses": {"train": history.train, "validation": history.validation},
         "gradient_norms": {"mean": history.gradient_mean, "largest": history.gradient_largest},
+        **({"refit": _refit_provenance(refitted)} if refitted else {}),
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("onward", "torch", "onnx", "onnxruntime", "numpy", "polars")},
         },
+    }
+
+
+def _refit_provenance(refitted: FittedNetwork) -> dict[str, Any]:
+    history = refitted.history
+    return {
+        "epochs": len(history.train),
+        "steps": refitted.dataset.steps,
+        "losses": {"train": history.train},
+        "gradient_norms": {"mean": history.gradient_mean, "largest": history.gradient_largest},
     }

@@ -39,6 +39,8 @@ def search(config: Config, trials: int, report: Callable[[str], None]) -> Search
         raise ConfigError('nothing to search: add [tune.search], with lines such as "model.units" = [32, 64]')
     ranges = config.tune.search
     dataset = run.load_dataset(config)
+    if not dataset.has_validation:
+        raise ConfigError("runs are compared by their validation loss, and no step validates: set data.validation")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(
         sampler=optuna.samplers.TPESampler(seed=config.train.seed),

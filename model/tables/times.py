@@ -379,6 +379,29 @@ def clock_seconds(times: pl.Series, clock: pl.Series | None, zone: str | None) -
     return seconds + offsets_at(calendar.zone(zone), seconds)
 
 
+def at_or_after(times: pl.Series, clock: pl.Series | None, zone: str | None, moment: str | float) -> NDArray[np.bool_]:
+    """Returns (rows,) whether the times of an axis are at or after a moment.
+
+    A number is compared with numbers. A time in ISO 8601 is compared with what the clock of the times shows or, if it
+    has an offset from UTC, with their instants. Raises ValueError if the times are of another kind.
+    """
+    if times.dtype.is_numeric():
+        if isinstance(moment, str):
+            raise ValueError(f"{moment} is a date, but the times of the table are numbers")
+        return (times >= moment).to_numpy()
+    if isinstance(moment, (int, float)):
+        raise ValueError(f"{moment} is a number, but the times of the table are dates")  # noqa: TRY004
+    at = datetime.fromisoformat(moment)
+    if at.tzinfo is None:
+        return (
+            clock_seconds(times, clock, None if zone == WRITTEN else zone)
+            >= (at - _EPOCH.replace(tzinfo=None)).total_seconds()
+        )
+    if getattr(times.dtype, "time_zone", None) is None:
+        raise ValueError(f"{moment} has an offset from UTC, but the clock of the table has none: set data.time_zone")
+    return _seconds(times) >= (at - _EPOCH).total_seconds()
+
+
 def calendar_columns(name: str, cycles: Sequence[calendar.Cycle], clock: Integers) -> list[pl.Series]:
     """Returns the calendar features of clock times, with the bits of `onward.model.calendar.values`."""
     days, seconds = clock // _DAY, clock % _DAY

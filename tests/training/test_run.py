@@ -224,8 +224,7 @@ def test_the_provenance_reproduces_the_run(project: Path) -> None:
         "sha256": dataset.sha256,
         "series": 2,
         "steps": 300,
-        "validation_share": 0.15,
-        "test_share": 0.15,
+        "parts": {"train": 212, "validation": 44, "test": 44},
     }
     assert provenance["epochs"] == len(provenance["losses"]["train"]) == len(provenance["losses"]["validation"])
     assert provenance["losses"]["validation"][provenance["best_epoch"] - 1] == min(provenance["losses"]["validation"])

@@ -75,6 +75,25 @@ class Dataset:
         """The series that have a training part."""
         return [series for series in self.series if len(series.train)]
 
+    @property
+    def parts(self) -> dict[str, int]:
+        """The number of steps of each part, over all series."""
+        return {
+            "train": sum(series.validation_from for series in self.series),
+            "validation": sum(series.test_from - series.validation_from for series in self.series),
+            "test": sum(len(series.values) - series.test_from for series in self.series),
+        }
+
+    @property
+    def has_validation(self) -> bool:
+        """True if some steps validate."""
+        return self.parts["validation"] > 0
+
+    @property
+    def has_test(self) -> bool:
+        """True if some steps are held out for the test."""
+        return self.parts["test"] > 0
+
 
 def load(
     file: Path,
@@ -175,7 +194,8 @@ def _scales(
 def _load_text(file: Path, data: Data, digest: str, features: tuple[Feature, ...]) -> Dataset:
     assert data.text is not None
     codes = texts.read(file, data.text)
-    part = split.split_ends(file, SeriesSplit(ONLY, (0, len(codes)), 0, 0), None)
+    whole = SeriesSplit(ONLY, (0, len(codes)), 0, 0)
+    part = whole.trained() if data.split == "none" else split.split_ends(file, whole, data)
     feature = features[0] if features else None
     if feature is None:
         feature = Feature(

@@ -4,23 +4,26 @@ Owns how series are cut in time, or assigned to a part as a whole. Knows nothing
 """
 
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 
+from onward.model.tables import times
 from onward.model.tables.policies import NAMED_ROWS
+from onward.model.tables.reader import CLOCK
 from onward.model.tables.table import Table
-from onward.training.config import Data
+from onward.training.config import Data, Moment
 from onward.training.data.table_reader import PART
 from onward.training.errors import DataError
-
-VALIDATION, TEST = 0.15, 0.15
-"""The share of each series' steps, at its end, or of the series, that validates and that is held out for the test."""
 
 ONLY = "series"
 """The name of a table's or a text's only series, where no column tells series apart."""
 
 PARTS = ("train", "validation", "test")
+
+LEAST_TRAINED = 2
+"""The least steps of a training part that is cut from a series: an input and the next one, which it predicts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,19 +39,27 @@ class SeriesSplit:
     def steps(self) -> int:
         return self.rows[1] - self.rows[0]
 
+    def trained(self) -> "SeriesSplit":
+        """Returns the series as a whole in the training part."""
+        return replace(self, validation_from=self.steps, test_from=self.steps)
+
 
 def split_table(table: Table, data: Data) -> tuple[Table, list[SeriesSplit]]:
     """Returns the table's series and their split, in the table's order. Raises DataError.
 
     The table is without the series that are left out because they are short.
     """
+    if data.split == "none":
+        return table, [item.trained() for item in _series(table)]
     if data.part:
-        return table, _split_by_column(table, _series(table))
+        return table, _split_by_column(table, data, _series(table))
     if data.split == "sequences":
         return table, _split_sequences(table, data, _series(table))
-    short = [index for index, steps in enumerate(table.sizes) if not _is_long(steps, data.period)]
+    if data.validation_from is not None or data.test_from is not None:
+        return table, _split_by_time(table, data, _series(table))
+    short = [index for index, steps in enumerate(table.sizes) if not _is_long(steps, data)]
     if not short:
-        return table, [split_ends(table.file, item, data.period) for item in _series(table)]
+        return table, [split_ends(table.file, item, data) for item in _series(table)]
     if data.series is None or data.short_series == "refuse" or len(short) == len(table.sizes):
         raise _too_short(table, data, short)
     outcome = "left out" if data.short_series == "drop" else "in the training part as a whole"
@@ -58,10 +69,7 @@ def split_table(table: Table, data: Data) -> tuple[Table, list[SeriesSplit]]:
     if data.short_series == "drop":
         table = table.without(set(short))
     return table, [
-        split_ends(table.file, item, data.period)
-        if _is_long(item.steps, data.period)
-        else replace(item, validation_from=item.steps, test_from=item.steps)
-        for item in _series(table)
+        split_ends(table.file, item, data) if _is_long(item.steps, data) else item.trained() for item in _series(table)
     ]
 
 
@@ -71,50 +79,101 @@ def _series(table: Table) -> list[SeriesSplit]:
     return [SeriesSplit(name, (start, stop), 0, 0) for name, start, stop in zip(names, edges, edges[1:], strict=False)]
 
 
-def _ends(steps: int) -> tuple[int, int]:
+def _held_out(total: int, share: float) -> int:
+    """Returns how many of `total` steps or series are a share of them: at least one, unless the share is 0."""
+    return max(1, int(total * share)) if share else 0
+
+
+def _ends(steps: int, data: Data) -> tuple[int, int]:
     """Returns the steps at which the validation and the test part of a series of so many steps begin."""
-    test_from = steps - max(1, int(steps * TEST))
-    return test_from - max(1, int(steps * VALIDATION)), test_from
+    test_from = steps - _held_out(steps, data.shares["test"])
+    return test_from - _held_out(steps, data.shares["validation"]), test_from
 
 
-def _is_long(steps: int, period: int | None) -> bool:
-    """Returns whether a series has three parts, and a season before the test part."""
-    validation_from, test_from = _ends(steps)
-    return validation_from >= 2 and (period is None or period <= test_from)
+def _is_long(steps: int, data: Data) -> bool:
+    """Returns whether a series has all parts, and a season before the test part."""
+    validation_from, test_from = _ends(steps, data)
+    return validation_from >= LEAST_TRAINED and (data.period is None or data.period <= test_from)
 
 
 def _too_short(table: Table, data: Data, short: list[int]) -> DataError:
     series = _series(table)
     if data.series is None:
         try:
-            split_ends(table.file, series[0], data.period)
+            split_ends(table.file, series[0], data)
         except DataError as error:
             return error
     named = [f"series {series[index].name} ({series[index].steps} steps)" for index in short[:NAMED_ROWS]]
     more = len(short) - len(named)
     season = "" if data.period is None else f", and a season of {data.period} steps before the test part"
     return DataError(
-        f"{table.file}: {len(short):,} of {len(series):,} series are too short, because training, validation and test "
-        f"need at least 4 steps{season}: {', '.join(named)}{f' and {more:,} more' if more else ''}; "
+        f"{table.file}: {len(short):,} of {len(series):,} series are too short, because {_need(data)}{season}: "
+        f"{', '.join(named)}{f' and {more:,} more' if more else ''}; "
         'set data.short_series to "train" or "drop"'
     )
 
 
-def split_ends(file: Path | str, series: SeriesSplit, period: int | None) -> SeriesSplit:
+def _need(data: Data) -> str:
+    """Returns how many steps a series needs to have all parts, in words."""
+    least = next(steps for steps in count(LEAST_TRAINED) if _ends(steps, data)[0] >= LEAST_TRAINED)
+    *first, last = ["training", *(part for part, share in data.shares.items() if share)]
+    parts = f"{', '.join(first)} and {last} need" if first else f"{last} needs"
+    return f"{parts} at least {least} steps"
+
+
+def split_ends(file: Path | str, series: SeriesSplit, data: Data) -> SeriesSplit:
     """Returns the series cut in time: its end is the test part, and the steps before that validate."""
-    validation_from, test_from = _ends(series.steps)
-    if validation_from < 2:
+    validation_from, test_from = _ends(series.steps, data)
+    if validation_from < LEAST_TRAINED:
+        raise DataError(f"{file}: series {series.name} has {series.steps} steps; {_need(data)}")
+    if data.period is not None and data.period > test_from:
         raise DataError(
-            f"{file}: series {series.name} has {series.steps} steps; training, validation and test need at least 4"
-        )
-    if period is not None and period > test_from:
-        raise DataError(
-            f"{file}: series {series.name} has {test_from} steps before its test part, fewer than period {period}"
+            f"{file}: series {series.name} has {test_from} steps before its test part, fewer than period {data.period}"
         )
     return replace(series, validation_from=validation_from, test_from=test_from)
 
 
-def _split_by_column(table: Table, series: list[SeriesSplit]) -> list[SeriesSplit]:
+def _split_by_time(table: Table, data: Data, series: list[SeriesSplit]) -> list[SeriesSplit]:
+    """Cuts all series at the same times; a series that lies before or after a time belongs to one part as a whole.
+
+    Where only one of the times is set, the other part is a share of each series' steps.
+    """
+    moments = {key: moment for key in ("validation_from", "test_from") if (moment := getattr(data, key)) is not None}
+    firsts = {key: _first_steps(table, data, key, moment, series) for key, moment in moments.items()}
+    shares, cut = data.shares, []
+    for index, item in enumerate(series):
+        test_from = item.steps - _held_out(item.steps, shares["test"])
+        if "test_from" in firsts:
+            test_from = firsts["test_from"][index]
+        validation_from = max(0, test_from - _held_out(item.steps, shares["validation"]))
+        if "validation_from" in firsts:
+            validation_from = min(firsts["validation_from"][index], test_from)
+        cut.append(replace(item, validation_from=validation_from, test_from=test_from))
+    steps = {
+        "train": sum(item.validation_from for item in cut),
+        "validation": sum(item.test_from - item.validation_from for item in cut),
+        "test": sum(item.steps - item.test_from for item in cut),
+    }
+    if empty := [part for part in PARTS if not steps[part] and (f"{part}_from" in moments or shares.get(part, 1.0))]:
+        settings = " and ".join(f"data.{key} = {moment}" for key, moment in moments.items())
+        column = table.rows[data.time_name or ""]
+        times_of_rows = f"the times are from {column.min()!s} to {column.max()!s}"
+        raise DataError(f"{table.file}: with {settings} no step is left for {', '.join(empty)}; {times_of_rows}")
+    return cut
+
+
+def _first_steps(table: Table, data: Data, key: str, moment: Moment, series: list[SeriesSplit]) -> list[int]:
+    """Returns by series the first step at or after a moment, or the number of steps where there is none."""
+    clock = table.rows[CLOCK] if CLOCK in table.rows.columns else None
+    try:
+        after = times.at_or_after(table.rows[data.time_name or ""], clock, table.settings.time_zone, moment)
+    except ValueError as error:
+        raise DataError(f"{table.file}: data.{key}: {error}") from error
+    rows = [after[slice(*item.rows)] for item in series]
+    return [int(steps.argmax()) if steps.any() else len(steps) for steps in rows]
+
+
+def _split_by_column(table: Table, data: Data, series: list[SeriesSplit]) -> list[SeriesSplit]:
     """Assigns the parts in a column; where it names no series for validation, some of the training part are drawn."""
     table.require_constant(PART, "the part of a whole series")
     parts = [str(table.rows[PART][item.rows[0]]) for item in series]
@@ -123,9 +182,9 @@ def _split_by_column(table: Table, series: list[SeriesSplit]) -> list[SeriesSpli
             raise table.error_at(item.rows[0], PART, f"{part!r} is none of {', '.join(PARTS)}")
     if "validation" not in parts:
         training = [index for index, part in enumerate(parts) if part == "train"]
-        for index in _shuffled(training)[: int(len(training) * VALIDATION)]:
+        for index in _shuffled(training)[: int(len(training) * data.validation)]:
             parts[index] = "validation"
-    return _assign(table.file, series, parts)
+    return _assign(table.file, data, series, parts)
 
 
 def _split_sequences(table: Table, data: Data, series: list[SeriesSplit]) -> list[SeriesSplit]:
@@ -137,20 +196,20 @@ def _split_sequences(table: Table, data: Data, series: list[SeriesSplit]) -> lis
     else:
         order = _shuffled(order)
     parts = ["train"] * len(series)
-    test = max(1, int(len(series) * TEST))
-    validation = max(1, int(len(series) * VALIDATION))
-    for part, indices in (("test", order[-test:]), ("validation", order[-test - validation : -test])):
+    test = len(series) - _held_out(len(series), data.test)
+    validation = max(0, test - _held_out(len(series), data.validation))
+    for part, indices in (("test", order[test:]), ("validation", order[validation:test])):
         for index in indices:
             parts[index] = part
-    return _assign(table.file, series, parts)
+    return _assign(table.file, data, series, parts)
 
 
 def _shuffled(indices: list[int]) -> list[int]:
     return [int(index) for index in np.random.default_rng(0).permutation(indices)]
 
 
-def _assign(file: Path | str, series: list[SeriesSplit], parts: list[str]) -> list[SeriesSplit]:
-    if missing := [part for part in PARTS if part not in parts]:
+def _assign(file: Path | str, data: Data, series: list[SeriesSplit], parts: list[str]) -> list[SeriesSplit]:
+    if missing := [part for part in PARTS if part not in parts and data.shares.get(part, 1.0)]:
         raise DataError(f"{file}: {len(series)} series: none is left for {', '.join(missing)}")
     return [
         replace(

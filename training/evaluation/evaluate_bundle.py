@@ -3,6 +3,7 @@
 Owns the settings by which a table is read for a bundle. Knows nothing of torch.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,26 +12,46 @@ from pydantic import ValidationError
 from onward.model.manifest import Manifest
 from onward.model.runner import StepModel
 from onward.model.tables.settings import TableSettings
-from onward.training.config import Config, ConfigError, Data
+from onward.training.config import Config, ConfigError, Data, Moment
 from onward.training.data import datasets
 from onward.training.evaluation import evaluation
 from onward.training.evaluation.evaluation import Evaluation
 
-_KEYS = ("split", "part", "short_series", "period", "horizon")
+_KEYS = (
+    "split", "validation", "test", "validation_from", "test_from", "part", "short_series", "period", "horizon",
+)  # fmt: skip
 """The settings that a bundle does not contain, and that are therefore taken from a configuration."""
 
 
-def measure(model: StepModel, file: Path, config: Config | None = None) -> Evaluation:
+def measure(
+    model: StepModel, file: Path, config: Config | None = None, *, test_from: Moment | None = None
+) -> Evaluation:
     """Returns the evaluation of `model` on the held-out part of the table or text `file`, as after training.
+
+    test_from: the time from which the steps of the table are scored; by default the configuration decides. The metrics
+    have `trained` where the model was trained on the scored steps too.
 
     The columns are the features of the bundle, with the categories of the bundle. The settings of the
     table come from `config`, or else from the bundle; those of the split from the configuration of its training.
     Raises DataError or ConfigError.
     """
-    settings = data_settings(model.manifest, file, config)
+    settings = data_settings(model.manifest, file, config, test_from)
     declared = (model.manifest.features, model.manifest.head.classes)
-    series = datasets.load(file, settings, declared, model.input_dtype).series
-    return evaluation.measure(model, series, settings.period, settings.horizon)
+    dataset = datasets.load(file, settings, declared, model.input_dtype)
+    if not dataset.has_test:
+        raise ConfigError(f"{file}: nothing is held out: name the first scored time by --test-from, or use --config")
+    evaluated = evaluation.measure(model, dataset.series, settings.period, settings.horizon)
+    if _is_trained_on_all(model.manifest) and dataset.sha256 == _origin(model.manifest, "data").get("sha256"):
+        return replace(evaluated, metrics={**evaluated.metrics, "trained": True})
+    return evaluated
+
+
+def _origin(manifest: Manifest, section: str) -> dict[str, Any]:
+    return cast("dict[str, dict[str, Any]]", manifest.provenance).get(section, {})
+
+
+def _is_trained_on_all(manifest: Manifest) -> bool:
+    return bool(_origin(manifest, "refit")) or _origin(manifest, "config").get("data", {}).get("split") == "none"
 
 
 def _table_keys(manifest: Manifest, config: Config | None) -> dict[str, Any]:
@@ -39,22 +60,24 @@ def _table_keys(manifest: Manifest, config: Config | None) -> dict[str, Any]:
         return config.data.model_dump(include=set(TableSettings.model_fields))
     if manifest.data is not None:
         return manifest.data.model_dump()
-    provenance = cast("dict[str, Any]", manifest.provenance)
-    configured: dict[str, Any] = provenance.get("config", {}).get("data", {})
+    configured: dict[str, Any] = _origin(manifest, "config").get("data", {})
     keys = {key: value for key, value in configured.items() if key in TableSettings.model_fields}
     # bundles without settings of a table were trained on the clock of UTC
     return keys | ({"time_zone": "UTC"} if keys.get("time") else {})
 
 
-def data_settings(manifest: Manifest, file: Path, config: Config | None) -> Data:
+def data_settings(manifest: Manifest, file: Path, config: Config | None, test_from: Moment | None = None) -> Data:
     """Returns the settings by which `file` is read for the bundle. Raises ConfigError."""
-    provenance = cast("dict[str, Any]", manifest.provenance)
-    configured = config.data.model_dump() if config else provenance.get("config", {}).get("data", {})
+    configured = config.data.model_dump() if config else _origin(manifest, "config").get("data", {})
+    if test_from is not None:
+        configured = configured | {"split": "ends", "part": None, "validation_from": None, "validation": 0.0}
+        configured["test_from"] = test_from
     keys = {key: configured[key] for key in _KEYS if key in configured} | _table_keys(manifest, config)
     measured = [feature for feature in manifest.features if feature.formula is None]
     head = manifest.head
     if text := manifest.features[0].text:
-        keys = {"text": text, "unknown": manifest.features[0].unknown}
+        shares = {key: value for key, value in keys.items() if key in ("split", "validation", "test")}
+        keys = {"text": text, "unknown": manifest.features[0].unknown, **shares}
     elif head.kind == "label":
         keys |= {"label": head.targets[0], "per": head.per}
     else:

@@ -46,12 +46,14 @@ def weight_average(network: nn.Module, settings: Train) -> AveragedModel | None:
     return AveragedModel(network, multi_avg_fn=update)
 
 
-def learning_rates(settings: Train, *, steps_before: int, steps: int, validation: Sequence[float]) -> Iterator[float]:
+def learning_rates(
+    settings: Train, *, epoch: int, steps_before: int, steps: int, validation: Sequence[float]
+) -> Iterator[float]:
     """Yields the learning rate of each of an epoch's `steps`.
 
-    steps_before: optimiser steps before this epoch; validation: the loss of each epoch before it. Warm-up multiplies
-    the schedule: it rises linearly over the first `warmup` steps. `cosine` falls to zero at the last of all epochs
-    (Loshchilov and Hutter 2017, without restarts); `plateau` halves.
+    epoch: its number, from 0; steps_before: optimiser steps before it; validation: the loss of each epoch before it.
+    Warm-up multiplies the schedule: it rises linearly over the first `warmup` steps. `cosine` falls to zero at the last
+    of all epochs (Loshchilov and Hutter 2017, without restarts); `plateau` halves.
     """
     scheduled = settings.learning_rate
     if settings.schedule == "plateau":
@@ -59,7 +61,7 @@ def learning_rates(settings: Train, *, steps_before: int, steps: int, validation
     for step in range(steps):
         rate = scheduled
         if settings.schedule == "cosine":
-            rate *= (1 + math.cos(math.pi * (len(validation) + step / steps) / settings.epochs)) / 2
+            rate *= (1 + math.cos(math.pi * (epoch + step / steps) / settings.epochs)) / 2
         if steps_before + step + 1 < settings.warmup:
             rate *= (steps_before + step + 1) / settings.warmup
         yield rate

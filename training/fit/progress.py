@@ -37,8 +37,9 @@ class Progress:
             self._bar.set_postfix(self._postfix, refresh=False)
             self._bar.update(1)
 
-    def end_epoch(self, validation: float) -> None:
-        """Shows the epoch's validation loss."""
+    def end_epoch(self, validation: float | None) -> None:
+        """Shows the epoch's validation loss, if there is one."""
         if not self._bar.disable:
-            self._postfix["validation"] = f"{validation:.4f}"
+            if validation is not None:
+                self._postfix["validation"] = f"{validation:.4f}"
             self._bar.set_postfix(self._postfix)

@@ -41,14 +41,17 @@ VALIDATION_WARM_UP = 256
 
 @dataclass(slots=True)
 class History:
-    """The mean losses of each epoch, and the mean and largest norm of its gradients before clipping."""
+    """The mean losses of each epoch, and the mean and largest norm of its gradients before clipping.
+
+    There are no validation losses where no step validates.
+    """
 
     train: list[float] = field(default_factory=list)
     validation: list[float] = field(default_factory=list)
     gradient_mean: list[float] = field(default_factory=list)
     gradient_largest: list[float] = field(default_factory=list)
     best: int = 0
-    """The epoch, counted from 0, with the lowest validation loss."""
+    """The epoch, counted from 0, with the lowest validation loss; the last one where no step validates."""
     steps: int = 0
     """Optimiser steps over all epochs."""
 
@@ -69,8 +72,12 @@ def fit(
     checkpoint: Checkpoint | None = None,
     resume: bool = False,
     on_epoch_end: EpochCallback | None = None,
+    repeated: History | None = None,
 ) -> History:
     """Fits the network in place and leaves it on the CPU, with the weights of the lowest validation loss.
+
+    Where no step validates, the weights are those after the last epoch. `repeated` is the history of a fit to a part of
+    these series: this one then takes as many epochs as that one's best, at the learning rates of that one's epochs.
 
     `quiet` None shows a progress bar on terminals only. With a checkpoint the state after every epoch is written to it;
     `resume` goes on from there, or starts from the beginning if there is none. Started as one of several processes the
@@ -79,13 +86,13 @@ def fit(
     """
     with devices.process_group(settings) as process:
         try:
-            run = _Run(network.to(process.device), series, settings, process, checkpoint)
+            run = _Run(network.to(process.device), series, settings, process, checkpoint, repeated)
             if resume:
                 run.resume()
             history = run.history
             disable = quiet if process.first else True
-            with Progress(settings.epochs, history.steps, disable=disable) as progress:
-                while len(history.train) < settings.epochs and history.epochs_since_best < settings.patience:
+            with Progress(run.epochs, history.steps, disable=disable) as progress:
+                while len(history.train) < run.epochs and history.epochs_since_best < settings.patience:
                     run.train_epoch(progress)
                     if checkpoint and process.first:
                         checkpoint.write(run.state())
@@ -192,14 +199,17 @@ class _Run:
         settings: Train,
         process: Process,
         checkpoint: Checkpoint | None,
+        repeated: History | None,
     ) -> None:
         self.network, self.settings, self.process = network, settings, process
-        self.checkpoint = checkpoint
+        self.checkpoint, self.repeated = checkpoint, repeated
+        self.epochs = settings.epochs if repeated is None else repeated.best + 1
+        self.validates = any(item.validation_from < item.test_from for item in series)
         self.examples = [make_example(network, item, process.device) for item in series]
-        for part, ranges in (
-            ("training", [(0, example.training_steps) for example in self.examples]),
-            ("validation", [example.validation_range for example in self.examples]),
-        ):
+        parts = {"training": [(0, example.training_steps) for example in self.examples]}
+        if self.validates:
+            parts["validation"] = [example.validation_range for example in self.examples]
+        for part, ranges in parts.items():
             masks = (example.mask[slice(*steps)] for example, steps in zip(self.examples, ranges, strict=True))
             if not any(mask.any() for mask in masks):
                 raise TrainingError(f"no step of the {part} part has a target: there is no next step, or no value")
@@ -222,7 +232,11 @@ class _Run:
         steps = sampling.optimiser_steps(groups, settings)
         rates = list(
             optimisation.learning_rates(
-                settings, steps_before=history.steps, steps=steps, validation=history.validation
+                settings,
+                epoch=epoch,
+                steps_before=history.steps,
+                steps=steps,
+                validation=history.validation if self.repeated is None else self.repeated.validation[:epoch],
             )
         )
         progress.begin_epoch(epoch, steps)
@@ -237,24 +251,27 @@ class _Run:
         except FloatingPointError as error:
             step = history.steps + done + 1
             raise TrainingError(self._divergence(f"step {step}", str(error), rates[done])) from error
-        validation = self.process.broadcast_number(
-            lambda: validate(self.used_network, self.examples, max(VALIDATION_WARM_UP, settings.window))
-        )
         history.steps += steps
-        if not math.isfinite(validation):
-            raise TrainingError(
-                self._divergence(f"step {history.steps}", f"the validation loss is {validation}", rates[-1])
-            )
-
+        if self.validates:
+            self._validate(rates[-1])
         history.train.append(loss_sum / scored_steps)
-        history.validation.append(validation)
         history.gradient_mean.append(sum(norms) / len(norms))
         history.gradient_largest.append(max(norms))
-        if validation < history.validation[history.best]:
+        if not self.validates or history.validation[epoch] < history.validation[history.best]:
             history.best = epoch
         if history.best == epoch:
             self.best_weights = copy.deepcopy(self.used_network.state_dict())
-        progress.end_epoch(validation)
+        progress.end_epoch(history.validation[epoch] if self.validates else None)
+
+    def _validate(self, rate: float) -> None:
+        """Adds the validation loss to the history. Raises TrainingError if it is not finite."""
+        loss = self.process.broadcast_number(
+            lambda: validate(self.used_network, self.examples, max(VALIDATION_WARM_UP, self.settings.window))
+        )
+        if not math.isfinite(loss):
+            step = f"step {self.history.steps}"
+            raise TrainingError(self._divergence(step, f"the validation loss is {loss}", rate))
+        self.history.validation.append(loss)
 
     def _divergence(self, step: str, problem: str, rate: float) -> str:
         epochs = len(self.history.train)

@@ -34,8 +34,8 @@ _SURPRISE = {
 }
 
 
-def html(manifest: Manifest, illustration: Trace | Stretch | Confusion, summary: Summary | None = None) -> str:
-    """Returns the page. illustration: the one that `evaluation.measure` returned with the manifest's metrics.
+def html(manifest: Manifest, illustration: Trace | Stretch | Confusion | None, summary: Summary | None = None) -> str:
+    """Returns the page. illustration: the one that `evaluation.measure` returned with the manifest's metrics, if any.
 
     summary: that of the table, if the data is one.
     """
@@ -47,13 +47,14 @@ def html(manifest: Manifest, illustration: Trace | Stretch | Confusion, summary:
         verdicts=_verdicts(metrics),
         overview=_overview(manifest, metrics),
         scores_heading=_ahead(metrics).strip().capitalize() or "Scores",
-        targets=[_target(metrics, target, column, trace) for column, target in enumerate(manifest.head.targets)],
+        targets=[_target(metrics, target, column, trace) for column, target in enumerate(metrics["targets"])],
         stretch=_stretch(manifest, illustration) if isinstance(illustration, Stretch) else None,
         confusion=_confusion(illustration) if isinstance(illustration, Confusion) else None,
         surprise=_surprise_chart(manifest, metrics, trace) if trace else None,
         summary=summary,
         losses=_loss_chart(provenance),
-        best_epoch=provenance.get("best_epoch"),
+        best_epoch=provenance.get("best_epoch") if provenance.get("losses", {}).get("validation") else None,
+        refitted=report_table.refitted(metrics) if "refit" in metrics else None,
         facts=_facts(manifest, provenance),
         config=json.dumps(provenance.get("config", {}), indent=2, ensure_ascii=False),
     )
@@ -62,6 +63,8 @@ def html(manifest: Manifest, illustration: Trace | Stretch | Confusion, summary:
 
 def _verdicts(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Returns each verdict as a class of the style sheet, a heading and the rest of the sentence."""
+    if not metrics["targets"]:
+        return [("bad", "Nothing is held out", ", so nothing is scored.")]
     if unbeaten := report_table.unbeaten(metrics):
         verdicts = [("bad", "The model loses to a naive forecast", f"{_ahead(metrics)}: {'; '.join(unbeaten)}.")]
     else:
@@ -254,6 +257,7 @@ def _loss_chart(provenance: dict[str, Any]) -> Markup | None:
     lines = [
         Line(name, name, np.arange(1.0, len(losses[name]) + 1), np.array(losses[name], np.float64))
         for name in ("train", "validation")
+        if losses[name]
     ]
     return charts.chart("loss by epoch", lines, x_label="epoch", y_label="loss", whole_x=True)
 

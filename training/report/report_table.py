@@ -42,9 +42,16 @@ SCORED = {
 def text(manifest: Manifest) -> str:
     """Returns a table for each target: the scores of the model and of each naive forecast, and how they compare."""
     metrics = cast("dict[str, Any]", manifest.metrics)
+    if not metrics["targets"]:
+        heading = f"{manifest.name} {manifest.version}: nothing is held out, so nothing is scored"
+        return "\n".join([heading, *double_precision(manifest)])
     decisive = ", ".join(MEASURES[measure] for measure in evaluation.DECISIVE[metrics["task"]])
     lines = [f"{manifest.name} {manifest.version}: {SCORED[metrics['task']].format(metrics['steps'])}"]
     lines += double_precision(manifest)
+    if "refit" in metrics:
+        lines.append(f"figures of the first fit, which did not see these steps; {refitted(metrics)}")
+    if metrics.get("trained"):
+        lines.append("WARNING: the model was trained on these steps, so the figures are better than those of new data")
     for target, scores in metrics["targets"].items():
         measures = [measure for measure in MEASURES if measure in scores["model"]]
         head = "".join(f"{MEASURES[measure]:>12}" for measure in measures)
@@ -61,6 +68,12 @@ def text(manifest: Manifest) -> str:
     if losses := unbeaten_ahead(metrics):
         lines += ["", f"WARNING: over {metrics['horizons']['steps']} steps the model loses: " + "; ".join(losses)]
     return "\n".join(lines)
+
+
+def refitted(metrics: dict[str, Any]) -> str:
+    """Returns in words what the published network was trained on after the one that was scored."""
+    epochs, steps = metrics["refit"]["epochs"], metrics["refit"]["steps"]
+    return f"the model was then trained anew on all {steps:,} steps for {epochs:,} epoch{'s' if epochs > 1 else ''}"
 
 
 def double_precision(manifest: Manifest) -> list[str]:

@@ -12,7 +12,11 @@ from tests.helpers.random_bundles import make_network
 
 def rates(validation: list[float] | None = None, *, before: int = 0, steps: int = 4, **keys: object) -> list[float]:
     settings = Train.model_validate({"learning_rate": 0.8, "epochs": 4} | keys)
-    return list(optimisation.learning_rates(settings, steps_before=before, steps=steps, validation=validation or []))
+    return list(
+        optimisation.learning_rates(
+            settings, epoch=len(validation or []), steps_before=before, steps=steps, validation=validation or []
+        )
+    )
 
 
 def test_matrices_decay_and_biases_do_not() -> None:
@@ -42,7 +46,7 @@ def test_without_decay_it_is_adam() -> None:
 
 
 def test_the_average_of_the_weights_follows_them() -> None:
-    """Each step moves the average by 1 less the decay, which begins low, towards the weights; 0 means no average."""
+    """A step moves the average by 1 less the decay, which begins low, towards the weights; 0 means no average."""
     network, settings = make_network(), Train(averaging=0.5)
     average, expected = optimisation.weight_average(network, settings), 0.0
     assert average is not None

@@ -130,7 +130,7 @@ def test_dropout_is_while_training_only(more: Options, layers: int) -> None:
 
 
 def test_whole_categories_are_dropped_from_the_embeddings() -> None:
-    """In training a dropped category's embedding is zero at all its steps, and the others are scaled up."""
+    """A dropped category's embedding is zero at all its steps in training, and the others are scaled up."""
     features = (Feature(name="x", kind="category", categories=tuple(range(50))),)
     model = Model(head="categorical", embedding=8, embedding_dropout=0.5)
     network = Network(model, Signature(features, ("x",)), numpy_networks.statistics(Signature(features, ("x",))))
@@ -149,7 +149,7 @@ def test_whole_categories_are_dropped_from_the_embeddings() -> None:
 
 
 def test_smoothed_labels_are_a_loss_of_training_alone() -> None:
-    """In training a share of the target is spread evenly over all categories; validation has the plain likelihood."""
+    """A share of the target is spread evenly over all categories in training; validation has the plain likelihood."""
     model = Model(head="categorical", units=6, label_smoothing=0.1)
     head = Categorical(model, "x", torch.ones(5))
     hidden, targets = torch.randn(7, 6, generator=torch.Generator().manual_seed(0)), torch.arange(7.0)[:, None] % 5
