@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from onward.model import tolerance
+from onward.model import tolerance, transforms
 from onward.model.errors import OnwardError
 from onward.model.inputs import InputArray
 from onward.model.manifest import RANKED, Feature
@@ -55,8 +55,8 @@ def check(model: StepModel, sequences: InputArray | None = None, *, steps: int =
 def plausible_inputs(model: StepModel, *, rows: int, steps: int, seed: int) -> InputArray:
     """Returns random inputs (rows, steps, features).
 
-    Numbers have the mean and the deviation of the manifest's parity inputs, categories are uniform, and a tenth of the
-    values of nullable features is missing.
+    Numbers have the mean and the deviation of the manifest's parity inputs in transformed units, categories are
+    uniform, and a tenth of the values of nullable features is missing.
     """
     parity, rng = model.manifest.parity, np.random.default_rng(seed)
     unpadded = [np.asarray(row[:length], np.float64) for row, length in zip(parity.inputs, parity.lengths, strict=True)]
@@ -73,9 +73,10 @@ def _column(
     if feature.kind == "category":
         column = rng.integers(feature.category_count, size=shape).astype(np.float64)
     else:
-        present = sample[~np.isnan(sample)]
+        transform, ops = (feature.transform,), transforms.NUMPY
+        present = transforms.forward(ops, transform, sample[~np.isnan(sample)][:, np.newaxis])
         mean, std = (float(present.mean()), float(present.std())) if len(present) else (0.0, 1.0)
-        column = mean + std * rng.standard_normal(shape)
+        column = transforms.inverse(ops, transform, (mean + std * rng.standard_normal(shape))[..., np.newaxis])[..., 0]
     if feature.nullable:
         column[rng.random(shape) < 0.1] = np.nan
     return column

@@ -1,25 +1,35 @@
 """Predictive distributions of the targets, from a head's outputs: quantiles, means and random draws, in numpy.
 
 Owns the interpretation of the outputs of heads that predict numbers, and the functions of Student's t. Knows nothing of
-sessions or of training. The quantiles of the head `quantiles` are completed to a distribution by straight lines between
-them and exponential tails beyond (Park et al. 2022, "Learning quantile functions without quantile crossing for
-distribution-free time series forecasting").
+sessions or of training. A distribution of a transformed target is that of the head in transformed units, mapped to the
+data's units: quantiles and draws by the inverse transform. The quantiles of the head `quantiles` are completed to a
+distribution by straight lines between them and exponential tails beyond (Park et al. 2022, "Learning quantile functions
+without quantile crossing for distribution-free time series forecasting").
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from onward.model import transforms
 from onward.model.manifest import Head
 from onward.model.runner import Outputs
 
 Array = NDArray[np.float64]
+Named = Mapping[str, NDArray[Any]] | Outputs
+"""Arrays of a prediction by output."""
 
 _REQUIRED_OUTPUTS = {"gaussian": {"mean", "std"}, "student_t": {"mean", "scale", "df"}, "quantiles": {"quantiles"}}
+_REQUIRED_OF_TRANSFORMED = {
+    "gaussian": {"mean", "location", "scale"},
+    "student_t": {"median", "location", "scale", "df"},
+    "quantiles": {"quantiles"},
+}
 _SMALLEST_DRAW = 2.0**-54
 """Replaces a uniform draw of 0, at which an exponential tail would be infinite."""
 
@@ -38,33 +48,34 @@ _BLOCK = 4096
 
 def has_distribution(head: Head) -> bool:
     """True if the outputs describe a distribution of numbers; not points, categories, or a single quantile."""
-    required = _REQUIRED_OUTPUTS.get(head.kind)
+    required = (_REQUIRED_OF_TRANSFORMED if head.transforms else _REQUIRED_OUTPUTS).get(head.kind)
     return required is not None and required <= set(head.outputs) and (head.kind != "quantiles" or len(head.levels) > 1)
 
 
 def quantile(head: Head, outputs: Outputs, levels: Sequence[float]) -> Array:
     """Returns quantiles (..., targets, levels) of outputs (...). Raises ValueError if the head has no distribution."""
-    parameters = _parameters(head, outputs)
-    match head.kind:
-        case "gaussian":
-            normal = np.array([NormalDist().inv_cdf(level) for level in levels])
-            return np.asarray(parameters["mean"][..., None] + parameters["std"][..., None] * normal, np.float64)
-        case "student_t":
-            t = student_t_quantile(levels, parameters["df"])
-            return parameters["mean"][..., None] + parameters["scale"][..., None] * t
-        case "quantiles":
-            return np.asarray(parameters["quantiles"] @ _quantile_weights(head.levels, levels).T, np.float64)
-    raise _no_distribution(head)
+    if head.kind == "quantiles":
+        transformed = _transformed_quantiles(head, outputs) @ _quantile_weights(head.levels, levels).T
+    else:
+        centre, scale = (outputs[name].astype(np.float64)[..., None] for name in location_and_scale(head))
+        if head.kind == "gaussian":
+            transformed = centre + scale * np.array([NormalDist().inv_cdf(level) for level in levels])
+        else:
+            transformed = centre + scale * student_t_quantile(levels, outputs["df"].astype(np.float64))
+    return to_data_units(head, transformed, axis=-2)
 
 
 def mean(head: Head, outputs: Outputs) -> Array:
     """Returns means (..., targets) of outputs (...); for quantiles the integral of lines and tails over all levels.
 
-    Raises ValueError if the head has no distribution.
+    The tails of `student_t` and `quantiles` have no finite mean under a logarithm: of transformed targets the median is
+    returned. Raises ValueError if the head has no distribution.
     """
-    parameters = _parameters(head, outputs)
+    if head.kind not in _REQUIRED_OUTPUTS:
+        raise _no_distribution(head)
+    first = outputs[head.outputs[0]].astype(np.float64)
     if head.kind != "quantiles":
-        return parameters["mean"]
+        return first
     at = np.asarray(head.levels)
     weights = np.zeros(len(at))  # of each quantile: a trapezoid to either side
     weights[:-1] += np.diff(at) / 2
@@ -73,32 +84,73 @@ def mean(head: Head, outputs: Outputs) -> Array:
     left, right = low / math.log(at[1] / at[0]), high / math.log((1 - at[-2]) / (1 - at[-1]))
     weights[:2] += low + left, -left
     weights[-2:] += -right, high + right
-    return np.asarray(parameters["quantiles"] @ weights, np.float64)
+    means = np.asarray(outputs["quantiles"].astype(np.float64) @ weights, np.float64)
+    return np.where(has_mean(head), means, first)
+
+
+def has_mean(head: Head) -> NDArray[np.bool_]:
+    """Returns for each target whether its distribution has a finite mean; otherwise `mean` returns the median."""
+    transforms_of = head.transforms or (None,) * len(head.targets)
+    return np.array([head.kind == "gaussian" or transform is None for transform in transforms_of], np.bool_)
 
 
 def draw(head: Head, outputs: Outputs, rng: np.random.Generator, temperature: float = 1.0) -> Array:
     """Returns one draw (..., targets) per target of outputs (...); `temperature` scales its distance from the centre.
 
-    The centre is the value that a rollout without draws feeds back. Raises ValueError if the head has no distribution.
+    The centre is the value that a rollout without draws feeds back; of a transformed target it is the median. Raises
+    ValueError if the head has no distribution.
     """
-    centre = outputs[head.outputs[0]].astype(np.float64)
+    centre = location(head, outputs)
     match head.kind:
         case "gaussian":
-            deviation = outputs["std"] * rng.standard_normal(centre.shape)
+            deviation = outputs[location_and_scale(head)[1]] * rng.standard_normal(centre.shape)
         case "student_t":
             deviation = outputs["scale"] * rng.standard_t(outputs["df"].astype(np.float64), centre.shape)
         case "quantiles":
             weights = _quantile_weights(head.levels, np.maximum(rng.random(centre.shape), _SMALLEST_DRAW))
-            deviation = (outputs["quantiles"] * weights).sum(axis=-1) - centre
+            deviation = (_transformed_quantiles(head, outputs) * weights).sum(axis=-1) - centre
         case _:
             raise _no_distribution(head)
-    return np.asarray(centre + temperature * deviation, np.float64)
+    return to_data_units(head, np.asarray(centre + temperature * deviation, np.float64))
 
 
-def _parameters(head: Head, outputs: Outputs) -> dict[str, Array]:
-    if head.kind not in _REQUIRED_OUTPUTS:
+def location_and_scale(head: Head) -> tuple[str, str]:
+    """Returns the outputs with the location and the scale of a distribution in transformed units.
+
+    Raises ValueError if the head has none.
+    """
+    if head.kind not in ("gaussian", "student_t"):
         raise _no_distribution(head)
-    return {name: outputs[name].astype(np.float64) for name in head.outputs}
+    if head.transforms:
+        return "location", "scale"
+    return "mean", "std" if head.kind == "gaussian" else "scale"
+
+
+def location(head: Head, outputs: Named) -> Array:
+    """Returns the centre (..., targets) of predictions of numbers in transformed units."""
+    if head.transforms and "location" in head.outputs:
+        return outputs["location"].astype(np.float64)
+    return to_transformed_units(head, outputs[head.outputs[0]].astype(np.float64))
+
+
+def to_transformed_units(head: Head, values: Array, *, axis: int = -1) -> Array:
+    """Returns the transforms of values of the targets, which are on that axis."""
+    return _by_target(transforms.forward, head, values, axis)
+
+
+def to_data_units(head: Head, values: Array, *, axis: int = -1) -> Array:
+    """Returns the values of the targets, on that axis, whose transforms are `values`."""
+    return _by_target(transforms.inverse, head, values, axis)
+
+
+def _by_target(function: Callable[..., Array], head: Head, values: Array, axis: int) -> Array:
+    if not head.transforms:
+        return values
+    return np.moveaxis(function(transforms.NUMPY, head.transforms, np.moveaxis(values, axis, -1)), -1, axis)
+
+
+def _transformed_quantiles(head: Head, outputs: Named) -> Array:
+    return to_transformed_units(head, outputs["quantiles"].astype(np.float64), axis=-2)
 
 
 def _no_distribution(head: Head) -> ValueError:

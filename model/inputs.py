@@ -62,7 +62,7 @@ def to_array(inputs: Inputs, features: Sequence[Feature], field: str = "inputs",
 def plain_numbers(inputs: Any, width: int, dtype: InputDtype) -> InputArray | None:
     """Returns what `to_array` returns for lists of `width` finite numbers, at less cost; None for any other inputs.
 
-    For a model whose features are all numbers.
+    For a model whose features are all plain numbers (`StepModel.has_plain_numbers`).
     """
     if type(inputs) is not list or not inputs:
         return None
@@ -221,7 +221,7 @@ def _from_text(text: str, features: Sequence[Feature], field: str) -> Sequence[V
 def _from_bytes(data: bytes, features: Sequence[Feature], field: str, first: int, dtype: InputDtype) -> InputArray:
     array: InputArray = np.frombuffer(data, dtype).reshape(-1, len(features))
     if np.isfinite(array).all() and all(feature.kind == "number" for feature in features):
-        return array
+        return _in_domain(array, features, field, first)
     rows = [
         [
             None if np.isnan(value) else int(value) if feature.kind == "category" and value == value // 1 else value
@@ -256,6 +256,21 @@ def _finite(
                 f"{numbers[step, column]:g} ({features[column].name}) is no finite {8 * dtype.itemsize}-bit number",
             )
         )
+    return _in_domain(array, features, field, first)
+
+
+def _in_domain(array: InputArray, features: Sequence[Feature], field: str, first: int) -> InputArray:
+    """Returns the numbers. Raises InputError if the transform of a feature is not defined for one of them."""
+    for column, feature in enumerate(features):
+        if (transform := feature.transform) is not None and (outside := array[:, column] <= transform.above).any():
+            step = int(outside.argmax())
+            raise InputError(
+                Fault(
+                    f"{field}[{first + step}][{column}]",
+                    f"{array[step, column]:g} ({feature.name}) is not above {transform.above:g}, "
+                    f"as the model's transform {transform.label} needs",
+                )
+            )
     return array
 
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, f
 
 from onward.model.errors import BundleError
 from onward.model.tables.settings import TableSettings
+from onward.model.transforms import Transform, Transforms
 
 TIME, BATCH = "time", "batch"
 RANKED = ("top", "log_probability")
@@ -129,6 +130,8 @@ class Feature(Frozen):
     """The units into which a text is split for this feature's values."""
     differenced: bool = False
     """True if the graph reads the difference from the last value present; clients send the values themselves."""
+    transform: Transform | None = None
+    """The transform that the graph applies to the values, before differences are taken; clients send the values."""
 
     @cached_property
     def category_index(self) -> dict[Category, int]:
@@ -150,6 +153,8 @@ class Feature(Frozen):
             raise ValueError(f"feature {self.name!r}: categories are all strings or all whole numbers")
         if self.kind == "number" and (self.unknown or self.text):
             raise ValueError(f"feature {self.name!r}: a number is neither unknown nor cut from a text")
+        if self.kind == "category" and self.transform:
+            raise ValueError(f"feature {self.name!r}: a category has no transform")
         return self
 
 
@@ -179,6 +184,10 @@ class Head(Frozen):
     tensor, or the part of one, that holds it for the next step, so that a session can be forecast from its state alone;
     a string in its place names a whole tensor. The heads `categorical` and `label` output `top`, the indices of the
     likeliest categories or classes in falling order, and their `log_probability`.
+
+    `transforms` are those of the targets, if any of them has one. The first output and `quantiles` are in the data's
+    units nonetheless; the outputs `location`, `scale` and `df` are the parameters of the distribution of the
+    transformed targets. The first output is the mean where the distribution is normal, and otherwise the median.
     """
 
     kind: Literal["point", "gaussian", "student_t", "quantiles", "categorical", "label"]
@@ -191,6 +200,7 @@ class Head(Frozen):
     last: dict[str, Stored] = {}
     classes: tuple[Category, ...] = ()
     """The classes of the head `label`, in the order of their indices."""
+    transforms: Transforms = ()
     per: Literal["step", "sequence"] = "step"
     """Whether each step has a label or the whole sequence has one; then the last prediction counts."""
 
@@ -307,6 +317,9 @@ class Manifest(Frozen):
             raise ValueError(f"targets that are not features: {', '.join(missing)}")
         if wrong := [name for name in self.head.targets if self.feature(name).kind != "number"]:
             raise ValueError(f"the head {self.head.kind} predicts numbers, not {', '.join(wrong)}")
+        transforms = tuple(self.feature(name).transform for name in self.head.targets)
+        if self.head.transforms != (transforms if any(transforms) else ()):
+            raise ValueError("the head's transforms are not those of its targets")
 
     def _check_ranking_head(self, outputs: dict[str, Tensor]) -> None:
         if self.head.outputs != RANKED:

@@ -4,6 +4,7 @@ Owns the ONNX Runtime session and the order of axes. Knows nothing of sessions, 
 with the first model: it starts a thread, and the service imports this module before it forks its workers.
 """
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from hashlib import sha256
@@ -71,8 +72,11 @@ class StepModel:
         )
         self._names = [out.name for out in manifest.outputs] + [pair.output for pair in manifest.state]
         # transposes are computed once: to compute them for each call would cost more than a small model's run
-        self.has_numbers_only = all(feature.kind == "number" for feature in manifest.features)
-        """True if every feature is a number, so that most inputs are plain lists of numbers."""
+        self.has_plain_numbers = all(
+            feature.kind == "number" and (feature.transform is None or feature.transform.above == -math.inf)
+            for feature in manifest.features
+        )
+        """True if every feature may be any number, so that most inputs are plain lists of numbers."""
         self._input, self._lengths = manifest.inputs[0].name, manifest.lengths.name
         self._input_transpose = _to_tensor(manifest.inputs[0].shape, (BATCH, TIME))
         self._step_buffers = list[StepBuffers]()

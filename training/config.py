@@ -90,6 +90,10 @@ class Data(TableSettings, Section):
         tuple[str, ...],
         Field(strict=False, description="features that are differenced, because they have a trend"),
     ] = ()
+    transforms: Annotated[
+        dict[str, Literal["log", "log1p", "asinh", "box_cox", "relative"]],
+        Field(description="transforms of features by column; relative is log and differenced"),
+    ] = {}
     min_count: Annotated[
         int, Field(ge=1, description="how often a category must occur in the training part; rarer ones are unknown")
     ] = 1
@@ -138,8 +142,10 @@ class Data(TableSettings, Section):
             raise ValueError(f"features must include every target, or its surprise is unknown: add {', '.join(unread)}")
         if given := [name for name in self.targets if name in (*self.known, *self.static)]:
             raise ValueError(f"a target is neither known in advance nor static: {', '.join(given)}")
-        if unchanging := [name for name in self.changes if name in (*self.categories, *self.known, *self.static)]:
+        if unchanging := [name for name in self.differenced if name in (*self.categories, *self.known, *self.static)]:
             raise ValueError(f"changes must be observed numbers: {', '.join(unchanging)} is none")
+        if unread := [name for name in self.transforms if name not in self.columns or name in self.categories]:
+            raise ValueError(f"transforms are of features that are numbers: {', '.join(unread)} is none")
         return self
 
     @model_validator(mode="after")
@@ -207,6 +213,12 @@ class Data(TableSettings, Section):
     def columns(self) -> tuple[str, ...]:
         """The columns of the table that the model reads."""
         return self.features or self.targets
+
+    @property
+    def differenced(self) -> tuple[str, ...]:
+        """The features that are read as differences, of their transforms where they have one."""
+        relative = [name for name, kind in self.transforms.items() if kind == "relative"]
+        return tuple(dict.fromkeys((*self.changes, *relative)))
 
     @property
     def derived(self) -> tuple[str, ...]:

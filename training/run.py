@@ -323,7 +323,7 @@ def build_network(config: Config, dataset: Dataset) -> Network:
         config.data.predicted,
         dataset.classes,
         per_sequence=config.data.label is not None and config.data.per == "sequence",
-        differenced=config.data.changes,
+        differenced=config.data.differenced,
     )
     return Network(
         config.model,

@@ -25,9 +25,10 @@ LEVELS, SAMPLES = (0.1, 0.5, 0.9), 200
 class SampleForecast(NamedTuple):
     """Drawn paths (samples, horizon, targets), of categories as indices, and their summary.
 
-    mean: (horizon, targets) and quantiles: (horizon, targets, levels), for numbers. top, probability: (horizon, at most
-    the size of the model's ranking), for categories: the likeliest indices, falling. The first step is the model's own
-    distribution; those after it are estimated from the paths.
+    mean: (horizon, targets), medians of targets that have no finite mean (`distribution.has_mean`), and quantiles:
+    (horizon, targets, levels), for numbers. top, probability: (horizon, at most the size of the model's ranking), for
+    categories: the likeliest indices, falling. The first step is the model's own distribution; those after it are
+    estimated from the paths.
     """
 
     model: StepModel
@@ -105,7 +106,8 @@ def summarise_paths(
 
 def _summarise_numbers(drawn: SampleForecast, first: Outputs, levels: Sequence[float]) -> SampleForecast:
     head, paths = drawn.model.manifest.head, drawn.paths.astype(np.float64)
-    mean = paths.mean(axis=0)
+    has_mean = distribution.has_mean(head)
+    mean = paths.mean(axis=0) if has_mean.all() else np.where(has_mean, paths.mean(axis=0), np.median(paths, axis=0))
     quantiles = np.ascontiguousarray(np.moveaxis(np.quantile(paths, levels, axis=0), 0, -1))
     mean[0], quantiles[0] = distribution.mean(head, first)[0], distribution.quantile(head, first, levels)[0]
     return drawn._replace(levels=tuple(levels), mean=mean, quantiles=quantiles)

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from onward.model.distribution import Named
 from onward.model.inputs import InputArray
 from onward.model.manifest import RANKED
 from onward.model.runner import Outputs
-from onward.model.scoring.central_interval import Named
 from onward.model.scoring.conformal import IntervalState, anomalies, correct_interval, min_scores_for_interval
 from onward.model.scoring.layout import (
     ALARM,
@@ -127,7 +127,7 @@ class RunningStatistics:
                     row.extend(later[:-1])
         return list(map(Predictions, *parts))
 
-    def _bounds(self, predictions: Named | Outputs) -> Sequence[Any]:
+    def _bounds(self, predictions: Named) -> Sequence[Any]:
         """Returns centres and the distances of the bounds, nested as the outputs are."""
         if not self._layout.numbers:
             return [predictions[RANKED[0]][..., :1].tolist()] * 3
@@ -185,17 +185,23 @@ class RunningStatistics:
         errors = np.full((*outputs.shape, len(self._layout.targets)), np.nan)
         for row, row_scores in enumerate(scores):
             errors[row, : len(row_scores)] = [step_scores[: len(self._layout.targets)] for step_scores in row_scores]
-        scaled = (np.abs(errors) / self._layout.central.scale(predictions)).astype(np.float32)
-        centre, scale = self._layout.central.centre(outputs).tolist(), self._layout.central.scale(outputs).tolist()
-        return [
-            self._correct_row(
-                statistics[row], row_scores, scaled[row, : len(row_scores)].T.tolist(), centre[row], scale[row]
-            )
-            for row, row_scores in enumerate(scores)
-        ]
+        scaled = self._layout.central.errors_in_scales(predictions, errors).astype(np.float32)
+        corrected, widths = [], np.full(errors.shape, np.nan)
+        for row, row_scores in enumerate(scores):
+            row_statistics, row_widths = self._correct_row(statistics[row], scaled[row, : len(row_scores)].T.tolist())
+            corrected.append(row_statistics)
+            widths[row, : len(row_scores)] = np.array(row_widths).T
+        low, high = (bound.tolist() for bound in self._layout.central.bounds(outputs, widths))
+        for row, row_scores in enumerate(scores):
+            for step_scores, step_low, step_high in zip(row_scores, low[row], high[row], strict=False):
+                step_scores += [*step_low, *step_high]
+        return corrected
 
-    def _correct_row(self, statistics: bytes, scores: Rows, scaled_errors: Rows, centre: Rows, scale: Rows) -> bytes:
-        """Does the same for one row. scaled_errors: absolute errors in scales (targets, steps), float32."""
+    def _correct_row(self, statistics: bytes, scaled_errors: Rows) -> tuple[bytes, Rows]:
+        """Returns one row's statistics, and the half widths of the later intervals (targets, steps), in scales.
+
+        scaled_errors: absolute errors in scales (targets, steps), float32.
+        """
         nominal, states, rings, widths = nominal_coverage(statistics), [], [], []
         targets = zip(self._interval_states(statistics), self._layout.rings, scaled_errors, strict=True)
         for state, ring, errors in targets:
@@ -203,13 +209,8 @@ class RunningStatistics:
             widths.append(target_widths)
             states.append(new_state)
             rings.append(new_ring)
-        steps = zip(scores, centre, scale, zip(*widths, strict=True), strict=False)
-        for step_scores, step_centre, step_scale, step_widths in steps:
-            reach = [width * unit for width, unit in zip(step_widths, step_scale, strict=True)]
-            step_scores += [value - half for value, half in zip(step_centre, reach, strict=True)]
-            step_scores += [value + half for value, half in zip(step_centre, reach, strict=True)]
         packed = self._layout.pack_interval_states(states)
-        return b"".join((statistics[: self._layout.ring.stop], packed, *rings))
+        return b"".join((statistics[: self._layout.ring.stop], packed, *rings)), widths
 
     def _append(self, outputs: Outputs, scores: Sequence[Rows]) -> Outputs:
         """Returns the outputs (rows, steps) with the scores of each step as further fields."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, Json, RootModel
 
 from onward.model.tables.settings import TableSettings
+from onward.model.transforms import Transform
 from onward.service.http.request_schemas import Body
 
 Doubles = Annotated[
@@ -293,6 +294,10 @@ class FeatureInfo(Body):
     text: Annotated[str | None, Field(description="characters or bytes, if inputs may be a text")]
     differenced: Annotated[
         bool, Field(description="whether the model reads differences; a client sends the values themselves")
+    ]
+    transform: Annotated[
+        Transform | None,
+        Field(description="the transform that the model applies; a client sends and receives the values themselves"),
     ]
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from onward.model import calendar
+from onward.model import calendar, transforms
 from onward.model.inputs import InputArray, InputDtype
 from onward.model.manifest import Category, Feature
 from onward.model.tables.settings import TableSettings
@@ -20,6 +20,7 @@ from onward.model.tables.summary import Summary
 from onward.model.tables.table import Table
 from onward.training.config import TOKEN, Data
 from onward.training.data import precision, split, table_reader, texts, vocabulary
+from onward.training.data.feature_transforms import fit_transform, require_domain
 from onward.training.data.split import ONLY, SeriesSplit
 from onward.training.errors import DataError
 
@@ -154,7 +155,7 @@ def _column(
         role=role,
         nullable=name in data.missing,
         formula=formulas.get(name),
-        differenced=name in data.changes,
+        differenced=name in data.differenced,
     )
     if name in data.categories:
         if declared is None:
@@ -174,6 +175,10 @@ def _column(
         column = table.numbers(name, nullable=feature.nullable)
         if in_training.any() and np.isnan(column[in_training]).all():
             raise DataError(f"{table.file}: column {name}: no value in all of the training part")
+        transform = feature.transform if declared else fit_transform(table, data, name, column, in_training)
+        if transform is not None:
+            require_domain(table, name, column, transform)
+            feature = feature.model_copy(update={"transform": transform})
     if feature.role == "static":
         table.require_constant(name, "a static feature")
     return feature, column
@@ -183,12 +188,16 @@ def _scales(
     data: Data, features: Sequence[Feature], columns: Sequence[InputArray], rows: precision.Rows
 ) -> dict[str, precision.Scale]:
     """Returns the scale of each column of numbers (rows,)."""
-    by_steps = {*data.targets, *data.changes}
-    return {
-        feature.name: precision.scale(np.asarray(column, np.float64), rows, by_steps=feature.name in by_steps)
-        for feature, column in zip(features, columns, strict=True)
-        if feature.kind == "number"
-    }
+    by_steps, scales = {*data.targets, *data.differenced}, {}
+    for feature, column in zip(features, columns, strict=True):
+        if feature.kind == "number":
+            values = np.asarray(column, np.float64)
+            scales[feature.name] = precision.scale(values, rows, by_steps=feature.name in by_steps)
+            if feature.transform is not None:
+                values = feature.transform.forward(transforms.NUMPY, values)
+                scale = precision.scale(values, rows, by_steps=feature.name in by_steps)
+                scales[feature.name] = precision.finer(scales[feature.name], scale)
+    return scales
 
 
 def _load_text(file: Path, data: Data, digest: str, features: tuple[Feature, ...]) -> Dataset:

@@ -49,6 +49,11 @@ class Rows:
         return Rows(in_training, following)
 
 
+def finer(first: Scale, second: Scale) -> Scale:
+    """Returns the scale that needs more digits."""
+    return max(first, second, key=lambda found: found.magnitude / found.spread if found.spread > 0 else 0.0)
+
+
 def scale(values: NDArray[np.float64], rows: Rows, *, by_steps: bool) -> Scale:
     """Returns the scale of a column (rows,) with NaN for missing values. by_steps: see `Scale`."""
     trained = values[rows.trained] if rows.trained.any() else values

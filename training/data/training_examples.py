@@ -40,7 +40,7 @@ def make_example(network: Network, series: Series, device: torch.device | str = 
         if signature.per_sequence:
             mask[:-1] = 0
     else:
-        shift, following = 1, raw[1:, 0, signature.target_columns]
+        shift, following = 1, prepared.values[1:, 0, signature.target_columns]
         mask = (~following.isnan()).float()
         targets = following.nan_to_num(0.0)
         if scale := prepared.target_scale:

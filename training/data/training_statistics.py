@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from onward.model import transforms
 from onward.training.data.datasets import Dataset
 from onward.training.evaluation.point_metrics import Array
 from onward.training.network.input_layer import TrainingStatistics
@@ -15,8 +16,12 @@ from onward.training.network.network import Signature
 
 
 def compute(dataset: Dataset) -> TrainingStatistics:
-    """Returns mean and deviation of the training parts, and of their differences; 0 and 1 for categories."""
-    parts = [series.train.astype(np.float64) for series in dataset.series]
+    """Returns mean and deviation of the training parts, and of their differences; 0 and 1 for categories.
+
+    They are those of the transforms, where a feature has one.
+    """
+    kinds = tuple(feature.transform for feature in dataset.features)
+    parts = [transforms.forward(transforms.NUMPY, kinds, series.train.astype(np.float64)) for series in dataset.series]
     moments = [*_moments(parts, dataset), *_moments([differences(part) for part in parts], dataset)]
     dtype = torch.float64 if dataset.dtype == np.float64 else torch.float32
     return TrainingStatistics(*(torch.from_numpy(moment) for moment in moments), dtype=dtype)

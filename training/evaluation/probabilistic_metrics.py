@@ -15,6 +15,9 @@ DECILES = tuple(tenth / 10 for tenth in range(1, 10))
 LEVELS = (0.05, *DECILES, 0.95)
 """The quantile levels at which a distribution in closed form is evaluated; a quantiles head has its own levels."""
 
+EVEN_LEVELS = tuple((step + 0.5) / 200 for step in range(200))
+"""The levels of the quantiles by which the CRPS of a transformed target is computed."""
+
 CENTRAL = (0.1, 0.9)
 """The ends of the central 80% interval."""
 
@@ -34,16 +37,20 @@ def quantiles(head: Head, outputs: NDArray[np.void]) -> dict[float, Array]:
 
 
 def crps(head: Head, outputs: NDArray[np.void], actual: Array) -> Array:
-    """Returns (steps, targets) the CRPS, in closed form or by the head's own quantiles.
+    """Returns (steps, targets) the CRPS, in closed form, by the head's own quantiles, or of transforms by many of them.
 
     The head must have a distribution: the CRPS of a point forecast is its absolute error.
     """
+    if head.kind == "quantiles":
+        return point_metrics.crps_quantiles(quantiles(head, outputs), actual)
+    if head.transforms:
+        values = distribution.quantile(head, outputs, EVEN_LEVELS)
+        by_level = {level: values[..., index] for index, level in enumerate(EVEN_LEVELS)}
+        return point_metrics.crps_quantiles(by_level, actual)
     parameters = {name: outputs[name].astype(np.float64) for name in head.outputs}
     if head.kind == "gaussian":
         return point_metrics.crps_normal(parameters["mean"], parameters["std"], actual)
-    if head.kind == "student_t":
-        return point_metrics.crps_student_t(parameters["mean"], parameters["scale"], parameters["df"], actual)
-    return point_metrics.crps_quantiles(quantiles(head, outputs), actual)
+    return point_metrics.crps_student_t(parameters["mean"], parameters["scale"], parameters["df"], actual)
 
 
 def evaluate(

@@ -22,7 +22,7 @@ from onward.model.runner import StepModel
 from onward.model.tables.settings import TableSettings
 from onward.training.export.graph import Array, Contract, build, contract, marginal
 from onward.training.export.publish import Measured, publish
-from onward.training.network.heads import scored_prediction, stored_prediction
+from onward.training.network.heads import stored_prediction, surprise
 from onward.training.network.network import Network
 from onward.training.network.ops import TorchOps
 
@@ -59,11 +59,9 @@ def reference(network: Network, declared: Contract, inputs: Array) -> Result:
     around = network.head.predict(ops, network.head.read_out(ops, hidden), prepared.target_scale)
     last = stored_prediction(ops, network.head, around, prepared.target_scale)
     first = marginal(network)
-    before = scored_prediction({name: _shifted(torch.from_numpy(first[name]), value) for name, value in last.items()})
-    actual = raw[..., signature.target_columns].nan_to_num(0.0)
-    scores = network.head.surprise(
-        ops, before, around, actual if prepared.previous_level is None else actual - prepared.previous_level
-    )
+    before = {name: _shifted(torch.from_numpy(first[name]), value) for name, value in last.items()}
+    actual = prepared.values[..., signature.target_columns].nan_to_num(0.0)
+    scores = surprise(ops, network.head, before, around, actual, prepared.previous_level)
     if signature.target_columns:
         scores = torch.where(raw[..., signature.target_columns].isnan(), 0.0, scores)
     outputs = {name: last[name] for name in declared.head.outputs} | {"surprise": scores.sum(dim=-1)}
@@ -72,7 +70,7 @@ def reference(network: Network, declared: Contract, inputs: Array) -> Result:
     joined = {part.name for pair in declared.state if pair.input == "state_in" for part in pair.parts}
     states |= {name: value[-1].flatten(1) if name in joined else value[-1] for name, value in last.items()}
     states = {part_label("state_in", name) if name in joined else f"last_{name}_in": states[name] for name in states}
-    states |= _input_layer_state(network, raw)
+    states |= _input_layer_state(network, prepared.values)
     return (
         {name: value.transpose(0, 1).numpy() for name, value in outputs.items()},
         {name: value.numpy() for name, value in states.items()},
@@ -85,7 +83,7 @@ def _shifted(first: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
 
 
 def _input_layer_state(network: Network, raw: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Returns (batch, ...) the state of the input layer after raw (time, batch, features), computed step by step."""
+    """Returns (batch, ...) the state of the input layer after transformed values (time, batch, features)."""
     layer = network.input_layer
     last = layer.first_values.expand(raw.shape[1], -1)
     begun, changed = torch.zeros_like(last), raw.clone()

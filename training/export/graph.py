@@ -18,7 +18,7 @@ from torch import nn
 from onward.model.inputs import InputArray
 from onward.model.manifest import RANKED, Dtype, Head, Part, StatePair, Stored, Tensor
 from onward.training.export.onnx_ops import Graph, GraphOps, Value
-from onward.training.network.heads import scored_prediction, stored_prediction
+from onward.training.network.heads import stored_prediction, surprise
 from onward.training.network.network import Network
 from onward.training.network.ops import TorchOps
 
@@ -116,6 +116,7 @@ def contract(network: Network) -> Contract:
             surprise="surprise",
             score=head.score,
             levels=head.levels,
+            transforms=head.transforms,
             last={
                 name: Stored(state=f"last_{name}_in")
                 if _dtype(last[name]) != "float32"
@@ -143,10 +144,12 @@ def build(network: Network, declared: Contract) -> onnx.ModelProto:
     inputs = ops.value("inputs")
     if network.input_layer.is_double:
         graph.doubles.add(inputs.name)
-    read = network.input_layer.scale_numbers(ops, inputs, signature.number_columns)
+    values = network.input_layer.transform(ops, inputs)
+    graph.widths[values.name] = len(signature.features)
+    read = network.input_layer.scale_numbers(ops, values, signature.number_columns)
     terms = read.terms
     if network.input_layer.categories:
-        terms += network.input_layer.embed(ops, ops.columns(inputs, network.input_layer.categories))
+        terms += network.input_layer.embed(ops, ops.columns(values, network.input_layer.categories))
     recurrent = _recurrent_parts(network)
     first = marginal(network)
     stored = {name: array for name, array in first.items() if _dtype(array) == "float32"}
@@ -166,8 +169,8 @@ def build(network: Network, declared: Contract) -> onnx.ModelProto:
     shifted = ops.split_at(ops.shift(ops.value("stored"), joined), sizes)
     for (name, array), value in zip(stored.items(), shifted, strict=True):
         before[name] = ops.unflatten(value, array.shape)
-    surprise = _surprise(ops, network, inputs, scored_prediction(before), around, read.previous_level)
-    for name, value in [*((name, last[name]) for name in head.outputs), ("surprise", surprise)]:
+    score = _surprise(ops, network, values, before, around, read.previous_level)
+    for name, value in [*((name, last[name]) for name in head.outputs), ("surprise", score)]:
         is_widened = network.input_layer.is_double and name != RANKED[0]
         graph.rename(ops.double(value).name if is_widened else value.name, name)
     graph.prune([*(tensor.name for tensor in declared.outputs), *(pair.output for pair in declared.state)])
@@ -190,18 +193,19 @@ def build(network: Network, declared: Contract) -> onnx.ModelProto:
 
 
 def _surprise(
-    ops: GraphOps, network: Network, inputs: Value, before: dict[str, Any], around: dict[str, Any], level: Value | None
+    ops: GraphOps, network: Network, values: Value, before: dict[str, Any], around: dict[str, Any], level: Value | None
 ) -> Value:
-    """Adds the surprise, (time, batch), of inputs under the predictions `before`. level: see `ScaledNumbers`."""
+    """Adds the surprise, (time, batch), of transformed values under the stored predictions `before`.
+
+    level: see `ScaledNumbers`.
+    """
     graph, signature = ops.graph, network.signature
-    actual = ops.columns(inputs, signature.target_columns)  # a label has no columns
+    actual = ops.columns(values, signature.target_columns)  # a label has no columns
     nullable = any(signature.features[column].nullable for column in signature.target_columns)
     present = ops.present(actual) if nullable else None
     if nullable:
         actual = ops.fill_missing(actual, ops.constant("missing", torch.zeros(1)))
-    if level is not None:
-        actual = actual - level
-    scores = network.head.surprise(ops, before, around, actual)
+    scores = surprise(ops, network.head, before, around, actual, level)
     if present is not None:  # a missing value has a surprise of 0
         scores = scores * present
     if len(signature.targets) == 1:

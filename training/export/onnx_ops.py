@@ -1,9 +1,9 @@
 """An ONNX graph under construction, and the operations of `onward.training.network.ops.Ops` as its nodes.
 
-Only operators are used whose result for a row does not depend on the other rows of the batch, so that batches are
-bit-exact. ONNX Runtime's Log computes the tail of an array differently from its vectorised part, so Log is applied to
-whole vectors only. Softplus and a long ReduceSum depend on the other rows and are not used; sums are products with a
-vector of ones.
+Only operators are used whose result for a row does not depend on the other rows of the batch, so that batches are bit-
+exact. ONNX Runtime's Log, and its Exp in double precision, may compute the tail of an array differently from its
+vectorised part, so they are applied to whole vectors only. Softplus and a long ReduceSum depend on the other rows and
+are not used; sums are products with a vector of ones.
 """
 
 from collections.abc import Sequence
@@ -191,6 +191,9 @@ class GraphOps:
     def constant(self, name: str, value: Tensor) -> Value:
         return self.value(self.graph.constant(name, value.detach().cpu().numpy()))
 
+    def numbers(self, name: str, values: NDArray[np.floating[Any]]) -> Value:
+        return self.value(self.graph.constant(name, values))
+
     def _zero(self) -> Value:
         return self.constant("zero", torch.zeros((), dtype=torch.float64))
 
@@ -201,14 +204,18 @@ class GraphOps:
         return self.value(self.graph.op_like(x.name, kind, x.name, *operands))
 
     def exp(self, x: Value) -> Value:
-        return self._elementwise("Exp", x)
+        return self._in_whole_vectors("Exp", x) if x.name in self.graph.doubles else self._elementwise("Exp", x)
 
     def log(self, x: Value) -> Value:
-        """Adds the logarithm of each number repeated to a whole vector, of which the first element is taken."""
+        return self._in_whole_vectors("Log", x)
+
+    def _in_whole_vectors(self, kind: str, x: Value) -> Value:
+        """Adds a function of each number repeated to a whole vector, of which the first element is taken."""
         wide = self.graph.op("Unsqueeze", x.name, self.graph.integers(-1))
         wide = self.graph.op("Expand", wide, self.graph.integers(VECTOR))
-        logs = self.graph.op("Log", wide)
-        return self.value(self.graph.op("Gather", logs, self.graph.constant("first", np.array(0, np.int64)), axis=-1))
+        results = self.graph.op(kind, wide)
+        first = self.graph.constant("first", np.array(0, np.int64))
+        return self.value(self.graph.op_like(x.name, "Gather", results, first, axis=-1))
 
     def sqrt(self, x: Value) -> Value:
         return self._elementwise("Sqrt", x)

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from onward.model import transforms
 from onward.model.manifest import RANKED, Score
+from onward.model.transforms import Transform, Transforms
 from onward.training.config import Model
 from onward.training.network.input_layer import TargetScale
 from onward.training.network.ops import Ops, TorchOps
@@ -35,11 +37,13 @@ class Head(nn.Module):
     whatever else the surprise needs.
     """
 
-    outputs: ClassVar[tuple[str, ...]]
+    outputs: tuple[str, ...]
     location_outputs: ClassVar[tuple[str, ...]] = ()
     """The outputs that lie on the target's own axis, and so move with its level."""
     score: Score
     levels: tuple[float, ...] = ()
+    transforms: Transforms = ()
+    """The transforms of the targets, if any of them has one."""
 
     def read_out(self, ops: Ops, hidden: Any) -> list[Any]:
         """Returns the readout's values for hidden (..., units): each (..., targets), or as wide as the head needs."""
@@ -47,6 +51,14 @@ class Head(nn.Module):
 
     def predict(self, ops: Ops, readouts: Sequence[Any], scale: TargetScale | None) -> dict[str, Any]:
         """Returns the prediction in the data's units, relative to the level or the offset that `scale` has."""
+        raise NotImplementedError
+
+    def in_data_units(self, ops: Ops, prediction: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns an absolute prediction of transformed targets with its `outputs`, the first in the data's units."""
+        raise NotImplementedError
+
+    def in_transformed_units(self, prediction: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns what `surprise` reads of a prediction by `in_data_units`."""
         raise NotImplementedError
 
     def surprise(self, ops: Ops, previous: Mapping[str, Any], current: Mapping[str, Any], actual: Any) -> Any:
@@ -73,12 +85,24 @@ class Head(nn.Module):
 
 
 class NumberHead(Head):
-    """A head of `width` readouts for each target. The loss is the surprise in scaled units."""
+    """A head of `width` readouts for each target. The loss is the surprise in scaled units.
 
-    def __init__(self, units: int, targets: int, width: int) -> None:
+    The formulas are those of the transformed targets, where targets are transformed. Then they are stored
+    beside the outputs in the data's units, and the surprise is computed of them.
+    """
+
+    outputs_in_data_units: ClassVar[tuple[str, ...]]
+    """The outputs of a prediction of transformed targets."""
+    stored_names: ClassVar[dict[str, str]]
+    """The names under which the values of such a prediction that are in transformed units are stored."""
+
+    def __init__(self, units: int, targets: Sequence[Transform | None], width: int) -> None:
+        """Takes the transform of each target, or None."""
         super().__init__()
         self.width = width
-        self.readout = nn.Linear(units, width * targets)
+        if any(targets):
+            self.transforms, self.outputs = tuple(targets), self.outputs_in_data_units
+        self.readout = nn.Linear(units, width * len(targets))
         nn.init.zeros_(self.readout.bias)
 
     def read_out(self, ops: Ops, hidden: Any) -> list[Any]:
@@ -88,6 +112,17 @@ class NumberHead(Head):
         )
         return ops.split(ops.linear(hidden, weight, bias), self.width)
 
+    def in_data_units(self, ops: Ops, prediction: Mapping[str, Any]) -> dict[str, Any]:
+        parameters = {self.stored_names.get(name, name): value for name, value in prediction.items()}
+        return parameters | self.back_transform(ops, prediction)
+
+    def back_transform(self, ops: Ops, prediction: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the outputs in the data's units of an absolute prediction in transformed units."""
+        raise NotImplementedError
+
+    def in_transformed_units(self, prediction: Mapping[str, Any]) -> dict[str, Any]:
+        return {**prediction, **{name: prediction[stored] for name, stored in self.stored_names.items()}}
+
     def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         prediction = self.predict(_torch, self.read_out(_torch, hidden), TargetScale.identity(targets))
         value = self.surprise(_torch, prediction, prediction, targets)
@@ -96,11 +131,16 @@ class NumberHead(Head):
 
 
 class Point(NumberHead):
-    """A number. mae: the conditional median, robust to outliers; mse: the mean; huber: between them (delta 1)."""
+    """A number. mae: the conditional median, robust to outliers; mse: the mean; huber: between them (delta 1).
 
-    outputs = location_outputs = ("point",)
+    Of a transformed target it is the inverse of that number: the median, with mse if the noise is symmetric in
+    transformed units.
+    """
 
-    def __init__(self, units: int, targets: int, loss: str) -> None:
+    outputs = outputs_in_data_units = location_outputs = ("point",)
+    stored_names: ClassVar = {"point": "location"}
+
+    def __init__(self, units: int, targets: Sequence[Transform | None], loss: str) -> None:
         super().__init__(units, targets, 1)
         self._loss = loss
         scores: dict[str, Score] = {
@@ -114,6 +154,9 @@ class Point(NumberHead):
         assert scale is not None
         point, unit = ops.fuse_linear([readouts[0] * scale.std + scale.mean, readouts[0] * 0.0 + scale.std])
         return {"point": point, "unit": unit}
+
+    def back_transform(self, ops: Ops, prediction: Mapping[str, Any]) -> dict[str, Any]:
+        return {"point": transforms.inverse(ops, self.transforms, prediction["point"])}
 
     def surprise(self, ops: Ops, previous: Mapping[str, Any], current: Mapping[str, Any], actual: Any) -> Any:
         del current
@@ -131,12 +174,17 @@ class Point(NumberHead):
 
 
 class Gaussian(NumberHead):
-    """Mean and standard deviation. The surprise is the negative log-likelihood in nats."""
+    """Mean and standard deviation. The surprise is the negative log-likelihood in nats.
+
+    Of a transformed target they are the location and the scale, and the mean is that of its values.
+    """
 
     outputs, location_outputs = ("mean", "std"), ("mean",)
+    outputs_in_data_units = ("mean", "location", "scale")
+    stored_names: ClassVar = {"mean": "location", "std": "scale"}
     score = "negative_log_likelihood"
 
-    def __init__(self, units: int, targets: int) -> None:
+    def __init__(self, units: int, targets: Sequence[Transform | None]) -> None:
         super().__init__(units, targets, 2)
 
     def predict(self, ops: Ops, readouts: Sequence[Any], scale: TargetScale | None) -> dict[str, Any]:
@@ -144,6 +192,9 @@ class Gaussian(NumberHead):
         mean, free = ops.fuse_linear([readouts[0] * scale.std + scale.mean, readouts[1]])
         log_std = ops.clip(free, -LOG_BOUND, LOG_BOUND) + scale.log_std
         return {"mean": mean, "std": ops.exp(log_std), "log_std": log_std}
+
+    def back_transform(self, ops: Ops, prediction: Mapping[str, Any]) -> dict[str, Any]:
+        return {"mean": transforms.mean(ops, self.transforms, prediction["mean"], prediction["std"])}
 
     def surprise(self, ops: Ops, previous: Mapping[str, Any], current: Mapping[str, Any], actual: Any) -> Any:
         del current
@@ -161,14 +212,19 @@ class StudentT(NumberHead):
     The degrees of freedom are one learnt parameter for each target, not a function of the hidden state: their
     normaliser needs the log-gamma function, which ONNX does not have, and they describe the noise rather than the
     step.
+
+    Under a logarithm a variable with the tails of Student's t has no finite mean: of a transformed target the
+    prediction is the median.
     """
 
     outputs, location_outputs = ("mean", "scale", "df"), ("mean",)
+    outputs_in_data_units = ("median", "location", "scale", "df")
+    stored_names: ClassVar = {"mean": "location"}
     score = "negative_log_likelihood"
 
-    def __init__(self, units: int, targets: int) -> None:
+    def __init__(self, units: int, targets: Sequence[Transform | None]) -> None:
         super().__init__(units, targets, 2)
-        self.free = nn.Parameter(torch.full((targets,), 5.0))
+        self.free = nn.Parameter(torch.full((len(targets),), 5.0))
 
     @property
     def df(self) -> Tensor:
@@ -181,6 +237,9 @@ class StudentT(NumberHead):
         mean, free, df = ops.fuse_linear([readouts[0] * scale.std + scale.mean, readouts[1], df])
         log_scale = ops.clip(free, -LOG_BOUND, LOG_BOUND) + scale.log_std
         return {"mean": mean, "scale": ops.exp(log_scale), "df": df, "log_scale": log_scale}
+
+    def back_transform(self, ops: Ops, prediction: Mapping[str, Any]) -> dict[str, Any]:
+        return {"median": transforms.inverse(ops, self.transforms, prediction["mean"])}
 
     def surprise(self, ops: Ops, previous: Mapping[str, Any], current: Mapping[str, Any], actual: Any) -> Any:
         """Returns -log of the density of Student's t with location and scale."""
@@ -203,10 +262,11 @@ class Quantiles(NumberHead):
     levels are added (Gneiting and Ranjan 2011), and stands in for the likelihood, which quantiles do not have.
     """
 
-    outputs = location_outputs = ("median", "quantiles")
+    outputs = outputs_in_data_units = location_outputs = ("median", "quantiles")
+    stored_names: ClassVar = {"quantiles": "transformed_quantiles"}
     score = "scaled_quantile_loss"
 
-    def __init__(self, units: int, targets: int, levels: tuple[float, ...]) -> None:
+    def __init__(self, units: int, targets: Sequence[Transform | None], levels: tuple[float, ...]) -> None:
         """Takes levels in rising order, with 0.5 among them."""
         super().__init__(units, targets, len(levels))
         self.levels, self._middle = levels, levels.index(0.5)
@@ -234,6 +294,11 @@ class Quantiles(NumberHead):
     def shift(self, ops: Ops, prediction: Mapping[str, Any], level: Any) -> dict[str, Any]:
         median, quantiles = (ops.like(prediction[name], level) for name in self.location_outputs)
         return {**prediction, "median": median + level, "quantiles": quantiles + ops.stack([level])}
+
+    def back_transform(self, ops: Ops, prediction: Mapping[str, Any]) -> dict[str, Any]:
+        quantiles = [ops.element(prediction["quantiles"], index) for index in range(self.width)]
+        quantiles = ops.split(transforms.inverse(ops, self.transforms * self.width, ops.join(quantiles)), self.width)
+        return {"median": quantiles[self._middle], "quantiles": ops.stack(quantiles)}
 
     def surprise(self, ops: Ops, previous: Mapping[str, Any], current: Mapping[str, Any], actual: Any) -> Any:
         del current
@@ -407,23 +472,39 @@ def stored_prediction(ops: Ops, head: Head, prediction: Mapping[str, Any], scale
     """Returns the values of a prediction that a session stores: absolute, and the locations relative to a level too.
 
     The surprise is computed relative to the level, because a small difference added to a high level loses its last
-    digits. In double precision it does not lose them, and the locations are absolute.
+    digits. In double precision it does not lose them, and the locations are absolute. Where targets are transformed,
+    the values in the data's units are stored beside those in transformed units.
     """
-    if scale is None or (scale.level is None and scale.offset is None):
-        return dict(prediction)
-    if scale.offset is not None:
-        return head.shift(ops, prediction, scale.offset)
-    near = {f"{NEAR}{name}": prediction[name] for name in head.location_outputs}
-    return head.shift(ops, prediction, scale.level) | near
+    absolute, near = dict(prediction), dict[str, Any]()
+    if scale is not None and scale.offset is not None:
+        absolute = head.shift(ops, prediction, scale.offset)
+    elif scale is not None and scale.level is not None:
+        near = {f"{NEAR}{name}": prediction[name] for name in head.location_outputs}
+        absolute = head.shift(ops, prediction, scale.level)
+    return (head.in_data_units(ops, absolute) if head.transforms else absolute) | near
 
 
-def scored_prediction(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a stored prediction as the surprise reads it: relative to the level where there is one."""
-    return {**stored, **{name.removeprefix(NEAR): value for name, value in stored.items() if name.startswith(NEAR)}}
+def surprise(
+    ops: Ops, head: Head, stored: Mapping[str, Any], current: Mapping[str, Any], actual: Any, level: Any = None
+) -> Any:
+    """Returns the score of the actual values (..., targets), in transformed units, under a stored prediction.
+
+    The prediction is read relative to the level where there is one. level: the level before each step. A likelihood of
+    transformed values becomes that of the values: models are comparable whatever their transforms are.
+    """
+    near = {name.removeprefix(NEAR): value for name, value in stored.items() if name.startswith(NEAR)}
+    previous = (head.in_transformed_units(stored) if head.transforms else dict(stored)) | near
+    scores = head.surprise(ops, previous, current, actual if level is None else actual - level)
+    if head.transforms and head.score == "negative_log_likelihood":
+        scores = scores + transforms.log_derivative(ops, head.transforms, actual)
+    return scores
 
 
-def number_head(model: Model, targets: int) -> NumberHead:
-    """Returns the head for numbers that the configuration names. Raises ValueError for a head of categories."""
+def number_head(model: Model, targets: Sequence[Transform | None]) -> NumberHead:
+    """Returns the head for numbers that the configuration names. Raises ValueError for a head of categories.
+
+    targets: the transform of each target.
+    """
     match model.head:
         case "point":
             return Point(model.units, targets, model.loss)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from onward.model import transforms
 from onward.model.manifest import Feature
 from onward.training.config import Model
 from onward.training.network.ops import Ops
@@ -93,6 +94,7 @@ class TrainingStatistics(nn.Module):
 class InputLayer(nn.Module):
     """Turns raw values into the input of the first recurrent layer.
 
+    `transform` comes first; the statistics, the levels and the scale of predictions are in transformed units.
     Differenced numbers are replaced by their differences first; a prediction of the next difference is added to the
     last value. Fixed numbers are scaled by the training part's statistics, streaming ones by those of the session so
     far. Streaming are the observed numbers of a model whose scaling is `causal` or `mean`; future covariates and static
@@ -116,6 +118,7 @@ class InputLayer(nn.Module):
         self.streaming = [i for i in numbers if model.scaling != "fixed" and features[i].role == "observed"]
         self.fixed = [i for i in numbers if i not in self.streaming]
         self.differenced = [i for i in numbers if features[i].name in differenced]
+        self.transforms = tuple(feature.transform for feature in features)
         self.masked = [i for i in numbers if features[i].nullable]
         self.running = (
             RunningStatistics(model.scaling, memory(model.half_life), bool(set(self.streaming) & set(self.masked)))
@@ -191,8 +194,12 @@ class InputLayer(nn.Module):
         is_differenced = torch.tensor([float(i in self.differenced) for i in targets], device=mean.device)
         return TargetScale(mean * (1 - is_differenced), std, std.log(), mean * is_differenced)
 
+    def transform(self, ops: Ops, raw: Any) -> Any:
+        """Returns raw values in transformed units, in which all else of the network computes."""
+        return transforms.forward(ops, self.transforms, raw)
+
     def scale_numbers(self, ops: Ops, raw: Any, targets: Sequence[int]) -> ScaledNumbers:
-        """Returns the scaled numbers and masks. `targets` are the columns of the targets that are numbers."""
+        """Returns the scaled numbers and masks of `transform`; `targets` are the columns of the number targets."""
         terms: list[Any] = []
         scale, level, previous_level = None, None, None
         if self.differenced:

@@ -69,6 +69,8 @@ class Layer(Protocol):
 class Prepared:
     """A sequence as the network reads it, and the scale of its predictions."""
 
+    values: Tensor
+    """The values in transformed units: (time, batch, features)."""
     inputs: Tensor
     """Scaled numbers and masks, then categories as indices: (time, batch, read)."""
     target_scale: TargetScale | None
@@ -109,7 +111,7 @@ class Network(nn.Module):
                     model, target, counts, self.input_layer.table(target) if model.tied else None
                 )
         else:
-            self.head = heads.number_head(model, len(signature.targets))
+            self.head = heads.number_head(model, [signature.features[i].transform for i in signature.number_columns])
         for index, layer in enumerate(self.layers):
             initialise(cast("nn.RNNBase", layer), model.cell, first=index == 0)
 
@@ -122,9 +124,10 @@ class Network(nn.Module):
     @torch.no_grad()
     def prepare(self, raw: Tensor) -> Prepared:
         """Scales raw values (time, batch, features), which start at the sequences' beginning."""
-        numbers = self.input_layer.scale_numbers(_torch, raw, self.signature.number_columns)
-        inputs = torch.cat([*numbers.terms, raw[..., self.input_layer.categories].float()], dim=-1)
-        return Prepared(inputs, numbers.target_scale, numbers.previous_level)
+        values = self.input_layer.transform(_torch, raw)
+        numbers = self.input_layer.scale_numbers(_torch, values, self.signature.number_columns)
+        inputs = torch.cat([*numbers.terms, values[..., self.input_layer.categories].float()], dim=-1)
+        return Prepared(values, inputs, numbers.target_scale, numbers.previous_level)
 
     def forward(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         """Returns the top layer's hidden state (time, batch, units) and the last state. inputs: (time, batch, read)."""

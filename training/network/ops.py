@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 Update = Callable[[Any, Any, Sequence[Any], Sequence[Any]], list[Any]]
@@ -44,6 +45,9 @@ class Ops(Protocol):
 
     def constant(self, name: str, value: Tensor) -> Any:
         """Returns a constant of the value's own dtype."""
+
+    def numbers(self, name: str, values: NDArray[np.floating[Any]]) -> Any:
+        """Returns a constant vector."""
 
     def exp(self, x: Any) -> Any: ...
     def log(self, x: Any) -> Any: ...
@@ -130,6 +134,10 @@ class TorchOps:
     def constant(self, name: str, value: Tensor) -> Tensor:
         del name
         return value
+
+    def numbers(self, name: str, values: NDArray[np.floating[Any]]) -> Tensor:
+        del name
+        return torch.from_numpy(values)
 
     def exp(self, x: Tensor) -> Tensor:
         return x.exp()

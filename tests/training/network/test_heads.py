@@ -42,7 +42,9 @@ def density(head: NumberHead, location: float, log_scale: float) -> float:
 
 
 @pytest.mark.parametrize(("location", "log_scale"), [(0.0, 0.0), (3.0, 1.5), (-2.0, -1.0)])
-@pytest.mark.parametrize("head", [plain(Gaussian(2, 1)), plain(StudentT(2, 1))], ids=["gaussian", "student_t"])
+@pytest.mark.parametrize(
+    "head", [plain(Gaussian(2, [None])), plain(StudentT(2, [None]))], ids=["gaussian", "student_t"]
+)
 def test_likelihoods_integrate_to_one(head: NumberHead, location: float, log_scale: float) -> None:
     """exp(-loss) is a density, for any location and scale."""
     assert density(head, location, log_scale) == pytest.approx(1.0, abs=1e-6)
@@ -50,7 +52,7 @@ def test_likelihoods_integrate_to_one(head: NumberHead, location: float, log_sca
 
 def test_student_t_is_students_formula() -> None:
     """The density at 3 degrees of freedom is Student's: (1 + t^2/3)^-2 * 2 / (pi sqrt 3)."""
-    head = plain(StudentT(2, 1)).double()
+    head = plain(StudentT(2, [None])).double()
     head.free.data.fill_(math.log(math.expm1(1.0)))
     assert float(head.df.detach()) == pytest.approx(3.0)
     t = torch.tensor([[-2.0], [0.0], [5.0]], dtype=torch.float64)
@@ -61,7 +63,7 @@ def test_student_t_is_students_formula() -> None:
 
 def test_degrees_of_freedom_are_learnt() -> None:
     """The loss has a gradient for the degrees of freedom, though they are constants in the graph."""
-    head = plain(StudentT(4, 2))
+    head = plain(StudentT(4, [None] * 2))
     head.loss(torch.zeros(4, 4), torch.full((4, 2), 3.0)).sum().backward()  # type: ignore[no-untyped-call]
     assert head.free.grad is not None
     assert bool((head.free.grad != 0).all())
@@ -70,7 +72,7 @@ def test_degrees_of_freedom_are_learnt() -> None:
 @pytest.mark.parametrize("levels", [(0.5,), (0.1, 0.5, 0.9), (0.01, 0.2, 0.3, 0.5, 0.99), (0.5, 0.6)])
 def test_quantiles_never_cross(levels: tuple[float, ...]) -> None:
     """Quantiles rise with their levels for any readouts, and the median is one of them."""
-    head, generator = Quantiles(8, 3, levels), torch.Generator().manual_seed(1)
+    head, generator = Quantiles(8, [None] * 3, levels), torch.Generator().manual_seed(1)
     readouts = torch.randn(500, 3, len(levels), generator=generator) * 20
     prediction = head.predict(
         TorchOps(), readouts.unbind(-1), TargetScale(torch.zeros(3), torch.ones(3), torch.zeros(3))
@@ -85,7 +87,7 @@ def test_the_quantile_loss_is_least_at_the_quantile() -> None:
     for level in (0.1, 0.5, 0.9):
         best = -math.log(1 - level)
         grid = np.linspace(best - 0.3, best + 0.3, 25)
-        head = plain(Quantiles(1, 1, (0.5,)))
+        head = plain(Quantiles(1, [None], (0.5,)))
         head.levels = (level,)
         losses = [float(head.loss(torch.full((40_000, 1), quantile), draws).detach().mean()) for quantile in grid]
         assert grid[int(np.argmin(losses))] == pytest.approx(best, abs=0.05)
@@ -97,12 +99,12 @@ def test_the_quantile_loss_is_least_at_the_quantile() -> None:
 def test_point_losses(loss: str, expected: list[float]) -> None:
     """The losses are the absolute error, the squared error, and Huber's with delta 1."""
     actual = torch.tensor([[0.0], [-0.5], [3.0]])
-    assert plain(Point(1, 1, loss)).loss(torch.zeros(3, 1), actual).flatten().tolist() == expected
+    assert plain(Point(1, [None], loss)).loss(torch.zeros(3, 1), actual).flatten().tolist() == expected
 
 
 def test_the_configuration_names_the_head() -> None:
     for name, kind in (("point", Point), ("gaussian", Gaussian), ("student_t", StudentT), ("quantiles", Quantiles)):
-        assert isinstance(number_head(Model.model_validate({"head": name}), 2), kind)
+        assert isinstance(number_head(Model.model_validate({"head": name}), [None, None]), kind)
 
 
 @pytest.mark.parametrize(
