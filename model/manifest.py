@@ -119,6 +119,9 @@ class Feature(Frozen):
     kind: Literal["number", "category"] = "number"
     role: Literal["observed", "known", "static"] = "observed"
     """Observed at its step; known in advance, such as the hour; or constant over a session."""
+    lead: Literal[0, 1] = 0
+    """The number of steps by which a value is ahead of the others of its step: with 1 it is the value at the step that
+    is predicted, so that a client sends the plan for tomorrow with what was observed today."""
     nullable: bool = False
     """True if values may be missing; the model receives a mask of them."""
     formula: str | None = None
@@ -155,6 +158,8 @@ class Feature(Frozen):
             raise ValueError(f"feature {self.name!r}: a number is neither unknown nor cut from a text")
         if self.kind == "category" and self.transform:
             raise ValueError(f"feature {self.name!r}: a category has no transform")
+        if self.lead and self.role != "known":
+            raise ValueError(f"feature {self.name!r}: only a feature that is known in advance can have a lead")
         return self
 
 

@@ -79,6 +79,12 @@ class Data(TableSettings, Section):
     known: Annotated[
         tuple[str, ...], Field(strict=False, description="features whose future values are known in advance")
     ] = ()
+    lead: Annotated[
+        Literal[0, 1],
+        Field(
+            description="1: a step has the future covariates and the calendar of the step that is predicted; 0: its own"
+        ),
+    ] = 1
     static: Annotated[
         tuple[str, ...], Field(strict=False, description="features that are constant within a series")
     ] = ()
@@ -134,7 +140,7 @@ class Data(TableSettings, Section):
         for key in ("targets", "features", "categories", "known", "static", "missing", "changes", "calendar"):
             columns = getattr(self, key) or ()
             if len(set(columns)) != len(columns):
-                raise ValueError(f"{key} names {'a cycle' if key == 'calendar' else 'a column'} twice")
+                raise ValueError(f"{key} names {'a feature' if key == 'calendar' else 'a column'} twice")
             unread = [column for column in columns if column not in self.columns]
             if unread and key in ("categories", "known", "static", "missing", "changes"):
                 raise ValueError(f"{key} are features: {', '.join(unread)} is none")
@@ -219,6 +225,14 @@ class Data(TableSettings, Section):
         """The features that are read as differences, of their transforms where they have one."""
         relative = [name for name, kind in self.transforms.items() if kind == "relative"]
         return tuple(dict.fromkeys((*self.changes, *relative)))
+
+    @property
+    def ahead(self) -> tuple[str, ...]:
+        """The features with a lead of one step, the calendar only if its times are regular.
+
+        A label is of the step itself, and so are the features from which it is predicted.
+        """
+        return (*self.known, *self.derived) if self.lead and not self.label else ()
 
     @property
     def derived(self) -> tuple[str, ...]:

@@ -5,13 +5,13 @@ steps on the clock although they differ in seconds, at the ends of months and wh
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-Unit = Literal["", "second", "day", "business day", "month"]
+Unit = Literal["", "second", "day", "business day", "month", "month end"]
 
 REGULAR = 0.5
 """The share of the steps of regular times that equal the interval, at the least."""
@@ -63,6 +63,8 @@ class Interval:
                 if count >= seconds and count % seconds == 0:
                     count, unit = count / seconds, name  # type: ignore[assignment]
                     break
+        elif unit == "month end":
+            unit = "month"
         amount = f"{count:.12g}"
         return f"{amount} {unit}{'' if count == 1 else 's'}" if unit else amount
 
@@ -76,7 +78,7 @@ class Interval:
         """Returns the interval of a setting. Raises ValueError."""
         if isinstance(setting, str):
             count, _, unit = setting.partition(" ")
-            if unit not in ("day", "business day", "month") or not count.isdecimal() or not int(count):
+            if unit not in get_args(Unit)[2:] or not count.isdecimal() or not int(count):
                 raise ValueError(f"{setting!r} is no interval such as 3600, '1 day', '1 business day' or '1 month'")
             return Interval(int(count), unit)  # type: ignore[arg-type]
         if not setting > 0:
@@ -114,6 +116,14 @@ class Sampling:
     exact: bool
     share: float
     """The share of the steps that equal the interval."""
+
+
+def given(setting: float | str, frame: pl.DataFrame, axis: TimeAxis) -> Sampling:
+    """Returns the interval of a setting; months between times that are ends of months end there. Raises ValueError."""
+    interval = Interval.parse(setting, temporal=frame[axis.time].dtype.is_temporal())
+    if interval.unit == "month" and _unit(frame, axis) == "month end":
+        interval = Interval(interval.count, "month end")
+    return Sampling(interval, exact=True, share=1.0)
 
 
 def find(frame: pl.DataFrame, axis: TimeAxis) -> Sampling | None:
@@ -167,9 +177,10 @@ def _unit(frame: pl.DataFrame, axis: TimeAxis) -> Unit:
     days = _differences(frame, axis, "day")
     days = days[days > 0]
     common = most_common(days, 1e-6)[0] if days.size else 0.0
-    months_end = (clock.dt.month_end() == clock).all()
-    if common >= 28 and (months_end or clock.dt.day().n_unique() == 1):
+    if common >= 28 and clock.dt.day().n_unique() == 1:
         return "month"
+    if common >= 28 and (clock.dt.month_end() == clock).all():
+        return "month end"
     if common == 1 and clock.len() >= 10 and (clock.dt.weekday() <= 5).all():
         return "business day"
     return "day"
@@ -191,7 +202,7 @@ def _positions(frame: pl.DataFrame, axis: TimeAxis, unit: Unit) -> pl.Series:
     if unit == "second":
         return time.cast(_as_datetime(time)).to_physical()
     clock = axis.wall_clock(frame)
-    if unit == "month":
+    if unit in ("month", "month end"):
         return clock.dt.year().cast(pl.Int64) * 12 + clock.dt.month()
     if unit == "business day":
         weeks = clock.dt.truncate("1w").to_physical() // (7 * 86_400_000_000)
@@ -206,11 +217,9 @@ def _on_calendar(clock: pl.Series, steps: pl.Series, unit: Unit) -> pl.Series:
         "day": pl.col("clock") + pl.duration(days=pl.col("steps")),
         "business day": pl.col("clock").dt.add_business_days("steps", roll="forward"),
         "month": pl.col("clock").dt.offset_by(pl.format("{}mo", pl.col("steps"))),
+        "month end": pl.col("clock").dt.offset_by(pl.format("{}mo", pl.col("steps"))).dt.month_end(),
     }[unit]
-    result = frame.select(moved.alias("moved"))["moved"]
-    if unit == "month" and (clock.dt.month_end() == clock).all():
-        return result.dt.month_end()
-    return result
+    return frame.select(moved.alias("moved"))["moved"]
 
 
 def _as_datetime(values: pl.Series) -> pl.Datetime:

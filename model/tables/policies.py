@@ -215,10 +215,9 @@ def _sampling(file: str, frame: pl.DataFrame, axis: TimeAxis, setting: float | s
     if setting is None:
         return intervals.find(frame, axis)
     try:
-        interval = Interval.parse(setting, temporal=frame[axis.time].dtype.is_temporal())
+        return intervals.given(setting, frame, axis)
     except ValueError as error:
         raise DataError(f"{file}: data.interval: {error}") from error
-    return Sampling(interval, exact=True, share=1.0)
 
 
 def _mean(name: str) -> pl.Expr:

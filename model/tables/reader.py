@@ -11,17 +11,19 @@ from typing import IO
 
 import polars as pl
 
-from onward.model.calendar import WRITTEN
+from onward.model.calendar import NEEDS_TIME_OF_DAY, WRITTEN
 from onward.model.errors import DataError
 from onward.model.tables import text_files, times
 from onward.model.tables.cells import TIME_CELLS, Column, NdjsonParser, Parser, TextParser, TypedCells, require_columns
-from onward.model.tables.intervals import TimeAxis
-from onward.model.tables.refusals import Refusal, Refusals
+from onward.model.tables.intervals import Interval, TimeAxis
+from onward.model.tables.refusals import NAMED_ROWS, Refusal, Refusals
 from onward.model.tables.settings import TableSettings
 from onward.model.tables.text_files import Decoder, Format, Records
 
 ROW, SERIES, CLOCK = "__row of the file", "__series of the row", "__clock of the row"
 """Columns of the frame: the number of the row in the file from 1 on, its series, and the clock as it was written."""
+LEAD_ROW = "__row of the values ahead"
+"""A column of a frame whose values have a lead: the number of the row that they are from."""
 
 STREAM = "standard input"
 
@@ -41,13 +43,14 @@ class Rows:
     found: Mapping[str, str] = field(default_factory=dict)
     dates_only: bool = False
 
-    def with_calendar(self, frame: pl.DataFrame) -> pl.DataFrame:
+    def with_calendar(self, frame: pl.DataFrame, lead: Interval | None = None) -> pl.DataFrame:
         """Returns the frame, which has this one's columns and other rows, with the calendar features of its times.
 
-        Raises DataError if the times have no such cycles.
+        lead: the interval after which the predicted step is, if the features are those of its time. Raises DataError
+        if the times have no such features.
         """
-        cycles, name = self.settings.calendar, self.settings.time_name
-        if not cycles or self.axis is None or name is None:
+        entries, name = self.settings.calendar, self.settings.time_name
+        if not entries or self.axis is None or name is None:
             return frame
         kind = frame.schema[self.axis.time]
         if not isinstance(kind, pl.Datetime):
@@ -55,14 +58,17 @@ class Rows:
                 f"{self.name}: column {name}: a calendar needs dates or times, as 2012-01-31T12:00:00, not {kind}; "
                 'seconds since 1970 are times with data.time_format = "%s"'
             )
-        if self.dates_only and (of_day := [cycle for cycle in cycles if cycle in ("hour", "day")]):
+        if self.dates_only and (of_day := [entry for entry in entries if entry in NEEDS_TIME_OF_DAY]):
             raise DataError(
-                f"{self.name}: column {name}: the cycle {' and '.join(of_day)} needs a time of day; the column has "
+                f"{self.name}: column {name}: calendar {' and '.join(of_day)} needs a time of day; the column has "
                 "only dates"
             )
-        clock = None if self.axis.clock is None else frame[self.axis.clock]
+        axis = {column: frame[column] for column in (self.axis.time, self.axis.clock) if column is not None}
+        if lead is not None:
+            axis |= lead.times_after(frame, self.axis, pl.Series([1]).new_from_index(0, frame.height))
         zone = None if self.settings.time_zone == WRITTEN else self.settings.time_zone
-        columns = times.calendar_columns(name, cycles, times.clock_seconds(frame[self.axis.time], clock, zone))
+        clock = times.clock_seconds(axis[self.axis.time], axis.get(self.axis.clock or ""), zone)
+        columns = times.calendar_columns(name, entries, clock)
         if taken := [column.name for column in columns if column.name in frame.columns]:
             raise DataError(f"{self.name}: column {taken[0]} has the name of a calendar feature; rename the column")
         return frame.with_columns(columns)
@@ -214,8 +220,8 @@ class _Assembly:
         """Returns the rows of the frame, which follow those of the last call. Raises DataError."""
         first_row, self._rows = self._rows + 1, self._rows + frame.height
         self.read_times(frame, first_row)
-        self._refuse_missing(frame, first_row)
         rows = pl.int_range(first_row, first_row + frame.height, dtype=pl.Int64, eager=True).alias(ROW)
+        refuse_missing(self.name, self.columns, frame, rows)
         columns = {column: frame[column] for column in frame.columns if column != TIME_CELLS}
         if self._parser is None:
             return Rows(self.name, pl.DataFrame(columns | {ROW: rows}), None, self.settings, found)
@@ -249,16 +255,21 @@ class _Assembly:
         time_axis = TimeAxis(ROW, label, SERIES if SERIES in columns else None, CLOCK if clock is not None else None)
         return Rows(self.name, frame, time_axis, settings, found, parsed.dates_only)
 
-    def _refuse_missing(self, frame: pl.DataFrame, first_row: int) -> None:
-        for column in self.columns:
-            cells = frame[column.name]
-            if column.nullable or not cells.null_count():
-                continue
-            if cells.null_count() == len(cells):
-                raise DataError(
-                    f"{self.name}: column {column.file_name}: has no value in any of {len(cells):,} rows: all of its "
-                    "cells are empty, or among data.missing_values"
-                )
-            refusal = Refusal(self.name, column.file_name)
-            refusal.add(cells.is_null().arg_true().to_list(), [""] * len(cells), first_row)
-            raise refusal.error("no value", "in training, list a feature that may be missing under data.missing")
+
+def refuse_missing(name: str, columns: Sequence[Column], frame: pl.DataFrame, rows: pl.Series) -> None:
+    """Raises DataError for a missing value in a column that is not nullable. rows: the numbers of the frame's rows."""
+    for column in columns:
+        cells = frame[column.name]
+        if column.nullable or not cells.null_count():
+            continue
+        if cells.null_count() == len(cells) > 1:
+            raise DataError(
+                f"{name}: column {column.file_name}: has no value in any of {len(cells):,} rows: all of its "
+                "cells are empty, or among data.missing_values"
+            )
+        refusal = Refusal(name, column.file_name)
+        refused = rows.filter(cells.is_null()).sort()
+        for row in refused.head(NAMED_ROWS):
+            refusal.add([0], [""], row)
+        refusal.count = len(refused)
+        raise refusal.error("no value", "in training, list a feature that may be missing under data.missing")

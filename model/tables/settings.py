@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from onward.model.calendar import Cycle
+from onward.model.calendar import Entry
 
 
 class TableSettings(BaseModel):
@@ -44,7 +44,11 @@ class TableSettings(BaseModel):
         Field(description='zone of the clock, as Europe/Berlin; "written": the clock as written, which is the default'),
     ] = None
     calendar: Annotated[
-        tuple[Cycle, ...], Field(strict=False, description="cycles of the time whose phase the model reads")
+        tuple[Entry, ...],
+        Field(
+            strict=False,
+            description="features of the time that the model reads: phases of cycles, parts as categories, a trend",
+        ),
     ] = ()
     duplicates: Annotated[
         Literal["refuse", "first", "last", "mean"],
@@ -59,11 +63,11 @@ class TableSettings(BaseModel):
     ] = "sort"
     interval: Annotated[
         Annotated[float, Field(gt=0, allow_inf_nan=False, strict=False)]
-        | Annotated[str, Field(pattern=r"^[1-9]\d* (day|business day|month)$")]
+        | Annotated[str, Field(pattern=r"^[1-9]\d* (day|business day|month|month end)$")]
         | None,
         Field(
-            description="time between rows: seconds, units of a time that is a number, or as 1 day, 1 business day or "
-            "1 month; by default found"
+            description="time between rows: seconds, units of a time that is a number, or as 1 day, 1 business day, "
+            "1 month or 1 month end; by default found"
         ),
     ] = None
 

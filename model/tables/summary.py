@@ -41,10 +41,14 @@ class Summary:
     extremes: Mapping[str, Extremes]
     short_series: str = ""
     """The series that are left out or are in the training part as a whole because they are short, in words."""
+    future_rows: int = 0
+    """The number of further rows that only give future covariates."""
 
     def facts(self) -> dict[str, str]:
         """Returns each fact by its label."""
         facts = {"rows": f"{self.rows:,}"}
+        if self.future_rows:
+            facts["future rows"] = f"{self.future_rows:,} more at the ends, without targets"
         if self.series is not None:
             shortest, longest = self.lengths
             length = f"{shortest:,}" if shortest == longest else f"{shortest:,} to {longest:,}"
@@ -112,6 +116,7 @@ def summarise(
     findings: Findings,
     duplicates: Duplicates = "refuse",
     gaps: Gaps = "ignore",
+    future_rows: int = 0,
 ) -> Summary:
     """Returns the summary of the rows of a file.
 
@@ -134,6 +139,7 @@ def summarise(
         missing={name: count for name in columns if (count := frame[name].null_count())},
         constant=_constants(frame, columns),
         extremes={name: found for name, found in apart.items() if found},
+        future_rows=future_rows,
     )
 
 

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from onward.model.errors import DataError
 from onward.model.tables import policies, reader
 from onward.model.tables.cells import Column
-from onward.model.tables.intervals import TimeAxis
+from onward.model.tables.intervals import Interval, TimeAxis
 from onward.model.tables.policies import Findings
-from onward.model.tables.reader import ROW, SERIES, Rows
+from onward.model.tables.reader import LEAD_ROW, ROW, SERIES, Rows
 from onward.model.tables.refusals import Refusal
 from onward.model.tables.settings import TableSettings
 from onward.model.tables.summary import Summary
@@ -42,6 +42,10 @@ class Table:
     found: Mapping[str, str]
     """Words for what was found in the file, and not set."""
     findings: Findings = NO_FINDINGS
+    calendar_lead: Interval | None = None
+    """The interval by which the calendar features are ahead of the time of their row, if they are."""
+    leads: Collection[str] = ()
+    """The columns whose values are from the next row; LEAD_ROW has its number."""
     summary: Summary | None = None
     """The facts about the rows before they were arranged, if they were asked for."""
 
@@ -53,14 +57,12 @@ class Table:
         *,
         events: bool = False,
         constant: Collection[str] = (),
+        calendar_lead: bool = False,
         form: Format | None = None,
     ) -> "Table":
-        """Returns the table in a file or a binary stream. Raises DataError.
-
-        events: rows of one time are different events. constant: columns that are constant within a series.
-        """
+        """Returns the table in a file or a binary stream. Raises DataError. The other parameters are `arrange`'s."""
         rows = reader.read(source, settings, columns, form=form)
-        return arrange(rows, columns, events=events, constant=constant)
+        return arrange(rows, columns, events=events, constant=constant, calendar_lead=calendar_lead)
 
     @property
     def series(self) -> list[str]:
@@ -78,15 +80,20 @@ class Table:
 
     def error_at(self, row: int, column: str, what: str) -> DataError:
         """Returns an error that names the file's row and column. row: the index in `rows`."""
-        return DataError(f"{self.file}: row {self.rows[ROW][row]}, column {self.names.get(column, column)}: {what}")
+        number = self._row_numbers(column)[row]
+        return DataError(f"{self.file}: row {number}, column {self.names.get(column, column)}: {what}")
+
+    def _row_numbers(self, column: str) -> pl.Series:
+        """Returns the rows of the file that the values of a column are from."""
+        return self.rows[LEAD_ROW if column in self.leads else ROW]
 
     def error_at_all(
         self, refused: NDArray[np.bool_], column: str, what: str, hint: str = "", *, quoted: bool = True
     ) -> DataError:
         """Returns an error that counts the refused rows (rows,) and names the first of them with their cells."""
-        rows = self.rows.filter(pl.Series(refused)).sort(ROW)
+        cells = pl.DataFrame({"row": self._row_numbers(column), "cell": self.rows[column]})
         refusal = Refusal(self.file, self.names.get(column, column))
-        for number, cell in zip(rows[ROW].to_list(), rows[column].to_list(), strict=True):
+        for number, cell in cells.filter(pl.Series(refused)).sort("row").iter_rows():
             refusal.add([0], [cell], number)
         return refusal.error(what, hint, quoted=quoted)
 
@@ -109,8 +116,19 @@ class Table:
             raise self.error_at(int(changed.argmax()), column, f"{what} changes within its series")
 
 
-def arrange(rows: Rows, columns: Sequence[Column], *, events: bool = False, constant: Collection[str] = ()) -> Table:
-    """Returns the rows by series and time, as the policies of their settings say. Raises DataError."""
+def arrange(
+    rows: Rows,
+    columns: Sequence[Column],
+    *,
+    events: bool = False,
+    constant: Collection[str] = (),
+    calendar_lead: bool = False,
+) -> Table:
+    """Returns the rows by series and time, as the policies of their settings say. Raises DataError.
+
+    events: rows of one time are different events. constant: columns that are constant within a series. calendar_lead:
+    the calendar features are those of the time one interval later, if the times are regular.
+    """
     settings, findings = rows.settings, NO_FINDINGS
     if rows.axis is None:
         frame, _ = policies.order(rows.name, rows.frame, _in_file_order(rows), "sort")
@@ -129,13 +147,14 @@ def arrange(rows: Rows, columns: Sequence[Column], *, events: bool = False, cons
         )
         if findings.sampling is not None:
             settings = settings.model_copy(update={"interval": findings.sampling.interval.setting})
-    frame = rows.with_calendar(frame)
+    lead = findings.sampling.interval if calendar_lead and findings.sampling and settings.calendar else None
+    frame = rows.with_calendar(frame, lead)
     if SERIES in frame.columns:
         sizes = tuple(frame.group_by(SERIES, maintain_order=True).len()["len"].to_list())
     else:
         sizes = (frame.height,)
     names = {column.name: column.file_name for column in columns}
-    return Table(rows.name, frame, sizes, settings, names, rows.found, findings)
+    return Table(rows.name, frame, sizes, settings, names, rows.found, findings, lead)
 
 
 def _in_file_order(rows: Rows) -> TimeAxis:

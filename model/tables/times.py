@@ -37,6 +37,7 @@ _FIRST_YEAR = 1000
 """Years before this one are two digits that were read as four."""
 
 _DAY = 86_400
+_SECONDS_TO_2000 = 10_957 * _DAY
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -402,23 +403,30 @@ def at_or_after(times: pl.Series, clock: pl.Series | None, zone: str | None, mom
     return _seconds(times) >= (at - _EPOCH).total_seconds()
 
 
-def calendar_columns(name: str, cycles: Sequence[calendar.Cycle], clock: Integers) -> list[pl.Series]:
+def calendar_columns(name: str, entries: Sequence[calendar.Entry], clock: Integers) -> list[pl.Series]:
     """Returns the calendar features of clock times, with the bits of `onward.model.calendar.values`."""
     days, seconds = clock // _DAY, clock % _DAY
     dates = days.astype("datetime64[D]")
-    keys: dict[calendar.Cycle, Integers] = {
+    weekdays = (days + 3) % 7  # 1970-01-01 was a Thursday
+    keys: dict[calendar.Entry, Integers] = {
         "hour": seconds % 3600,
         "day": seconds,
-        "week": (days + 3) % 7 * 24 + seconds // 3600,  # 1970-01-01 was a Thursday
+        "week": weekdays * 24 + seconds // 3600,
         "year": (dates - dates.astype("datetime64[Y]").astype("datetime64[D]")).astype(np.int64),
+        "month_of_year": dates.astype("datetime64[M]").astype(np.int64) % 12 + 1,
+        "day_of_week": weekdays + 1,
+        "hour_of_day": seconds // 3600,
+        "trend": clock - _SECONDS_TO_2000,
     }
-    columns: list[pl.Series] = []
-    names = iter(calendar.names(name, cycles))
-    for cycle in cycles:
-        distinct, indices = _distinct(keys[cycle])
-        waves = np.array([calendar.waves(cycle, key) for key in distinct.tolist()]).reshape(-1, 2)
-        columns += [pl.Series(next(names), waves[indices, wave]) for wave in range(2)]
-    return columns
+    columns: list[NDArray[Any]] = []
+    for entry in entries:
+        if entry in calendar.PHASES:
+            distinct, indices = _distinct(keys[entry])
+            waves = np.array([calendar.waves(entry, key) for key in distinct.tolist()]).reshape(-1, 2)
+            columns += [waves[indices, wave] for wave in range(2)]
+        else:
+            columns.append(keys[entry] if entry in calendar.PARTS else keys[entry] / calendar.YEAR_S)
+    return [pl.Series(*column) for column in zip(calendar.names(name, entries), columns, strict=True)]
 
 
 def _distinct(keys: Integers) -> tuple[Integers, Integers]:

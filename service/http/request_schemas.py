@@ -236,7 +236,8 @@ class Ahead(Body):
         Inputs | None,
         Field(
             description="future covariates: the values of the features that are not predicted, in the model's order, "
-            "at each step that is fed back: at least horizon - 1 steps, at most ONWARD_MAX_HORIZON"
+            "as a step would have them, at each step that is fed back: at least horizon - 1 steps, at most "
+            "ONWARD_MAX_HORIZON. A feature with lead 1 has in each of them its value at the step after it"
         ),
     ] = None
     seed: Seed | None = None

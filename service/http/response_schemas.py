@@ -287,6 +287,13 @@ class FeatureInfo(Body):
     name: str
     kind: Annotated[str, Field(description="number or category")]
     role: Annotated[str, Field(description="observed, known in advance, or static: the same for a whole session")]
+    lead: Annotated[
+        int,
+        Field(
+            description="1: a step has the feature's value at the step that is predicted, such as tomorrow's plan with "
+            "today's observations; 0: the value at the step itself"
+        ),
+    ]
     nullable: Annotated[bool, Field(description="whether null may stand for a missing value")]
     formula: Annotated[str | None, Field(description="how the client computes it, where it is not measured")]
     categories: Annotated[list[str | int], Field(description="what a category may be")]

@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -146,28 +145,8 @@ def _column(
     table: Table, data: Data, name: str, in_training: NDArray[np.bool_], declared: Feature | None
 ) -> tuple[Feature, InputArray]:
     """Returns a feature and its column, (rows,)."""
-    role: Literal["observed", "known", "static"] = "static" if name in data.static else "observed"
-    if name in (*data.known, *data.derived):
-        role = "known"
-    formulas = calendar.formulas(data.time_name or "", data.calendar, table.settings.time_zone)
-    feature = declared or Feature(
-        name=name,
-        role=role,
-        nullable=name in data.missing,
-        formula=formulas.get(name),
-        differenced=name in data.differenced,
-    )
-    if name in data.categories:
-        if declared is None:
-            categories = vocabulary.build(table, name, in_training, data.min_count)
-            feature = Feature(
-                name=name,
-                kind="category",
-                role=role,
-                nullable=name in data.missing,
-                categories=categories,
-                unknown=data.unknown,
-            )
+    feature = declared or _feature(table, data, name, in_training)
+    if feature.kind == "category":
         column: InputArray = vocabulary.encode(
             table, name, feature.categories, unknown=feature.unknown, nullable=feature.nullable
         )
@@ -182,6 +161,37 @@ def _column(
     if feature.role == "static":
         table.require_constant(name, "a static feature")
     return feature, column
+
+
+def _feature(table: Table, data: Data, name: str, in_training: NDArray[np.bool_]) -> Feature:
+    """Returns the feature that a column is for a model which is trained on the table."""
+    if name in data.derived:
+        return _calendar_feature(table, data, name)
+    is_category = name in data.categories
+    return Feature(
+        name=name,
+        kind="category" if is_category else "number",
+        role="static" if name in data.static else "known" if name in data.known else "observed",
+        lead=1 if name in table.leads else 0,
+        nullable=name in data.missing,
+        categories=vocabulary.build(table, name, in_training, data.min_count) if is_category else (),
+        unknown=is_category and data.unknown,
+        differenced=name in data.differenced,
+    )
+
+
+def _calendar_feature(table: Table, data: Data, name: str) -> Feature:
+    time, lead = data.time_name or "", table.calendar_lead
+    interval = None if lead is None else lead.setting
+    categories = calendar.categories(time, data.calendar).get(name, ())
+    return Feature(
+        name=name,
+        kind="category" if categories else "number",
+        role="known",
+        lead=0 if lead is None else 1,
+        formula=calendar.formulas(time, data.calendar, table.settings.time_zone, interval)[name],
+        categories=categories,
+    )
 
 
 def _scales(

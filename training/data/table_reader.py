@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import polars as pl
+
 from onward.model.manifest import Category, Feature
-from onward.model.tables import reader, summary
+from onward.model.tables import leads, reader, summary
 from onward.model.tables.cells import Column, Kind
+from onward.model.tables.leads import Leads
 from onward.model.tables.reader import ROW, SERIES, Rows
 from onward.model.tables.settings import TableSettings
 from onward.model.tables.summary import Summary
@@ -23,15 +26,25 @@ PART = "__part of the series"
 def read(file: Path, data: Data, features: Sequence[Feature] = (), classes: Sequence[Category] = ()) -> Table:
     """Returns the table in `file`, with its summary. Raises DataError.
 
-    features, classes: those of a bundle, whose categories have the types that the columns are read as.
+    features, classes: those of a bundle, whose categories have the types that the columns are read as, and whose leads
+    the columns have. Otherwise the leads are those of the configuration.
     """
     columns = _columns(data, features, classes)
     settings = TableSettings.model_validate({name: getattr(data, name) for name in TableSettings.model_fields})
-    rows = reader.read(file, settings, columns)
     per_series = [data.label] if data.label and data.per == "sequence" else []
     constant = [*data.static, *per_series, *([PART] if data.part else [])]
-    table = arrange(rows, columns, events=data.predicts != "numbers", constant=constant)
-    return replace(table, summary=_summarise(file, rows, data, table))
+    ahead = [feature.name for feature in features if feature.lead] if features else data.ahead
+    leading = Leads(frozenset(ahead) - set(data.derived), frozenset(data.targets))
+    rows = reader.read(file, settings, leading.readable(columns, constant))
+    table = arrange(
+        rows,
+        columns,
+        events=data.predicts != "numbers",
+        constant=constant,
+        calendar_lead=not set(data.derived).isdisjoint(ahead),
+    )
+    led = leads.shift(table, columns, leading)
+    return replace(led.table, summary=_summarise(file, rows, data, table, led.future))
 
 
 def _columns(data: Data, features: Sequence[Feature], classes: Sequence[Category]) -> list[Column]:
@@ -60,10 +73,10 @@ def category_kind(categories: Sequence[Category]) -> Kind:
     return "text" if isinstance(categories[0], str) else "integer"
 
 
-def _summarise(file: Path, rows: Rows, data: Data, table: Table) -> Summary:
+def _summarise(file: Path, rows: Rows, data: Data, table: Table, future: pl.Series) -> Summary:
     return summary.summarise(
         file.name,
-        rows.frame,
+        rows.frame.filter(~pl.col(ROW).is_in(future.implode())) if len(future) else rows.frame,
         row=ROW,
         series=SERIES if data.series else None,
         time=data.time_name,
@@ -73,4 +86,5 @@ def _summarise(file: Path, rows: Rows, data: Data, table: Table) -> Summary:
         findings=table.findings,
         duplicates=data.duplicates,
         gaps=data.gaps,
+        future_rows=len(future),
     )

@@ -99,8 +99,9 @@ def from_bytes(data: bytes) -> History:
 
 def meaning(features: Sequence[Feature]) -> bytes:
     """Returns a digest of what the numbers of a step stand for."""
-    definitions = [
+    definitions: list[tuple[object, ...]] = [
         (feature.name, feature.kind, feature.categories, feature.unknown, feature.nullable, feature.text)
+        + ((feature.lead,) if feature.lead else ())  # so that records from before there were leads keep their digest
         for feature in features
     ]
     return blake2b(repr(definitions).encode(), digest_size=8).digest()

@@ -111,7 +111,7 @@ WEEKDAYS = pl.date_range(date(2024, 1, 1), date(2024, 3, 1), "1d", eager=True)
         (pl.date_range(date(2024, 1, 1), date(2024, 9, 1), "1w", eager=True), Interval(7, "day"), "7 days"),
         (WEEKDAYS.filter(WEEKDAYS.dt.weekday() < 6), Interval(1, "business day"), "1 business day"),
         (MONTHS, Interval(1, "month"), "1 month"),
-        (MONTHS.dt.month_end(), Interval(1, "month"), "1 month"),
+        (MONTHS.dt.month_end(), Interval(1, "month end"), "1 month"),
         (MONTHS[::3].cast(pl.Datetime("us")), Interval(3, "month"), "3 months"),
         (pl.date_range(date(1990, 7, 1), date(2024, 7, 1), "1y", eager=True), Interval(12, "month"), "12 months"),
     ],

@@ -194,7 +194,7 @@ def test_a_time_may_be_in_several_columns() -> None:
 
 def test_the_hour_of_a_date_is_refused() -> None:
     """Dates have no time of day, and numbers no calendar."""
-    with pytest.raises(DataError, match="the cycle day needs a time of day; the column has only dates"):
+    with pytest.raises(DataError, match="calendar day needs a time of day; the column has only dates"):
         (table := rows(["2012-01-31"], calendar=["day"])).with_calendar(table.frame)
     with pytest.raises(DataError, match=r'a calendar needs dates or times.*data\.time_format = "%s"'):
         (table := rows(["5"], calendar=["day"])).with_calendar(table.frame)

@@ -4,6 +4,7 @@ import json
 import math
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -38,12 +39,15 @@ def table(folder: Path, times: list[object], name: str = "t.csv") -> Path:
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
-def test_calendar_features_equal_pythons(tmp_path: Path, name: str) -> None:
-    """The features equal Python's over months that include a leap day, to the second."""
-    settings = Data(path=name, targets=("x",), time="when", calendar=UNITS)
-    (series,) = datasets.load(table(tmp_path, list(TIMES), name), settings).series
+@pytest.mark.parametrize("lead", [0, 1])
+def test_calendar_features_equal_pythons(tmp_path: Path, name: str, lead: Literal[0, 1]) -> None:
+    """The features equal Python's over months that include a leap day, to the second: those of the next step's time."""
+    settings = Data(path=name, targets=("x",), time="when", calendar=UNITS, lead=lead)
+    dataset = datasets.load(table(tmp_path, list(TIMES), name), settings)
     assert settings.inputs == ("x", *calendar.names("when", UNITS))
-    np.testing.assert_allclose(series.values[:, 1:], [expected(time) for time in TIMES], atol=1e-6)
+    assert [feature.lead for feature in dataset.features] == [0, *[lead] * 8]
+    times = [*TIMES[lead:], *[TIMES[-1] + (TIMES[1] - TIMES[0])] * lead]
+    np.testing.assert_allclose(dataset.series[0].values[:, 1:], [expected(time) for time in times], atol=1e-6)
 
 
 def test_each_feature_has_its_formula() -> None:
@@ -60,7 +64,7 @@ def test_each_feature_has_its_formula() -> None:
     ("times", "units", "message"),
     [
         (list(range(50)), ("year",), "column when: a calendar needs dates or times"),
-        ([time.date() for time in TIMES[::4]], ("day",), "column when: the cycle day needs a time of day"),
+        ([time.date() for time in TIMES[::4]], ("day",), "column when: calendar day needs a time of day"),
     ],
 )
 def test_a_column_without_such_a_cycle_is_refused(
@@ -84,7 +88,7 @@ def configuration(folder: Path, *, keys: str) -> Path:
 def test_a_calendar_without_a_time_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="calendar needs a time column"):
         read(configuration(tmp_path, keys='calendar = ["year"]'))
-    with pytest.raises(ConfigError, match="calendar names a cycle twice"):
+    with pytest.raises(ConfigError, match="calendar names a feature twice"):
         read(configuration(tmp_path, keys='time = "when"\ncalendar = ["year", "year"]'))
 
 

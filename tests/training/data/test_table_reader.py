@@ -132,7 +132,7 @@ def test_events_may_share_a_time_and_keep_their_order(tmp_path: Path) -> None:
 def test_what_may_be_missing_is_missing(tmp_path: Path) -> None:
     """An empty cell of a number or of a category stays missing, and no other cell is."""
     text = rows("x", "w", "word", n=20, w={2: "", 19: ""}, word={i: "ab"[i % 2] for i in range(1, 21)} | {4: ""})
-    keys = {"features": ["x", "w", "word"], "missing": ["w", "word"], "categories": ["word"], "known": ["w"]}
+    keys = {"features": ["x", "w", "word"], "missing": ["w", "word"], "categories": ["word"], "known": ["w"], "lead": 0}
     dataset = load(csv(tmp_path, text), **keys)
     values = dataset.series[0].values
     assert np.argwhere(np.isnan(values)).tolist() == [[1, 1], [3, 2], [18, 1]]
@@ -194,7 +194,7 @@ TABLE = {"path": "t.csv", "targets": ["x"]}
 
 DATA_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "a target twice": ({"targets": ["x", "x"]}, "targets names a column twice"),
-    "a cycle twice": ({"time": "t", "calendar": ["day", "day"]}, "calendar names a cycle twice"),
+    "a cycle twice": ({"time": "t", "calendar": ["day", "day"]}, "calendar names a feature twice"),
     "categories unread": ({"categories": ["w"]}, "categories are features: w is none"),
     "known unread": ({"known": ["w"]}, "known are features: w is none"),
     "static unread": ({"static": ["w"]}, "static are features: w is none"),

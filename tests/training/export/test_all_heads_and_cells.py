@@ -30,7 +30,7 @@ CELLS = ("rnn_tanh", "rnn_relu", "lstm", "gru")
 NUMBERS = signature(
     (
         Feature(name="x", nullable=True),
-        Feature(name="hour", role="known", nullable=True),
+        Feature(name="hour", role="known", lead=1, nullable=True),
         Feature(name="y"),
         category("kind", 3, nullable=True),
         Feature(name="place", role="static"),
