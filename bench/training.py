@@ -186,19 +186,17 @@ def solve(
         for layer in network.layers:
             cast("nn.RNNBase", layer).reset_parameters()
     settings = Train(learning_rate=4e-3 if cell != "rnn_tanh" else 1e-3, warmup=100)
-    optimiser, rng = optimisation.adamw(network, settings), np.random.default_rng(0)
+    optimiser, rng = optimisation.AdamW(network, settings), np.random.default_rng(0)
     test = make(np.random.default_rng(1), batch=1000)
     began, steps, done = time.perf_counter(), 0, False
     while not done and steps < MOST:
         for rate in optimisation.learning_rates(settings, epoch=0, steps_before=steps, steps=50, validation=[]):
-            for group in optimiser.param_groups:
-                group["lr"] = rate
             inputs, actual = make(rng)
             loss = (answered(network, inputs, len(actual)) - actual).square().mean()
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimiser.step()
+            optimiser.step(rate)
         steps += 50
         with torch.no_grad():
             predictions = answered(network, test[0], len(test[1]))

@@ -20,7 +20,7 @@ from onward.training.errors import TrainingError
 
 State = dict[str, Any]
 
-FORMAT = 2
+FORMAT = 3
 """The version of the state's layout. It counts up when the names of weights or of the history change."""
 
 _ADVICE = "start anew without --resume"

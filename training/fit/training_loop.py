@@ -29,6 +29,7 @@ from onward.training.errors import TrainingError
 from onward.training.fit import devices, optimisation
 from onward.training.fit.checkpoint import Checkpoint
 from onward.training.fit.devices import Process
+from onward.training.fit.optimisation import AdamW, Optimiser
 from onward.training.fit.progress import Progress
 from onward.training.network.network import Network, State
 
@@ -60,7 +61,8 @@ class History:
         return max(0, len(self.train) - 1 - self.best)
 
 
-EpochCallback = Callable[[History], None]
+EpochCallback = Callable[[History], bool | None]
+"""Receives the history after each epoch; the training ends if it returns true."""
 
 
 def fit(
@@ -81,8 +83,9 @@ def fit(
 
     `quiet` None shows a progress bar on terminals only. With a checkpoint the state after every epoch is written to it;
     `resume` goes on from there, or starts from the beginning if there is none. Started as one of several processes the
-    call trains together with them. `on_epoch_end` receives the history after each epoch; an exception that it raises
-    ends the run. Raises TrainingError where the loss is not finite, or the device or the checkpoint cannot be used.
+    call trains together with them. `on_epoch_end` receives the history after each epoch; the training ends if it
+    returns true, and an exception that it raises ends the run. Raises TrainingError where the loss is not finite, or
+    the device or the checkpoint cannot be used.
     """
     with devices.process_group(settings) as process:
         try:
@@ -96,8 +99,8 @@ def fit(
                     run.train_epoch(progress)
                     if checkpoint and process.first:
                         checkpoint.write(run.state())
-                    if on_epoch_end is not None:
-                        on_epoch_end(history)
+                    if on_epoch_end is not None and on_epoch_end(history):
+                        break
             network.load_state_dict(run.best_weights)
             return history
         finally:
@@ -127,7 +130,7 @@ class Trainer:
 
     network: Network
     objective: nn.Module
-    optimiser: torch.optim.Optimizer
+    optimiser: Optimiser
     settings: Train
     process: Process
     average: AveragedModel | None = None
@@ -158,8 +161,6 @@ class Trainer:
         Returns the sum of their losses, the gradient's norm before clipping, and the state after the window. Raises
         FloatingPointError if the loss or the norm is not finite.
         """
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
         state = tuple(tensor.detach() for tensor in state)
         if not window.scored_steps:  # there is no loss: the state is carried on, as after a burn-in
             with torch.no_grad():
@@ -174,7 +175,7 @@ class Trainer:
             raise FloatingPointError(f"the loss is {loss_sum / window.scored_steps}")
         if not math.isfinite(norm):
             raise FloatingPointError(f"the gradient's norm is {norm}")
-        self.optimiser.step()
+        self.optimiser.step(rate)
         if self.average is not None:
             self.average.update_parameters(self.network)
         return loss_sum, norm, state
@@ -186,7 +187,7 @@ def make_trainer(network: Network, settings: Train, process: Process) -> Trainer
     if settings.compile:
         objective.compile()
     average = optimisation.weight_average(network, settings)
-    return Trainer(network, objective, optimisation.adamw(network, settings), settings, process, average)
+    return Trainer(network, objective, AdamW(network, settings), settings, process, average)
 
 
 class _Run:

@@ -1,6 +1,9 @@
 """The optimiser's decay and the learning rate of every step."""
 
+import copy
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -8,6 +11,7 @@ import torch
 from onward.training.config import Train
 from onward.training.fit import optimisation
 from tests.helpers.random_bundles import make_network
+from tests.helpers.reference_loop import ROOT
 
 
 def rates(validation: list[float] | None = None, *, before: int = 0, steps: int = 4, **keys: object) -> list[float]:
@@ -24,10 +28,10 @@ def test_matrices_decay_and_biases_do_not() -> None:
     for decay in (0.5, 0.0):
         network = make_network(cell="gru", layers=2)
         before = {name: value.detach().clone() for name, value in network.named_parameters()}
-        optimiser = optimisation.adamw(network, Train(learning_rate=0.1, weight_decay=decay))
+        optimiser = optimisation.AdamW(network, Train(weight_decay=decay))
         for parameter in network.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        optimiser.step()
+        optimiser.step(0.1)
         for name, value in network.named_parameters():
             share = 1.0 if "bias" in name else 1 - 0.1 * decay
             torch.testing.assert_close(value.detach(), before[name] * share)
@@ -37,12 +41,58 @@ def test_without_decay_it_is_adam() -> None:
     """The first step has the learning rate's size in every weight (Kingma and Ba 2015, section 2.1)."""
     network = make_network()
     before = torch.cat([parameter.detach().flatten().clone() for parameter in network.parameters()])
-    optimiser = optimisation.adamw(network, Train(learning_rate=0.01))
+    optimiser = optimisation.AdamW(network, Train())
     for parameter in network.parameters():
         parameter.grad = torch.full_like(parameter, 3.0)
-    optimiser.step()
+    optimiser.step(0.01)
     after = torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
     torch.testing.assert_close(before - after, torch.full_like(before, 0.01))
+
+
+def test_it_is_torchs_adamw() -> None:
+    """Ten steps at changing rates, of which one is after a resume, give the weights of `torch.optim.AdamW`."""
+    network, settings = make_network(cell="gru", layers=2), Train(weight_decay=0.1)
+    reference = copy.deepcopy(network)
+    optimiser = optimisation.AdamW(network, settings)
+    parameters = list(reference.parameters())
+    groups = [
+        {"params": [weight for weight in parameters if weight.ndim >= 2], "weight_decay": 0.1},
+        {"params": [weight for weight in parameters if weight.ndim < 2], "weight_decay": 0.0},
+    ]
+    expected = torch.optim.AdamW(groups)
+    for step in range(10):
+        if step == 5:
+            state = copy.deepcopy(optimiser.state_dict())
+            optimiser = optimisation.AdamW(network, settings)
+            optimiser.load_state_dict(state)
+        for own, expected_weight in zip(network.parameters(), parameters, strict=True):
+            own.grad = torch.randn_like(own)
+            expected_weight.grad = own.grad.clone()
+        for group in expected.param_groups:
+            group["lr"] = 0.01 / (1 + step)
+        optimiser.step(0.01 / (1 + step))
+        expected.step()
+        optimiser.zero_grad()
+    for own, expected_weight in zip(network.parameters(), parameters, strict=True):
+        torch.testing.assert_close(own, expected_weight)
+        assert own.grad is None
+
+
+def test_a_fit_does_without_torchs_compiler() -> None:
+    """A whole fit does not import `torch._dynamo`, whose import takes longer than many fits."""
+    code = (
+        "import sys, numpy as np\n"
+        "from onward.training.config import Train\n"
+        "from onward.training.data.datasets import Series\n"
+        "from onward.training.fit import training_loop\n"
+        "from tests.helpers.random_bundles import make_network\n"
+        "network = make_network()\n"
+        "values = np.random.default_rng(0).standard_normal((50, len(network.signature.features))).astype(np.float32)\n"
+        "settings = Train(epochs=2, window=10, averaging=0.9)\n"
+        "training_loop.fit(network, [Series('x', values, 30, 40)], settings, quiet=True)\n"
+        "sys.exit('torch._dynamo' in sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_the_average_of_the_weights_follows_them() -> None:

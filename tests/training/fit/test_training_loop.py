@@ -25,6 +25,7 @@ from onward.training.errors import TrainingError
 from onward.training.fit import training_loop
 from onward.training.fit.checkpoint import Checkpoint
 from onward.training.fit.devices import Process
+from onward.training.fit.optimisation import AdamW
 from onward.training.network.input_layer import TrainingStatistics
 from onward.training.network.network import Network, Signature
 from onward.training.network.ops import TorchOps
@@ -59,11 +60,25 @@ def epoch(network: Network, scaled: Sequence[Tensor], run_settings: Train, rate:
     return measured(network, [predicting(values) for values in scaled], run_settings, rate)[0]
 
 
+class GradientDescent(AdamW):
+    """Plain gradient descent."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__(network, Train())
+        self._weights = list(network.parameters())
+
+    @torch.no_grad()
+    def step(self, rate: float) -> None:
+        for weight in self._weights:
+            if weight.grad is not None:
+                weight.sub_(weight.grad, alpha=rate)
+
+
 def measured(
     network: Network, examples: Sequence[Example], run_settings: Train, rate: float
 ) -> tuple[float, list[float]]:
     """Returns the epoch's mean loss, and the gradients' norms."""
-    optimiser = torch.optim.SGD(network.parameters())
+    optimiser = GradientDescent(network)
     trainer = training_loop.Trainer(
         network, training_loop.Objective(network, run_settings), optimiser, run_settings, Process(torch.device("cpu"))
     )
