@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onward.model import distribution
 from onward.model.distribution import Array
 from onward.model.manifest import Head
+from onward.model.transforms import Transform
 
 GAUSSIAN = Head(kind="gaussian", outputs=("mean", "std"), targets=("x", "y"))
 STUDENT_T = Head(kind="student_t", outputs=("mean", "scale", "df"), targets=("x", "y"))
@@ -228,3 +229,56 @@ def test_heads_without_a_distribution() -> None:
         distribution.draw(point, outputs, np.random.default_rng(1))
     with pytest.raises(ValueError, match="point has no distribution"):
         distribution.quantile(point, outputs, (0.5,))
+
+
+LOG = Transform(kind="log")
+TRANSFORMED = {
+    "gaussian": (
+        Head(kind="gaussian", outputs=("mean", "location", "scale"), targets=("x", "y"), transforms=(LOG, None)),
+        head_outputs(mean=[[math.exp(1.125), -2]], location=[[1, -2]], scale=[[0.5, 2]]),
+    ),
+    "student_t": (
+        Head(
+            kind="student_t", outputs=("median", "location", "scale", "df"), targets=("x", "y"), transforms=(LOG, None)
+        ),
+        head_outputs(median=[[math.e, -2]], location=[[1, -2]], scale=[[0.5, 2]], df=[[3, 8]]),
+    ),
+    "quantiles": (
+        Head(
+            kind="quantiles",
+            outputs=("median", "quantiles"),
+            targets=("x", "y"),
+            levels=(0.1, 0.5, 0.8),
+            transforms=(LOG, None),
+        ),
+        head_outputs(median=[[math.e, 2]], quantiles=[[np.exp([0.2, 1, 2]), [1, 2, 5]]]),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", TRANSFORMED)
+def test_distributions_of_transformed_targets_are_inverse_transforms(kind: str) -> None:
+    """Quantiles are the inverse transforms of those in transformed units, draws have them, and the means are finite."""
+    head, outputs = TRANSFORMED[kind]
+    plain = head.model_copy(update={"transforms": (), "outputs": EXAMPLES[kind][0].outputs})
+    if kind == "quantiles":
+        in_logarithms = head_outputs(median=[[1, 2]], quantiles=[[[0.2, 1, 2], [1, 2, 5]]])
+    else:
+        df = {"df": [[3, 8]]} if kind == "student_t" else {}
+        in_logarithms = head_outputs(mean=[[1, -2]], **{plain.outputs[1]: [[0.5, 2]]}, **df)
+    levels = (0.02, 0.1, 0.3, 0.5, 0.8, 0.99)
+    expected = distribution.quantile(plain, in_logarithms, levels)
+    expected[:, 0] = np.exp(expected[:, 0])
+    found = distribution.quantile(head, outputs, levels)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    drawn = distribution.draw(head, np.repeat(outputs, DRAWS), np.random.default_rng(1))
+    for index, level in enumerate(levels):
+        error = 4 * math.sqrt(level * (1 - level) / DRAWS)
+        assert (drawn <= found[..., index]).mean(axis=0) == pytest.approx(np.full(2, level), abs=error)
+    assert distribution.has_mean(head).tolist() == [kind == "gaussian", True]
+    mean = distribution.mean(head, outputs)[0]
+    assert mean[0] == pytest.approx(drawn[:, 0].mean() if kind == "gaussian" else math.e, rel=0.02)
+    assert mean[1] == pytest.approx(distribution.mean(plain, in_logarithms)[0, 1])
+    assert distribution.has_distribution(head)
+    cold = distribution.draw(head, outputs, np.random.default_rng(1), 0.0)
+    np.testing.assert_allclose(cold, found[..., 3], rtol=1e-6)

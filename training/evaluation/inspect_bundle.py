@@ -111,13 +111,16 @@ def _tensor(name: str, shape: tuple[Dim, ...], dtype: str) -> dict[str, Any]:
 
 
 def _feature(feature: Feature) -> dict[str, Any]:
-    return {**feature.model_dump(mode="json", exclude={"categories"}), "categories": len(feature.categories)}
+    described = feature.model_dump(mode="json", exclude={"categories"}) | {"categories": len(feature.categories)}
+    return described | {"transform": feature.transform and feature.transform.label}
 
 
 def _feature_text(feature: dict[str, Any]) -> str:
     more = [feature["role"]] if feature["role"] != "observed" else []
     more += [f"one of {feature['categories']:,}"] if feature["categories"] else []
     more += ["may be missing"] if feature["nullable"] else []
+    more += [feature["transform"]] if feature["transform"] else []
+    more += ["differenced"] if feature["differenced"] else []
     return f"{feature['name']} ({', '.join(more)})" if more else str(feature["name"])
 
 

@@ -272,6 +272,9 @@ def _facts(manifest: Manifest, provenance: dict[str, Any]) -> dict[str, Any]:
         "configuration, sha256": provenance.get("config_sha256"),
         "graph, sha256": manifest.sha256,
         "features": ", ".join(manifest.feature_names),
+        "transforms": ", ".join(
+            f"{feature.transform.label} of {feature.name}" for feature in manifest.features if feature.transform
+        ),
         "proof": _proof(provenance.get("proof")),
         "made with": ", ".join(f"{name} {version}" for name, version in provenance.get("versions", {}).items()),
     }
