@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from onward.model import transforms
+from onward.model import checks, transforms
 from onward.model.errors import BundleError
 from onward.model.inputs import InputArray
 from onward.model.manifest import Feature
@@ -151,6 +151,21 @@ def test_other_heads_predict_the_inverse_of_their_centre(head: str) -> None:
         for index, levels in enumerate(np.moveaxis(outputs["quantiles"], -1, 0)):
             transformed = expected["quantiles"][:, 0, :, index]
             np.testing.assert_allclose(transforms.forward(NUMPY, kinds, levels), transformed, rtol=1e-4, atol=1e-5)
+
+
+def test_random_inputs_of_the_checks_lie_in_the_domain() -> None:
+    """The transforms of random inputs have the moments of those of the parity inputs, however far these are spread."""
+    model = proven_in_memory(make(declare(KINDS["log"], KINDS["log1p"]), head="gaussian"))
+    checks.check(model, steps=30)
+    parity = model.manifest.parity
+    rows = [[[0.001, -0.9, 1.0, 0], [1000.0, 99.0, 1.0, 1]]]
+    spread = parity.model_copy(update={"inputs": rows, "lengths": [2]})
+    model.manifest = model.manifest.model_copy(update={"parity": spread})
+    drawn = checks.plausible_inputs(model, rows=20, steps=50, seed=0)
+    assert np.nanmin(drawn[..., 0]) > 0
+    assert drawn[..., 1].min() > -1
+    logarithms = np.log(drawn[..., 0].astype(np.float64))
+    assert np.nanstd(logarithms) == pytest.approx(np.log(1000), rel=0.1)
 
 
 def test_a_transform_of_another_target_is_refused(tmp_path: Path) -> None:
