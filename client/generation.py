@@ -23,7 +23,7 @@ class GenerationOptions(TypedDict, total=False):
     inputs: Steps | None
     """Steps consumed before the first draw."""
     future: Steps | None
-    """The future covariates of each generated step."""
+    """The future covariates, as each step that is fed back would have them."""
     seed: int | None
     temperature: float | None
     top_k: int | None

@@ -211,8 +211,10 @@ class Session(SessionOperations):
     ) -> Forecast:
         """Rolls predictions forward; the session does not move.
 
-        inputs: consumed first. future: the future covariates. samples, quantiles, seed, paths: draws sample paths, and
-        returns their mean, these quantiles and, if `paths`, the paths themselves.
+        inputs: consumed first. future: the future covariates, as each of the horizon - 1 steps that are fed back would
+        have them: of an input with `lead` 1, which a step has for the next step, the values from the second step ahead
+        on. samples, quantiles, seed, paths: draws sample paths, and returns their mean, these quantiles and, if
+        `paths`, the paths themselves.
         """
         return self._transport.run(self._forecast(horizon, samples, quantiles, seed, future, inputs, paths=paths))
 

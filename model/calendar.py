@@ -71,9 +71,9 @@ class Part:
 
 
 PARTS: dict[Entry, Part] = {
-    "month_of_year": Part("month, 1 to 12", lambda clock: clock.month, tuple(range(1, 13))),
-    "day_of_week": Part("ISO weekday, 1 to 7", lambda clock: clock.isoweekday(), tuple(range(1, 8))),
-    "hour_of_day": Part("hour, 0 to 23", lambda clock: clock.hour, tuple(range(24))),
+    "month_of_year": Part("month (1 to 12)", lambda clock: clock.month, tuple(range(1, 13))),
+    "day_of_week": Part("ISO weekday (1 to 7)", lambda clock: clock.isoweekday(), tuple(range(1, 8))),
+    "hour_of_day": Part("hour (0 to 23)", lambda clock: clock.hour, tuple(range(24))),
 }
 _TREND = "(days since 2000-01-01T00:00:00) / 365.25"
 

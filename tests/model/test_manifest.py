@@ -32,6 +32,8 @@ FAULTS: dict[str, tuple[Callable[[Document], None], str]] = {
     "no name for a folder": (put("name", to="../up"), "name: "),
     "unknown task": (put("task", to="paint"), "task: "),
     "unknown key": (put("colour", to="red"), "colour: Extra inputs are not permitted"),
+    "a lead of an observed feature": (put("features", 0, "lead", to=1), "can have a lead"),
+    "a lead of two": (put("features", 0, "lead", to=2), "features.0.lead: "),
     "unknown nested key": (put("head", "colour", to="red"), "head.colour: Extra inputs"),
     "unknown key of a tensor": (put("outputs", 1, "order", to=1), "outputs.1.order: Extra inputs"),
     "missing key": (drop("sha256"), "sha256: Field required"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from onward.training import config
-from onward.training.config import ConfigError
+from onward.training.config import ConfigError, Data
 from tests.helpers.reference_loop import ROOT
 
 GOOD = """
@@ -135,3 +135,11 @@ def test_every_key_of_training_is_documented() -> None:
     shown = tomllib.loads(text)["train"]
     assert set(shown) == set(config.Train.model_fields)
     config.Train.model_validate(shown)
+
+
+def test_a_label_and_a_lead_of_zero_leave_features_at_their_step() -> None:
+    """A label is of the step itself, and `lead = 0` is the meaning of earlier versions."""
+    data = {"path": "t.csv", "features": ("y", "plan"), "known": ("plan",)}
+    assert Data.model_validate(data | {"targets": ("y",)}).ahead == ("plan",)
+    assert Data.model_validate(data | {"targets": ("y",), "lead": 0}).ahead == ()
+    assert Data.model_validate(data | {"label": "kind"}).ahead == ()

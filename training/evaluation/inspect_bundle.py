@@ -117,6 +117,7 @@ def _feature(feature: Feature) -> dict[str, Any]:
 
 def _feature_text(feature: dict[str, Any]) -> str:
     more = [feature["role"]] if feature["role"] != "observed" else []
+    more += ["of the predicted step"] if feature["lead"] else []
     more += [f"one of {feature['categories']:,}"] if feature["categories"] else []
     more += ["may be missing"] if feature["nullable"] else []
     more += [feature["transform"]] if feature["transform"] else []

@@ -275,6 +275,7 @@ def _facts(manifest: Manifest, provenance: dict[str, Any]) -> dict[str, Any]:
         "transforms": ", ".join(
             f"{feature.transform.label} of {feature.name}" for feature in manifest.features if feature.transform
         ),
+        "known for the predicted step": ", ".join(item.name for item in manifest.features if item.lead),
         "proof": _proof(provenance.get("proof")),
         "made with": ", ".join(f"{name} {version}" for name, version in provenance.get("versions", {}).items()),
     }

@@ -1,10 +1,11 @@
 """Values that are ahead of their step: from the next row of a file, of a live stream, and of the calendar."""
 
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from onward.model import calendar
@@ -12,6 +13,7 @@ from onward.model.errors import DataError
 from onward.model.manifest import Feature
 from onward.model.tables import inputs
 from onward.model.tables.inputs import Step, StepLayout, StepStream
+from onward.model.tables.intervals import Interval, TimeAxis
 from onward.model.tables.settings import TableSettings
 
 PLAN = Feature(name="plan", role="known", lead=1)
@@ -153,3 +155,18 @@ def test_the_calendar_ahead_is_that_of_the_time_one_interval_later(tmp_path: Pat
         following = [calendar.values(time, entries, zone) for time in written[1:]]
         assert expected[:-1] == following
     assert all(calendar.later(time, interval, zone) != time for time, _ in pairwise(written))
+
+
+@pytest.mark.parametrize("zone", [None, "Europe/Berlin", "America/St_Johns", "Australia/Lord_Howe"])
+@pytest.mark.parametrize("interval", [900.0, 86_400.0, "1 day", "1 business day", "2 month", "1 month end", "12 month"])
+def test_later_times_are_those_of_tables(interval: float | str, zone: str | None) -> None:
+    """A client that computes one time and a table of many agree on what is one interval later, across clock changes."""
+    start = datetime(2023, 12, 25, 1, 30, tzinfo=None if zone is None else UTC)
+    times = [start + timedelta(hours=7 * step, minutes=15 * step) for step in range(1300)]
+    clocks = times if zone is None else [time.astimezone(calendar.zone(zone)) for time in times]
+    frame = pl.DataFrame({"t": pl.Series(times).dt.cast_time_unit("us"), "row": range(len(times))})
+    if zone is not None:
+        frame = frame.with_columns(pl.col("t").dt.convert_time_zone(zone))
+    parsed = Interval.parse(interval, temporal=True)
+    later = parsed.times_after(frame, TimeAxis("row", "t"), pl.Series([1] * len(times)))["t"].to_list()
+    assert [calendar.later(clock, interval, zone) for clock in clocks] == later

@@ -17,7 +17,9 @@ from onward.model.tables.reader import SERIES, Reader, Rows, read
 from onward.model.tables.settings import TableSettings
 from tests.helpers.clock_cases import CLOCK_CASES, ClockCase
 
-CYCLES: tuple[calendar.Cycle, ...] = ("hour", "day", "week", "year")
+CYCLES: tuple[calendar.Entry, ...] = (
+    "hour", "day", "week", "year", "month_of_year", "day_of_week", "hour_of_day", "trend",
+)  # fmt: skip
 
 
 def rows(cells: list[str], *, series: list[str] | None = None, **settings: Any) -> Rows:

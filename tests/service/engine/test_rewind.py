@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onward.model.manifest import Feature
 from onward.model.repository import open_all
 from onward.model.scoring.surprise import SurpriseMeans, update_means
 from onward.service.engine.batching.batch_row import StepRequest
@@ -212,3 +213,11 @@ def test_a_history_keeps_the_precision_of_its_model(tmp_path: Path) -> None:
         past = history.from_bytes(engine.sessions.get(T, name).record.history)
         assert past.inputs[:, 0].tolist() == [*expected[:5], values[0]]
     engine.close()
+
+
+def test_a_lead_changes_what_inputs_mean_and_its_absence_does_not() -> None:
+    """A history is not replayed by a model that reads the plan of another step; earlier records keep their digest."""
+    own = (Feature(name="y"), Feature(name="plan", role="known"))
+    ahead = (Feature(name="y"), Feature(name="plan", role="known", lead=1))
+    assert history.meaning(own).hex() == "d762801d00b4f51a"
+    assert history.meaning(own) != history.meaning(ahead)

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from onward.model import calendar
-from onward.training.config import Config, ConfigError, Data, read
+from onward.training.config import ConfigError, Data, read
 from onward.training.data import datasets
 from onward.training.errors import DataError
 from onward.training.run import train
@@ -95,11 +95,29 @@ def test_a_calendar_without_a_time_is_refused(tmp_path: Path) -> None:
 def test_the_manifest_lists_calendar_features_with_formulas(tmp_path: Path) -> None:
     """A trained bundle lists the features in order with their formulas; forecasts need them as future covariates."""
     table(tmp_path, list(TIMES))
-    config: Config = read(configuration(tmp_path, keys='time = "when"\ncalendar = ["day", "year"]'))
-    bundle, model = train(config, quiet=True)
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    features = {feature["name"]: (feature["role"], feature["formula"] is not None) for feature in manifest["features"]}
-    assert list(features) == ["x", "when_day_sin", "when_day_cos", "when_year_sin", "when_year_cos"]
-    assert list(features.values()) == [("observed", False), *[("known", True)] * 4]
+    keys = 'time = "when"\ncalendar = ["day", "month_of_year", "trend"]'
+    bundle, model = train(read(configuration(tmp_path, keys=keys)), quiet=True)
+    x, *derived = json.loads((bundle / "manifest.json").read_text())["features"]
+    assert (x["name"], x["role"], x["lead"], x["formula"]) == ("x", "observed", 0, None)
+    assert [feature["formula"] for feature in derived] == [
+        "sin(2 pi (hour + minute / 60 + second / 3600) / 24) of when + 26532 seconds as written",
+        "cos(2 pi (hour + minute / 60 + second / 3600) / 24) of when + 26532 seconds as written",
+        "month (1 to 12) of when + 26532 seconds as written",
+        "(days since 2000-01-01T00:00:00) / 365.25 of when + 26532 seconds as written",
+    ]
+    assert all((feature["role"], feature["lead"]) == ("known", 1) for feature in derived)
+    assert derived[2]["categories"] == list(range(1, 13))
     assert model.manifest.can_forecast
-    assert model.manifest.future_covariates == ("when_day_sin", "when_day_cos", "when_year_sin", "when_year_cos")
+    assert model.manifest.future_covariates == ("when_day_sin", "when_day_cos", "when_month_of_year", "when_trend")
+    assert model.manifest.data is not None
+    assert model.manifest.data.interval == 26_532
+
+
+def test_a_calendar_of_irregular_times_has_no_lead(tmp_path: Path) -> None:
+    """The calendar is that of the step itself where no interval tells the time of the predicted one."""
+    gaps = np.random.default_rng(1).exponential(3600, 300).cumsum()
+    times = [datetime(2024, 1, 1) + timedelta(seconds=float(gap)) for gap in gaps]  # noqa: DTZ001  (wall clock)
+    settings = Data(path="t.csv", targets=("x",), time="when", calendar=("hour_of_day",))
+    dataset = datasets.load(table(tmp_path, list(times)), settings)
+    assert (dataset.features[1].lead, dataset.features[1].formula) == (0, "hour (0 to 23) of when as written")
+    assert dataset.series[0].values[:, 1].tolist() == [time.hour for time in times]
