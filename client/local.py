@@ -132,7 +132,7 @@ class LocalSession:
         self._is_plain = (
             interval is None
             and scoring.has_columns
-            and model.has_numbers_only
+            and model.has_plain_numbers
             and not model.manifest.head.ranks_categories
         )
         """True if a step of plain numbers can take the short way of `_step`."""

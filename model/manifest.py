@@ -23,6 +23,7 @@ RANKED = ("top", "log_probability")
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 Dim = Annotated[int, Field(gt=0)] | Literal["time", "batch"]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Dtype = Literal["float32", "float64", "int32", "int64", "uint8"]
 Score = Literal[
     "negative_log_likelihood",
@@ -129,6 +130,8 @@ class Feature(Frozen):
     """The units into which a text is split for this feature's values."""
     differenced: bool = False
     """True if the graph reads the difference from the last value present; clients send the values themselves."""
+    limits: tuple[Finite, Finite] | None = None
+    """The lowest and the highest number that is accepted; None: any number."""
 
     @cached_property
     def category_index(self) -> dict[Category, int]:
@@ -150,6 +153,8 @@ class Feature(Frozen):
             raise ValueError(f"feature {self.name!r}: categories are all strings or all whole numbers")
         if self.kind == "number" and (self.unknown or self.text):
             raise ValueError(f"feature {self.name!r}: a number is neither unknown nor cut from a text")
+        if self.limits is not None and (self.kind != "number" or self.limits[0] > self.limits[1]):
+            raise ValueError(f"feature {self.name!r}: limits are the lowest and the highest of its numbers")
         return self
 
 

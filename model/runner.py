@@ -71,8 +71,10 @@ class StepModel:
         )
         self._names = [out.name for out in manifest.outputs] + [pair.output for pair in manifest.state]
         # transposes are computed once: to compute them for each call would cost more than a small model's run
-        self.has_numbers_only = all(feature.kind == "number" for feature in manifest.features)
-        """True if every feature is a number, so that most inputs are plain lists of numbers."""
+        self.has_plain_numbers = all(
+            feature.kind == "number" and feature.limits is None for feature in manifest.features
+        )
+        """True if every feature is any number, so that most inputs are plain lists of numbers, to be read at once."""
         self._input, self._lengths = manifest.inputs[0].name, manifest.lengths.name
         self._input_transpose = _to_tensor(manifest.inputs[0].shape, (BATCH, TIME))
         self._step_buffers = list[StepBuffers]()

@@ -80,6 +80,14 @@ class Data(TableSettings, Section):
     unknown: Annotated[bool, Field(description="categories that the training part does not contain are allowed")] = (
         False
     )
+    refuse_beyond: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            allow_inf_nan=False,
+            description="numbers so many deviations from the median of the training part are refused, also in service",
+        ),
+    ] = None
     split: Annotated[
         Literal["ends", "sequences"],
         Field(
@@ -111,6 +119,8 @@ class Data(TableSettings, Section):
             raise ValueError(f"a target is neither known in advance nor static: {', '.join(given)}")
         if unchanging := [name for name in self.changes if name in (*self.categories, *self.known, *self.static)]:
             raise ValueError(f"changes must be observed numbers: {', '.join(unchanging)} is none")
+        if self.refuse_beyond is not None and not set(self.columns) - {*self.categories, *self.changes}:
+            raise ValueError("refuse_beyond is about numbers that are not differenced, and there is none")
         return self
 
     @model_validator(mode="after")

@@ -41,6 +41,8 @@ class Summary:
     extremes: Mapping[str, Extremes]
     short_series: str = ""
     """The series that are left out or are in the training part as a whole because they are short, in words."""
+    limits: str = ""
+    """The limits of the columns beyond which a number is refused, in words."""
 
     def facts(self) -> dict[str, str]:
         """Returns each fact by its label."""
@@ -66,6 +68,8 @@ class Summary:
             facts["missing values"] = _listed(shares)
         if self.short_series:
             facts["short series"] = self.short_series
+        if self.limits:
+            facts["limits"] = self.limits
         return facts
 
     def hints(self) -> list[str]:

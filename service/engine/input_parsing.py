@@ -96,7 +96,7 @@ def parse_inputs(model: StepModel, inputs: Inputs, field: str = "inputs") -> Inp
     """
     features = model.manifest.features
     if (
-        model.has_numbers_only
+        model.has_plain_numbers
         and len(inputs) <= PIECE
         and (numbers := plain_numbers(inputs, len(features), model.input_dtype)) is not None
     ):
@@ -136,7 +136,7 @@ def parse_alone(model: StepModel, pending: PendingRequest) -> None:
     """Does what `parse_batch` does for one request that has no `inputs` yet."""
     inputs = pending.request.inputs
     try:
-        if model.has_numbers_only:  # at less cost
+        if model.has_plain_numbers:  # at less cost
             pending.inputs = plain_numbers(inputs, len(model.features), model.input_dtype)
         if pending.inputs is None:
             pending.inputs = parse_inputs(model, inputs)

@@ -294,6 +294,9 @@ class FeatureInfo(Body):
     differenced: Annotated[
         bool, Field(description="whether the model reads differences; a client sends the values themselves")
     ]
+    limits: Annotated[
+        tuple[float, float] | None, Field(description="the lowest and the highest number that is taken; null: any")
+    ]
 
 
 class ModelDetail(ModelInfo):

@@ -5,7 +5,7 @@ Owns what a file must contain to be training data. Knows nothing of networks.
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +19,7 @@ from onward.model.tables.settings import TableSettings
 from onward.model.tables.summary import Summary
 from onward.model.tables.table import Table
 from onward.training.config import TOKEN, Data
-from onward.training.data import precision, split, table_reader, texts, vocabulary
+from onward.training.data import limits, precision, split, table_reader, texts, vocabulary
 from onward.training.data.split import ONLY, SeriesSplit
 from onward.training.errors import DataError
 
@@ -119,7 +119,9 @@ def load(
         for part in splits
     )
     doubles = precision.needing_double(scales)
-    return Dataset(series, digest, tuple(described), tuple(classes), doubles, table.settings, table.summary)
+    assert table.summary is not None
+    summary = replace(table.summary, limits=limits.described(described))
+    return Dataset(series, digest, tuple(described), tuple(classes), doubles, table.settings, summary)
 
 
 def _column(
@@ -155,9 +157,22 @@ def _column(
         column = table.numbers(name, nullable=feature.nullable)
         if in_training.any() and np.isnan(column[in_training]).all():
             raise DataError(f"{table.file}: column {name}: no value in all of the training part")
+        if declared is None and data.refuse_beyond is not None and in_training.any():
+            feature = _with_limits(feature, column[in_training], data.refuse_beyond)
+        limits.require(table, feature, column)
     if feature.role == "static":
         table.require_constant(name, "a static feature")
     return feature, column
+
+
+def _with_limits(feature: Feature, values: InputArray, deviations: float) -> Feature:
+    """Returns the feature with limits by the values (rows,) of the training part.
+
+    A feature that is differenced has none, because its level may go anywhere, and one that is computed needs none.
+    """
+    if feature.differenced or feature.formula is not None:
+        return feature
+    return feature.model_copy(update={"limits": limits.find(values, deviations)})
 
 
 def _scales(
