@@ -35,6 +35,11 @@ json_option = click.option(
 )
 
 
+listed_option = click.option(
+    "--listed-only", is_flag=True, help="rank listed categories only, not what stands for all others"
+)
+
+
 def _url(_context: click.Context, _option: click.Parameter, url: str) -> str:
     try:
         return address.service(url)
@@ -58,19 +63,19 @@ def service_command(command: Callable[..., None]) -> Callable[..., None]:
     @url_option
     @json_option
     @functools.wraps(command)
-    def run(*, url: str, **options: Any) -> None:
-        with exit_statuses(url), connected(url) as client:
+    def run(*, url: str, listed_only: bool = False, **options: Any) -> None:
+        with exit_statuses(url), connected(url, listed_only=listed_only) as client:
             command(client, **options)
 
     return run
 
 
-def connected(url: str) -> "Client":
+def connected(url: str, *, listed_only: bool = False) -> "Client":
     try:
         from onward.client.sync_client import Client
     except ModuleNotFoundError as error:
         fail(f"this needs {error.name}: pip install 'onward[client]'")
-    return Client(url, key(), patience=RETRY_DEADLINE_S)
+    return Client(url, key(), patience=RETRY_DEADLINE_S, listed_only=listed_only)
 
 
 def key() -> str | None:

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onward.client.cli.common import columns, echo_json, echo_line, echo_table, json_members, service_command
+from onward.client.cli.common import (
+    columns,
+    echo_json,
+    echo_line,
+    echo_table,
+    json_members,
+    listed_option,
+    service_command,
+)
 from onward.client.cli.step_files import file_argument, format_option, steps
 from onward.client.results import Done, Forecast, Prediction, Predictions
 from onward.errors import SessionEnded, UnknownSession
@@ -24,6 +32,7 @@ if TYPE_CHECKING:
 @click.option(
     "--horizon", type=click.IntRange(min=0), default=0, help="the number of steps to roll forward after the last input"
 )
+@listed_option
 @service_command
 def predict(
     client: "Client", *, file: str, form: str | None, model: str, version: int | None, horizon: int, as_json: bool
@@ -53,6 +62,7 @@ def predict(
 @click.option("--quantiles", help="quantile levels, separated by commas: 0.1,0.5,0.9")
 @click.option("--seed", type=int, help="the same seed draws the same paths")
 @click.option("--future", help="FILE of future covariates, one line for each step")
+@listed_option
 @service_command
 def forecast(
     client: "Client", *, session_id: str, horizon: int, samples: int | None, quantiles: str | None, seed: int | None,
@@ -81,6 +91,7 @@ def forecast(
 @format_option
 @click.option("--model", help="create a session of this model; it ends after the last line unless --session names it")
 @click.option("--session", "session_id", help="continue this session; with --model, create it if it does not exist")
+@listed_option
 @service_command
 def stream(
     client: "Client", *, file: str, form: str | None, model: str | None, session_id: str | None, as_json: bool
