@@ -236,7 +236,7 @@ class AsyncSession(SessionOperations):
         Raises TypeError for an iterator that cannot be awaited.
         """
         http = self._transport
-        async with AsyncWebSocketTransport(http.url, http.headers, http.timeout_s, inputs) as transport:
+        async with AsyncWebSocketTransport(http.url, http.headers, http.timeout_s, http.proxy, inputs) as transport:
             async for prediction in transport.run(self._stream()):
                 yield self._streamed(prediction)
 

@@ -230,7 +230,7 @@ class Session(SessionOperations):
         it. So does, with StepConflict, a step of the same session by another caller.
         """
         http = self._transport
-        with WebSocketTransport(http.url, http.headers, http.timeout_s, inputs) as transport:
+        with WebSocketTransport(http.url, http.headers, http.timeout_s, http.proxy, inputs) as transport:
             for prediction in transport.run(self._stream()):
                 yield self._streamed(prediction)
 
