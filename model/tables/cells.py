@@ -6,7 +6,6 @@ Owns the conversion of text, NDJSON and typed frames, a block of rows at a time.
 import csv
 import io
 import json
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -15,7 +14,7 @@ import orjson
 import polars as pl
 
 from onward.model.errors import DataError
-from onward.model.tables import text_files
+from onward.model.tables import numerals, text_files
 from onward.model.tables.refusals import Refusal
 from onward.model.tables.settings import TableSettings
 
@@ -24,7 +23,7 @@ Kind = Literal["number", "category", "text", "integer"]
 `integer` are categories of a bundle, which the file's type does not change."""
 
 TIME_CELLS = "__cells of the time"
-_BOOLEANS = {"true": 1.0, "false": 0.0}
+NOT_A_NUMBER = "is not a number"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,22 +72,20 @@ class CellRefusals:
             key = (column, what)
             self._columns.setdefault(key, Refusal(self._name, column)).add(indices, cells, first_row)
 
+    def numbers(self, cells: pl.Series, column: Column, markers: Sequence[str], first_row: int) -> pl.Series:
+        """Returns the numbers of texts, null where there is none; texts that are no numbers are added."""
+        numbers, wrong = numerals.parse(cells, self._settings, markers)
+        self.add_cells(column.file_name, NOT_A_NUMBER, wrong.arg_true().to_list(), cells, first_row)
+        return numbers
+
     def check(self) -> None:
         """Raises DataError for the first reason."""
         for what, refusal in self._structure.items():
             raise refusal.error(what)
         for (_, what), refusal in self._columns.items():
-            raise refusal.error(what, self._hint([cell for _, cell in refusal.first]) if "number" in what else "")
-
-    def _hint(self, cells: Sequence[str]) -> str:
-        if all(re.fullmatch(r"[+-]?[\d.' ]*,\d+", cell) for cell in cells) and self._settings.decimal == ".":
-            return 'for a decimal comma set data.decimal = ","'
-        if all(re.fullmatch(r"[+-]?[\d,]*\.\d+", cell) for cell in cells) and self._settings.decimal == ",":
-            return 'its decimal mark is a point, and data.decimal is ","'
-        if len(set(cells)) == 1 and len(cells[0]) <= 10 and not any(character.isdigit() for character in cells[0]):
-            marker = json.dumps(cells[0], ensure_ascii=False)
-            return f"if it stands for a missing value, set data.missing_values = [{marker}]"
-        return ""
+            cells = [cell.strip() for _, cell in refusal.first]
+            is_number = what == NOT_A_NUMBER
+            raise refusal.error(what, numerals.hint(cells, refusal.column, self._settings) if is_number else "")
 
 
 class TextParser:
@@ -139,6 +136,7 @@ class TextParser:
         if self.separator is None:
             self.separator = text_files.find_separator(self._name, header, rest, self._required, self._settings.decimal)
         names = text_files.cells(header, self.separator)
+        self._refuse_other_texts(header)
         require_columns(self._name, names, self._required, separator=self.separator)
         self.width = len(names)
         self._labels = {name: f"column_{names.index(name) + 1}" for name in self._required}
@@ -151,6 +149,14 @@ class TextParser:
             for label in self._text_schema
         }
         return rest
+
+    def _refuse_other_texts(self, header: bytes) -> None:
+        if header.startswith(b"{") and header.rstrip().endswith(b"}"):
+            raise DataError(f"{self._name}: is NDJSON: let its name end in .ndjson")
+        if header.startswith((b"<!", b"<html", b"<HTML", b"<?xml")):
+            raise DataError(
+                f"{self._name}: is a page of the web or XML, not a table: its first line is {header[:60]!r}"
+            )
 
     def _refuse_structure(self, shape: text_files.Shape, first_row: int, block: bytes) -> None:
         if self.width > 1:
@@ -217,31 +223,8 @@ class TextParser:
             words = _without_empty(cells)
             return words if column.kind != "integer" else self._integers(words, column, first_row)
         if cells.dtype == pl.String:
-            cells = self._parsed_numbers(cells, column, first_row)
+            cells = self._refusals.numbers(cells, column, self._markers, first_row)
         return without_values(cells, self._numbers)
-
-    def _parsed_numbers(self, cells: pl.Series, column: Column, first_row: int) -> pl.Series:
-        text = cells.str.strip_chars()
-        text = text.to_frame("cells").select(pl.when(~pl.col("cells").is_in(["", *self._markers])).then("cells"))[
-            "cells"
-        ]
-        written = text
-        if self._settings.decimal == ",":
-            text = text.to_frame("cells").select(
-                pl.when(~pl.col("cells").str.contains(".", literal=True)).then(
-                    pl.col("cells").str.replace(",", ".", literal=True)
-                )
-            )["cells"]
-        numbers = text.cast(pl.Float64, strict=False)
-        wrong = numbers.is_null() & written.is_not_null()
-        if wrong.any():
-            words = written.str.to_lowercase().replace_strict(_BOOLEANS, default=None, return_dtype=pl.Float64)
-            numbers = numbers.fill_null(words)
-            wrong = numbers.is_null() & written.is_not_null()
-            self._refusals.add_cells(
-                column.file_name, "is not a number", wrong.arg_true().to_list(), written, first_row
-            )
-        return numbers
 
     def _integers(self, words: pl.Series, column: Column, first_row: int) -> pl.Series:
         return integers(words, column, self._refusals, first_row)
@@ -298,7 +281,9 @@ def _without_empty(cells: pl.Series) -> pl.Series:
 
 
 def without_values(cells: pl.Series, markers: Sequence[float]) -> pl.Series:
-    """Returns numbers, null where they equal one of the markers."""
+    """Returns numbers, null where they are NaN, or equal one of the markers."""
+    if cells.dtype.is_float():
+        cells = cells.fill_nan(None)
     if not markers:
         return cells
     return cells.to_frame("cells").select(pl.when(~pl.col("cells").is_in(list(markers))).then("cells"))["cells"]
@@ -324,6 +309,7 @@ class NdjsonParser:
         self._required = list(dict.fromkeys([*(column.file_name for column in columns), *settings.time_columns]))
         self._absent = set(self._required)
         self._present: dict[str, None] = {}
+        self._categories = {column.file_name for column in columns if column.kind != "number"}
         self._typed = TypedCells(name, settings, columns)
 
     def parse(self, block: bytes) -> pl.DataFrame | None:
@@ -332,12 +318,12 @@ class NdjsonParser:
             if not line.strip():
                 continue
             self.rows += 1
-            try:
-                row = orjson.loads(line)
-            except orjson.JSONDecodeError as error:
-                raise DataError(f"{self._name}: row {self.rows}: not JSON: {error}") from error
+            row = self._loaded(line)
             if not isinstance(row, dict):
-                raise DataError(f"{self._name}: row {self.rows}: {line[:60]!r} is no object with the columns by name")
+                raise DataError(
+                    f"{self._name}: row {self.rows}: {line[:60]!r} is no object with the columns by name; each line "
+                    "has one such object, and no list is around them"
+                )
             objects.append(row)
             self._absent.difference_update(row)
             self._present.update(dict.fromkeys(row))
@@ -351,10 +337,21 @@ class NdjsonParser:
             require_columns(self._name, list(self._present), self._required)
         self._typed.refusals.check()
 
+    def _loaded(self, line: bytes) -> Any:
+        try:
+            return orjson.loads(line)
+        except orjson.JSONDecodeError as error:
+            try:  # Python writes NaN and Infinity, which are no JSON
+                return json.loads(line, parse_int=_json_integer)
+            except ValueError:
+                raise DataError(f"{self._name}: row {self.rows}: not JSON: {error}; each row is one line") from error
+
     def _series(self, name: str, values: list[Any], first_row: int) -> pl.Series:
         kinds = {type(value) for value in values} - {type(None)}
         if kinds <= {int, float} and len(kinds) > 1:
             values = [None if value is None else float(value) for value in values]
+        elif len(kinds) > 1 and kinds <= ({int, str} if name in self._categories else {int, float, str}):
+            values = [None if value is None else str(value) for value in values]
         elif len(kinds) > 1 or kinds & {dict, list}:
             first = next(iter(type(value) for value in values if value is not None))
             wrong = [
@@ -365,8 +362,13 @@ class NdjsonParser:
             self._typed.refusals.add_cells(name, what, wrong, values, first_row)
             values = [None if index in set(wrong) else value for index, value in enumerate(values)]
         if kinds == {int} and max(value for value in values if value is not None) > 2**63 - 1:
-            return pl.Series(name, values, pl.UInt64)
+            return pl.Series(name, values, pl.Int128)
         return pl.Series(name, values, strict=True)
+
+
+def _json_integer(digits: str) -> int | float:
+    number = int(digits)
+    return number if -(2**63) <= number < 2**64 else float(number)
 
 
 class TypedCells:
@@ -393,25 +395,28 @@ class TypedCells:
     def _as_numbers(self, cells: pl.Series, column: Column, first_row: int) -> pl.Series:
         if cells.dtype.is_numeric() or cells.dtype in (pl.Boolean, pl.Null):
             return without_values(cells.cast(pl.Float64), self._numbers)
-        values = cells
-        if cells.dtype == pl.String:
-            values = _without_markers(cells, self._markers)
-        present = values.is_not_null().arg_true().to_list()
-        self.refusals.add_cells(column.file_name, "is not a number", present, values, first_row)
+        if cells.dtype in (pl.String, pl.Categorical, pl.Enum):
+            numbers = self.refusals.numbers(cells.cast(pl.String), column, self._markers, first_row)
+            return without_values(numbers, self._numbers)
+        present = cells.is_not_null().arg_true().to_list()
+        self.refusals.add_cells(column.file_name, NOT_A_NUMBER, present, cells, first_row)
         return pl.Series([None] * len(cells), dtype=pl.Float64)
 
     def _as_category(self, cells: pl.Series, column: Column, first_row: int) -> pl.Series:
         kind = cells.dtype
         if kind == pl.Null:
             return cells.cast(pl.Int64 if column.kind == "integer" else pl.String)
-        if kind.is_integer():
-            whole = without_integers(cells if kind == pl.UInt64 else cells.cast(pl.Int64), self._numbers)
+        if kind.is_numeric() and (whole := _whole(cells)) is not None:
+            whole = without_integers(whole, self._numbers)
             return whole.cast(pl.String) if column.kind == "text" else whole
-        if kind in (pl.String, pl.Categorical, pl.Enum, pl.Boolean):
+        if kind in (pl.String, pl.Categorical, pl.Enum, pl.Boolean, pl.Date):
             words = _without_markers(cells.cast(pl.String), self._markers)
             return words if column.kind != "integer" else integers(words, column, self.refusals, first_row)
-        what = "is neither a word nor a whole number, so it cannot be a category"
-        self.refusals.add_cells(column.file_name, what, cells.is_not_null().arg_true().to_list(), cells, first_row)
+        what = "is neither a word nor a whole number of 64 bits, so it cannot be a category"
+        wrong = cells.is_not_null()
+        if kind.is_float():  # some are whole, as those of a data frame that has missing values
+            wrong &= ~_is_whole(cells)
+        self.refusals.add_cells(column.file_name, what, wrong.arg_true().to_list(), cells, first_row)
         return pl.Series([None] * len(cells), dtype=pl.String)
 
     def _as_time(self, parts: Sequence[pl.Series]) -> pl.Series:
@@ -421,6 +426,27 @@ class TypedCells:
         if cells.dtype == pl.String:
             return _without_markers(cells.str.strip_chars(), self._markers)
         return without_values(cells, self._numbers) if cells.dtype.is_numeric() else cells
+
+
+def _whole(cells: pl.Series) -> pl.Series | None:
+    """Returns numbers as whole ones of the narrowest of two types that has them; None if none has.
+
+    Floats are whole if they are as written: so are those of a data frame whose whole numbers have missing values.
+    """
+    if not cells.dtype.is_integer():
+        cells = cells.cast(pl.Float64).fill_nan(None)
+        if not _is_whole(cells).all():
+            return None
+    for kind in (pl.Int64, pl.UInt64):
+        whole = cells.cast(kind, strict=False)
+        if whole.null_count() == cells.null_count():
+            return whole
+    smallest, largest = cells.min(), cells.max()
+    return cells if smallest >= -(2**63) and largest < 2**64 else None  # type: ignore[operator]
+
+
+def _is_whole(cells: pl.Series) -> pl.Series:
+    return ((cells == cells.floor()) & (cells.abs() <= 2**53)).fill_null(value=True)
 
 
 def _without_markers(cells: pl.Series, markers: Sequence[str]) -> pl.Series:

@@ -4,9 +4,9 @@ Training takes them from `[data]`, and a bundle keeps them in its manifest, so t
 same way. Knows nothing of polars.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from onward.model.calendar import Cycle
 
@@ -21,6 +21,9 @@ class TableSettings(BaseModel):
         Field(min_length=1, max_length=1, description="character between the cells of a text file; by default found"),
     ] = None
     decimal: Annotated[Literal[".", ","], Field(description="decimal mark of the numbers in a text file")] = "."
+    thousands: Annotated[
+        Literal[".", ",", "'", " "] | None, Field(description="mark between the thousands of numbers in a text file")
+    ] = None
     encoding: Annotated[
         str | None, Field(description="encoding of a text file; by default UTF-8, or what its byte-order mark says")
     ] = None
@@ -73,6 +76,12 @@ class TableSettings(BaseModel):
         if True in markers and any(isinstance(marker, bool) for marker in markers):
             raise ValueError("missing_values are texts and numbers, not true or false")
         return markers
+
+    @model_validator(mode="after")
+    def _marks_of_numbers_differ(self) -> Self:
+        if self.thousands == self.decimal:
+            raise ValueError(f"thousands and decimal are both {self.decimal!r}: set decimal to the other mark")
+        return self
 
     @field_validator("separator")
     @classmethod
