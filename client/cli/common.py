@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 
 from onward.client.results import Forecast, Outputs, Prediction, Predictions, without_none
 from onward.client.transport import address
-from onward.errors import Problem, UnreachableError
+from onward.errors import OnwardError, Problem, UnreachableError
 from onward.model import precision
-from onward.model.errors import BundleError
 
 if TYPE_CHECKING:
     from onward.client.sync_client import Client
@@ -94,7 +93,7 @@ def exit_statuses(url: str) -> Iterator[None]:
         )
     except Problem as error:
         fail(f"{error} [{error.name or error.status}]")
-    except (ValueError, BundleError) as error:
+    except (ValueError, ImportError, OnwardError) as error:
         fail(str(error))
 
 
@@ -111,8 +110,12 @@ def echo_json(content: Any) -> None:
     click.echo(orjson.dumps(content, np.ndarray.tolist, orjson.OPT_SERIALIZE_NUMPY))
 
 
-def json_members(outputs: Outputs) -> dict[str, Any]:
-    """Returns the members of the HTTP response that the outputs come from."""
+def json_members(outputs: Outputs, series: str | None = None) -> dict[str, Any]:
+    """Returns the members of the HTTP response that the outputs come from, after the name of their series, if any."""
+    return without_none(series=series) | _members(outputs)
+
+
+def _members(outputs: Outputs) -> dict[str, Any]:
     arrays = {name: np.ascontiguousarray(values) for name, values in outputs.items()}
     if isinstance(outputs, Forecast):
         sampling = without_none(seed=outputs.seed, samples=outputs.samples, levels=list(outputs.levels) or None)
@@ -193,6 +196,8 @@ def _digits(values: Sequence[object]) -> int:
 
 
 def _written(value: object, digits: int) -> str:
+    if isinstance(value, np.generic) and not isinstance(value, np.floating):
+        value = value.item()
     if value is None:
         return "-"
     if isinstance(value, (float, np.floating)):

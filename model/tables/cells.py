@@ -26,6 +26,14 @@ TIME_CELLS = "__cells of the time"
 NOT_A_NUMBER = "is not a number"
 
 
+class AbsentColumnsError(DataError):
+    """A table without required columns: `absent` are their names, `present` those of the columns that it has."""
+
+    def __init__(self, message: str, absent: Sequence[str], present: Sequence[str]) -> None:
+        super().__init__(message)
+        self.absent, self.present = frozenset(absent), frozenset(present)
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """A column of the frame that is read; `source` is the file's name of it, if it has another one."""
@@ -244,7 +252,7 @@ def _counted(number: int, noun: str) -> str:
 def require_columns(
     name: str, present: Sequence[str], required: Collection[str], *, separator: str | None = None
 ) -> None:
-    """Raises DataError if a required column is absent, or if a name occurs twice."""
+    """Raises AbsentColumnsError if a required column is absent, and DataError if a name occurs twice."""
     if absent := [column for column in required if column not in present]:
         stripped = {column.strip().lower(): column for column in present}
         near = [stripped[column.strip().lower()] for column in absent if column.strip().lower() in stripped]
@@ -253,7 +261,8 @@ def require_columns(
             hint += (
                 f"; the separator is the {text_files.separator_name(separator)}: if it is another, set data.separator"
             )
-        raise DataError(f"{name}: no column {', '.join(absent)}; it has {', '.join(present)}{hint}")
+        message = f"{name}: no column {', '.join(absent)}; it has {', '.join(present)}{hint}"
+        raise AbsentColumnsError(message, absent, present)
     counts = {column: present.count(column) for column in present}
     if repeated := [column for column, count in counts.items() if count > 1 and (column or column in required)]:
         raise DataError(f"{name}: two columns have one name: {', '.join(repeated)}; rename one of them")

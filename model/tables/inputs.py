@@ -5,7 +5,7 @@ service's description of a model. Knows nothing of sessions and of how inputs ar
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,9 +13,10 @@ import polars as pl
 from pydantic import BaseModel
 
 from onward.model import calendar
+from onward.model.errors import DataError
 from onward.model.manifest import Feature, Manifest
-from onward.model.tables import reader
-from onward.model.tables.cells import Column, Kind
+from onward.model.tables.cells import AbsentColumnsError, Column, Kind
+from onward.model.tables.policies import Findings, counted
 from onward.model.tables.reader import SERIES, Reader
 from onward.model.tables.settings import TableSettings
 from onward.model.tables.table import Table
@@ -28,94 +29,175 @@ Step = dict[str, Value]
 
 @dataclass(frozen=True, slots=True)
 class StepLayout:
-    """The layout of a model's inputs in a table."""
+    """The layout of a model's inputs in a table.
+
+    only: the features that are read, such as the future covariates of a forecast; by default all. single: a table
+    without the column that tells series apart is one series, and not refused.
+    """
 
     features: tuple[Feature, ...]
     settings: TableSettings
     events: bool = False
     """True if rows of one time are different events, because categories or labels are predicted."""
+    only: Collection[str] | None = None
+    single: bool = False
 
     @staticmethod
     def of_manifest(manifest: Manifest) -> "StepLayout":
         """Returns the layout of a bundle."""
-        return StepLayout(manifest.features, manifest.data or TableSettings(), manifest.head.ranks_categories)
+        settings = manifest.data or TableSettings.of_provenance(manifest.provenance)
+        return StepLayout(manifest.features, settings, manifest.head.ranks_categories)
 
     @staticmethod
     def of_description(model: Mapping[str, Any]) -> "StepLayout":
         """Returns the layout of a model that a service describes, as `GET /v1/models/{model}` does."""
         features = tuple(Feature.model_validate(_fields(Feature, feature)) for feature in model["inputs"])
-        settings = TableSettings.model_validate(_fields(TableSettings, model.get("data") or {}))
+        if (data := model.get("data")) is None:
+            settings = TableSettings.of_provenance(model.get("provenance", {}))
+        else:
+            settings = TableSettings.model_validate(_fields(TableSettings, data))
         return StepLayout(features, settings, model["head"]["kind"] in ("categorical", "label"))
 
     @property
+    def chosen(self) -> tuple[Feature, ...]:
+        """The features that are read or computed."""
+        return tuple(feature for feature in self.features if self.only is None or feature.name in self.only)
+
+    @property
     def derived(self) -> tuple[str, ...]:
-        """The features that are computed from the time column."""
+        """The features among them that are computed from the time column."""
         if self.settings.time_name is None:
             return ()
         computed = calendar.names(self.settings.time_name, self.settings.calendar)
-        return tuple(feature.name for feature in self.features if feature.name in computed)
+        return tuple(feature.name for feature in self.chosen if feature.name in computed)
 
-    def columns(self, only: Collection[str] | None = None) -> list[Column]:
-        """Returns the columns that are read from a file; `only` are the features that are read, by default all."""
+    @property
+    def static(self) -> tuple[str, ...]:
+        """The features among them that are constant within a series."""
+        return tuple(feature.name for feature in self.chosen if feature.role == "static")
+
+    def columns(self) -> list[Column]:
+        """Returns the columns that are read from a file."""
         columns = [
             Column(feature.name, _kind(feature), nullable=feature.nullable)
-            for feature in self.features
-            if feature.name not in self.derived and (only is None or feature.name in only)
+            for feature in self.chosen
+            if feature.name not in self.derived
         ]
         if self.settings.series is not None:
             columns.append(Column(SERIES, "category", source=self.settings.series))
         return columns
 
-    def steps(self, frame: pl.DataFrame, only: Collection[str] | None = None) -> list[Step]:
+    def steps(self, frame: pl.DataFrame) -> list[Step]:
         """Returns the rows of a frame as steps."""
-        names = [feature.name for feature in self.features if only is None or feature.name in only]
+        names = [feature.name for feature in self.chosen]
         selected = frame.select(
             pl.col(name).fill_nan(None) if frame.schema[name].is_float() else pl.col(name) for name in names
         )
         return selected.to_dicts()
 
+    def without(self, error: AbsentColumnsError) -> tuple["StepLayout", list[str]]:
+        """Returns the layout of a table that lacks columns which it can do without, and words for what that means.
+
+        Without the time, rows are in their order, and features that are otherwise derived from it are columns. Raises
+        DataError for a table that lacks any other column.
+        """
+        settings, notes, absent = self.settings, [], set(error.absent)
+        if absent & set(settings.time_columns) and set(self.derived) <= error.present:
+            notes.append(f"no column {settings.time_name}: the rows are in order of time as they are")
+            absent -= set(settings.time_columns)
+            settings = settings.model_copy(update={"time": None, "calendar": (), "gaps": "ignore"})
+        if settings.series in absent and self.single:
+            notes.append(f"no column {settings.series}: all rows are of one series")
+            absent.discard(settings.series)
+            settings = settings.model_copy(update={"series": None})
+        if absent == {settings.series}:
+            raise DataError(f"{error}; it tells series apart: if all rows are of one, name that one by --series")
+        if absent:
+            raise DataError(str(error))
+        return replace(self, settings=settings), notes
+
 
 @dataclass(frozen=True, slots=True)
-class SeriesSteps:
-    """The steps of a series, in order of time."""
-
-    name: str | None
-    """The name of the series; None where no column tells series apart."""
-    steps: list[Step]
-
-
-def read(
-    source: str | Path | IO[bytes],
-    layout: StepLayout,
-    *,
-    only: Collection[str] | None = None,
-    form: Format | None = None,
-) -> list[SeriesSteps]:
-    """Returns the steps of each series in a file or in a binary stream. Raises DataError.
-
-    only: the features that are read, such as the future covariates of a forecast; by default all.
+class StepTable:
+    """The steps of each series of a table, in order of time, with the name of the series, if a column tells series
+    apart. `notes` say in words what was not as it should be in the rows, and what was done.
     """
-    columns = layout.columns(only)
-    static = [feature.name for feature in layout.features if feature.role == "static"]
-    table = Table.read(source, layout.settings, columns, events=layout.events, constant=static, form=form)
-    series: Sequence[str | None] = table.series or [None]
-    steps, start = layout.steps(table.rows, only), 0
-    parts = []
-    for name, size in zip(series, table.sizes, strict=True):
-        parts.append(SeriesSteps(name, steps[start : start + size]))
+
+    series: list[tuple[str | None, list[Step]]]
+    notes: list[str]
+
+
+def read(source: str | Path | IO[bytes], layout: StepLayout, *, form: Format | None = None) -> StepTable:
+    """Returns the steps in a file, or in a binary stream that can be read again from its start. Raises DataError."""
+    try:
+        return _read(source, layout, form, [])
+    except AbsentColumnsError as error:
+        layout, notes = layout.without(error)
+    if not isinstance(source, (str, Path)):
+        source.seek(0)
+    return _read(source, layout, form, notes)
+
+
+def _read(source: str | Path | IO[bytes], layout: StepLayout, form: Format | None, notes: list[str]) -> StepTable:
+    table = Table.read(
+        source, layout.settings, layout.columns(), events=layout.events, constant=layout.static, form=form
+    )
+    for feature in layout.static:
+        table.require_constant(feature, "a static feature")
+    names: Sequence[str | None] = table.series or [None]
+    steps, start = layout.steps(table.rows), 0
+    series: list[tuple[str | None, list[Step]]] = []
+    for name, size in zip(names, table.sizes, strict=True):
+        series.append((name, steps[start : start + size]))
         start += size
-    return parts
+    return StepTable(series, [*notes, *_notes(table.findings, layout.settings)])
+
+
+def _notes(findings: Findings, settings: TableSettings) -> list[str]:
+    notes = []
+    if findings.unsorted.count:
+        notes.append(f"{counted(findings.unsorted.count, 'row')} sorted by time: {findings.unsorted}")
+    if findings.duplicates.count:
+        notes.append(
+            f"{counted(findings.duplicates.count, 'row')} of a time that an earlier row has, of which the "
+            f"{settings.duplicates} counts: {findings.duplicates}"
+        )
+    if findings.gaps.missing:
+        done = f"{findings.inserted:,} inserted without values" if findings.inserted else "not inserted"
+        notes.append(f"{counted(findings.gaps.missing, 'row')} missing {findings.gaps.affected}: {done}")
+    return notes
 
 
 class StepStream:
     """Steps in order of arrival, as the bytes of a table arrive: `feed` returns those of the rows that are complete."""
 
-    def __init__(self, layout: StepLayout, *, name: str = reader.STREAM, form: Format | None = None) -> None:
+    def __init__(self, layout: StepLayout, *, name: str, form: Format | None = None) -> None:
+        self.notes: list[str] = []
+        """Words for what the table lacks, and what that means."""
+        self._name, self._form = name, form
+        self._start: list[bytes] | None = []
+        self._begin(layout)
+
+    def _begin(self, layout: StepLayout) -> None:
         self._layout = layout
-        self._reader = Reader(name, layout.settings, layout.columns(), form)
+        self._reader = Reader(self._name, layout.settings, layout.columns(), self._form)
 
     def feed(self, data: bytes, *, final: bool = False) -> list[tuple[str | None, Step]]:
         """Returns each step with the name of its series, None where no column tells series apart. Raises DataError."""
+        if self._start is None:
+            return self._taken(data, final=final)
+        self._start.append(data)
+        try:
+            steps = self._taken(data, final=final)
+        except AbsentColumnsError as error:
+            layout, self.notes = self._layout.without(error)
+            self._begin(layout)
+            steps = self._taken(b"".join(self._start), final=final)
+        if steps:
+            self._start = None
+        return steps
+
+    def _taken(self, data: bytes, *, final: bool) -> list[tuple[str | None, Step]]:
         self._reader.feed(data, final=final)
         rows = self._reader.take()
         if not rows.frame.height:

@@ -208,6 +208,8 @@ class _Assembly:
         if cells.null_count():
             assert self._without_time is not None
             self._without_time.add(cells.is_null().arg_true().to_list(), [""] * len(cells), first_row)
+        if cells.null_count() == len(cells):
+            return  # refused when the rows are taken, after a column that is absent
         self._parser.feed(cells, first_row)
 
     def assemble(self, frame: pl.DataFrame, found: dict[str, str]) -> Rows:

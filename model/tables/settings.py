@@ -4,7 +4,8 @@ Training takes them from `[data]`, and a bundle keeps them in its manifest, so t
 same way. Knows nothing of polars.
 """
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -69,6 +70,14 @@ class TableSettings(BaseModel):
             "1 month; by default found"
         ),
     ] = None
+
+    @classmethod
+    def of_provenance(cls, provenance: Mapping[str, Any]) -> Self:
+        """Returns the settings of a bundle that has none of its own: those that its training recorded."""
+        configured: dict[str, Any] = provenance.get("config", {}).get("data", {})
+        recorded = {name: value for name, value in configured.items() if name in cls.model_fields}
+        # bundles without settings of a table were trained on the clock of UTC
+        return cls.model_validate(recorded | ({"time_zone": "UTC"} if recorded.get("time") else {}))
 
     @field_validator("missing_values")
     @classmethod
