@@ -6,6 +6,7 @@ Owns the conversion of text, NDJSON and typed frames, a block of rows at a time.
 import csv
 import io
 import json
+import unicodedata
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -254,9 +255,9 @@ def require_columns(
 ) -> None:
     """Raises AbsentColumnsError if a required column is absent, and DataError if a name occurs twice."""
     if absent := [column for column in required if column not in present]:
-        stripped = {column.strip().lower(): column for column in present}
-        near = [stripped[column.strip().lower()] for column in absent if column.strip().lower() in stripped]
-        hint = f"; did you mean {', '.join(map(repr, near))}?" if near else ""
+        similar = {_folded(column): column for column in present}
+        near = [similar[_folded(column)] for column in absent if _folded(column) in similar]
+        hint = f"; did you mean {', '.join(map(ascii, near))}?" if near else ""
         if separator is not None and len(present) == 1:
             hint += (
                 f"; the separator is the {text_files.separator_name(separator)}: if it is another, set data.separator"
@@ -266,6 +267,11 @@ def require_columns(
     counts = {column: present.count(column) for column in present}
     if repeated := [column for column, count in counts.items() if count > 1 and (column or column in required)]:
         raise DataError(f"{name}: two columns have one name: {', '.join(repeated)}; rename one of them")
+
+
+def _folded(name: str) -> str:
+    """Returns a name without what is hardly seen: case, blanks around it, and the form of its characters."""
+    return unicodedata.normalize("NFKC", name).strip("\ufeff \t\r\n").casefold()
 
 
 def joined(parts: Sequence[pl.Series]) -> pl.Series:

@@ -70,11 +70,11 @@ def hint(cells: Sequence[str], column: str | None, settings: TableSettings) -> s
     if ways:
         return f"set {', or '.join(ways)}"
     markers = list(dict.fromkeys(cells))
-    if all(len(word) <= _LONGEST_MARKER and (word[:1] == "#" or not re.search(r"\d", word)) for word in markers):
+    if all(len(word) <= _LONGEST_MARKER and ("#" in word or not re.search(r"\d", word)) for word in markers):
         listed = json.dumps(markers, ensure_ascii=False)
         many = "they stand for missing values" if len(markers) > 1 else "it stands for a missing value"
         return f"if {many}, set data.missing_values = {listed}; list a column of words under data.categories"
-    return ""
+    return "list a column of words under data.categories" if _are(cells, r"^[^\W\d]") else ""
 
 
 def _are(cells: Sequence[str], pattern: str) -> bool:

@@ -263,4 +263,6 @@ class _Assembly:
                 )
             refusal = Refusal(self.name, column.file_name)
             refusal.add(cells.is_null().arg_true().to_list(), [""] * len(cells), first_row)
-            raise refusal.error("no value", "in training, list a feature that may be missing under data.missing")
+            is_feature = not column.name.startswith("__")
+            hint = "in training, list a feature that may be missing under data.missing" if is_feature else ""
+            raise refusal.error("no value" if is_feature else "no value, which each row needs", hint)

@@ -96,7 +96,11 @@ def _too_short(table: Table, data: Data, short: list[int]) -> DataError:
     return DataError(
         f"{table.file}: {len(short):,} of {len(series):,} series are too short, because training, validation and test "
         f"need at least 4 steps{season}: {', '.join(named)}{f' and {more:,} more' if more else ''}; "
-        'set data.short_series to "train" or "drop"'
+        + (
+            'set data.short_series to "train" or "drop"'
+            if len(short) < len(series)
+            else 'set data.split = "sequences", which holds out whole series'
+        )
     )
 
 
@@ -104,14 +108,17 @@ def split_ends(file: Path | str, series: SeriesSplit, period: int | None) -> Ser
     """Returns the series cut in time: its end is the test part, and the steps before that validate."""
     validation_from, test_from = _ends(series.steps)
     if validation_from < 2:
-        raise DataError(
-            f"{file}: series {series.name} has {series.steps} steps; training, validation and test need at least 4"
-        )
+        steps = f"{series.steps} step{'s' if series.steps > 1 else ''}"
+        raise DataError(f"{file}: {_subject(series)} {steps}; training, validation and test need at least 4")
     if period is not None and period > test_from:
         raise DataError(
-            f"{file}: series {series.name} has {test_from} steps before its test part, fewer than period {period}"
+            f"{file}: {_subject(series)} {test_from} steps before its test part, fewer than period {period}"
         )
     return replace(series, validation_from=validation_from, test_from=test_from)
+
+
+def _subject(series: SeriesSplit) -> str:
+    return "the file has" if series.name == ONLY else f"series {series.name} has"
 
 
 def _split_by_column(table: Table, series: list[SeriesSplit]) -> list[SeriesSplit]:

@@ -81,7 +81,7 @@ def test_csv_and_parquet_are_the_same(tmp_path: Path) -> None:
         ("", "is empty: a table begins with the names of its columns"),
         ("x\n", "has no rows"),
         ("x\n1\n2,3\n4\n5\n", "row 2: has 2 cells, the header has 1; the separator is the comma"),
-        (column([1, 2, 3]), "series series has 3 steps; training, validation and test need at least 4"),
+        (column([1, 2, 3]), "the file has 3 steps; training, validation and test need at least 4"),
     ],
 )
 def test_the_error_for_a_wrong_table_names_row_and_column(text: str, message: str, tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_a_period_needs_that_much_past(tmp_path: Path) -> None:
     """A season longer than the steps before the test part is refused before any training."""
     file = csv(tmp_path, column(range(20)))
     assert load(file, period=17).steps == 20
-    with pytest.raises(DataError, match="series series has 17 steps before its test part, fewer than period 18"):
+    with pytest.raises(DataError, match="the file has 17 steps before its test part, fewer than period 18"):
         load(file, period=18)
 
 
