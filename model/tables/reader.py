@@ -25,6 +25,9 @@ ROW, SERIES, CLOCK = "__row of the file", "__series of the row", "__clock of the
 
 STREAM = "standard input"
 
+_LEAST_DATE = 10_000_000
+"""The least number of a time that is more probably a date than a count."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rows:
@@ -51,9 +54,11 @@ class Rows:
             return frame
         kind = frame.schema[self.axis.time]
         if not isinstance(kind, pl.Datetime):
+            form = times.number_format(frame[self.axis.time]) if kind.is_numeric() else None
+            proposed = f'if they are dates, set data.time_format = "{form}"' if form else "set data.time_format"
             raise DataError(
-                f"{self.name}: column {name}: a calendar needs dates or times, as 2012-01-31T12:00:00, not {kind}; "
-                'seconds since 1970 are times with data.time_format = "%s"'
+                f"{self.name}: column {name}: a calendar needs dates or times, as 2012-01-31T12:00:00, not numbers as "
+                f"{frame[self.axis.time][0]}; {proposed}"
             )
         if self.dates_only and (of_day := [cycle for cycle in cycles if cycle in ("hour", "day")]):
             raise DataError(
@@ -244,6 +249,8 @@ class _Assembly:
             found["time format"] = f'"{settings.time_format}": no row fits another order of day and month'
         if axis.dtype.is_temporal():
             found["clock"] = "as written" if zone == WRITTEN else f"{zone}"
+        elif (form := times.number_format(axis)) is not None and float(axis.max()) >= _LEAST_DATE:  # type: ignore[arg-type]
+            found["clock"] = f'none, the times are numbers; if they are dates, set data.time_format = "{form}"'
         columns[label] = axis
         if clock is not None:
             columns[CLOCK] = clock
