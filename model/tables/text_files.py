@@ -151,7 +151,7 @@ class Decoder:
         if any(byte < _FIRST_OF_TEXT for byte in start[:1024]):
             for signature, what in _OTHER_FORMATS.items():
                 if start.startswith(signature):
-                    raise DataError(f"{self._name}: is {what}, not a text")
+                    raise DataError(f"{self._name}: is no text but {what}")
         mark, found = next(((mark, found) for mark, found in _MARKS if start.startswith(mark)), (b"", None))
         if self._set is None:
             self.encoding = found or "utf-8"

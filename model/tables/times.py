@@ -196,6 +196,9 @@ class TimeParser:
         if time_forms.is_of_day(self.settings.time_format):
             return 'it has no date: join it with the column of the date, as time = ["Date", "Time"]'
         cell = reading.refusal.first[0][1]
+        if _NUMBER.fullmatch(cell):
+            form = number_format(pl.Series([float(cell.replace(",", "."))]))
+            return f'it may be a time of data.time_format = "{form}"' if form else ""
         if fitting := time_forms.fitting(cell, _parse_set):
             return f'this time has the form "{fitting}"'
         if written := _WRITTEN_TIME.fullmatch(cell.strip()):

@@ -190,6 +190,7 @@ ADVICE = [
     (["2005-Q1"], None, 'as "%Y-Q%q", which it has'),
     (["01 March 2024 10:15"], None, 'as "%d %B %Y %H:%M", which it has'),
     (["20240301T101500"], None, 'as "%Y%m%dT%H%M%S", which it has'),
+    (["1709280000000"], "%s", 'it may be a time of data.time_format = "ms"'),
     (["05:00"], "%H:%M", 'it has no date: join it with the column of the date, as time = ["Date", "Time"]'),
     (["2024-01-31"], "YYYY-MM-DD", "this time needs no time_format"),
     (["31.01.2024"], "%Y-%m-%d", "this time may be %d.%m.%Y or %m.%d.%Y"),
