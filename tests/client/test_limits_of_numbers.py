@@ -102,11 +102,12 @@ def test_every_message_refuses_it(served: Server) -> None:
         assert http.get("/v1/models/ar1").json()["inputs"][0]["limits"] == [-5.0, 30.5]
 
 
-@pytest.mark.parametrize("command", ["predict", "stream"])
-def test_commands_over_files_refuse_it(command: str, served: Server, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["predict", "predict in process", "stream"])
+def test_commands_over_files_refuse_it(command: str, folder: Path, served: Server, tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("x\n1\n2\n31\n4\n")
-    arguments = [command, str(tmp_path / "x.csv"), "--model", "ar1"]
+    model = ["--bundle", str(folder / "models/ar1/1")] if "process" in command else ["--model", "ar1"]
+    arguments = [command.split(maxsplit=1)[0], str(tmp_path / "x.csv"), *model]
     done = CliRunner().invoke(main, arguments, env={"ONWARD_URL": served.url})
     assert done.exit_code == 1
     assert f"{WHAT} [invalid-request]" in done.stderr
-    assert len(done.stdout.splitlines()) == {"predict": 0, "stream": 2}[command]
+    assert len(done.stdout.splitlines()) == (2 if command == "stream" else 0)

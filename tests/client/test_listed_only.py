@@ -190,13 +190,14 @@ def test_other_models_answer_as_they_do_without_it(folder: Path, served: Server)
             assert bits(local.session().steps(inputs)) == bits(onward.load(folder / name / "1").session().steps(inputs))
 
 
-@pytest.mark.parametrize("command", ["predict", "stream"])
-def test_commands(command: str, served: Server, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["predict", "predict in process", "stream"])
+def test_commands(command: str, folder: Path, served: Server, tmp_path: Path) -> None:
     (tmp_path / "x.ndjson").write_text('"c"\n"a"\n')
-    arguments = [command, str(tmp_path / "x.ndjson"), "--model", "chain", "--json"]
+    model = ["--bundle", str(folder / "chain/1")] if "process" in command else ["--model", "chain"]
+    arguments = [command.split(maxsplit=1)[0], str(tmp_path / "x.ndjson"), *model, "--json"]
     for option, width in (([], 3), (["--listed-only"], 2)):
         done = CliRunner().invoke(main, [*arguments, *option], env={"ONWARD_URL": served.url})
         assert done.exit_code == 0, done.output
         last = json.loads(done.stdout.splitlines()[-1])["predictions"]["top"]
-        top = last[-1] if command == "predict" else last
+        top = last if command == "stream" else last[-1]
         assert top == [name for name, _ in RANKED["a"] if width == 3 or name is not None]
