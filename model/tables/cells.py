@@ -110,6 +110,7 @@ class TextParser:
         self._schema: dict[str, pl.DataType | type[pl.DataType]] = {}
         self._text_schema: dict[str, pl.DataType | type[pl.DataType]] = {}
         self._blank_lines = 0
+        self._may_be_empty = not settings.time_columns and all(column.nullable for column in columns)
         self._markers, self._numbers = _missing(settings)
         self._refusals = CellRefusals(name, settings)
         self._is_ragged = False
@@ -117,8 +118,10 @@ class TextParser:
     def parse(self, block: bytes) -> pl.DataFrame | None:
         if not self.width:
             block = self._begin(block)
-        block = b"\n" * self._blank_lines + block
         assert self.separator is not None
+        if not self._may_be_empty:
+            block = text_files.without_empty_end(block, self.separator)
+        block = b"\n" * self._blank_lines + block
         if not block:
             return None
         shape = text_files.shape(block, self.separator, self.width)
@@ -169,8 +172,11 @@ class TextParser:
 
     def _refuse_structure(self, shape: text_files.Shape, first_row: int, block: bytes) -> None:
         if self.width > 1:
+            self._is_ragged |= bool(len(shape.blank))
             for index in shape.blank.tolist():
-                self._refusals.add_row("is empty; only the end of a file may have empty rows", first_row + index)
+                self._refusals.add_row(
+                    "is empty; only the end of a file may have empty rows: remove it", first_row + index
+                )
         if shape.ragged:
             assert self.separator is not None
             self._is_ragged = True

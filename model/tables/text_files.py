@@ -297,6 +297,13 @@ def shape(block: bytes, separator: str, width: int) -> Shape:
     return Shape(rows, trailing, np.flatnonzero(is_blank), ragged)
 
 
+def without_empty_end(block: bytes, separator: str) -> bytes:
+    """Returns a block of whole records with blank lines for the last rows that have only separators and blanks."""
+    content = len(block.rstrip(b" \t\r\n" + separator.encode()))
+    end = block.find(b"\n", content) + 1 if content else 0
+    return block[:end] + b"\n" * block.count(b"\n", end)
+
+
 def split_header(block: bytes) -> tuple[bytes, bytes]:
     """Returns the first record that is not blank, and the rest."""
     start = 0

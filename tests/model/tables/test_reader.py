@@ -89,8 +89,9 @@ FAULTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "an empty row": (
         "x,y\n1,2\n\n\n3,4\n\n",
         {},
-        "row 2: is empty; only the end of a file may have empty rows (2 such",
+        "row 2: is empty; only the end of a file may have empty rows: remove it (2 such",
     ),
+    "an empty row with separators": ("x,y\n1,2\n,\n3,4\n,\n", {}, "row 2, column x: no value; in training, list a"),
     "a separator too many": ("x,y\n1,2,\n3,4,\n", {}, "row 1: has 3 cells, the header has 2: the separator at its end"),
     "too many cells": ("x,y\n1,2\n3,4,5\n", {}, "row 2: has 3 cells, the header has 2; the separator is the comma"),
     "too few cells": ("x,y\n1,2\n3\n4\n", {}, "row 2: has 1 cell, the header has 2 (2 such rows; also row 3)"),
@@ -161,6 +162,19 @@ def test_numbers_are_read_as_people_write_them() -> None:
     """Blanks around a number and truth values are read; a quote within a cell is a character."""
     assert values('x,y\n 1 ,a\n+2,b\ntrue,c\n.5,5" pipe\n') == {"x": [1.0, 2.0, 1.0, 0.5]}
     assert values('x\n" 1 000"\n', (Column("x", "category"),)) == {"x": [" 1 000"]}
+
+
+def test_rows_without_a_cell_at_the_end_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spreadsheets write separators for rows that are empty, and editors blanks; what could be a row stays one."""
+    content = "x,y\n1,2\n3,\n,\n  \n , \r\n,\n"
+    assert values(content) == {"x": [1.0, 3.0]}
+    assert values(content, (Column("x"), Column("y", nullable=True))) == {"x": [1.0, 3.0], "y": [2.0, None]}
+    assert values("x,y\n1,2\n,\n", (Column("x", nullable=True),)) == {"x": [1.0, None]}
+    assert values("t,x\n1,2\n,\n", (Column("x", nullable=True),), time="t") == {"x": [2.0]}
+    monkeypatch.setattr("onward.model.tables.text_files.CHUNK", 5)
+    assert values(content) == {"x": [1.0, 3.0]}
+    assert refusal("x,y\n1,2\n\n\n3,4\n").startswith("row 2: is empty; only the end")
+    assert values("x\n1\n\n\n3\n", (Column("x", nullable=True),)) == {"x": [1.0, None, None, 3.0]}
 
 
 THOUSANDS: dict[str, tuple[list[float], dict[str, Any], str]] = {
