@@ -132,7 +132,7 @@ class StepFeed:
     ) -> None:
         """single: a table without the column that tells series apart is one series. Raises DataError."""
         self.notes: Sequence[str] = ()
-        self._name, self._model, self._single, self._form = name, model, single, _form(name, model, form)
+        self._name, self._model, self._single, self._form = name, model, single, _form(STDIN, model, form)
         if self._form in ("parquet", "arrow"):
             raise DataError(f"{name}: {self._form} is read from files, and not as it arrives")
         self._start = b""

@@ -36,7 +36,9 @@ def read(
     single: bool = False,
 ) -> list[SeriesSteps]:
     """Returns the series of a file, or of stdin for `-`, and prints what was not as expected in it."""
-    source: IO[bytes] | str = sys.stdin.buffer if file == "-" else file
+    source: IO[bytes] | str = file
+    if is_live(file):
+        source = io.BytesIO(b"".join(arriving(file)))
     found = step_files.read(source, model, series=series or None, only=only, form=form, single=single)
     print_notes(file, found.notes)
     return found.series
