@@ -16,7 +16,7 @@ import polars as pl
 
 from onward.model.errors import DataError
 from onward.model.tables import numerals, text_files
-from onward.model.tables.refusals import Refusal
+from onward.model.tables.refusals import UNITS, Refusal
 from onward.model.tables.settings import TableSettings
 
 Kind = Literal["number", "category", "text", "integer"]
@@ -93,8 +93,10 @@ class CellRefusals:
             raise refusal.error(what)
         for (_, what), refusal in self._columns.items():
             cells = [cell.strip() for _, cell in refusal.first]
-            is_number = what == NOT_A_NUMBER
-            raise refusal.error(what, numerals.hint(cells, refusal.column, self._settings) if is_number else "")
+            hint = numerals.hint(cells, refusal.column, self._settings) if what == NOT_A_NUMBER else ""
+            if what == NOT_A_NUMBER and refusal.count == 1 == refusal.first[0][0]:
+                hint = f"{hint}{'; ' if hint else ''}{UNITS}"
+            raise refusal.error(what, hint)
 
 
 class TextParser:
@@ -110,14 +112,21 @@ class TextParser:
         self._schema: dict[str, pl.DataType | type[pl.DataType]] = {}
         self._text_schema: dict[str, pl.DataType | type[pl.DataType]] = {}
         self._blank_lines = 0
+        self._above, self._below = settings.lines_above_header, settings.lines_below_header
         self._may_be_empty = not settings.time_columns and all(column.nullable for column in columns)
         self._markers, self._numbers = _missing(settings)
         self._refusals = CellRefusals(name, settings)
         self._is_ragged = False
 
     def parse(self, block: bytes) -> pl.DataFrame | None:
+        if self._above:
+            self._above, block = text_files.without_lines(self._above, block)
+            if not block:
+                return None
         if not self.width:
             block = self._begin(block)
+        if self._below:
+            self._below, block = text_files.without_lines(self._below, block)
         assert self.separator is not None
         if not self._may_be_empty:
             block = text_files.without_empty_end(block, self.separator)
@@ -149,6 +158,8 @@ class TextParser:
             self.separator = text_files.find_separator(self._name, header, rest, self._required, self._settings.decimal)
         names = text_files.cells(header, self.separator)
         self._refuse_other_texts(header)
+        if set(self._required) - set(names):
+            self._refuse_lines_above(rest)
         require_columns(self._name, names, self._required, separator=self.separator)
         self.width = len(names)
         self._labels = {name: f"column_{names.index(name) + 1}" for name in self._required}
@@ -161,6 +172,18 @@ class TextParser:
             for label in self._text_schema
         }
         return rest
+
+    def _refuse_lines_above(self, rest: bytes) -> None:
+        """Raises DataError if one of the next lines has the names of the columns."""
+        assert self.separator is not None
+        separators = {*text_files.SEPARATORS, self.separator}
+        for number, line in enumerate(rest.split(b"\n", text_files.MOST_ABOVE)[: text_files.MOST_ABOVE], 1):
+            if any(set(self._required) <= set(text_files.cells(line, mark)) for mark in separators):
+                above = self._settings.lines_above_header + number
+                raise DataError(
+                    f"{self._name}: line {above + 1} has the names of the columns, and not line {above + 1 - number}: "
+                    f"set data.lines_above_header = {above}"
+                )
 
     def _refuse_other_texts(self, header: bytes) -> None:
         if header.startswith(b"{") and header.rstrip().endswith(b"}"):

@@ -28,6 +28,12 @@ class TableSettings(BaseModel):
     encoding: Annotated[
         str | None, Field(description="encoding of a text file; by default UTF-8, or what its byte-order mark says")
     ] = None
+    lines_above_header: Annotated[
+        int, Field(ge=0, description="lines of a text file above the names of its columns, which are not read")
+    ] = 0
+    lines_below_header: Annotated[
+        int, Field(ge=0, description="lines below the names, such as one of units, which are not read")
+    ] = 0
     missing_values: Annotated[
         tuple[str | int | float, ...],
         Field(strict=False, description="cells that are missing values, besides the empty ones"),

@@ -27,6 +27,9 @@ FORMATS: dict[str, Format] = {
 }  # fmt: skip
 """The format of a table by the end of its name, in any case; `.gz` may follow those of texts."""
 
+MOST_ABOVE = 50
+"""The lines in which the names of columns are searched for, if the first one has them not."""
+
 SEPARATORS = (",", ";", "\t", "|")
 """The characters of which a separator is found."""
 
@@ -295,6 +298,14 @@ def shape(block: bytes, separator: str, width: int) -> Shape:
     is_blank, counts = is_blank[:rows], counts[:rows]
     ragged = {int(row): int(counts[row]) for row in np.flatnonzero((counts != width) & ~is_blank)}
     return Shape(rows, trailing, np.flatnonzero(is_blank), ragged)
+
+
+def without_lines(number: int, block: bytes) -> tuple[int, bytes]:
+    """Returns how many of the lines are still to come, and the block without those that it has."""
+    while number and block:
+        block = block.partition(b"\n")[2]
+        number -= 1
+    return number, block
 
 
 def without_empty_end(block: bytes, separator: str) -> bytes:

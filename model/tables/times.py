@@ -18,7 +18,7 @@ from onward.model import calendar
 from onward.model.calendar import WRITTEN
 from onward.model.errors import DataError
 from onward.model.tables import time_forms
-from onward.model.tables.refusals import Refusal, Refusals
+from onward.model.tables.refusals import UNITS, Refusal, Refusals
 from onward.model.tables.settings import TableSettings
 
 Integers = NDArray[np.int64]
@@ -166,6 +166,7 @@ class TimeParser:
             raise DataError(
                 f"{self.name}: row 1, column {self.column}: {first!r} is neither a number nor a date; write times as "
                 f"numbers, or dates as 2012-01-31 or 2012-01-31T12:00:00, or set data.time_format{proposed}"
+                + ("" if fitting else f"; {UNITS}")
             )
         return _forms(written)
 

@@ -177,6 +177,19 @@ def test_rows_without_a_cell_at_the_end_are_skipped(monkeypatch: pytest.MonkeyPa
     assert values("x\n1\n\n\n3\n", (Column("x", nullable=True),)) == {"x": [1.0, None, None, 3.0]}
 
 
+def test_lines_above_and_below_the_header_are_left_out_by_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refusal names the line that has the names of the columns, and the setting for a row of units."""
+    content = "Station: 7; Berlin\n# version 2\n\nt;x\n[h];[m]\n1;2\n3;4\n"
+    message = refusal(content, time="t")
+    assert message == "line 4 has the names of the columns, and not line 1: set data.lines_above_header = 3"
+    assert refusal(content, time="t", lines_above_header=3).endswith("set data.lines_below_header = 1")
+    assert "'[m]' is not a number" in (message := refusal("x;y\n[m];h\n1;2\n"))
+    assert message.endswith("; if the row has units, set data.lines_below_header = 1")
+    for chunk in (1, 1000):
+        monkeypatch.setattr("onward.model.tables.text_files.CHUNK", chunk)
+        assert values(content, time="t", lines_above_header=3, lines_below_header=1) == {"x": [2.0, 4.0]}
+
+
 THOUSANDS: dict[str, tuple[list[float], dict[str, Any], str]] = {
     "1.234,5 -2.001.000 7": ([1234.5, -2001000, 7], {"decimal": ",", "thousands": "."}, 'data.decimal = "," and data.'),
     "1,234.5 12 1,000": ([1234.5, 12, 1000], {"thousands": ","}, 'set data.thousands = ","'),
