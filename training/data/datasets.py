@@ -206,6 +206,8 @@ def _load_text(file: Path, data: Data, digest: str, features: tuple[Feature, ...
 
 
 def _digest(file: Path) -> str:
+    if file.is_fifo() or file.is_char_device():
+        raise DataError(f"{file}: cannot be read twice, as training does: write what it gives to a file")
     try:
         with file.open("rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest()

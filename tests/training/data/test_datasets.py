@@ -1,6 +1,7 @@
 """Loading of data sets from tables, and the errors for wrong ones."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from datetime import date, timedelta
 from pathlib import Path
@@ -120,6 +121,13 @@ def test_the_error_for_a_wrong_parquet_table_names_row_and_column(
     pl.DataFrame({"x": cells}).write_parquet(file)
     with pytest.raises(DataError, match=message):
         load(file)
+
+
+def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    """Training reads its file twice, so a named pipe would wait for ever."""
+    os.mkfifo(tmp_path / "t.csv")
+    with pytest.raises(DataError, match=r"t\.csv: cannot be read twice"):
+        load(tmp_path / "t.csv")
 
 
 def test_a_file_that_is_not_a_table_is_refused(tmp_path: Path) -> None:
