@@ -276,6 +276,10 @@ class Train(Section):
     device: Annotated[
         Literal["auto", "cpu", "cuda"], Field(description="the device of the training; auto is a GPU if available")
     ] = "auto"
+    threads: Annotated[
+        int,
+        Field(ge=1, le=1024, description="threads of the arithmetic on a CPU; more than one help wide networks only"),
+    ] = 1
     precision: Annotated[
         Literal["float32", "bfloat16"], Field(description="precision of the training arithmetic; weights stay float32")
     ] = "float32"
@@ -316,7 +320,7 @@ class Range(Section):
 
 COMPARABLE = {
     "model": frozenset({"head", "loss", "quantiles", "scaling"}),
-    "train": frozenset({"seed", "device", "precision", "compile"}),
+    "train": frozenset({"seed", "device", "threads", "precision", "compile"}),
 }
 """The keys by section that a search must not change: with another loss or scale two runs cannot be compared."""
 
