@@ -29,7 +29,8 @@ class AsyncClient:
     """A client, for an event loop, of the service at `url`.
 
     api_key: sent as `Authorization: Bearer`. timeout: seconds that one try may take. patience: seconds that a call may
-    take with all its retries. Raises ValueError for a URL or a key that is not valid. Its methods raise a Problem
+    take with all its retries. listed_only: rankings have listed categories only, k - 1 of a model that ranks k and
+    accepts others. Raises ValueError for a URL or a key that is not valid. Its methods raise a Problem
     (`onward.errors`) if the service refuses or an input cannot be sent, and UnreachableError if it does not respond.
     """
 
@@ -39,9 +40,11 @@ class AsyncClient:
         api_key: str | None = None,
         timeout: float = TIMEOUT_S,
         patience: float = RETRY_DEADLINE_S,
+        *,
+        listed_only: bool = False,
     ) -> None:
         self._transport = AsyncHttpTransport(url, api_key, timeout)
-        self._operations = Operations(RetryPolicy(patience))
+        self._operations = Operations(RetryPolicy(patience), listed_only=listed_only)
 
     def __repr__(self) -> str:
         return f"<AsyncClient of {self._transport.url}>"
@@ -235,7 +238,7 @@ class AsyncSession(SessionOperations):
         Raises TypeError for an iterator that cannot be awaited.
         """
         http = self._transport
-        async with AsyncWebSocketTransport(http.url, http.headers, http.timeout_s, inputs) as transport:
+        async with AsyncWebSocketTransport(http.url, http.headers, http.timeout_s, http.proxy, inputs) as transport:
             async for prediction in transport.run(self._stream()):
                 yield self._streamed(prediction)
 

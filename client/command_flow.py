@@ -48,20 +48,28 @@ class Request:
 
 
 class Response(NamedTuple):
-    """An HTTP response. `headers` are by lower-case name; `took_s` is the time since the request was begun."""
+    """An HTTP response. `headers` are by lower-case name; `took_s` is the time since the request was begun.
+
+    `proxy` is the setting of the proxy between the client and the service, if there is one.
+    """
 
     status: int
     headers: Mapping[str, str]
     body: bytes
     took_s: float = 0.0
+    proxy: str = ""
 
 
 class NoResponse(NamedTuple):
-    """A request without a response. `sent` is True if any part of the request may have reached the service."""
+    """A request without a response. `sent` is True if any part of the request may have reached the service.
+
+    `proxy` is the setting of the proxy between the client and the service, if there is one.
+    """
 
     error: Exception
     sent: bool
     took_s: float = 0.0
+    proxy: str = ""
 
 
 class Sleep(NamedTuple):
@@ -159,29 +167,35 @@ def content(response: Response, read: Callable[[Any], T]) -> T:
     """
     document = json_object(response.body)
     if not 200 <= response.status < 300 or (document is None and response.status != NO_CONTENT):
-        raise problem(response.status, response.body)
+        raise problem(response.status, response.body, response.proxy)
     try:
         return read(document)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise problem(response.status, response.body) from error
+        raise problem(response.status, response.body, response.proxy) from error
 
 
 def failure(failed: Response | NoResponse) -> Problem | UnreachableError:
     if isinstance(failed, Response):
-        return problem(failed.status, failed.body)
-    error = UnreachableError(f"the service did not answer: {str(failed.error) or type(failed.error).__name__}")
+        return problem(failed.status, failed.body, failed.proxy)
+    reason = str(failed.error) or type(failed.error).__name__
+    error = UnreachableError(f"the service did not answer{_through(failed.proxy)}: {reason}")
     error.__cause__ = failed.error
     return error
 
 
-def problem(status: int, body: bytes) -> Problem:
+def problem(status: int, body: bytes, proxy: str = "") -> Problem:
     """Returns the response as an exception, also if a proxy between client and service has written it."""
     document = {"status": status} | (json_object(body) or {})
     if _is_problem(document):
         return Problem.from_document(document)
     phrase = HTTPStatus(status).phrase if status in set(HTTPStatus) else "not a response of Onward"
-    detail = f"{status} {phrase}; the response is not Onward's: {body[:200].decode('utf-8', 'replace')}"
+    text = body[:200].decode("utf-8", "replace")
+    detail = f"{status} {phrase}; the response{_through(proxy)} is not Onward's: {text}"
     return Problem.from_document({"title": phrase, "status": status, "detail": detail})
+
+
+def _through(proxy: str) -> str:
+    return proxy and f" through the proxy {proxy}"
 
 
 def json_object(body: bytes) -> dict[str, Any] | None:

@@ -83,12 +83,14 @@ class EventParser:
         return events
 
 
-def generate(path: str, body: Mapping[str, Any], policy: RetryPolicy) -> EmittingFlow:
+def generate(
+    path: str, body: Mapping[str, Any], policy: RetryPolicy, query: Mapping[str, str] | None = None
+) -> EmittingFlow:
     """Emits Generated for each step and Done at the end. Raises Problem, UnreachableError."""
     last_id, retry = "", Retry(policy)
     while True:
         headers = {"accept": MEDIA_TYPE} | ({"last-event-id": last_id} if last_id else {})
-        outcome: Response | NoResponse | None = yield OpenResponse(Request("POST", path, body, headers=headers))
+        outcome: Response | NoResponse | None = yield OpenResponse(Request("POST", path, body, query or {}, headers))
         if isinstance(outcome, Response) and outcome.headers.get("content-type", "").startswith(MEDIA_TYPE):
             outcome, reached = yield from _read_events(last_id)
             if outcome is None:

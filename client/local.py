@@ -33,6 +33,7 @@ from onward.client.results import (
 from onward.errors import InvalidRequest, NoForecast, NotFinite, StepConflict
 from onward.model.finite import finite
 from onward.model.inputs import InputArray, InputError, plain_numbers, to_array
+from onward.model.listed_rankings import likeliest_listed, listed_outputs, require_listed
 from onward.model.outputs import forecast_fields, readable_outputs, step_fields
 from onward.model.repository import open_bundle
 from onward.model.runner import Outputs, StepModel
@@ -63,20 +64,26 @@ MOST_STEPS = 100_000_000
 """The most steps of all sample paths together, in the memory of this process. A service takes fewer."""
 
 
-def load(path: str | PathLike[str], *, threads: int = 1, accuracy: bool = True) -> "LocalModel":
+def load(
+    path: str | PathLike[str], *, threads: int = 1, accuracy: bool = True, listed_only: bool = False
+) -> "LocalModel":
     """Loads and verifies the bundle in the folder `path`. Raises BundleError.
 
     accuracy: its sessions measure the accuracy of their predictions, as those of a service do unless
-    `ONWARD_ACCURACY=0`.
+    `ONWARD_ACCURACY=0`. listed_only: rankings have listed categories only, k - 1 of a model that ranks k and accepts
+    others; raises InvalidRequest if k is 1.
     """
-    return LocalModel(open_bundle(pathlib.Path(path), threads=threads), accuracy=accuracy)
+    return LocalModel(open_bundle(pathlib.Path(path), threads=threads), accuracy=accuracy, listed_only=listed_only)
 
 
 class LocalModel:
     """A version of a model, in this process."""
 
-    def __init__(self, model: StepModel, *, accuracy: bool = True) -> None:
-        self.model, self._scoring = model, Accuracy(model, enabled=accuracy)
+    def __init__(self, model: StepModel, *, accuracy: bool = True, listed_only: bool = False) -> None:
+        self.model, self._scoring, self._listed_only = model, Accuracy(model, enabled=accuracy), listed_only
+        if listed_only:
+            with _as_problems():
+                require_listed(model)
 
     def __repr__(self) -> str:
         return f"<LocalModel {self.model.manifest.name} {self.model.manifest.version}>"
@@ -88,7 +95,9 @@ class LocalModel:
         _check_limits(interval=interval)
         if interval is not None and (why := self._scoring.why_no_intervals) is not None:
             raise InvalidRequest.with_detail(f"interval: {why}", [("interval", why)])
-        return LocalSession(self.model, session_id or new_id(), self._scoring, inputs, interval)
+        return LocalSession(
+            self.model, session_id or new_id(), self._scoring, inputs, interval, listed_only=self._listed_only
+        )
 
     def predict(self, sequences: Sequence[Steps], horizon: int = 0) -> list[SequencePrediction]:
         """Returns predictions of sequences without a session, each from the initial state.
@@ -101,7 +110,7 @@ class LocalModel:
             with _as_problems():
                 rollout.require_rollout_without_future(self.model.manifest)
         for index, sequence in enumerate(json_sequences(sequences)):
-            session = LocalSession(self.model, new_id(), scoring)
+            session = LocalSession(self.model, new_id(), scoring, listed_only=self._listed_only)
             steps = session._advance(sequence, None, f"inputs[{index}]")  # noqa: SLF001  (its own)
             predictions.append(SequencePrediction(steps, session.forecast(horizon) if horizon else None))
         return predictions
@@ -117,9 +126,11 @@ class LocalSession:
         scoring: Accuracy,
         inputs: Steps | None = None,
         interval: float | None = None,
+        *,
+        listed_only: bool = False,
     ) -> None:
-        """scoring: measures the accuracy of the predictions of the model's sessions."""
-        self._model, self._scoring = model, scoring
+        """scoring: measures the accuracy of the predictions of the model's sessions. listed_only: see `load`."""
+        self._model, self._scoring, self._listed_only = model, scoring, listed_only
         self.id, self.model, self.version = session_id, model.manifest.name, model.manifest.version
         self.step_count = 0
         self.prediction: Prediction | None = None
@@ -210,8 +221,9 @@ class LocalSession:
             draws = draws_paths(samples=samples, levels=levels, seed=seed, paths=paths)
             start = self._start(horizon, inputs, future)
             if not draws:
-                outputs = self._rolled(start, horizon, [RolloutInputs(model, start.future)])
-                arrays = forecast_fields(model, np.concatenate(outputs))
+                sampler = likeliest_listed(model) if self._listed_only else None
+                outputs = self._rolled(start, horizon, [RolloutInputs(model, start.future, sampler)])
+                arrays = forecast_fields(model, self._listed(np.concatenate(outputs)))
                 return Forecast(results.outputs(arrays, model.input_dtype), self.step_count)
             require_distribution(model.manifest.head, samples=samples, levels=levels)
             seed, count = new_seed() if seed is None else seed, SAMPLES if samples is None else samples
@@ -222,7 +234,9 @@ class LocalSession:
             last = self._rolled(start, horizon, feeds)[-1]
             for row, path in enumerate(feeds):
                 path.next_targets(last[row : row + 1])
-            drawn = summarise_paths(model, self.step_count, seed, feeds, start.outputs, levels)
+            drawn = summarise_paths(
+                model, self.step_count, seed, feeds, start.outputs, levels, listed_only=self._listed_only
+            )
         arrays = results.outputs(drawn.fields(paths=paths), model.input_dtype)
         return Forecast(arrays, self.step_count, seed, count, drawn.levels)
 
@@ -234,7 +248,7 @@ class LocalSession:
         seed = new_seed() if seed is None else seed
         with _as_problems():
             start, model_options = self._start(horizon, inputs, future), generation.GenerationOptions(**drawing)
-            path = GeneratedPath(self._model, start, horizon, model_options, seed)
+            path = GeneratedPath(self._model, start, horizon, model_options, seed, listed_only=self._listed_only)
             for step in path.steps(self._run):
                 if isinstance(step, GenerationEnd):
                     yield Done(step.reason, seed, self.step_count, step.text)
@@ -276,6 +290,10 @@ class LocalSession:
             _check_finite(state)
             steps.append(outputs[:, 0])
         return steps
+
+    def _listed(self, outputs: Outputs) -> Outputs:
+        """Returns the outputs as the session returns them, with rankings of listed categories if it has only such."""
+        return listed_outputs(self._model, outputs) if self._listed_only else outputs
 
     @property
     def _accuracy(self) -> bytes:
@@ -322,7 +340,7 @@ class LocalSession:
         outputs, after = self._run(array, self._state)
         outputs, accuracy = self._score(array, outputs)
         self._move(len(array), accuracy + after.tobytes(), surprises(self._model, outputs))
-        fields = step_fields(self._model, outputs) | {"step": self.step_count}
+        fields = step_fields(self._model, self._listed(outputs)) | {"step": self.step_count}
         if "error" in fields:
             fields["error"] = _without_infinity(fields["error"])
         predictions = results.predictions(fields)
@@ -349,9 +367,8 @@ class LocalSession:
 
     def _initial_prediction(self) -> Prediction | None:
         """Returns the model's prediction of the next input if its state holds one."""
-        prediction = readable_outputs(
-            self._model, self._model.last_prediction(self._state)[0], self._model.manifest.head.last
-        )
+        (last,) = self._listed(self._model.last_prediction(self._state))
+        prediction = readable_outputs(self._model, last, self._model.manifest.head.last)
         arrays = results.outputs(prediction, self._model.input_dtype)
         return Prediction(arrays, None, self.step_count) if prediction else None
 

@@ -67,10 +67,15 @@ def new_id() -> str:
 
 
 class Operations:
-    """All operations of the service, with the same retry policy."""
+    """All operations of the service, with the same retry policy.
 
-    def __init__(self, policy: RetryPolicy) -> None:
+    listed_only: rankings of categories have listed ones only.
+    """
+
+    def __init__(self, policy: RetryPolicy, *, listed_only: bool = False) -> None:
         self.policy = policy
+        self.ranking_query: dict[str, str] = {"listed_only": "true"} if listed_only else {}
+        """The query of each request whose response may have a ranking."""
 
     def _call(self, request: Request, read: Callable[[Json], T], *, idempotent: bool = True) -> Flow[T]:
         """Returns what `read` makes of the response. Raises Problem, UnreachableError."""
@@ -97,11 +102,12 @@ class Operations:
         self, model: str, sequences: Sequence[Steps], horizon: int, version: int | None
     ) -> Flow[list[SequencePrediction]]:
         body = {"inputs": json_sequences(sequences), "horizon": horizon} | without_none(version=version)
-        return (yield from self._call(Request("POST", model_path(model, "/predict"), body), results.sequences))
+        request = Request("POST", model_path(model, "/predict"), body, self.ranking_query)
+        return (yield from self._call(request, results.sequences))
 
     def stateless_step(self, model: str, inputs: Steps, state: str | None, version: int | None) -> Flow[StatelessStep]:
         body = {"inputs": json_steps(inputs)} | without_none(state=state, version=version)
-        request = Request("POST", model_path(model, "/step"), body)
+        request = Request("POST", model_path(model, "/step"), body, self.ranking_query)
         return (
             yield from self._call(
                 request, lambda response: StatelessStep(results.predictions(response), response["state"])
@@ -123,7 +129,7 @@ class Operations:
         interval: float | None = None,
     ) -> Flow[SessionInfo]:  # fmt: skip
         body = {"session_id": session_id or new_id()} | _session_options(version, ttl_s, inputs, interval)
-        request = Request("POST", model_path(model, "/sessions"), body)
+        request = Request("POST", model_path(model, "/sessions"), body, self.ranking_query)
         return (yield from self._create(request, body["session_id"], chosen=session_id is not None))
 
     def ensure(
@@ -131,7 +137,7 @@ class Operations:
         interval: float | None,
     ) -> Flow[SessionInfo]:  # fmt: skip
         body = _session_options(version, ttl_s, inputs, interval)
-        request = Request("PUT", model_session_path(model, session_id), body)
+        request = Request("PUT", model_session_path(model, session_id), body, self.ranking_query)
         return (yield from self._call(request, results.session))
 
     def fork(self, source: str, session_id: str | None, ttl_s: float | None) -> Flow[SessionInfo]:
@@ -194,10 +200,11 @@ class Operations:
 
     def _advance(self, path: str, inputs: Any, at: int | None, request_id: str | None) -> Flow[Predictions]:
         body = {"inputs": inputs, "request_id": request_id or new_id()} | without_none(step=at)
-        return (yield from self._call(Request("POST", path, body), results.predictions))
+        return (yield from self._call(Request("POST", path, body, self.ranking_query), results.predictions))
 
     def forecast(self, session_id: str, body: Json) -> Flow[Forecast]:
-        return (yield from self._call(Request("POST", session_path(session_id, "/forecast"), body), results.forecast))
+        request = Request("POST", session_path(session_id, "/forecast"), body, self.ranking_query)
+        return (yield from self._call(request, results.forecast))
 
     def rewind(self, session_id: str, step: int) -> Flow[SessionInfo]:
         """Retries only if nothing was applied: a second rewind would also undo the later steps of other clients."""
@@ -233,7 +240,8 @@ class Operations:
         retry = Retry(self.policy)
         while queues:
             indices = _round(queues, bodies)
-            request = Request("POST", "/v1/steps", {"items": [bodies[index] for index in indices]})
+            content_of_round = {"items": [bodies[index] for index in indices]}
+            request = Request("POST", "/v1/steps", content_of_round, self.ranking_query)
             try:
                 response = (yield from exchange(request, retry, idempotent=True)).response
                 received = dict(zip(indices, content(response, partial(_items, len(indices))), strict=True))

@@ -56,10 +56,12 @@ class SessionOperations:
         return self._operations.forecast(self.id, body)
 
     def _generate(self, horizon: int, options: GenerationOptions) -> EmittingFlow:
-        return generate(session_path(self.id, "/generate"), generate_body(horizon, options), self._operations.policy)
+        operations, body = self._operations, generate_body(horizon, options)
+        return generate(session_path(self.id, "/generate"), body, operations.policy, operations.ranking_query)
 
     def _stream(self) -> EmittingFlow:
-        return StepStream(self.id, self._operations.policy).run()
+        operations = self._operations
+        return StepStream(self.id, operations.policy, operations.ranking_query).run()
 
     def _streamed(self, prediction: Prediction) -> Prediction:
         self.step_count, self.prediction = prediction.step, prediction

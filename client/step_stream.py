@@ -9,7 +9,9 @@ first response tells at which step the session is: until then no other message i
 """
 
 from collections import deque
+from collections.abc import Mapping
 from typing import Any, NamedTuple
+from urllib.parse import urlencode
 
 import orjson
 
@@ -68,8 +70,10 @@ class StepStream:
     It connects when there is a message to send, so the service may close a connection that is idle.
     """
 
-    def __init__(self, session_id: str, policy: RetryPolicy) -> None:
-        self._path, self._policy, self._retry = session_path(session_id, "/stream"), policy, Retry(policy)
+    def __init__(self, session_id: str, policy: RetryPolicy, query: Mapping[str, str] | None = None) -> None:
+        """query: that of the connection's URL."""
+        self._path = session_path(session_id, "/stream") + ("?" + urlencode(query) if query else "")
+        self._policy, self._retry = policy, Retry(policy)
         self._unanswered: deque[tuple[str, str]] = deque()  # request ids and messages, the oldest first
         self._taking_input = self._inputs_ended = self._connected = False
         self._step: int | None = None  # the session's step once all messages are answered

@@ -28,7 +28,8 @@ class Client:
     """A client, for threads, of the service at `url`.
 
     api_key: sent as `Authorization: Bearer`. timeout: seconds that one try may take. patience: seconds that a call may
-    take with all its retries. Raises ValueError for a URL or a key that is not valid. Its methods raise a Problem
+    take with all its retries. listed_only: rankings have listed categories only, k - 1 of a model that ranks k and
+    accepts others. Raises ValueError for a URL or a key that is not valid. Its methods raise a Problem
     (`onward.errors`) if the service refuses or an input cannot be sent, and UnreachableError if it does not respond.
     """
 
@@ -38,9 +39,11 @@ class Client:
         api_key: str | None = None,
         timeout: float = TIMEOUT_S,
         patience: float = RETRY_DEADLINE_S,
+        *,
+        listed_only: bool = False,
     ) -> None:
         self._transport = HttpTransport(url, api_key, timeout)
-        self._operations = Operations(RetryPolicy(patience))
+        self._operations = Operations(RetryPolicy(patience), listed_only=listed_only)
 
     def __repr__(self) -> str:
         return f"<Client of {self._transport.url}>"
@@ -229,7 +232,7 @@ class Session(SessionOperations):
         it. So does, with StepConflict, a step of the same session by another caller.
         """
         http = self._transport
-        with WebSocketTransport(http.url, http.headers, http.timeout_s, inputs) as transport:
+        with WebSocketTransport(http.url, http.headers, http.timeout_s, http.proxy, inputs) as transport:
             for prediction in transport.run(self._stream()):
                 yield self._streamed(prediction)
 

@@ -62,7 +62,7 @@ def to_array(inputs: Inputs, features: Sequence[Feature], field: str = "inputs",
 def plain_numbers(inputs: Any, width: int, dtype: InputDtype) -> InputArray | None:
     """Returns what `to_array` returns for lists of `width` finite numbers, at less cost; None for any other inputs.
 
-    For a model whose features are all plain numbers (`StepModel.has_plain_numbers`).
+    For a model whose features are any numbers, without limits (`StepModel.has_plain_numbers`).
     """
     if type(inputs) is not list or not inputs:
         return None
@@ -131,6 +131,7 @@ def _array(
             for column, feature in enumerate(features)
         ]
         array = _as_float64(columns).T
+    _check_limits(array, features, field, first)
     return _finite(array, features, field, first, dtype)
 
 
@@ -221,6 +222,7 @@ def _from_text(text: str, features: Sequence[Feature], field: str) -> Sequence[V
 def _from_bytes(data: bytes, features: Sequence[Feature], field: str, first: int, dtype: InputDtype) -> InputArray:
     array: InputArray = np.frombuffer(data, dtype).reshape(-1, len(features))
     if np.isfinite(array).all() and all(feature.kind == "number" for feature in features):
+        _check_limits(array, features, field, first)
         return _in_domain(array, features, field, first)
     rows = [
         [
@@ -272,6 +274,19 @@ def _in_domain(array: InputArray, features: Sequence[Feature], field: str, first
                 )
             )
     return array
+
+
+def _check_limits(numbers: InputArray, features: Sequence[Feature], field: str, first: int) -> None:
+    """Raises InputError, which names the first such number, if one of the numbers (steps, features) is refused."""
+    for column, feature in enumerate(features):
+        if feature.limits is not None:
+            low, high = feature.limits
+            beyond = (numbers[:, column] < low) | (numbers[:, column] > high)
+            if beyond.any():
+                step = int(beyond.argmax())
+                value = f"{numbers[step, column]:.15g} ({feature.name})"
+                what = f"{value} is beyond the limits of this feature, {low:.15g} to {high:.15g}"
+                raise InputError(Fault(f"{field}[{first + step}][{column}]", what))
 
 
 def _values_in_order(step: Mapping[str, Value], features: Sequence[Feature], field: str) -> list[Value]:

@@ -24,6 +24,7 @@ RANKED = ("top", "log_probability")
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 Dim = Annotated[int, Field(gt=0)] | Literal["time", "batch"]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Dtype = Literal["float32", "float64", "int32", "int64", "uint8"]
 Score = Literal[
     "negative_log_likelihood",
@@ -135,6 +136,8 @@ class Feature(Frozen):
     """True if the graph reads the difference from the last value present; clients send the values themselves."""
     transform: Transform | None = None
     """The transform that the graph applies to the values, before differences are taken; clients send the values."""
+    limits: tuple[Finite, Finite] | None = None
+    """The lowest and the highest number that is accepted; None: any number."""
 
     @cached_property
     def category_index(self) -> dict[Category, int]:
@@ -160,6 +163,8 @@ class Feature(Frozen):
             raise ValueError(f"feature {self.name!r}: a category has no transform")
         if self.lead and self.role != "known":
             raise ValueError(f"feature {self.name!r}: only a feature that is known in advance can have a lead")
+        if self.limits is not None and (self.kind != "number" or self.limits[0] > self.limits[1]):
+            raise ValueError(f"feature {self.name!r}: limits are the lowest and the highest of its numbers")
         return self
 
 

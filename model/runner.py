@@ -73,7 +73,9 @@ class StepModel:
         self._names = [out.name for out in manifest.outputs] + [pair.output for pair in manifest.state]
         # transposes are computed once: to compute them for each call would cost more than a small model's run
         self.has_plain_numbers = all(
-            feature.kind == "number" and (feature.transform is None or feature.transform.above == -math.inf)
+            feature.kind == "number"
+            and feature.limits is None
+            and (feature.transform is None or feature.transform.above == -math.inf)
             for feature in manifest.features
         )
         """True if every feature may be any number, so that most inputs are plain lists of numbers."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         StatelessStep,
         Surprise,
     )
+    from onward.client.step_files import SeriesSteps, read_steps
     from onward.client.sync_client import Client, Session
     from onward.errors import (
         Abandoned,
@@ -90,6 +91,7 @@ _MODULES = {
         "Accuracy", "Done", "Forecast", "Generated", "Interval", "IntervalInfo", "Outputs", "Prediction", "Predictions",
         "RecentAccuracy", "SequencePrediction", "SessionInfo", "StatelessStep", "Surprise",
     ),
+    "onward.client.step_files": ("SeriesSteps", "read_steps"),
     "onward.client.sync_client": ("Client", "Session"),
 }  # fmt: skip
 """The modules of the public names; the names that are not listed are in `onward.errors`."""
@@ -102,10 +104,11 @@ __all__ = [
     "LateRequest", "LocalModel", "LocalSession", "MalformedJson", "MethodNotAllowed", "ModelGone", "NoForecast",
     "NoHistory", "NoSecret", "NoStream", "NotFinite", "NotFound", "NotReady", "OnwardError", "Outputs", "Overloaded",
     "PendingSession", "Prediction", "Predictions", "Problem", "RecentAccuracy", "Reloaded", "RequestReused",
-    "RetryableError", "RetryableProblem", "SequencePrediction", "Session", "SessionEnded", "SessionExists",
-    "SessionInfo", "SlowReader", "StateExpired", "StatelessStep", "Step", "StepConflict", "StepResult", "Steps",
-    "Stopping", "StoreFull", "StoreUnavailable", "Surprise", "UnknownModel", "UnknownSession", "UnknownVersion",
-    "UnreachableError", "UnsupportedMediaType", "UpgradeRequired", "UriTooLong", "errors", "load",
+    "RetryableError", "RetryableProblem", "SequencePrediction", "SeriesSteps", "Session", "SessionEnded",
+    "SessionExists", "SessionInfo", "SlowReader", "StateExpired", "StatelessStep", "Step", "StepConflict", "StepResult",
+    "Steps", "Stopping", "StoreFull", "StoreUnavailable", "Surprise", "UnknownModel", "UnknownSession",
+    "UnknownVersion", "UnreachableError", "UnsupportedMediaType", "UpgradeRequired", "UriTooLong", "errors", "load",
+    "read_steps",
 ]  # fmt: skip
 
 

@@ -106,6 +106,14 @@ class Data(TableSettings, Section):
     unknown: Annotated[bool, Field(description="categories that the training part does not contain are allowed")] = (
         False
     )
+    refuse_beyond: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            allow_inf_nan=False,
+            description="numbers so many deviations from the median of the training part are refused, also in service",
+        ),
+    ] = None
     split: Annotated[
         Literal["ends", "sequences", "none"],
         Field(
@@ -152,6 +160,8 @@ class Data(TableSettings, Section):
             raise ValueError(f"changes must be observed numbers: {', '.join(unchanging)} is none")
         if unread := [name for name in self.transforms if name not in self.columns or name in self.categories]:
             raise ValueError(f"transforms are of features that are numbers: {', '.join(unread)} is none")
+        if self.refuse_beyond is not None and not set(self.columns) - {*self.categories, *self.changes}:
+            raise ValueError("refuse_beyond is about numbers that are not differenced, and there is none")
         return self
 
     @model_validator(mode="after")
@@ -375,6 +385,10 @@ class Train(Section):
     device: Annotated[
         Literal["auto", "cpu", "cuda"], Field(description="the device of the training; auto is a GPU if available")
     ] = "auto"
+    threads: Annotated[
+        int,
+        Field(ge=1, le=1024, description="threads of the arithmetic on a CPU; more than one help wide networks only"),
+    ] = 1
     precision: Annotated[
         Literal["float32", "bfloat16"], Field(description="precision of the training arithmetic; weights stay float32")
     ] = "float32"
@@ -411,7 +425,7 @@ class Range(Section):
 
 COMPARABLE = {
     "model": frozenset({"head", "loss", "quantiles", "scaling"}),
-    "train": frozenset({"seed", "device", "precision", "compile"}),
+    "train": frozenset({"seed", "device", "threads", "precision", "compile"}),
 }
 """The keys by section that a search must not change: with another loss or scale two runs cannot be compared."""
 

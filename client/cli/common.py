@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 
 from onward.client.results import Forecast, Outputs, Prediction, Predictions, without_none
 from onward.client.transport import address
-from onward.errors import Problem, UnreachableError
+from onward.errors import OnwardError, Problem, UnreachableError
 from onward.model import precision
-from onward.model.errors import BundleError
 
 if TYPE_CHECKING:
     from onward.client.sync_client import Client
@@ -32,6 +31,11 @@ RETRY_DEADLINE_S = 10.0
 """Shorter than the client's own: somebody may be waiting at a terminal."""
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="write JSON, as one document or one line for each result"
+)
+
+
+listed_option = click.option(
+    "--listed-only", is_flag=True, help="rank listed categories only, not what stands for all others"
 )
 
 
@@ -58,19 +62,19 @@ def service_command(command: Callable[..., None]) -> Callable[..., None]:
     @url_option
     @json_option
     @functools.wraps(command)
-    def run(*, url: str, **options: Any) -> None:
-        with exit_statuses(url), connected(url) as client:
+    def run(*, url: str, listed_only: bool = False, **options: Any) -> None:
+        with exit_statuses(url), connected(url, listed_only=listed_only) as client:
             command(client, **options)
 
     return run
 
 
-def connected(url: str) -> "Client":
+def connected(url: str, *, listed_only: bool = False) -> "Client":
     try:
         from onward.client.sync_client import Client
     except ModuleNotFoundError as error:
         fail(f"this needs {error.name}: pip install 'onward[client]'")
-    return Client(url, key(), patience=RETRY_DEADLINE_S)
+    return Client(url, key(), patience=RETRY_DEADLINE_S, listed_only=listed_only)
 
 
 def key() -> str | None:
@@ -89,7 +93,7 @@ def exit_statuses(url: str) -> Iterator[None]:
         )
     except Problem as error:
         fail(f"{error} [{error.name or error.status}]")
-    except (ValueError, BundleError) as error:
+    except (ValueError, ImportError, OnwardError) as error:
         fail(str(error))
 
 
@@ -106,8 +110,12 @@ def echo_json(content: Any) -> None:
     click.echo(orjson.dumps(content, np.ndarray.tolist, orjson.OPT_SERIALIZE_NUMPY))
 
 
-def json_members(outputs: Outputs) -> dict[str, Any]:
-    """Returns the members of the HTTP response that the outputs come from."""
+def json_members(outputs: Outputs, series: str | None = None) -> dict[str, Any]:
+    """Returns the members of the HTTP response that the outputs come from, after the name of their series, if any."""
+    return without_none(series=series) | _members(outputs)
+
+
+def _members(outputs: Outputs) -> dict[str, Any]:
     arrays = {name: np.ascontiguousarray(values) for name, values in outputs.items()}
     if isinstance(outputs, Forecast):
         sampling = without_none(seed=outputs.seed, samples=outputs.samples, levels=list(outputs.levels) or None)
@@ -188,6 +196,8 @@ def _digits(values: Sequence[object]) -> int:
 
 
 def _written(value: object, digits: int) -> str:
+    if isinstance(value, np.generic) and not isinstance(value, np.floating):
+        value = value.item()
     if value is None:
         return "-"
     if isinstance(value, (float, np.floating)):

@@ -19,7 +19,6 @@ from onward.client.cli.common import (
     key,
     url_option,
 )
-from onward.client.cli.step_files import steps
 
 MOST_SHOWN = 10
 RANDOM_STEPS = 1000
@@ -75,7 +74,7 @@ class Mix(click.ParamType[dict[str, float]]):
     "--inputs",
     "file",
     type=click.Path(exists=True, dir_okay=False),
-    help="a file of steps to send; by default random steps",
+    help="a file of steps to send, each session those of one series; by default random steps",
 )
 @click.option(
     "--bundle",
@@ -97,10 +96,14 @@ def load(
             detail = client.model(model)
         from onward.client.loadtest.loadtest import Load, Plan, replay
         from onward.client.local import load as load_bundle
+        from onward.client.step_files import read_steps
 
         features, version = detail["inputs"], detail["version"]
-        inputs = list(steps(file, None, features)) if file else random_steps(features, Random(seed))  # noqa: S311  (load, not secrets)
-        plan = Plan(model, version, inputs, sessions, rate, seconds, mix, horizon, seed)
+        if file:
+            sequences = [list(series.steps) for series in read_steps(file, detail)]
+        else:
+            sequences = [random_steps(features, Random(seed))]  # noqa: S311  (load, not secrets)
+        plan = Plan(model, version, sequences, sessions, rate, seconds, mix, horizon, seed)
         local = load_bundle(bundle) if bundle else None
         if local is not None:
             manifest = local.model.manifest

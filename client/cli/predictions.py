@@ -2,48 +2,128 @@
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import click
 
-from onward.client.cli.common import columns, echo_json, echo_line, echo_table, json_members, service_command
-from onward.client.cli.step_files import file_argument, format_option, steps
-from onward.client.results import Done, Forecast, Prediction, Predictions
+from onward.client.cli import step_options
+from onward.client.cli.common import (
+    columns,
+    connected,
+    echo_json,
+    echo_line,
+    echo_table,
+    exit_statuses,
+    json_members,
+    json_option,
+    listed_option,
+    service_command,
+    url_option,
+)
+from onward.client.cli.step_options import file_argument, format_option, series_option
+from onward.client.results import Done, Forecast, Prediction, Predictions, SequencePrediction
+from onward.client.step_files import SeriesSteps, StepFormat
 from onward.errors import SessionEnded, UnknownSession
 
 if TYPE_CHECKING:
     from onward.client.sync_client import Client, Session
 
+MOST_SEQUENCES, MOST_STEPS = 1000, 50_000
+"""The most sequences and steps of one call, unless a single sequence has more steps."""
+
 
 @click.command()
 @file_argument
 @format_option
-@click.option("--model", required=True, help="the name of the model")
+@series_option
+@click.option("--model", help="the name of the model")
 @click.option("--version", type=click.IntRange(min=1), help="the version of the model; by default the highest")
+@click.option(
+    "--bundle", type=click.Path(exists=True, file_okay=False), help="predict in this process by the bundle in a folder"
+)
 @click.option(
     "--horizon", type=click.IntRange(min=0), default=0, help="the number of steps to roll forward after the last input"
 )
-@service_command
+@listed_option
+@url_option
+@json_option
 def predict(
-    client: "Client", *, file: str, form: str | None, model: str, version: int | None, horizon: int, as_json: bool
-) -> None:
-    """Predict after each step of FILE (- is stdin), without a session; with --horizon, forecast the steps after it."""
-    detail = client.model(model, version)
-    inputs = list(steps(file, form, detail["inputs"]))
-    if not inputs:
-        raise ValueError(f"{file}: the file has no steps")
-    (result,) = client.predict(model, [inputs], horizon, version=version)
+    *, file: str, form: StepFormat | None, series: tuple[str, ...], model: str | None, version: int | None,
+    bundle: str | None, horizon: int, listed_only: bool, url: str, as_json: bool,
+) -> None:  # fmt: skip
+    """Predict after each step of FILE (- is stdin), without a session; with --horizon, forecast the steps after it.
+
+    Each series of FILE is predicted by itself.
+    """
+    if (model is None) == (bundle is None):
+        raise click.UsageError("give --model or --bundle, and not both")
+    with exit_statuses(url), _predictor(url, model, version, bundle, listed_only=listed_only) as predictor:
+        found = step_options.read(file, predictor.description, series=series, form=form)
+        results = [(item.name, result) for item, result in predictor.results(found, horizon)]
     if as_json:
-        ahead = {} if result.forecast is None else {"forecast": json_members(result.forecast)["forecast"]}
-        echo_json(json_members(result.predictions) | ahead)
+        for name, result in results:
+            ahead = {} if result.forecast is None else {"forecast": json_members(result.forecast)["forecast"]}
+            echo_json(json_members(result.predictions, name) | ahead)
         return
-    if result.forecast is None:
-        names, rows = columns(result.predictions, detail["targets"])
-        steps_and_rows = zip(result.predictions.each, rows, strict=True)
-        echo_table(["step", *names, "surprise"], [(step.step, *row, step.surprise) for step, row in steps_and_rows])
-    else:
-        _echo_forecast(result.forecast, detail["targets"])
+    rows: list[Sequence[object]] = []
+    names: list[str] = []
+    for name, result in results:
+        outputs = result.predictions if result.forecast is None else result.forecast
+        names, of_series = columns(outputs, predictor.targets)
+        if result.forecast is None:
+            names = ["step", *names, "surprise"]
+            each = zip(result.predictions.each, of_series, strict=True)
+            rows += [(*_named(name), step.step, *row, step.surprise) for step, row in each]
+        else:
+            names = ["ahead", *names]
+            rows += [(*_named(name), ahead, *row) for ahead, row in enumerate(of_series, 1)]
+    echo_table([*(["series"] if results[0][0] is not None else []), *names], rows)
+
+
+@dataclass(frozen=True, slots=True)
+class _Predictor:
+    """A model of a service or of this process, of which sequences are predicted."""
+
+    description: Any
+    """The description by the service, or the bundle's model."""
+    targets: Sequence[str]
+    predict: Callable[[list[Any], int], list[SequencePrediction]]
+
+    def results(self, series: Sequence[SeriesSteps], horizon: int) -> Iterator[tuple[SeriesSteps, SequencePrediction]]:
+        """Yields the prediction of each series; a call takes as many as a service usually accepts."""
+        start = 0
+        while start < len(series):
+            stop, count = start, 0
+            while stop < len(series) and stop < start + MOST_SEQUENCES:
+                count += len(series[stop].steps) + horizon
+                if count > MOST_STEPS and stop > start:
+                    break
+                stop += 1
+            group = series[start:stop]
+            yield from zip(group, self.predict([item.steps for item in group], horizon), strict=True)
+            start = stop
+
+
+@contextlib.contextmanager
+def _predictor(
+    url: str, model: str | None, version: int | None, bundle: str | None, *, listed_only: bool
+) -> Iterator[_Predictor]:
+    if bundle is not None:
+        from onward.client.local import load
+
+        local = load(bundle, listed_only=listed_only)
+        yield _Predictor(local, local.model.manifest.head.targets, local.predict)
+        return
+    assert model is not None
+    with connected(url, listed_only=listed_only) as client:
+        description = client.model(model, version)
+        version = description["version"]
+        yield _Predictor(description, description["targets"], partial(client.predict, model, version=version))
 
 
 @click.command()
@@ -52,11 +132,16 @@ def predict(
 @click.option("--samples", type=click.IntRange(min=1), help="the number of sample paths to draw")
 @click.option("--quantiles", help="quantile levels, separated by commas: 0.1,0.5,0.9")
 @click.option("--seed", type=int, help="the same seed draws the same paths")
-@click.option("--future", help="FILE of future covariates, one line for each step")
+@click.option(
+    "--future", type=click.Path(exists=True, dir_okay=False, allow_dash=True),
+    help="FILE of future covariates (- is stdin), one row for each step; features of the calendar are computed",
+)  # fmt: skip
+@click.option("--series", metavar="NAME", help="the series of the session, where the FILE has several")
+@listed_option
 @service_command
 def forecast(
     client: "Client", *, session_id: str, horizon: int, samples: int | None, quantiles: str | None, seed: int | None,
-    future: str | None, as_json: bool,
+    future: str | None, series: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Roll a session's predictions forward; the session does not move."""
     try:
@@ -65,8 +150,7 @@ def forecast(
         raise click.BadParameter("expected numbers separated by commas", param_hint="--quantiles") from None
     session = client.attach(session_id)
     detail = client.model(session.model, session.version)
-    covariates = [feature for feature in detail["inputs"] if feature["name"] not in detail["targets"]]
-    known_future = None if future is None else list(steps(future, None, covariates))
+    known_future = None if future is None else _future(future, detail, series)
     result = session.forecast(horizon, samples, levels, seed, known_future)
     if as_json:
         echo_json(json_members(result))
@@ -76,25 +160,149 @@ def forecast(
         click.echo(f"seed: {result.seed}")
 
 
+def _future(file: str, detail: Mapping[str, Any], series: str | None) -> Any:
+    """Returns the future covariates in a file. Raises ValueError if it has several series."""
+    covariates = [feature["name"] for feature in detail["inputs"] if feature["name"] not in detail["targets"]]
+    if not covariates:
+        raise ValueError("--future: the model predicts all of its features, and takes no future covariates")
+    found = step_options.read(file, detail, series=[series] if series else (), only=covariates)
+    if len(found) > 1:
+        names = ", ".join(str(item.name) for item in found[:3])
+        raise ValueError(f"{file}: has {len(found):,} series ({names}...): name that of the session by --series")
+    return found[0].steps
+
+
 @click.command()
 @file_argument
 @format_option
+@series_option
 @click.option("--model", help="create a session of this model; it ends after the last line unless --session names it")
-@click.option("--session", "session_id", help="continue this session; with --model, create it if it does not exist")
+@click.option(
+    "--session", "session_id",
+    help="continue this session; with --model, create it if it does not exist. If FILE has a column of series, the "
+    "session of series S is ID:S, or ID with a single --series",
+)  # fmt: skip
+@listed_option
 @service_command
 def stream(
-    client: "Client", *, file: str, form: str | None, model: str | None, session_id: str | None, as_json: bool
-) -> None:
-    """Step through FILE (- is stdin) over one connection; each line is answered by one as it arrives."""
-    with _session(client, model, session_id) as session:
-        detail = client.model(session.model, session.version)
-        with _with_progress(steps(file, form, detail["inputs"]), file) as inputs:
-            for prediction in session.stream(inputs):
-                if as_json:
-                    echo_json(json_members(prediction))
-                else:
-                    _, (row,) = columns(_as_row(prediction), detail["targets"])
-                    echo_line((prediction.step, *row, prediction.surprise))
+    client: "Client", *, file: str, form: StepFormat | None, series: tuple[str, ...], model: str | None,
+    session_id: str | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Step through FILE (- is stdin), a session for each series; each line of a stream is answered as it arrives."""
+    single = session_id is not None or len(series) == 1
+    with contextlib.ExitStack() as opened:
+        sessions = _SeriesSessions(client, opened, model, session_id, one_chosen=len(series) == 1)
+        detail = sessions.description()
+        if step_options.is_live(file):
+            batches = step_options.batches(file, detail, series=series, single=single, form=form)
+            predictions = _stream_arriving(client, sessions, batches)
+        else:
+            found = step_options.read(file, detail, series=series, single=single, form=form)
+            predictions = _stream_series(sessions, found)
+        for name, prediction in predictions:
+            if as_json:
+                echo_json(json_members(prediction, name))
+            else:
+                _, (row,) = columns(_as_row(prediction), detail["targets"])
+                echo_line((*_named(name), prediction.step, *row, prediction.surprise))
+
+
+class _SeriesSessions:
+    """The sessions of series, by the name of the series; each is created or found when it is first used.
+
+    With --session, the session of series S is ID:S, unless only one series was chosen or no column tells series apart.
+    """
+
+    def __init__(
+        self, client: "Client", opened: contextlib.ExitStack, model: str | None, session_id: str | None, *,
+        one_chosen: bool,
+    ) -> None:  # fmt: skip
+        if model is None and session_id is None:
+            raise click.UsageError("give --session or --model")
+        self._client, self._opened, self._model, self._id = client, opened, model, session_id
+        self._one_chosen = one_chosen
+        self._sessions: dict[str | None, Session] = {}
+
+    def description(self) -> dict[str, Any]:
+        """Returns the description of the model, in the version of the session of the option if it exists."""
+        model, version = self._model, None
+        if self._id is not None:
+            try:
+                session = self._client.attach(self._id)
+            except (UnknownSession, SessionEnded):
+                if model is None:
+                    raise
+            else:
+                model, version = session.model, session.version
+        assert model is not None
+        return self._client.model(model, version)
+
+    def __getitem__(self, name: str | None) -> "Session":
+        if name not in self._sessions:
+            session = self._opened.enter_context(_session(self._client, self._model, self._session_id(name)))
+            if name is not None:
+                click.echo(f"onward: series {name}: session {session.id}", err=True)
+            self._sessions[name] = session
+        return self._sessions[name]
+
+    def is_one(self, name: str | None) -> bool:
+        """Returns whether there is one session for all steps, of which the first is of that series."""
+        return name is None or self._one_chosen
+
+    def _session_id(self, name: str | None) -> str | None:
+        if self._id is None or self.is_one(name):
+            return self._id
+        if self._model is None:
+            raise ValueError("the steps are of several series: name one by --series, or a session for each by --model")
+        assert name is not None
+        return f"{self._id}:{quote(name, safe='').replace('~', '%7E').replace('%', '~')}"
+
+
+def _stream_series(sessions: _SeriesSessions, found: Sequence[SeriesSteps]) -> Iterator[tuple[str | None, Prediction]]:
+    """Yields the predictions of series, one series after another."""
+    with _with_progress(found) as advance:
+        for item in found:
+            for prediction in sessions[item.name].stream(item.steps):
+                advance()
+                yield item.name, prediction
+
+
+def _stream_arriving(
+    client: "Client", sessions: _SeriesSessions, batches: Iterator[list[tuple[str | None, Any]]]
+) -> Iterator[tuple[str | None, Prediction]]:
+    """Yields the predictions of steps that arrive, in their order."""
+    first = next(batches, None)
+    if first is None:
+        return
+    name = first[0][0]
+    if sessions.is_one(name):
+        steps = (step for batch in chain([first], batches) for _, step in batch)
+        for prediction in sessions[name].stream(steps):
+            yield name, prediction
+        return
+    for batch in chain([first], batches):
+        yield from _step_together(client, sessions, batch)
+
+
+def _step_together(
+    client: "Client", sessions: _SeriesSessions, batch: Sequence[tuple[str | None, Any]]
+) -> Iterator[tuple[str | None, Prediction]]:
+    """Yields the predictions of steps of several sessions. Raises the failure of one after those of the others."""
+    by_series: dict[str | None, list[Any]] = {}
+    for name, step in batch:
+        by_series.setdefault(name, []).append(step)
+    results = client.step_many([(sessions[name], steps) for name, steps in by_series.items()])
+    answers = {
+        name: iter(result.each)
+        for name, result in zip(by_series, results, strict=True)
+        if isinstance(result, Predictions)
+    }
+    for name, _ in batch:
+        if name in answers:
+            yield name, next(answers[name])
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
 
 
 @click.command()
@@ -168,10 +376,15 @@ def _session(client: "Client", model: str | None, session_id: str | None) -> "Se
 
 
 @contextlib.contextmanager
-def _with_progress(inputs: Iterator[Any], file: str) -> Iterator[Iterator[Any]]:
-    """Shows a progress bar on a terminal while the output goes to a file."""
-    if file == "-" or sys.stdout.isatty() or not sys.stderr.isatty():
-        yield inputs
+def _with_progress(found: Sequence[SeriesSteps]) -> Iterator[Callable[[], None]]:
+    """Shows a progress bar of the steps on a terminal while the output goes to a file."""
+    if sys.stdout.isatty() or not sys.stderr.isatty():
+        yield lambda: None
         return
-    with click.progressbar(list(inputs), file=sys.stderr, label="steps") as shown:
-        yield iter(shown)
+    steps = sum(len(item.steps) for item in found)
+    with click.progressbar(length=steps, file=sys.stderr, label="steps") as bar:
+        yield lambda: bar.update(1)
+
+
+def _named(name: str | None) -> tuple[str, ...]:
+    return () if name is None else (name,)

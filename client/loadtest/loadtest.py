@@ -9,7 +9,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, cycle
 from math import ceil
 from random import Random
 from typing import Any
@@ -37,7 +37,7 @@ class Plan:
 
     model: str
     version: int
-    inputs: Sequence[Any]
+    sequences: Sequence[Sequence[Any]]
     sessions: int
     rate: float
     seconds: float
@@ -48,9 +48,13 @@ class Plan:
 
 @dataclass(slots=True)
 class SessionRecord:
-    """The inputs of one session and the answers to them. doubtful: the last step failed without a response."""
+    """The inputs of one session, taken from its sequence, and the answers to them.
+
+    doubtful: the last step failed without a response.
+    """
 
     session_id: str
+    sequence: Sequence[Any] = ()
     sent: list[Any] = field(default_factory=list)
     predictions: list[Prediction] = field(default_factory=list)
     forecasts: list[Forecast] = field(default_factory=list)
@@ -85,6 +89,7 @@ class Load:
     def __init__(self, client: AsyncClient, plan: Plan, tick: Callable[[float], None] = lambda _: None) -> None:
         self._client, self._plan, self._tick = client, plan, tick
         self._chance, self._numbers = Random(plan.seed), count()  # noqa: S311  (load, not secrets)
+        self._sequences = cycle(plan.sequences)
         self.report = Report(unsent=ceil(plan.rate * plan.seconds))
 
     async def run(self) -> Report:
@@ -122,10 +127,10 @@ class Load:
             try:
                 if session is None or kind == "creates":
                     session = await self._client.session(self._plan.model, version=self._plan.version)
-                    record = SessionRecord(session.id)
+                    record = SessionRecord(session.id, next(self._sequences))
                     self.report.sessions.append(record)
                 elif kind == "steps":
-                    record.sent.append(self._plan.inputs[len(record.sent) % len(self._plan.inputs)])
+                    record.sent.append(record.sequence[len(record.sent) % len(record.sequence)])
                     record.predictions.append(await session.step(record.sent[-1]))
                 else:
                     record.forecasts.append(await session.forecast(self._plan.horizon))

@@ -20,12 +20,15 @@ T = TypeVar("T")
 class AsyncHttpTransport:
     def __init__(self, url: str, api_key: str | None, timeout_s: float) -> None:
         self.url, self.headers, self.timeout_s = address.service(url), http.authorization(api_key), timeout_s
+        self.proxy = http.proxy(self.url)
         self._http = httpx.AsyncClient(
             base_url=self.url,
             headers=self.headers,
             timeout=timeout_s,
             limits=http.LIMITS,
             verify=http.trusted(self.url),
+            proxy=self.proxy and self.proxy.url,
+            trust_env=False,  # the proxy has been chosen
         )
 
     async def close(self) -> None:
@@ -61,7 +64,7 @@ class AsyncHttpTransport:
                         case OpenResponse(request):
                             received = await self._opened(request, received)
                             body = b"" if received.is_success else await received.aread()
-                            outcome = http.response(received, began, body)
+                            outcome = http.response(received, began, body, self.proxy)
                             chunks = received.aiter_bytes()
                         case ReadChunk():
                             assert chunks is not None
@@ -69,7 +72,7 @@ class AsyncHttpTransport:
                         case _:
                             outcome = await self._execute(command)
                 except http.RETRYABLE as error:
-                    outcome = http.no_response(error, began)
+                    outcome = http.no_response(error, began, self.proxy)
         finally:
             flow.close()
             if received is not None:
@@ -88,5 +91,5 @@ class AsyncHttpTransport:
         try:
             received = await self._http.send(http.built(self._http, command))
         except http.RETRYABLE as error:
-            return http.no_response(error, began)
-        return http.response(received, began, received.content)
+            return http.no_response(error, began, self.proxy)
+        return http.response(received, began, received.content, self.proxy)

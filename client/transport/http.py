@@ -1,5 +1,6 @@
 """The parts of the HTTP transport that do no I/O: defaults, requests and responses as httpx has them."""
 
+import os
 import ssl
 import time
 from urllib.parse import urlsplit
@@ -7,7 +8,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from onward.client.command_flow import NoResponse, Request, Response
-from onward.client.transport import address
+from onward.client.transport import address, proxies
 
 URL = "http://127.0.0.1:8000"
 TIMEOUT_S, RETRY_DEADLINE_S = 35.0, 60.0
@@ -19,9 +20,18 @@ RETRYABLE = (httpx.TimeoutException, httpx.NetworkError, httpx.ProxyError, httpx
 UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 
-def trusted(url: str) -> ssl.SSLContext | bool:
+def proxy(url: str) -> proxies.Proxy | None:
+    """Returns the proxy for the service. Raises ValueError, which names the variable, if it cannot be used."""
+    chosen = proxies.choose(url, os.environ)
+    if chosen is not None:
+        chosen.require("socksio")
+    return chosen
+
+
+def trusted(url: str) -> ssl.SSLContext:
     """Returns httpx's `verify`. For http it is an empty context: reading all certificates takes longer than a call."""
-    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if urlsplit(url).scheme == "http" else True
+    is_plain = urlsplit(url).scheme == "http"
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if is_plain else httpx.create_ssl_context()
 
 
 def authorization(api_key: str | None) -> dict[str, str]:
@@ -40,10 +50,12 @@ def built(http: httpx.Client | httpx.AsyncClient, request: Request) -> httpx.Req
     )
 
 
-def response(received: httpx.Response, began: float, body: bytes) -> Response:
+def response(received: httpx.Response, began: float, body: bytes, proxy: proxies.Proxy | None) -> Response:
     """began: by the monotonic clock."""
-    return Response(received.status_code, received.headers, body, time.monotonic() - began)
+    took_s = time.monotonic() - began
+    return Response(received.status_code, received.headers, body, took_s, proxy.setting if proxy else "")
 
 
-def no_response(error: Exception, began: float) -> NoResponse:
-    return NoResponse(error, not isinstance(error, UNSENT), time.monotonic() - began)
+def no_response(error: Exception, began: float, proxy: proxies.Proxy | None) -> NoResponse:
+    took_s = time.monotonic() - began
+    return NoResponse(error, not isinstance(error, UNSENT), took_s, proxy.setting if proxy else "")

@@ -19,12 +19,15 @@ T = TypeVar("T")
 class HttpTransport:
     def __init__(self, url: str, api_key: str | None, timeout_s: float) -> None:
         self.url, self.headers, self.timeout_s = address.service(url), http.authorization(api_key), timeout_s
+        self.proxy = http.proxy(self.url)
         self._http = httpx.Client(
             base_url=self.url,
             headers=self.headers,
             timeout=timeout_s,
             limits=http.LIMITS,
             verify=http.trusted(self.url),
+            proxy=self.proxy and self.proxy.url,
+            trust_env=False,  # the proxy has been chosen
         )
 
     def close(self) -> None:
@@ -60,7 +63,7 @@ class HttpTransport:
                         case OpenResponse(request):
                             received = self._opened(request, received)
                             body = b"" if received.is_success else received.read()
-                            outcome = http.response(received, began, body)
+                            outcome = http.response(received, began, body, self.proxy)
                             chunks = received.iter_bytes()
                         case ReadChunk():
                             assert chunks is not None
@@ -68,7 +71,7 @@ class HttpTransport:
                         case _:
                             outcome = self._execute(command)
                 except http.RETRYABLE as error:
-                    outcome = http.no_response(error, began)
+                    outcome = http.no_response(error, began, self.proxy)
         finally:
             flow.close()
             if received is not None:
@@ -87,5 +90,5 @@ class HttpTransport:
         try:
             received = self._http.send(http.built(self._http, command))
         except http.RETRYABLE as error:
-            return http.no_response(error, began)
-        return http.response(received, began, received.content)
+            return http.no_response(error, began, self.proxy)
+        return http.response(received, began, received.content, self.proxy)

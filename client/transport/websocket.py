@@ -30,6 +30,7 @@ from onward.client.step_stream import (
     TakeInput,
     Wait,
 )
+from onward.client.transport.proxies import Proxy
 
 LOG = logging.getLogger(__name__)
 LOG.setLevel(logging.INFO)  # the debugging output of websockets would contain the key
@@ -39,12 +40,19 @@ CONNECT_ERRORS = (OSError, EOFError, TimeoutError, InvalidHandshake)
 Event = InputTaken | InputsEnded | Received | Disconnected
 
 
-def _failure(error: Exception) -> Response | NoResponse:
+def _usable(proxy: Proxy | None) -> Proxy | None:
+    if proxy is not None:
+        proxy.require("python_socks")
+    return proxy
+
+
+def _failure(error: Exception, proxy: Proxy | None) -> Response | NoResponse:
+    through = proxy.setting if proxy else ""
     if isinstance(error, InvalidStatus):
         response = error.response
         headers = {name.lower(): value for name, value in response.headers.raw_items()}
-        return Response(response.status_code, headers, bytes(response.body))
-    return NoResponse(error, sent=False)
+        return Response(response.status_code, headers, bytes(response.body), proxy=through)
+    return NoResponse(error, sent=False, proxy=through)
 
 
 def _address(url: str, path: str) -> str:
@@ -54,7 +62,12 @@ def _address(url: str, path: str) -> str:
 class WebSocketTransport:
     """A stream, with threads: `run` it inside a `with` block."""
 
-    def __init__(self, url: str, headers: Mapping[str, str], timeout_s: float, inputs: Steps | Iterable[Step]) -> None:
+    def __init__(
+        self, url: str, headers: Mapping[str, str], timeout_s: float, proxy: Proxy | None,
+        inputs: Steps | Iterable[Step],
+    ) -> None:  # fmt: skip
+        """Raises ValueError if the proxy cannot be used."""
+        self._proxy = _usable(proxy)
         self._url, self._headers, self._timeout_s = url, headers, timeout_s
         self._inputs = iter(each_step(inputs))
         self._events: queue.SimpleQueue[tuple[Any, Event]] = queue.SimpleQueue()
@@ -104,11 +117,11 @@ class WebSocketTransport:
         try:
             connecting = synchronous.connect(
                 _address(self._url, path), additional_headers=self._headers, open_timeout=self._timeout_s,
-                max_size=NO_LIMIT, logger=LOG,
+                max_size=NO_LIMIT, logger=LOG, proxy=self._proxy and self._proxy.url,
             )  # fmt: skip
             self._connection = self._open_connections.enter_context(connecting)
         except CONNECT_ERRORS as error:
-            return _failure(error)
+            return _failure(error, self._proxy)
         threading.Thread(
             target=self._receive, args=(self._connection,), name="onward stream responses", daemon=True
         ).start()
@@ -155,9 +168,13 @@ class AsyncWebSocketTransport:
     """A stream, with the tasks of an event loop: `run` it inside an `async with` block."""
 
     def __init__(
-        self, url: str, headers: Mapping[str, str], timeout_s: float, inputs: Steps | AsyncIterable[Step]
-    ) -> None:
-        """Raises TypeError for an iterator that may block and cannot be awaited."""
+        self, url: str, headers: Mapping[str, str], timeout_s: float, proxy: Proxy | None,
+        inputs: Steps | AsyncIterable[Step],
+    ) -> None:  # fmt: skip
+        """Raises TypeError for an iterator that may block and cannot be awaited, and ValueError if the proxy cannot be
+        used.
+        """
+        self._proxy = _usable(proxy)
         self._url, self._headers, self._timeout_s = url, headers, timeout_s
         self._inputs = inputs if isinstance(inputs, AsyncIterable) else _async_iterator(inputs)
         self._events: asyncio.Queue[tuple[Any, Event]] = asyncio.Queue()
@@ -206,10 +223,10 @@ class AsyncWebSocketTransport:
         try:
             self._connection = await asynchronous.connect(
                 _address(self._url, path), additional_headers=self._headers, open_timeout=self._timeout_s,
-                max_size=NO_LIMIT, logger=LOG,
+                max_size=NO_LIMIT, logger=LOG, proxy=self._proxy and self._proxy.url,
             )  # fmt: skip
         except CONNECT_ERRORS as error:
-            return _failure(error)
+            return _failure(error, self._proxy)
         self._tasks.append(asyncio.create_task(self._receive(self._connection)))
         return None
 

@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onward.model.inputs import Fault, InputArray, InputError, to_array
+from onward.model.listed_rankings import listed_outputs, ranking_size, require_listed
 from onward.model.manifest import RANKED, Category
 from onward.model.outputs import category_names, dtype_field
 from onward.model.runner import Outputs, StepModel
 from onward.model.sampling.rollout import NonFiniteError
 from onward.model.sampling.rollout_inputs import RolloutInputs
-from onward.model.sampling.samplers import SamplingParameters, make_sampler, path_generator, ranking_size
+from onward.model.sampling.samplers import SamplingParameters, make_sampler, path_generator
 from onward.model.state import State
 
 
@@ -74,11 +75,22 @@ class GeneratedPath:
     """A path to be generated, whose options are checked before its first step."""
 
     def __init__(
-        self, model: StepModel, start: GenerationStart, horizon: int, options: GenerationOptions, seed: int
+        self,
+        model: StepModel,
+        start: GenerationStart,
+        horizon: int,
+        options: GenerationOptions,
+        seed: int,
+        *,
+        listed_only: bool = False,
     ) -> None:
-        """Raises InputError if the options do not fit the model, RolloutUnsupportedError if it cannot be rolled."""
-        _check_options(model, options)
+        """listed_only: the likeliest categories of a step are listed ones; only such are drawn in any case.
+
+        Raises InputError if the options do not fit the model, RolloutUnsupportedError if it cannot be rolled.
+        """
+        _check_options(model, options, listed_only=listed_only)
         self._model, self._start, self._horizon, self._options = model, start, horizon, options
+        self._listed_only = listed_only
         self._ranks_categories = model.manifest.head.ranks_categories
         self._stops = _stops(model, options.stop or ())
         self._previous: set[int] = _read_indices(model, start.read) if self._ranks_categories else set()
@@ -115,6 +127,8 @@ class GeneratedPath:
         own = float(scores[top == int(values[0])][0])
         if self._options.logprobs is None:
             return GeneratedStep(ahead, values, own)
+        if self._listed_only:
+            top, scores = (listed_outputs(self._model, outputs)[name][0] for name in RANKED)
         return GeneratedStep(ahead, values, own, top[: self._options.logprobs], scores[: self._options.logprobs])
 
 
@@ -129,16 +143,20 @@ def generated_fields(model: StepModel, step: GeneratedStep) -> dict[str, Any]:
     return token | {"top": category_names(step.top.tolist(), categories), "log_probabilities": step.log_probabilities}
 
 
-def _check_options(model: StepModel, options: GenerationOptions) -> None:
+def _check_options(model: StepModel, options: GenerationOptions, *, listed_only: bool) -> None:
     """Raises InputError if the options do not fit the model."""
+    if listed_only:
+        require_listed(model)
     if not model.manifest.head.ranks_categories:
         inapplicable = [
             name for name in GenerationOptions._fields if name != "temperature" and getattr(options, name) is not None
         ]
         if inapplicable:
             raise InputError(*(Fault(name, "the model predicts numbers, not categories") for name in inapplicable))
-    elif (options.logprobs or 0) > (most := ranking_size(model)):
-        raise InputError(Fault("logprobs", f"the model outputs the likeliest {most}"))
+    elif (options.logprobs or 0) > (most := ranking_size(model, listed_only=listed_only)):
+        raise InputError(
+            Fault("logprobs", f"the model outputs the likeliest {most}{' that are listed' if listed_only else ''}")
+        )
 
 
 def _stops(model: StepModel, stop: Sequence[Category]) -> list[list[int]]:

@@ -11,12 +11,13 @@ import numpy as np
 from onward.model import distribution
 from onward.model.distribution import Array
 from onward.model.inputs import Fault, InputArray, InputError
+from onward.model.listed_rankings import listed_outputs, ranking_size
 from onward.model.manifest import RANKED, Head
 from onward.model.outputs import category_names
 from onward.model.runner import Outputs, StepModel
 from onward.model.sampling.rollout import NonFiniteError
 from onward.model.sampling.rollout_inputs import RolloutInputs
-from onward.model.sampling.samplers import make_sampler, path_generator, ranking_size
+from onward.model.sampling.samplers import make_sampler, path_generator
 
 LEVELS, SAMPLES = (0.1, 0.5, 0.9), 200
 """The defaults if a request names only one of them."""
@@ -88,17 +89,20 @@ def summarise_paths(
     rollouts: Sequence[RolloutInputs],
     first: Outputs,
     levels: Sequence[float] | None,
+    *,
+    listed_only: bool = False,
 ) -> SampleForecast:
     """Returns the summary of the paths that `rollouts` recorded. first: the outputs (1,) that all of them began with.
 
-    Raises NonFiniteError if a path has a number that is not finite.
+    listed_only: leave the index of all categories that are not listed out of the first step's ranking; it is never
+    drawn. Raises NonFiniteError if a path has a number that is not finite.
     """
     paths = np.stack([rollout.path() for rollout in rollouts])
     if not np.isfinite(paths).all():
         raise NonFiniteError
     drawn = SampleForecast(model, step, seed, paths)
     return (
-        _summarise_categories(drawn, first)
+        _summarise_categories(drawn, listed_outputs(model, first) if listed_only else first)
         if model.manifest.head.ranks_categories
         else _summarise_numbers(drawn, first, levels or LEVELS)
     )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onward.model import distribution
 from onward.model.distribution import Array
 from onward.model.inputs import InputArray
+from onward.model.listed_rankings import ranking_size
 from onward.model.manifest import RANKED
 from onward.model.runner import Outputs, StepModel
 from onward.model.sampling.rollout import RolloutUnsupportedError
@@ -74,11 +75,6 @@ def make_sampler(
             return distribution.draw(head, outputs, rng, parameters.temperature).astype(dtype)
 
     return draw_numbers
-
-
-def ranking_size(model: StepModel) -> int:
-    """Returns how many of the likeliest categories the model outputs."""
-    return int(np.prod(model.output_dtype[RANKED[0]].shape))
 
 
 def draw_category(

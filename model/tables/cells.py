@@ -6,7 +6,7 @@ Owns the conversion of text, NDJSON and typed frames, a block of rows at a time.
 import csv
 import io
 import json
-import re
+import unicodedata
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -15,8 +15,8 @@ import orjson
 import polars as pl
 
 from onward.model.errors import DataError
-from onward.model.tables import text_files
-from onward.model.tables.refusals import Refusal
+from onward.model.tables import numerals, text_files
+from onward.model.tables.refusals import UNITS, Refusal
 from onward.model.tables.settings import TableSettings
 
 Kind = Literal["number", "category", "text", "integer"]
@@ -24,7 +24,15 @@ Kind = Literal["number", "category", "text", "integer"]
 `integer` are categories of a bundle, which the file's type does not change."""
 
 TIME_CELLS = "__cells of the time"
-_BOOLEANS = {"true": 1.0, "false": 0.0}
+NOT_A_NUMBER = "is not a number"
+
+
+class AbsentColumnsError(DataError):
+    """A table without required columns: `absent` are their names, `present` those of the columns that it has."""
+
+    def __init__(self, message: str, absent: Sequence[str], present: Sequence[str]) -> None:
+        super().__init__(message)
+        self.absent, self.present = frozenset(absent), frozenset(present)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,22 +81,22 @@ class CellRefusals:
             key = (column, what)
             self._columns.setdefault(key, Refusal(self._name, column)).add(indices, cells, first_row)
 
+    def numbers(self, cells: pl.Series, column: Column, markers: Sequence[str], first_row: int) -> pl.Series:
+        """Returns the numbers of texts, null where there is none; texts that are no numbers are added."""
+        numbers, wrong = numerals.parse(cells, self._settings, markers)
+        self.add_cells(column.file_name, NOT_A_NUMBER, wrong.arg_true().to_list(), cells, first_row)
+        return numbers
+
     def check(self) -> None:
         """Raises DataError for the first reason."""
         for what, refusal in self._structure.items():
             raise refusal.error(what)
         for (_, what), refusal in self._columns.items():
-            raise refusal.error(what, self._hint([cell for _, cell in refusal.first]) if "number" in what else "")
-
-    def _hint(self, cells: Sequence[str]) -> str:
-        if all(re.fullmatch(r"[+-]?[\d.' ]*,\d+", cell) for cell in cells) and self._settings.decimal == ".":
-            return 'for a decimal comma set data.decimal = ","'
-        if all(re.fullmatch(r"[+-]?[\d,]*\.\d+", cell) for cell in cells) and self._settings.decimal == ",":
-            return 'its decimal mark is a point, and data.decimal is ","'
-        if len(set(cells)) == 1 and len(cells[0]) <= 10 and not any(character.isdigit() for character in cells[0]):
-            marker = json.dumps(cells[0], ensure_ascii=False)
-            return f"if it stands for a missing value, set data.missing_values = [{marker}]"
-        return ""
+            cells = [cell.strip() for _, cell in refusal.first]
+            hint = numerals.hint(cells, refusal.column, self._settings) if what == NOT_A_NUMBER else ""
+            if what == NOT_A_NUMBER and refusal.count == 1 == refusal.first[0][0]:
+                hint = f"{hint}{'; ' if hint else ''}{UNITS}"
+            raise refusal.error(what, hint)
 
 
 class TextParser:
@@ -104,15 +112,25 @@ class TextParser:
         self._schema: dict[str, pl.DataType | type[pl.DataType]] = {}
         self._text_schema: dict[str, pl.DataType | type[pl.DataType]] = {}
         self._blank_lines = 0
+        self._above, self._below = settings.lines_above_header, settings.lines_below_header
+        self._may_be_empty = not settings.time_columns and all(column.nullable for column in columns)
         self._markers, self._numbers = _missing(settings)
         self._refusals = CellRefusals(name, settings)
         self._is_ragged = False
 
     def parse(self, block: bytes) -> pl.DataFrame | None:
+        if self._above:
+            self._above, block = text_files.without_lines(self._above, block)
+            if not block:
+                return None
         if not self.width:
             block = self._begin(block)
-        block = b"\n" * self._blank_lines + block
+        if self._below:
+            self._below, block = text_files.without_lines(self._below, block)
         assert self.separator is not None
+        if not self._may_be_empty:
+            block = text_files.without_empty_end(block, self.separator)
+        block = b"\n" * self._blank_lines + block
         if not block:
             return None
         shape = text_files.shape(block, self.separator, self.width)
@@ -139,6 +157,9 @@ class TextParser:
         if self.separator is None:
             self.separator = text_files.find_separator(self._name, header, rest, self._required, self._settings.decimal)
         names = text_files.cells(header, self.separator)
+        self._refuse_other_texts(header)
+        if set(self._required) - set(names):
+            self._refuse_lines_above(rest)
         require_columns(self._name, names, self._required, separator=self.separator)
         self.width = len(names)
         self._labels = {name: f"column_{names.index(name) + 1}" for name in self._required}
@@ -152,10 +173,33 @@ class TextParser:
         }
         return rest
 
+    def _refuse_lines_above(self, rest: bytes) -> None:
+        """Raises DataError if one of the next lines has the names of the columns."""
+        assert self.separator is not None
+        separators = {*text_files.SEPARATORS, self.separator}
+        for number, line in enumerate(rest.split(b"\n", text_files.MOST_ABOVE)[: text_files.MOST_ABOVE], 1):
+            if any(set(self._required) <= set(text_files.cells(line, mark)) for mark in separators):
+                above = self._settings.lines_above_header + number
+                raise DataError(
+                    f"{self._name}: line {above + 1} has the names of the columns, and not line {above + 1 - number}: "
+                    f"set data.lines_above_header = {above}"
+                )
+
+    def _refuse_other_texts(self, header: bytes) -> None:
+        if header.startswith(b"{") and header.rstrip().endswith(b"}"):
+            raise DataError(f"{self._name}: is NDJSON: let its name end in .ndjson")
+        if header.startswith((b"<!", b"<html", b"<HTML", b"<?xml")):
+            raise DataError(
+                f"{self._name}: is a page of the web or XML, not a table: its first line is {header[:60]!r}"
+            )
+
     def _refuse_structure(self, shape: text_files.Shape, first_row: int, block: bytes) -> None:
         if self.width > 1:
+            self._is_ragged |= bool(len(shape.blank))
             for index in shape.blank.tolist():
-                self._refusals.add_row("is empty; only the end of a file may have empty rows", first_row + index)
+                self._refusals.add_row(
+                    "is empty; only the end of a file may have empty rows: remove it", first_row + index
+                )
         if shape.ragged:
             assert self.separator is not None
             self._is_ragged = True
@@ -217,31 +261,8 @@ class TextParser:
             words = _without_empty(cells)
             return words if column.kind != "integer" else self._integers(words, column, first_row)
         if cells.dtype == pl.String:
-            cells = self._parsed_numbers(cells, column, first_row)
+            cells = self._refusals.numbers(cells, column, self._markers, first_row)
         return without_values(cells, self._numbers)
-
-    def _parsed_numbers(self, cells: pl.Series, column: Column, first_row: int) -> pl.Series:
-        text = cells.str.strip_chars()
-        text = text.to_frame("cells").select(pl.when(~pl.col("cells").is_in(["", *self._markers])).then("cells"))[
-            "cells"
-        ]
-        written = text
-        if self._settings.decimal == ",":
-            text = text.to_frame("cells").select(
-                pl.when(~pl.col("cells").str.contains(".", literal=True)).then(
-                    pl.col("cells").str.replace(",", ".", literal=True)
-                )
-            )["cells"]
-        numbers = text.cast(pl.Float64, strict=False)
-        wrong = numbers.is_null() & written.is_not_null()
-        if wrong.any():
-            words = written.str.to_lowercase().replace_strict(_BOOLEANS, default=None, return_dtype=pl.Float64)
-            numbers = numbers.fill_null(words)
-            wrong = numbers.is_null() & written.is_not_null()
-            self._refusals.add_cells(
-                column.file_name, "is not a number", wrong.arg_true().to_list(), written, first_row
-            )
-        return numbers
 
     def _integers(self, words: pl.Series, column: Column, first_row: int) -> pl.Series:
         return integers(words, column, self._refusals, first_row)
@@ -261,19 +282,25 @@ def _counted(number: int, noun: str) -> str:
 def require_columns(
     name: str, present: Sequence[str], required: Collection[str], *, separator: str | None = None
 ) -> None:
-    """Raises DataError if a required column is absent, or if a name occurs twice."""
+    """Raises AbsentColumnsError if a required column is absent, and DataError if a name occurs twice."""
     if absent := [column for column in required if column not in present]:
-        stripped = {column.strip().lower(): column for column in present}
-        near = [stripped[column.strip().lower()] for column in absent if column.strip().lower() in stripped]
-        hint = f"; did you mean {', '.join(map(repr, near))}?" if near else ""
+        similar = {_folded(column): column for column in present}
+        near = [similar[_folded(column)] for column in absent if _folded(column) in similar]
+        hint = f"; did you mean {', '.join(map(ascii, near))}?" if near else ""
         if separator is not None and len(present) == 1:
             hint += (
                 f"; the separator is the {text_files.separator_name(separator)}: if it is another, set data.separator"
             )
-        raise DataError(f"{name}: no column {', '.join(absent)}; it has {', '.join(present)}{hint}")
+        message = f"{name}: no column {', '.join(absent)}; it has {', '.join(present)}{hint}"
+        raise AbsentColumnsError(message, absent, present)
     counts = {column: present.count(column) for column in present}
     if repeated := [column for column, count in counts.items() if count > 1 and (column or column in required)]:
         raise DataError(f"{name}: two columns have one name: {', '.join(repeated)}; rename one of them")
+
+
+def _folded(name: str) -> str:
+    """Returns a name without what is hardly seen: case, blanks around it, and the form of its characters."""
+    return unicodedata.normalize("NFKC", name).strip("\ufeff \t\r\n").casefold()
 
 
 def joined(parts: Sequence[pl.Series]) -> pl.Series:
@@ -298,7 +325,9 @@ def _without_empty(cells: pl.Series) -> pl.Series:
 
 
 def without_values(cells: pl.Series, markers: Sequence[float]) -> pl.Series:
-    """Returns numbers, null where they equal one of the markers."""
+    """Returns numbers, null where they are NaN, or equal one of the markers."""
+    if cells.dtype.is_float():
+        cells = cells.fill_nan(None)
     if not markers:
         return cells
     return cells.to_frame("cells").select(pl.when(~pl.col("cells").is_in(list(markers))).then("cells"))["cells"]
@@ -324,6 +353,7 @@ class NdjsonParser:
         self._required = list(dict.fromkeys([*(column.file_name for column in columns), *settings.time_columns]))
         self._absent = set(self._required)
         self._present: dict[str, None] = {}
+        self._categories = {column.file_name for column in columns if column.kind != "number"}
         self._typed = TypedCells(name, settings, columns)
 
     def parse(self, block: bytes) -> pl.DataFrame | None:
@@ -332,12 +362,12 @@ class NdjsonParser:
             if not line.strip():
                 continue
             self.rows += 1
-            try:
-                row = orjson.loads(line)
-            except orjson.JSONDecodeError as error:
-                raise DataError(f"{self._name}: row {self.rows}: not JSON: {error}") from error
+            row = self._loaded(line)
             if not isinstance(row, dict):
-                raise DataError(f"{self._name}: row {self.rows}: {line[:60]!r} is no object with the columns by name")
+                raise DataError(
+                    f"{self._name}: row {self.rows}: {line[:60]!r} is no object with the columns by name; each line "
+                    "has one such object, and no list is around them"
+                )
             objects.append(row)
             self._absent.difference_update(row)
             self._present.update(dict.fromkeys(row))
@@ -351,10 +381,21 @@ class NdjsonParser:
             require_columns(self._name, list(self._present), self._required)
         self._typed.refusals.check()
 
+    def _loaded(self, line: bytes) -> Any:
+        try:
+            return orjson.loads(line)
+        except orjson.JSONDecodeError as error:
+            try:  # Python writes NaN and Infinity, which are no JSON
+                return json.loads(line, parse_int=_json_integer)
+            except ValueError:
+                raise DataError(f"{self._name}: row {self.rows}: not JSON: {error}; each row is one line") from error
+
     def _series(self, name: str, values: list[Any], first_row: int) -> pl.Series:
         kinds = {type(value) for value in values} - {type(None)}
         if kinds <= {int, float} and len(kinds) > 1:
             values = [None if value is None else float(value) for value in values]
+        elif len(kinds) > 1 and kinds <= ({int, str} if name in self._categories else {int, float, str}):
+            values = [None if value is None else str(value) for value in values]
         elif len(kinds) > 1 or kinds & {dict, list}:
             first = next(iter(type(value) for value in values if value is not None))
             wrong = [
@@ -365,8 +406,13 @@ class NdjsonParser:
             self._typed.refusals.add_cells(name, what, wrong, values, first_row)
             values = [None if index in set(wrong) else value for index, value in enumerate(values)]
         if kinds == {int} and max(value for value in values if value is not None) > 2**63 - 1:
-            return pl.Series(name, values, pl.UInt64)
+            return pl.Series(name, values, pl.Int128)
         return pl.Series(name, values, strict=True)
+
+
+def _json_integer(digits: str) -> int | float:
+    number = int(digits)
+    return number if -(2**63) <= number < 2**64 else float(number)
 
 
 class TypedCells:
@@ -393,25 +439,28 @@ class TypedCells:
     def _as_numbers(self, cells: pl.Series, column: Column, first_row: int) -> pl.Series:
         if cells.dtype.is_numeric() or cells.dtype in (pl.Boolean, pl.Null):
             return without_values(cells.cast(pl.Float64), self._numbers)
-        values = cells
-        if cells.dtype == pl.String:
-            values = _without_markers(cells, self._markers)
-        present = values.is_not_null().arg_true().to_list()
-        self.refusals.add_cells(column.file_name, "is not a number", present, values, first_row)
+        if cells.dtype in (pl.String, pl.Categorical, pl.Enum):
+            numbers = self.refusals.numbers(cells.cast(pl.String), column, self._markers, first_row)
+            return without_values(numbers, self._numbers)
+        present = cells.is_not_null().arg_true().to_list()
+        self.refusals.add_cells(column.file_name, NOT_A_NUMBER, present, cells, first_row)
         return pl.Series([None] * len(cells), dtype=pl.Float64)
 
     def _as_category(self, cells: pl.Series, column: Column, first_row: int) -> pl.Series:
         kind = cells.dtype
         if kind == pl.Null:
             return cells.cast(pl.Int64 if column.kind == "integer" else pl.String)
-        if kind.is_integer():
-            whole = without_integers(cells if kind == pl.UInt64 else cells.cast(pl.Int64), self._numbers)
+        if kind.is_numeric() and (whole := _whole(cells)) is not None:
+            whole = without_integers(whole, self._numbers)
             return whole.cast(pl.String) if column.kind == "text" else whole
-        if kind in (pl.String, pl.Categorical, pl.Enum, pl.Boolean):
+        if kind in (pl.String, pl.Categorical, pl.Enum, pl.Boolean, pl.Date):
             words = _without_markers(cells.cast(pl.String), self._markers)
             return words if column.kind != "integer" else integers(words, column, self.refusals, first_row)
-        what = "is neither a word nor a whole number, so it cannot be a category"
-        self.refusals.add_cells(column.file_name, what, cells.is_not_null().arg_true().to_list(), cells, first_row)
+        what = "is neither a word nor a whole number of 64 bits, so it cannot be a category"
+        wrong = cells.is_not_null()
+        if kind.is_float():  # some are whole, as those of a data frame that has missing values
+            wrong &= ~_is_whole(cells)
+        self.refusals.add_cells(column.file_name, what, wrong.arg_true().to_list(), cells, first_row)
         return pl.Series([None] * len(cells), dtype=pl.String)
 
     def _as_time(self, parts: Sequence[pl.Series]) -> pl.Series:
@@ -421,6 +470,27 @@ class TypedCells:
         if cells.dtype == pl.String:
             return _without_markers(cells.str.strip_chars(), self._markers)
         return without_values(cells, self._numbers) if cells.dtype.is_numeric() else cells
+
+
+def _whole(cells: pl.Series) -> pl.Series | None:
+    """Returns numbers as whole ones of the narrowest of two types that has them; None if none has.
+
+    Floats are whole if they are as written: so are those of a data frame whose whole numbers have missing values.
+    """
+    if not cells.dtype.is_integer():
+        cells = cells.cast(pl.Float64).fill_nan(None)
+        if not _is_whole(cells).all():
+            return None
+    for kind in (pl.Int64, pl.UInt64):
+        whole = cells.cast(kind, strict=False)
+        if whole.null_count() == cells.null_count():
+            return whole
+    smallest, largest = cells.min(), cells.max()
+    return cells if smallest >= -(2**63) and largest < 2**64 else None  # type: ignore[operator]
+
+
+def _is_whole(cells: pl.Series) -> pl.Series:
+    return ((cells == cells.floor()) & (cells.abs() <= 2**53)).fill_null(value=True)
 
 
 def _without_markers(cells: pl.Series, markers: Sequence[str]) -> pl.Series:

@@ -97,17 +97,29 @@ def _apart(numbers: NDArray[np.float64], distances: NDArray[np.float64]) -> tupl
 def _beyond(distances: NDArray[np.float64], at_most: int) -> tuple[NDArray[np.bool_], float]:
     """Returns which distances, at most that many, lie beyond a jump, and the farthest in deviations of the others."""
     ordered = np.sort(distances)
-    usual = ordered[: len(ordered) - at_most]
-    deviation = usual[-1] / NormalDist().inv_cdf(0.5 + len(usual) / len(ordered) / 2)
-    differing = ordered[ordered > 0]
-    if not differing.size:
+    usual = len(ordered) - at_most
+    deviation = robust_deviation(ordered, usual)
+    if not deviation:
         return np.zeros(len(distances), np.bool_), 0.0
-    deviation = max(deviation, float(np.median(differing)))
-    tail = ordered[len(usual) - 1 :]
+    tail = ordered[usual - 1 :]
     jumps = np.flatnonzero((tail[1:] > JUMP * tail[:-1]) & (tail[1:] > DEVIATIONS * deviation))
     if not jumps.size:
         return np.zeros(len(distances), np.bool_), 0.0
     return distances >= tail[1:][jumps[0]], float(ordered[-1] / deviation)
+
+
+def robust_deviation(distances: NDArray[np.float64], usual: int) -> float:
+    """Returns the deviation by the distances from the median, in rising order, of which the first `usual` are usual.
+
+    It is at least the median of the distances that are not 0, so that a column that is mostly zero has a deviation too;
+    0 if all are 0.
+    """
+    differing = distances[distances > 0]
+    if not differing.size:
+        return 0.0
+    share = min(usual / len(distances), 1 - 0.5 / len(distances))  # the largest of all is no infinite deviation
+    deviation = float(distances[usual - 1]) / NormalDist().inv_cdf(0.5 + share / 2)
+    return max(deviation, float(np.median(differing)))
 
 
 def _without_whole_series(group: pl.DataFrame, selected: pl.DataFrame) -> pl.DataFrame:

@@ -5,7 +5,7 @@ service's description of a model. Knows nothing of sessions and of how inputs ar
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,9 +16,10 @@ from onward.model import calendar
 from onward.model.errors import DataError
 from onward.model.manifest import Feature, Manifest
 from onward.model.tables import leads, reader
-from onward.model.tables.cells import Column, Kind
+from onward.model.tables.cells import AbsentColumnsError, Column, Kind
 from onward.model.tables.intervals import Interval
 from onward.model.tables.leads import Leads
+from onward.model.tables.policies import Findings, counted
 from onward.model.tables.reader import ROW, SERIES, Reader, Rows
 from onward.model.tables.settings import TableSettings
 from onward.model.tables.table import arrange
@@ -31,119 +32,164 @@ Step = dict[str, Value]
 
 @dataclass(frozen=True, slots=True)
 class StepLayout:
-    """The layout of a model's inputs in a table."""
+    """The layout of a model's inputs in a table.
+
+    only: the features that are read, such as the future covariates of a forecast; by default all. single: a table
+    without the column that tells series apart is one series, and not refused.
+    """
 
     features: tuple[Feature, ...]
     settings: TableSettings
     events: bool = False
     """True if rows of one time are different events, because categories or labels are predicted."""
+    only: Collection[str] | None = None
+    single: bool = False
     targets: tuple[str, ...] = ()
     """The features that are predicted: a row at the end of a series without any of them is a future row."""
 
     @staticmethod
     def of_manifest(manifest: Manifest) -> "StepLayout":
         """Returns the layout of a bundle."""
-        head, settings = manifest.head, manifest.data or TableSettings()
-        return StepLayout(manifest.features, settings, head.ranks_categories, head.targets)
+        settings = manifest.data or TableSettings.of_provenance(manifest.provenance)
+        head = manifest.head
+        return StepLayout(manifest.features, settings, head.ranks_categories, targets=head.targets)
 
     @staticmethod
     def of_description(model: Mapping[str, Any]) -> "StepLayout":
         """Returns the layout of a model that a service describes, as `GET /v1/models/{model}` does."""
         features = tuple(Feature.model_validate(_fields(Feature, feature)) for feature in model["inputs"])
-        settings = TableSettings.model_validate(_fields(TableSettings, model.get("data") or {}))
+        if (data := model.get("data")) is None:
+            settings = TableSettings.of_provenance(model.get("provenance", {}))
+        else:
+            settings = TableSettings.model_validate(_fields(TableSettings, data))
         events = model["head"]["kind"] in ("categorical", "label")
-        return StepLayout(features, settings, events, tuple(model["targets"]))
+        return StepLayout(features, settings, events, targets=tuple(model["targets"]))
+
+    @property
+    def chosen(self) -> tuple[Feature, ...]:
+        """The features that are read or computed."""
+        return tuple(feature for feature in self.features if self.only is None or feature.name in self.only)
 
     @property
     def derived(self) -> tuple[str, ...]:
-        """The features that are computed from the time column."""
+        """The features among them that are computed from the time column."""
         if self.settings.time_name is None:
             return ()
         computed = calendar.names(self.settings.time_name, self.settings.calendar)
-        return tuple(feature.name for feature in self.features if feature.name in computed)
+        return tuple(feature.name for feature in self.chosen if feature.name in computed)
 
     @property
     def calendar_lead(self) -> Interval | None:
         """The interval after which the step is whose calendar a row has, if it is not its own. Raises DataError."""
-        if not any(feature.lead for feature in self.features if feature.name in self.derived):
+        if not any(feature.lead for feature in self.chosen if feature.name in self.derived):
             return None
         if self.settings.interval is None:
             raise DataError("the calendar of this model is that of the next step, and its data has no interval")
         return Interval.parse(self.settings.interval, temporal=True)
 
-    def leads(self, only: Collection[str] | None = None) -> Leads:
-        """Returns the columns of a file whose values a step has from the next row. only: see `columns`."""
-        names = {column.name for column in self.columns(only)}
-        ahead = {feature.name for feature in self.features if feature.lead}
+    @property
+    def leads(self) -> Leads:
+        """The columns of a file whose values a step has from the next row."""
+        names = {column.name for column in self.columns()}
+        ahead = {feature.name for feature in self.chosen if feature.lead}
         return Leads(frozenset(ahead & names), frozenset(names.intersection(self.targets)))
 
-    def columns(self, only: Collection[str] | None = None) -> list[Column]:
-        """Returns the columns that are read from a file; `only` are the features that are read, by default all."""
+    def readable(self) -> list[Column]:
+        """Returns the columns as a file is read that may have future rows."""
+        return self.leads.readable(self.columns(), self.static)
+
+    @property
+    def static(self) -> tuple[str, ...]:
+        """The features among them that are constant within a series."""
+        return tuple(feature.name for feature in self.chosen if feature.role == "static")
+
+    def columns(self) -> list[Column]:
+        """Returns the columns that are read from a file."""
         columns = [
             Column(feature.name, _kind(feature), nullable=feature.nullable)
-            for feature in self.features
-            if feature.name not in self.derived and (only is None or feature.name in only)
+            for feature in self.chosen
+            if feature.name not in self.derived
         ]
         if self.settings.series is not None:
             columns.append(Column(SERIES, "category", source=self.settings.series))
         return columns
 
-    def steps(self, frame: pl.DataFrame, only: Collection[str] | None = None) -> list[Step]:
+    def steps(self, frame: pl.DataFrame) -> list[Step]:
         """Returns the rows of a frame as steps."""
-        names = [feature.name for feature in self.features if only is None or feature.name in only]
+        names = [feature.name for feature in self.chosen]
         selected = frame.select(
             pl.col(name).fill_nan(None) if frame.schema[name].is_float() else pl.col(name) for name in names
         )
         return selected.to_dicts()
 
+    def without(self, error: AbsentColumnsError) -> tuple["StepLayout", list[str]]:
+        """Returns the layout of a table that lacks columns which it can do without, and words for what that means.
+
+        Without the time, rows are in their order, and features that are otherwise derived from it are columns. Raises
+        DataError for a table that lacks any other column.
+        """
+        settings, notes, absent = self.settings, [], set(error.absent)
+        if absent & set(settings.time_columns) and set(self.derived) <= error.present:
+            notes.append(f"no column {settings.time_name}: the rows are in order of time as they are")
+            absent -= set(settings.time_columns)
+            settings = settings.model_copy(update={"time": None, "calendar": (), "gaps": "ignore"})
+        if settings.series in absent and self.single:
+            notes.append(f"no column {settings.series}: all rows are of one series")
+            absent.discard(settings.series)
+            settings = settings.model_copy(update={"series": None})
+        if absent == {settings.series}:
+            raise DataError(f"{error}; it tells series apart: if all rows are of one, name that one by --series")
+        if absent:
+            raise DataError(str(error))
+        return replace(self, settings=settings), notes
+
 
 @dataclass(frozen=True, slots=True)
-class SeriesSteps:
-    """The steps of a series, in order of time."""
-
-    name: str | None
-    """The name of the series; None where no column tells series apart."""
-    steps: list[Step]
-    note: str = ""
-    """Words for a last row that is no step."""
-
-
-def read(
-    source: str | Path | IO[bytes],
-    layout: StepLayout,
-    *,
-    only: Collection[str] | None = None,
-    form: Format | None = None,
-) -> list[SeriesSteps]:
-    """Returns the steps of each series in a file or in a binary stream. Raises DataError.
-
-    only: the features that are read, such as the future covariates of a forecast; by default all. A feature with a lead
-    has the value of the next row, and a row without a next one is no step: see `onward.model.tables.leads`.
+class StepTable:
+    """The steps of each series of a table, in order of time, with the name of the series, if a column tells series
+    apart. `notes` say in words what was not as it should be in the rows, and what was done.
     """
-    columns, leading = layout.columns(only), layout.leads(only)
-    static = [feature.name for feature in layout.features if feature.role == "static"]
-    rows = reader.read(source, layout.settings, leading.readable(columns, static), form=form)
-    led = leads.shift(
-        arrange(
-            rows,
-            columns,
-            events=layout.events,
-            constant=static,
-            calendar_lead=layout.calendar_lead is not None,
-        ),
+
+    series: list[tuple[str | None, list[Step]]]
+    notes: list[str]
+
+
+def read(source: str | Path | IO[bytes], layout: StepLayout, *, form: Format | None = None) -> StepTable:
+    """Returns the steps in a file, or in a binary stream that can be read again from its start. Raises DataError."""
+    try:
+        return _read(source, layout, form, [])
+    except AbsentColumnsError as error:
+        layout, notes = layout.without(error)
+    if not isinstance(source, (str, Path)):
+        source.seek(0)
+    return _read(source, layout, form, notes)
+
+
+def _read(source: str | Path | IO[bytes], layout: StepLayout, form: Format | None, notes: list[str]) -> StepTable:
+    columns, leading = layout.columns(), layout.leads
+    rows = reader.read(source, layout.settings, layout.readable(), form=form)
+    table = arrange(
+        rows,
         columns,
-        leading,
+        events=layout.events,
+        constant=layout.static,
+        calendar_lead=layout.calendar_lead is not None,
     )
-    series: Sequence[str | None] = led.table.series or [None]
-    steps, start = layout.steps(led.table.rows, only), 0
-    parts = []
-    for name, size in zip(series, led.table.sizes, strict=True):
+    for feature in layout.static:
+        table.require_constant(feature, "a static feature")
+    led = leads.shift(table, columns, leading)
+    names: Sequence[str | None] = led.table.series or [None]
+    steps, start = layout.steps(led.table.rows), 0
+    series: list[tuple[str | None, list[Step]]] = []
+    incomplete = []
+    for name, size in zip(names, led.table.sizes, strict=True):
         stop = start + size
         is_complete = bool(led.complete[stop - 1])
-        note = "" if is_complete else _incomplete(leading, name)
-        parts.append(SeriesSteps(name, steps[start : stop if is_complete else stop - 1], note))
+        if not is_complete:
+            incomplete.append(_incomplete(leading, name))
+        series.append((name, steps[start : stop if is_complete else stop - 1]))
         start = stop
-    return parts
+    return StepTable(series, [*notes, *_notes(table.findings, layout.settings), *incomplete])
 
 
 def _incomplete(leading: Leads, series: str | None) -> str:
@@ -157,24 +203,58 @@ def _incomplete(leading: Leads, series: str | None) -> str:
     )
 
 
+def _notes(findings: Findings, settings: TableSettings) -> list[str]:
+    notes = []
+    if findings.unsorted.count:
+        notes.append(f"{counted(findings.unsorted.count, 'row')} sorted by time: {findings.unsorted}")
+    if findings.duplicates.count:
+        notes.append(
+            f"{counted(findings.duplicates.count, 'row')} of a time that an earlier row has, of which the "
+            f"{settings.duplicates} counts: {findings.duplicates}"
+        )
+    if findings.gaps.missing:
+        done = f"{findings.inserted:,} inserted without values" if findings.inserted else "not inserted"
+        notes.append(f"{counted(findings.gaps.missing, 'row')} missing {findings.gaps.affected}: {done}")
+    return notes
+
+
 class StepStream:
     """Steps in order of arrival, as the bytes of a table arrive: `feed` returns those of the rows that are complete.
 
     If a feature has a lead, a row's step is complete when the next row of its series has arrived. A row without targets
-    is a step only if a later one has targets. `notes` say at the end in words which rows are no steps.
+    is a step only if a later one has targets. `notes` say in words what the table lacks, what that means, and at the
+    end which rows are no steps.
     """
 
-    def __init__(self, layout: StepLayout, *, name: str = reader.STREAM, form: Format | None = None) -> None:
+    def __init__(self, layout: StepLayout, *, name: str, form: Format | None = None) -> None:
         self.notes: list[str] = []
-        self._layout, self._leads, self._calendar_lead = layout, layout.leads(), layout.calendar_lead
-        self._columns, self._name = layout.columns(), name
-        static = [feature.name for feature in layout.features if feature.role == "static"]
-        self._reader = Reader(name, layout.settings, self._leads.readable(self._columns, static), form)
+        self._name, self._form = name, form
+        self._start: list[bytes] | None = []
+        self._begin(layout)
+
+    def _begin(self, layout: StepLayout) -> None:
+        self._layout, self._leads, self._calendar_lead = layout, layout.leads, layout.calendar_lead
+        self._columns = layout.columns()
+        self._reader = Reader(self._name, layout.settings, layout.readable(), self._form)
         self._waiting: dict[str | None, list[tuple[int, Step]]] = {}
         """The rows of each series that are no steps yet, with their numbers: at most one with targets, the first."""
 
     def feed(self, data: bytes, *, final: bool = False) -> list[tuple[str | None, Step]]:
         """Returns each step with the name of its series, None where no column tells series apart. Raises DataError."""
+        if self._start is None:
+            return self._taken(data, final=final)
+        self._start.append(data)
+        try:
+            steps = self._taken(data, final=final)
+        except AbsentColumnsError as error:
+            layout, self.notes = self._layout.without(error)
+            self._begin(layout)
+            steps = self._taken(b"".join(self._start), final=final)
+        if steps:
+            self._start = None
+        return steps
+
+    def _taken(self, data: bytes, *, final: bool) -> list[tuple[str | None, Step]]:
         self._reader.feed(data, final=final)
         rows = self._reader.take()
         steps = self._steps(rows) if rows.frame.height else []

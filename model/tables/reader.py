@@ -27,6 +27,9 @@ LEAD_ROW = "__row of the values ahead"
 
 STREAM = "standard input"
 
+_LEAST_DATE = 10_000_000
+"""The least number of a time that is more probably a date than a count."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rows:
@@ -54,9 +57,11 @@ class Rows:
             return frame
         kind = frame.schema[self.axis.time]
         if not isinstance(kind, pl.Datetime):
+            form = times.number_format(frame[self.axis.time]) if kind.is_numeric() else None
+            proposed = f'if they are dates, set data.time_format = "{form}"' if form else "set data.time_format"
             raise DataError(
-                f"{self.name}: column {name}: a calendar needs dates or times, as 2012-01-31T12:00:00, not {kind}; "
-                'seconds since 1970 are times with data.time_format = "%s"'
+                f"{self.name}: column {name}: a calendar needs dates or times, as 2012-01-31T12:00:00, not numbers as "
+                f"{frame[self.axis.time][0]}; {proposed}"
             )
         if self.dates_only and (of_day := [entry for entry in entries if entry in NEEDS_TIME_OF_DAY]):
             raise DataError(
@@ -214,6 +219,8 @@ class _Assembly:
         if cells.null_count():
             assert self._without_time is not None
             self._without_time.add(cells.is_null().arg_true().to_list(), [""] * len(cells), first_row)
+        if cells.null_count() == len(cells):
+            return  # refused when the rows are taken, after a column that is absent
         self._parser.feed(cells, first_row)
 
     def assemble(self, frame: pl.DataFrame, found: dict[str, str]) -> Rows:
@@ -248,6 +255,8 @@ class _Assembly:
             found["time format"] = f'"{settings.time_format}": no row fits another order of day and month'
         if axis.dtype.is_temporal():
             found["clock"] = "as written" if zone == WRITTEN else f"{zone}"
+        elif (form := times.number_format(axis)) is not None and float(axis.max()) >= _LEAST_DATE:  # type: ignore[arg-type]
+            found["clock"] = f'none, the times are numbers; if they are dates, set data.time_format = "{form}"'
         columns[label] = axis
         if clock is not None:
             columns[CLOCK] = clock
@@ -272,4 +281,6 @@ def refuse_missing(name: str, columns: Sequence[Column], frame: pl.DataFrame, ro
         for row in refused.head(NAMED_ROWS):
             refusal.add([0], [""], row)
         refusal.count = len(refused)
-        raise refusal.error("no value", "in training, list a feature that may be missing under data.missing")
+        is_feature = not column.name.startswith("__")
+        hint = "in training, list a feature that may be missing under data.missing" if is_feature else ""
+        raise refusal.error("no value" if is_feature else "no value, which each row needs", hint)

@@ -13,6 +13,9 @@ from onward.model.errors import DataError
 NAMED_ROWS = 3
 """The number of rows that a message names, of all that it is about."""
 
+UNITS = "if the row has units, set data.lines_below_header = 1"
+"""The hint for the first row, if it alone is refused."""
+
 _LONGEST = 60
 
 

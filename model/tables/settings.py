@@ -4,9 +4,10 @@ Training takes them from `[data]`, and a bundle keeps them in its manifest, so t
 same way. Knows nothing of polars.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from onward.model.calendar import Entry
 
@@ -21,9 +22,18 @@ class TableSettings(BaseModel):
         Field(min_length=1, max_length=1, description="character between the cells of a text file; by default found"),
     ] = None
     decimal: Annotated[Literal[".", ","], Field(description="decimal mark of the numbers in a text file")] = "."
+    thousands: Annotated[
+        Literal[".", ",", "'", " "] | None, Field(description="mark between the thousands of numbers in a text file")
+    ] = None
     encoding: Annotated[
         str | None, Field(description="encoding of a text file; by default UTF-8, or what its byte-order mark says")
     ] = None
+    lines_above_header: Annotated[
+        int, Field(ge=0, description="lines of a text file above the names of its columns, which are not read")
+    ] = 0
+    lines_below_header: Annotated[
+        int, Field(ge=0, description="lines below the names, such as one of units, which are not read")
+    ] = 0
     missing_values: Annotated[
         tuple[str | int | float, ...],
         Field(strict=False, description="cells that are missing values, besides the empty ones"),
@@ -71,12 +81,26 @@ class TableSettings(BaseModel):
         ),
     ] = None
 
+    @classmethod
+    def of_provenance(cls, provenance: Mapping[str, Any]) -> Self:
+        """Returns the settings of a bundle that has none of its own: those that its training recorded."""
+        configured: dict[str, Any] = provenance.get("config", {}).get("data", {})
+        recorded = {name: value for name, value in configured.items() if name in cls.model_fields}
+        # bundles without settings of a table were trained on the clock of UTC
+        return cls.model_validate(recorded | ({"time_zone": "UTC"} if recorded.get("time") else {}))
+
     @field_validator("missing_values")
     @classmethod
     def _markers_are_cells(cls, markers: tuple[str | float, ...]) -> tuple[str | float, ...]:
         if True in markers and any(isinstance(marker, bool) for marker in markers):
             raise ValueError("missing_values are texts and numbers, not true or false")
         return markers
+
+    @model_validator(mode="after")
+    def _marks_of_numbers_differ(self) -> Self:
+        if self.thousands == self.decimal:
+            raise ValueError(f"thousands and decimal are both {self.decimal!r}: set decimal to the other mark")
+        return self
 
     @field_validator("separator")
     @classmethod

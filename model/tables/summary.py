@@ -43,6 +43,8 @@ class Summary:
     """The series that are left out or are in the training part as a whole because they are short, in words."""
     future_rows: int = 0
     """The number of further rows that only give future covariates."""
+    limits: str = ""
+    """The limits of the columns beyond which a number is refused, in words."""
 
     def facts(self) -> dict[str, str]:
         """Returns each fact by its label."""
@@ -70,6 +72,8 @@ class Summary:
             facts["missing values"] = _listed(shares)
         if self.short_series:
             facts["short series"] = self.short_series
+        if self.limits:
+            facts["limits"] = self.limits
         return facts
 
     def hints(self) -> list[str]:

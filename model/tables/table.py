@@ -104,7 +104,8 @@ class Table:
         if not nullable:
             refused |= np.isnan(values)
         if refused.any():
-            raise self.error_at_all(refused, column, "is not a finite 32-bit number", quoted=False)
+            hint = "if it stands for a missing value, list it under data.missing_values"
+            raise self.error_at_all(refused, column, "is not a finite 32-bit number", hint, quoted=False)
         return values
 
     def require_constant(self, column: str, what: str) -> None:

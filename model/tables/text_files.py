@@ -27,6 +27,9 @@ FORMATS: dict[str, Format] = {
 }  # fmt: skip
 """The format of a table by the end of its name, in any case; `.gz` may follow those of texts."""
 
+MOST_ABOVE = 50
+"""The lines in which the names of columns are searched for, if the first one has them not."""
+
 SEPARATORS = (",", ";", "\t", "|")
 """The characters of which a separator is found."""
 
@@ -40,8 +43,23 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_EXPORT = "write its sheet as CSV"
+_OTHER_FORMATS = {
+    b"PK\3\4": f"a zip archive, as those of Excel: unpack it, or {_EXPORT}",
+    b"\xd0\xcf\x11\xe0": f"a workbook of Excel: {_EXPORT}",
+    b"PAR1": "a Parquet file: let its name end in .parquet",
+    b"ARRO": "an Arrow file: let its name end in .arrow",
+    b"BZh": "compressed by bzip2: unpack it, or use gzip",
+    b"\xfd7zX": "compressed by xz: unpack it, or use gzip",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd: unpack it, or use gzip",
+    b"\x89PNG": "an image",
+    b"%PDF": "a PDF",
+    b"SQLi": "a SQLite database",
+    b"\x89HDF": "an HDF5 file",
+}
+"""Formats that files with the name of a text have sometimes, by their first bytes."""
 _NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar", " ": "blank"}
-_QUOTE, _NEWLINE, _RETURN = b'"\n\r'
+_QUOTE, _NEWLINE, _RETURN, _FIRST_OF_TEXT = b'"\n\r\t'
 _SAMPLE = 20
 """The records by which a separator is found where the names of columns do not decide."""
 
@@ -126,8 +144,17 @@ class Decoder:
                 f"{self._name}: {error.object[error.start : error.end]!r} is not {self.encoding}: "
                 "set data.encoding to the file's"
             ) from error
+        except UnicodeError as error:  # UTF-16 or UTF-32 in an order of bytes that nothing says
+            raise DataError(
+                f"{self._name}: has no byte-order mark, which {self.encoding} needs: set data.encoding to "
+                f'"{self.encoding}-le" or "{self.encoding}-be"'
+            ) from error
 
     def _begin(self, start: bytes) -> bytes:
+        if any(byte < _FIRST_OF_TEXT for byte in start[:1024]):
+            for signature, what in _OTHER_FORMATS.items():
+                if start.startswith(signature):
+                    raise DataError(f"{self._name}: is no text but {what}")
         mark, found = next(((mark, found) for mark, found in _MARKS if start.startswith(mark)), (b"", None))
         if self._set is None:
             self.encoding = found or "utf-8"
@@ -192,8 +219,12 @@ class Records:
         return int(ends[-1]) + 1 if len(ends) else 0
 
     def _checked(self, block: bytes) -> bytes:
-        if b"\0" in block[:1024]:
-            raise DataError(f'{self.name}: has null bytes: if it is UTF-16, set data.encoding = "utf-16-le"')
+        if (null := block.find(b"\0")) >= 0:
+            if self._lines or null > 1:
+                line = self._lines + 1 + block.count(b"\n", 0, null)
+                raise DataError(f"{self.name}: line {line} has null bytes: it is no text")
+            encoding = "utf-16-be" if null == 0 else "utf-16-le"
+            raise DataError(f'{self.name}: has null bytes: if it is UTF-16, set data.encoding = "{encoding}"')
         if not block.isascii():
             try:
                 block.decode()
@@ -267,6 +298,21 @@ def shape(block: bytes, separator: str, width: int) -> Shape:
     is_blank, counts = is_blank[:rows], counts[:rows]
     ragged = {int(row): int(counts[row]) for row in np.flatnonzero((counts != width) & ~is_blank)}
     return Shape(rows, trailing, np.flatnonzero(is_blank), ragged)
+
+
+def without_lines(number: int, block: bytes) -> tuple[int, bytes]:
+    """Returns how many of the lines are still to come, and the block without those that it has."""
+    while number and block:
+        block = block.partition(b"\n")[2]
+        number -= 1
+    return number, block
+
+
+def without_empty_end(block: bytes, separator: str) -> bytes:
+    """Returns a block of whole records with blank lines for the last rows that have only separators and blanks."""
+    content = len(block.rstrip(b" \t\r\n" + separator.encode()))
+    end = block.find(b"\n", content) + 1 if content else 0
+    return block[:end] + b"\n" * block.count(b"\n", end)
 
 
 def split_header(block: bytes) -> tuple[bytes, bytes]:

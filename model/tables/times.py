@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from onward.model import calendar
 from onward.model.calendar import WRITTEN
 from onward.model.errors import DataError
-from onward.model.tables.refusals import Refusal, Refusals
+from onward.model.tables import time_forms
+from onward.model.tables.refusals import UNITS, Refusal, Refusals
 from onward.model.tables.settings import TableSettings
 
 Integers = NDArray[np.int64]
@@ -28,9 +29,12 @@ _CLOCK = r"(?P<gap>T|t| +|, ?)\d{1,2}:\d\d(?P<seconds>:\d\d(?:[.,](?P<fraction>\
 _SUFFIX = r"\s*(?:Z|z|UTC|[+-]\d\d(?::?\d\d)?)"
 _WRITTEN_TIME = re.compile(rf"{_DATE}(?:{_CLOCK}(?P<suffix>{_SUFFIX})?)?")
 _WITH_OFFSET = rf"^(.*:\d\d(?:[.,]\d+)?)({_SUFFIX})$"
-_EPOCH_SECONDS = "%s"
 _WITH_FRACTION, _SECONDS_END = tuple(f"%m{mark}%d{gap}%H:%M:%S%.f" for mark in "-/." for gap in "T "), 19
 """Ends of formats whose seconds may have a fraction, and the number of characters up to it: 2012-01-31T12:00:00."""
+_DATED_FORM = re.compile(
+    r"(?P<date>%[dmYy](?P<mark>[-/.])%[dmYy](?P=mark)%[dmYy])"
+    r"(?:(?P<gap>T| |, ?)(?P<hours>%H|%I):%M(?P<seconds>:%S(?:%\.f)?)?(?P<half> ?%p)?)?"
+)
 _OF_DAY = "HIMSpfsTRXcr"
 """Directives of a time of day in `time_format`."""
 _FIRST_YEAR = 1000
@@ -55,9 +59,9 @@ class Form:
         """Returns the times, null where the text has another form, and their offsets from UTC in seconds."""
         if not self.formats:
             return _numbers(text), None
-        if self.formats == (_EPOCH_SECONDS,):
-            seconds = text.cast(pl.Float64, strict=False) * 1e6
-            return seconds.round().cast(pl.Int64).cast(pl.Datetime("us")), pl.zeros(len(text), pl.Int64, eager=True)
+        if self.formats[0] in time_forms.EPOCHS:
+            offsets = None if self.formats[0] == "excel" else pl.zeros(len(text), pl.Int64, eager=True)
+            return time_forms.from_numbers(text, self.formats[0]), offsets
         offsets = None
         if self.offsets:
             text, offsets = _split_offsets(text)
@@ -145,8 +149,10 @@ class TimeParser:
         return Times(values, offsets, self._is_dates_only(reading.form), reading.form)
 
     def _is_dates_only(self, form: Form) -> bool:
-        if self.settings.time_format:
-            return not set(re.findall(r"%[-#]?(\w)", self.settings.time_format)) & set(_OF_DAY)
+        if self.settings.time_format and (self.settings.time_format in time_forms.EPOCHS or not self._has_clock):
+            return self.settings.time_format not in time_forms.EPOCHS and not set(
+                re.findall(r"%[-#]?(\w)", self.settings.time_format)
+            ) & set(_OF_DAY)
         return bool(form.formats) and not self._has_clock
 
     def _candidates(self, first: str) -> Sequence[Form]:
@@ -156,9 +162,12 @@ class TimeParser:
             return [Form(())]
         written = _WRITTEN_TIME.fullmatch(first.strip())
         if written is None:
+            fitting = time_forms.fitting(first, _parse_set)
+            proposed = f', as "{fitting}", which it has' if fitting else ""
             raise DataError(
                 f"{self.name}: row 1, column {self.column}: {first!r} is neither a number nor a date; write times as "
-                "numbers, or dates as 2012-01-31 or 2012-01-31T12:00:00, or set data.time_format"
+                f"numbers, or dates as 2012-01-31 or 2012-01-31T12:00:00, or set data.time_format{proposed}"
+                + ("" if fitting else f"; {UNITS}")
             )
         return _forms(written)
 
@@ -171,7 +180,9 @@ class TimeParser:
             return DataError(f"{where}: day and month could be swapped in every row: set data.time_format = {forms}")
         reading = min(self._readings, key=lambda reading: reading.refusal.count)
         if self.settings.time_format:
-            return reading.refusal.error(f'has not the form of data.time_format = "{self.settings.time_format}"')
+            return reading.refusal.error(
+                f'has not the form of data.time_format = "{self.settings.time_format}"', self._advice(reading)
+            )
         if not reading.form.formats:
             return reading.refusal.error("is no number, as the first time is; for dates set data.time_format")
         value = reading.refusal.first[0][1]
@@ -180,6 +191,35 @@ class TimeParser:
                 f"has {'no' if reading.form.offsets else 'an'} offset from UTC, unlike the first time"
             )
         return reading.refusal.error("is not a time of the form that the first one has; set data.time_format")
+
+    def _advice(self, reading: _Reading) -> str:
+        """Returns which form the first refused time has."""
+        assert self.settings.time_format is not None
+        if time_forms.is_of_day(self.settings.time_format):
+            return 'it has no date: join it with the column of the date, as time = ["Date", "Time"]'
+        cell = reading.refusal.first[0][1]
+        if _NUMBER.fullmatch(cell):
+            form = number_format(pl.Series([float(cell.replace(",", "."))]))
+            return f'it may be a time of data.time_format = "{form}"' if form else ""
+        if fitting := time_forms.fitting(cell, _parse_set):
+            return f'this time has the form "{fitting}"'
+        if written := _WRITTEN_TIME.fullmatch(cell.strip()):
+            forms = [form.setting for form in _forms(written)]
+            return (
+                "this time needs no time_format"
+                if None in forms
+                else f"this time may be {' or '.join(map(str, forms))}"
+            )
+        return ""
+
+
+def _parse_set(setting: str, text: pl.Series) -> pl.Series:
+    return _set_form(setting).parse(text)[0]
+
+
+def number_format(values: pl.Series) -> str | None:
+    """Returns the `time_format` under which times that are numbers would be dates, if they may be dates."""
+    return time_forms.fitting_numbers(values, _parse_set)
 
 
 def _joined(parts: Sequence[pl.Series]) -> pl.Series:
@@ -209,27 +249,20 @@ def _typed(cells: pl.Series, name: str, column: str) -> pl.Series:
 
 def _forms(written: re.Match[str]) -> Sequence[Form]:
     """Returns the forms that a written time may have: one if the year comes first, else several."""
-    mark, gap, seconds = written["mark"], written["gap"] or " ", written["seconds"]
+    mark, gap, seconds = written["mark"], written["gap"], written["seconds"]
     hours, half = (
         ("%I", (written["half"] or "").replace(written["half"].strip(), "%p")) if written["half"] else ("%H", "")
     )
-    with_seconds, without = f"{hours}:%M:%S{half}", f"{hours}:%M{half}"
-    fraction = f"{hours}:%M:%S%.f{half}"
-    clocks = [with_seconds, fraction, without] if seconds or not written["gap"] else [without, with_seconds, fraction]
-    if written["fraction"]:
-        clocks.insert(0, fraction)
-    shown = "" if not written["gap"] else gap + (with_seconds if seconds else without)
-    shown += ".%f" if written["fraction"] else ""
+    clock = f"{hours}:%M:%S" if seconds else f"{hours}:%M"
+    clock += ".%f" if written["fraction"] else ""
+    shown = f"{gap}{clock}{half}" if gap else ""
+    likeliest = shown.replace(".%f", "%.f")
     shown += "%z" if written["suffix"] else ""
     nanoseconds = len(written["fraction"] or "") > 6
 
     def form(date: str, *, setting: bool) -> Form:
-        gaps = [gap, *({" ", "T"} - {gap})]
-        formats = [f"{date}{between}{clock}" for between in gaps for clock in clocks]
-        formats.insert(len(formats) if written["gap"] else 0, date)
-        return Form(
-            tuple(dict.fromkeys(formats)), date + shown if setting else None, bool(written["suffix"]), nanoseconds
-        )
+        formats = _formats(date, gap, hours, half, seconds=bool(seconds), first=[date + likeliest])
+        return Form(formats, date + shown if setting else None, bool(written["suffix"]), nanoseconds)
 
     if len(written["first"]) == 4:
         return [form(mark.join(("%Y", "%m", "%d")), setting=False)]
@@ -240,13 +273,29 @@ def _forms(written: re.Match[str]) -> Sequence[Form]:
 
 def _set_form(setting: str) -> Form:
     """Returns the form of the setting `time_format`, which is written as Python's strptime reads it."""
-    if setting == _EPOCH_SECONDS:
-        return Form((_EPOCH_SECONDS,), setting)
+    if setting in time_forms.EPOCHS:
+        return Form((setting,), setting)
     offsets = setting.endswith("%z")
     form = setting.removesuffix("%z").rstrip() if offsets else setting
     form = form.replace(".%f", "%.f").replace("%f", "%6f")
-    forms = (form, form.replace("%.f", "")) if "%.f" in form else (form,)
+    forms: tuple[str, ...] = (form, form.replace("%.f", "")) if "%.f" in form else (form,)
+    if dated := _DATED_FORM.fullmatch(form):  # its times may have seconds, a fraction, or none of the clock
+        hours, half = dated["hours"] or "%H", dated["half"] or ""
+        forms = _formats(dated["date"], dated["gap"], hours, half, seconds=bool(dated["seconds"]), first=forms)
     return Form(forms, setting, offsets)
+
+
+def _formats(
+    date: str, gap: str | None, hours: str, half: str, *, seconds: bool, first: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """Returns the formats that times of one form may have, the likeliest first: with and without parts of the clock."""
+    with_seconds, without = f"{hours}:%M:%S{half}", f"{hours}:%M{half}"
+    fraction = f"{hours}:%M:%S%.f{half}"
+    clocks = [with_seconds, fraction, without] if seconds or not gap else [without, with_seconds, fraction]
+    gaps = [gap or " ", *({" ", "T"} - {gap or " "})]
+    formats = [f"{date}{between}{clock}" for between in gaps for clock in clocks]
+    formats.insert(len(formats) if gap else 0, date)
+    return tuple(dict.fromkeys([*first, *formats]))
 
 
 def _parse(form: Form, cells: pl.Series, name: str) -> tuple[pl.Series, pl.Series | None]:
@@ -266,8 +315,7 @@ def _numbers(text: pl.Series) -> pl.Series:
 
 def _to_datetime(text: pl.Series, form: str, unit: Any) -> pl.Series:
     """Returns the times (rows,) that have the form, null for the others."""
-    if ("%H" in form or "%I" in form) and "%M" not in form:  # polars reads no hours without minutes
-        form, text = f"{form}|%M", text + "|00"
+    text, form = time_forms.completed(text, form)
     if form.endswith(_WITH_FRACTION):
         return _with_fraction(text, form.removesuffix("%.f"), unit)
     times = text.str.to_datetime(form, strict=False, time_unit=unit, cache=False)

@@ -16,9 +16,11 @@ import gevent
 import numpy as np
 
 from onward.model.inputs import InputArray, Inputs
+from onward.model.listed_rankings import likeliest_listed, require_listed
 from onward.model.repository import Opened
 from onward.model.runner import Outputs, StepModel
 from onward.model.sampling import rollout
+from onward.model.sampling.rollout_inputs import RolloutInputs
 from onward.model.scoring.statistics import IntervalStatistics, TargetStatistics
 from onward.model.scoring.surprise import NO_SURPRISES
 from onward.service.engine.batching import batcher
@@ -162,13 +164,18 @@ class Engine:
         sequences: Sequence[Inputs],
         horizon: int,
         *,
+        listed_only: bool = False,
         has_left: Callable[[], bool] | None = None,
     ) -> list[SequencePrediction]:
         """Returns predictions for sequences of no session; none is read or created.
 
-        All sequences with their horizons may have at most `max_steps` steps together.
+        All sequences with their horizons may have at most `max_steps` steps together. listed_only: a forecast feeds
+        back the likeliest listed category.
         """
         model = self.models.named(name, version)
+        if listed_only:
+            with as_service_errors():
+                require_listed(model)
         if len(sequences) > self.limits.max_sequences:
             raise InvalidInputError(Fault("inputs", f"at most {self.limits.max_sequences} sequences a call"))
         if horizon:
@@ -185,7 +192,14 @@ class Engine:
             self._parser.check_total(steps, "inputs", description)
         call, initial = self._batchers.call(len(arrays), needs_all=True, has_left=has_left), model.layout.initial(1)
         items = [
-            self._batchers.standalone_row(model, array, call, initial, max(0, horizon - 1))
+            self._batchers.standalone_row(
+                model,
+                array,
+                call,
+                initial,
+                max(0, horizon - 1),
+                RolloutInputs(model, None, likeliest_listed(model)) if listed_only else None,
+            )
             for array in in_loop_turns(arrays)
         ]
         results = self._batchers.run_all(call, items)

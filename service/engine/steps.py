@@ -8,6 +8,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Sequence
 
 from onward.model.inputs import Inputs
+from onward.model.listed_rankings import require_listed
 from onward.model.runner import StepModel
 from onward.service.engine.batching.admission import ModelChangedError
 from onward.service.engine.batching.batch_row import (
@@ -20,7 +21,7 @@ from onward.service.engine.batching.batch_row import (
 )
 from onward.service.engine.batching.batcher import Batchers
 from onward.service.engine.event_loop import in_loop_turns
-from onward.service.engine.input_parsing import LONG, InputParser
+from onward.service.engine.input_parsing import LONG, InputParser, as_service_errors
 from onward.service.engine.models import Models
 from onward.service.engine.sessions.lifecycle import SessionLifecycle
 from onward.service.errors import (
@@ -70,6 +71,7 @@ class Steps:
         step: int | None = None,
         request_id: str = "",
         model: str = "",
+        listed_only: bool = False,
         has_left: Callable[[], bool] | None = None,
     ) -> StepResult:
         """Advances the session by all of `inputs`, or not at all.
@@ -81,7 +83,7 @@ class Steps:
         model, and StepConflictError, LateRequestError, RequestReusedError, ModelGoneError, InvalidInputError,
         NotFiniteError, OverloadedError, DeadlineError, AbandonedError.
         """
-        request = StepRequest(session_id, inputs, step, request_id, model)
+        request = StepRequest(session_id, inputs, step, request_id, model, listed_only)
         (result,) = self.step_in_order(tenant, (request,), has_left=has_left)
         if isinstance(result, Exception):
             try:
@@ -93,7 +95,8 @@ class Steps:
     def row(self, tenant: str, request: StepRequest, call: Caller) -> BatchRow | None:
         """Returns the row of a request, to be submitted by a caller that cannot wait.
 
-        Returns None if the store must be asked first which model the session runs on: then `step` is for the request.
+        Returns None if the store must be asked first which model the session runs on: then `step` is for the request,
+        as it is for one of listed categories only.
         Raises InvalidInputError.
         """
         key = records.key(tenant, request.session_id)
@@ -174,7 +177,8 @@ class Steps:
         results: list[StepResult | Exception | None] = []
         for request in in_loop_turns(requests):
             try:
-                rows.append(self.row(tenant, request, call) or self._row(tenant, (request,), call))
+                row = None if request.listed_only else self.row(tenant, request, call)
+                rows.append(row or self._row(tenant, (request,), call))
                 results.append(None)
             except Exception as error:  # noqa: BLE001  (any error concerns this request alone)
                 results.append(without_frames(error))
@@ -224,6 +228,9 @@ class Steps:
         Raises the error with which the first is refused.
         """
         key, model = self._key_and_model(tenant, requests[0])
+        if requests[0].listed_only:
+            with as_service_errors():
+                require_listed(model)
         first_record = self._first_record_on(tenant, requests[0].model) if requests[0].model else None
         accepted: list[PendingRequest] = []
         ids: set[str] = set()

@@ -18,7 +18,7 @@ from onward.service.engine.input_parsing import as_service_errors
 from onward.service.errors import Fault, InvalidInputError
 from onward.service.http import problems, request_body, request_schemas, response_schemas, sse
 from onward.service.http.connection import client
-from onward.service.http.operations import Operation, Query, json
+from onward.service.http.operations import LISTED_ONLY, Operation, Query, json, wants_listed_only
 from onward.service.http.reply import encode
 from onward.service.http.session_ids import TENANT, checked
 from onward.service.http.sse import Event
@@ -27,7 +27,7 @@ from onward.service.http.sse import Event
 def forecast(engine: Engine, session_id: str) -> Response:
     checked(session_id)
     body = request_body.read(request_schemas.Forecast, engine)
-    ahead = ForecastRequest(body.horizon, body.inputs, body.future)
+    ahead = ForecastRequest(body.horizon, body.inputs, body.future, wants_listed_only())
     with as_service_errors():
         is_sampled = sample_paths.draws_paths(
             samples=body.samples, levels=body.quantiles, seed=body.seed, paths=body.paths
@@ -86,7 +86,7 @@ def generate(engine: Engine, session_id: str) -> Response:
     draw = engine.generations.begin(
         TENANT,
         session_id,
-        ForecastRequest(body.horizon, body.inputs, body.future),
+        ForecastRequest(body.horizon, body.inputs, body.future, wants_listed_only()),
         GenerationOptions(*(getattr(body, name) for name in GenerationOptions._fields)),
         seed=reached.seed if reached else body.seed,
         resumed_from=(reached.step, reached.revision) if reached else None,
@@ -132,14 +132,17 @@ OPERATIONS = (
     Operation(
         "forecast_session", "POST", "/v1/sessions/{session_id}/forecast",
         forecast, "Roll predictions forward; the session is unmoved",
-        response_schemas.ForecastAnswer, body=request_schemas.Forecast,
+        response_schemas.ForecastAnswer, body=request_schemas.Forecast, query=(LISTED_ONLY,),
         problems=(400, 404, 409, 410, 413, 415, 422, 500, 503),
     ),
     Operation(
         "generate_session", "POST", "/v1/sessions/{session_id}/generate",
         generate, "Draw a path, an event a step; the session is unmoved",
         response_schemas.GeneratedEvents, body=request_schemas.Generate, media=sse.MEDIA_TYPE,
-        query=(Query("Last-Event-ID", str, "of the last event that came: the draw goes on after it", "header"),),
+        query=(
+            Query("Last-Event-ID", str, "of the last event that came: the draw goes on after it", "header"),
+            LISTED_ONLY,
+        ),
         problems=(400, 404, 409, 410, 413, 415, 422, 500, 503),
     ),
 )  # fmt: skip

@@ -4,13 +4,15 @@ from typing import Any
 
 from flask import Response, request
 
+from onward.model.listed_rankings import listed_outputs
 from onward.model.outputs import forecast_fields, step_fields
 from onward.model.runner import StepModel
 from onward.service.engine.engine import Engine
+from onward.service.engine.input_parsing import as_service_errors
 from onward.service.errors import Fault, InvalidInputError
 from onward.service.http import request_body, request_schemas, response_schemas
 from onward.service.http.connection import client
-from onward.service.http.operations import Operation, Query, json
+from onward.service.http.operations import LISTED_ONLY, Operation, Query, json, wants_listed_only
 from onward.service.http.session_ids import TENANT
 
 
@@ -52,18 +54,28 @@ def predict(engine: Engine, model: str) -> Response:
     body = request_body.read(request_schemas.Predict, engine)
     chosen = engine.models.named(model, body.version)
     sequences = []
-    for sequence in engine.predict(model, body.version, body.inputs, body.horizon, has_left=client()):
-        content = step_fields(chosen, sequence.outputs)
-        if sequence.forecast is not None:
-            content["forecast"] = forecast_fields(chosen, sequence.forecast)
+    listed_only = wants_listed_only()
+    predicted = engine.predict(
+        model, body.version, body.inputs, body.horizon, listed_only=listed_only, has_left=client()
+    )
+    for sequence in predicted:
+        outputs, forecast = sequence.outputs, sequence.forecast
+        content = step_fields(chosen, listed_outputs(chosen, outputs) if listed_only else outputs)
+        if forecast is not None:
+            content["forecast"] = forecast_fields(chosen, listed_outputs(chosen, forecast) if listed_only else forecast)
         sequences.append(content)
     return json({"model": model, "version": chosen.manifest.version, "sequences": sequences})
 
 
 def step(engine: Engine, model: str) -> Response:
     body = request_body.read(request_schemas.HeldStep, engine)
+    listed_only = wants_listed_only()
     result = engine.stateless.step(TENANT, model, body.version, body.inputs, body.state, has_left=client())
-    return json({"step": result.step, **step_fields(result.model, result.outputs), "state": result.state})
+    outputs = result.outputs
+    if listed_only:
+        with as_service_errors():
+            outputs = listed_outputs(result.model, outputs)
+    return json({"step": result.step, **step_fields(result.model, outputs), "state": result.state})
 
 
 def _info(engine: Engine, model: StepModel, live: dict[tuple[str, int], int]) -> dict[str, Any]:
@@ -93,11 +105,12 @@ OPERATIONS = (
         "predict_model", "POST", "/v1/models/{model}/predict",
         predict, "Predictions for whole sequences, without a session",
         response_schemas.PredictAnswer, body=request_schemas.Predict, problems=(400, 404, 413, 415, 422, 503),
+        query=(LISTED_ONLY,),
     ),
     Operation(
         "step_model", "POST", "/v1/models/{model}/step",
         step, "A step without a session: the client holds the state, encrypted",
         response_schemas.HeldAnswer, body=request_schemas.HeldStep,
-        problems=(400, 404, 409, 410, 413, 415, 422, 501, 503),
+        problems=(400, 404, 409, 410, 413, 415, 422, 501, 503), query=(LISTED_ONLY,),
     ),
 )  # fmt: skip

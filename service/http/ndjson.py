@@ -23,7 +23,7 @@ from onward.service.engine.event_loop import in_loop_turns
 from onward.service.errors import Fault, InvalidInputError, NotFiniteError
 from onward.service.http import json_parsing, problems, request_body, request_schemas
 from onward.service.http.connection import client
-from onward.service.http.operations import NDJSON
+from onward.service.http.operations import NDJSON, wants_listed_only
 from onward.service.http.problems import HTTP_PROBLEM_TYPES, RequestError
 from onward.service.http.reply import encode
 from onward.service.http.session_ids import TENANT
@@ -48,13 +48,13 @@ def reply(engine: Engine, session_id: str, model: str = "") -> Response:
     does not exist; if empty, the session must exist.
     """
     reached = engine.steps.current_step(TENANT, session_id, model=model)
-    expected = _expected()
+    expected, listed_only = _expected(), wants_listed_only()
     if expected and not reached:  # a session that is still to be created is not the one that the client means
         engine.steps.current_step(TENANT, session_id, step=expected, model=model)
     body, app = request.environ["wsgi.input"], current_app
     connection = request.environ.get("gunicorn.socket")
     clock = connection if isinstance(connection, Clock) else _NoClock()
-    upload = _Upload(engine, session_id, reached, expected, model, clock)
+    upload = _Upload(engine, session_id, reached, expected, model, clock, listed_only=listed_only)
     most = app.config["MAX_CONTENT_LENGTH"]
     lines = _lines(body, most, app.extensions.get("alive", lambda: True), engine.limits, clock)
     if isinstance(reader := getattr(body, "reader", None), ChunkedReader):
@@ -91,12 +91,21 @@ class _NoClock:
 
 class _Upload:
     def __init__(
-        self, engine: Engine, session_id: str, reached: int, expected: int | None, model: str, clock: Clock
+        self,
+        engine: Engine,
+        session_id: str,
+        reached: int,
+        expected: int | None,
+        model: str,
+        clock: Clock,
+        *,
+        listed_only: bool,
     ) -> None:
         """reached: the session's step; expected: the step that the session must have at the first line; None: any.
 
-        model: the first line may create the session on it.
+        model: the first line may create the session on it. listed_only: rankings have listed categories only.
         """
+        self._listed_only = listed_only
         self._clock = clock
         self._engine, self._session_id, self._model = engine, session_id, model
         self._reached, self._expected = reached, expected
@@ -140,11 +149,17 @@ class _Upload:
         if not request_schemas.plain_inputs(inputs):
             request_schemas.Step.model_validate({"inputs": inputs})
         result = self._engine.steps.step(
-            TENANT, self._session_id, inputs, step=self._expected, model=self._model, has_left=self._has_left
+            TENANT,
+            self._session_id,
+            inputs,
+            step=self._expected,
+            model=self._model,
+            listed_only=self._listed_only,
+            has_left=self._has_left,
         )
         self._model = ""  # a session that ends during the upload is not silently created again
         self._expected = None if self._expected is None else result.step
-        return result
+        return result.listed() if self._listed_only else result
 
     def _last(self, number: int, error: Exception) -> bytes:
         document = orjson.loads(problems.of(error, "POST", f"/v1/sessions/{self._session_id}/steps").body)

@@ -17,7 +17,7 @@ _REF = "#/components/schemas/{model}"
 
 ANYWHERE = (400, 414, 431)
 """The statuses of requests that are refused for their head alone, in any operation."""
-_TYPES = {int: "integer", float: "number", str: "string"}
+_TYPES = {int: "integer", float: "number", str: "string", bool: "boolean"}
 
 
 def install(app: Flask, operations: tuple[Operation, ...]) -> None:

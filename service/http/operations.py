@@ -8,6 +8,7 @@ from typing import Any, Literal
 from flask import Flask, Response, request
 from pydantic import BaseModel
 
+from onward.model.listed_rankings import FIELD
 from onward.service.engine.engine import Engine
 from onward.service.errors import Fault, InvalidInputError
 from onward.service.http.reply import JSON, encode_by_turns
@@ -20,9 +21,24 @@ class Query:
     """A parameter in the query or the headers, as the OpenAPI document describes it; the view reads it itself."""
 
     name: str
-    kind: type[int] | type[str] | type[float]
+    kind: type[int] | type[str] | type[float] | type[bool]
     description: str
     location: Literal["query", "header"] = "query"
+
+
+LISTED_ONLY = Query(
+    FIELD,
+    bool,
+    "true: rankings of listed categories only, k - 1 of a model's k if it accepts others; 422 where k is 1",
+)
+
+
+def wants_listed_only() -> bool:
+    """True if the request asks for rankings of listed categories only. Raises InvalidInputError."""
+    value = request.args.get(FIELD, "false")
+    if value not in ("true", "false"):
+        raise InvalidInputError(Fault(FIELD, f"expected true or false, not {value[:40]!r}"))
+    return value == "true"
 
 
 @dataclass(frozen=True, slots=True)

@@ -306,6 +306,9 @@ class FeatureInfo(Body):
         Transform | None,
         Field(description="the transform that the model applies; a client sends and receives the values themselves"),
     ]
+    limits: Annotated[
+        tuple[float, float] | None, Field(description="the lowest and the highest number that is taken; null: any")
+    ]
 
 
 class ModelDetail(ModelInfo):

@@ -6,14 +6,16 @@ from typing import Any
 
 from flask import Response, request
 
+from onward.model.listed_rankings import require_listed
 from onward.model.outputs import dtype_field, readable_outputs
 from onward.service.engine.batching.batch_row import StepResult
 from onward.service.engine.engine import Engine
+from onward.service.engine.input_parsing import as_service_errors
 from onward.service.engine.sessions.lifecycle import Session, SessionFilter
 from onward.service.errors import Fault, InvalidInputError
 from onward.service.http import request_body, request_schemas, response_schemas
 from onward.service.http.connection import client
-from onward.service.http.operations import Operation, Query, json
+from onward.service.http.operations import LISTED_ONLY, Operation, Query, json, wants_listed_only
 from onward.service.http.reply import Empty
 from onward.service.http.session_ids import TENANT, checked
 from onward.service.http.times import iso
@@ -23,6 +25,7 @@ PAGE, LARGEST_PAGE = 100, 1000
 
 def create(engine: Engine, model: str) -> Response:
     body = request_body.read(request_schemas.CreateSession, engine, optional=True)
+    listed_only = _wants_listed_only(engine, model, body.version)
     session, result = engine.create(
         TENANT,
         model,
@@ -33,12 +36,13 @@ def create(engine: Engine, model: str) -> Response:
         interval=body.interval,
         has_left=client(),
     )
-    return _created(session, result)
+    return _created(session, result.listed() if listed_only else result)
 
 
 def ensure(engine: Engine, model: str, session_id: str) -> Response:
     checked(session_id)
     body = request_body.read(request_schemas.EnsureSession, engine, optional=True)
+    listed_only = _wants_listed_only(engine, model, body.version)
     session, result = engine.ensure(
         TENANT,
         model,
@@ -49,7 +53,18 @@ def ensure(engine: Engine, model: str, session_id: str) -> Response:
         interval=body.interval,
         has_left=client(),
     )
-    return _created(session, result)
+    return _created(session, result.listed() if listed_only else result)
+
+
+def _wants_listed_only(engine: Engine, model: str, version: int | None) -> bool:
+    """True if the request asks for rankings of listed categories only. Raises InvalidInputError if the model has none,
+    before a session is created.
+    """
+    listed_only = wants_listed_only()
+    if listed_only:
+        with as_service_errors():
+            require_listed(engine.models.named(model, version))
+    return listed_only
 
 
 def _created(session: Session, result: StepResult) -> Response:
@@ -167,13 +182,13 @@ OPERATIONS = (
     Operation(
         "create_session", "POST", "/v1/models/{model}/sessions",
         create, "Begin a session; inputs seed its state", response_schemas.CreatedSession,
-        body=request_schemas.CreateSession, body_optional=True, status=201,
+        body=request_schemas.CreateSession, body_optional=True, status=201, query=(LISTED_ONLY,),
         problems=(400, 404, 409, 413, 415, 422, 503, 507),
     ),
     Operation(
         "ensure_session", "PUT", "/v1/models/{model}/sessions/{session_id}",
         ensure, "Begin the session where there is none, or confirm the living one", response_schemas.CreatedSession,
-        body=request_schemas.EnsureSession, body_optional=True, status=201, confirms=True,
+        body=request_schemas.EnsureSession, body_optional=True, status=201, confirms=True, query=(LISTED_ONLY,),
         problems=(400, 404, 409, 413, 415, 422, 500, 503, 507),
     ),
     Operation(

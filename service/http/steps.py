@@ -18,7 +18,7 @@ from onward.service.engine.event_loop import in_loop_turns
 from onward.service.errors import Fault, InvalidInputError
 from onward.service.http import ndjson, problems, request_body, request_schemas, response_schemas
 from onward.service.http.connection import HasLeft, client
-from onward.service.http.operations import NDJSON, Operation, Query
+from onward.service.http.operations import LISTED_ONLY, NDJSON, Operation, Query, wants_listed_only
 from onward.service.http.reply import Reply, encode_by_turns
 from onward.service.http.session_ids import TENANT, checked
 from onward.service.http.step_encoding import encode_step, step_content
@@ -30,24 +30,33 @@ def step(engine: Engine, session_id: str, model: str = "") -> Response:
     checked(session_id)
     if request.mimetype == NDJSON:
         return ndjson.reply(engine, session_id, model)
-    if request.args:
+    if "step" in request.args:
         raise InvalidInputError(Fault("step", "is a field of a JSON body; it is a parameter only of NDJSON"))
-    return reply(engine, session_id, request_body.body(), client(), model).response()
+    listed_only = wants_listed_only()
+    return reply(engine, session_id, request_body.body(), client(), model, listed_only=listed_only).response()
 
 
 def step_many(engine: Engine) -> Response:
-    return reply(engine, None, request_body.body(), client()).response()
+    listed_only = wants_listed_only()
+    return reply(engine, None, request_body.body(), client(), listed_only=listed_only).response()
 
 
 def reply(
-    engine: Engine, session_id: str | None, data: bytes, has_left: HasLeft | None = None, model: str = ""
+    engine: Engine,
+    session_id: str | None,
+    data: bytes,
+    has_left: HasLeft | None = None,
+    model: str = "",
+    *,
+    listed_only: bool = False,
 ) -> Reply:
     """The response to a body that advances the session, or many sessions if the id is None.
 
-    model: the session is created on it if the session does not exist; if empty, the session must exist.
+    model: the session is created on it if the session does not exist; if empty, the session must exist. listed_only:
+    rankings have listed categories only.
     """
     if session_id is None:
-        return _reply_many(engine, data, has_left)
+        return _reply_many(engine, data, has_left, listed_only=listed_only)
     step_request = parse_step(session_id, data, engine.limits, model)
     result = engine.steps.step(
         TENANT,
@@ -56,9 +65,10 @@ def reply(
         step=step_request.step,
         request_id=step_request.request_id,
         model=model,
+        listed_only=listed_only,
         has_left=has_left,
     )
-    return reply_to(result, session_id)
+    return reply_to(result.listed() if listed_only else result, session_id)
 
 
 def reply_to(result: StepResult, session_id: str) -> Reply:
@@ -68,9 +78,14 @@ def reply_to(result: StepResult, session_id: str) -> Reply:
     return Reply(200, encode_step(result))
 
 
-def _reply_many(engine: Engine, data: bytes, has_left: HasLeft | None) -> Reply:
+def _reply_many(engine: Engine, data: bytes, has_left: HasLeft | None, *, listed_only: bool) -> Reply:
     requests, is_columns = parse_steps(data, engine.limits)
+    if listed_only:
+        for step_request in requests:
+            step_request.listed_only = True
     results = engine.steps.step_many(TENANT, requests, has_left=has_left)
+    if listed_only:
+        results = [result.listed() if isinstance(result, StepResult) else result for result in in_loop_turns(results)]
     return Reply(200, encode_by_turns(_columns(results)) if is_columns else _items(requests, results))
 
 
@@ -157,7 +172,7 @@ def _problem(error: Exception) -> Reply:
     return problems.of(error, "POST", "/v1/steps")
 
 
-_STEP_QUERY = (Query("step", int, "of NDJSON: the step that the session is believed to have reached"),)
+_STEP_QUERY = (Query("step", int, "of NDJSON: the step that the session is believed to have reached"), LISTED_ONLY)
 OPERATIONS = (
     Operation(
         "step_session", "POST", "/v1/sessions/{session_id}/steps",
@@ -175,5 +190,6 @@ OPERATIONS = (
         "step_sessions", "POST", "/v1/steps",
         step_many, "Advance many sessions, each by itself, with a status for each",
         response_schemas.BulkAnswer, body=request_schemas.Bulk, problems=(400, 413, 415, 422, 503),
+        query=(LISTED_ONLY,),
     ),
 )  # fmt: skip

@@ -24,7 +24,7 @@ from onward.service.errors import Fault
 from onward.service.http import problems, step_requests
 from onward.service.http.connection import HasLeft
 from onward.service.http.json_parsing import PIECE
-from onward.service.http.operations import Operation
+from onward.service.http.operations import LISTED_ONLY, Operation, wants_listed_only
 from onward.service.http.problems import HTTP_PROBLEM_TYPES, RequestError
 from onward.service.http.reply import Empty, encode
 from onward.service.http.session_ids import TENANT, checked
@@ -40,13 +40,19 @@ MOST_NAMED = 65_536
 class SessionProtocol:
     """The message protocol of a session on one WebSocket."""
 
-    def __init__(self, engine: Engine, session_id: str, model: str = "") -> None:
-        """model: the first step creates a missing session on it; empty: the session must exist."""
+    def __init__(self, engine: Engine, session_id: str, model: str = "", *, listed_only: bool = False) -> None:
+        """model: the first step creates a missing session on it; empty: the session must exist.
+
+        listed_only: rankings have listed categories only.
+        """
         self._engine, self._session_id, self._model = engine, session_id, model
+        self._listed_only = listed_only
 
     def submit(self, message: Message, call: Caller) -> bool:
         """Submits the step of a short message in the plain form; returns False if `answers` is for the message."""
         data, is_text = message
+        if self._listed_only:
+            return False
         if is_text:
             request = plain_step(self._session_id, data, self._model)
         else:
@@ -83,6 +89,8 @@ class SessionProtocol:
         """
         reads = [self._read(message) for message in messages]
         asked = [read for read in reads if isinstance(read, StepRequest)]
+        for step_request in asked:
+            step_request.listed_only = self._listed_only
         outcomes = self._engine.steps.step_in_order(TENANT, asked, has_left=has_left)
         if not all(isinstance(outcome, Exception) for outcome in outcomes):
             self._model = ""  # a session that ends during the stream is not silently created again
@@ -126,6 +134,8 @@ class SessionProtocol:
     def _answer(self, asked: StepRequest, outcome: StepResult | Exception, *, is_text: bool) -> Message:
         if isinstance(outcome, Exception):
             return self._problem(outcome, asked.request_id), True
+        if self._listed_only:
+            outcome = outcome.listed()
         if is_text:
             return _with_request_id(encode_step(outcome), asked.request_id), True
         return _NUMBER.pack(outcome.step) + _values(outcome), False
@@ -158,6 +168,7 @@ def _values(answer: StepResult) -> bytes:
 def stream(engine: Engine, session_id: str, model: str = "") -> Response:
     """The handshake; the WebSocket takes the connection over after it. model: see `SessionProtocol`."""
     engine.steps.current_step(TENANT, checked(session_id), model=model)
+    protocol_of_session = SessionProtocol(engine, session_id, model, listed_only=wants_listed_only())
     connection = request.environ.get("gunicorn.socket")
     if not hasattr(connection, "take_over"):
         raise RequestError(problems.NO_STREAM, "this connection cannot be taken over; end TLS in front of the service")
@@ -167,7 +178,7 @@ def stream(engine: Engine, session_id: str, model: str = "") -> Response:
     answer = protocol.accept(Request(request.full_path, Headers(request.headers.items()), request.method, "HTTP/1.1"))
     if answer.status_code != 101:
         raise _refused(answer.status_code, str(protocol.handshake_exc))
-    connection.take_over(Frames(request.max_content_length or 2**63), SessionProtocol(engine, session_id, model))
+    connection.take_over(Frames(request.max_content_length or 2**63), protocol_of_session)
     names = ("Upgrade", "Connection", "Sec-WebSocket-Accept")
     return Empty(status=101, headers=[(name, answer.headers[name]) for name in names])
 
@@ -185,11 +196,11 @@ OPERATIONS = (
     Operation(
         "stream_or_create_session", "GET", "/v1/models/{model}/sessions/{session_id}/stream",
         stream, "A WebSocket as of the operation below; the first step creates the session", None,
-        status=101, problems=(400, 403, 404, 409, 410, 422, 426, 500, 501, 503),
+        status=101, problems=(400, 403, 404, 409, 410, 422, 426, 500, 501, 503), query=(LISTED_ONLY,),
     ),
     Operation(
         "stream_session", "GET", "/v1/sessions/{session_id}/stream",
         stream, "A WebSocket: a step a message, answered in order", None,
-        status=101, problems=(400, 403, 404, 410, 422, 426, 500, 501, 503),
+        status=101, problems=(400, 403, 404, 410, 422, 426, 500, 501, 503), query=(LISTED_ONLY,),
     ),
 )  # fmt: skip

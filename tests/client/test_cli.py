@@ -92,7 +92,8 @@ def test_predict_reads_each_kind_of_file(server: Server, tmp_path: Path, form: s
     assert len(answer["forecast"]["point"]) == 2
     done = run(server, *arguments[:-2], input=file.read_text() if form == "-" else None)
     assert len(done.stdout.splitlines()) == 5
-    assert ("columns that the model does not take are ignored: day" in done.stderr) == (form == "csv")
+    note = "no column date: the rows are in order of time as they are"
+    assert (note in done.stderr) == (form in ("csv", "named"))
 
 
 def test_a_text_is_predicted_by_its_characters(server: Server, tmp_path: Path) -> None:
@@ -228,10 +229,18 @@ def test_how_commands_end(server: Server, tmp_path: Path, monkeypatch: pytest.Mo
     for status, message, arguments in (
         (1, "'nobody' does not exist", ["forecast", "--session", "nobody", "--horizon", "3"]),
         (1, "[unknown-model]", ["predict", str(tmp_path / "bad.csv"), "--model", "nothing"]),
-        (1, "line 3: 'many' (ppg) is not a number", ["predict", str(tmp_path / "bad.csv"), "--model", "pulse"]),
-        (1, "line 2 is not JSON", ["predict", str(tmp_path / "bad.ndjson"), "--model", "pulse"]),
-        (1, "the header has no precipitation", ["predict", str(tmp_path / "bad.csv"), "--model", "weather"]),
-        (1, "name its format with --format", ["predict", str(tmp_path / "steps.dat"), "--model", "pulse"]),
+        (
+            1,
+            "row 2, column ppg: 'many' is not a number",
+            ["predict", str(tmp_path / "bad.csv"), "--model", "pulse", "--series", "a"],
+        ),
+        (1, "row 2: not JSON", ["predict", str(tmp_path / "bad.ndjson"), "--model", "pulse"]),
+        (
+            1,
+            "no column precipitation, temp_max, temp_min, wind, date; it has ppg",
+            ["predict", str(tmp_path / "bad.csv"), "--model", "weather"],
+        ),
+        (1, "or name its format with --format", ["predict", str(tmp_path / "steps.dat"), "--model", "pulse"]),
         (2, "--prefix '' means all", ["sessions", "--delete"]),
         (2, "expected weights", ["load", "--model", "pulse", "--mix", "many"]),
         (

@@ -20,9 +20,9 @@ ENTRY_POINTS = [
 ]  # fmt: skip
 BASES = {"SessionOperations"}
 """Classes of the annotations that callers do not need by name."""
-TRANSLATED = {"InputError", "RolloutUnsupportedError", "NonFiniteError", "StateError"}
-"""Exceptions of `onward.model` that the client replaces by a Problem, or that no caller of the client can cause:
-StateError is about records of another model.
+TRANSLATED = {"AbsentColumnsError", "InputError", "RolloutUnsupportedError", "NonFiniteError", "StateError"}
+"""Exceptions of `onward.model` that the client replaces by a Problem or a DataError, or that no caller of the client
+can cause: StateError is about records of another model.
 """
 BUILT_IN = {"ValueError", "TypeError", "ImportError", "AttributeError"}
 FILES = [

@@ -48,7 +48,7 @@ class LosingProxy:
                 self._forward(connection)
 
     def _forward(self, connection: socket.socket) -> None:
-        head, body = _read_request(connection)
+        head, body = read_request(connection)
         if not head:
             return
         line = head.partition(b"\r\n")[0].decode()
@@ -62,7 +62,7 @@ class LosingProxy:
         )
 
 
-def _read_request(connection: socket.socket) -> tuple[bytes, bytes]:
+def read_request(connection: socket.socket) -> tuple[bytes, bytes]:
     """Returns the head of the next request, with the empty line, and its body; two empty strings at the end."""
     data = b""
     while b"\r\n\r\n" not in data:

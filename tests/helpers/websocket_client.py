@@ -65,12 +65,12 @@ class Frames:
 class WebSocket:
     """A blocking WebSocket connection that sends no pong by itself."""
 
-    def __init__(self, url: str, session_id: str, *headers: bytes, model: str = "") -> None:
+    def __init__(self, url: str, session_id: str, *headers: bytes, model: str = "", query: str = "") -> None:
         """Connects; raises ConnectionError if the handshake is refused. `model` creates the session."""
         address = urlsplit(url)
         self.socket = socket.create_connection((address.hostname, address.port), timeout=60)
         of_model = f"/models/{model}" if model else ""
-        self.socket.sendall(handshake(f"/v1{of_model}/sessions/{session_id}/stream", *headers))
+        self.socket.sendall(handshake(f"/v1{of_model}/sessions/{session_id}/stream{query}", *headers))
         self._frames, self._read = Frames(), list[tuple[int, bytes]]()
         head = b""
         while b"\r\n\r\n" not in head:

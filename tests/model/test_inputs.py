@@ -205,3 +205,29 @@ def test_inputs_in_parts_are_read_as_a_whole(name: str) -> None:
         except InputError as error:
             parts = error.faults
         assert parts == whole
+
+
+LIMITED = Feature(name="x", limits=(-1.5, 2.5), nullable=True)
+
+
+@pytest.mark.parametrize("dtype", [np.dtype(np.float32), np.dtype(np.float64)])
+def test_numbers_beyond_the_limits_are_refused_in_every_notation(dtype: Any) -> None:
+    """The error names the step, the feature, the value and the limits; the limits themselves and null are accepted."""
+    fits: list[Any] = [[1.0, -1.5], [9e9, 2.5]]
+    for beyond in (-1.6, 2.6, 1e300):
+        rows = [*fits, [0.0, beyond]]
+        notations: list[Any] = [rows, [{"a": a, "x": x} for a, x in rows]]
+        if beyond < 1e300:
+            notations.append(np.array(rows, dtype).tobytes())
+        for inputs in notations:
+            for at_once in (None, 1, 2):
+                with pytest.raises(InputError) as refused:
+                    list(arrays(inputs, (A, LIMITED), dtype=dtype, at_once=at_once))
+                (fault,) = refused.value.faults
+                assert fault.field == "inputs[2][1]"
+                assert " (x) is beyond the limits of this feature, -1.5 to 2.5" in fault.message
+                assert float(fault.message.split()[0]) == pytest.approx(beyond, rel=1e-6)
+    with_null = [*fits, [0.0, None]]
+    expected = to_array(with_null, (A, NULLABLE), dtype=dtype)
+    assert to_array(with_null, (A, LIMITED), dtype=dtype).tobytes() == expected.tobytes()
+    assert to_array(expected.tobytes(), (A, LIMITED), dtype=dtype).tobytes() == expected.tobytes()

@@ -55,6 +55,8 @@ FAULTS: dict[str, tuple[Callable[[Document], None], str]] = {
         "tensor 'surprise' needs a time and a batch axis",
     ),
     "inputs of another width": (put("inputs", 0, "shape", 2, to=2), "input 'inputs' has shape .* 3 features"),
+    "limits that fall": (put("features", 0, "limits", to=[2, 1]), "feature 'x': limits are the lowest and the highest"),
+    "limits without end": (put("features", 0, "limits", to=[0, "inf"]), "features.0.limits.1: "),
     "levels that fall": (put("head", "levels", to=[0.5, 0.1]), "the head's levels do not rise"),
     "output named twice": (put("outputs", 1, "name", to="mean"), "output named twice: mean"),
     "output named as Onward's own": (put("outputs", 1, "name", to="onward.low"), "not for outputs: onward.low"),

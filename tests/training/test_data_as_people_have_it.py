@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from click.testing import CliRunner, Result
 
+import onward
 from onward.__main__ import main
 from onward.model.repository import open_bundle
 from onward.training import config, run
@@ -109,3 +111,28 @@ def test_gaps_are_told_and_filled(tmp_path: Path) -> None:
     filled = train(tmp_path, table, settings + 'gaps = "missing"\n')
     assert filled.exit_code == 0, filled.output
     assert [bundle(tmp_path, version)["provenance"]["data"]["steps"] for version in (1, 2)] == [297, 300]
+
+
+def test_absurd_numbers_are_refused_in_training_and_in_service(tmp_path: Path) -> None:
+    """`refuse_beyond` refuses a table with a spike; the bundle of the same table without it refuses the spike."""
+    settings = 'targets = ["x"]\nrefuse_beyond = 20\n'
+    values = [f"{20 + 5 * np.sin(step / 10):.3f}" for step in range(400)]
+    spiked = [*values[:390], "1e9", *values[391:]]
+    table, spiked_table = ("x\n" + "\n".join(rows) + "\n" for rows in (values, spiked))
+    refused = train(tmp_path, spiked_table, settings)
+    assert refused.exit_code == 1
+    assert "x.csv: row 391, column x: 1000000000.0 is beyond the limits of this column, " in refused.stderr
+    assert "data.missing_values" in refused.stderr
+    done = train(tmp_path, table, settings)
+    assert done.exit_code == 0, done.output
+    low, high = bundle(tmp_path)["features"][0]["limits"]
+    assert low < 15 < 25 < high
+    assert f"limits  x {low:.6g} to {high:.6g}" in done.stderr
+    session = onward.load(tmp_path / "zoo/x/1").session(inputs=[low, high])
+    with pytest.raises(onward.InvalidRequest, match=r"inputs\[1\]\[0\]: 1000000000 \(x\) is beyond the limits"):
+        session.steps([20.0, 1e9])
+    assert session.step_count == 2
+    (tmp_path / "later.csv").write_text(spiked_table)
+    evaluated = CliRunner().invoke(main, ["evaluate", str(tmp_path / "zoo/x/1"), str(tmp_path / "later.csv")])
+    assert evaluated.exit_code == 1
+    assert "later.csv: row 391, column x: 1000000000.0 is beyond the limits of this column" in evaluated.stderr

@@ -4,11 +4,19 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
+import orjson
 import pytest
 from numpy.typing import NDArray
 
 import onward
 from onward.client.local import LocalSession
+from onward.client.results import Prediction
+from onward.model.repository import open_all
+from onward.model.scoring.layout import ERROR
+from onward.service.engine.batching.batch_row import StepRequest, StepResult
+from onward.service.engine.engine import Engine, Limits
+from onward.service.http.step_encoding import encode_step
+from onward.service.store.lmdb import LmdbStore
 from onward.training import config
 from onward.training.evaluation import evaluate_bundle
 from onward.training.report import report_table
@@ -124,3 +132,40 @@ def test_a_bundle_is_evaluated_as_it_was_trained(tmp_path: Path) -> None:
     sibling = SIBLINGS["seconds"]
     model = onward.load(trained(tmp_path / "t", sibling, sibling.offset)).model
     assert evaluate_bundle.measure(model, tmp_path / "t" / "t.csv").metrics == model.manifest.metrics
+
+
+@pytest.mark.parametrize("history", [0, 50])
+def test_a_service_answers_as_the_session_in_process(history: int, tmp_path: Path) -> None:
+    """Steps of one row, of many rows as columns or not, and after a rewind have the bits of `onward.load`."""
+    sibling = SIBLINGS["whole seconds, differenced"]
+    bundle = trained(tmp_path / "t", sibling, sibling.offset)
+    inputs = [[value] for value in (sibling.offset + sibling.values[:40]).tolist()]
+    local = onward.load(bundle).session()
+    expected = [local.step(step) for step in inputs]
+    engine = Engine(open_all(bundle.parents[1]), LmdbStore(tmp_path), Limits(history=history))
+    engine.start()
+    names = [f"s{number}" for number in range(12)]
+    for name in names:
+        engine.create("tenant", "t", session_id=name, inputs=inputs[:10])
+    for at in range(10, 20):
+        results = engine.steps.step_many("tenant", [StepRequest(name, [inputs[at]]) for name in names])
+        assert [bits(result) for result in results] == [bits_of(expected[at])] * len(names)
+    result = engine.steps.step("tenant", "s0", [inputs[20]])
+    assert bits(result) == bits_of(expected[20])
+    assert orjson.loads(encode_step(result))["predictions"]["mean"] == [expected[20]["mean"].tolist()]
+    engine.steps.step("tenant", "s0", inputs[21:30])
+    if history:
+        engine.history.rewind("tenant", "s0", 25)
+        assert bits(engine.steps.step("tenant", "s0", [inputs[25]])) == bits_of(expected[25])
+    engine.close()
+
+
+def bits(result: StepResult | Exception) -> dict[str, bytes]:
+    assert isinstance(result, StepResult)
+    return {name: result.outputs[name].tobytes() for name in ("mean", "scale", "df", "surprise", ERROR)}
+
+
+def bits_of(prediction: Prediction) -> dict[str, bytes]:
+    assert prediction.error is not None
+    found = {name: values.tobytes() for name, values in prediction.items()}
+    return found | {"surprise": np.float64(prediction.surprise).tobytes(), ERROR: prediction.error.tobytes()}

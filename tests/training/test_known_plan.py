@@ -1,6 +1,6 @@
 """A plan that decides the next value: training, evaluation, forecasts and files give it to the step that needs it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -79,15 +79,16 @@ def test_a_session_takes_the_next_plan_from_a_file_and_by_hand(tmp_path: Path) -
     (feature,) = [feature for feature in model.model.manifest.features if feature.role == "known"]
     assert feature.lead == 1
     layout = StepLayout.of_manifest(model.model.manifest)
-    (series,) = inputs.read(trained.bundle.parents[2] / "t.csv", layout)
-    assert (len(series.steps), series.note) == (STEPS, "")
-    assert series.steps[-1]["plan"] == pytest.approx(trained.plan[STEPS])
+    table = inputs.read(trained.bundle.parents[2] / "t.csv", layout)
+    ((_, steps),) = table.series
+    assert (len(steps), table.notes) == (STEPS, [])
+    assert steps[-1]["plan"] == pytest.approx(trained.plan[STEPS])
     session = model.session()
-    session.steps(series.steps)
+    session.steps(steps)
     future = tmp_path / "future.csv"
     future.write_text("plan\n" + "\n".join(f"{value:.9g}" for value in trained.plan[STEPS:]) + "\n")
-    (ahead,) = inputs.read(future, layout, only=["plan"])
-    forecast = session.forecast(FUTURE, future=ahead.steps)["mean"][:, 0]
+    ((_, ahead),) = inputs.read(future, replace(layout, only=["plan"])).series
+    forecast = session.forecast(FUTURE, future=ahead)["mean"][:, 0]
     assert np.sqrt(((forecast - 2 * trained.plan[STEPS:]) ** 2).mean()) < NOISE / 2
     by_hand = session.forecast(FUTURE, future=[[value] for value in trained.plan[STEPS + 1 :]])
     np.testing.assert_allclose(by_hand["mean"][:, 0], forecast, rtol=1e-6)

@@ -5,7 +5,7 @@ Owns what a file must contain to be training data. Knows nothing of networks.
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from onward.model.tables.settings import TableSettings
 from onward.model.tables.summary import Summary
 from onward.model.tables.table import Table
 from onward.training.config import TOKEN, Data
-from onward.training.data import precision, split, table_reader, texts, vocabulary
+from onward.training.data import limits, precision, split, table_reader, texts, vocabulary
 from onward.training.data.feature_transforms import fit_transform, require_domain
 from onward.training.data.split import ONLY, SeriesSplit
 from onward.training.errors import DataError
@@ -138,7 +138,9 @@ def load(
         for part in splits
     )
     doubles = precision.needing_double(scales)
-    return Dataset(series, digest, tuple(described), tuple(classes), doubles, table.settings, table.summary)
+    assert table.summary is not None
+    summary = replace(table.summary, limits=limits.described(described))
+    return Dataset(series, digest, tuple(described), tuple(classes), doubles, table.settings, summary)
 
 
 def _column(
@@ -158,6 +160,9 @@ def _column(
         if transform is not None:
             require_domain(table, name, column, transform)
             feature = feature.model_copy(update={"transform": transform})
+        if declared is None and data.refuse_beyond is not None and in_training.any():
+            feature = _with_limits(feature, column[in_training], data.refuse_beyond)
+        limits.require(table, feature, column)
     if feature.role == "static":
         table.require_constant(name, "a static feature")
     return feature, column
@@ -192,6 +197,16 @@ def _calendar_feature(table: Table, data: Data, name: str) -> Feature:
         formula=calendar.formulas(time, data.calendar, table.settings.time_zone, interval)[name],
         categories=categories,
     )
+
+
+def _with_limits(feature: Feature, values: InputArray, deviations: float) -> Feature:
+    """Returns the feature with limits by the values (rows,) of the training part.
+
+    A feature that is differenced has none, because its level may go anywhere, and one that is computed needs none.
+    """
+    if feature.differenced or feature.formula is not None:
+        return feature
+    return feature.model_copy(update={"limits": limits.find(values, deviations)})
 
 
 def _scales(
@@ -230,6 +245,8 @@ def _load_text(file: Path, data: Data, digest: str, features: tuple[Feature, ...
 
 
 def _digest(file: Path) -> str:
+    if file.is_fifo() or file.is_char_device():
+        raise DataError(f"{file}: cannot be read twice, as training does: write what it gives to a file")
     try:
         with file.open("rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest()

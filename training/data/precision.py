@@ -17,6 +17,8 @@ from onward.training.errors import DataError
 
 MOST_SAMPLES = 65_536
 """The most values of which a typical one is taken."""
+WHOLE = 2.0**53
+"""The magnitude from which on neighbouring 64-bit floats differ by whole numbers."""
 NEIGHBOURS = 0.5
 """The rounding, as a share of the spread, at which neighbouring values become one number."""
 
@@ -63,8 +65,12 @@ def scale(values: NDArray[np.float64], rows: Rows, *, by_steps: bool) -> Scale:
     if by_steps:
         steps = np.diff(values, prepend=np.nan)[rows.following]
         steps = steps[~np.isnan(steps)]
-        return Scale(magnitude, _typical_distance(steps, rounding) or abs(_quantile(steps, 0.5)))
-    return Scale(magnitude, _typical_distance(trained, rounding))
+        spread = _typical_distance(steps, rounding) or abs(_quantile(steps, 0.5))
+    else:
+        spread = _typical_distance(trained, rounding)
+    if spread <= rounding and magnitude >= WHOLE:  # the differences are not those of a rounding: no digit is left
+        spread = float(np.ptp(trained))
+    return Scale(magnitude, spread)
 
 
 def _typical_distance(values: NDArray[np.float64], rounding: float) -> float:

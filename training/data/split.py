@@ -109,7 +109,11 @@ def _too_short(table: Table, data: Data, short: list[int]) -> DataError:
     return DataError(
         f"{table.file}: {len(short):,} of {len(series):,} series are too short, because {_need(data)}{season}: "
         f"{', '.join(named)}{f' and {more:,} more' if more else ''}; "
-        'set data.short_series to "train" or "drop"'
+        + (
+            'set data.short_series to "train" or "drop"'
+            if len(short) < len(series)
+            else 'set data.split = "sequences", which holds out whole series'
+        )
     )
 
 
@@ -125,10 +129,11 @@ def split_ends(file: Path | str, series: SeriesSplit, data: Data) -> SeriesSplit
     """Returns the series cut in time: its end is the test part, and the steps before that validate."""
     validation_from, test_from = _ends(series.steps, data)
     if validation_from < LEAST_TRAINED:
-        raise DataError(f"{file}: series {series.name} has {series.steps} steps; {_need(data)}")
+        steps = f"{series.steps} step{'s' if series.steps > 1 else ''}"
+        raise DataError(f"{file}: {_subject(series)} {steps}; {_need(data)}")
     if data.period is not None and data.period > test_from:
         raise DataError(
-            f"{file}: series {series.name} has {test_from} steps before its test part, fewer than period {data.period}"
+            f"{file}: {_subject(series)} {test_from} steps before its test part, fewer than period {data.period}"
         )
     return replace(series, validation_from=validation_from, test_from=test_from)
 
@@ -171,6 +176,10 @@ def _first_steps(table: Table, data: Data, key: str, moment: Moment, series: lis
         raise DataError(f"{table.file}: data.{key}: {error}") from error
     rows = [after[slice(*item.rows)] for item in series]
     return [int(steps.argmax()) if steps.any() else len(steps) for steps in rows]
+
+
+def _subject(series: SeriesSplit) -> str:
+    return "the file has" if series.name == ONLY else f"series {series.name} has"
 
 
 def _split_by_column(table: Table, data: Data, series: list[SeriesSplit]) -> list[SeriesSplit]:

@@ -3,43 +3,26 @@
 Owns how a text becomes token indices. Knows nothing of tables.
 """
 
-import ast
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onward.model import texts
 from onward.model.manifest import Category, Feature
+from onward.model.texts import Unit
 from onward.training.errors import DataError
-
-Unit = Literal["characters", "bytes"]
 
 
 def read(file: Path, unit: Unit) -> NDArray[np.int64]:
-    """Returns the code points of a UTF-8 text, or its bytes: (length,). Raises DataError.
-
-    The text of a Python file is its string constants.
-    """
+    """Returns the code points of a text, or its bytes: (length,). Raises DataError."""
     try:
-        content = file.read_bytes()
-        if file.suffix == ".py":
-            content = _string_constants(content.decode()).encode()
-        text = content.decode() if unit == "characters" else ""
+        content = texts.content(str(file), file.read_bytes(), unit)
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        advice = "" if file.suffix == ".py" else '; with text = "bytes" any file is accepted'
-        raise DataError(f"{file}: byte {error.start}: not UTF-8{advice}") from error
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{file}: a string constant has {error.object[error.start]!r}, which is not a character"
-        ) from error
-    except SyntaxError as error:
-        raise DataError(f"{file}: line {error.lineno}: not Python: {error.msg}") from error
-    if unit == "bytes":
+    if isinstance(content, bytes):
         return np.frombuffer(content, np.uint8).astype(np.int64)
-    return np.frombuffer(text.encode("utf-32-le"), np.uint32).astype(np.int64)
+    return np.frombuffer(content.encode("utf-32-le"), np.uint32).astype(np.int64)
 
 
 def categories(codes: NDArray[np.int64], unit: Unit, min_count: int) -> tuple[Category, ...]:
@@ -66,12 +49,3 @@ def encode(file: Path, codes: NDArray[np.int64], feature: Feature) -> NDArray[np
             "with unknown = true it is accepted"
         )
     return np.where(unknown, len(categories), indices)
-
-
-def _string_constants(source: str) -> str:
-    strings = [
-        node.value
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    ]
-    return "\n".join(strings)

@@ -58,12 +58,8 @@ def _table_keys(manifest: Manifest, config: Config | None) -> dict[str, Any]:
     """Returns how a table is read: as the configuration says, or as the bundle does."""
     if config is not None:
         return config.data.model_dump(include=set(TableSettings.model_fields))
-    if manifest.data is not None:
-        return manifest.data.model_dump()
-    configured: dict[str, Any] = _origin(manifest, "config").get("data", {})
-    keys = {key: value for key, value in configured.items() if key in TableSettings.model_fields}
-    # bundles without settings of a table were trained on the clock of UTC
-    return keys | ({"time_zone": "UTC"} if keys.get("time") else {})
+    data = manifest.data or TableSettings.of_provenance(manifest.provenance)
+    return data.model_dump()
 
 
 def data_settings(manifest: Manifest, file: Path, config: Config | None, test_from: Moment | None = None) -> Data:

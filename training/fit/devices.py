@@ -81,8 +81,22 @@ def is_first_process() -> bool:
 
 @contextmanager
 def process_group(settings: Train) -> Iterator[Process]:
-    """Yields this process, connected to the others of its run while the context lasts. Raises TrainingError."""
-    device = _device(settings)
+    """Yields this process, connected to the others of its run while the context lasts. Raises TrainingError.
+
+    Meanwhile torch computes in as many threads as the settings say, whatever the number of cores: small operations take
+    longer in several threads, which wait for each other, and the sums do not depend on the machine.
+    """
+    device, threads = _device(settings), torch.get_num_threads()
+    torch.set_num_threads(settings.threads)
+    try:
+        with _connected(device) as process:
+            yield process
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _connected(device: torch.device) -> Iterator[Process]:
     if not is_distributed():
         yield Process(device)
         return

@@ -15,6 +15,7 @@ import numpy as np
 from gevent.hub import Waiter
 
 from onward.model.inputs import InputArray, Inputs
+from onward.model.listed_rankings import listed_outputs
 from onward.model.runner import Outputs, StepModel
 from onward.model.scoring.surprise import SurpriseMeans
 from onward.service.errors import without_frames
@@ -28,7 +29,7 @@ class StepRequest:
     """A step as a client asks for it. `step` is the step that the client believes the session has reached.
 
     model: if there is no live session, the step creates it on the newest version of this model; empty: the session must
-    exist.
+    exist. listed_only: the request is refused if the model's rankings may contain no listed category.
     """
 
     session_id: str
@@ -36,6 +37,7 @@ class StepRequest:
     step: int | None = None
     request_id: str = ""
     model: str = ""
+    listed_only: bool = False
 
 
 class ResultColumns:
@@ -85,6 +87,10 @@ class StepResult:
             raise AttributeError(name)
         self.outputs = self.columns.outputs[self.row : self.row + 1]
         return self.outputs
+
+    def listed(self) -> "StepResult":
+        """Returns the result with rankings of listed categories only, see `onward.model.listed_rankings`."""
+        return StepResult(self.model, self.step, listed_outputs(self.model, self.outputs), self.created)
 
 
 class StandaloneResult(NamedTuple):

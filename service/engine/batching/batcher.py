@@ -66,6 +66,7 @@ class Batcher:
         timeout_s: float,
     ) -> None:
         self.executor, self.scheduler = executor, scheduler
+        self._running: Sequence[BatchRow] = ()
         self._backlog, self._monotonic, self._timeout_s = backlog, monotonic, timeout_s
         self._wake: Callable[[], object] | None = None
         """Has the greenlet run in the next turn of the event loop; None while it runs."""
@@ -80,6 +81,10 @@ class Batcher:
         if self._wake is not None:
             self._wake()
             self._wake = None
+
+    def unfinished(self) -> list[BatchRow]:
+        """Returns the rows that wait, and those of the batch that runs at present, for example in a native thread."""
+        return [*self.scheduler.items(), *self._running]
 
     def run_forever(self) -> None:
         """Runs the rows that wait, batch after batch; between two batches other greenlets have their turn."""
@@ -122,7 +127,7 @@ class Batcher:
         batch, dropped = self.scheduler.batch(self._monotonic())
         for row in dropped:
             row.settle(AbandonedError() if row.call.abandoned else DeadlineError(self._timeout_s))
-        finished = len(dropped)
+        finished, self._running = len(dropped), batch
         try:
             self.executor.run(batch)
         except Exception as error:
@@ -130,6 +135,7 @@ class Batcher:
                 log.exception("a batch of %d rows failed", len(batch))
             for row in batch:
                 row.settle(error)
+        self._running = ()
         for row in batch:
             if row.outcome is None:
                 self.scheduler.put_back(row)
@@ -303,10 +309,13 @@ class Batchers:
         return result_of(row)
 
     def mark_disconnected_calls(self) -> None:
-        """Marks the calls whose clients have closed their connections, so that rows which have not run are dropped."""
+        """Marks the calls whose clients have closed their connections, so that rows which have not run are dropped.
+
+        A row that runs at present is dropped after its batch, if it is not finished then.
+        """
         started_before = self.now() - DISCONNECT_CHECK_S
-        waiting = [row for model_batcher in self.by_model.values() for row in model_batcher.scheduler.items()]
-        for call in {row.call for row in waiting}:
+        unfinished = [row for model_batcher in self.by_model.values() for row in model_batcher.unfinished()]
+        for call in {row.call for row in unfinished}:
             if call.started_at < started_before and call.has_left():
                 call.abandoned = True
 

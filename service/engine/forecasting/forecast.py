@@ -7,6 +7,7 @@ and summarised is in `onward.model.sampling.sample_paths`.
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from onward.model.listed_rankings import likeliest_listed, listed_outputs
 from onward.model.runner import Outputs, StepModel
 from onward.model.sampling import sample_paths
 from onward.model.sampling.rollout_inputs import RolloutInputs
@@ -40,8 +41,13 @@ class Forecasts:
     ) -> PointForecast:
         """Returns the point forecast. Raises as `ForecastStarts.prepare` does, and the errors of a step."""
         start = self._starts.prepare(tenant, session_id, request, has_left)
-        (outputs,) = self._outputs(start, request.horizon, [RolloutInputs(start.model, start.covariates)], has_left)
-        return PointForecast(start.model, start.record.step, outputs)
+        feed = RolloutInputs(
+            start.model, start.covariates, likeliest_listed(start.model) if request.listed_only else None
+        )
+        (outputs,) = self._outputs(start, request.horizon, [feed], has_left)
+        return PointForecast(
+            start.model, start.record.step, listed_outputs(start.model, outputs) if request.listed_only else outputs
+        )
 
     def sample(
         self,
@@ -79,7 +85,9 @@ class Forecasts:
         for feed, outputs in in_loop_turns(zip(feeds, rollouts, strict=True)):
             feed.next_targets(outputs[-1:])
         with as_service_errors():
-            return sample_paths.summarise_paths(model, start.record.step, seed, feeds, start.outputs, levels)
+            return sample_paths.summarise_paths(
+                model, start.record.step, seed, feeds, start.outputs, levels, listed_only=request.listed_only
+            )
 
     def _outputs(
         self, start: ForecastStart, horizon: int, feeds: Sequence[RolloutInputs], has_left: Callable[[], bool] | None

@@ -11,6 +11,7 @@ import numpy as np
 
 from onward.model.finite import finite
 from onward.model.inputs import InputArray, Inputs
+from onward.model.listed_rankings import require_listed
 from onward.model.runner import Outputs, StepModel
 from onward.model.sampling import rollout
 from onward.model.state import State
@@ -26,12 +27,14 @@ class ForecastRequest(NamedTuple):
     """A forecast as a client asks for it.
 
     horizon: the number of steps. inputs: consumed before the forecast starts, but not by the session. future: the
-    future covariates, the features that are not predicted, at each step that is fed back.
+    future covariates, the features that are not predicted, at each step that is fed back. listed_only: rankings are of
+    listed categories, see `onward.model.listed_rankings`.
     """
 
     horizon: int
     inputs: Inputs | None = None
     future: Inputs | None = None
+    listed_only: bool = False
 
 
 class ForecastStart(NamedTuple):
@@ -66,7 +69,7 @@ class ForecastStarts:
         """
         record = self._sessions.get(tenant, session_id).record
         model = self._models.of(record)
-        self.check(model, request.horizon)
+        self.check(model, request.horizon, listed_only=request.listed_only)
         if request.future is not None and len(request.future) > self._max_horizon:
             raise InvalidInputError(Fault("future", f"at most {self._max_horizon} steps; horizon - 1 are read"))
         with as_service_errors():
@@ -83,9 +86,11 @@ class ForecastStarts:
             raise NotFiniteError
         return ForecastStart(model, record, inputs, outputs, state, covariates)
 
-    def check(self, model: StepModel, horizon: int) -> None:
+    def check(self, model: StepModel, horizon: int, *, listed_only: bool = False) -> None:
         """Raises NoForecastError or InvalidInputError if the model cannot be rolled forward by that many steps."""
         if horizon > self._max_horizon:
             raise InvalidInputError(Fault("horizon", f"at most {self._max_horizon}"))
         with as_service_errors():
             rollout.require_rollout(model.manifest)
+            if listed_only:
+                require_listed(model)

@@ -32,7 +32,7 @@ class Generation:
     def __init__(
         self,
         start: ForecastStart,
-        horizon: int,
+        request: ForecastRequest,
         options: GenerationOptions,
         seed: int,
         batchers: Batchers,
@@ -43,7 +43,9 @@ class Generation:
         self._batchers, self._has_left = batchers, has_left
         with as_service_errors():
             origin = GenerationStart(start.outputs, start.state, start.inputs, start.covariates)
-            self._path = GeneratedPath(start.model, origin, horizon, options, seed)
+            self._path = GeneratedPath(
+                start.model, origin, request.horizon, options, seed, listed_only=request.listed_only
+            )
 
     def steps(self) -> Iterator[GeneratedStep | GenerationEnd]:
         """Yields each step and at last the end. It can be called once.
@@ -87,6 +89,4 @@ class Generations:
         start = self._starts.prepare(tenant, session_id, request, has_left)
         if resumed_from is not None and resumed_from[1] != start.record.revision:
             raise DrawMovedError(session_id, resumed_from[0], start.record.step)
-        return Generation(
-            start, request.horizon, options, new_seed() if seed is None else seed, self._batchers, has_left
-        )
+        return Generation(start, request, options, new_seed() if seed is None else seed, self._batchers, has_left)

@@ -1,5 +1,6 @@
 """Values that are ahead of their step: from the next row of a file, of a live stream, and of the calendar."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -32,15 +33,15 @@ def layout(*features: Feature, **settings: Any) -> StepLayout:
 SHOPS = layout(Feature(name="sales"), PLAN, series="shop")
 
 
-def read(tmp_path: Path, text: str, of: StepLayout, **more: Any) -> dict[str | None, list[Step]]:
+def read(tmp_path: Path, text: str, of: StepLayout) -> dict[str | None, list[Step]]:
     file = tmp_path / "rows.csv"
     file.write_text(text)
-    return {series.name: series.steps for series in inputs.read(file, of, **more)}
+    return dict(inputs.read(file, of).series)
 
 
 def streamed(text: str, of: StepLayout) -> tuple[dict[str | None, list[Step]], list[str]]:
     """Returns the steps of a text that arrives line by line, by series, and the notes."""
-    stream = StepStream(of)
+    stream = StepStream(of, name="rows")
     steps: dict[str | None, list[Step]] = {}
     for line in text.splitlines(keepends=True):
         for name, step in stream.feed(line.encode()):
@@ -54,13 +55,13 @@ def test_a_step_has_the_plan_of_the_next_row_of_its_series(tmp_path: Path) -> No
     """A future row gives its plan and is no step; without one the last row is no step, and a note says so."""
     expected = {"a": [{"sales": 10, "plan": 2}, {"sales": 20, "plan": 3}], "b": [{"sales": 40, "plan": 5}]}
     assert read(tmp_path, ROWS, SHOPS) == expected
-    assert [series.note for series in inputs.read(tmp_path / "rows.csv", SHOPS)] == ["", NOTE]
+    assert inputs.read(tmp_path / "rows.csv", SHOPS).notes == [NOTE]
     assert streamed(ROWS, SHOPS) == (expected, [NOTE])
 
 
 def test_a_live_step_is_complete_when_the_next_row_has_arrived() -> None:
     """A row waits for the next one of its own series, and is answered then."""
-    stream = StepStream(SHOPS)
+    stream = StepStream(SHOPS, name="rows")
     assert stream.feed(b"shop,plan,sales\na,1,10\nb,4,40\n") == []
     assert stream.feed(b"a,2,20\n") == [("a", {"sales": 10, "plan": 2})]
     assert stream.feed(b"a,3,\n") == [("a", {"sales": 20, "plan": 3})]
@@ -97,7 +98,7 @@ def test_other_missing_values_are_refused_with_their_row(tmp_path: Path, text: s
 
 def test_future_covariates_of_a_forecast_are_those_that_steps_would_have(tmp_path: Path) -> None:
     """A file of them begins with the first row after the session's steps, whose plan the session already has."""
-    steps = read(tmp_path, "plan\n3\n4\n5\n", layout(Feature(name="sales"), PLAN), only=["plan"])
+    steps = read(tmp_path, "plan\n3\n4\n5\n", replace(layout(Feature(name="sales"), PLAN), only=["plan"]))
     assert steps == {None: [{"plan": 4}, {"plan": 5}]}
 
 

@@ -142,6 +142,10 @@ FORMS = [
         "2012-02-01T00:00:00.500000",
     ),
     (["01-Feb-2012 00:00+01:00"], {"time_format": "%d-%b-%Y %H:%M%z"}, "2012-01-31T23:00:00"),
+    (["2012Q2", "2012Q3"], {"time_format": "%YQ%q"}, "2012-04-01T00:00:00"),
+    (["Q4-12"], {"time_format": "Q%q-%y"}, "2012-10-01T00:00:00"),
+    (["2012-W05"], {"time_format": "%G-W%V"}, "2012-01-30T00:00:00"),
+    (["2012-03"], {"time_format": "%Y-%m"}, "2012-03-01T00:00:00"),
     (["1328054400.5"], {"time_format": "%s"}, "2012-02-01T00:00:00.500000"),
 ]  # fmt: skip
 
@@ -172,6 +176,7 @@ REFUSALS = [
     (["monday"], {}, "row 1, column t: 'monday' is neither a number nor a date; write times as numbers, or dates"),
     (["01.02.2009"], {"time_format": "%m/%d/%Y"}, "row 1, column t: '01.02.2009' has not the form of data.time_format"),
     (["01/02/09"], {"time_format": "%d/%m/%Y"}, "row 1, column t: '01/02/09' has not the form of data.time_format"),
+    (["2024Q5"], {"time_format": "%YQ%q"}, "row 1, column t: '2024Q5' has not the form of data.time_format"),
     (["5", ""], {}, "row 2, column t: has no value: each row needs a time"),
 ]  # fmt: skip
 
@@ -180,6 +185,25 @@ REFUSALS = [
 def test_times_that_may_be_others_are_refused(cells: list[str], settings: Any, message: str) -> None:
     """No time is guessed: day and month, mixed offsets, years of two digits."""
     assert refusal(cells, **settings).startswith(message)
+
+
+ADVICE = [
+    (["2024-01"], None, 'or set data.time_format, as "%Y-%m", which it has'),
+    (["2005-Q1"], None, 'as "%Y-Q%q", which it has'),
+    (["01 March 2024 10:15"], None, 'as "%d %B %Y %H:%M", which it has'),
+    (["20240301T101500"], None, 'as "%Y%m%dT%H%M%S", which it has'),
+    (["1709280000000"], "%s", 'it may be a time of data.time_format = "ms"'),
+    (["05:00"], "%H:%M", 'it has no date: join it with the column of the date, as time = ["Date", "Time"]'),
+    (["2024-01-31"], "YYYY-MM-DD", "this time needs no time_format"),
+    (["31.01.2024"], "%Y-%m-%d", "this time may be %d.%m.%Y or %m.%d.%Y"),
+    (["31 Jan 2024"], "%Y-%m-%d", 'this time has the form "%d %B %Y"'),
+]
+
+
+@pytest.mark.parametrize(("cells", "form", "advice"), ADVICE, ids=str)
+def test_a_refused_time_has_a_form_that_is_proposed(cells: list[str], form: str | None, advice: str) -> None:
+    """A time of a form that people write has a way out in the message."""
+    assert refusal(cells, time_format=form).endswith(advice)
 
 
 def test_a_time_may_be_in_several_columns() -> None:
@@ -198,5 +222,55 @@ def test_the_hour_of_a_date_is_refused() -> None:
     """Dates have no time of day, and numbers no calendar."""
     with pytest.raises(DataError, match="calendar day needs a time of day; the column has only dates"):
         (table := rows(["2012-01-31"], calendar=["day"])).with_calendar(table.frame)
-    with pytest.raises(DataError, match=r'a calendar needs dates or times.*data\.time_format = "%s"'):
-        (table := rows(["5"], calendar=["day"])).with_calendar(table.frame)
+    for number, form in NUMBERS.items():
+        with pytest.raises(DataError, match=rf"a calendar needs dates or times.*numbers as {number}; .*{form}"):
+            (table := rows([number], calendar=["day"])).with_calendar(table.frame)
+
+
+NUMBERS = {
+    "5": "set data.time_format",
+    "1709280000": 'set data.time_format = "%s"',
+    "1709280000000": 'set data.time_format = "ms"',
+    "1709280000000000": 'set data.time_format = "us"',
+    "1709280000000000000": 'set data.time_format = "ns"',
+    "45352.333333333336": 'set data.time_format = "excel"',
+    "20240301": 'set data.time_format = "%Y%m%d"',
+    "202403010800": 'set data.time_format = "%Y%m%d%H%M"',
+    "20240301080000": 'set data.time_format = "%Y%m%d%H%M%S"',
+    "202403": 'set data.time_format = "%Y%m"',
+    "2024": 'set data.time_format = "%Y"',
+}
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_numbers_that_are_times_are_read_by_the_form_that_a_refusal_proposes(number: str) -> None:
+    """Units since 1970, serial numbers of Excel, and dates without marks: 1 March 2024 at eight, or its beginning."""
+    if number == "5":
+        assert "beyond" not in rows([number]).found
+        return
+    form = NUMBERS[number].split('"')[1]
+    instant = instants([number], time_format=form)[0]
+    assert instant == {8: "2024-03-01T00:00:00", 6: "2024-03-01T00:00:00", 4: "2024-01-01T00:00:00"}.get(
+        len(number), "2024-03-01T08:00:00"
+    )
+
+
+def test_numbers_beyond_the_dates_of_a_form_are_refused() -> None:
+    """Milliseconds are no seconds since 1970; a table whose times are large numbers says what they may be."""
+    assert "row 1, column t: '1709280000000' has not the form" in refusal(["1709280000000"], time_format="%s")
+    assert "row 2, column t: '1e300' has not the form" in refusal(["1.5", "1e300"], time_format="excel")
+    assert rows(["1709280000000", "1709280060000"]).found["clock"].endswith('set data.time_format = "ms"')
+    assert "clock" not in rows(["1", "2"]).found
+
+
+@pytest.mark.parametrize("cells", [
+    ["13.03.2024", "13.03.2024 01:00", "13.03.2024 02:00:30", "13.03.2024 02:00:30.5"],
+    ["3/13/2024 1:00 PM", "3/13/2024 2:00:30 PM"],
+    ["2024-03-13 01:00", "2024-03-13 02:00:30"],
+])  # fmt: skip
+def test_a_form_that_was_found_reads_all_times_from_which_it_was_found(cells: list[str]) -> None:
+    """A bundle keeps the form of the first time; later times may have more or fewer parts of the clock."""
+    found = rows(cells)
+    again = rows(cells, time_format=found.settings.time_format)
+    assert again.frame["t"].to_list() == found.frame["t"].to_list()
+    assert not again.dates_only

@@ -184,6 +184,27 @@ def test_every_kind_of_call_of_a_disconnected_client_is_dropped(
     engine.close()
 
 
+def test_a_disconnect_is_noticed_while_a_batch_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check reaches the rows of a batch in a native thread too: a single call may never wait when it is made."""
+    setting = "onward.service.engine.batching.batcher.DISCONNECT_CHECK_S"
+    monkeypatch.setattr(setting, 3600.0)  # only the test looks for disconnects
+    engine = Engine(open_all(ZOO), LmdbStore(tmp_path), Limits())
+    engine.start()
+    monkeypatch.setattr(setting, -1.0)
+    engine.create(T, "pulse", session_id="s")
+    run = Executor.run
+
+    def checked(self: Executor, batch: list[BatchRow]) -> None:
+        engine._batchers.mark_disconnected_calls()
+        run(self, batch)
+
+    monkeypatch.setattr(Executor, "run", checked)
+    with pytest.raises(AbandonedError):
+        engine.forecasts.roll(T, "s", ForecastRequest(9999), has_left=lambda: True)
+    assert sum(batcher.scheduler.waiting for batcher in engine._batchers.by_model.values()) == 0
+    engine.close()
+
+
 def test_models_have_fair_shares(engine: Engine) -> None:
     """A long call of one model holds up neither the steps of another model nor other steps of its own."""
     engine.create(T, "pulse", session_id="long")

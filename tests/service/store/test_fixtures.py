@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from onward.model.runner import Outputs
-from onward.model.scoring.layout import ERROR
+from onward.model.scoring.layout import ERROR, StatisticsLayout
 from onward.model.scoring.statistics import IntervalStatistics, RecentStatistics, TargetStatistics
 from onward.service.engine.batching.batch_row import StepRequest, StepResult
 from onward.service.engine.engine import Engine
@@ -39,6 +39,8 @@ from tests.service.store.write_fixtures import (
 )
 
 FORMATS = sorted(folder.name for folder in FIXTURES.glob("format-*"))
+PRESENT = "format-6-recent"
+"""The folder whose sessions have the present layout of statistics, with those over recent inputs."""
 Scores = tuple[dict[str, TargetStatistics] | None, IntervalStatistics | None]
 NEXT: Inputs = draw(1, 5, 2, seed=99)[0].tolist()
 """Inputs that each session consumes after what is stored."""
@@ -49,6 +51,7 @@ class Stored:
 
     def __init__(self, folder: Path, copy: Path, history: int) -> None:
         written_at, self.sessions = read_account(folder)
+        self.counts_recent = folder.name == PRESENT
         self.engine = start(open_store(folder, copy), lambda: written_at + 60, history=history)
         self.alive = [session for session in self.sessions if session.ended is None]
 
@@ -82,8 +85,22 @@ def test_the_fixtures_are_of_the_formats_that_they_name() -> None:
     for name in FORMATS:
         exports = list((FIXTURES / name / EXPORTS).iterdir())
         formats = {SignedTokens([SECRET]).verify(file.read_bytes())[3] for file in exports}
-        assert formats == {int(name.removeprefix("format-"))}
+        assert formats == {int(name.split("-")[1])}
     assert f"format-{records.MAGIC[-1]}" in FORMATS
+
+
+def test_the_present_layout_of_statistics_is_that_of_the_last_fixtures(folder: Path, tmp_path: Path) -> None:
+    """The statistics of each scored session have the present layout in one folder, and an earlier one in the others."""
+    stored, sizes, expected_sizes = Stored(folder, tmp_path / "copy", 0), set[int](), set[int]()
+    for session in stored.alive:
+        record = stored.engine.sessions.get(TENANT, session.session_id).record
+        layout = StatisticsLayout(stored.engine.models.of(record), intervals=session.interval is not None)
+        if session.scored and record.accuracy:  # format 4 has none before the first input
+            sizes.add(len(record.accuracy))
+            expected_sizes.add(layout.size if stored.counts_recent else layout.earlier_size)
+    stored.engine.close()
+    assert sizes == expected_sizes
+    assert len(sizes) == 2, "with and without intervals"
 
 
 def test_stored_sessions_are_listed_and_counted(stored: Stored) -> None:
@@ -123,7 +140,9 @@ def test_stored_sessions_go_on(stored: Stored, together: bool) -> None:
             for tenant, name in ((TENANT, session.session_id), ("twins", twin))
         )
         assert record.surprise == twin_record.surprise
-        if session.scored:
+        if session.scored and stored.counts_recent:
+            assert stored.engine.accuracy(record) == stored.engine.accuracy(twin_record)
+        elif session.scored:
             assert_scores_go_on(stored.engine.accuracy(record), stored.engine.accuracy(twin_record))
             targets, _ = stored.engine.accuracy(record)
             for column, target in enumerate(targets or {}):

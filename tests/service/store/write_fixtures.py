@@ -2,10 +2,12 @@
 
     .venv/bin/python -m tests.service.store.write_fixtures tests/service/store/fixtures/format-7
 
-`test_fixtures.py` reads such folders. Write one for each new format, with the version that introduces it, and never
-write it again: later versions must read what that version wrote. The sessions run on the bundles in `fixtures/models`,
-which stay as they are too. Onward 0.2.0 wrote `fixtures/format-4` and the bundle tiny/1; the bundle tiny/2 was written
-by the version that introduced format 6. Revisions of records are random; all else is the same each time.
+`test_fixtures.py` reads such folders. Write one for each new format, and for each new layout of the statistics within a
+format, with the version that introduces it, and never write it again: later versions must read what that version wrote.
+`fixtures/format-6-recent` was written by the version that introduced statistics over recent inputs. The sessions run on
+the bundles in `fixtures/models`, which stay as they are too. Onward 0.2.0 wrote `fixtures/format-4` and the bundle
+tiny/1; the bundle tiny/2 was written by the version that introduced format 6. Revisions of records are random; all else
+is the same each time.
 """
 
 import json
@@ -21,6 +23,7 @@ import gevent
 import numpy as np
 
 from onward.model.repository import open_all
+from onward.model.scoring.conformal import BLOCK
 from onward.service.engine.engine import Engine, Limits
 from onward.service.store.lmdb import LmdbStore
 from onward.service.store.signed_tokens import SignedTokens
@@ -34,6 +37,8 @@ WRITTEN_AT, TTL_S, HISTORY, COVERAGE = 1_800_000_000.0, 3600.0, 4, 0.8
 SHORT_TTL_S = 10.0
 TOGETHER = 12
 """The number of sessions that are stepped together, enough to be advanced as columns."""
+
+LONG = 2 * BLOCK + 30
 
 Inputs = list[list[float]]
 
@@ -87,6 +92,7 @@ def write(folder: Path) -> None:
         run(_together)
         run(_with_history, history=HISTORY)
         run(_unscored, accuracy=False)
+        run(_long)
         engine = start(Path(store_folder), lambda: now)
         for session in sessions:
             if not session.ended and "together" not in session.session_id:
@@ -182,6 +188,13 @@ def _with_history(engine: Engine, version: int) -> list[StoredSession]:
         request.outputs = None
     history.history = rewound.history = True
     return [history, rewound]
+
+
+def _long(engine: Engine, version: int) -> list[StoredSession]:
+    """A session of more inputs than two blocks of the recent statistics."""
+    long = _create(engine, "long", version, interval=COVERAGE)
+    _step(engine, long, _inputs(LONG, 10))
+    return [long]
 
 
 def _unscored(engine: Engine, version: int) -> list[StoredSession]:

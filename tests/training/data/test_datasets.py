@@ -1,6 +1,7 @@
 """Loading of data sets from tables, and the errors for wrong ones."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from datetime import date, timedelta
 from pathlib import Path
@@ -75,13 +76,13 @@ def test_csv_and_parquet_are_the_same(tmp_path: Path) -> None:
             column(["2020-01-01"] * 5),
             "row 1, column x: '2020-01-01' is not a number (5 such rows; also row 2: '2020-01-01', row 3",
         ),
-        (column([1, 2, 3, "NaN", 5]), "row 4, column x: nan is not a finite 32-bit number"),
+        (column([1, 2, 3, "NaN", 5]), "row 4, column x: no value"),
         (column([1, "inf", 3, 4, 5]), "row 2, column x: inf is not a finite 32-bit number"),
         (column([1, 2, 3, 4, "-1e39"]), "row 5, column x: -1e+39 is not a finite 32-bit number"),
         ("", "is empty: a table begins with the names of its columns"),
         ("x\n", "has no rows"),
         ("x\n1\n2,3\n4\n5\n", "row 2: has 2 cells, the header has 1; the separator is the comma"),
-        (column([1, 2, 3]), "series series has 3 steps; training, validation and test need at least 4"),
+        (column([1, 2, 3]), "the file has 3 steps; training, validation and test need at least 4"),
     ],
 )
 def test_the_error_for_a_wrong_table_names_row_and_column(text: str, message: str, tmp_path: Path) -> None:
@@ -107,7 +108,7 @@ def test_a_column_may_have_any_name(name: str, tmp_path: Path) -> None:
     [
         ([[1.0]] * 9, r"row 1, column x: .* is not a number \(9 such rows; also row 2"),
         ([timedelta(days=1)] * 9, r"row 1, column x: .* is not a number \(9 such rows; also row 2"),
-        (["1"] * 9, "row 1, column x: '1' is not a number"),
+        (["1", "a"] * 9, "row 2, column x: 'a' is not a number"),
         ([1.0, None] * 9, "row 2, column x: no value"),
         ([1.0, float("-inf")] * 9, "row 2, column x: -inf is not a finite"),
     ],
@@ -115,11 +116,18 @@ def test_a_column_may_have_any_name(name: str, tmp_path: Path) -> None:
 def test_the_error_for_a_wrong_parquet_table_names_row_and_column(
     cells: list[object], message: str, tmp_path: Path
 ) -> None:
-    """Parquet has types that CSV lacks; none of them is taken for a number."""
+    """Parquet has types that CSV lacks; texts are read as those of CSV, and no other type is taken for a number."""
     file = tmp_path / "t.parquet"
     pl.DataFrame({"x": cells}).write_parquet(file)
     with pytest.raises(DataError, match=message):
         load(file)
+
+
+def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    """Training reads its file twice, so a named pipe would wait for ever."""
+    os.mkfifo(tmp_path / "t.csv")
+    with pytest.raises(DataError, match=r"t\.csv: cannot be read twice"):
+        load(tmp_path / "t.csv")
 
 
 def test_a_file_that_is_not_a_table_is_refused(tmp_path: Path) -> None:
@@ -171,7 +179,7 @@ def test_a_period_needs_that_much_past(tmp_path: Path) -> None:
     """A season longer than the steps before the test part is refused before any training."""
     file = csv(tmp_path, column(range(20)))
     assert load(file, period=17).steps == 20
-    with pytest.raises(DataError, match="series series has 17 steps before its test part, fewer than period 18"):
+    with pytest.raises(DataError, match="the file has 17 steps before its test part, fewer than period 18"):
         load(file, period=18)
 
 

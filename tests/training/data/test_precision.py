@@ -45,6 +45,15 @@ COLUMNS: dict[str, tuple[Any, Any]] = {
 }
 
 
+def test_differences_within_the_rounding_of_doubles_are_no_constant(tmp_path: Path) -> None:
+    """Neighbours of a counter at 1e16 are hardly apart as doubles, so it is refused; a constant of that size is not."""
+    counter = 1e16 + 20 * np.sin(np.arange(400) / 5)
+    for keys in ({}, {"changes": ["x"]}):
+        with pytest.raises(DataError, match=r"column x: values near 1e\+16 that differ by 40 have more digits than 64"):
+            load(tmp_path, {"x": counter}, **keys)
+    assert load(tmp_path, {"x": np.full(400, 1e16)}).dtype == SINGLE
+
+
 @pytest.mark.parametrize("name", COLUMNS)
 def test_the_precision_follows_from_magnitude_and_steps(name: str, tmp_path: Path) -> None:
     """A target, differenced or not, is in double precision if its steps are small beside it, and only then."""

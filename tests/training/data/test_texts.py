@@ -110,7 +110,7 @@ def test_a_lone_surrogate_in_a_string_is_refused(text: str, tmp_path: Path) -> N
 
 
 def test_a_text_that_is_too_short_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"t\.txt: series series has 3 steps"):
+    with pytest.raises(DataError, match=r"t\.txt: the file has 3 steps"):
         load(written(tmp_path, "abc"))
 
 

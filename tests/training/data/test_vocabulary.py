@@ -98,12 +98,12 @@ def test_missing_is_not_unknown(tmp_path: Path) -> None:
     assert np.array_equal(encoded(dataset), [0, np.nan, 1] * 6 + [2, np.nan], equal_nan=True)
 
 
-def test_dates_are_not_categories(tmp_path: Path) -> None:
-    """Dates and fractions are refused, with the row and the column."""
+def test_fractions_are_not_categories_and_dates_are_words(tmp_path: Path) -> None:
+    """Fractions are refused, with the row and the column; dates are the words that a text would have."""
     with pytest.raises(DataError, match=r"row 1, column word: '0\.5' is neither a word nor a whole number"):
         load(tmp_path, [0.5, 1.5] * 6, suffix=".parquet")
-    with pytest.raises(DataError, match=r"row 1, column word: .* is neither a word nor a whole number"):
-        load(tmp_path, [date(2020, 1, 1), date(2020, 1, 2)] * 6, suffix=".parquet")
+    dates = load(tmp_path, [date(2020, 1, 1), date(2020, 1, 2)] * 6, suffix=".parquet")
+    assert dates.features[0].categories == ("2020-01-01", "2020-01-02")
 
 
 @pytest.mark.parametrize("name", ["category", "count", "index", "place"])

@@ -96,3 +96,15 @@ def test_every_tensor_is_made_on_the_runs_device(sampling: str) -> None:
             run_settings = settings(epochs=2, window=16, batch=4, sampling=sampling)
             losses.append(training_loop.fit(network, [data], run_settings, quiet=True).validation)
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_fit_computes_in_the_threads_of_its_settings(threads: int) -> None:
+    """The number of threads is that of the settings during a fit, and what it was before afterwards."""
+    before, during = torch.get_num_threads(), []
+    training_loop.fit(
+        make_network(), [series(noise(60).numpy())], settings(threads=threads, epochs=1), quiet=True,
+        on_epoch_end=lambda _: during.append(torch.get_num_threads()),
+    )  # fmt: skip
+    assert during == [threads]
+    assert torch.get_num_threads() == before
