@@ -18,7 +18,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "gaps": "refuse", "unsorted": "refuse", "interval": 1.0, "min_count": 1, "unknown": True,
         "short_series": "drop", "period": 6, "horizon": 3,
         "features": ["level", "wind"], "targets": ["wind", "level"], "static": [],
-        "missing": ["wind"], "changes": ["level"], "validation": 0.2, "test": 0.2,
+        "missing": ["wind"], "transforms": {"wind": "asinh"}, "changes": ["level"], "validation": 0.2, "test": 0.2,
         "split": "none", "validation_from": 90, "test_from": 100, "calendar": [],
     },
     "model": {
@@ -36,7 +36,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 ELSEWHERE = {
     "data": {
         "package", "text", "label", "per", "categories", "part", "series", "time", "time_format", "time_zone",
-        "decimal", "known",
+        "decimal", "known", "lead",
     },
     "model": {"label_smoothing"},
     "train": {"burn_in", "patience", "precision", "compile"},
