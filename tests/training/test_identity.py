@@ -57,7 +57,7 @@ def weights(settings: Config) -> dict[str, torch.Tensor]:
 
 @pytest.mark.slow
 def test_the_identity_has_what_the_weights_depend_on_and_nothing_else(project: Path) -> None:
-    """A key is part of the identity if and only if the run of another value has other weights."""
+    """A key is part of the identity if and only if the run of another value has changed_settings weights."""
     (project / "tide.toml").write_text(CONFIG.replace("epochs = 3", "epochs = 2"))
     (project / "moved.csv").write_text((project / "tide.csv").read_text())
     settings = config.read(project / "tide.toml")
@@ -65,12 +65,12 @@ def test_the_identity_has_what_the_weights_depend_on_and_nothing_else(project: P
     wrong = []
     for section, keys in CHANGES.items():
         for key in keys:
-            other = changed(settings, section, key)
-            after = weights(other)
+            changed_settings = changed(settings, section, key)
+            after = weights(changed_settings)
             has_same_weights = before.keys() == after.keys() and all(
                 torch.equal(before[name], value) for name, value in after.items()
             )
-            is_same_run = run.checkpoint_of(other, run.load_dataset(other)).run == identity
+            is_same_run = run.checkpoint_of(changed_settings, run.load_dataset(changed_settings)).run == identity
             if has_same_weights != is_same_run:
                 wrong.append(f"{section}.{key}: {has_same_weights=} {is_same_run=}")
     assert wrong == []
