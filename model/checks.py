@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from onward.model import tolerance, transforms
+from onward.model import tolerance, transforms, units
 from onward.model.errors import OnwardError
 from onward.model.inputs import InputArray
 from onward.model.manifest import RANKED, Feature
@@ -85,11 +85,8 @@ def _column(
 def require_same(model: StepModel, what: str, actual: Result, expected: Trajectory) -> None:
     """Raises CheckError if one row's outputs (time,) and state (1,) are not the expected ones, after the last step."""
     exact = model.manifest.exact
-    least = (
-        1.0 if model.manifest.head.ranks_categories else 1e-30
-    )  # log-probabilities have no unit, numbers may be small
     last = expected[0], expected[1][-1:]
-    units = {(part, name): model.unit(name, b) for part, name, _, b, _ in _pairs(model, actual, expected)}
+    by_name = {} if exact else units.units(model, fields(expected[0]), fields(model.layout.parts(expected[1])))
     for part, name, a, b, scores in _pairs(model, actual, last):
         if exact and not (a.shape == b.shape and a.tobytes() == b.tobytes()):
             raise CheckError(f"{what}: {part} {name!r} differs by up to {tolerance.max_difference(a, b):.3g}")
@@ -98,11 +95,16 @@ def require_same(model: StepModel, what: str, actual: Result, expected: Trajecto
         if scores is not None:
             if misranked := tolerance.count_misranked(a, b, scores, TOLERANCE * tolerance.max_magnitude(scores)):
                 raise CheckError(f"{what}: {part} {name!r} ranks {misranked} categories differently that are not tied")
-        elif not (worst := tolerance.max_difference(a, b)) <= TOLERANCE * max(units[part, name], least):
-            raise CheckError(f"{what}: {part} {name!r} differs by up to {worst:.3g}")
+        elif not units.in_units(a, b, by_name[name]) <= TOLERANCE:
+            raise CheckError(f"{what}: {part} {name!r} differs by up to {tolerance.max_difference(a, b):.3g}")
 
 
 Tensor = NDArray[np.generic]
+
+
+def fields(rows: NDArray[np.void]) -> dict[str, Tensor]:
+    """Returns the fields of structured rows by name."""
+    return {name: rows[name] for name in rows.dtype.names or ()}
 
 
 def _pairs(

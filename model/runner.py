@@ -6,7 +6,6 @@ with the first model: it starts a thread, and the service imports this module be
 
 import math
 from collections.abc import Sequence
-from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onward.model import tolerance
 from onward.model.errors import BundleError
 from onward.model.finite import common_float, finite
 from onward.model.inputs import InputArray, InputDtype
@@ -158,44 +156,6 @@ class StepModel:
         for name in self.manifest.head.last:
             predictions[name] = stored[name]
         return predictions
-
-    def unit(self, name: str, expected: NDArray[Any]) -> float:
-        """Returns the unit in which differences of an output, or of a part of the state, are measured.
-
-        It is the largest magnitude. In double precision, where numbers are large beside their spread, it is the largest
-        distance from the value before a session's first input. A hundred thousandth of it is always more than the
-        effect of rounding on a surprise, and on numbers in double precision.
-        """
-        is_surprise = name == self.manifest.head.surprise
-        if self.input_dtype != np.float64:
-            magnitude = tolerance.max_magnitude(expected)
-            return max(magnitude, 1e5 * self._surprise_rounding) if is_surprise else magnitude
-        rounding = self._surprise_rounding if is_surprise else 2 * self._epsilon * tolerance.max_magnitude(expected)
-        return max(tolerance.max_magnitude(expected - self._first_values[name]), 1e5 * rounding)
-
-    @cached_property
-    def _first_values(self) -> dict[str, NDArray[Any]]:
-        """The values of one row before a session's first input: of outputs, and of the state by `Layout.parts`."""
-        state = self.layout.initial(1)
-        rows = (self.last_prediction(state)[0], self.layout.parts(state)[0])
-        return {name: row[name] for row in rows for name in row.dtype.names or ()}
-
-    @property
-    def _epsilon(self) -> float:
-        """The relative rounding of the numbers that the model reads."""
-        return float(np.finfo(self.input_dtype).eps)
-
-    @cached_property
-    def _surprise_rounding(self) -> float:
-        """The effect that the rounding of predictions has on a surprise, by the parity outputs."""
-        parity, head = self.manifest.parity, self.manifest.head
-        if head.kind == "label" or head.ranks_categories:
-            return 0.0
-        name = head.outputs[0]
-        rows = zip(parity.outputs[name], parity.lengths, strict=True)
-        values = np.concatenate([np.asarray(row[:length], np.float64) for row, length in rows])
-        spread = tolerance.max_magnitude(values - self._first_values[name])
-        return 8 * self._epsilon * tolerance.max_magnitude(values) / spread if spread else 0.0
 
     def feedback(self, predictions: Outputs) -> InputArray:
         """Returns the target values (..., targets) that a rollout feeds back for predictions (...)."""

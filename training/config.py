@@ -332,6 +332,21 @@ class Model(Section):
         Field(strict=False, description="levels of the quantiles head, rising and with 0.5"),
     ] = (0.1, 0.5, 0.9)
 
+    def effective(self, *, has_categories: bool) -> dict[str, Any]:
+        """Returns the settings that the weights depend on. has_categories: whether a feature is a category."""
+        dropped = self.dropout or self.input_dropout
+        without_effect = {
+            "top": True,
+            "loss": self.head != "point",
+            "quantiles": self.head != "quantiles",
+            "half_life": self.scaling == "fixed",
+            "locked_dropout": not dropped,
+            "residual": self.layers == 1,
+            "embedding_dropout": not has_categories,
+            **dict.fromkeys(("embedding", "tied", "negatives"), self.head != "categorical"),
+        }
+        return self.model_dump(mode="json", exclude={key for key, is_unused in without_effect.items() if is_unused})
+
     @field_validator("half_life")
     @classmethod
     def _forgets_nothing(cls, half_life: float) -> float:
@@ -395,6 +410,10 @@ class Train(Section):
     compile: Annotated[
         bool, Field(description="use torch.compile, which is slow to start and needs a C++ compiler")
     ] = False
+
+    def effective(self) -> dict[str, Any]:
+        """Returns the settings that the weights depend on, but for the last bits: not where they are computed."""
+        return self.model_dump(mode="json", exclude={"refit", "device", "compile"})
 
     @model_validator(mode="after")
     def _burn_in_is_of_windows(self) -> Self:

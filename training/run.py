@@ -12,10 +12,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic import JsonValue
 
+from onward.model.checks import CheckError
 from onward.model.errors import OnwardError
 from onward.model.inputs import InputArray
 from onward.model.repository import next_version
@@ -27,6 +27,7 @@ from onward.training.data.datasets import Dataset
 from onward.training.errors import DataError, TrainingError
 from onward.training.evaluation import evaluation, held_out
 from onward.training.export import export_bundle
+from onward.training.export.export_bundle import ExportError
 from onward.training.export.publish import Measured
 from onward.training.fit import checkpoint as checkpoints
 from onward.training.fit import devices, output_folders, training_loop
@@ -215,7 +216,8 @@ def _restored(config: Config, checkpoint: Checkpoint, dataset: Dataset) -> Fitte
 def checkpoint_of(config: Config, dataset: Dataset) -> Checkpoint:
     """Returns the checkpoint of the run of this configuration on these data.
 
-    The run is the same wherever its bundle is published and however it is described.
+    The run is the same wherever its data lie, its bundle is published and its weights are computed, and however it is
+    described and evaluated.
     """
     return Checkpoint(config.checkpoint_file, _identity(config, dataset))
 
@@ -228,8 +230,18 @@ def refit_checkpoint_of(config: Config, fitted: FittedNetwork) -> Checkpoint:
 
 
 def _identity(config: Config, dataset: Dataset) -> dict[str, Any]:
-    return config.model_dump(mode="json", exclude={"tune", "output", "description"}) | {
-        "data file": {"sha256": dataset.sha256}
+    """Returns all that the weights depend on, by name; nothing that they do not depend on."""
+    has_categories = any(feature.kind == "category" for feature in dataset.features)
+    return {
+        "data": {
+            "features": [feature.name for feature in dataset.features],
+            "predicted": list(config.data.predicted),
+            "per": config.data.per if config.data.label else "step",
+            "parts": dataset.parts,
+            "sha256": dataset.digest,
+        },
+        "model": config.model.effective(has_categories=has_categories),
+        "train": config.train.effective(),
     }
 
 
@@ -253,6 +265,11 @@ def publish(
             provenance(config, first),
             lambda model: measured or evaluate(model, config, first.dataset, must_beat=must_beat),
         )
+    except (ExportError, CheckError) as error:
+        raise type(error)(
+            f"{error}; nothing is published; the weights are in {config.checkpoint_file}, from which `onward export` "
+            "tries again"
+        ) from error
     except OSError as error:
         raise TrainingError(
             f"{bundle}: cannot be written: {error.strerror or error}; nothing is published; the weights are in "
@@ -333,14 +350,20 @@ def build_network(config: Config, dataset: Dataset) -> Network:
     )
 
 
-def proof_sample(dataset: Dataset, rows: int = 7) -> InputArray:
-    """Returns (rows, 200, features) stretches of the data, spread over the series; short series are repeated."""
+def proof_sample(dataset: Dataset, rows: int = 7) -> list[InputArray]:
+    """Returns stretches (at most 200 steps, features) of the data, spread over the series.
+
+    The stretches of a short series overlap and differ in their beginnings. Series of less than half as many steps as
+    others have are left out.
+    """
+    longest = min(export_bundle.PROOF_STEPS, max(len(series.values) for series in dataset.series))
+    usable = [series.values for series in dataset.series if 2 * len(series.values) >= longest]
     stretches = []
     for row in range(rows):
-        values = dataset.series[row % len(dataset.series)].values
-        start = (len(values) - export_bundle.PROOF_STEPS) * row // rows
-        stretches.append(values[max(0, start) :][: export_bundle.PROOF_STEPS])
-    return np.stack([np.resize(stretch, (export_bundle.PROOF_STEPS, stretch.shape[1])) for stretch in stretches])
+        values = usable[row % len(usable)]
+        start = max(len(values) - export_bundle.PROOF_STEPS, len(values) // 2) * row // rows
+        stretches.append(values[start:][: export_bundle.PROOF_STEPS])
+    return stretches
 
 
 def provenance(config: Config, fitted: FittedNetwork) -> dict[str, Any]:

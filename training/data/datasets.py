@@ -76,6 +76,18 @@ class Dataset:
         return [series for series in self.series if len(series.train)]
 
     @property
+    def digest(self) -> str:
+        """The hash of all that is learnt from: values, parts, labels and features, not the bytes of the file."""
+        digest = hashlib.sha256()
+        for described in (*self.features, *self.classes):
+            digest.update(repr(described).encode())
+        for series in self.series:
+            digest.update(repr((series.values.shape, series.validation_from, series.test_from)).encode())
+            digest.update(np.ascontiguousarray(series.values).tobytes())
+            digest.update(b"" if series.labels is None else series.labels.tobytes())
+        return digest.hexdigest()
+
+    @property
     def parts(self) -> dict[str, int]:
         """The number of steps of each part, over all series."""
         return {

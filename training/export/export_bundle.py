@@ -5,7 +5,8 @@ Owns the proof. `onward.training.export.graph` owns the graph, and `onward.train
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from onward.model import checks, tolerance
+from onward.model import checks, tolerance, units
 from onward.model.errors import OnwardError
 from onward.model.manifest import RANKED, Manifest, Parity, part_label
 from onward.model.runner import StepModel
@@ -27,27 +28,36 @@ from onward.training.network.network import Network
 from onward.training.network.ops import TorchOps
 
 Values = NDArray[Any]
-Result = tuple[dict[str, Values], dict[str, Values]]
-"""Outputs by name, and the final state by the label of each tensor or part."""
-
 TASKS: dict[str, Literal["tokens", "label"]] = {"categorical": "tokens", "label": "label"}
 """The task by head; all other heads forecast."""
 
-TOLERANCE = 1e-5
-"""The largest difference allowed, in units of the largest magnitude of a tensor."""
+TOLERANCE = units.TOLERANCE
+"""The largest difference allowed, in the unit of a tensor."""
 
 PROOF_STEPS, PARITY_STEPS = 200, 24
+CHECKED_STEPS = 8
+"""The least steps of real data on which a model is checked; shorter data are replaced by random sequences."""
 
 
 class ExportError(OnwardError):
     """The graph does not agree with the network; the message names the tensor and the difference."""
 
 
-@torch.no_grad()
-def reference(network: Network, declared: Contract, inputs: Array) -> Result:
-    """Returns the network's own outputs (batch, time, ...) and final state for inputs (batch, time, features).
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """The results of a network's own equations."""
 
-    The state is named as by `onward.model.state.Layout.parts`.
+    outputs: dict[str, Values]
+    """The outputs by name, (batch, time, ...)."""
+    state: dict[str, Values]
+    """The final state (batch, ...), by the labels of `onward.model.state.Layout.parts`."""
+    deviation: Values | None
+    """The largest deviation by which each row's targets were scaled, (batch, targets); None where none are numbers."""
+
+
+@torch.no_grad()
+def reference(network: Network, declared: Contract, inputs: Array) -> Reference:
+    """Returns the network's own outputs and final state for inputs (batch, time, features).
 
     This is the independent side of the proof: torch's own recurrence over the whole sequence, from the initial state.
     """
@@ -71,9 +81,11 @@ def reference(network: Network, declared: Contract, inputs: Array) -> Result:
     states |= {name: value[-1].flatten(1) if name in joined else value[-1] for name, value in last.items()}
     states = {part_label("state_in", name) if name in joined else f"last_{name}_in": states[name] for name in states}
     states |= _input_layer_state(network, prepared.values)
-    return (
+    scale = None if prepared.target_scale is None else prepared.target_scale.std
+    return Reference(
         {name: value.transpose(0, 1).numpy() for name, value in outputs.items()},
         {name: value.numpy() for name, value in states.items()},
+        None if scale is None else scale.expand(*raw.shape[:2], -1).amax(dim=0).numpy(),
     )
 
 
@@ -99,85 +111,114 @@ def _input_layer_state(network: Network, raw: torch.Tensor) -> dict[str, torch.T
     return state
 
 
-def prove(network: Network, declared: Contract, model: StepModel, sample: Array) -> float:
+def prove(network: Network, declared: Contract, model: StepModel, sample: Iterable[Array]) -> float:
     """Compares the graph with the network over single steps and over one chunk, at batch 1 and 7, even and ragged.
 
-    sample: (7, steps, features). Differences are measured in units of each tensor's largest magnitude over the sample,
-    or of 1 if that is larger; in double precision, of its largest distance from the initial value, or of the deviation
-    of the targets. Returns the largest difference. Raises
-    ExportError if it is above 1e-5.
+    sample: 7 rows (steps, features). Returns the largest difference, in the units of `onward.model.units`. Raises
+    ExportError, which names the tensor, if it is above 1e-5.
     """
-    worst, time = 0.0, sample.shape[1]
-    least = {}
-    if network.input_layer.is_double and network.signature.number_columns:
-        deviation = network.input_layer.initial_target_scale(network.signature.number_columns).std.max()
-        names = [name for output in declared.head.outputs for name in (output, f"last_{output}_in")]
-        least = dict.fromkeys(names, float(deviation))
+    stretches = list(sample)
+    worst, rows = 0.0, _padded(stretches)
 
     @cache
-    def expected(row: int, length: int) -> Result:
-        return reference(network, declared, sample[row : row + 1, :length])
+    def expected(row: int, length: int) -> Reference:
+        return reference(network, declared, rows[row : row + 1, :length])
 
-    even, ragged = [time] * len(sample), [max(1, time - 13 * i) for i in range(len(sample))]
-    for rows, lengths in ((sample[:1], even[:1]), (sample, even), (sample, ragged)):
-        for chunk in (1, time):
-            worst = max(worst, _difference(declared, model, rows, lengths, chunk, expected, least))
+    whole = [len(row) for row in stretches]
+    ragged = [max(1, length - 13 * row) for row, length in enumerate(whole)]
+    for lengths in (whole[:1], whole, ragged):
+        for chunk in (1, max(lengths)):
+            worst = max(worst, _difference(network, model, rows[: len(lengths)], lengths, chunk, expected))
     return worst
 
 
+def _padded(rows: Sequence[Array]) -> Array:
+    """Returns (rows, steps, features) with zeros after each row's end."""
+    padded = np.zeros((len(rows), max(map(len, rows)), rows[0].shape[1]), rows[0].dtype)
+    for index, row in enumerate(rows):
+        padded[index, : len(row)] = row
+    return padded
+
+
 def _difference(
-    declared: Contract,
+    network: Network,
     model: StepModel,
     rows: Array,
     lengths: list[int],
     chunk: int,
-    expected_of: Callable[[int, int], Result],
-    least: dict[str, float],
+    expected_of: Callable[[int, int], Reference],
 ) -> float:
     state, outputs = model.layout.initial(len(rows)), np.zeros(rows.shape[:2], model.output_dtype)
     remaining = np.array(lengths)
-    for start in range(0, rows.shape[1], chunk):
+    for start in range(0, max(lengths), chunk):
         active = np.flatnonzero(remaining > start)
         steps = np.minimum(remaining[active] - start, chunk).astype(np.int32)
         end = start + int(steps.max())
         outputs[active, start:end], state[active] = model.run(rows[active, start:end], steps, state[active])
     worst, parts = 0.0, model.layout.parts(state)
     for row, length in enumerate(lengths):
-        expected, expected_state = expected_of(row, length)
-        pairs = [(name, outputs[name][row, :length], value[0]) for name, value in expected.items()]
-        pairs += [(name, parts[name][row], value[0]) for name, value in expected_state.items()]
+        expected = expected_of(row, length)
+        outputs_of_row = {name: value[0] for name, value in expected.outputs.items()}
+        states_of_row = {name: value[0] for name, value in expected.state.items()}
+        deviation = None if expected.deviation is None else expected.deviation[0]
+        unit = units.units(model, outputs_of_row, states_of_row, deviation)
+        pairs = [(name, outputs[name][row, :length], value) for name, value in outputs_of_row.items()]
+        pairs += [(name, parts[name][row], value) for name, value in states_of_row.items()]
         for name, actual, value in pairs:
-            unit = max(model.unit(name, value), least.get(name, 1.0))
-            difference = _relative_difference(declared, name, actual, value, expected | expected_state, unit)
+            difference = _in_units(model, name, actual, value, outputs_of_row | states_of_row, unit[name])
             if not difference <= TOLERANCE:
                 raise ExportError(
-                    f"{name!r} differs from the network by {difference:.3g}, {TOLERANCE:.0e} allowed "
-                    f"(batch of {len(rows)}, row of {length} steps, chunks of {chunk})"
+                    f"{_described(network, name)} differs from the network by {difference:.3g} "
+                    f"{_unit_in_words(model, name)}, {TOLERANCE:.0e} allowed "
+                    f"({name}, in a batch of {len(rows)}, row of {length} steps, chunks of {chunk})"
                 )
             worst = max(worst, difference)
     return worst
 
 
-def _relative_difference(
-    declared: Contract, name: str, actual: Values, value: Values, expected: dict[str, Values], unit: float
+def _in_units(
+    model: StepModel, name: str, actual: Values, value: Values, expected: dict[str, Values], unit: Values
 ) -> float:
     """Returns the largest difference in that unit.
 
     For ranked categories the difference is infinite if a category has a wrong rank, and 0 otherwise.
     """
-    scores_of = dict([RANKED, declared.head.last_ranking or RANKED]) if declared.head.ranks_categories else {}
+    head = model.manifest.head
+    scores_of = dict([RANKED, head.last_ranking or RANKED]) if head.ranks_categories else {}
     if name in scores_of:
-        scores = expected[scores_of[name]][0]
+        scores = expected[scores_of[name]]
         wrong = tolerance.count_misranked(actual, value, scores, TOLERANCE * tolerance.max_magnitude(scores))
         return float("inf") if wrong else 0.0
-    return tolerance.max_difference(actual, value) / unit
+    return units.in_units(actual, value, unit)
+
+
+def _described(network: Network, name: str) -> str:
+    """Returns in words what a tensor of the graph, or a part of its state, is."""
+    layer, bare = network.input_layer, units.bare_name(name)
+    kind, _, number = bare.partition("_")
+    targets = ", ".join(network.signature.targets)
+    if name == "surprise":
+        return "the surprise"
+    if kind in ("h", "c") and number.isdigit():
+        return f"the {'hidden' if kind == 'h' else 'cell'} state of layer {int(number) + 1}"
+    if name.startswith("statistics_in"):
+        return f"the running {name.rpartition('.')[2]} of {', '.join(layer.features[i].name for i in layer.streaming)}"
+    if name in ("previous_in", "begun_in"):
+        return f"the last value of {', '.join(layer.features[i].name for i in layer.differenced)}"
+    relative = ", relative to the last value," if units.is_near(name) else ""
+    return f"the prediction of {targets} ({bare.replace('_', ' ')}){relative}"
+
+
+def _unit_in_words(model: StepModel, name: str) -> str:
+    on_axis = units.bare_name(name) in units.ON_AXIS and not model.manifest.head.ranks_categories
+    return "of the target's deviation" if on_axis else "of its magnitude"
 
 
 def export(
     network: Network,
     *,
     bundle: Path,
-    sample: Array,
+    sample: Iterable[Array],
     description: str = "",
     provenance: dict[str, JsonValue] | None = None,
     data: TableSettings | None = None,
@@ -185,11 +226,11 @@ def export(
 ) -> StepModel:
     """Proves and publishes the bundle `<repository>/<name>/<version>`, complete or not at all; returns its model.
 
-    sample: (7, 200, features) of real or plausible inputs, on which the proof runs. `measure` is called with the proven
-    model and returns the manifest's metrics and further files of the bundle. Raises ExportError, CheckError, or
-    FileExistsError if the version exists already.
+    sample: 7 rows (up to 200 steps, features) of real or plausible inputs, on which the proof runs. `measure` is
+    called with the proven model and returns the manifest's metrics and further files of the bundle. Raises ExportError,
+    CheckError, or FileExistsError if the version exists already.
     """
-    declared, signature = contract(network), network.signature
+    declared, signature, rows = contract(network), network.signature, list(sample)
     graph = build(network, declared).SerializeToString()
     manifest = Manifest(
         name=bundle.parent.name,
@@ -205,24 +246,23 @@ def export(
         data=data,
         exact=network.config.cell in ("lstm", "gru"),
         provenance=provenance or {},
-        parity=_parity(network, declared, sample),
+        parity=_parity(network, declared, rows),
         sha256=hashlib.sha256(graph).hexdigest(),
     )
 
     def proven(model: StepModel) -> dict[str, JsonValue]:
-        worst = prove(network, declared, model, sample)
-        checks.check(model, sample)
-        return {"proof": {"largest_difference": worst, "allowed": TOLERANCE, "steps": sample.shape[1]}}
+        worst, steps = prove(network, declared, model, rows), min(map(len, rows))
+        checks.check(model, np.stack([row[:steps] for row in rows]) if steps >= CHECKED_STEPS else None)
+        return {"proof": {"largest_difference": worst, "allowed": TOLERANCE, "steps": max(map(len, rows))}}
 
     return publish(bundle, graph, manifest, prove=proven, measure=measure)
 
 
-def _parity(network: Network, declared: Contract, sample: Array) -> Parity:
-    inputs, lengths = sample[:2, :PARITY_STEPS], [PARITY_STEPS, PARITY_STEPS // 2 + 1]
-    outputs, _ = reference(network, declared, inputs)
-    inputs = inputs.copy()
+def _parity(network: Network, declared: Contract, sample: Sequence[Array]) -> Parity:
+    cut = [row[:length] for row, length in zip(sample, (PARITY_STEPS, PARITY_STEPS // 2 + 1), strict=False)]
+    inputs, lengths = _padded(cut), [len(row) for row in cut]
+    outputs = reference(network, declared, inputs).outputs
     for row, length in enumerate(lengths):
-        inputs[row, length:] = 0.0
         for value in outputs.values():
             value[row, length:] = 0.0
     return Parity(

@@ -21,7 +21,7 @@ from onward.training.errors import TrainingError
 State = dict[str, Any]
 
 FORMAT = 3
-"""The version of the state's layout. It counts up when the names of weights or of the history change."""
+"""The version of the state's layout. It counts up when the names of weights, of the history or of the run change."""
 
 _ADVICE = "start anew without --resume"
 _DAMAGE = (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError)

@@ -83,7 +83,7 @@ def test_a_missing_target_between_others_is_a_step(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("plan,sales\n1,10\n2,\n3,30\n", "row 2, column sales: no value"),
-        ("plan,sales\n1,10\n,\n", "row 2, column plan: no value"),
+        ("plan,sales\n1,10\n,20\n", "row 2, column plan: no value"),
         ("plan,sales\n1,10\n2x,20\n", "row 2, column plan: '2x' is not a number"),
     ],
 )

@@ -128,7 +128,7 @@ def test_the_checkpoint_of_another_run_is_refused(project: Path) -> None:
     data = settings.data_file.read_text()
     settings.data_file.write_text(data.replace("north,0,", "north,0,1", 1))
     with pytest.raises(
-        TrainingError, match=r"another run: data file\.sha256 is '\w+' and was '\w+'; restore the old values, or"
+        TrainingError, match=r"another run: data\.sha256 is '\w+' and was '\w+'; restore the old values, or"
     ):
         train(settings, quiet=True, resume=True)
     assert settings.checkpoint_file.read_bytes() == before
