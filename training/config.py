@@ -100,6 +100,10 @@ class Data(TableSettings, Section):
         dict[str, Literal["log", "log1p", "asinh", "box_cox", "relative"]],
         Field(description="transforms of features by column; relative is log and differenced"),
     ] = {}
+    channels: Annotated[
+        Literal["joint", "independent"],
+        Field(description="whether one network reads all targets together, or each target apart with the same weights"),
+    ] = "joint"
     min_count: Annotated[
         int, Field(ge=1, description="how often a category must occur in the training part; rarer ones are unknown")
     ] = 1
@@ -189,6 +193,8 @@ class Data(TableSettings, Section):
             raise ValueError("a label is predicted from features: name them")
         if not (self.text or self.label or self.targets):
             raise ValueError("nothing is predicted: set targets, label or text")
+        if self.channels == "independent" and self.predicts != "numbers":
+            raise ValueError('channels = "independent" is for targets that are numbers')
         if self.per == "sequence" and (not self.label or self.series is None):
             raise ValueError('per = "sequence" is for a label, and needs the column that tells series apart')
         if (self.split == "sequences" or self.part) and self.series is None:

@@ -341,6 +341,7 @@ def build_network(config: Config, dataset: Dataset) -> Network:
         dataset.classes,
         per_sequence=config.data.label is not None and config.data.per == "sequence",
         differenced=config.data.differenced,
+        independent=config.data.channels == "independent",
     )
     return Network(
         config.model,

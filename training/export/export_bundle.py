@@ -76,7 +76,11 @@ def reference(network: Network, declared: Contract, inputs: Array) -> Reference:
         scores = torch.where(raw[..., signature.target_columns].isnan(), 0.0, scores)
     outputs = {name: last[name] for name in declared.head.outputs} | {"surprise": scores.sum(dim=-1)}
     recurrent = zip(("h", "c"), state, strict=False)
-    states = {f"{name}_{layer}": part for name, layers in recurrent for layer, part in enumerate(layers)}
+    states = {
+        f"{name}_{layer}": part.reshape(raw.shape[1], -1)  # the channels of a row lie side by side
+        for name, layers in recurrent
+        for layer, part in enumerate(layers)
+    }
     joined = {part.name for pair in declared.state if pair.input == "state_in" for part in pair.parts}
     states |= {name: value[-1].flatten(1) if name in joined else value[-1] for name, value in last.items()}
     states = {part_label("state_in", name) if name in joined else f"last_{name}_in": states[name] for name in states}

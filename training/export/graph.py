@@ -154,9 +154,11 @@ def build(network: Network, declared: Contract) -> onnx.ModelProto:
     first = marginal(network)
     stored = {name: array for name, array in first.items() if _dtype(array) == "float32"}
     sizes = [array.size for array in stored.values()]
-    widths = graph.integers(*[network.config.units] * len(recurrent), sum(sizes))
+    widths = graph.integers(*[network.config.units * signature.channels] * len(recurrent), sum(sizes))
     graph.add("Split", ["state_in", widths], [*(f"{name}_in" for name in recurrent), "stored"], axis=-1)
-    hidden = ops.value(_recurrent(graph, network, ops.join(terms).name))
+    scaled = ops.join(terms)
+    graph.widths[scaled.name] = network.input_layer.joined
+    hidden = _recurrent(ops, network, network.input_layer.by_channel(ops, scaled))
     around = head.predict(ops, head.read_out(ops, hidden), read.target_scale)
     last = stored_prediction(ops, head, around, read.target_scale)
     joined = ops.join([ops.flatten(last[name], array.shape) for name, array in stored.items()])
@@ -219,43 +221,52 @@ def _recurrent_state(network: Network) -> tuple[str, ...]:
 
 
 def _recurrent_parts(network: Network) -> list[str]:
-    """Returns the names of the layers' states, (1, batch, units) each."""
+    """Returns the names of the layers' states, (1, batch, channels * units) each."""
     return [f"{name}_{layer}" for name in _recurrent_state(network) for layer in range(network.config.layers)]
 
 
 def _joined_parts(network: Network, last: dict[str, NDArray[Any]]) -> tuple[Part, ...]:
-    recurrent = [Part(name=name, size=network.config.units) for name in _recurrent_parts(network)]
+    size = network.config.units * network.signature.channels
+    recurrent = [Part(name=name, size=size) for name in _recurrent_parts(network)]
     stored = [Part(name=name, size=value.size) for name, value in last.items() if _dtype(value) == "float32"]
     return (*recurrent, *stored)
 
 
 def _joined_init(network: Network, last: dict[str, NDArray[Any]]) -> list[float]:
-    zeros = np.zeros(network.config.units * len(_recurrent_parts(network)), np.float32)
+    size = network.config.units * network.signature.channels
+    zeros = np.zeros(size * len(_recurrent_parts(network)), np.float32)
     stored = [value.ravel() for value in last.values() if _dtype(value) == "float32"]
     init: list[float] = np.concatenate([zeros, *stored]).tolist()
     return init
 
 
-def _recurrent(graph: Graph, network: Network, scaled: str) -> str:
-    """Adds a native node for each layer, and returns the name of the top layer's outputs, (time, batch, units)."""
-    cell, layers = network.config.cell, network.config.layers
+def _recurrent(ops: GraphOps, network: Network, scaled: Value) -> Value:
+    """Adds a native node for each layer, and returns the top layer's outputs, (time, batch * channels, units)."""
+    graph, cell, layers, units = ops.graph, network.config.cell, network.config.layers, network.config.units
+    channels = network.signature.channels
     kind = {"lstm": "LSTM", "gru": "GRU"}.get(cell, "RNN")
-    attributes: dict[str, Any] = {"hidden_size": network.config.units}
+    attributes: dict[str, Any] = {"hidden_size": units}
     if cell == "gru":
         attributes["linear_before_reset"] = 1
     if kind == "RNN":
         attributes["activations"] = ["Relu" if cell == "rnn_relu" else "Tanh"]
     state = _recurrent_state(network)
-    hidden, divisor = graph.divided.get(scaled, (scaled, np.ones(1, np.float32)))
+    lengths = _channel_lengths(graph, channels) if channels > 1 else "lengths"
+    hidden, divisor = graph.divided.get(scaled.name, (scaled.name, np.ones(1, np.float32)))
     for layer in range(layers):
         below = hidden
         weights = _layer_weights(network, layer)
         if layer == 0:  # the deviation by which the inputs are divided is in the weights
             weights["W"] = (weights["W"] / divisor.astype(np.float64)).astype(np.float32)
         names = [graph.constant(f"{name}_{layer}", value) for name, value in weights.items()]
-        inputs = [below, *names, "lengths", *(f"{name}_{layer}_in" for name in state)]
-        directed = f"directed_{layer}"
-        graph.add(kind, inputs, [directed, *(f"{name}_{layer}_out" for name in state)], **attributes)
+        before = [ops.value(f"{name}_{layer}_in") for name in state]
+        if channels > 1:
+            before = [ops.rows(value, units) for value in before]
+        directed, after = f"directed_{layer}", [f"{name}_{layer}_out" for name in state]
+        last = [f"{name}_of_channels" for name in after] if channels > 1 else after
+        graph.add(kind, [below, *names, lengths, *(value.name for value in before)], [directed, *last], **attributes)
+        for name, value in zip(after, last, strict=True) if channels > 1 else ():
+            graph.add("Reshape", [value, graph.integers(0, -1, channels * units)], name)
         hidden = graph.op("Squeeze", directed, graph.integers(1))
         if network.config.residual and layer > 0:
             hidden = graph.op("Add", hidden, below)
@@ -264,7 +275,13 @@ def _recurrent(graph: Graph, network: Network, scaled: str) -> str:
             scale = graph.constant(f"norm_scale_{layer}", norm.weight.detach().cpu().numpy())
             shift = graph.constant(f"norm_shift_{layer}", norm.bias.detach().cpu().numpy())
             hidden = graph.op("LayerNormalization", hidden, scale, shift, axis=-1, epsilon=norm.eps)
-    return hidden
+    return ops.value(hidden)
+
+
+def _channel_lengths(graph: Graph, channels: int) -> str:
+    """Returns each row's length once for each of its channels, (batch * channels,)."""
+    repeated = graph.op("Expand", graph.op("Unsqueeze", "lengths", graph.integers(1)), graph.integers(1, channels))
+    return graph.op("Reshape", repeated, graph.integers(-1))
 
 
 def _layer_weights(network: Network, layer: int) -> dict[str, Array]:

@@ -68,7 +68,7 @@ class Graph:
     whole: dict[tuple[str, ...], str] = field(default_factory=dict)
     """The values that were split, by the names of all their parts."""
     widths: dict[str, int] = field(default_factory=dict)
-    """The lengths of the last axis of the graph's inputs."""
+    """The lengths of the last axis of some values."""
 
     def add(self, kind: str, inputs: Sequence[str], outputs: str | Sequence[str], **attributes: Any) -> None:
         names = [outputs] if isinstance(outputs, str) else list(outputs)
@@ -414,6 +414,11 @@ class GraphOps:
             return x
         taken = self.graph.constant("columns_" + "_".join(map(str, indices)), np.array(indices, np.int64))
         return self.value(self.graph.op_like(x.name, "Gather", x.name, taken, axis=-1))
+
+    def rows(self, x: Value, width: int) -> Value:
+        name = self.graph.op_like(x.name, "Reshape", x.name, self.graph.integers(0, -1, width))
+        self.graph.widths[name] = width
+        return self.value(name)
 
     def category_index(self, x: Value, count: int) -> Value:
         """Returns x as indices. Steps beyond a row's length may hold any number, so x is clipped to the valid range."""

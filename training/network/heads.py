@@ -96,13 +96,16 @@ class NumberHead(Head):
     stored_names: ClassVar[dict[str, str]]
     """The names under which the values of such a prediction that are in transformed units are stored."""
 
-    def __init__(self, units: int, targets: Sequence[Transform | None], width: int) -> None:
-        """Takes the transform of each target, or None."""
+    def __init__(self, units: int, targets: Sequence[Transform | None], width: int, channels: int) -> None:
+        """Takes the transform of each target, or None.
+
+        channels: 1, or the number of targets, each of which then has hidden states of its own.
+        """
         super().__init__()
-        self.width = width
+        self.width, self.channels = width, channels
         if any(targets):
             self.transforms, self.outputs = tuple(targets), self.outputs_in_data_units
-        self.readout = nn.Linear(units, width * len(targets))
+        self.readout = nn.Linear(units, width * len(targets) // channels)
         nn.init.zeros_(self.readout.bias)
 
     def read_out(self, ops: Ops, hidden: Any) -> list[Any]:
@@ -110,7 +113,12 @@ class NumberHead(Head):
             ops.constant(f"readout_{name}", value)
             for name, value in (("weight", self.readout.weight), ("bias", self.readout.bias))
         )
-        return ops.split(ops.linear(hidden, weight, bias), self.width)
+        readouts = ops.linear(hidden, weight, bias)
+        if self.channels > 1:  # (time, batch * channels, width) as (time, batch, width * channels)
+            readouts = ops.rows(readouts, self.channels * self.width)
+            columns = range(self.channels * self.width)
+            readouts = ops.columns(readouts, [i for part in range(self.width) for i in columns[part :: self.width]])
+        return ops.split(readouts, self.width)
 
     def in_data_units(self, ops: Ops, prediction: Mapping[str, Any]) -> dict[str, Any]:
         parameters = {self.stored_names.get(name, name): value for name, value in prediction.items()}
@@ -140,8 +148,8 @@ class Point(NumberHead):
     outputs = outputs_in_data_units = location_outputs = ("point",)
     stored_names: ClassVar = {"point": "location"}
 
-    def __init__(self, units: int, targets: Sequence[Transform | None], loss: str) -> None:
-        super().__init__(units, targets, 1)
+    def __init__(self, units: int, targets: Sequence[Transform | None], loss: str, *, channels: int = 1) -> None:
+        super().__init__(units, targets, 1, channels)
         self._loss = loss
         scores: dict[str, Score] = {
             "mae": "scaled_absolute_error",
@@ -184,8 +192,8 @@ class Gaussian(NumberHead):
     stored_names: ClassVar = {"mean": "location", "std": "scale"}
     score = "negative_log_likelihood"
 
-    def __init__(self, units: int, targets: Sequence[Transform | None]) -> None:
-        super().__init__(units, targets, 2)
+    def __init__(self, units: int, targets: Sequence[Transform | None], *, channels: int = 1) -> None:
+        super().__init__(units, targets, 2, channels)
 
     def predict(self, ops: Ops, readouts: Sequence[Any], scale: TargetScale | None) -> dict[str, Any]:
         assert scale is not None
@@ -209,9 +217,9 @@ class Gaussian(NumberHead):
 class StudentT(NumberHead):
     """Location, scale and degrees of freedom, for data with outliers. The surprise is the negative log-likelihood.
 
-    The degrees of freedom are one learnt parameter for each target, not a function of the hidden state: their
-    normaliser needs the log-gamma function, which ONNX does not have, and they describe the noise rather than the
-    step.
+    The degrees of freedom are one learnt parameter for each target, or for all channels, not a function of the hidden
+    state: their normaliser needs the log-gamma function, which ONNX does not have, and they describe the noise rather
+    than the step.
 
     Under a logarithm a variable with the tails of Student's t has no finite mean: of a transformed target the
     prediction is the median.
@@ -222,14 +230,14 @@ class StudentT(NumberHead):
     stored_names: ClassVar = {"mean": "location"}
     score = "negative_log_likelihood"
 
-    def __init__(self, units: int, targets: Sequence[Transform | None]) -> None:
-        super().__init__(units, targets, 2)
-        self.free = nn.Parameter(torch.full((len(targets),), 5.0))
+    def __init__(self, units: int, targets: Sequence[Transform | None], *, channels: int = 1) -> None:
+        super().__init__(units, targets, 2, channels)
+        self.free = nn.Parameter(torch.full((len(targets) // channels,), 5.0))
 
     @property
     def df(self) -> Tensor:
         """The degrees of freedom (targets,), above 2 so that the variance is finite."""
-        return 2.0 + softplus(self.free)
+        return 2.0 + softplus(self.free).repeat(self.channels)
 
     def predict(self, ops: Ops, readouts: Sequence[Any], scale: TargetScale | None) -> dict[str, Any]:
         assert scale is not None
@@ -266,9 +274,11 @@ class Quantiles(NumberHead):
     stored_names: ClassVar = {"quantiles": "transformed_quantiles"}
     score = "scaled_quantile_loss"
 
-    def __init__(self, units: int, targets: Sequence[Transform | None], levels: tuple[float, ...]) -> None:
+    def __init__(
+        self, units: int, targets: Sequence[Transform | None], levels: tuple[float, ...], *, channels: int = 1
+    ) -> None:
         """Takes levels in rising order, with 0.5 among them."""
-        super().__init__(units, targets, len(levels))
+        super().__init__(units, targets, len(levels), channels)
         self.levels, self._middle = levels, levels.index(0.5)
 
     def predict(self, ops: Ops, readouts: Sequence[Any], scale: TargetScale | None) -> dict[str, Any]:
@@ -500,18 +510,18 @@ def surprise(
     return scores
 
 
-def number_head(model: Model, targets: Sequence[Transform | None]) -> NumberHead:
+def number_head(model: Model, targets: Sequence[Transform | None], *, channels: int = 1) -> NumberHead:
     """Returns the head for numbers that the configuration names. Raises ValueError for a head of categories.
 
-    targets: the transform of each target.
+    targets: the transform of each target. channels: see `NumberHead`.
     """
     match model.head:
         case "point":
-            return Point(model.units, targets, model.loss)
+            return Point(model.units, targets, model.loss, channels=channels)
         case "gaussian":
-            return Gaussian(model.units, targets)
+            return Gaussian(model.units, targets, channels=channels)
         case "student_t":
-            return StudentT(model.units, targets)
+            return StudentT(model.units, targets, channels=channels)
         case "quantiles":
-            return Quantiles(model.units, targets, model.quantiles)
+            return Quantiles(model.units, targets, model.quantiles, channels=channels)
     raise ValueError(f"the head {model.head} does not predict numbers")

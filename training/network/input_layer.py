@@ -99,6 +99,9 @@ class InputLayer(nn.Module):
     last value. Fixed numbers are scaled by the training part's statistics, streaming ones by those of the session so
     far. Streaming are the observed numbers of a model whose scaling is `causal` or `mean`; future covariates and static
     features always keep the training part's scale.
+
+    Channels are targets that the recurrent layers read apart, as rows of their own, with the same weights. The row of
+    a channel has its own number and mask, and all features that are no channel.
     """
 
     def __init__(
@@ -109,8 +112,12 @@ class InputLayer(nn.Module):
         *,
         differenced: Sequence[str] = (),
         embedded: str | None = None,
+        channels: Sequence[int] = (),
     ) -> None:
-        """`embedded` is the feature whose embedding has the width that the configuration sets."""
+        """Takes the feature `embedded` whose embedding has the width that the configuration sets.
+
+        channels: the columns of the targets that are read apart, if they are.
+        """
         super().__init__()
         self.features, self.statistics = tuple(features), statistics
         # The attributes below are columns of the raw input.
@@ -120,6 +127,8 @@ class InputLayer(nn.Module):
         self.differenced = [i for i in numbers if features[i].name in differenced]
         self.transforms = tuple(feature.transform for feature in features)
         self.masked = [i for i in numbers if features[i].nullable]
+        if set(self.masked) & set(channels):  # the rows of all channels are alike
+            self.masked = [i for i in numbers if i in self.masked or i in channels]
         self.running = (
             RunningStatistics(model.scaling, memory(model.half_life), bool(set(self.streaming) & set(self.masked)))
             if model.scaling != "fixed" and self.streaming
@@ -141,7 +150,15 @@ class InputLayer(nn.Module):
         for table in self.tables:
             nn.init.normal_(table.weight, std=0.1)
         self.dense = len(numbers) + len(self.masked)
-        self.width = self.dense + sum(widths)
+        self.joined = self.dense + sum(widths)
+        """The number of values of a step: scaled numbers, masks and embeddings."""
+        order = [*self.fixed, *self.streaming]
+        own = [[order.index(i), *([len(order) + self.masked.index(i)] if i in self.masked else [])] for i in channels]
+        shared = set(range(self.joined)).difference(*own)
+        self.channel_rows = [[*positions, *sorted(shared)] for positions in own]
+        """The values of a step that each channel reads."""
+        self.width = len(self.channel_rows[0]) if channels else self.joined
+        """The number of values that the first recurrent layer reads."""
 
     @property
     def is_double(self) -> bool:
@@ -254,6 +271,12 @@ class InputLayer(nn.Module):
             index = ops.category_index(ops.columns(indices, [column]), feature.category_count)
             terms.append(ops.gather_rows(ops.constant(f"embedding_{feature.name}", table.weight), index))
         return terms
+
+    def by_channel(self, ops: Ops, values: Any) -> Any:
+        """Returns joined values (time, batch, joined) as the layers read them: (time, batch * channels, width)."""
+        if not self.channel_rows:
+            return values
+        return ops.rows(ops.columns(values, [i for row in self.channel_rows for i in row]), self.width)
 
     def _constants(self, ops: Ops, name: str, columns: Sequence[int]) -> tuple[Any, Any]:
         mean, std = self.scaling_statistics

@@ -21,7 +21,7 @@ from onward.training.network.input_layer import InputLayer, TargetScale, Trainin
 from onward.training.network.ops import TorchOps
 
 State = tuple[Tensor, ...]
-"""(h,) or, for LSTM, (h, c); each (layers, batch, units)."""
+"""(h,) or, for LSTM, (h, c); each (layers, batch * channels, units)."""
 
 _torch = TorchOps()
 
@@ -39,6 +39,13 @@ class Signature:
     """True if the label is that of the whole sequence."""
     differenced: tuple[str, ...] = ()
     """The features that are read as differences from the last value."""
+    independent: bool = False
+    """True if each target is read apart, as a channel: with the same weights, and a state of its own."""
+
+    @property
+    def channels(self) -> int:
+        """The number of rows of the recurrent layers for each row of a batch."""
+        return len(self.targets) if self.independent else 1
 
     @property
     def target_columns(self) -> list[int]:
@@ -90,7 +97,12 @@ class Network(nn.Module):
         self.config, self.signature = model, signature
         target = signature.targets[0]
         self.input_layer = InputLayer(
-            model, signature.features, statistics, differenced=signature.differenced, embedded=target
+            model,
+            signature.features,
+            statistics,
+            differenced=signature.differenced,
+            embedded=target,
+            channels=signature.target_columns if signature.channels > 1 else (),
         )
         kind, extra = {
             "rnn_tanh": (nn.RNN, {"nonlinearity": "tanh"}),
@@ -111,14 +123,16 @@ class Network(nn.Module):
                     model, target, counts, self.input_layer.table(target) if model.tied else None
                 )
         else:
-            self.head = heads.number_head(model, [signature.features[i].transform for i in signature.number_columns])
+            kinds = [signature.features[i].transform for i in signature.number_columns]
+            self.head = heads.number_head(model, kinds, channels=signature.channels)
         for index, layer in enumerate(self.layers):
             initialise(cast("nn.RNNBase", layer), model.cell, first=index == 0)
 
     def initial(self, batch: int) -> State:
         """Returns the state before a session's first step: zeros."""
         device = next(self.parameters()).device
-        zeros = torch.zeros(self.config.layers, batch, self.config.units, device=device)
+        rows = batch * self.signature.channels
+        zeros = torch.zeros(self.config.layers, rows, self.config.units, device=device)
         return (zeros, zeros.clone()) if self.config.cell == "lstm" else (zeros,)
 
     @torch.no_grad()
@@ -130,10 +144,14 @@ class Network(nn.Module):
         return Prepared(values, inputs, numbers.target_scale, numbers.previous_level)
 
     def forward(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
-        """Returns the top layer's hidden state (time, batch, units) and the last state. inputs: (time, batch, read)."""
+        """Returns the top layer's hidden state (time, batch * channels, units) and the last state.
+
+        inputs: (time, batch, read).
+        """
         dense, indices = inputs[..., : self.input_layer.dense], inputs[..., self.input_layer.dense :]
         embeddings = self._drop_categories(indices, self.input_layer.embed(_torch, indices))
         inputs = torch.cat([dense, *embeddings], dim=-1) if embeddings else dense
+        inputs = self.input_layer.by_channel(_torch, inputs)
         hidden, last_states = self._dropout(inputs, self.config.input_dropout), []
         for index, layer in enumerate(self.layers):
             below = hidden

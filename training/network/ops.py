@@ -103,6 +103,9 @@ class Ops(Protocol):
     def columns(self, x: Any, indices: Sequence[int]) -> Any:
         """Returns these columns of the last axis."""
 
+    def rows(self, x: Any, width: int) -> Any:
+        """Returns x (time, rows, n) in the same order with `width` values in a row: (time, rows * n / width, width)."""
+
     def category_index(self, x: Any, count: int) -> Any:
         """Returns x (..., 1) as integers (...) from 0 to `count` - 1, and `count` where x is missing."""
 
@@ -210,6 +213,9 @@ class TorchOps:
 
     def columns(self, x: Tensor, indices: Sequence[int]) -> Tensor:
         return x[..., list(indices)]
+
+    def rows(self, x: Tensor, width: int) -> Tensor:
+        return x.reshape(x.shape[0], x.shape[1] * x.shape[2] // width, width)
 
     def category_index(self, x: Tensor, count: int) -> Tensor:
         return torch.where(x.isnan(), float(count), x.clamp(0, count - 1)).squeeze(-1).long()
