@@ -134,7 +134,8 @@ def _predictor(
 @click.option("--seed", type=int, help="the same seed draws the same paths")
 @click.option(
     "--future", type=click.Path(exists=True, dir_okay=False, allow_dash=True),
-    help="FILE of future covariates (- is stdin), one row for each step; features of the calendar are computed",
+    help="FILE of future covariates (- is stdin), one row for each step, and one more for "
+    "features with a lead; features of the calendar are computed",
 )  # fmt: skip
 @click.option("--series", metavar="NAME", help="the series of the session, where the FILE has several")
 @listed_option
