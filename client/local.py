@@ -186,7 +186,10 @@ class LocalSession:
         at: the step that the session is believed to have reached; raises StepConflict if it is at another.
         """
         model = self._model
-        if self._is_plain and (inputs := plain_numbers([step], len(model.features), model.input_dtype)) is not None:
+        if (
+            self._is_plain
+            and (inputs := plain_numbers([step], len(model.features), model.input_dtype, model.above)) is not None
+        ):
             self._check_step(at)
             return self._step(inputs)
         return self._advance(json_step(step), at).last

@@ -146,6 +146,8 @@ def to_data_units(head: Head, values: Array, *, axis: int = -1) -> Array:
 def _by_target(function: Callable[..., Array], head: Head, values: Array, axis: int) -> Array:
     if not head.transforms:
         return values
+    if axis == -1:  # at less cost
+        return function(transforms.NUMPY, head.transforms, values)
     return np.moveaxis(function(transforms.NUMPY, head.transforms, np.moveaxis(values, axis, -1)), -1, axis)
 
 

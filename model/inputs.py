@@ -59,10 +59,10 @@ def to_array(inputs: Inputs, features: Sequence[Feature], field: str = "inputs",
     return array
 
 
-def plain_numbers(inputs: Any, width: int, dtype: InputDtype) -> InputArray | None:
+def plain_numbers(inputs: Any, width: int, dtype: InputDtype, above: InputArray | None = None) -> InputArray | None:
     """Returns what `to_array` returns for lists of `width` finite numbers, at less cost; None for any other inputs.
 
-    For a model whose features are any numbers, without limits (`StepModel.has_plain_numbers`).
+    For a model whose features are numbers without limits (`StepModel.has_plain_numbers`). above: see `StepModel.above`.
     """
     if type(inputs) is not list or not inputs:
         return None
@@ -82,7 +82,8 @@ def plain_numbers(inputs: Any, width: int, dtype: InputDtype) -> InputArray | No
         packed = struct.pack(f"<{len(numbers)}{dtype.char}", *numbers)
     except (OverflowError, struct.error):  # a number beyond the dtype
         return None
-    return np.ndarray((len(inputs), width), dtype, packed)
+    array: InputArray = np.ndarray((len(inputs), width), dtype, packed)
+    return array if above is None or (array > above).all() else None
 
 
 def arrays(

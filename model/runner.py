@@ -71,12 +71,12 @@ class StepModel:
         self._names = [out.name for out in manifest.outputs] + [pair.output for pair in manifest.state]
         # transposes are computed once: to compute them for each call would cost more than a small model's run
         self.has_plain_numbers = all(
-            feature.kind == "number"
-            and feature.limits is None
-            and (feature.transform is None or feature.transform.above == -math.inf)
-            for feature in manifest.features
+            feature.kind == "number" and feature.limits is None for feature in manifest.features
         )
-        """True if every feature may be any number, so that most inputs are plain lists of numbers."""
+        """True if every feature is a number without limits, so that most inputs are plain lists of numbers."""
+        above = [-math.inf if feature.transform is None else feature.transform.above for feature in manifest.features]
+        self.above: InputArray | None = None if set(above) == {-math.inf} else np.array(above, self.input_dtype)
+        """The numbers (features,) that inputs must be above; None if they may be any numbers."""
         self._input, self._lengths = manifest.inputs[0].name, manifest.lengths.name
         self._input_transpose = _to_tensor(manifest.inputs[0].shape, (BATCH, TIME))
         self._step_buffers = list[StepBuffers]()

@@ -216,7 +216,7 @@ class NumpyOps:
         return np.abs(x)
 
     def clip(self, x: Array, low: float, high: float) -> Array:
-        return np.clip(x, low, high)
+        return np.minimum(np.maximum(x, low), high)  # at less cost than `clip`
 
     def double(self, x: NDArray[Any]) -> Array:
         return x.astype(np.float64, copy=False)

@@ -86,7 +86,7 @@ class CentralInterval:
     def _around(self, predictions: Named, half: Floats) -> tuple[Floats, Floats]:
         """Returns the bounds of intervals whose half width is given in transformed units."""
         centre = distribution.location(self._head, predictions)
-        low, high = (distribution.to_data_units(self._head, centre + reach) for reach in (-half, half))
+        low, high = distribution.to_data_units(self._head, np.stack((centre - half, centre + half)))
         return low, high
 
     def scale(self, predictions: Named) -> Floats:

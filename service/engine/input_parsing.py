@@ -98,7 +98,7 @@ def parse_inputs(model: StepModel, inputs: Inputs, field: str = "inputs") -> Inp
     if (
         model.has_plain_numbers
         and len(inputs) <= PIECE
-        and (numbers := plain_numbers(inputs, len(features), model.input_dtype)) is not None
+        and (numbers := plain_numbers(inputs, len(features), model.input_dtype, model.above)) is not None
     ):
         return numbers
     with as_service_errors():
@@ -137,7 +137,7 @@ def parse_alone(model: StepModel, pending: PendingRequest) -> None:
     inputs = pending.request.inputs
     try:
         if model.has_plain_numbers:  # at less cost
-            pending.inputs = plain_numbers(inputs, len(model.features), model.input_dtype)
+            pending.inputs = plain_numbers(inputs, len(model.features), model.input_dtype, model.above)
         if pending.inputs is None:
             pending.inputs = parse_inputs(model, inputs)
     except Exception as error:  # noqa: BLE001  (any error concerns this request alone)
