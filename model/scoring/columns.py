@@ -12,6 +12,7 @@ from onward.model.runner import Outputs
 from onward.model.scoring.central_interval import Floats
 from onward.model.scoring.conformal import BLOCK, anomalies_of_rows
 from onward.model.scoring.layout import ALARM, ALARMS, ANOMALY, ERROR, INPUTS, LAST, SURPRISE, StatisticsLayout
+from onward.model.scoring.surprise import comparable
 
 
 def score_columns(
@@ -50,7 +51,8 @@ def score_columns(
             increments[:, positions["hits"]] = is_listed & (actual == predictions[RANKED[0]][:, :1])
     if layout.head.surprise is not None:
         surprise = outputs[layout.head.surprise]
-        scored[ANOMALY] = found = anomalies_of_rows(ring, numbers[:, INPUTS], surprise)
+        compared = comparable(layout.head, inputs[:, layout.columns], surprise)
+        scored[ANOMALY] = found = anomalies_of_rows(ring, numbers[:, INPUTS], compared)
         increments[:, INPUTS] = 1
         increments[:, SURPRISE] = surprise
         increments[:, ALARMS] = found >= ALARM

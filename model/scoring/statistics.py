@@ -28,6 +28,7 @@ from onward.model.scoring.layout import (
     nominal_coverage,
 )
 from onward.model.scoring.step_scorer import StepScorer
+from onward.model.scoring.surprise import comparable
 from onward.model.state import State
 
 Rows = list[list[float]]
@@ -150,25 +151,37 @@ class RunningStatistics:
             complete = [self._steps.count_hits(numbers, values, likeliest) for values, (likeliest,) in ranked]
         ring = statistics[self._layout.ring]
         if ring:
-            ring = self._anomalies(numbers, ring, surprises, complete, scores)
+            compared = surprises
+            if self._layout.head.transforms:
+                actual = np.array(inputs)[:, self._layout.columns]
+                compared = comparable(self._layout.head, actual, np.array(surprises)).tolist()
+            ring = self._anomalies(numbers, ring, surprises, compared, complete, scores)
         return self._layout.row.pack(*numbers) + ring + statistics[self._layout.ring.stop :], scores
 
     def _anomalies(
-        self, numbers: list[float], ring: bytes, surprises: list[float], complete: list[bool], scores: Rows
+        self,
+        numbers: list[float],
+        ring: bytes,
+        surprises: list[float],
+        compared: list[float],
+        complete: list[bool],
+        scores: Rows,
     ) -> bytes:
         """Counts the anomalies and appends them to `scores`; returns the updated ring.
 
+        compared: see `onward.model.scoring.surprise.comparable`.
+
         An input with a missing target has no anomaly, and its surprise does not enter the ring.
         """
-        counted = [surprise for surprise, present in zip(surprises, complete, strict=True) if present]
+        counted = [surprise for surprise, present in zip(compared, complete, strict=True) if present]
         found: list[float] = []
         if counted:
             found, ring = anomalies(ring, int(numbers[INPUTS]), counted)
-        pairs = zip(counted, found, strict=True)
-        for present, step_scores in zip(complete, scores, strict=True):
+        following = iter(found)
+        for surprise, present, step_scores in zip(surprises, complete, scores, strict=True):
             anomaly = math.nan
             if present:
-                surprise, anomaly = next(pairs)
+                anomaly = next(following)
                 numbers[INPUTS] += 1
                 numbers[SURPRISE] += surprise
                 numbers[ALARMS] += anomaly >= ALARM

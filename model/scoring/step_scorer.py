@@ -12,6 +12,7 @@ import numpy as np
 from onward.model.manifest import RANKED
 from onward.model.scoring.conformal import BLOCK, anomaly
 from onward.model.scoring.layout import ALARM, ALARMS, INPUTS, SURPRISE, StatisticsLayout
+from onward.model.scoring.surprise import comparable
 
 _FLOAT = Struct("<f")
 
@@ -43,13 +44,17 @@ class StepScorer:
         ring_start, ring_end = start + layout.ring.start, start + layout.ring.stop
         ring = data[ring_start:ring_end]
         if surprise is not None and present:
-            reaching = int(np.count_nonzero(np.frombuffer(ring, np.float32) >= surprise))
+            compared = surprise
+            if layout.head.transforms:
+                actual = np.array([values[column] for column in layout.columns])
+                compared = comparable(layout.head, actual, np.asarray(surprise)).item()
+            reaching = int(np.count_nonzero(np.frombuffer(ring, np.float32) >= compared))
             found = anomaly(int(numbers[INPUTS]), reaching)
             numbers[INPUTS] += 1
             numbers[SURPRISE] += surprise
             numbers[ALARMS] += found >= ALARM
             scores.append(found)
-            ring = ring[_FLOAT.size :] + _FLOAT.pack(surprise)
+            ring = ring[_FLOAT.size :] + _FLOAT.pack(compared)
         elif surprise is not None:
             scores.append(math.nan)
         try:

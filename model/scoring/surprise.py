@@ -1,10 +1,16 @@
-"""The summary of a session's surprises: their number, their mean, and an exponentially weighted mean."""
+"""The surprises of a session: their summary, and the part of them that anomalies compare.
+
+The summary is their number, their mean, and an exponentially weighted mean.
+"""
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onward.model import distribution, transforms
+from onward.model.manifest import Head
 from onward.model.runner import Outputs, StepModel
 
 _RECENT_WEIGHT = 0.1
@@ -19,6 +25,19 @@ def surprises(model: StepModel, outputs: Outputs) -> list[float]:
     """Returns the surprises (steps,) of outputs (steps,); empty if the model has none."""
     name = model.manifest.head.surprise
     return [] if name is None else outputs[name].tolist()
+
+
+def comparable(head: Head, actual: NDArray[Any], surprise: NDArray[Any]) -> NDArray[Any]:
+    """Returns the surprises (...) of the actual values (..., targets) as anomalies compare them with one another.
+
+    A density in the units of the data falls as a level rises whose logarithm is predicted, whatever the value is. The
+    density of the transformed value does not.
+    """
+    if not head.transforms or head.score != "negative_log_likelihood":
+        return surprise
+    transformed = distribution.to_transformed_units(head, actual.astype(np.float64))
+    steepness = transforms.log_derivative(transforms.NUMPY, head.transforms, transformed)
+    return np.asarray(surprise - steepness.sum(axis=-1), np.float32)
 
 
 def update_means(before: SurpriseMeans, values: Iterable[float]) -> SurpriseMeans:

@@ -15,13 +15,13 @@ from onward.model.inputs import InputArray
 from onward.model.manifest import Feature
 from onward.model.runner import Outputs
 from onward.model.scoring.conformal import RING_SIZE
-from onward.model.scoring.layout import ERROR, HIGH, LOW
+from onward.model.scoring.layout import ANOMALY, ERROR, HIGH, LOW
 from onward.model.transforms import Transform
 from onward.service.engine.batching.batch_row import StepRequest
 from onward.service.engine.engine import Engine
 from onward.service.engine.forecasting.forecast_start import ForecastRequest
 from onward.service.errors import InvalidInputError
-from tests.helpers.expected_scores import previous_predictions, start_engine
+from tests.helpers.expected_scores import anomaly_scores, previous_predictions, start_engine
 from tests.helpers.recorded_bundles import make_feature_bundle, stepped_outputs
 
 T = "tenant"
@@ -108,6 +108,20 @@ def test_batches_and_chunks_give_the_same_statistics(engine: Engine) -> None:
         assert engine.accuracy(engine.sessions.get(T, left).record) == engine.accuracy(
             engine.sessions.get(T, right).record
         )
+
+
+def test_anomalies_do_not_rise_with_the_level(engine: Engine) -> None:
+    """Anomalies compare surprises without the derivative of the transform, which answers and sums include."""
+    model, series = engine.models.named("tiny"), draw(5)
+    session, _ = engine.create(T, "tiny")
+    answers = engine.steps.step(T, session.session_id, series.tolist()).outputs
+    compared = answers["surprise"].astype(np.float64)
+    if model.manifest.head.score == "negative_log_likelihood":
+        compared -= np.log(series[:, 0].astype(np.float64))
+    expected = anomaly_scores(compared.astype(np.float32))
+    near = np.isclose(np.sort(compared)[1:], np.sort(compared)[:-1], rtol=0, atol=1e-5)
+    assert near.sum() <= 3  # ranks of equal surprises depend on rounding
+    assert (np.abs(answers[ANOMALY] - np.array(expected, np.float32))[19:] > 1e-6).sum() <= 3
 
 
 def test_corrected_intervals_reach_as_far_in_transformed_units(engine: Engine) -> None:
