@@ -23,6 +23,7 @@ from onward.client.session_operations import SessionOperations, step_many
 from onward.client.transport.async_http import AsyncHttpTransport
 from onward.client.transport.http import RETRY_DEADLINE_S, TIMEOUT_S, URL
 from onward.client.transport.websocket import AsyncWebSocketTransport
+from onward.model.scoring.anomaly import AnomalyKind
 
 
 class AsyncClient:
@@ -109,13 +110,15 @@ class AsyncClient:
         inputs: Steps | None = None,
         *,
         interval: float | None = None,
+        anomaly: AnomalyKind | None = None,
         keep: bool = False,
     ) -> "PendingSession":
         """Returns a new session; `inputs` seed its state. A `with` block deletes it at its end unless `keep`.
 
-        interval: the nominal coverage, 0.5 to 0.99, of its prediction intervals; None: it has none.
+        interval: the nominal coverage, 0.5 to 0.99, of its prediction intervals; None: it has none. anomaly: what the
+        anomaly of its steps is: "run" (the default of a service), "tail" or "rank".
         """
-        flow = self._operations.create(model, session_id, version, ttl_s, inputs, interval)
+        flow = self._operations.create(model, session_id, version, ttl_s, inputs, interval, anomaly)
         return _opened(self._transport, self._operations, flow, keep=keep)
 
     def ensure(
@@ -127,13 +130,14 @@ class AsyncClient:
         inputs: Steps | None = None,
         *,
         interval: float | None = None,
+        anomaly: AnomalyKind | None = None,
         keep: bool = True,
     ) -> "PendingSession":
         """Returns the living session with this id; creates it, as `session` does, if it does not exist.
 
         Raises SessionExists if a living session differs from the arguments.
         """
-        flow = self._operations.ensure(model, session_id, version, ttl_s, inputs, interval)
+        flow = self._operations.ensure(model, session_id, version, ttl_s, inputs, interval, anomaly)
         return _opened(self._transport, self._operations, flow, keep=keep)
 
     async def step(

@@ -48,6 +48,7 @@ from onward.model.sampling.rollout_inputs import RolloutInputs
 from onward.model.sampling.sample_paths import SAMPLES, draws_paths, path_inputs, require_distribution, summarise_paths
 from onward.model.sampling.samplers import new_seed
 from onward.model.scoring.accuracy import Accuracy
+from onward.model.scoring.anomaly import KINDS, AnomalyKind
 from onward.model.scoring.layout import ANOMALY, ERROR
 from onward.model.scoring.surprise import NO_SURPRISES, SurpriseMeans, surprises, update_means
 from onward.model.state import State
@@ -89,14 +90,22 @@ class LocalModel:
         return f"<LocalModel {self.model.manifest.name} {self.model.manifest.version}>"
 
     def session(
-        self, session_id: str | None = None, inputs: Steps | None = None, *, interval: float | None = None
+        self,
+        session_id: str | None = None,
+        inputs: Steps | None = None,
+        *,
+        interval: float | None = None,
+        anomaly: AnomalyKind | None = None,
     ) -> "LocalSession":
-        """Returns a new session; `inputs` seed its state. interval: as for `Client.session`."""
+        """Returns a new session; `inputs` seed its state. interval, anomaly: as for `Client.session`."""
         _check_limits(interval=interval)
         if interval is not None and (why := self._scoring.why_no_intervals) is not None:
             raise InvalidRequest.with_detail(f"interval: {why}", [("interval", why)])
+        why = self._scoring.why_no_anomaly if anomaly in KINDS else f"expected one of {', '.join(KINDS)}"
+        if anomaly is not None and why is not None:
+            raise InvalidRequest.with_detail(f"anomaly: {why}", [("anomaly", why)])
         return LocalSession(
-            self.model, session_id or new_id(), self._scoring, inputs, interval, listed_only=self._listed_only
+            self.model, session_id or new_id(), self._scoring, inputs, interval, anomaly, listed_only=self._listed_only
         )
 
     def predict(self, sequences: Sequence[Steps], horizon: int = 0) -> list[SequencePrediction]:
@@ -126,6 +135,7 @@ class LocalSession:
         scoring: Accuracy,
         inputs: Steps | None = None,
         interval: float | None = None,
+        anomaly: AnomalyKind | None = None,
         *,
         listed_only: bool = False,
     ) -> None:
@@ -136,7 +146,7 @@ class LocalSession:
         self.prediction: Prediction | None = None
         """The prediction of the next input; before the first step, only if the model's state holds one."""
         self._created_at = self._last_step_at = datetime.now(UTC)
-        accuracy = scoring.initial(interval)
+        accuracy = scoring.initial(interval, anomaly)
         self._data, self._state_start = accuracy + model.layout.initial(1).tobytes(), len(accuracy)
         """The bytes of the running statistics, and from `_state_start` those of the state."""
         self._surprise: SurpriseMeans = NO_SURPRISES
@@ -178,6 +188,7 @@ class LocalSession:
             if targets is None
             else {name: results.target_accuracy(target.fields()) for name, target in targets.items()},
             interval=None if interval is None else IntervalInfo(**interval._asdict()),
+            anomaly=self._scoring.anomaly_kind(self._accuracy),
         )
 
     def step(self, step: Step, *, at: int | None = None) -> Prediction:

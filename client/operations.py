@@ -37,6 +37,7 @@ from onward.client.results import (
     without_none,
 )
 from onward.errors import RETRYABLE_STATUSES, InvalidRequest, Problem, SessionEnded, SessionExists, UnreachableError
+from onward.model.scoring.anomaly import AnomalyKind
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -126,17 +127,18 @@ class Operations:
 
     def create(
         self, model: str, session_id: str | None, version: int | None, ttl_s: float | None, inputs: Steps | None,
-        interval: float | None = None,
+        interval: float | None = None, anomaly: AnomalyKind | None = None,
     ) -> Flow[SessionInfo]:  # fmt: skip
-        body = {"session_id": session_id or new_id()} | _session_options(version, ttl_s, inputs, interval)
+        options = _session_options(version, ttl_s, inputs, interval, anomaly)
+        body = {"session_id": session_id or new_id()} | options
         request = Request("POST", model_path(model, "/sessions"), body, self.ranking_query)
         return (yield from self._create(request, body["session_id"], chosen=session_id is not None))
 
     def ensure(
         self, model: str, session_id: str, version: int | None, ttl_s: float | None, inputs: Steps | None,
-        interval: float | None,
+        interval: float | None, anomaly: AnomalyKind | None,
     ) -> Flow[SessionInfo]:  # fmt: skip
-        body = _session_options(version, ttl_s, inputs, interval)
+        body = _session_options(version, ttl_s, inputs, interval, anomaly)
         request = Request("PUT", model_session_path(model, session_id), body, self.ranking_query)
         return (yield from self._call(request, results.session))
 
@@ -266,10 +268,10 @@ class Operations:
 
 
 def _session_options(
-    version: int | None, ttl_s: float | None, inputs: Steps | None, interval: float | None
+    version: int | None, ttl_s: float | None, inputs: Steps | None, interval: float | None, anomaly: AnomalyKind | None
 ) -> Json:  # fmt: skip
     seeds = None if inputs is None else json_steps(inputs)
-    return without_none(version=version, ttl_s=ttl_s, inputs=seeds, interval=interval)
+    return without_none(version=version, ttl_s=ttl_s, inputs=seeds, interval=interval, anomaly=anomaly)
 
 
 def _round(queues: Iterable[deque[int]], bodies: Mapping[int, Json]) -> list[int]:

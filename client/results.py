@@ -61,7 +61,7 @@ class Prediction(Outputs):
     surprise: the score of the input under the prediction made before it, if the model has one. step: the number of
     inputs consumed. The others come only with the steps of a session, and are None elsewhere. error (targets,): the
     input minus the prediction made before it, NaN where the input is missing; only for numbers. anomaly: how unusual
-    the surprise is among the session's last 256, from 0 to 1; also None while these are few. interval: present if the
+    the input is for the session, from 0 to 1; also None in the first 19 inputs. interval: present if the
     session was created with one.
     """
 
@@ -250,6 +250,8 @@ class SessionInfo:
     """Accuracy by target; present if one session was asked for, and absent from lists of sessions."""
     interval: IntervalInfo | None = None
     """Present if `accuracy` is and the session was created with an interval."""
+    anomaly: str | None = None
+    """What the anomaly of its steps is: "run", "tail" or "rank"; absent from lists of sessions."""
 
 
 # Responses
@@ -356,6 +358,7 @@ def session(response: Mapping[str, Any]) -> SessionInfo:
         Prediction(outputs(prediction, _dtype(response)), None, response["step"]) if prediction else None,
         None if accuracy is None else {target: target_accuracy(numbers) for target, numbers in accuracy.items()},
         None if interval is None else _interval(interval),
+        response.get("anomaly"),
     )
 
 

@@ -22,6 +22,7 @@ from onward.client.session_operations import SessionOperations, step_many
 from onward.client.transport.http import RETRY_DEADLINE_S, TIMEOUT_S, URL
 from onward.client.transport.sync_http import HttpTransport
 from onward.client.transport.websocket import WebSocketTransport
+from onward.model.scoring.anomaly import AnomalyKind
 
 
 class Client:
@@ -106,13 +107,15 @@ class Client:
         inputs: Steps | None = None,
         *,
         interval: float | None = None,
+        anomaly: AnomalyKind | None = None,
         keep: bool = False,
     ) -> "Session":
         """Returns a new session; `inputs` seed its state. A `with` block deletes it at its end unless `keep`.
 
-        interval: the nominal coverage, 0.5 to 0.99, of its prediction intervals; None: it has none.
+        interval: the nominal coverage, 0.5 to 0.99, of its prediction intervals; None: it has none. anomaly: what the
+        anomaly of its steps is: "run" (the default of a service), "tail" or "rank".
         """
-        flow = self._operations.create(model, session_id, version, ttl_s, inputs, interval)
+        flow = self._operations.create(model, session_id, version, ttl_s, inputs, interval, anomaly)
         return _opened(self._transport, self._operations, flow, keep=keep)
 
     def ensure(
@@ -124,13 +127,14 @@ class Client:
         inputs: Steps | None = None,
         *,
         interval: float | None = None,
+        anomaly: AnomalyKind | None = None,
         keep: bool = True,
     ) -> "Session":
         """Returns the living session with this id; creates it, as `session` does, if it does not exist.
 
         Raises SessionExists if a living session differs from the arguments.
         """
-        flow = self._operations.ensure(model, session_id, version, ttl_s, inputs, interval)
+        flow = self._operations.ensure(model, session_id, version, ttl_s, inputs, interval, anomaly)
         return _opened(self._transport, self._operations, flow, keep=keep)
 
     def step(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onward.model.inputs import InputArray
 from onward.model.manifest import Head
 from onward.model.runner import Outputs, StepModel
+from onward.model.scoring.anomaly import KINDS, AnomalyKind
 from onward.model.scoring.central_interval import Floats
 from onward.model.scoring.columns import score_columns
 from onward.model.scoring.conformal import RING_SIZE
@@ -30,12 +31,15 @@ class Accuracy:
     def __init__(self, model: StepModel, *, enabled: bool = True) -> None:
         plain, with_intervals = StatisticsLayout(model), StatisticsLayout(model, intervals=True)
         self.enabled = enabled and (bool(plain.targets) or model.manifest.head.surprise is not None)
+        self.why_no_anomaly = _why_no_anomaly(model.manifest.head, enabled=enabled)
+        """The reason why no session can have anomalies; None if sessions can have them."""
         self.why_no_intervals = (
             None if self.enabled and plain.numbers else _why_no_intervals(model.manifest.head, enabled=enabled)
         )
         """The reason why no session can have intervals; None if sessions can have them."""
         self.sums = plain.sums
-        self._plain, self._with_intervals, self._first = plain, with_intervals, plain.first()
+        self._plain, self._with_intervals = plain, with_intervals
+        self._first = {kind: plain.first(kind=kind) for kind in KINDS}
         self.columns_dtype = np.dtype([]) if not self.enabled else plain.dtype
         """The statistics of the sessions that `score_columns` scores, as rows of a structured array."""
         self.has_columns = not self.enabled or not plain.nullable
@@ -44,8 +48,8 @@ class Accuracy:
         # Both layouts also if scoring is disabled: answers that were stored before may have scores.
         layouts = [plain, with_intervals] if plain.numbers else [plain]
         self._by_size = {layout.size: RunningStatistics(layout) for layout in layouts}
-        self._earlier = {layout.earlier_size: layout for layout in layouts if layout.earlier_size < layout.size}
-        """The layouts by their size in earlier versions, which counted no recent statistics."""
+        self._earlier = {size: layout for layout in layouts for size in layout.earlier_sizes}
+        """The layouts by their sizes in earlier versions."""
         self.step_scorer = StepScorer(plain)
         """What scores a finite row of one step of a session that `score_columns` could score, with the same bits."""
         self.scored_dtype = plain.output_dtype if self.enabled else model.output_dtype
@@ -53,14 +57,18 @@ class Accuracy:
         dtypes = (model.output_dtype, *(layout.output_dtype for layout in layouts))
         self._dtypes = {dtype.itemsize: dtype for dtype in dtypes}
 
-    def initial(self, nominal: float | None) -> bytes:
+    def initial(self, nominal: float | None, kind: AnomalyKind | None = None) -> bytes:
         """Returns the statistics of a new session, without intervals or with their nominal coverage.
 
-        Returns empty bytes if predictions are not scored.
+        kind: what its anomaly is; None: the default. Returns empty bytes if predictions are not scored.
         """
         if nominal and self.why_no_intervals is None:
-            return self._with_intervals.first(nominal)
-        return self._first if self.enabled else b""
+            return self._with_intervals.first(nominal, kind or KINDS[0])
+        return self._first[kind or KINDS[0]] if self.enabled else b""
+
+    def anomaly_kind(self, statistics: bytes) -> AnomalyKind | None:
+        """Returns what a session's anomaly is; None if its inputs have none."""
+        return self._plain.anomaly_kind(self._present(statistics)) if self.enabled else None
 
     def can_read(self, size: int) -> bool:
         """True if statistics of that many bytes have this model's layout, or are not read at all."""
@@ -131,7 +139,7 @@ class Accuracy:
     def target_statistics(self, statistics: bytes) -> dict[str, TargetStatistics] | None:
         """Returns a session's statistics by target; None if no input has been scored in a session without intervals."""
         statistics = self._present(statistics)
-        if not self.enabled or statistics == self._first:
+        if not self.enabled or statistics in self._first.values():
             return None
         return self._by_size[len(statistics)].target_statistics(statistics)
 
@@ -146,7 +154,13 @@ class Accuracy:
         """Returns a session's statistics in the present layout, also those of a session that has not been scored."""
         if layout := self._earlier.get(len(statistics)):
             return layout.from_earlier(statistics)
-        return statistics or self._first
+        return statistics or self._first[KINDS[0]]
+
+
+def _why_no_anomaly(head: Head, *, enabled: bool) -> str | None:
+    if enabled and head.surprise is not None:
+        return None
+    return f"{'the model has no surprise' if enabled else 'accuracy is not counted here'}, so there is no anomaly"
 
 
 def _why_no_intervals(head: Head, *, enabled: bool) -> str:

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from onward.model.inputs import InputArray
 from onward.model.manifest import RANKED
 from onward.model.runner import Outputs
+from onward.model.scoring.anomaly import score_surprises_of_rows
 from onward.model.scoring.central_interval import Floats
-from onward.model.scoring.conformal import BLOCK, anomalies_of_rows
+from onward.model.scoring.conformal import BLOCK
 from onward.model.scoring.layout import ALARM, ALARMS, ANOMALY, ERROR, INPUTS, LAST, SURPRISE, StatisticsLayout
 from onward.model.scoring.surprise import comparable
 
@@ -52,7 +53,11 @@ def score_columns(
     if layout.head.surprise is not None:
         surprise = outputs[layout.head.surprise]
         compared = comparable(layout.head, inputs[:, layout.columns], surprise)
-        scored[ANOMALY] = found = anomalies_of_rows(ring, numbers[:, INPUTS], compared)
+        scored[ANOMALY] = found = score_surprises_of_rows(
+            numbers[:, layout.anomaly], ring, numbers[:, INPUTS], compared.astype(np.float64)
+        )
+        ring[:, :-1] = ring[:, 1:]
+        ring[:, -1] = compared
         increments[:, INPUTS] = 1
         increments[:, SURPRISE] = surprise
         increments[:, ALARMS] = found >= ALARM

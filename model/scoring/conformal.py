@@ -1,6 +1,6 @@
-"""Conformal anomaly scores and prediction intervals, by the rank of a score among a session's last scores.
+"""Rings, each the last RING_SIZE scores of a session, oldest first; and prediction intervals by the rank in a ring.
 
-Owns two formulas over rings, each the last RING_SIZE scores of a session, oldest first. Knows nothing of models.
+Owns the formula of conformal intervals, and the count behind conformal p-values. Knows nothing of models.
 """
 
 import math
@@ -20,8 +20,6 @@ BLOCK = 100
 """The number of inputs of a block. Recent statistics cover the last block that ended and the one since then, which are
 the last BLOCK to 2 BLOCK - 1 inputs, or all of a shorter session.
 """
-MIN_SCORES = 19
-"""The number of scores before the first anomaly: with fewer scores no input could have an anomaly of 0.95."""
 GAMMA = 0.005
 """The step size with which intervals adapt: Gibbs and Candes 2021, section 2.2."""
 EMPTY = np.full(RING_SIZE, -np.inf, np.float32).tobytes()
@@ -32,41 +30,14 @@ _ROUNDING = 1e-9
 _FLOAT = Struct("<f")
 
 
-def anomalies(ring: bytes, count: int, scores: Sequence[float]) -> tuple[list[float], bytes]:
-    """Returns the anomaly of each score among those before it, and the ring with the new scores.
-
-    An anomaly is one minus the conformal p-value, 1 - (1 + #{ring >= score}) / (n + 1) with n scores in the ring
-    (Laxhammar and Falkman 2010, section 3): if scores are exchangeable, at most a share e of them has an anomaly of at
-    least 1 - e. It is NaN with fewer than MIN_SCORES scores. count: the number of earlier scores. Scores and ring are
-    float32; empty entries of the ring are -inf.
-    """
-    if len(scores) == 1:  # the usual case, at less cost
-        reached = [int(np.count_nonzero(np.frombuffer(ring, np.float32) >= scores[0]))]
-        line = ring + _FLOAT.pack(scores[0])
-    else:
-        new = np.array(scores, np.float32)
-        line = ring + new.tobytes()
-        before = np.ndarray((len(new), RING_SIZE), np.float32, line, 0, (_FLOAT.size, _FLOAT.size))
-        reached = np.add.reduce(before >= new[:, np.newaxis], axis=1).tolist()
-    return [anomaly(n, reaching) for n, reaching in enumerate(reached, count)], line[-len(EMPTY) :]
+def count_reaching(data: bytes, end: int, score: float) -> int:
+    """Returns how many entries of a ring are at least as high as a score. data: has the ring at its `end`."""
+    return int(np.count_nonzero(np.frombuffer(data, np.float32, RING_SIZE, end - len(EMPTY)) >= score))
 
 
-def anomaly(count: int, reaching: int) -> float:
-    """Returns the anomaly of a score, of which `reaching` of the `count` scores before it are at least as high."""
-    return 1 - (1 + reaching) / (min(count, RING_SIZE) + 1) if count >= MIN_SCORES else math.nan
-
-
-def anomalies_of_rows(rings: Ring, counts: Floats, scores: Ring) -> Floats:
-    """Returns the anomalies (rows,) of one score per row, as `anomalies` does.
-
-    rings: (rows, RING_SIZE), updated in place. counts, scores: (rows,).
-    """
-    reached = _count_true(rings >= scores[:, np.newaxis])
-    entries = np.minimum(counts, RING_SIZE)
-    found = np.where(entries < MIN_SCORES, math.nan, 1 - (1 + reached) / (entries + 1))
-    rings[:, :-1] = rings[:, 1:]
-    rings[:, -1] = scores
-    return found
+def count_reaching_of_rows(rings: Ring, scores: Floats) -> NDArray[np.int64]:
+    """Returns what `count_reaching` does for one score per row. rings: (rows, RING_SIZE). scores: (rows,)."""
+    return _count_true(rings >= scores.astype(np.float32)[:, np.newaxis])
 
 
 def _count_true(rows: NDArray[np.bool_]) -> NDArray[np.int64]:

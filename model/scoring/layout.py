@@ -1,8 +1,8 @@
 """The layout of a session's running statistics in bytes, and the names of what is counted.
 
-Owns these bytes: the nominal coverage of intervals (0: none), the sums, the last true values and a ring of surprises;
-for a session with intervals also each target's level, its numbers of scores entered and covered, and its ring of
-scores. Knows nothing of how they are counted.
+Owns these bytes: the nominal coverage of intervals (0: none), the sums, the last true values, the numbers of anomaly
+scores and a ring of surprises; for a session with intervals also each target's level, its numbers of scores entered and
+covered, and its ring of scores. Knows nothing of how they are counted.
 
 The sums of a target are those of its present block of inputs, of the block before it, and of all blocks that ended. So
 a step adds to one of them alone, the whole session's sums are those of the ended blocks and the present one, and the
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from onward.model.manifest import RESERVED
 from onward.model.runner import StepModel
+from onward.model.scoring.anomaly import KINDS, WIDTH, AnomalyKind, first_numbers, numbers_of_ring
 from onward.model.scoring.central_interval import CentralInterval
 from onward.model.scoring.conformal import EMPTY, RING_SIZE, UNFILLED, IntervalState
 
@@ -80,7 +81,10 @@ class StatisticsLayout:
         self.block, self.ended = slice(first, first + size), slice(start, start + size)
         self.previous = slice(start + size, start + 2 * size)
         """The positions of the sums over the present block, over all blocks that ended, and over the last of these."""
-        self.row, self._earlier_row = Struct(f"<{self.previous.stop}d"), Struct(f"<{start}d")
+        self.anomaly = slice(self.previous.stop, self.previous.stop + (WIDTH if head.surprise else 0))
+        """The positions of the numbers of anomaly scores."""
+        self.row = Struct(f"<{self.anomaly.stop}d")
+        self._row_without_anomaly, self._row_without_recent = Struct(f"<{self.previous.stop}d"), Struct(f"<{start}d")
         ring, width = len(EMPTY) if head.surprise else 0, width if self.numbers else 0
         self.ring = slice(self.row.size, self.row.size + ring)
         """The bytes of the ring of surprises."""
@@ -92,19 +96,24 @@ class StatisticsLayout:
         self.size = (self.rings[-1].stop if self.rings else start) if intervals else self.ring.stop
         self._earlier_interval_states = Struct(f"<{3 * width}d")
         shorter = self.interval_states.size - self._earlier_interval_states.size if intervals else 0
-        self.earlier_size = self.size - (self.row.size - self._earlier_row.size) - shorter
-        """The size in versions without recent sums; the same if the model has no targets."""
+        self._size_without_anomaly = self.size - self.row.size + self._row_without_anomaly.size
+        without_recent = self.size - self.row.size + self._row_without_recent.size - shorter
+        self.earlier_sizes = {self._size_without_anomaly, without_recent} - {self.size}
+        """The sizes in versions without the numbers of anomaly scores, and without recent sums too."""
         numbers: list[Any] = [("numbers", np.float64, (self.row.size // 8,))]
         self.dtype = np.dtype(numbers + ([("ring", np.float32, (RING_SIZE,))] if head.surprise else []))
         """The statistics of a session without intervals as a row of a structured array."""
         kind = model.input_dtype
-        fields: list[Any] = [(ERROR, kind, (width,))] if self.numbers else []
-        fields += [(ANOMALY, kind)] if head.surprise else []
-        fields += [(LOW, kind, (width,)), (HIGH, kind, (width,))] if intervals else []
-        self.output_dtype = np.dtype([*model.output_dtype.descr, *fields])
+        self.output_dtype = np.dtype([*model.output_dtype.descr, *self._score_fields(kind, width)])
         size = self.output_dtype.itemsize - model.output_dtype.itemsize
         self.scores = Struct(f"<{size // kind.itemsize}{kind.char}")
         """The fields that an answer has after the outputs."""
+
+    def _score_fields(self, kind: np.dtype[Any], targets: int) -> list[Any]:
+        """Returns the fields of an input's scores. kind: the type of their numbers."""
+        fields: list[Any] = [(ERROR, kind, (targets,))] if self.numbers else []
+        fields += [(ANOMALY, kind)] if self.head.surprise else []
+        return fields + ([(LOW, kind, (targets,)), (HIGH, kind, (targets,))] if self.intervals else [])
 
     def pack_scores(self, scores: Sequence[float]) -> bytes:
         """Returns the bytes of a step's scores; those beyond single precision become infinite in it."""
@@ -113,10 +122,11 @@ class StatisticsLayout:
         except OverflowError:
             return self.scores.pack(*map(_as_float32, scores))
 
-    def first(self, nominal: float = 0.0) -> bytes:
+    def first(self, nominal: float = 0.0, kind: AnomalyKind = KINDS[0]) -> bytes:
         """Returns the statistics of a new session."""
         last, ended = [math.nan] * (len(self.targets) if self.numbers else 0), [0.0] * (len(self.sums) - len(_OF_ALL))
-        row = self.row.pack(nominal, *[0.0] * len(self.sums), *last, *ended, *ended)
+        anomaly = first_numbers(KINDS.index(kind)) if self.head.surprise else []
+        row = self.row.pack(nominal, *[0.0] * len(self.sums), *last, *ended, *ended, *anomaly)
         statistics = row + EMPTY[: self.ring.stop - self.ring.start]
         if not self.intervals:
             return statistics
@@ -124,17 +134,39 @@ class StatisticsLayout:
         return statistics + self.pack_interval_states(states) + UNFILLED * len(self.targets)
 
     def from_earlier(self, statistics: bytes) -> bytes:
-        """Returns the statistics for those of `earlier_size`, with an empty recent window."""
-        numbers = self._earlier_row.unpack_from(statistics)
+        """Returns the statistics for those of one of `earlier_sizes`: the anomaly goes on as the rank.
+
+        The numbers of anomaly scores are those after the surprises of the ring. Without recent sums, the recent window
+        is empty.
+        """
+        if len(statistics) < self._size_without_anomaly:
+            statistics = self._with_recent(statistics)
+        start = self._row_without_anomaly.size
+        ring = statistics[start : start + len(EMPTY)] if self.head.surprise else b""
+        count = int(self._row_without_anomaly.unpack_from(statistics)[INPUTS])
+        anomaly = numbers_of_ring(ring, count) if ring else []
+        return statistics[:start] + Struct(f"<{len(anomaly)}d").pack(*anomaly) + statistics[start:]
+
+    def _with_recent(self, statistics: bytes) -> bytes:
+        """Returns the statistics of a version without recent sums as those of the version after it."""
+        numbers = self._row_without_recent.unpack_from(statistics)
         sums, zeros = numbers[self.block], [0.0] * (self.block.stop - self.block.start)
-        row = self.row.pack(*numbers[: self.block.start], *zeros, *numbers[self.block.stop :], *sums, *zeros)
-        ring_end = self._earlier_row.size + self.ring.stop - self.ring.start
-        statistics, rest = row + statistics[self._earlier_row.size : ring_end], statistics[ring_end:]
+        row = self._row_without_anomaly.pack(
+            *numbers[: self.block.start], *zeros, *numbers[self.block.stop :], *sums, *zeros
+        )
+        ring_end = self._row_without_recent.size + self.ring.stop - self.ring.start
+        statistics, rest = row + statistics[self._row_without_recent.size : ring_end], statistics[ring_end:]
         if not self.intervals:
             return statistics
         columns = np.reshape(self._earlier_interval_states.unpack_from(rest), (3, -1)).tolist()
         states = [IntervalState(*state, *state[1:], *state[1:]) for state in zip(*columns, strict=True)]
         return statistics + self.pack_interval_states(states) + rest[self._earlier_interval_states.size :]
+
+    def anomaly_kind(self, statistics: bytes) -> AnomalyKind | None:
+        """Returns what a session's anomaly is; None if the model has no surprise."""
+        if not self.head.surprise:
+            return None
+        return KINDS[int(self.row.unpack_from(statistics)[self.anomaly.start])]
 
     def pack_interval_states(self, states: Sequence[IntervalState]) -> bytes:
         """Returns the bytes of each target's state."""

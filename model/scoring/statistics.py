@@ -18,7 +18,8 @@ from onward.model.distribution import Named
 from onward.model.inputs import InputArray
 from onward.model.manifest import RANKED
 from onward.model.runner import Outputs
-from onward.model.scoring.conformal import IntervalState, anomalies, correct_interval, min_scores_for_interval
+from onward.model.scoring.anomaly import score_surprise
+from onward.model.scoring.conformal import IntervalState, correct_interval, min_scores_for_interval
 from onward.model.scoring.layout import (
     ALARM,
     ALARMS,
@@ -174,19 +175,18 @@ class RunningStatistics:
         An input with a missing target has no anomaly, and its surprise does not enter the ring.
         """
         counted = [surprise for surprise, present in zip(compared, complete, strict=True) if present]
-        found: list[float] = []
-        if counted:
-            found, ring = anomalies(ring, int(numbers[INPUTS]), counted)
-        following = iter(found)
+        line, end, state = ring + np.array(counted, np.float32).tobytes(), len(ring), self._layout.anomaly.start
+        following = iter(counted)
         for surprise, present, step_scores in zip(surprises, complete, scores, strict=True):
             anomaly = math.nan
             if present:
-                anomaly = next(following)
+                anomaly = score_surprise(numbers, state, int(numbers[INPUTS]), line, end, next(following))
+                end += np.dtype(np.float32).itemsize
                 numbers[INPUTS] += 1
                 numbers[SURPRISE] += surprise
                 numbers[ALARMS] += anomaly >= ALARM
             step_scores.append(anomaly)
-        return ring
+        return line[-len(ring) :]
 
     def _correct(self, statistics: list[bytes], scores: list[Rows], before: State, outputs: Outputs) -> list[bytes]:
         """Returns the statistics with updated intervals; appends the next input's interval to each step's scores."""

@@ -10,7 +10,8 @@ from struct import Struct
 import numpy as np
 
 from onward.model.manifest import RANKED
-from onward.model.scoring.conformal import BLOCK, anomaly
+from onward.model.scoring.anomaly import score_surprise
+from onward.model.scoring.conformal import BLOCK
 from onward.model.scoring.layout import ALARM, ALARMS, INPUTS, SURPRISE, StatisticsLayout
 from onward.model.scoring.surprise import comparable
 
@@ -48,8 +49,7 @@ class StepScorer:
             if layout.head.transforms:
                 actual = np.array([values[column] for column in layout.columns])
                 compared = comparable(layout.head, actual, np.asarray(surprise)).item()
-            reaching = int(np.count_nonzero(np.frombuffer(ring, np.float32) >= compared))
-            found = anomaly(int(numbers[INPUTS]), reaching)
+            found = score_surprise(numbers, layout.anomaly.start, int(numbers[INPUTS]), data, ring_end, compared)
             numbers[INPUTS] += 1
             numbers[SURPRISE] += surprise
             numbers[ALARMS] += found >= ALARM

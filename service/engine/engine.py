@@ -21,6 +21,7 @@ from onward.model.repository import Opened
 from onward.model.runner import Outputs, StepModel
 from onward.model.sampling import rollout
 from onward.model.sampling.rollout_inputs import RolloutInputs
+from onward.model.scoring.anomaly import AnomalyKind
 from onward.model.scoring.statistics import IntervalStatistics, TargetStatistics
 from onward.model.scoring.surprise import NO_SURPRISES
 from onward.service.engine.batching import batcher
@@ -220,18 +221,21 @@ class Engine:
         ttl_s: float | None = None,
         inputs: Inputs | None = None,
         interval: float | None = None,
+        anomaly: AnomalyKind | None = None,
         has_left: Callable[[], bool] | None = None,
     ) -> tuple[Session, StepResult]:
         """Creates a session, which starts after it has consumed `inputs`. The result's outputs are the last prediction.
 
-        interval: the nominal coverage of its prediction intervals. Raises SessionExistsError if a live session has the
-        id; the id of an ended session is free.
+        interval: the nominal coverage of its prediction intervals. anomaly: what its anomaly is; None: the default.
+        Raises SessionExistsError if a live session has the id; the id of an ended session is free.
         """
         model = self.models.named(name, version)
         scores = self._batchers.accuracy(model)
         if interval is not None and scores.why_no_intervals is not None:
             raise InvalidInputError(Fault("interval", scores.why_no_intervals))
-        accuracy = scores.initial(interval)
+        if anomaly is not None and scores.why_no_anomaly is not None:
+            raise InvalidInputError(Fault("anomaly", scores.why_no_anomaly))
+        accuracy = scores.initial(interval, anomaly)
         claim = self.sessions.claim(tenant, session_id)
         step, state = 0, model.layout.initial(1)
         outputs, surprise = model.last_prediction(state), NO_SURPRISES
@@ -262,6 +266,7 @@ class Engine:
         ttl_s: float | None = None,
         inputs: Inputs | None = None,
         interval: float | None = None,
+        anomaly: AnomalyKind | None = None,
         has_left: Callable[[], bool] | None = None,
     ) -> tuple[Session, StepResult]:
         """Returns the live session under that id, created as by `create` if there is none. The result says which.
@@ -279,6 +284,7 @@ class Engine:
                     ttl_s=ttl_s,
                     inputs=inputs,
                     interval=interval,
+                    anomaly=anomaly,
                     has_left=has_left,
                 )
             with suppress(
@@ -289,6 +295,7 @@ class Engine:
         record = session.record
         _, intervals = self.accuracy(record)
         coverage = None if intervals is None else intervals.wanted
+        kind = self.anomaly_kind(record)
         differences = (
             (name != record.ref.model, f"runs on the model {record.ref.model!r}"),
             (version not in (None, record.ref.version), f"runs on version {record.ref.version}"),
@@ -297,6 +304,7 @@ class Engine:
                 interval not in (None, coverage),
                 f"has {'no intervals' if coverage is None else f'intervals of {coverage:g}'}",
             ),
+            (anomaly not in (None, kind), f"has {'no anomaly' if kind is None else f'the anomaly {kind!r}'}"),
         )
         for differs, difference in differences:
             if differs:
@@ -329,6 +337,14 @@ class Engine:
         except ModelGoneError:
             return None, None
         return scores.target_statistics(record.accuracy), scores.interval_statistics(record.accuracy)
+
+    def anomaly_kind(self, record: Record) -> AnomalyKind | None:
+        """Returns what the session's anomaly is; None: it has none, or its model is gone."""
+        try:
+            scores = self._batchers.accuracy(self.models.of(record))
+        except ModelGoneError:
+            return None
+        return scores.anomaly_kind(record.accuracy)
 
     def _every(self, seconds: float, task: Callable[[], object]) -> None:
         while True:

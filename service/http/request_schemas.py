@@ -19,6 +19,8 @@ from pydantic import (
     WrapValidator,
 )
 
+from onward.model.scoring.anomaly import AnomalyKind
+
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
@@ -105,12 +107,19 @@ Interval = Annotated[
 ]
 
 
+AnomalyOption = Annotated[
+    AnomalyKind,
+    Field(description="what `anomaly` in responses is: run (default), tail or rank; see docs/api.md"),
+]
+
+
 class CreateSession(Body):
     session_id: SessionId | None = None
     version: Version | None = None
     ttl_s: TtlS | None = None
     inputs: Inputs | None = None
     interval: Interval | None = None
+    anomaly: AnomalyOption | None = None
 
 
 class EnsureSession(Body):
@@ -120,6 +129,7 @@ class EnsureSession(Body):
     ttl_s: TtlS | None = None
     inputs: Inputs | None = None
     interval: Interval | None = None
+    anomaly: AnomalyOption | None = None
 
 
 class ForkSession(Body):

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, Json, RootModel
 
+from onward.model.scoring.anomaly import AnomalyKind
 from onward.model.tables.settings import TableSettings
 from onward.model.transforms import Transform
 from onward.service.http.request_schemas import Body
@@ -47,7 +48,7 @@ class Scores(Body):
     ] = None
     anomaly: Annotated[
         list[float | None] | None,
-        Field(description="from 0 to 1, how unusual the surprise is among the session's last 256; null below 19"),
+        Field(description="from 0 to 1, how unusual the input is for the session; null in the first 19 inputs"),
     ] = None
     interval: Annotated[Bounds | None, Field(description="of a session that asked for intervals")] = None
 
@@ -245,6 +246,7 @@ class IntervalInfo(Body):
 class SessionDetail(SessionInfo):
     accuracy: Annotated[dict[str, TargetAccuracy] | None, Field(description="by target; null where the model has none")]
     interval: IntervalInfo | None
+    anomaly: Annotated[AnomalyKind | None, Field(description="what its anomaly is; null where the model has none")]
 
 
 class CreatedSession(SessionInfo):

@@ -34,6 +34,7 @@ def create(engine: Engine, model: str) -> Response:
         ttl_s=body.ttl_s,
         inputs=body.inputs,
         interval=body.interval,
+        anomaly=body.anomaly,
         has_left=client(),
     )
     return _created(session, result.listed() if listed_only else result)
@@ -51,6 +52,7 @@ def ensure(engine: Engine, model: str, session_id: str) -> Response:
         ttl_s=body.ttl_s,
         inputs=body.inputs,
         interval=body.interval,
+        anomaly=body.anomaly,
         has_left=client(),
     )
     return _created(session, result.listed() if listed_only else result)
@@ -91,7 +93,12 @@ def show(engine: Engine, session_id: str) -> Response:
     session = engine.sessions.get(TENANT, checked(session_id))
     targets, interval = engine.accuracy(session.record)
     accuracy = None if targets is None else {target: scores.fields() for target, scores in targets.items()}
-    return json(_info(session) | {"accuracy": accuracy, "interval": interval and interval._asdict()})
+    detail = {
+        "accuracy": accuracy,
+        "interval": interval and interval._asdict(),
+        "anomaly": engine.anomaly_kind(session.record),
+    }
+    return json(_info(session) | detail)
 
 
 def delete(engine: Engine, session_id: str) -> Response:

@@ -27,8 +27,10 @@ TOMBSTONE_S = 86_400.0
 """The seconds for which a tombstone is stored."""
 
 _NAME = b"OWR"  # Onward record
-_SECTIONS, _TOMBSTONE, _RECORD = 4, 5, 6
-"""The formats. Format 4 is of records, and of tombstones before format 5, without a part of fixed layout."""
+_SECTIONS, _TOMBSTONE, _RECORD_BEFORE_ANOMALY, _RECORD = 4, 5, 6, 7
+"""The formats. Format 4 is of records, and of tombstones before format 5, without a part of fixed layout. Formats 6 and
+7 differ in the running statistics alone.
+"""
 _CRC = struct.Struct("<4sI")
 REVISION = slice(_CRC.size, _CRC.size + 8)
 """The position of the revision in a record's bytes, of any format."""
@@ -306,13 +308,18 @@ def from_bytes(data: bytes) -> Record | Tombstone:
 
 
 def _record(data: bytes) -> Record:
-    """Reads format 6: the bytes stay as they are."""
+    """Reads format 7: the bytes stay as they are."""
     if len(data) < HEAD.size:
         raise DamagedRecordError("it is no record of Onward's, or cut short")
     end = HEAD.size + sum(_SIZES.unpack_from(data, _SIZES_START))
     if end != len(data):
         raise DamagedRecordError(f"{len(data)} bytes long, its sections end at {end}")
     return Record(data)
+
+
+def _record_before_anomaly(data: bytes) -> Record:
+    """Reads format 6, whose statistics the engine recognises by their length."""
+    return _record(MAGIC + data[len(MAGIC) :])
 
 
 _SECTIONS_HEAD = struct.Struct("<QQddddBQddI32sHHIIII")
@@ -370,6 +377,7 @@ def _reason(number: int) -> EndReason:
 _READERS: dict[int, Callable[[bytes], Record | Tombstone]] = {
     _SECTIONS: _record_of_sections,
     _TOMBSTONE: _tombstone,
+    _RECORD_BEFORE_ANOMALY: _record_before_anomaly,
     _RECORD: _record,
 }
 """The readers by the format's number."""

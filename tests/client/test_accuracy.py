@@ -135,17 +135,18 @@ def test_a_session_tells_how_it_has_done(server: Server, client: Client) -> None
 
 
 @pytest.mark.parametrize(
-    ("model", "inputs", "interval"),
+    ("model", "inputs", "options"),
     [
-        ("weather", weather(230), 0.9),
-        ("pulse", pulse(230), None),
-        ("characters", "The assert statement of the la", None),
+        ("weather", weather(230), {"interval": 0.9}),
+        ("pulse", pulse(230), {}),
+        ("pulse", pulse(230), {"anomaly": "tail"}),
+        ("characters", "The assert statement of the la", {"anomaly": "rank"}),
     ],
 )
-def test_in_process_it_is_told_alike(client: Client, model: str, inputs: Any, interval: float | None) -> None:
+def test_in_process_it_is_told_alike(client: Client, model: str, inputs: Any, options: dict[str, Any]) -> None:
     """Seeded, step by step, many at once and forked: every number of a service's answers, and of what it keeps."""
-    local = onward.load(ZOO / model / "1").session(inputs=inputs[:3], interval=interval)
-    with client.session(model, inputs=inputs[:3], interval=interval) as remote:
+    local = onward.load(ZOO / model / "1").session(inputs=inputs[:3], **options)
+    with client.session(model, inputs=inputs[:3], **options) as remote:
         for session in (local, remote):
             assert session.prediction is not None
             assert (session.prediction.surprise, session.prediction.error, session.prediction.anomaly) == (None,) * 3
@@ -161,6 +162,7 @@ def test_in_process_it_is_told_alike(client: Client, model: str, inputs: Any, in
             assert statistics(fork.info()) == statistics(away.info())
         assert statistics(local.info()) == statistics(remote.info())
         assert local.info().accuracy is not None
+        assert local.info().anomaly == options.get("anomaly", "run")
 
 
 def assert_equal(mine: Prediction | Predictions, expected_prediction: Prediction | Predictions) -> None:
@@ -176,7 +178,7 @@ def assert_equal(mine: Prediction | Predictions, expected_prediction: Prediction
 
 
 def statistics(info: SessionInfo) -> tuple[Any, ...]:
-    return info.step, info.surprise, info.accuracy, info.interval
+    return info.step, info.surprise, info.accuracy, info.interval, info.anomaly
 
 
 @pytest.mark.parametrize("interval", [0.4, 1.0])
@@ -185,6 +187,9 @@ def test_an_interval_that_no_service_takes_is_refused_in_process(client: Client,
         with pytest.raises(InvalidRequest) as refused:
             begin("pulse", interval=interval)
         assert [error["field"] for error in refused.value.errors] == ["interval"]
+        with pytest.raises(InvalidRequest) as refused:
+            begin("pulse", anomaly="mean")  # type: ignore[arg-type]
+        assert [error["field"] for error in refused.value.errors] == ["anomaly"]
         with pytest.raises(InvalidRequest, match="predicts no numbers, so there are no intervals"):
             begin("characters", interval=0.9)
 

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from onward.model.repository import Opened
 from onward.model.runner import Outputs, StepModel
-from onward.model.scoring.conformal import MIN_SCORES, RING_SIZE
+from onward.model.scoring.anomaly import MIN_SCORES, RUN
+from onward.model.scoring.conformal import RING_SIZE
 from onward.service.engine.engine import Engine, Limits
 from onward.service.store.lmdb import LmdbStore
 
@@ -33,7 +34,33 @@ def previous_predictions(model: StepModel, outputs: Outputs) -> Outputs:
 
 
 def anomaly_scores(surprise: NDArray[np.float32]) -> list[float]:
-    """Returns the anomaly score of each step, computed one by one from a list of the earlier surprises."""
+    """Returns the anomaly score `run` of each step, computed one by one from a list of the earlier surprises."""
+    scores: list[float] = []
+    mean = variance = 0.0
+    for step, current in enumerate(surprise.tolist()):
+        deviation, entered, run = math.sqrt(variance), current, 0.0
+        for value in surprise[max(0, step - RUN + 1) : step + 1].tolist():
+            run += value
+        above = (run / RUN - mean) / deviation if deviation else math.copysign(math.inf, run / RUN - mean)
+        probability = min(1, 0.4 / _power_of_16(max(1 + above / 5, 0.5))) if run / RUN != mean or deviation else 1.0
+        scores.append(1 - probability if step >= MIN_SCORES else math.nan)
+        if step >= MIN_SCORES and deviation:
+            entered = min(current, mean + 50 * deviation)
+        weight, difference = 1 / min(step + 1, RING_SIZE), entered - mean
+        mean += weight * difference
+        variance += weight * (difference * (entered - mean) - variance)
+    return scores
+
+
+def _power_of_16(base: float) -> float:
+    """Returns base^16 with the bits of four squarings."""
+    for _ in range(4):
+        base *= base
+    return base
+
+
+def rank_scores(surprise: NDArray[np.float32]) -> list[float]:
+    """Returns the anomaly score `rank` of each step, computed one by one from a list of the earlier surprises."""
     scores = []
     for step, current in enumerate(surprise):
         recent = surprise[max(0, step - RING_SIZE) : step]

@@ -3,6 +3,7 @@ replaying inputs from its history.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from onward.model.scoring.layout import nominal_coverage
 from onward.model.scoring.surprise import NO_SURPRISES
@@ -11,7 +12,7 @@ from onward.service.engine.models import Models, ref_of, state_of
 from onward.service.engine.sessions import history
 from onward.service.engine.sessions.history import Point
 from onward.service.engine.sessions.lifecycle import Session, SessionLifecycle
-from onward.service.errors import Fault, HistoryError, InvalidInputError
+from onward.service.errors import Fault, HistoryError, InvalidInputError, ModelGoneError
 from onward.service.store import idempotency
 from onward.service.store.record import Record
 
@@ -67,7 +68,8 @@ class SessionRewind:
         """Returns the session on another version of its model, None: the highest; and how many inputs were replayed.
 
         Its state and its statistics are those of the new version after the inputs in the history. The step stays, and
-        so does the nominal coverage of its intervals, if the new version has any. Raises as `SessionLifecycle.get`
+        so does the nominal coverage of its intervals, if the new version has any, and what its anomaly is, if its
+        version before is still served. Raises as `SessionLifecycle.get`
         does, UnknownModelError, UnknownVersionError, HistoryError if the history has no inputs, or if the new version
         has other features.
         """
@@ -84,7 +86,10 @@ class SessionRewind:
                 raise HistoryError(f"version {model.manifest.version} of {record.ref.model!r} has other features")
             past = past._replace(inputs=past.inputs.astype(model.input_dtype))
             state, surprise = initial.tobytes(), NO_SURPRISES
-            accuracy = self._batchers.accuracy(model).initial(nominal_coverage(record.accuracy))
+            kind = None
+            with suppress(ModelGoneError):
+                kind = self._batchers.accuracy(self._models.of(record)).anomaly_kind(record.accuracy)
+            accuracy = self._batchers.accuracy(model).initial(nominal_coverage(record.accuracy), kind)
             if len(past.inputs):
                 result = self._batchers.run_standalone(
                     model,

@@ -1,4 +1,4 @@
-"""Anomalies and adaptive intervals, against loops over lists and against many draws."""
+"""Adaptive intervals, against loops over lists and against many draws."""
 
 import math
 from itertools import pairwise
@@ -11,43 +11,11 @@ from hypothesis import strategies as st
 from onward.model.manifest import Head
 from onward.model.scoring.central_interval import CentralInterval
 from onward.model.scoring.conformal import (
-    EMPTY,
     RING_SIZE,
     UNFILLED,
     IntervalState,
-    anomalies,
-    anomalies_of_rows,
     correct_interval,
 )
-from onward.model.scoring.layout import ALARM
-from tests.helpers.expected_scores import anomaly_scores
-
-
-def test_ties_count_against_an_anomaly() -> None:
-    """A score equal to earlier ones is not unusual: one by one, many at once and in batches of rows."""
-    scores = np.random.default_rng(0).integers(6, size=400).astype(np.float32)
-    expected = np.array(anomaly_scores(scores))
-    found, ring = anomalies(EMPTY, 0, scores.tolist())
-    np.testing.assert_array_equal(found, expected)
-    rings, single_ring = np.frombuffer(EMPTY * 2, np.float32).reshape(2, -1).copy(), EMPTY
-    for count, score in enumerate(scores):
-        both = anomalies_of_rows(rings, np.full(2, float(count)), np.full(2, score))
-        single, single_ring = anomalies(single_ring, count, [float(score)])
-        np.testing.assert_array_equal(both, single * 2)
-        np.testing.assert_array_equal(single, expected[count : count + 1])
-    assert ring == single_ring == rings[1].tobytes()
-
-
-def test_the_rate_of_false_alarms_is_the_documented_one() -> None:
-    """docs/metrics.md: none of a session's first 99 inputs, 0.0034 of the first 200, and 2 / 257 in long ones."""
-    sessions, rng = 2000, np.random.default_rng(0)
-    rings, rates = np.full((sessions, RING_SIZE), -np.inf, np.float32), []
-    for count in range(600):
-        found = anomalies_of_rows(rings, np.full(sessions, float(count)), rng.random(sessions, np.float32))
-        rates.append((found >= ALARM).mean())
-    assert sum(rates[:99]) == 0 < rates[99]
-    assert np.mean(rates[:200]) == pytest.approx(0.0034, abs=0.0004)
-    assert np.mean(rates[RING_SIZE:]) == pytest.approx(2 / 257, abs=0.0005)
 
 
 @pytest.mark.parametrize(

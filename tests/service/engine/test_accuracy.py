@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onward.model.manifest import Feature
 from onward.model.repository import Opened, open_all
 from onward.model.runner import StepModel
+from onward.model.scoring.anomaly import AnomalyKind
 from onward.model.scoring.layout import ANOMALY, ERROR, HIGH, LOW
 from onward.service.engine.batching.batch_row import StepRequest, StepResult
 from onward.service.engine.engine import Engine, Limits
@@ -120,16 +121,20 @@ def test_statistics_equal_those_of_the_whole_series(
         assert outputs[ANOMALY].tobytes() == np.array(nominal["anomaly"], np.float32)[-len(outputs) :].tobytes()
 
 
-@pytest.mark.parametrize("interval", [None, 0.9])
-def test_stored_statistics_do_not_depend_on_calls(engines: dict[str, Engine], interval: float | None) -> None:
+@pytest.mark.parametrize(("interval", "anomaly"), [(None, None), (0.9, None), (None, "tail"), (None, "rank")])
+def test_stored_statistics_do_not_depend_on_calls(
+    engines: dict[str, Engine], interval: float | None, anomaly: AnomalyKind | None
+) -> None:
     """The bits are the same however the inputs were divided into calls."""
     engine, series = engines["gaussian"], draw(1, STEPS, 3)[0].tolist()
+    stored, answers = set[bytes](), set[bytes]()
     for name, size in (("one", 1), ("some", 7), ("many", 100), ("all", STEPS)):
-        engine.create(T, "tiny", session_id=f"{name}-{interval}", interval=interval)
-        for start in range(0, STEPS, size):
-            engine.steps.step(T, f"{name}-{interval}", series[start : start + size])
-    stored = {engine.sessions.get(T, f"{name}-{interval}").record.accuracy for name in ("one", "some", "many", "all")}
-    assert len(stored) == 1
+        session_id = f"{name}-{interval}-{anomaly}"
+        engine.create(T, "tiny", session_id=session_id, interval=interval, anomaly=anomaly)
+        found = [engine.steps.step(T, session_id, series[at : at + size]).outputs for at in range(0, STEPS, size)]
+        answers.add(np.concatenate(found)[ANOMALY].tobytes())
+        stored.add(engine.sessions.get(T, session_id).record.accuracy)
+    assert len(stored) == len(answers) == 1
     assert stored != {b""}
 
 
@@ -249,8 +254,9 @@ def test_forks_keep_and_rewinds_restore_the_statistics(tmp_path: Path) -> None:
     engine = start_engine(tmp_path / "store", model, history=20)
     series = draw(1, 80)[0].tolist()
     stored = []
-    for interval in (None, 0.9):
-        session, _ = engine.create(T, "tiny", interval=interval)
+    options: list[tuple[float | None, AnomalyKind | None]] = [(None, None), (0.9, None), (None, "tail")]
+    for interval, anomaly in options:
+        session, _ = engine.create(T, "tiny", interval=interval, anomaly=anomaly)
         name = session.session_id
         for step in range(80):
             engine.steps.step(T, name, series[step : step + 1])
@@ -263,6 +269,7 @@ def test_forks_keep_and_rewinds_restore_the_statistics(tmp_path: Path) -> None:
         assert engine.history.migrate(T, name, None)[0].record.accuracy != stored[-1]
         _, moved = engine.accuracy(engine.sessions.get(T, name).record)
         assert (moved and moved.wanted) == interval
+        assert engine.anomaly_kind(engine.sessions.get(T, name).record) == (anomaly or "run")
     engine.close()
 
 

@@ -10,9 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from onward.model.runner import Outputs, StepModel
+from onward.model.scoring.anomaly import MIN_SCORES
 from onward.model.scoring.conformal import (
     GAMMA,
-    MIN_SCORES,
     RING_SIZE,
 )
 from onward.model.scoring.layout import ANOMALY, HIGH, LOW
@@ -35,11 +35,11 @@ def noise(model: StepModel, steps: int, rng: np.random.Generator, spread: Callab
 
 
 def test_anomalies_are_calibrated(tmp_path: Path) -> None:
-    """If every input is as unusual as any other, 5% have 0.95 or more and 1% at most 0.99; an outlier has it."""
+    """If every input is as unusual as any other, 5% have the rank 0.95 or more, 1% at most 0.99; an outlier has it."""
     model = make_bundle(tmp_path / "models")
     engine = start_engine(tmp_path / "store", model)
     series = noise(model, 6000, np.random.default_rng(0), lambda _: 1.0)
-    engine.create(T, "tiny", session_id="s")
+    engine.create(T, "tiny", session_id="s", anomaly="rank")
     values = engine.steps.step(T, "s", series).outputs[ANOMALY]
     assert np.isnan(values[:MIN_SCORES]).all()
     assert not np.isnan(values[MIN_SCORES:]).any()

@@ -157,7 +157,7 @@ def test_items_of_one_call_create_their_sessions(engine: Engine) -> None:
 
 def test_ensure_creates_once_and_confirms_after(engine: Engine) -> None:
     """A repeated call returns the session as it is, also after steps, and changes nothing."""
-    options = {"ttl_s": 60.0, "inputs": [[500.0], [501.0]], "interval": 0.9}
+    options = {"ttl_s": 60.0, "inputs": [[500.0], [501.0]], "interval": 0.9, "anomaly": "tail"}
     session, answer = engine.ensure(T, "pulse", "s", **options)  # type: ignore[arg-type]
     again, confirmed = engine.ensure(T, "pulse", "s", **options)  # type: ignore[arg-type]
     assert (answer.created, confirmed.created) == (True, False)
@@ -174,6 +174,7 @@ def test_ensure_creates_once_and_confirms_after(engine: Engine) -> None:
         ("weather", {}, "runs on the model 'pulse'"),
         ("pulse", {"ttl_s": 61.0}, "has a ttl_s of 60"),
         ("pulse", {"interval": 0.8}, "has intervals of 0.9"),
+        ("pulse", {"anomaly": "rank"}, "has the anomaly 'run'"),
         ("pulse", {"inputs": [[500], [502]]}, "not known to be seeded with these inputs"),
     ],
 )

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from onward.model.runner import Outputs
+from onward.model.scoring.anomaly import KINDS, AnomalyKind
 from onward.model.scoring.layout import ERROR, StatisticsLayout
 from onward.model.scoring.statistics import IntervalStatistics, RecentStatistics, TargetStatistics
 from onward.service.engine.batching.batch_row import StepRequest, StepResult
@@ -39,8 +40,10 @@ from tests.service.store.write_fixtures import (
 )
 
 FORMATS = sorted(folder.name for folder in FIXTURES.glob("format-*"))
-PRESENT = "format-6-recent"
-"""The folder whose sessions have the present layout of statistics, with those over recent inputs."""
+PRESENT = "format-7"
+"""The folder whose sessions have the present layout of statistics. In the others, each anomaly is a rank."""
+WITH_RECENT = {"format-6-recent", PRESENT}
+"""The folders whose sessions have statistics over recent inputs."""
 Scores = tuple[dict[str, TargetStatistics] | None, IntervalStatistics | None]
 NEXT: Inputs = draw(1, 5, 2, seed=99)[0].tolist()
 """Inputs that each session consumes after what is stored."""
@@ -51,7 +54,7 @@ class Stored:
 
     def __init__(self, folder: Path, copy: Path, history: int) -> None:
         written_at, self.sessions = read_account(folder)
-        self.counts_recent = folder.name == PRESENT
+        self.is_present, self.counts_recent = folder.name == PRESENT, folder.name in WITH_RECENT
         self.engine = start(open_store(folder, copy), lambda: written_at + 60, history=history)
         self.alive = [session for session in self.sessions if session.ended is None]
 
@@ -97,7 +100,8 @@ def test_the_present_layout_of_statistics_is_that_of_the_last_fixtures(folder: P
         layout = StatisticsLayout(stored.engine.models.of(record), intervals=session.interval is not None)
         if session.scored and record.accuracy:  # format 4 has none before the first input
             sizes.add(len(record.accuracy))
-            expected_sizes.add(layout.size if stored.counts_recent else layout.earlier_size)
+            earlier = max(layout.earlier_sizes) if stored.counts_recent else min(layout.earlier_sizes)
+            expected_sizes.add(layout.size if stored.is_present else earlier)
     stored.engine.close()
     assert sizes == expected_sizes
     assert len(sizes) == 2, "with and without intervals"
@@ -119,7 +123,8 @@ def test_stored_sessions_go_on(stored: Stored, together: bool) -> None:
     """Next steps have the bits of a bare loop, and the scores of a session that made all its steps now."""
     steps, found = stored.engine.steps, defaultdict[str, list[Outputs]](list)
     expected_steps = [expected(session, NEXT) for session in stored.alive]
-    twins = [_twin(stored.engine, session) for session in stored.alive]
+    default: AnomalyKind | None = None if stored.is_present else "rank"
+    twins = [_twin(stored.engine, session, session.anomaly or default) for session in stored.alive]
     for number, inputs in enumerate(NEXT):
         if together:
             requests = [StepRequest(session.session_id, [inputs]) for session in stored.alive]
@@ -140,8 +145,10 @@ def test_stored_sessions_go_on(stored: Stored, together: bool) -> None:
             for tenant, name in ((TENANT, session.session_id), ("twins", twin))
         )
         assert record.surprise == twin_record.surprise
+        if session.scored and session.inputs:  # others may have no statistics yet, and so begin with the default
+            assert stored.engine.anomaly_kind(record) == (session.anomaly or default or KINDS[0])
         if session.scored and stored.counts_recent:
-            assert stored.engine.accuracy(record) == stored.engine.accuracy(twin_record)
+            assert record.accuracy == twin_record.accuracy
         elif session.scored:
             assert_scores_go_on(stored.engine.accuracy(record), stored.engine.accuracy(twin_record))
             targets, _ = stored.engine.accuracy(record)
@@ -152,7 +159,7 @@ def test_stored_sessions_go_on(stored: Stored, together: bool) -> None:
                 assert targets[target].recent.mae == pytest.approx(np.abs(error).mean(), rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ["format-4", "format-6"])
+@pytest.mark.parametrize("name", sorted(set(FORMATS) - WITH_RECENT))
 def test_statistics_of_earlier_versions_have_no_recent_inputs(name: str, tmp_path: Path) -> None:
     """Sessions that were stored before there were recent statistics have those of the whole session alone."""
     stored = Stored(FIXTURES / name, tmp_path / "copy", 0)
@@ -230,9 +237,16 @@ def test_exported_sessions_are_restored(stored: Stored, folder: Path) -> None:
         assert_equal(stored.engine.steps.step(TENANT, session.session_id, NEXT), expected(session, NEXT))
 
 
-def _twin(engine: Engine, session: StoredSession) -> str:
+def _twin(engine: Engine, session: StoredSession, anomaly: AnomalyKind | None) -> str:
     """Creates a session that takes all stored inputs now, one by one, and returns its id."""
-    engine.create("twins", MODEL, version=session.version, session_id=session.session_id, interval=session.interval)
+    engine.create(
+        "twins",
+        MODEL,
+        version=session.version,
+        session_id=session.session_id,
+        interval=session.interval,
+        anomaly=anomaly,
+    )
     for inputs in session.inputs:
         engine.steps.step("twins", session.session_id, [inputs])
     return session.session_id

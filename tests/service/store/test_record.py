@@ -72,7 +72,8 @@ def test_every_version_reads_the_records_of_earlier_versions() -> None:
     )  # fmt: skip
     assert records.from_bytes(FORMAT_4) == record
     assert records.from_bytes(FORMAT_6) == record
-    assert record.to_bytes() == FORMAT_6
+    assert record.to_bytes() == FORMAT_7
+    assert records.from_bytes(FORMAT_7) == record
     tombstone = Tombstone(0xFEDCBA9876543210, "deleted", 1_700_000_100.0)
     assert records.from_bytes(FORMAT_4_TOMBSTONE) == tombstone
     assert records.from_bytes(FORMAT_5) == tombstone
@@ -84,6 +85,12 @@ FORMAT_4 = bytes.fromhex(
     "000700000000000000000000000000e03f000000000000d03f03000000000102030405060708090a0b0c0d0e0f101112131415161718191a"
     "1b1c1d1e1f06000500080000000700000008000000050000007075626c696370756c73657265717565737473686973746f72796163637572"
     "6163797374617465"
+)
+FORMAT_7 = bytes.fromhex(
+    "4f5752074293887defcdab8967452301070000000000000000001040fc54d9410000204ffc54d941000000000020ac40000020d3ff54d941"
+    "0700000000000000000000000000e03f000000000000d03f03000000000102030405060708090a0b0c0d0e0f101112131415161718191a1b"
+    "1c1d1e1f0800000005000000060005000800000007000000616363757261637973746174657075626c696370756c73657265717565737473"
+    "686973746f7279"
 )
 FORMAT_6 = bytes.fromhex(
     "4f5752064293887defcdab8967452301070000000000000000001040fc54d9410000204ffc54d941000000000020ac40000020d3ff54d941"
@@ -97,8 +104,10 @@ FORMAT_5 = bytes.fromhex("4f5752058ef3e8881032547698badcfe0200000059fc54d941")
 def test_a_record_of_another_version_of_onward_is_not_called_damaged() -> None:
     """The error names the record's format and the readable formats; bytes that are no record are called damaged."""
     data = records.new_record("public", BundleRef("m", 1, bytes(32)), b"", 0, (0, 0.0, 0.0)).to_bytes()
-    for foreign in (3, 7):
-        with pytest.raises(ForeignRecordError, match=f"in format {foreign}, and this version reads formats 4, 5 and 6"):
+    for foreign in (3, 8):
+        with pytest.raises(
+            ForeignRecordError, match=f"in format {foreign}, and this version reads formats 4, 5, 6 and 7"
+        ):
             records.from_bytes(data[:3] + bytes([foreign]) + data[4:])
     for damaged in (b"", b"OWR", data[:15], b"\x00" * 300):
         with pytest.raises(DamagedRecordError, match="it is no record of Onward's, or cut short"):

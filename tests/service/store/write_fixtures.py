@@ -4,10 +4,11 @@
 
 `test_fixtures.py` reads such folders. Write one for each new format, and for each new layout of the statistics within a
 format, with the version that introduces it, and never write it again: later versions must read what that version wrote.
-`fixtures/format-6-recent` was written by the version that introduced statistics over recent inputs. The sessions run on
-the bundles in `fixtures/models`, which stay as they are too. Onward 0.2.0 wrote `fixtures/format-4` and the bundle
-tiny/1; the bundle tiny/2 was written by the version that introduced format 6. Revisions of records are random; all else
-is the same each time.
+`fixtures/format-6-recent` was written by the version that introduced statistics over recent inputs, and
+`fixtures/format-7` by the one that introduced the kinds of anomalies. The sessions run on the bundles in
+`fixtures/models`, which stay as they are too. Onward 0.2.0 wrote `fixtures/format-4` and the bundle tiny/1; the bundle
+tiny/2 was written by the version that introduced format 6. Revisions of records are random; all else is the same each
+time.
 """
 
 import json
@@ -23,6 +24,7 @@ import gevent
 import numpy as np
 
 from onward.model.repository import open_all
+from onward.model.scoring.anomaly import KINDS, AnomalyKind
 from onward.model.scoring.conformal import BLOCK
 from onward.service.engine.engine import Engine, Limits
 from onward.service.store.lmdb import LmdbStore
@@ -57,7 +59,7 @@ class StoredRequest:
 class StoredSession:
     """A session. inputs: all that its state has consumed. scored: whether its predictions were scored from the start.
 
-    ended: why, if it has ended; "due" if it has expired and was not swept.
+    anomaly: the option; None: it was left out. ended: why, if it has ended; "due" if it has expired and was not swept.
     """
 
     session_id: str
@@ -68,6 +70,7 @@ class StoredSession:
     history: bool = False
     scored: bool = True
     ended: str | None = None
+    anomaly: AnomalyKind | None = None
 
 
 def write(folder: Path) -> None:
@@ -114,7 +117,9 @@ def start(store_folder: Path, clock: Callable[[], float], **limits: Any) -> Engi
 
 
 def _create(engine: Engine, name: str, version: int, **options: Any) -> StoredSession:
-    session = StoredSession(f"{name}-{version}", version, interval=options.get("interval"))
+    session = StoredSession(
+        f"{name}-{version}", version, interval=options.get("interval"), anomaly=options.get("anomaly")
+    )
     engine.create(TENANT, MODEL, version=version, session_id=session.session_id, **options)
     session.inputs += options.get("inputs") or []
     return session
@@ -163,7 +168,11 @@ def _plain(engine: Engine, version: int) -> list[StoredSession]:
     interval = _create(engine, "interval", version, interval=COVERAGE)
     for number, row in enumerate(_inputs(15, 7)):
         _step(engine, interval, [row], f"r{number}")
-    return [fresh, stepped, retried, seeded, interval]
+    of_kinds = [_create(engine, f"anomaly-{kind}", version, anomaly=kind) for kind in KINDS]
+    for number, session in enumerate(of_kinds):
+        for row in _inputs(110, 30 + number):
+            _step(engine, session, [row])
+    return [fresh, stepped, retried, seeded, interval, *of_kinds]
 
 
 def _together(engine: Engine, version: int) -> list[StoredSession]:
