@@ -251,7 +251,7 @@ class SessionInfo:
     interval: IntervalInfo | None = None
     """Present if `accuracy` is and the session was created with an interval."""
     anomaly: str | None = None
-    """What the anomaly of its steps is: "run", "tail" or "rank"; absent from lists of sessions."""
+    """The kind of its anomaly: "run", "tail" or "rank"; absent from lists of sessions."""
 
 
 # Responses

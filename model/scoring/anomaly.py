@@ -137,9 +137,9 @@ def score_surprises_of_rows(numbers: Floats, rings: Ring, counts: Floats, surpri
         found[is_constant] = run[is_constant] > 0
         is_beyond &= ~is_constant
     if kinds.any():
-        others = np.flatnonzero(kinds)
-        reached = count_reaching_of_rows(rings[others], surprises[others]).tolist()
-        for row, reaching in zip(others.tolist(), reached, strict=True):
+        by_rank = np.flatnonzero(kinds)
+        reached = count_reaching_of_rows(rings[by_rank], surprises[by_rank]).tolist()
+        for row, reaching in zip(by_rank.tolist(), reached, strict=True):
             found[row] = _of_rank(columns[:, row].tolist(), 0, int(counts[row]), reaching, float(surprises[row]))
     if is_unscored.any():
         found[is_unscored] = math.nan

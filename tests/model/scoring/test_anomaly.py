@@ -70,7 +70,7 @@ KINDS_OF_SURPRISES = ("gaussian", "student_t", "exponential", "ties", "faults", 
 @pytest.mark.parametrize("rows", [4, 15])
 @pytest.mark.parametrize("name", KINDS_OF_SURPRISES)
 def test_many_rows_have_the_bits_of_one(name: str, rows: int) -> None:
-    """Each kind has the same anomalies and numbers for one row, and for rows of all kinds at once."""
+    """Anomalies and numbers are the same for one row, and for rows of all kinds at once."""
     surprises = surprises_of(name, (rows, 700))
     kinds = (KINDS * rows)[:rows]
     found, numbers = scored_rows(surprises, kinds)
@@ -89,7 +89,7 @@ def test_run_and_rank_are_those_of_loops_over_lists(name: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_anomalies_are_probabilities(kind: AnomalyKind) -> None:
-    """They are in [0, 1], and NaN for the first 19 inputs."""
+    """Anomalies are in [0, 1], and NaN for the first 19 inputs."""
     for name in KINDS_OF_SURPRISES:
         found, _ = scored_rows(surprises_of(name, (4, 500)), [kind] * 4)
         assert np.isnan(found[:, :19]).all()
