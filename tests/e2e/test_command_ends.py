@@ -24,6 +24,8 @@ from tests.helpers.reference_loop import ROOT, ZOO
 
 PULSE = str(ZOO / "pulse/1")
 COMMANDS = [name for names in SECTIONS.values() for name in names]
+TRAINED = {"train", "tune", "export", "evaluate", "inspect"}
+"""The commands that need the extra `train`."""
 INTERRUPTED = (130, "onward: interrupted\n")
 FULL = (1, "onward: the output cannot be written: No space left on device\n")
 GONE = (141, "")
@@ -46,6 +48,11 @@ ARGUMENTS = {
 
 RUNNING: "list[subprocess.Popen[str]]" = []
 CALLING = list(SERVICE_COMMANDS)
+READING = [
+    pytest.param(name, marks=[pytest.mark.train] if name in TRAINED else [])
+    for name in COMMANDS
+    if name not in {*CALLING, "serve"}
+]
 
 
 def started(
@@ -140,6 +147,23 @@ def test_the_output_about_a_bundle_may_not_find_its_reader(name: str, full: IO[b
     assert [ended(process) for process in processes] == [FULL, GONE]
 
 
+@pytest.mark.train
+def test_the_output_of_a_run_may_not_find_its_reader(tmp_path: Path, full: IO[bytes], unread: int) -> None:
+    """`train` prints what comes of a run; `tune` does so while it runs."""
+    (tmp_path / "wave.csv").write_text("level\n" + "".join(f"{step % 7}\n" for step in range(300)))
+    config = tmp_path / "wave.toml"
+    config.write_text(
+        '[data]\npath = "wave.csv"\ntargets = ["level"]\n[model]\nunits = 2\n[train]\nepochs = 1\nwindow = 20\n'
+        '[output]\nrepository = "models"\n[tune.search]\n"model.units" = [2, 3]\n'
+    )
+    train = started("train", str(config), "--quiet", stdout=full)
+    tune = started("tune", str(config), "--trials", "1", stdout=unread)
+    assert ended(train) == FULL
+    status, log = ended(tune)
+    assert status == GONE[0]
+    assert "Traceback" not in log
+
+
 @pytest.mark.parametrize("name", CALLING)
 def test_ctrl_c_ends_a_command_that_waits_for_the_service(name: str, files: dict[str, str]) -> None:
     """The service accepts the connection and never answers."""
@@ -153,7 +177,7 @@ def test_ctrl_c_ends_a_command_that_waits_for_the_service(name: str, files: dict
             assert ended(process) == INTERRUPTED
 
 
-@pytest.mark.parametrize("name", ["verify"])
+@pytest.mark.parametrize("name", READING)
 def test_ctrl_c_ends_a_command_that_reads_a_file(name: str, files: dict[str, str]) -> None:
     """The file is a pipe: once it is open for writing, the command reads it."""
     process = started(name, *filled(name, files), stdout=subprocess.DEVNULL)
@@ -162,6 +186,26 @@ def test_ctrl_c_ends_a_command_that_reads_a_file(name: str, files: dict[str, str
         _wait_until_it_reads(process.pid, "pipe_read")
         process.send_signal(signal.SIGINT)
         assert ended(process) == INTERRUPTED
+
+
+@pytest.mark.parametrize("name", ["predict", "stream"])
+def test_ctrl_c_ends_a_command_that_waits_for_a_table(name: str, server: Server) -> None:
+    """The table comes from a pipe that stays open; `stream` has read its first row by polars."""
+    reader, writer = os.pipe()
+    with closing(os.fdopen(writer, "wb", buffering=0)) as table:
+        process = started(
+            name, "--model", "pulse", "--series", "a", "-", url=server.url, stdin=reader, stdout=subprocess.PIPE
+        )
+        os.close(reader)
+        table.write(b"recording,sample,ppg\na,0,515.0\n")
+        assert process.stdout is not None
+        if name == "stream":
+            assert process.stdout.readline()
+        _wait_until_it_reads(process.pid, "pipe_read")
+        process.send_signal(signal.SIGINT)
+        status, log = ended(process)
+        assert (status, log.splitlines()[-1]) == (130, "onward: interrupted")
+        assert "Traceback" not in log
 
 
 def test_ctrl_c_ends_the_service(tmp_path: Path) -> None:
@@ -227,6 +271,7 @@ def test_ctrl_c_at_a_prompt_is_an_interrupt(server: Server) -> None:
         os.close(theirs)
         assert process.stderr is not None
         prompt = process.stderr.read(len("End these sessions?"))
+        _wait_until_it_reads(process.pid, "n_tty_read", "wait_woken")
         terminal.write(b"\x03")
         rest = process.stderr.read()
         assert prompt == "End these sessions?"
