@@ -4,9 +4,11 @@ import json
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
+
+from onward import process_exit
 
 SERVICE_COMMANDS = {
     "models": "listing", "sessions": "listing", "predict": "predictions", "stream": "predictions",
@@ -22,7 +24,21 @@ SECTIONS = {
 
 
 class _Commands(click.Group):
-    """A group that imports a command of the client when it is used, and lists the commands by section."""
+    """A group that imports a command of the client when it is used, and lists the commands by section.
+
+    To call it is to run the process's command. Interrupts and failures of the output are handled here for all commands.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        process_exit.run(lambda: self.main(*args, **kwargs))
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with process_exit.reported():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with process_exit.reported():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  (click's signature)
         return [name for names in SECTIONS.values() for name in names]
@@ -49,7 +65,8 @@ def main() -> None:
     To begin, run `onward serve` here, then `onward models` in a second terminal. `onward COMMAND --help` explains each
     command.
 
-    Exit statuses: 0 done, 1 refused or wrong, 2 usage, 3 the service cannot be reached.
+    Exit statuses: 0 done, 1 refused or wrong, 2 usage, 3 the service cannot be reached, 130 interrupted (Ctrl-C), 141
+    the reader of the output has gone.
     """
 
 
@@ -109,7 +126,7 @@ def train(config: Path, *, quiet: bool, resume: bool, must_beat: bool) -> None:
     except LosesError as error:
         click.echo(str(error))
         _fail("the model does not beat the naive forecasts, so with --must-beat nothing is published")
-    except (ConfigError, DataError, TrainingError, ExportError, CheckError, OSError) as error:
+    except (ConfigError, DataError, TrainingError, ExportError, CheckError) as error:
         _fail(str(error))
     click.echo(report_table.text(model.manifest))
     click.echo(f"\nbundle: {bundle}\nserve it: ONWARD_MODELS={bundle.parent.parent} onward serve")
@@ -133,7 +150,7 @@ def export(config: Path) -> None:
     try:
         settings = read(config)
         bundle, model = run.publish(settings, run.restore_stopped(settings), finished=False)
-    except (ConfigError, DataError, TrainingError, ExportError, CheckError, OSError) as error:
+    except (ConfigError, DataError, TrainingError, ExportError, CheckError) as error:
         _fail(str(error))
     click.echo(report_table.text(model.manifest))
     click.echo(f"\nbundle: {bundle}\nto continue the run: onward train {config} --resume")
@@ -159,7 +176,7 @@ def tune(config: Path, *, trials: int, out: Path | None) -> None:
         best = tuning.search(read(config), trials, click.echo)
         if best.settings:
             tuning.write(config, best.settings, target)
-    except (ConfigError, DataError, TrainingError, OSError) as error:
+    except (ConfigError, DataError, TrainingError) as error:
         _fail(str(error))
     if not best.settings:
         click.echo(f"\nnone of {best.runs - 1} runs was better than {config}, whose loss is {best.loss_before:.6g}")
@@ -206,7 +223,7 @@ def evaluate(bundle: Path, table: Path, *, config: Path | None, test_from: str |
         model = open_bundle(bundle)
         moment = None if test_from is None else read_moment(test_from)
         evaluation = evaluate_bundle.measure(model, table, read(config) if config else None, test_from=moment)
-    except (BundleError, ConfigError, DataError, OSError) as error:
+    except (BundleError, ConfigError, DataError) as error:
         _fail(str(error))
     click.echo(text(model.manifest.model_copy(update={"metrics": evaluation.metrics})))
 

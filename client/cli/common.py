@@ -1,6 +1,7 @@
 """The parts that the commands share: the service's address, the exit statuses, and output for people and programs.
 
-Exit statuses: 0 done, 1 refused or wrong, 2 usage (click's own), 3 the service cannot be reached.
+Exit statuses: 0 done, 1 refused or wrong, 2 usage (click's own), 3 the service cannot be reached; `onward.process_exit`
+has those of interrupts and of a failing output.
 """
 
 import functools

@@ -4,6 +4,7 @@ Owns the way from a name to a frame. Policies of order, duplicates and gaps come
 joins both.
 """
 
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,8 @@ from onward.model.tables.intervals import Interval, TimeAxis
 from onward.model.tables.refusals import NAMED_ROWS, Refusal, Refusals
 from onward.model.tables.settings import TableSettings
 from onward.model.tables.text_files import Decoder, Format, Records
+
+signal.siginterrupt(signal.SIGINT, True)  # the import of polars lets a read go on after Ctrl-C
 
 ROW, SERIES, CLOCK = "__row of the file", "__series of the row", "__clock of the row"
 """Columns of the frame: the number of the row in the file from 1 on, its series, and the clock as it was written."""

@@ -1,8 +1,10 @@
 """gunicorn's configuration, from Onward's settings; read by the master, before workers are forked."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
+from onward.process_exit import INTERRUPTED
 from onward.service import model_catalogue, settings
 from onward.service.metrics import multiprocess
 from onward.service.server.crashes import Crashes
@@ -45,13 +47,27 @@ def child_exit(server: Any, worker: Any) -> None:
     _crashes.record(server.log, worker.pid, worker.trace, timed_out=worker.aborted)
 
 
+def when_ready(server: Any) -> None:
+    stop = server.handle_int
+
+    def interrupted() -> None:
+        server.exit_status = INTERRUPTED
+        stop()
+
+    server.handle_int, server.exit_status = interrupted, 0
+
+
 def on_exit(server: Any) -> None:
-    del server
     multiprocess.end()
+    if server.exit_status:
+        sys.exit(server.exit_status)
 
 
 def post_worker_init(worker: Any) -> None:
     if worker.age == 1:
         from onward.service.server import start_banner  # noqa: PLC0415  (as above)
 
-        print(start_banner.text(_settings, worker.wsgi, worker.sockets[0].getsockname()), flush=True)  # noqa: T201  (the output of `onward serve`)
+        try:
+            print(start_banner.text(_settings, worker.wsgi, worker.sockets[0].getsockname()), flush=True)  # noqa: T201  (the output of `onward serve`)
+        except OSError as error:  # a full disk or a closed pipe is no reason not to serve
+            worker.log.warning("the start banner cannot be written: %s", error.strerror)
