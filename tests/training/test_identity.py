@@ -57,7 +57,7 @@ def weights(settings: Config) -> dict[str, torch.Tensor]:
 
 @pytest.mark.slow
 def test_the_identity_has_what_the_weights_depend_on_and_nothing_else(project: Path) -> None:
-    """A key is part of the identity if and only if the run of another value has changed_settings weights."""
+    """A key is part of the identity if and only if the run of another value has other weights."""
     (project / "tide.toml").write_text(CONFIG.replace("epochs = 3", "epochs = 2"))
     (project / "moved.csv").write_text((project / "tide.csv").read_text())
     settings = config.read(project / "tide.toml")
