@@ -92,7 +92,7 @@ def train_bare(units: int, series: Series) -> int:
     size = min(stream.steps for stream in streams)
     data = torch.stack([scaled[stream.start : stream.start + size + 1] for stream in streams], dim=1)
     validated = [make_example(network, series)]
-    optimiser, steps = torch.optim.AdamW(network.parameters(), lr=SETTINGS.learning_rate, weight_decay=0.0), 0
+    optimiser, steps = torch.optim.AdamW(network.parameters(), lr=float(SETTINGS.learning_rate), weight_decay=0.0), 0
     for _ in range(EPOCHS):
         network.train()
         state = network.initial(len(streams))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from onward.model import calendar
 from onward.model.errors import OnwardError
@@ -383,7 +384,10 @@ class Train(Section):
         int, Field(ge=0, description="steps before a random window that warm up the state and are not in the loss")
     ] = 0
     batch: Annotated[int, Field(ge=1, description="streams or windows in a batch")] = 32
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
+    learning_rate: Annotated[
+        float | Literal["auto"],
+        Field(description="the highest rate of the optimiser; auto: by a range test of 100 steps (Smith 2017)"),
+    ] = 1e-3
     warmup: Annotated[int, Field(ge=0, description="optimiser steps over which the learning rate rises")] = 0
     schedule: Annotated[
         Literal["constant", "cosine", "plateau"], Field(description="how the learning rate falls after the warm-up")
@@ -419,7 +423,14 @@ class Train(Section):
 
     def effective(self) -> dict[str, Any]:
         """Returns the settings that the weights depend on, but for the last bits: not where they are computed."""
-        return self.model_dump(mode="json", exclude={"refit", "device", "compile"})
+        return self.model_dump(mode="json", exclude={"refit", "device", "threads", "compile"})
+
+    @field_validator("learning_rate")
+    @classmethod
+    def _rate_is_positive(cls, rate: float | Literal["auto"]) -> float | Literal["auto"]:
+        if rate != "auto" and not 0 < rate < math.inf:
+            raise PydanticCustomError("rate", "Input should be greater than 0, and finite")
+        return rate
 
     @model_validator(mode="after")
     def _burn_in_is_of_windows(self) -> Self:

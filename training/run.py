@@ -392,6 +392,7 @@ def provenance(config: Config, fitted: FittedNetwork) -> dict[str, Any]:
         "config_sha256": hashlib.sha256(config.model_dump_json(exclude={"tune"}).encode()).hexdigest(),
         "epochs": len(history.train),
         "best_epoch": history.best + 1,
+        "learning_rate": history.learning_rate,
         "losses": {"train": history.train, "validation": history.validation},
         "gradient_norms": {"mean": history.gradient_mean, "largest": history.gradient_largest},
         **({"refit": _refit_provenance(refitted)} if refitted else {}),

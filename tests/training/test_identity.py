@@ -39,7 +39,7 @@ ELSEWHERE = {
         "decimal", "known", "lead",
     },
     "model": {"label_smoothing"},
-    "train": {"burn_in", "patience", "precision", "compile"},
+    "train": {"burn_in", "patience", "precision", "compile", "threads"},
 }  # fmt: skip
 """The keys of other kinds of data and machines, or whose effect shows in other runs only."""
 

@@ -118,6 +118,7 @@ def learning_rates(
     of all epochs (Loshchilov and Hutter 2017, without restarts); `plateau` halves.
     """
     scheduled = settings.learning_rate
+    assert scheduled != "auto"  # it was replaced by the rate of a range test
     if settings.schedule == "plateau":
         scheduled *= 0.5 ** plateau_count(validation, max(1, settings.patience // 3))
     for step in range(steps):

@@ -9,9 +9,10 @@ so that a run resumed after any epoch ends with the weights that it would have h
 """
 
 import copy
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any, cast
 
@@ -26,7 +27,7 @@ from onward.training.data.datasets import Series
 from onward.training.data.sampling import Groups, Stream, Window
 from onward.training.data.training_examples import Example, make_example
 from onward.training.errors import TrainingError
-from onward.training.fit import devices, optimisation
+from onward.training.fit import devices, optimisation, rate_range
 from onward.training.fit.checkpoint import Checkpoint
 from onward.training.fit.devices import Process
 from onward.training.fit.optimisation import AdamW, Optimiser
@@ -55,6 +56,8 @@ class History:
     """The epoch, counted from 0, with the lowest validation loss; the last one where no step validates."""
     steps: int = 0
     """Optimiser steps over all epochs."""
+    learning_rate: float = 0.0
+    """The rate that the schedule multiplies: that of the settings, or of the range test."""
 
     @property
     def epochs_since_best(self) -> int:
@@ -92,6 +95,7 @@ def fit(
             run = _Run(network.to(process.device), series, settings, process, checkpoint, repeated)
             if resume:
                 run.resume()
+            run.settle_learning_rate()
             history = run.history
             disable = quiet if process.first else True
             with Progress(run.epochs, history.steps, disable=disable) as progress:
@@ -217,6 +221,38 @@ class _Run:
         self.sampler = sampling.make_sampler([example.training_steps for example in self.examples], settings)
         self.trainer = make_trainer(network, settings, process)
         self.history, self.best_weights = History(), copy.deepcopy(network.state_dict())
+
+    def settle_learning_rate(self) -> None:
+        """Replaces a learning rate that is `auto` by that of the history, of the repeated fit or of a range test."""
+        configured = self.settings.learning_rate
+        if configured != "auto":
+            self.history.learning_rate = configured
+        elif self.repeated is not None:
+            self.history.learning_rate = self.repeated.learning_rate
+        elif not self.history.learning_rate:
+            self.history.learning_rate = self._test_range()
+        self.settings = self.settings.model_copy(update={"learning_rate": self.history.learning_rate})
+
+    def _test_range(self) -> float:
+        """Returns the learning rate that a range test chooses, and leaves the initial weights as they were."""
+        weights, losses = copy.deepcopy(self.network.state_dict()), list[float]()
+        trainer = replace(self.trainer, optimiser=AdamW(self.network, self.settings), average=None)
+        torch.manual_seed(self.settings.seed)
+        rates = itertools.chain(rate_range.rates(), itertools.repeat(rate_range.HIGHEST))
+        for epoch in itertools.count():
+            groups = self.sampler(np.random.default_rng((self.settings.seed, epoch)))
+            try:
+                for loss, _, scored in trainer.epoch(self.examples, groups, rates):
+                    if scored:  # a window without scored steps has no loss
+                        losses.append(loss / scored)
+                    if rate_range.is_over(losses):
+                        break
+            except FloatingPointError:  # the rate is too high: those before it are compared
+                break
+            if rate_range.is_over(losses):
+                break
+        self.network.load_state_dict(weights)
+        return rate_range.choose(losses)
 
     @property
     def used_network(self) -> Network:
