@@ -36,7 +36,8 @@ CHANGES: dict[str, dict[str, Any]] = {
 ELSEWHERE = {
     "data": {
         "package", "text", "label", "per", "categories", "part", "series", "time", "time_format", "time_zone",
-        "decimal", "known", "lead",
+        "decimal", "known", "lead", "channels", "thousands", "lines_above_header",
+        "lines_below_header", "refuse_beyond",
     },
     "model": {"label_smoothing"},
     "train": {"burn_in", "patience", "precision", "compile", "threads"},
