@@ -80,7 +80,7 @@ def single(network: Network, target: str) -> StepModel:
 @pytest.mark.parametrize("scaling", ["fixed", "causal"])
 @pytest.mark.parametrize("head", HEADS)
 def test_a_channel_is_the_network_of_its_target_alone(head: str, scaling: str) -> None:
-    """Each target's prediction is that of its own univariate model, and the surprise is the sum of theirs."""
+    """The prediction of a target is that of a model of it alone, and the surprise is the sum of such models'."""
     differenced = ("c",) if head in {"gaussian", "quantiles"} else ()
     described = signature(FEATURES, "c", "a", "b", differenced=differenced, independent=True)
     network = numpy_networks.network(described, cell="lstm", units=4, head=head, scaling=scaling)
