@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from onward import process_exit
 
@@ -79,14 +80,31 @@ def serve() -> None:
 
 
 @main.command()
-@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("source", metavar="CONFIG|TABLE", type=click.Path(path_type=Path))
 @click.option("--quiet", is_flag=True, help="no progress bar, and of the data's summary only hints")
 @click.option("--resume", is_flag=True, help="resume a stopped run of this CONFIG")
 @click.option(
     "--must-beat", is_flag=True, help="publish nothing and end with status 1 unless every naive forecast is beaten"
 )
-def train(config: Path, *, quiet: bool, resume: bool, must_beat: bool) -> None:
+@click.option("--target", "targets", multiple=True, help="of a TABLE: a column to predict; by default all numbers")
+@click.option("--series", help="of a TABLE: the column that tells series apart; by default found")
+@click.option("--time", "times", multiple=True, help="of a TABLE: the column of the time; by default found")
+@click.option(
+    "--known", "plans", multiple=True, help="of a TABLE: a column whose future is known in advance, such as a plan"
+)
+@click.option(
+    "--budget", default="1m", show_default=True, help="of a TABLE: the time to search and train in, such as 90s or 5m"
+)
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="of a TABLE: a key of the configuration")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="of a TABLE: the file of the configuration; default: NAME.toml"
+)
+@click.pass_context
+def train(ctx: click.Context, /, source: Path, *, quiet: bool, resume: bool, must_beat: bool, **preset: Any) -> None:
     """Train, export, prove and evaluate the model of the TOML file CONFIG.
+
+    For a TABLE, such as a CSV file, a configuration is found first: columns, transforms, size and rate are chosen by
+    the error on the validation part, and written to a TOML file here with the reason of each choice.
 
     For several GPUs or machines: torchrun ... -m onward train CONFIG.
     """
@@ -104,6 +122,11 @@ def train(config: Path, *, quiet: bool, resume: bool, must_beat: bool) -> None:
     from onward.model.checks import CheckError
 
     try:
+        if source.suffix.lower() == ".toml":
+            _refuse_preset_options(ctx)
+            config = source
+        else:
+            config = _found_configuration(source, resume=resume, **preset)
         settings = read(config)
         stopped = settings.checkpoint_file.exists()
         if devices.is_first_process() and stopped != resume:
@@ -245,6 +268,54 @@ def inspect(bundle: Path, *, as_json: bool) -> None:
     except BundleError as error:
         _fail(str(error))
     click.echo(json.dumps(description, indent=2) if as_json else inspect_bundle.text(description))
+
+
+PRESET_OPTIONS = ("targets", "series", "times", "plans", "budget", "settings", "out")
+"""The parameters of `onward train` that are about a table without a configuration."""
+
+
+def _refuse_preset_options(ctx: click.Context) -> None:
+    given = [
+        option.opts[0]
+        for option in ctx.command.params
+        if option.name in PRESET_OPTIONS and ctx.get_parameter_source(option.name) != ParameterSource.DEFAULT
+    ]
+    if given:
+        raise click.UsageError(f"{', '.join(given)} are for a TABLE; a CONFIG says this in its sections")
+
+
+def _found_configuration(
+    table: Path,
+    *,
+    resume: bool,
+    targets: tuple[str, ...],
+    series: str | None,
+    times: tuple[str, ...],
+    plans: tuple[str, ...],
+    budget: str,
+    settings: tuple[str, ...],
+    out: Path | None,
+) -> Path:
+    """Returns the file of the configuration that is found for a table. Raises DataError, ConfigError, TrainingError."""
+    from onward.training.preset import preset
+    from onward.training.preset.columns import Named
+
+    target = out or Path(f"{preset.model_name(table)}.toml")
+    if resume:
+        raise click.UsageError(f"to resume the run of a TABLE, name the configuration that was found: {target}")
+    preset.require_absent(target)
+    found = preset.configure(
+        table,
+        Named(targets, series, times, plans),
+        name=target.stem,
+        folder=target.parent,
+        seconds=preset.seconds_of(budget),
+        report=lambda line: click.echo(line, err=True),
+        given=preset.values_of(settings),
+    )
+    preset.write(found, target, table)
+    click.echo(f"configuration: {target}", err=True)
+    return target
 
 
 def _fail(message: str) -> NoReturn:

@@ -234,25 +234,11 @@ def export(
     called with the proven model and returns the manifest's metrics and further files of the bundle. Raises ExportError,
     CheckError, or FileExistsError if the version exists already.
     """
-    declared, signature, rows = contract(network), network.signature, list(sample)
+    declared, rows = contract(network), list(sample)
     graph = build(network, declared).SerializeToString()
-    manifest = Manifest(
-        name=bundle.parent.name,
-        version=int(bundle.name),
-        task=TASKS.get(declared.head.kind, "forecast"),
-        description=description,
-        inputs=declared.inputs,
-        lengths=declared.lengths,
-        outputs=declared.outputs,
-        state=declared.state,
-        features=signature.features,
-        head=declared.head,
-        data=data,
-        exact=network.config.cell in ("lstm", "gru"),
-        provenance=provenance or {},
-        parity=_parity(network, declared, rows),
-        sha256=hashlib.sha256(graph).hexdigest(),
-    )
+    manifest = _manifest(
+        network, declared, graph, (bundle.parent.name, int(bundle.name)), _parity(network, declared, rows)
+    ).model_copy(update={"description": description, "data": data, "provenance": provenance or {}})
 
     def proven(model: StepModel) -> dict[str, JsonValue]:
         worst, steps = prove(network, declared, model, rows), min(map(len, rows))
@@ -260,6 +246,32 @@ def export(
         return {"proof": {"largest_difference": worst, "allowed": TOLERANCE, "steps": max(map(len, rows))}}
 
     return publish(bundle, graph, manifest, prove=proven, measure=measure)
+
+
+def draft(network: Network) -> StepModel:
+    """Returns the model of a network that is neither proven nor published, for comparisons."""
+    declared = contract(network)
+    graph = build(network, declared).SerializeToString()
+    parity = Parity(inputs=[], lengths=[], outputs={})
+    return StepModel(Path("draft"), _manifest(network, declared, graph, ("draft", 1), parity), graph=graph)
+
+
+def _manifest(network: Network, declared: Contract, graph: bytes, name: tuple[str, int], parity: Parity) -> Manifest:
+    """Returns the manifest of a graph; name: that of the model, and its version."""
+    return Manifest(
+        name=name[0],
+        version=name[1],
+        task=TASKS.get(declared.head.kind, "forecast"),
+        inputs=declared.inputs,
+        lengths=declared.lengths,
+        outputs=declared.outputs,
+        state=declared.state,
+        features=network.signature.features,
+        head=declared.head,
+        exact=network.config.cell in ("lstm", "gru"),
+        parity=parity,
+        sha256=hashlib.sha256(graph).hexdigest(),
+    )
 
 
 def _parity(network: Network, declared: Contract, sample: Sequence[Array]) -> Parity:
