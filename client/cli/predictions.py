@@ -234,6 +234,7 @@ class _SeriesSessions:
                 if model is None:
                     raise
             else:
+                _require_model(session, model)
                 model, version = session.model, session.version
         assert model is not None
         return self._client.model(model, version)
@@ -371,8 +372,7 @@ def _session(client: "Client", model: str | None, session_id: str | None) -> "Se
         if model is None:
             raise
         return client.session(model, session_id, keep=True)
-    if model not in (None, session.model):
-        raise ValueError(f"session {session_id!r} is of the model {session.model!r}, not of {model!r}")
+    _require_model(session, model)
     return session
 
 
@@ -389,3 +389,9 @@ def _with_progress(found: Sequence[SeriesSteps]) -> Iterator[Callable[[], None]]
 
 def _named(name: str | None) -> tuple[str, ...]:
     return () if name is None else (name,)
+
+
+def _require_model(session: "Session", model: str | None) -> None:
+    """Raises ValueError for a session of another model."""
+    if model is not None and session.model != model:
+        raise ValueError(f"session {session.id!r} is of the model {session.model!r}, not of {model!r}")
