@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from onward.model import tolerance, transforms, units
+from onward.model import error_units, tolerance, transforms
 from onward.model.errors import OnwardError
 from onward.model.inputs import InputArray
 from onward.model.manifest import RANKED, Feature
@@ -86,7 +86,7 @@ def require_same(model: StepModel, what: str, actual: Result, expected: Trajecto
     """Raises CheckError if one row's outputs (time,) and state (1,) are not the expected ones, after the last step."""
     exact = model.manifest.exact
     last = expected[0], expected[1][-1:]
-    by_name = {} if exact else units.units(model, fields(expected[0]), fields(model.layout.parts(expected[1])))
+    by_name = {} if exact else error_units.units(model, fields(expected[0]), fields(model.layout.parts(expected[1])))
     for part, name, a, b, scores in _pairs(model, actual, last):
         if exact and not (a.shape == b.shape and a.tobytes() == b.tobytes()):
             raise CheckError(f"{what}: {part} {name!r} differs by up to {tolerance.max_difference(a, b):.3g}")
@@ -95,7 +95,7 @@ def require_same(model: StepModel, what: str, actual: Result, expected: Trajecto
         if scores is not None:
             if misranked := tolerance.count_misranked(a, b, scores, TOLERANCE * tolerance.max_magnitude(scores)):
                 raise CheckError(f"{what}: {part} {name!r} ranks {misranked} categories differently that are not tied")
-        elif not units.in_units(a, b, by_name[name]) <= TOLERANCE:
+        elif not error_units.in_units(a, b, by_name[name]) <= TOLERANCE:
             raise CheckError(f"{what}: {part} {name!r} differs by up to {tolerance.max_difference(a, b):.3g}")
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from onward.model import error_units, tolerance
 from onward.model import manifest as manifests
-from onward.model import tolerance, units
 from onward.model.errors import BundleError
 from onward.model.inputs import InputArray
 from onward.model.manifest import RANKED, Manifest
@@ -138,7 +138,7 @@ def _verify_parity(file: Path, model: StepModel) -> None:
         raise BundleError(file, f"parity: not arrays of numbers: {error}") from error
     _check_parity_shapes(file, model, inputs, lengths, expected)
     valid = np.arange(inputs.shape[1]) < lengths[:, np.newaxis]  # (batch, time)
-    unit = units.units(model, {name: values[valid] for name, values in expected.items()}, {})
+    unit = error_units.units(model, {name: values[valid] for name, values in expected.items()}, {})
     for chunk in (inputs.shape[1], 1):  # single steps fail if a state output is paired with another input
         try:
             outputs = _run_in_chunks(model, inputs, lengths, chunk)
@@ -155,7 +155,7 @@ def _verify_parity(file: Path, model: StepModel) -> None:
                     )
                 continue
             if (
-                not units.in_units(outputs[name][valid], values[valid], unit[name]) <= parity.tolerance
+                not error_units.in_units(outputs[name][valid], values[valid], unit[name]) <= parity.tolerance
             ):  # a NaN fails too
                 worst = tolerance.max_difference(outputs[name][valid], values[valid])
                 allowed = parity.tolerance * float(unit[name].max())

@@ -89,7 +89,7 @@ def write_table(file: Path) -> None:
 
 
 def inputs_by_hand(file: Path) -> dict[str, list[list[float]]]:
-    """Returns the inputs of each series, read without any code of Onward: load, temp and the phases of the clock."""
+    """Returns the inputs of each series, read without code of Onward: load, temp and the phases of the next hour."""
     rows = defaultdict[str, dict[datetime, list[float]]](dict)
     with file.open(encoding="utf-8-sig", newline="") as opened:
         for row in csv.DictReader(opened, delimiter="\t"):
@@ -103,7 +103,10 @@ def inputs_by_hand(file: Path) -> dict[str, list[list[float]]]:
         first, last = min(by_time), max(by_time)
         times = [first + timedelta(hours=hour) for hour in range(round((last - first) / timedelta(hours=1)) + 1)]
         assert len(times) == HOURS
-        series[site] = [[*by_time.get(time, [math.nan] * 2), *phases(time.astimezone(BERLIN))] for time in times]
+        series[site] = [
+            [*by_time.get(time, [math.nan] * 2), *phases((time + timedelta(hours=1)).astimezone(BERLIN))]
+            for time in times
+        ]
     return series
 
 

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from onward.model import checks, tolerance, units
+from onward.model import checks, error_units, tolerance
 from onward.model.errors import OnwardError
 from onward.model.manifest import RANKED, Manifest, Parity, part_label
 from onward.model.runner import StepModel
@@ -31,7 +31,7 @@ Values = NDArray[Any]
 TASKS: dict[str, Literal["tokens", "label"]] = {"categorical": "tokens", "label": "label"}
 """The task by head; all other heads forecast."""
 
-TOLERANCE = units.TOLERANCE
+TOLERANCE = error_units.TOLERANCE
 """The largest difference allowed, in the unit of a tensor."""
 
 PROOF_STEPS, PARITY_STEPS = 200, 24
@@ -118,7 +118,7 @@ def _input_layer_state(network: Network, raw: torch.Tensor) -> dict[str, torch.T
 def prove(network: Network, declared: Contract, model: StepModel, sample: Iterable[Array]) -> float:
     """Compares the graph with the network over single steps and over one chunk, at batch 1 and 7, even and ragged.
 
-    sample: 7 rows (steps, features). Returns the largest difference, in the units of `onward.model.units`. Raises
+    sample: 7 rows (steps, features). Returns the largest difference, in the units of `onward.model.error_units`. Raises
     ExportError, which names the tensor, if it is above 1e-5.
     """
     stretches = list(sample)
@@ -165,7 +165,7 @@ def _difference(
         outputs_of_row = {name: value[0] for name, value in expected.outputs.items()}
         states_of_row = {name: value[0] for name, value in expected.state.items()}
         deviation = None if expected.deviation is None else expected.deviation[0]
-        unit = units.units(model, outputs_of_row, states_of_row, deviation)
+        unit = error_units.units(model, outputs_of_row, states_of_row, deviation)
         pairs = [(name, outputs[name][row, :length], value) for name, value in outputs_of_row.items()]
         pairs += [(name, parts[name][row], value) for name, value in states_of_row.items()]
         for name, actual, value in pairs:
@@ -193,12 +193,12 @@ def _in_units(
         scores = expected[scores_of[name]]
         wrong = tolerance.count_misranked(actual, value, scores, TOLERANCE * tolerance.max_magnitude(scores))
         return float("inf") if wrong else 0.0
-    return units.in_units(actual, value, unit)
+    return error_units.in_units(actual, value, unit)
 
 
 def _described(network: Network, name: str) -> str:
     """Returns in words what a tensor of the graph, or a part of its state, is."""
-    layer, bare = network.input_layer, units.bare_name(name)
+    layer, bare = network.input_layer, error_units.bare_name(name)
     kind, _, number = bare.partition("_")
     targets = ", ".join(network.signature.targets)
     if name == "surprise":
@@ -209,12 +209,12 @@ def _described(network: Network, name: str) -> str:
         return f"the running {name.rpartition('.')[2]} of {', '.join(layer.features[i].name for i in layer.streaming)}"
     if name in ("previous_in", "begun_in"):
         return f"the last value of {', '.join(layer.features[i].name for i in layer.differenced)}"
-    relative = ", relative to the last value," if units.is_near(name) else ""
+    relative = ", relative to the last value," if error_units.is_near(name) else ""
     return f"the prediction of {targets} ({bare.replace('_', ' ')}){relative}"
 
 
 def _unit_in_words(model: StepModel, name: str) -> str:
-    on_axis = units.bare_name(name) in units.ON_AXIS and not model.manifest.head.ranks_categories
+    on_axis = error_units.bare_name(name) in error_units.ON_AXIS and not model.manifest.head.ranks_categories
     return "of the target's deviation" if on_axis else "of its magnitude"
 
 

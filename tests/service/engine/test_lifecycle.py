@@ -87,7 +87,7 @@ def test_a_record_of_another_version_of_onward_is_not_called_forged(sealing: Eng
     sealing.create(T, "pulse", session_id="a")
     seal = SignedTokens([SECRET])
     data = seal.verify(sealing.transfer.export(T, "a")[1])
-    with pytest.raises(InvalidInputError, match="wrote it in format 3, and this version reads formats 4, 5 and 6"):
+    with pytest.raises(InvalidInputError, match="wrote it in format 3, and this version reads formats 4, 5, 6 and 7"):
         sealing.transfer.restore(T, "b", seal.sign(data[:3] + b"\x03" + data[4:]))
     with pytest.raises(InvalidInputError, match="not a record that this service's secret has signed"):
         sealing.transfer.restore(T, "b", data)
