@@ -49,7 +49,10 @@ def base(profile: Profile) -> list[Choice]:
 
 
 def variants(profile: Profile, targets: Sequence[str], first: Sequence[Choice]) -> list[list[Choice]]:
-    """Returns the candidates: all combinations of transform, calendar, differences and scaling, the likeliest first."""
+    """Returns the candidates, the likeliest first.
+
+    They are all combinations of transform, calendar, differences and scaling and, of several targets, of channels.
+    """
     transforms: list[dict[str, Any]] = [{}]
     if profile.wide:
         transforms.append({"data.transforms": dict.fromkeys(profile.wide, "log")})
@@ -64,9 +67,10 @@ def variants(profile: Profile, targets: Sequence[str], first: Sequence[Choice]) 
     scalings = [{"model.scaling": name} for name in ("fixed", "causal")]
     if profile.scales_differ:
         scalings.reverse()
+    channels = [{"data.channels": "independent"}, {}] if len(targets) > 1 else [{}]
     return [
-        merged(first, transform | calendar | change | scaling, CHOSEN)
-        for transform, calendar, change, scaling in product(transforms, calendars, changes, scalings)
+        merged(first, transform | channel | calendar | change | scaling, CHOSEN)
+        for transform, channel, calendar, change, scaling in product(transforms, channels, calendars, changes, scalings)
     ]
 
 

@@ -169,6 +169,8 @@ def describe(choices: Sequence[Choice]) -> str:
         words.append("/".join(sorted(set(values["data.transforms"].values()))))
     if "data.changes" in values:
         words.append("changes")
+    if "data.channels" in values:
+        words.append("channels")
     words += values.get("data.calendar", [])
     keys = ("model.head", "train.averaging", "train.weight_decay", "train.seed")
     words += [f"{key.partition('.')[2]} {values[key]}" for key in keys if values.get(key)]

@@ -59,3 +59,12 @@ def test_entries_of_the_calendar_are_covered_twice() -> None:
     assert entries(1, "day", 1200) == ["day_of_week", "year"]
     assert entries(3600, "second", 1000) == ["hour_of_day", "day_of_week"]
     assert candidates.calendar_entries(measured(NOISE)) == []
+
+
+def test_several_targets_are_tried_as_channels() -> None:
+    """A single target has no channels to choose."""
+    found = measured(NOISE)
+    for targets, channels in ((["y"], {None}), (["y", "z"], {None, "independent"})):
+        variants = candidates.variants(found, targets, candidates.base(found))
+        chosen = [{choice.key: choice.value for choice in variant} for variant in variants]
+        assert {values.get("data.channels") for values in chosen} == channels
