@@ -52,7 +52,8 @@ def units(
         if name == model.manifest.head.surprise:
             continue
         result[name] = _unit(model, name, values, first[name], targets)
-        if targets is not None and model.manifest.head.transforms and bare_name(name) in LOCATIONS:
+        in_data_units = bare_name(name) in LOCATIONS and not is_near(name)  # those relative to a level are transformed
+        if targets is not None and model.manifest.head.transforms and in_data_units:
             result[name] = _unit_in_data_units(outputs, values, first[name], targets)
         output = bare_name(name)
         if output in result and name != output and not is_near(name):  # it was an output of the last step

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from onward.model import checks, transforms
+from onward.model import checks, error_units, transforms
 from onward.model.errors import BundleError
 from onward.model.inputs import InputArray
 from onward.model.manifest import Feature
@@ -177,3 +177,30 @@ def test_a_transform_of_another_target_is_refused(tmp_path: Path) -> None:
     file.write_text(json.dumps(document))
     with pytest.raises(BundleError, match="the head's transforms are not those of its targets"):
         open_bundle(file.parent)
+
+
+@pytest.mark.parametrize("head", ["point", "gaussian", "student_t", "quantiles"])
+def test_predictions_near_the_last_value_are_exported(head: str, tmp_path: Path) -> None:
+    """Relative changes that are predicted near zero, as of a random walk, count by their deviation."""
+    signature = Signature(
+        (Feature(name="y", transform=KINDS["log"], differenced=True),), ("y",), differenced=("y",)
+    )  # fmt: skip
+    moments = (torch.tensor([value], dtype=torch.float64) for value in (7.0, 0.5, 0.001, 0.02))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = Network(
+            Model.model_validate({"cell": "gru", "units": 16, "head": head}), signature, TrainingStatistics(*moments)
+        )
+    with torch.no_grad():
+        for parameter in network.head.parameters():
+            parameter.mul_(1e-3)
+    changes = np.random.default_rng(0).normal(0.001, 0.02, (7, 200, 1))
+    values = np.exp(7.0 + np.cumsum(changes, axis=1)).astype(np.float32)
+    model = export_bundle.export(network, bundle=tmp_path / "growth" / "1", sample=values)
+    outputs, state = model.run_row(values[0], model.layout.initial(1))
+    by_name = {name: outputs[name] for name in outputs.dtype.names or ()}
+    parts = model.layout.parts(state)
+    found = error_units.units(model, by_name, {name: parts[name] for name in parts.dtype.names or ()})
+    near = {name: unit for name, unit in found.items() if error_units.is_near(name)}
+    assert near
+    assert all((unit >= 0.02).all() for unit in near.values()), near
