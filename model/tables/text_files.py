@@ -33,7 +33,7 @@ MOST_ABOVE = 50
 SEPARATORS = (",", ";", "\t", "|")
 """The characters of which a separator is found."""
 
-CHUNK = 1 << 24
+CHUNK = 1 << 22
 """The bytes of a file that are read at once."""
 
 _MARKS = (
