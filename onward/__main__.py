@@ -101,7 +101,7 @@ def serve() -> None:
 )
 @click.pass_context
 def train(ctx: click.Context, /, source: Path, *, quiet: bool, resume: bool, must_beat: bool, **preset: Any) -> None:
-    """Train, export, prove and evaluate the model of the TOML file CONFIG.
+    """Train, export, prove and evaluate a model of a TABLE, or of the TOML file CONFIG.
 
     For a TABLE, such as a CSV file, a configuration is found first: columns, transforms, size and rate are chosen by
     the error on the validation part, and written to a TOML file here with the reason of each choice.

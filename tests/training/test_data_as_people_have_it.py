@@ -101,7 +101,7 @@ def test_the_hour_that_occurs_twice_has_ways_out(tmp_path: Path) -> None:
 
 
 def test_gaps_are_told_and_filled(tmp_path: Path) -> None:
-    """A gap is told with the setting that helps; with it the steps are there, without values."""
+    """The summary names a gap and the setting that helps; under it the absent steps are inserted without values."""
     times = clock_times(300, 60)
     rows = [(t, step) for step, t in enumerate(times) if not 50 <= step < 53]
     table = "time,x\n" + "".join(f"{t},{np.sin(step / 4):.4f}\n" for t, step in rows)

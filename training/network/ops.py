@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from onward.model.transforms import TransformOps
+
 Update = Callable[[Any, Any, Sequence[Any], Sequence[Any]], list[Any]]
 """Returns a state from operations (of `Recursive`), a step's value, constants and the state before."""
 
@@ -40,28 +42,13 @@ class Recursive(Protocol):
     def least(self, a: Any, b: Any) -> Any: ...
 
 
-class Ops(Protocol):
+class Ops(TransformOps, Protocol):
     """The functions that formulas may use. Time is the first axis of every value."""
 
     def constant(self, name: str, value: Tensor) -> Any:
         """Returns a constant of the value's own dtype."""
 
-    def numbers(self, name: str, values: NDArray[np.floating[Any]]) -> Any:
-        """Returns a constant vector."""
-
-    def exp(self, x: Any) -> Any: ...
-    def log(self, x: Any) -> Any: ...
-    def sqrt(self, x: Any) -> Any: ...
-    def abs(self, x: Any) -> Any: ...
-    def clip(self, x: Any, low: float, high: float) -> Any: ...
     def greater(self, a: Any, b: Any) -> Any: ...
-    def double(self, x: Any) -> Any: ...
-
-    def single(self, x: Any) -> Any:
-        """Returns x in single precision; x itself if it is."""
-
-    def like(self, x: Any, reference: Any) -> Any:
-        """Returns x in the precision of the reference; x itself if it is."""
 
     def present(self, x: Any) -> Any:
         """Returns 1 where x is a number and 0 where it is missing (NaN)."""
@@ -87,9 +74,6 @@ class Ops(Protocol):
 
     def last_present(self, name: str, x: Any, first: Any) -> Any:
         """Returns x, forward-filled where it is missing: first with the value carried under `name`, or with `first`."""
-
-    def stack(self, terms: Sequence[Any]) -> Any:
-        """Returns the terms (...) stacked on a new last axis."""
 
     def element(self, x: Any, index: int) -> Any:
         """Returns one element of the last axis."""

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from onward.model.tables.preview import Kind, Preview, joined_times, look
+from onward.model.tables.preview import Kind, Preview, joined_times
 from onward.model.tables.settings import TableSettings
 from onward.training.errors import DataError
 from onward.training.preset.choice import Choice
@@ -39,9 +39,8 @@ class Named:
     """The columns whose future is known in advance."""
 
 
-def find(file: Path, settings: TableSettings, named: Named) -> list[Choice]:
+def find(file: Path, preview: Preview, settings: TableSettings, named: Named) -> list[Choice]:
     """Returns the keys of `[data]` for the table in `file`. Raises DataError where a column cannot be chosen."""
-    preview = look(file, settings)
     _require_present(file, preview, named)
     choices = _formats(preview, settings)
     time, time_reason = _time(preview, named)
@@ -67,12 +66,11 @@ def find(file: Path, settings: TableSettings, named: Named) -> list[Choice]:
     return choices
 
 
-def explained_by(file: Path, choices: Sequence[Choice], settings: TableSettings) -> dict[str, float]:
+def explained_by(preview: Preview, choices: Sequence[Choice]) -> dict[str, float]:
     """Returns the columns of numbers that are not read, and that explain most of the first target in the same row.
 
     The value of each is its squared correlation with the target: a plan would be read as one only if it is named.
     """
-    preview = look(file, settings)
     used: set[str] = set()
     for choice in choices:
         if choice.key in ("data.time", "data.series", "data.targets", "data.features"):

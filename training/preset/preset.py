@@ -15,6 +15,7 @@ from typing import Any
 import tomlkit
 
 from onward.model.tables.intervals import Interval
+from onward.model.tables.preview import look
 from onward.model.tables.settings import TableSettings
 from onward.training import config as configs
 from onward.training import run
@@ -50,12 +51,13 @@ def configure(
     table = {key.removeprefix("data."): value for key, value in given.items() if key.startswith("data.")}
     settings = TableSettings.model_validate({key: table[key] for key in table if key in TableSettings.model_fields})
     first = [Choice("data.path", os.path.relpath(file, folder), "the table")]
-    first = merged([*first, *columns.find(file, settings, named)], given, "given")
+    preview = look(file, settings)
+    first = merged([*first, *columns.find(file, preview, settings, named)], given, "given")
     for choice in first[1:]:
         report(f"  {choice.key} = {choice.value!r}: {choice.reason}")
     values = {choice.key: choice.value for choice in first}
     target = values["data.targets"][0]
-    for column, part in columns.explained_by(file, first, settings).items():
+    for column, part in columns.explained_by(preview, first).items():
         report(
             f"  HINT: column {column} of a row explains {part:.0%} of {target} in the same row; if it is known in "
             f"advance, such as a plan, add --known {column}"

@@ -262,7 +262,7 @@ def test_whole_numbers_of_typed_files_are_categories_whatever_their_type(tmp_pat
     ],
 )
 def test_another_format_with_the_name_of_a_text_is_named(tmp_path: Path, start: bytes, message: str) -> None:
-    """The way out is told, rather than a fault of the first line."""
+    """The error names the way out, rather than a fault of the first line."""
     (tmp_path / "t.csv").write_bytes(start + bytes(20) * (not start.endswith(b"\n")))
     with pytest.raises(DataError) as refused:
         read(tmp_path / "t.csv", TableSettings(), X)

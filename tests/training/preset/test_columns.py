@@ -5,6 +5,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from onward.model.tables.preview import look
 from onward.model.tables.settings import TableSettings
 from onward.training.errors import DataError
 from onward.training.preset import columns
@@ -14,7 +15,7 @@ DAYS = [f"2024-01-{day:02d}" for day in range(1, 29)]
 
 
 def found(file: Path, **named: object) -> dict[str, object]:
-    choices = columns.find(file, TableSettings(), Named(**named))  # type: ignore[arg-type]
+    choices = columns.find(file, look(file, TableSettings()), TableSettings(), Named(**named))  # type: ignore[arg-type]
     assert all(choice.reason for choice in choices)
     return {choice.key.removeprefix("data."): choice.value for choice in choices}
 
@@ -82,7 +83,8 @@ def test_a_column_that_explains_the_target_is_named(tmp_path: Path) -> None:
     """A plan that is not declared as one has a share of the target that it explains; an unrelated column has none."""
     rows = "".join(f"{i % 7},{i % 2},{2 * (i % 7) + 0.1 * (i % 3)}\n" for i in range(42))
     file = written(tmp_path, "plan,other,y\n" + rows)
-    choices = columns.find(file, TableSettings(), Named(targets=("y",)))
-    shares = columns.explained_by(file, choices, TableSettings())
+    preview = look(file, TableSettings())
+    choices = columns.find(file, preview, TableSettings(), Named(targets=("y",)))
+    shares = columns.explained_by(preview, choices)
     assert list(shares) == ["plan"]
     assert shares["plan"] > 0.98
